@@ -1,0 +1,177 @@
+// The plan in memory: what ds-compile emits, a .dsplan file holds and the runtime executes.
+//
+// A plan is a tiling of the (layer, token) plane (WHAT, `tiles`) and a schedule for it (WHEN, `ops`). Its ops
+// speak of chunks of the context, not of tokens, so that a variant is right for every length in its range.
+// All times are nanoseconds from the start of the request, all sizes bytes, all layers counted from 0.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "support/units.h"
+
+namespace ds {
+
+inline constexpr int32_t kPlanFormatVersion = 1;
+inline constexpr int64_t kNoLimit = INT64_MAX;  // an open upper end of a range
+
+/// How a cell (layer, token) of the context gets its K and V. Room is left for restore, select, project and
+/// splice.
+enum class Mode : uint8_t { kLoad = 0, kRecompute = 1 };
+
+/// link: network or store -> host; copy: host -> device; compute: kernels.
+enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
+
+enum class OpKind : uint8_t {
+  kTransferE = 0,   // E of `layer`, one chunk: entry -> `buffer`
+  kTransferKv = 1,  // K and V of `layer`, one chunk: entry -> `buffer`
+  kEmbed = 2,       // R's embeddings of `rows` -> `buffer`
+  kRecompute = 3,  // layer `layer` over one context chunk of `buffer`, in place; K and V -> the layer's cache
+  kSuffix = 4,     // layer `layer` over the suffix rows
+  kPrefill = 5,    // layer `layer` over context and suffix together (one chunk, from the embeddings up)
+  kHead = 6,       // final norm and logits of the last suffix token: the first token
+};
+
+/// The rows of hidden states that an op works on.
+enum class Rows : uint8_t { kChunk = 0, kSuffix = 1, kAll = 2 };
+
+/// Which of its rows go on through Q, attention and MLP; K and V are made for every row.
+enum class Queries : uint8_t { kNone = 0, kAll = 1, kSuffix = 2, kLast = 3 };
+
+struct Op {
+  OpKind kind = OpKind::kHead;
+  int32_t stream = 0;  // index into Variant::streams
+  int32_t layer = -1;  // -1: embed and head
+  int32_t chunk = -1;  // index of the context chunk; -1 where rows != kChunk
+  Rows rows = Rows::kChunk;
+  Queries queries = Queries::kNone;
+  int32_t buffer = -1;   // index into Variant::buffers: what it writes (transfers) or updates (hidden states)
+  int64_t start_ns = 0;  // predicted at the tuned length and rate
+  int64_t duration_ns = 0;
+  std::vector<int32_t>
+      waits;  // ops (indices, all smaller than its own) that must have ended before it starts
+  bool operator==(const Op&) const = default;
+};
+
+struct Stream {
+  StreamKind kind = StreamKind::kCompute;
+  bool operator==(const Stream&) const = default;
+};
+
+enum class BufferKind : uint8_t {
+  kKv = 0,      // the cache of one layer: context and suffix (and later tokens), rows of 2*kv_heads*head_dim
+                // elements
+  kHidden = 1,  // hidden states, rows of d_model elements
+};
+
+struct Buffer {
+  BufferKind kind = BufferKind::kKv;
+  int32_t layer = -1;        // kKv: its layer; kHidden: the layer at which the chain of this buffer starts
+  bool with_suffix = false;  // has suffix rows behind its context rows
+  bool with_context = true;  // has context rows
+  bool operator==(const Buffer&) const = default;
+};
+
+/// One rectangle of the plane: layers first..last (inclusive), chunks first_chunk..last_chunk (inclusive).
+struct Tile {
+  Mode mode = Mode::kLoad;
+  int32_t first_layer = 0, last_layer = 0;
+  int32_t first_chunk = 0, last_chunk = 0;
+  bool cut = false;  // recompute: its lower edge is S's hidden states (E of first_layer), sent
+  bool operator==(const Tile&) const = default;
+};
+
+struct Promise {
+  double quality_loss = 0;  // points of the task's metric (0 to 100); NaN: not known
+  int64_t ttft_ns = 0;      // predicted at the tuned point
+  bool operator==(const Promise& o) const {
+    return ttft_ns == o.ttft_ns && (quality_loss == o.quality_loss ||
+                                    (quality_loss != quality_loss && o.quality_loss != o.quality_loss));
+  }
+};
+
+/// Half-open ranges; the upper end may be kNoLimit.
+struct Variant {
+  std::string name;                                            // "v0", "full-prefill"
+  std::string policy;                                          // droidspeak, full-reuse, full-prefill
+  std::string scheduler;                                       // best, e-first, kv-preload, serial
+  int64_t tokens_min = 1, tokens_max = kNoLimit;               // context length n
+  int64_t rate_min = 0, rate_max = kNoLimit;                   // link, bytes per second
+  int64_t tuned_tokens = 0, tuned_suffix = 0, tuned_rate = 0;  // where start_ns and duration_ns hold
+  int32_t chunks = 1;                                          // context chunks; see chunk_begin()
+  Promise promise;
+  int64_t makespan_ns = 0, lower_bound_ns = 0;
+  bool proven_optimal = false;
+  std::vector<Tile> tiles;
+  std::vector<Stream> streams;
+  std::vector<Buffer> buffers;
+  std::vector<Op> ops;  // ordered by start; the order on each stream is the order here
+  bool operator==(const Variant&) const = default;
+};
+
+/// First token of chunk c when n tokens are cut into `chunks`: multiples of 64, as even as can be;
+/// chunk_begin(n, chunks, chunks) == n.
+constexpr int64_t chunk_begin(int64_t n, int64_t chunks, int64_t c) {
+  if (c >= chunks) return n;
+  int64_t at = n * c / chunks;
+  return at - at % 64;
+}
+
+/// What a model is, for identity checks. `fingerprint` covers all the others.
+struct ModelIdentity {
+  std::string name;         // the folder's name; for people only
+  std::string fingerprint;  // SHA-256 over the fields below, hexadecimal
+  std::string config;       // SHA-256 of the canonical architecture
+  std::string weights;      // hash of all weight tensors
+  std::string tokenizer;    // SHA-256 of tokenizer.json, "" where the folder has none
+  bool operator==(const ModelIdentity&) const = default;
+};
+
+struct Shape {
+  std::string family;  // llama, mistral, qwen2, qwen3
+  int64_t layers = 0, d_model = 0, ff = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
+  int64_t kv_row() const { return 2 * kv_heads * head_dim; }  // elements per token and layer
+  int64_t e_row() const { return d_model; }
+  bool operator==(const Shape&) const = default;
+};
+
+struct InputFile {
+  std::string role;    // "quality", "machine", "sender", "receiver"
+  std::string name;    // file name without folders
+  std::string sha256;  // of its bytes (models: the fingerprint)
+  bool operator==(const InputFile&) const = default;
+};
+
+struct Provenance {
+  std::string compiler_version;
+  std::string flags;  // canonical text of all options that decided the result
+  std::vector<InputFile> inputs;
+  bool operator==(const Provenance&) const = default;
+};
+
+struct Plan {
+  int32_t format_version = kPlanFormatVersion;
+  Provenance provenance;
+  ModelIdentity sender, receiver;
+  Shape shape;
+  std::string dtype;              // element type for which the times were predicted: bf16 or f32
+  std::vector<Variant> variants;  // ranges do not overlap
+  Variant full_prefill;           // the fall-back: valid for every length and rate
+  bool operator==(const Plan&) const = default;
+};
+
+/// Layers that a variant recomputes for at least one token (full prefill: all).
+int64_t recomputed_layers(const Variant& variant);
+/// Layers at which E is transferred, ascending, over all variants: what a sender must publish.
+std::vector<int32_t> cut_layers(const Plan& plan);
+/// The variant for a context of n tokens at a link rate (bytes per second); nullptr: none covers it.
+const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate);
+
+std::string_view op_kind_name(OpKind kind);       // "transfer e", "recompute", ...
+std::string_view stream_kind_name(StreamKind k);  // "link", "copy", "compute"
+std::string_view mode_name(Mode mode);            // "load", "recompute"
+/// "e(3)", "kv(0)", "recompute 4", "suffix 4", "head": short label for pictures and records.
+std::string op_label(const Op& op, int32_t chunks);
+
+}  // namespace ds

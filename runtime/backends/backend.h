@@ -1,0 +1,119 @@
+// What a backend is: streams, events, memory and the kernels of one model. The executor sees nothing else.
+//
+// All work is enqueued on streams and runs in order there; order between streams exists only through events.
+// Enqueuing never blocks and never allocates once make_stream() has returned.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "plans/plan.h"
+#include "runtime/model/checkpoint.h"
+#include "support/dtype.h"
+#include "support/status.h"
+
+namespace ds {
+
+/// A point in a stream's order. Recorded once per request; reset() between requests, when no stream uses it.
+class Event {
+ public:
+  virtual ~Event() = default;
+  virtual void reset() = 0;
+  virtual bool done() const = 0;
+  /// steady_clock nanoseconds at which it completed; valid once done().
+  virtual int64_t time_ns() const = 0;
+};
+
+/// A call into host code, made in stream order (transfers). Must not throw.
+struct HostTask {
+  void (*call)(void* context, int64_t argument) = nullptr;
+  void* context = nullptr;
+  int64_t argument = 0;
+};
+
+class CommandStream {
+ public:
+  virtual ~CommandStream() = default;
+  virtual void wait(Event& event) = 0;    // what follows starts after `event`
+  virtual void record(Event& event) = 0;  // `event` completes when all before it has
+  virtual void host(HostTask task) = 0;
+  /// Blocks until all that was enqueued has run; returns the first failure since the last call (kernel,
+  /// shapes).
+  virtual Status synchronize() = 0;
+};
+
+/// Memory of the device (the CPU backend: host memory), zeroed, 64-byte aligned.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  virtual std::byte* data() = 0;
+  virtual int64_t size() const = 0;
+};
+
+/// Scratch of the kernels of one stream; sized once for a longest context.
+class Workspace {
+ public:
+  virtual ~Workspace() = default;
+};
+
+/// Hidden states are rows of d_model elements, caches rows of [2][kv_heads][head_dim] elements (K, after
+/// RoPE, then V), both in the model's compute dtype: the wire's layout, so that a transfer lands where
+/// kernels read.
+struct LayerCall {
+  int64_t layer = 0;
+  std::byte* hidden =
+      nullptr;  // first of `rows` rows; the last `query_rows` are replaced by the layer's output
+  std::byte* cache = nullptr;  // this layer's cache, row 0 = position 0; rows before `position` are read
+  int64_t position = 0;        // position of the first row
+  int64_t rows = 0;            // K and V are computed and stored for all of them
+  int64_t query_rows = 0;      // the last of them that go through Q, attention, MLP; 0: K and V only
+};
+
+/// The weights of one model, laid out for a backend, and its kernels. Results do not depend on how rows are
+/// split into calls beyond rounding; the conformance suite says where they are equal to the bit.
+class DeviceModel {
+ public:
+  virtual ~DeviceModel() = default;
+  virtual const ModelConfig& config() const = 0;
+  virtual DType dtype() const = 0;  // of hidden states and caches
+  virtual int64_t weight_bytes() const = 0;
+  virtual Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) = 0;
+
+  /// `ids` (host memory, in [0, vocab), living until the stream has run) -> `rows` rows of hidden states.
+  virtual void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) = 0;
+  virtual void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) = 0;
+  /// Final norm and lm_head of one row -> `vocab` f32 logits in host memory.
+  virtual void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                      float* logits) = 0;
+};
+
+struct LoadOptions {
+  DType dtype = DType::kBF16;                                 // compute and cache type: kBF16 or kF32
+  std::function<void(int64_t done, int64_t total)> progress;  // weight bytes; may be empty
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view name() const = 0;
+  virtual std::string description() const = 0;  // device, ISA, threads, library versions
+  virtual Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint,
+                                                    const LoadOptions& options) = 0;
+  /// kExhausted: says needed and available bytes.
+  virtual Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes) = 0;
+  /// `capacity`: most commands enqueued between two synchronize() calls.
+  virtual Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) = 0;
+  virtual Result<std::unique_ptr<Event>> make_event() = 0;
+};
+
+struct CpuOptions {
+  int threads = 0;  // 0: all cores this process may use
+};
+/// The embedded default: oneDNN, bf16 or f32.
+Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options = {});
+
+}  // namespace ds

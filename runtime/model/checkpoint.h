@@ -1,0 +1,59 @@
+// The weights of a checkpoint: named tensors, mapped from safetensors files or made up for benchmarks.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "plans/plan.h"
+#include "runtime/model/config.h"
+#include "support/dtype.h"
+#include "support/file.h"
+#include "support/status.h"
+
+namespace ds {
+
+struct TensorView {
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;       // row-major
+  std::span<const std::byte> data;  // valid as long as the Checkpoint lives
+  int64_t elements() const;
+};
+
+class Checkpoint {
+ public:
+  /// Opens config.json and model.safetensors, or the shards of model.safetensors.index.json. Maps, copies
+  /// nothing; checks headers (sizes, offsets, overlaps, dtypes) and that every tensor of the architecture is
+  /// there with its shape. Errors name file and tensor: kNotFound, kCorrupt, kMismatch, kUnsupported.
+  static Result<Checkpoint> open(const std::string& folder);
+
+  /// Random weights of a given architecture (normal, 1/sqrt(fan_in); norms one), for benchmarks; the same
+  /// seed gives the same weights.
+  static Result<Checkpoint> random(const ModelConfig& config, uint64_t seed);
+
+  const ModelConfig& config() const { return config_; }
+  const std::string& name() const { return name_; }
+  /// Names as in Hugging Face checkpoints: "model.layers.0.self_attn.q_proj.weight". kNotFound names the
+  /// tensor.
+  Result<TensorView> tensor(const std::string& name) const;
+  bool has(const std::string& name) const { return tensors_.count(name) > 0; }
+
+  /// The identity of this model (DESIGN: config, weights, tokenizer, RoPE). Reads all weights once (about 10
+  /// GB/s from the page cache).
+  Result<ModelIdentity> identity() const;
+
+  /// kCorrupt with tensor and index for the first NaN or infinity in any weight.
+  Status check_finite() const;
+
+ private:
+  ModelConfig config_;
+  std::string name_, folder_;
+  std::vector<MappedFile> files_;
+  std::vector<std::vector<std::byte>> owned_;
+  std::map<std::string, TensorView> tensors_;
+};
+
+}  // namespace ds

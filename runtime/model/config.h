@@ -1,0 +1,61 @@
+// Architecture of a checkpoint, from a Hugging Face folder's config.json and generation_config.json.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "plans/plan.h"
+#include "support/dtype.h"
+#include "support/status.h"
+
+namespace ds {
+
+enum class Family : uint8_t { kLlama, kMistral, kQwen2, kQwen3 };
+std::string_view family_name(Family family);
+
+/// Rotary embedding; `kLlama3` rescales low frequencies (Llama 3.1), `kLinear` divides positions by `factor`.
+struct RopeConfig {
+  enum class Type : uint8_t { kDefault, kLinear, kLlama3 };
+  Type type = Type::kDefault;
+  double theta = 10000;
+  double factor = 1;                   // kLinear, kLlama3
+  double low_freq_factor = 1;          // kLlama3
+  double high_freq_factor = 4;         // kLlama3
+  int64_t original_max_positions = 0;  // kLlama3
+  bool operator==(const RopeConfig&) const = default;
+
+  /// Angular frequency of each of the head_dim/2 pairs, in f32 as transformers computes them.
+  std::vector<float> inverse_frequencies(int64_t head_dim) const;
+};
+
+struct ModelConfig {
+  Family family = Family::kLlama;
+  int64_t layers = 0, d_model = 0, ff = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
+  int64_t max_positions = 0;
+  double rms_norm_eps = 1e-6;
+  RopeConfig rope;
+  bool qkv_bias = false;               // Qwen2: biases on q, k and v
+  bool qk_norm = false;                // Qwen3: RMSNorm over each head of q and k
+  bool tied_embeddings = false;        // lm_head shares the embedding matrix
+  DType dtype = DType::kBF16;          // of the checkpoint, as config.json states it
+  std::vector<int32_t> eos_token_ids;  // generation_config.json first, else config.json
+
+  /// Reads `folder`/config.json (keys of transformers 4 and 5) and generation_config.json where there is one.
+  /// Whatever changes the result and is not done here is refused by name (kUnsupported); impossible numbers
+  /// are kInvalidArgument.
+  static Result<ModelConfig> read(const std::string& folder);
+
+  /// Canonical text of everything that shapes the numbers; equal for equal architectures whatever keys they
+  /// came from.
+  std::string canonical() const;
+  Shape shape() const;
+  int64_t kv_row() const { return 2 * kv_heads * head_dim; }  // elements per token and layer
+};
+
+/// Empty when the two can share caches; else one line per differing field: "num_key_value_heads: sender 2,
+/// receiver 4".
+std::vector<std::string> architecture_differences(const ModelConfig& sender, const ModelConfig& receiver);
+
+}  // namespace ds

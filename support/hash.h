@@ -1,0 +1,44 @@
+// Hashes: SHA-256 where an identity must not collide, XXH3 where bytes are only checked for damage.
+#pragma once
+
+#include <xxhash.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace ds {
+
+/// Lower-case hexadecimal SHA-256 (64 characters).
+std::string sha256_hex(std::span<const std::byte> bytes);
+inline std::string sha256_hex(std::string_view text) {
+  return sha256_hex(std::as_bytes(std::span(text.data(), text.size())));
+}
+
+/// XXH3-64 of the bytes, the checksum of entries' tensors.
+inline uint64_t checksum64(std::span<const std::byte> bytes) {
+  return XXH3_64bits(bytes.data(), bytes.size());
+}
+
+/// XXH3-64 fed piece by piece; equals checksum64 of the pieces put together.
+class StreamingChecksum {
+ public:
+  StreamingChecksum() : state_(XXH3_createState()) { reset(); }
+  void reset() { XXH3_64bits_reset(state_.get()); }
+  void update(std::span<const std::byte> bytes) {
+    XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
+  }
+  uint64_t value() const { return XXH3_64bits_digest(state_.get()); }
+
+ private:
+  struct Free {
+    void operator()(XXH3_state_t* s) const { XXH3_freeState(s); }
+  };
+  std::unique_ptr<XXH3_state_t, Free> state_;
+};
+
+}  // namespace ds

@@ -1,0 +1,127 @@
+#include "support/units.h"
+
+#include <charconv>
+#include <cmath>
+
+namespace ds {
+namespace {
+
+std::string_view trim(std::string_view s) {
+  while (!s.empty() && s.front() == ' ') s.remove_prefix(1);
+  while (!s.empty() && s.back() == ' ') s.remove_suffix(1);
+  return s;
+}
+
+bool parse_int(std::string_view s, int64_t& out) {
+  auto [end, ec] = std::from_chars(s.data(), s.data() + s.size(), out);
+  return ec == std::errc() && end == s.data() + s.size() && !s.empty();
+}
+
+}  // namespace
+
+Result<double> parse_rate(std::string_view text) {
+  auto bad = [&](std::string_view why) {
+    return error(
+        Code::kInvalidArgument,
+        "bad rate '{}': {}; expected a number with a unit, bytes (kB/s, MB/s, GB/s) or bits (kb/s, Mb/s, "
+        "Gb/s), for example 20MB/s or 8Gb/s",
+        text, why);
+  };
+  std::string_view s = trim(text);
+  double number = 0;
+  auto [end, ec] = std::from_chars(s.data(), s.data() + s.size(), number);
+  if (ec != std::errc()) return bad("no number");
+  std::string_view unit = trim(s.substr(static_cast<size_t>(end - s.data())));
+  if (unit.empty()) return bad("no unit");
+  double scale = 0;
+  struct Unit {
+    std::string_view name;
+    double bytes;
+  };
+  for (Unit u : {Unit{"B/s", 1}, Unit{"kB/s", 1e3}, Unit{"KB/s", 1e3}, Unit{"MB/s", 1e6}, Unit{"GB/s", 1e9},
+                 Unit{"b/s", 1 / 8.0}, Unit{"kb/s", 1e3 / 8}, Unit{"Kb/s", 1e3 / 8}, Unit{"Mb/s", 1e6 / 8},
+                 Unit{"Gb/s", 1e9 / 8}}) {
+    if (unit == u.name) scale = u.bytes;
+  }
+  if (scale == 0) return bad("unknown unit");
+  double rate = number * scale;
+  if (!std::isfinite(rate) || rate <= 0) return bad("must be greater than zero");
+  if (rate > 1e15) return bad("more than 1e15 bytes per second");
+  return rate;
+}
+
+std::string format_rate(double r) {
+  if (r >= 1e9) return fmt::format("{:.4g} GB/s", r / 1e9);
+  if (r >= 1e6) return fmt::format("{:.4g} MB/s", r / 1e6);
+  if (r >= 1e3) return fmt::format("{:.4g} kB/s", r / 1e3);
+  return fmt::format("{:.4g} B/s", r);
+}
+
+std::string format_bytes(int64_t bytes) {
+  double b = static_cast<double>(bytes);
+  if (bytes >= (int64_t{1} << 30)) return fmt::format("{:.2f} GiB", b / (1 << 30));
+  if (bytes >= (1 << 20)) return fmt::format("{:.2f} MiB", b / (1 << 20));
+  if (bytes >= (1 << 10)) return fmt::format("{:.1f} KiB", b / (1 << 10));
+  return fmt::format("{} B", bytes);
+}
+
+std::string format_ns(int64_t ns) {
+  double t = static_cast<double>(ns);
+  if (ns >= 10'000'000'000) return fmt::format("{:.2f} s", t / 1e9);
+  if (ns >= 1'000'000) return fmt::format("{:.4g} ms", t / 1e6);
+  if (ns >= 1'000) return fmt::format("{:.4g} us", t / 1e3);
+  return fmt::format("{} ns", ns);
+}
+
+Result<LayerRange> parse_layers(std::string_view text, int64_t layers) {
+  std::string_view s = trim(text);
+  if (s == "none") return LayerRange{};
+  auto dash = s.find('-');
+  LayerRange range;
+  bool good = dash == std::string_view::npos
+                  ? parse_int(s, range.first) && ((range.last = range.first), true)
+                  : parse_int(s.substr(0, dash), range.first) && parse_int(s.substr(dash + 1), range.last);
+  if (!good) {
+    return error(
+        Code::kInvalidArgument,
+        "bad layer range '{}'; expected A-B (layers A up to and including B, counted from 0), A, or none",
+        text);
+  }
+  if (range.first < 0 || range.first > range.last || range.last >= layers) {
+    return error(Code::kInvalidArgument,
+                 "layer range '{}' does not lie in the model's layers 0-{} (A-B includes both ends, A <= B)",
+                 text, layers - 1);
+  }
+  return range;
+}
+
+std::string format_layers(const LayerRange& r) {
+  if (r.empty()) return "none";
+  return r.first == r.last ? fmt::format("{}", r.first) : fmt::format("{}-{}", r.first, r.last);
+}
+
+std::string format_count(int64_t value) {
+  std::string digits = fmt::format("{}", value < 0 ? -value : value);
+  for (int64_t i = static_cast<int64_t>(digits.size()) - 3; i > 0; i -= 3)
+    digits.insert(static_cast<size_t>(i), ",");
+  return value < 0 ? "-" + digits : digits;
+}
+
+Result<std::vector<int64_t>> parse_int_list(std::string_view text, int64_t low, int64_t high) {
+  std::vector<int64_t> values;
+  for (size_t begin = 0; begin <= text.size();) {
+    size_t end = std::min(text.find(',', begin), text.size());
+    int64_t value = 0;
+    if (!parse_int(trim(text.substr(begin, end - begin)), value) || value < low || value > high ||
+        (!values.empty() && value <= values.back())) {
+      return error(Code::kInvalidArgument,
+                   "bad list '{}': '{}' is not an integer in [{}, {}] greater than the one before it", text,
+                   text.substr(begin, end - begin), low, high);
+    }
+    values.push_back(value);
+    begin = end + 1;
+  }
+  return values;
+}
+
+}  // namespace ds
