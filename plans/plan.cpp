@@ -1,0 +1,103 @@
+#include "plans/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+namespace ds {
+
+int64_t recomputed_layers(const Variant& variant) {
+  std::set<int32_t> layers;
+  for (const Tile& tile : variant.tiles) {
+    if (tile.mode != Mode::kRecompute) continue;
+    for (int32_t l = tile.first_layer; l <= tile.last_layer; ++l) layers.insert(l);
+  }
+  return static_cast<int64_t>(layers.size());
+}
+
+std::vector<int32_t> cut_layers(const Plan& plan) {
+  std::set<int32_t> layers;
+  for (const Variant& variant : plan.variants) {
+    for (const Op& op : variant.ops) {
+      if (op.kind == OpKind::kTransferE) layers.insert(op.layer);
+    }
+  }
+  return {layers.begin(), layers.end()};
+}
+
+const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate) {
+  auto in = [](int64_t value, int64_t low, int64_t high) {
+    return value >= low && (value < high || high == kNoLimit);
+  };
+  for (const Variant& v : plan.variants) {
+    if (in(n, v.tokens_min, v.tokens_max) && in(rate, v.rate_min, v.rate_max)) return &v;
+  }
+  return nullptr;
+}
+
+std::string_view op_kind_name(OpKind kind) {
+  switch (kind) {
+    case OpKind::kTransferE:
+      return "transfer e";
+    case OpKind::kTransferKv:
+      return "transfer kv";
+    case OpKind::kEmbed:
+      return "embed";
+    case OpKind::kRecompute:
+      return "recompute";
+    case OpKind::kSuffix:
+      return "suffix";
+    case OpKind::kPrefill:
+      return "prefill";
+    case OpKind::kHead:
+      return "head";
+  }
+  return "unknown";
+}
+
+std::string_view stream_kind_name(StreamKind k) {
+  switch (k) {
+    case StreamKind::kLink:
+      return "link";
+    case StreamKind::kCopy:
+      return "copy";
+    case StreamKind::kCompute:
+      return "compute";
+  }
+  return "unknown";
+}
+
+std::string_view mode_name(Mode mode) {
+  switch (mode) {
+    case Mode::kLoad:
+      return "load";
+    case Mode::kRecompute:
+      return "recompute";
+  }
+  return "unknown";
+}
+
+std::string op_label(const Op& op, int32_t chunks) {
+  std::string label;
+  switch (op.kind) {
+    case OpKind::kTransferE:
+      label = fmt::format("e({})", op.layer);
+      break;
+    case OpKind::kTransferKv:
+      label = fmt::format("kv({})", op.layer);
+      break;
+    case OpKind::kRecompute:
+    case OpKind::kSuffix:
+    case OpKind::kPrefill:
+      label = fmt::format("{} {}", op_kind_name(op.kind), op.layer);
+      break;
+    default:
+      label = op_kind_name(op.kind);
+  }
+  // With several chunks ".2" tells the chunk: "recompute 4.2".
+  if (op.rows == Rows::kChunk && op.chunk >= 0 && chunks > 1) label += fmt::format(".{}", op.chunk);
+  return label;
+}
+
+}  // namespace ds

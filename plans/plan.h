@@ -23,6 +23,18 @@ enum class Mode : uint8_t { kLoad = 0, kRecompute = 1 };
 /// link: network or store -> host; copy: host -> device; compute: kernels.
 enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
 
+/// What each kind has in its other fields; the verifier insists (plans/README.md, rules 10 and 16).
+///   kind           layer  chunk  rows     queries                                          buffer
+///   transfer e     l      c      chunk    none                                             hidden
+///   transfer kv    l      c      chunk    none                                             the cache of l
+///   embed          -1     c      chunk    none                                             hidden
+///   embed          -1     -1     suffix   none                                             hidden
+///   embed          -1     -1     all      none                                             hidden
+///   recompute      l      c      chunk    all; none at a group's top                       hidden
+///   suffix         l      -1     suffix   all; last in the last layer                      hidden
+///   prefill        l      -1     all      all; suffix at a group's top; last in the last   hidden
+///   head           -1     -1     suffix   none                                             hidden
+/// Recompute, suffix and prefill also write the cache of their layer: the one kKv buffer with that layer.
 enum class OpKind : uint8_t {
   kTransferE = 0,   // E of `layer`, one chunk: entry -> `buffer`
   kTransferKv = 1,  // K and V of `layer`, one chunk: entry -> `buffer`

@@ -1,0 +1,283 @@
+#include "plans/plan_file.h"
+
+#include <flatbuffers/flatbuffers.h>
+
+#include <cstring>
+
+#include "plans/plan_generated.h"
+#include "support/file.h"
+
+namespace ds {
+namespace {
+
+// The enums of the schema and of plan.h are the same numbers; casts rely on it.
+static_assert(static_cast<int>(fb::OpKind::MAX) == static_cast<int>(OpKind::kHead));
+static_assert(static_cast<int>(fb::Mode::MAX) == static_cast<int>(Mode::kRecompute));
+static_assert(static_cast<int>(fb::StreamKind::MAX) == static_cast<int>(StreamKind::kCompute));
+static_assert(static_cast<int>(fb::Rows::MAX) == static_cast<int>(Rows::kAll));
+static_assert(static_cast<int>(fb::Queries::MAX) == static_cast<int>(Queries::kLast));
+static_assert(static_cast<int>(fb::BufferKind::MAX) == static_cast<int>(BufferKind::kHidden));
+
+constexpr int64_t kMaxFileBytes = int64_t{1} << 30;
+constexpr char kMagic[] = "DSPL";  // at bytes 4 to 7, as every FlatBuffers file has it
+
+std::string escaped(std::span<const std::byte> bytes) {
+  std::string text;
+  for (std::byte b : bytes) {
+    auto c = static_cast<unsigned char>(b);
+    if (c == '\\' || c == '"') {
+      text += '\\';
+      text += static_cast<char>(c);
+    } else if (c >= 0x20 && c < 0x7f) {
+      text += static_cast<char>(c);
+    } else {
+      text += fmt::format("\\x{:02x}", c);
+    }
+  }
+  return text;
+}
+
+template <typename To, typename From>
+To convert(From value) {
+  return static_cast<To>(static_cast<uint8_t>(value));
+}
+
+/// FlatBuffers -> structs. Offsets may point several times at one string or vector, so that a small file
+/// could unpack to a huge plan: no more is unpacked than an unshared file of this size can hold.
+class Reader {
+ public:
+  Reader(const std::string& origin, size_t file_bytes)
+      : origin_(origin), left_(static_cast<int64_t>(file_bytes)) {}
+
+  Result<Plan> plan(const fb::Plan& f) {
+    Plan p;
+    p.format_version = f.format_version();
+    p.provenance.compiler_version = text(f.provenance()->compiler_version());
+    p.provenance.flags = text(f.provenance()->flags());
+    for (const fb::InputFile* input : *f.provenance()->inputs()) {
+      p.provenance.inputs.push_back({text(input->role()), text(input->name()), text(input->sha256())});
+    }
+    p.sender = identity(*f.sender());
+    p.receiver = identity(*f.receiver());
+    const fb::Shape& s = *f.shape();
+    p.shape = {text(s.family()), s.layers(),   s.d_model(),  s.ff(),
+               s.heads(),        s.kv_heads(), s.head_dim(), s.vocab()};
+    p.dtype = text(f.dtype());
+    for (const fb::Variant* v : *f.variants()) {
+      p.variants.push_back(variant(*v));
+      if (left_ < 0) break;
+    }
+    p.full_prefill = variant(*f.full_prefill());
+    if (left_ < 0) {
+      return error(
+          Code::kCorrupt,
+          "plan '{}' refers to the same bytes again and again: it would unpack to more than its own size; "
+          "no version of ds-compile writes such a file, compile the plan again",
+          origin_);
+    }
+    return p;
+  }
+
+ private:
+  std::string text(const flatbuffers::String* s) {
+    left_ -= s->size();
+    return left_ < 0 ? std::string() : s->str();
+  }
+  ModelIdentity identity(const fb::ModelIdentity& m) {
+    return {text(m.name()), text(m.fingerprint()), text(m.config()), text(m.weights()), text(m.tokenizer())};
+  }
+  Variant variant(const fb::Variant& f) {
+    Variant v;
+    v.name = text(f.name());
+    v.policy = text(f.policy());
+    v.scheduler = text(f.scheduler());
+    v.tokens_min = f.tokens_min();
+    v.tokens_max = f.tokens_max();
+    v.rate_min = f.rate_min();
+    v.rate_max = f.rate_max();
+    v.tuned_tokens = f.tuned_tokens();
+    v.tuned_suffix = f.tuned_suffix();
+    v.tuned_rate = f.tuned_rate();
+    v.chunks = f.chunks();
+    v.promise = {f.quality_loss(), f.promised_ttft_ns()};
+    v.makespan_ns = f.makespan_ns();
+    v.lower_bound_ns = f.lower_bound_ns();
+    v.proven_optimal = f.proven_optimal();
+    // Each element of these vectors is an offset of 4 bytes in the file (and a table, which the FlatBuffers
+    // verifier has counted against its own limit).
+    left_ -= 4 * (int64_t{f.tiles()->size()} + f.streams()->size() + f.buffers()->size() + f.ops()->size());
+    if (left_ < 0) return v;
+    for (const fb::Tile* t : *f.tiles()) {
+      v.tiles.push_back({convert<Mode>(t->mode()), t->first_layer(), t->last_layer(), t->first_chunk(),
+                         t->last_chunk(), t->cut()});
+    }
+    for (const fb::Stream* s : *f.streams()) v.streams.push_back({convert<StreamKind>(s->kind())});
+    for (const fb::Buffer* b : *f.buffers()) {
+      v.buffers.push_back({convert<BufferKind>(b->kind()), b->layer(), b->with_suffix(), b->with_context()});
+    }
+    v.ops.reserve(f.ops()->size());
+    for (const fb::Op* o : *f.ops()) {
+      Op& op = v.ops.emplace_back();
+      op.kind = convert<OpKind>(o->kind());
+      op.stream = o->stream();
+      op.layer = o->layer();
+      op.chunk = o->chunk();
+      op.rows = convert<Rows>(o->rows());
+      op.queries = convert<Queries>(o->queries());
+      op.buffer = o->buffer();
+      op.start_ns = o->start_ns();
+      op.duration_ns = o->duration_ns();
+      if (const auto* waits = o->waits()) {
+        left_ -= 4 * int64_t{waits->size()};
+        if (left_ < 0) return v;
+        op.waits.assign(waits->begin(), waits->end());
+      }
+    }
+    return v;
+  }
+
+  const std::string& origin_;
+  int64_t left_;
+};
+
+using Builder = flatbuffers::FlatBufferBuilder;
+
+flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
+  std::vector<flatbuffers::Offset<fb::Tile>> tiles;
+  for (const Tile& t : v.tiles) {
+    tiles.push_back(fb::CreateTile(b, convert<fb::Mode>(t.mode), t.first_layer, t.last_layer, t.first_chunk,
+                                   t.last_chunk, t.cut));
+  }
+  std::vector<flatbuffers::Offset<fb::Stream>> streams;
+  for (const Stream& s : v.streams) streams.push_back(fb::CreateStream(b, convert<fb::StreamKind>(s.kind)));
+  std::vector<flatbuffers::Offset<fb::Buffer>> buffers;
+  for (const Buffer& u : v.buffers) {
+    buffers.push_back(
+        fb::CreateBuffer(b, convert<fb::BufferKind>(u.kind), u.layer, u.with_suffix, u.with_context));
+  }
+  std::vector<flatbuffers::Offset<fb::Op>> ops;
+  ops.reserve(v.ops.size());
+  for (const Op& o : v.ops) {
+    auto waits = o.waits.empty() ? 0 : b.CreateVector(o.waits);
+    ops.push_back(fb::CreateOp(b, convert<fb::OpKind>(o.kind), o.stream, o.layer, o.chunk,
+                               convert<fb::Rows>(o.rows), convert<fb::Queries>(o.queries), o.buffer,
+                               o.start_ns, o.duration_ns, waits));
+  }
+  // One statement each: the order of evaluation of arguments is the compiler's choice, and decides the bytes.
+  auto name = b.CreateString(v.name);
+  auto policy = b.CreateString(v.policy);
+  auto scheduler = b.CreateString(v.scheduler);
+  auto tile_vector = b.CreateVector(tiles);
+  auto stream_vector = b.CreateVector(streams);
+  auto buffer_vector = b.CreateVector(buffers);
+  auto op_vector = b.CreateVector(ops);
+  return fb::CreateVariant(b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max,
+                           v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.promise.quality_loss,
+                           v.promise.ttft_ns, v.makespan_ns, v.lower_bound_ns, v.proven_optimal, tile_vector,
+                           stream_vector, buffer_vector, op_vector);
+}
+
+flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, const ModelIdentity& m) {
+  auto name = b.CreateString(m.name);
+  auto fingerprint = b.CreateString(m.fingerprint);
+  auto config = b.CreateString(m.config);
+  auto weights = b.CreateString(m.weights);
+  auto tokenizer = b.CreateString(m.tokenizer);
+  return fb::CreateModelIdentity(b, name, fingerprint, config, weights, tokenizer);
+}
+
+}  // namespace
+
+std::string serialize_plan(const Plan& plan) {
+  Builder b(64 * 1024);
+  std::vector<flatbuffers::Offset<fb::Variant>> variants;
+  for (const Variant& v : plan.variants) variants.push_back(pack(b, v));
+  auto full_prefill = pack(b, plan.full_prefill);
+  auto variant_vector = b.CreateVector(variants);
+  std::vector<flatbuffers::Offset<fb::InputFile>> inputs;
+  for (const InputFile& i : plan.provenance.inputs) {
+    auto role = b.CreateString(i.role);
+    auto name = b.CreateString(i.name);
+    auto sha256 = b.CreateString(i.sha256);
+    inputs.push_back(fb::CreateInputFile(b, role, name, sha256));
+  }
+  auto input_vector = b.CreateVector(inputs);
+  auto version = b.CreateString(plan.provenance.compiler_version);
+  auto flags = b.CreateString(plan.provenance.flags);
+  auto provenance = fb::CreateProvenance(b, version, flags, input_vector);
+  auto sender = pack(b, plan.sender);
+  auto receiver = pack(b, plan.receiver);
+  const Shape& s = plan.shape;
+  auto family = b.CreateString(s.family);
+  auto shape =
+      fb::CreateShape(b, family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim, s.vocab);
+  auto dtype = b.CreateString(plan.dtype);
+  fb::FinishPlanBuffer(b, fb::CreatePlan(b, plan.format_version, provenance, sender, receiver, shape, dtype,
+                                         variant_vector, full_prefill));
+  return {reinterpret_cast<const char*>(b.GetBufferPointer()), b.GetSize()};
+}
+
+Result<Plan> parse_plan(std::span<const std::byte> bytes, const std::string& origin) {
+  if (bytes.empty()) {
+    return error(Code::kCorrupt, "plan '{}' is empty; expected a .dsplan file, compile the plan again",
+                 origin);
+  }
+  if (bytes.size() < 8) {
+    return error(
+        Code::kCorrupt,
+        "plan '{}' is truncated: it has {} bytes (\"{}\"), a .dsplan file has at least 8; compile or copy it "
+        "again",
+        origin, bytes.size(), escaped(bytes));
+  }
+  if (std::memcmp(bytes.data() + 4, kMagic, 4) != 0) {
+    return error(
+        Code::kCorrupt,
+        "'{}' is not a plan: found \"{}\" at bytes 4 to 7 of {} bytes, expected \"{}\"; give a .dsplan file "
+        "written by ds-compile",
+        origin, escaped(bytes.subspan(4, 4)), bytes.size(), kMagic);
+  }
+  if (static_cast<int64_t>(bytes.size()) > kMaxFileBytes) {
+    return error(Code::kCorrupt, "plan '{}' has {} bytes, a plan has at most {}; compile it again", origin,
+                 bytes.size(), kMaxFileBytes);
+  }
+  // The verifier checks alignment by address; a span from anywhere may not be aligned.
+  std::vector<uint64_t> aligned;
+  const auto* data = reinterpret_cast<const uint8_t*>(bytes.data());
+  if (reinterpret_cast<uintptr_t>(data) % alignof(uint64_t) != 0) {
+    aligned.resize((bytes.size() + 7) / 8);
+    std::memcpy(aligned.data(), bytes.data(), bytes.size());
+    data = reinterpret_cast<const uint8_t*>(aligned.data());
+  }
+  // A table that is not shared takes 8 bytes and more: its entry in a vector or field, and itself.
+  auto max_tables = static_cast<flatbuffers::uoffset_t>(bytes.size() / 8 + 1);
+  flatbuffers::Verifier verifier(data, bytes.size(), /*max_depth=*/8, max_tables);
+  if (!fb::VerifyPlanBuffer(verifier)) {
+    return error(
+        Code::kCorrupt,
+        "plan '{}' ({} bytes) is truncated or damaged: an offset or size in it points outside the file, or a "
+        "required field is absent; compile or copy it again",
+        origin, bytes.size());
+  }
+  const fb::Plan& root = *fb::GetPlan(data);
+  if (root.format_version() > kPlanFormatVersion) {
+    return error(Code::kUnsupported,
+                 "plan '{}' has format version {}, written by ds-compile {}; this program (droidspeak {}) "
+                 "reads versions "
+                 "1 to {}: update droidspeak here, or compile the plan with the older ds-compile",
+                 origin, root.format_version(),
+                 escaped(std::as_bytes(std::span(root.provenance()->compiler_version()->c_str(),
+                                                 root.provenance()->compiler_version()->size()))),
+                 DS_PLANS_VERSION, kPlanFormatVersion);
+  }
+  DS_ASSIGN(Plan plan, Reader(origin, bytes.size()).plan(root));
+  DS_TRY(verify_plan(plan, origin));
+  return plan;
+}
+
+Result<Plan> read_plan(const std::string& path) {
+  Result<MappedFile> file = MappedFile::open(path);
+  if (!file.ok()) return file.status().with_context("reading a plan");
+  return parse_plan(file->bytes(), path);
+}
+
+}  // namespace ds

@@ -1,0 +1,865 @@
+// The semantic verifier. Rules and their numbers: plans/README.md. It shares nothing with the compiler that
+// makes plans; the executor relies on every rule and checks none of them again.
+#include <algorithm>
+#include <cmath>
+#include <unordered_set>
+
+#include "plans/plan_file.h"
+
+namespace ds {
+namespace {
+
+constexpr int64_t kMaxLayers = 4096;
+constexpr int64_t kMaxDimension = int64_t{1} << 24;
+constexpr int64_t kMaxVocab = INT32_MAX;
+constexpr size_t kMaxVariants = 1024;
+constexpr size_t kMaxOps = 10'000'000;
+constexpr size_t kMaxStreams = 16;
+constexpr size_t kMaxInputs = 4096;
+constexpr size_t kMaxText = 4096;
+constexpr size_t kMaxFlags = 64 * 1024;
+constexpr int64_t kMaxChunks = 4096;
+
+/// UTF-8 without control characters: such text can go into any message, JSON or picture.
+bool clean_text(std::string_view s) {
+  for (size_t i = 0; i < s.size();) {
+    auto c = static_cast<unsigned char>(s[i]);
+    size_t length = c < 0x80                ? 1
+                    : c >= 0xc2 && c < 0xe0 ? 2
+                    : c >= 0xe0 && c < 0xf0 ? 3
+                    : c >= 0xf0 && c < 0xf5 ? 4
+                                            : 0;
+    if (length == 0 || i + length > s.size() || c < 0x20 || c == 0x7f) return false;
+    uint32_t point = length == 1 ? c : c & (0x7fu >> length);
+    for (size_t k = 1; k < length; ++k) {
+      auto next = static_cast<unsigned char>(s[i + k]);
+      if ((next & 0xc0) != 0x80) return false;
+      point = point << 6 | (next & 0x3f);
+    }
+    if ((length == 3 && point < 0x800) || (length == 4 && (point < 0x10000 || point > 0x10ffff)) ||
+        (point >= 0xd800 && point < 0xe000)) {
+      return false;
+    }
+    i += length;
+  }
+  return true;
+}
+
+bool is_sha256(std::string_view s) {
+  return s.size() == 64 && s.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+}
+
+std::string_view rows_name(Rows rows) {
+  return rows == Rows::kChunk ? "chunk" : rows == Rows::kSuffix ? "suffix" : "all";
+}
+std::string_view queries_name(Queries q) {
+  switch (q) {
+    case Queries::kNone:
+      return "none";
+    case Queries::kAll:
+      return "all";
+    case Queries::kSuffix:
+      return "suffix";
+    case Queries::kLast:
+      return "last";
+  }
+  return "unknown";
+}
+std::string_view buffer_name(BufferKind kind) { return kind == BufferKind::kKv ? "kv" : "hidden"; }
+std::string limit_text(int64_t limit) { return limit == kNoLimit ? "no limit" : std::to_string(limit); }
+
+class VariantVerifier {
+ public:
+  VariantVerifier(const std::string& origin, const Shape& shape, const Variant& variant)
+      : origin_(origin),
+        v_(variant),
+        layers_(static_cast<int32_t>(shape.layers)),
+        last_layer_(layers_ - 1),
+        chunks_(variant.chunks),
+        streams_(variant.streams.size()) {}
+
+  Status run() {
+    DS_TRY(sizes());
+    DS_TRY(header());
+    DS_TRY(streams());
+    DS_TRY(buffers());
+    DS_TRY(tiles());
+    for (int32_t i = 0; i < ops(); ++i) DS_TRY(fields(i));
+    DS_TRY(times());
+    DS_TRY(coverage());
+    return dataflow();
+  }
+
+  /// Rule 7.
+  Status full_prefill() const {
+    if (v_.tokens_min != 1 || v_.tokens_max != kNoLimit || v_.rate_min != 0 || v_.rate_max != kNoLimit) {
+      return fail(
+          7,
+          "covers contexts [{}, {}) and rates [{}, {}); expected every length from 1 and every rate from 0, "
+          "without limit: it is the fall-back",
+          v_.tokens_min, limit_text(v_.tokens_max), v_.rate_min, limit_text(v_.rate_max));
+    }
+    for (size_t i = 0; i < v_.tiles.size(); ++i) {
+      if (v_.tiles[i].mode != Mode::kRecompute || v_.tiles[i].cut) {
+        return fail(7, "tile {} is {}{}; expected only recompute without cuts: the fall-back needs no sender",
+                    i, mode_name(v_.tiles[i].mode), v_.tiles[i].cut ? " with a cut" : "");
+      }
+    }
+    for (int32_t i = 0; i < ops(); ++i) {
+      if (is_transfer(op(i).kind)) {
+        return fail_op(i, 7, "is a transfer; expected none: the fall-back needs no sender");
+      }
+    }
+    return ok_status();
+  }
+
+ private:
+  int32_t ops() const { return static_cast<int32_t>(v_.ops.size()); }
+  const Op& op(int32_t i) const { return v_.ops[static_cast<size_t>(i)]; }
+  static bool is_transfer(OpKind k) { return k == OpKind::kTransferE || k == OpKind::kTransferKv; }
+  static bool is_layer(OpKind k) {
+    return k == OpKind::kRecompute || k == OpKind::kSuffix || k == OpKind::kPrefill;
+  }
+  size_t cell(int32_t l, int32_t c) const {
+    return static_cast<size_t>(l) * static_cast<size_t>(chunks_) + static_cast<size_t>(c);
+  }
+  bool recomputed(int32_t l, int32_t c) const {
+    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kRecompute);
+  }
+  /// The hidden states that leave layer l at chunk c are used: the cell above is recomputed from them.
+  bool goes_on(int32_t l, int32_t c) const {
+    return l < last_layer_ && recomputed(l + 1, c) && !cut_[cell(l + 1, c)];
+  }
+
+  std::string op_name(int32_t i) const { return fmt::format("op {} ({})", i, op_label(op(i), chunks_)); }
+
+  template <typename... Args>
+  Status fail(int rule, fmt::format_string<Args...> format, Args&&... args) const {
+    return error(Code::kCorrupt, "plan '{}': variant '{}' {} [rule {}]", origin_, v_.name,
+                 fmt::format(format, std::forward<Args>(args)...), rule);
+  }
+  template <typename... Args>
+  Status fail_op(int32_t i, int rule, fmt::format_string<Args...> format, Args&&... args) const {
+    return error(Code::kCorrupt, "plan '{}': variant '{}': {} {} [rule {}]", origin_, v_.name, op_name(i),
+                 fmt::format(format, std::forward<Args>(args)...), rule);
+  }
+  Status unknown(std::string_view where, std::string_view what, int found, int known) const {
+    return error(Code::kUnsupported,
+                 "plan '{}': variant '{}': {} has {} {}; this version knows 0 to {}: update droidspeak here, "
+                 "or compile the "
+                 "plan with an older ds-compile [rule 9]",
+                 origin_, v_.name, where, what, found, known);
+  }
+
+  Status sizes() const {
+    if (v_.chunks < 1 || v_.chunks > kMaxChunks) {
+      return fail(4, "has {} chunks; expected 1 to {}", v_.chunks, kMaxChunks);
+    }
+    if (streams_ < 1 || streams_ > kMaxStreams) {
+      return fail(4, "has {} streams; expected 1 to {}", streams_, kMaxStreams);
+    }
+    if (v_.ops.size() > kMaxOps) return fail(4, "has {} ops; expected at most {}", v_.ops.size(), kMaxOps);
+    // Every cell has an op of its own, so that what follows needs memory in proportion to the file.
+    if (static_cast<int64_t>(v_.ops.size()) < int64_t{layers_} * chunks_) {
+      return fail(4, "has {} ops for {} layers of {} chunk(s); expected at least one op for each",
+                  v_.ops.size(), layers_, chunks_);
+    }
+    if (v_.buffers.size() > 2 * static_cast<size_t>(layers_) + 2) {
+      return fail(4, "has {} buffers; expected at most {} for {} layers", v_.buffers.size(), 2 * layers_ + 2,
+                  layers_);
+    }
+    if (v_.tiles.size() > static_cast<size_t>(layers_) * static_cast<size_t>(chunks_)) {
+      return fail(4, "has {} tiles; expected at most {}, one for each layer and chunk", v_.tiles.size(),
+                  int64_t{layers_} * chunks_);
+    }
+    return ok_status();
+  }
+
+  Status header() const {
+    if (v_.tokens_min < 1 || v_.tokens_max <= v_.tokens_min) {
+      return fail(5, "is for context lengths [{}, {}); expected a range that is not empty, from 1 up",
+                  v_.tokens_min, limit_text(v_.tokens_max));
+    }
+    if (v_.rate_min < 0 || v_.rate_max <= v_.rate_min) {
+      return fail(5, "is for link rates [{}, {}); expected a range that is not empty, from 0 up", v_.rate_min,
+                  limit_text(v_.rate_max));
+    }
+    bool untuned = v_.tuned_tokens == 0 && v_.tuned_suffix == 0 && v_.tuned_rate == 0 && v_.makespan_ns == 0;
+    if (!untuned && (v_.tuned_tokens < v_.tokens_min || v_.tuned_tokens >= v_.tokens_max ||
+                     v_.tuned_suffix < 1 || v_.tuned_rate < v_.rate_min || v_.tuned_rate >= v_.rate_max)) {
+      return fail(5,
+                  "is tuned for {} tokens, a suffix of {} and {} B/s; expected a suffix of 1 or more and a "
+                  "point in its "
+                  "own ranges [{}, {}) and [{}, {}), or zeros for a plan without times",
+                  v_.tuned_tokens, v_.tuned_suffix, v_.tuned_rate, v_.tokens_min, limit_text(v_.tokens_max),
+                  v_.rate_min, limit_text(v_.rate_max));
+    }
+    double loss = v_.promise.quality_loss;
+    if (std::isinf(loss) || loss < -100 || loss > 100) {
+      return fail(5,
+                  "promises a quality loss of {}; expected -100 to 100 points, or NaN where it is not known",
+                  loss);
+    }
+    if (v_.promise.ttft_ns < 0)
+      return fail(5, "promises a TTFT of {} ns; expected 0 or more", v_.promise.ttft_ns);
+    return ok_status();
+  }
+
+  Status streams() const {
+    for (size_t s = 0; s < streams_; ++s) {
+      if (v_.streams[s].kind > StreamKind::kCompute) {
+        return unknown(fmt::format("stream {}", s), "kind", static_cast<int>(v_.streams[s].kind),
+                       static_cast<int>(StreamKind::kCompute));
+      }
+    }
+    return ok_status();
+  }
+
+  Status buffers() {
+    kv_buffer_.assign(static_cast<size_t>(layers_), -1);
+    hidden_.assign(v_.buffers.size(), -1);
+    int32_t hidden = 0;
+    for (size_t b = 0; b < v_.buffers.size(); ++b) {
+      const Buffer& buffer = v_.buffers[b];
+      if (buffer.kind > BufferKind::kHidden) {
+        return unknown(fmt::format("buffer {}", b), "kind", static_cast<int>(buffer.kind),
+                       static_cast<int>(BufferKind::kHidden));
+      }
+      if (buffer.layer < 0 || buffer.layer >= layers_) {
+        return fail(13, "buffer {} ({}) is for layer {}; expected 0 to {}", b, buffer_name(buffer.kind),
+                    buffer.layer, last_layer_);
+      }
+      if (buffer.kind == BufferKind::kHidden) {
+        if (!buffer.with_context && !buffer.with_suffix) {
+          return fail(13, "buffer {} (hidden) has neither context nor suffix rows; expected one of them", b);
+        }
+        hidden_[b] = hidden++;
+        continue;
+      }
+      int32_t& known = kv_buffer_[static_cast<size_t>(buffer.layer)];
+      if (known >= 0) {
+        return fail(13, "buffers {} and {} are both the cache of layer {}; expected one", known, b,
+                    buffer.layer);
+      }
+      if (!buffer.with_context || !buffer.with_suffix) {
+        return fail(
+            13, "buffer {} (kv) of layer {} lacks {} rows; expected context and suffix rows in every cache",
+            b, buffer.layer, buffer.with_context ? "suffix" : "context");
+      }
+      known = static_cast<int32_t>(b);
+    }
+    hidden_count_ = hidden;
+    for (int32_t l = 0; l < layers_; ++l) {
+      if (kv_buffer_[static_cast<size_t>(l)] < 0) {
+        return fail(13, "has no kv buffer for layer {}; expected one for each of {} layers", l, layers_);
+      }
+    }
+    return ok_status();
+  }
+
+  Status tiles() {
+    mode_.assign(static_cast<size_t>(layers_) * static_cast<size_t>(chunks_), 0);
+    cut_.assign(mode_.size(), false);
+    for (size_t t = 0; t < v_.tiles.size(); ++t) {
+      const Tile& tile = v_.tiles[t];
+      if (tile.mode > Mode::kRecompute) {
+        return unknown(fmt::format("tile {}", t), "mode", static_cast<int>(tile.mode),
+                       static_cast<int>(Mode::kRecompute));
+      }
+      if (tile.first_layer < 0 || tile.last_layer < tile.first_layer || tile.last_layer > last_layer_ ||
+          tile.first_chunk < 0 || tile.last_chunk < tile.first_chunk || tile.last_chunk >= chunks_) {
+        return fail(14,
+                    "tile {} has layers {} to {}, chunks {} to {}; expected to lie within layers 0 to {}, "
+                    "chunks 0 to {}",
+                    t, tile.first_layer, tile.last_layer, tile.first_chunk, tile.last_chunk, last_layer_,
+                    chunks_ - 1);
+      }
+      if (tile.cut && (tile.mode != Mode::kRecompute || tile.first_layer == 0)) {
+        return fail(14,
+                    "tile {} ({}, from layer {}) has a cut; expected cuts under recompute tiles above layer "
+                    "0 only: E of "
+                    "layer 0 is the receiver's own",
+                    t, mode_name(tile.mode), tile.first_layer);
+      }
+      for (int32_t l = tile.first_layer; l <= tile.last_layer; ++l) {
+        for (int32_t c = tile.first_chunk; c <= tile.last_chunk; ++c) {
+          if (mode_[cell(l, c)] != 0) {
+            return fail(14,
+                        "tile {} covers layer {}, chunk {} again; expected every cell in exactly one tile", t,
+                        l, c);
+          }
+          mode_[cell(l, c)] = static_cast<uint8_t>(1 + static_cast<uint8_t>(tile.mode));
+          cut_[cell(l, c)] = tile.cut && l == tile.first_layer;
+        }
+      }
+    }
+    for (int32_t l = 0; l < layers_; ++l) {
+      for (int32_t c = 0; c < chunks_; ++c) {
+        if (mode_[cell(l, c)] == 0) {
+          return fail(14, "leaves layer {}, chunk {} without a tile; expected every cell in exactly one tile",
+                      l, c);
+        }
+        if (l > 0 && recomputed(l, c) && !cut_[cell(l, c)] && !recomputed(l - 1, c)) {
+          return fail(14,
+                      "recomputes layer {}, chunk {} from nothing: the layer below is loaded and there is no "
+                      "cut; expected E of layer {} (a cut), or layer {} recomputed too",
+                      l, c, l, l - 1);
+        }
+      }
+    }
+    return ok_status();
+  }
+
+  /// Rules 8 to 11 and 16: everything that one op shows by itself.
+  Status fields(int32_t i) const {
+    const Op& o = op(i);
+    std::string where = fmt::format("op {}", i);
+    if (o.kind > OpKind::kHead)
+      return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(OpKind::kHead));
+    if (o.rows > Rows::kAll)
+      return unknown(where, "rows", static_cast<int>(o.rows), static_cast<int>(Rows::kAll));
+    if (o.queries > Queries::kLast) {
+      return unknown(where, "queries", static_cast<int>(o.queries), static_cast<int>(Queries::kLast));
+    }
+    if (o.stream < 0 || static_cast<size_t>(o.stream) >= streams_) {
+      return fail_op(i, 10, "is on stream {}; expected 0 to {}", o.stream, streams_ - 1);
+    }
+    StreamKind stream = v_.streams[static_cast<size_t>(o.stream)].kind;
+    StreamKind wanted = is_transfer(o.kind) ? StreamKind::kLink : StreamKind::kCompute;
+    if (stream != wanted) {
+      return fail_op(i, 8, "is on stream {}, a {} stream; expected a {} stream", o.stream,
+                     stream_kind_name(stream), stream_kind_name(wanted));
+    }
+    bool with_layer = is_transfer(o.kind) || is_layer(o.kind);
+    if (with_layer ? o.layer < 0 || o.layer > last_layer_ : o.layer != -1) {
+      return fail_op(i, 10, "has layer {}; expected {}", o.layer,
+                     with_layer ? fmt::format("0 to {}", last_layer_) : std::string("-1: it has no layer"));
+    }
+    bool rows_fit = o.kind == OpKind::kEmbed                              ? true
+                    : is_transfer(o.kind) || o.kind == OpKind::kRecompute ? o.rows == Rows::kChunk
+                    : o.kind == OpKind::kPrefill                          ? o.rows == Rows::kAll
+                                                                          : o.rows == Rows::kSuffix;
+    if (!rows_fit) {
+      return fail_op(i, 16, "works on {} rows; expected {}", rows_name(o.rows),
+                     o.kind == OpKind::kPrefill                             ? "all"
+                     : o.kind == OpKind::kSuffix || o.kind == OpKind::kHead ? "suffix"
+                                                                            : "chunk");
+    }
+    if (o.rows == Rows::kChunk ? o.chunk < 0 || o.chunk >= chunks_ : o.chunk != -1) {
+      return fail_op(i, 10, "has chunk {}; expected {}", o.chunk,
+                     o.rows == Rows::kChunk ? fmt::format("0 to {}", chunks_ - 1)
+                                            : fmt::format("-1: it works on {} rows", rows_name(o.rows)));
+    }
+    if (o.rows == Rows::kAll && chunks_ != 1) {
+      return fail_op(i, 16, "works on all rows of a context in {} chunks; expected one chunk", chunks_);
+    }
+    if (o.buffer < 0 || static_cast<size_t>(o.buffer) >= v_.buffers.size()) {
+      return fail_op(i, 10, "has buffer {}; expected 0 to {}", o.buffer, v_.buffers.size() - 1);
+    }
+    const Buffer& buffer = v_.buffers[static_cast<size_t>(o.buffer)];
+    BufferKind kind = o.kind == OpKind::kTransferKv ? BufferKind::kKv : BufferKind::kHidden;
+    if (buffer.kind != kind) {
+      return fail_op(i, 10, "has buffer {}, a {} buffer; expected a {} buffer", o.buffer,
+                     buffer_name(buffer.kind), buffer_name(kind));
+    }
+    if (kind == BufferKind::kKv && buffer.layer != o.layer) {
+      return fail_op(i, 10, "has buffer {}, the cache of layer {}; expected buffer {}, the cache of layer {}",
+                     o.buffer, buffer.layer, kv_buffer_[static_cast<size_t>(o.layer)], o.layer);
+    }
+    if ((o.rows != Rows::kSuffix && !buffer.with_context) ||
+        (o.rows != Rows::kChunk && !buffer.with_suffix)) {
+      return fail_op(i, 10,
+                     "works on {} rows of buffer {}, which has {} rows only; expected a buffer that has them",
+                     rows_name(o.rows), o.buffer, buffer.with_context ? "context" : "suffix");
+    }
+    DS_TRY(queries(i));
+    for (size_t w = 0; w < o.waits.size(); ++w) {
+      if (o.waits[w] < 0 || o.waits[w] >= i) {
+        return fail_op(i, 11,
+                       "waits for op {}; expected an op before itself (0 to {}): waits must not form circles",
+                       o.waits[w], i - 1);
+      }
+      if (w > 0 && o.waits[w] <= o.waits[w - 1]) {
+        return fail_op(i, 11, "waits for op {} after op {}; expected ascending indices, each once",
+                       o.waits[w], o.waits[w - 1]);
+      }
+    }
+    return ok_status();
+  }
+
+  Status queries(int32_t i) const {
+    const Op& o = op(i);
+    Queries expected = Queries::kNone;
+    const char* why = "it has no queries";
+    if (is_layer(o.kind)) {
+      bool last = o.layer == last_layer_;
+      if (o.kind == OpKind::kRecompute) {
+        bool on = goes_on(o.layer, o.chunk);
+        expected = on ? Queries::kAll : Queries::kNone;
+        why = on ? "the layer above is recomputed from it" : "nobody reads what leaves this layer";
+      } else if (last) {
+        expected = Queries::kLast;
+        why = "only the last suffix token goes on to the head";
+      } else if (o.kind == OpKind::kSuffix) {
+        expected = Queries::kAll;
+        why = "every suffix token goes on";
+      } else {
+        bool on = goes_on(o.layer, 0);
+        expected = on ? Queries::kAll : Queries::kSuffix;
+        why = on ? "the layer above is recomputed from it" : "only the suffix goes on from this layer";
+      }
+    }
+    if (o.queries != expected) {
+      return fail_op(i, 16, "has queries '{}'; expected '{}': {}", queries_name(o.queries),
+                     queries_name(expected), why);
+    }
+    return ok_status();
+  }
+
+  Status times() {
+    std::vector<int32_t> previous(streams_, -1);
+    int64_t makespan = 0;
+    for (int32_t i = 0; i < ops(); ++i) {
+      const Op& o = op(i);
+      if (o.start_ns < 0 || o.duration_ns < 0 || o.start_ns > INT64_MAX - o.duration_ns) {
+        return fail_op(i, 12, "starts at {} ns and takes {} ns; expected 0 or more, and an end below 2^63",
+                       o.start_ns, o.duration_ns);
+      }
+      if (i > 0 && o.start_ns < op(i - 1).start_ns) {
+        return fail_op(i, 12,
+                       "starts at {} ns, before {} at {} ns; expected ops in the order of their starts",
+                       o.start_ns, op_name(i - 1), op(i - 1).start_ns);
+      }
+      auto after = [&](int32_t before, const char* why) -> Status {
+        const Op& b = op(before);
+        if (o.start_ns >= b.start_ns + b.duration_ns) return ok_status();
+        return fail_op(i, 12,
+                       "starts at {} ns, but {} {} and ends at {} ns; expected a start at or after that",
+                       o.start_ns, op_name(before), why, b.start_ns + b.duration_ns);
+      };
+      int32_t& before = previous[static_cast<size_t>(o.stream)];
+      if (before >= 0) DS_TRY(after(before, "holds the same stream"));
+      for (int32_t w : o.waits) DS_TRY(after(w, "is one of its waits"));
+      before = i;
+      makespan = std::max(makespan, o.start_ns + o.duration_ns);
+    }
+    if (v_.makespan_ns != makespan) {
+      return fail(12, "states a makespan of {} ns; expected {} ns, the end of its last op", v_.makespan_ns,
+                  makespan);
+    }
+    if (v_.lower_bound_ns < 0 || v_.lower_bound_ns > makespan) {
+      return fail(12, "states a lower bound of {} ns; expected 0 to its makespan, {} ns", v_.lower_bound_ns,
+                  makespan);
+    }
+    if (v_.proven_optimal && v_.lower_bound_ns != makespan) {
+      return fail(12,
+                  "is said to be proven optimal with a lower bound of {} ns; expected it to equal the "
+                  "makespan, {} ns",
+                  v_.lower_bound_ns, makespan);
+    }
+    return ok_status();
+  }
+
+  /// Rules 15 and 17: which ops there are, by cell and by suffix layer.
+  Status coverage() const {
+    std::vector<int32_t> kv(mode_.size(), -1), e(mode_.size(), -1), computed(mode_.size(), -1);
+    std::vector<int32_t> up(static_cast<size_t>(layers_), -1);
+    int32_t embed = -1, head = -1;
+    auto once = [&](int32_t& slot, int32_t i, int rule, std::string_view what) -> Status {
+      if (slot >= 0)
+        return fail_op(i, rule, "does again what op {} has done ({}); expected it once", slot, what);
+      slot = i;
+      return ok_status();
+    };
+    for (int32_t i = 0; i < ops(); ++i) {
+      const Op& o = op(i);
+      switch (o.kind) {
+        case OpKind::kTransferE:
+          if (!cut_[cell(o.layer, o.chunk)]) {
+            return fail_op(i, 15,
+                           "sends E of layer {}, chunk {}, where no tile has a cut; expected E at cuts only",
+                           o.layer, o.chunk);
+          }
+          DS_TRY(once(e[cell(o.layer, o.chunk)], i, 15, "E of this layer and chunk"));
+          break;
+        case OpKind::kTransferKv:
+          DS_TRY(once(kv[cell(o.layer, o.chunk)], i, 15, "KV of this layer and chunk"));
+          break;
+        case OpKind::kEmbed:
+          if (o.rows != Rows::kChunk) DS_TRY(once(embed, i, 17, "the suffix's embeddings"));
+          break;
+        case OpKind::kRecompute:
+        case OpKind::kPrefill: {
+          int32_t c = o.kind == OpKind::kPrefill ? 0 : o.chunk;
+          if (!recomputed(o.layer, c)) {
+            return fail_op(i, 15,
+                           "recomputes layer {}, chunk {}, whose tile says load; expected a recompute tile",
+                           o.layer, c);
+          }
+          DS_TRY(once(computed[cell(o.layer, c)], i, 15, "recompute this layer and chunk"));
+          if (o.kind == OpKind::kRecompute) break;
+          DS_TRY(once(up[static_cast<size_t>(o.layer)], i, 17, "this layer of the suffix"));
+          break;
+        }
+        case OpKind::kSuffix:
+          DS_TRY(once(up[static_cast<size_t>(o.layer)], i, 17, "this layer of the suffix"));
+          break;
+        case OpKind::kHead:
+          DS_TRY(once(head, i, 17, "the head"));
+          break;
+      }
+    }
+    for (int32_t l = 0; l < layers_; ++l) {
+      for (int32_t c = 0; c < chunks_; ++c) {
+        size_t at = cell(l, c);
+        if (!recomputed(l, c) && kv[at] < 0) {
+          return fail(
+              15, "loads layer {}, chunk {}, but no op transfers its KV; expected one 'transfer kv' for it",
+              l, c);
+        }
+        if (recomputed(l, c) && computed[at] < 0) {
+          return fail(
+              15,
+              "recomputes layer {}, chunk {}, but no op does; expected one 'recompute' or 'prefill' for it",
+              l, c);
+        }
+        if (cut_[at] && e[at] < 0) {
+          return fail(
+              15, "has a cut at layer {}, chunk {}, but no op sends its E; expected one 'transfer e' for it",
+              l, c);
+        }
+      }
+      if (up[static_cast<size_t>(l)] < 0) {
+        return fail(
+            17,
+            "never takes the suffix through layer {}; expected one 'suffix' or 'prefill' op for each layer",
+            l);
+      }
+      if (l > 0 && up[static_cast<size_t>(l)] < up[static_cast<size_t>(l) - 1]) {
+        return fail_op(up[static_cast<size_t>(l)], 17,
+                       "takes the suffix through layer {} before {} does so for layer {}; "
+                       "expected ascending layers",
+                       l, op_name(up[static_cast<size_t>(l) - 1]), l - 1);
+      }
+    }
+    if (embed < 0)
+      return fail(17, "never embeds the suffix; expected one 'embed' op with rows 'suffix' or 'all'");
+    if (head < 0) return fail(17, "has no head; expected one 'head' as its last op");
+    if (head != ops() - 1) {
+      return fail_op(head, 17,
+                     "is not the last of {} ops; expected the head at the end: nothing after it can matter",
+                     ops());
+    }
+    return ok_status();
+  }
+
+  // --- Rules 18 and 19: what each op reads has been written, in an order that waits and streams enforce.
+  //
+  // Memory is divided into regions: one per cache and chunk, one per cache's suffix rows, the same for hidden
+  // states. Ops are followed in the order of their indices, which respects every wait and stream.
+  // clock_[i][s] counts the ops of stream s that have ended when op i has; a happens before b exactly when
+  // b's count for a's stream has reached a's place there. Each region knows its last writer and, per stream,
+  // its last reader since.
+
+  struct Region {
+    int32_t writer = -1;
+    int32_t level =
+        -1;  // hidden: they enter this layer; cache: 0 the sender's, 1 the receiver's; -1: nothing yet
+  };
+
+  size_t kv_region(int32_t l, int32_t c) const {
+    return static_cast<size_t>(l) * (static_cast<size_t>(chunks_) + 1) + static_cast<size_t>(c);
+  }
+  size_t hidden_region(int32_t buffer, int32_t c) const {
+    return static_cast<size_t>(layers_ + hidden_[static_cast<size_t>(buffer)]) *
+               (static_cast<size_t>(chunks_) + 1) +
+           static_cast<size_t>(c);
+  }
+  std::string region_name(size_t r) const {
+    auto row = static_cast<int32_t>(r / (static_cast<size_t>(chunks_) + 1));
+    auto c = static_cast<int32_t>(r % (static_cast<size_t>(chunks_) + 1));
+    std::string rows = c == chunks_ ? std::string("the suffix") : fmt::format("chunk {}", c);
+    if (row < layers_) return fmt::format("KV of layer {}, {}", row, rows);
+    for (size_t b = 0; b < hidden_.size(); ++b) {
+      if (hidden_[b] == row - layers_) return fmt::format("hidden states of buffer {}, {}", b, rows);
+    }
+    return "?";
+  }
+
+  bool before(int32_t a, int32_t b) const {
+    return clock_[static_cast<size_t>(b) * streams_ + static_cast<size_t>(op(a).stream)] >=
+           place_[static_cast<size_t>(a)];
+  }
+  Status unordered(int32_t i, int32_t other, size_t r, const char* mine, const char* theirs) const {
+    return fail_op(i, 19,
+                   "{} {}, which {} {}, with no order between them; expected op {} among its waits, or "
+                   "before them on one "
+                   "stream",
+                   mine, region_name(r), op_name(other), theirs, other);
+  }
+  Status read(int32_t i, size_t r) {
+    if (regions_[r].writer >= 0 && !before(regions_[r].writer, i)) {
+      return unordered(i, regions_[r].writer, r, "reads", "writes");
+    }
+    readers_[r * streams_ + static_cast<size_t>(op(i).stream)] = i;
+    return ok_status();
+  }
+  Status write(int32_t i, size_t r, int32_t level) {
+    Region& region = regions_[r];
+    if (region.writer >= 0 && !before(region.writer, i))
+      return unordered(i, region.writer, r, "writes", "writes too");
+    for (size_t s = 0; s < streams_; ++s) {
+      int32_t& reader = readers_[r * streams_ + s];
+      if (reader >= 0 && reader != i && !before(reader, i)) return unordered(i, reader, r, "writes", "reads");
+      reader = -1;
+    }
+    region = {i, level};
+    return ok_status();
+  }
+
+  Status read_hidden(int32_t i, size_t r, int32_t level) {
+    if (regions_[r].level != level) {
+      std::string found = regions_[r].level < 0 ? std::string("which nothing has written before it")
+                                                : fmt::format("which {} has left at layer {}",
+                                                              op_name(regions_[r].writer), regions_[r].level);
+      return fail_op(
+          i, 18,
+          "reads {}, {}; expected what enters layer {}: E of that layer, the embeddings, or the layer "
+          "below done before it",
+          region_name(r), found, level);
+    }
+    return read(i, r);
+  }
+  /// The cache of layer l in chunk c as its tile says: loaded, or recomputed.
+  Status read_kv(int32_t i, int32_t l, int32_t c) {
+    size_t r = kv_region(l, c);
+    int32_t wanted = recomputed(l, c) ? 1 : 0;
+    if (regions_[r].level != wanted) {
+      return fail_op(i, 18, "reads {}, which nothing has {} before it; expected its {} before this op",
+                     region_name(r), wanted == 1 ? "recomputed" : "loaded",
+                     wanted == 1 ? "recomputation" : "transfer");
+    }
+    return read(i, r);
+  }
+  /// Hidden states start at the layer that their buffer names.
+  Status start_chain(int32_t i, int32_t level) {
+    const Op& o = op(i);
+    const Buffer& buffer = v_.buffers[static_cast<size_t>(o.buffer)];
+    if (!started_[static_cast<size_t>(o.buffer)] && buffer.layer != level) {
+      return fail_op(i, 13,
+                     "starts the chain of buffer {} at layer {}; expected layer {}, as the buffer says",
+                     o.buffer, level, buffer.layer);
+    }
+    started_[static_cast<size_t>(o.buffer)] = true;
+    return ok_status();
+  }
+
+  Status dataflow() {
+    clock_.assign(v_.ops.size() * streams_, 0);
+    place_.assign(v_.ops.size(), 0);
+    std::vector<int32_t> previous(streams_, -1);
+    for (int32_t i = 0; i < ops(); ++i) {
+      auto s = static_cast<size_t>(op(i).stream);
+      uint32_t* mine = &clock_[static_cast<size_t>(i) * streams_];
+      auto join = [&](int32_t other) {
+        const uint32_t* theirs = &clock_[static_cast<size_t>(other) * streams_];
+        for (size_t k = 0; k < streams_; ++k) mine[k] = std::max(mine[k], theirs[k]);
+      };
+      if (previous[s] >= 0) join(previous[s]);
+      for (int32_t w : op(i).waits) join(w);
+      place_[static_cast<size_t>(i)] = ++mine[s];
+      previous[s] = i;
+    }
+    size_t count = static_cast<size_t>(layers_ + hidden_count_) * (static_cast<size_t>(chunks_) + 1);
+    regions_.assign(count, {});
+    readers_.assign(count * streams_, -1);
+    started_.assign(v_.buffers.size(), false);
+    for (int32_t i = 0; i < ops(); ++i) DS_TRY(access(i));
+    for (size_t b = 0; b < v_.buffers.size(); ++b) {
+      if (v_.buffers[b].kind == BufferKind::kHidden && !started_[b]) {
+        return fail(13, "has buffer {} (hidden), which no op uses; expected only buffers that are needed", b);
+      }
+    }
+    return ok_status();
+  }
+
+  Status access(int32_t i) {
+    const Op& o = op(i);
+    const int32_t l = o.layer, c = o.chunk, b = o.buffer;
+    switch (o.kind) {
+      case OpKind::kTransferE:
+        DS_TRY(start_chain(i, l));
+        return write(i, hidden_region(b, c), l);
+      case OpKind::kTransferKv: {
+        size_t r = kv_region(l, c);
+        if (recomputed(l, c) && regions_[r].level == 1) {
+          return fail_op(
+              i, 18,
+              "puts the sender's KV over what {} has recomputed; expected the transfer before it, or none",
+              op_name(regions_[r].writer));
+        }
+        return write(i, r, 0);
+      }
+      case OpKind::kEmbed:
+        DS_TRY(start_chain(i, 0));
+        if (o.rows == Rows::kChunk) return write(i, hidden_region(b, c), 0);
+        if (o.rows == Rows::kAll) DS_TRY(write(i, hidden_region(b, 0), 0));
+        return write(i, hidden_region(b, chunks_), 0);
+      case OpKind::kRecompute:
+        DS_TRY(read_hidden(i, hidden_region(b, c), l));
+        DS_TRY(write(i, kv_region(l, c), 1));
+        if (o.queries == Queries::kNone) return ok_status();
+        for (int32_t k = 0; k < c; ++k) DS_TRY(read_kv(i, l, k));
+        return write(i, hidden_region(b, c), l + 1);
+      case OpKind::kSuffix:
+        DS_TRY(read_hidden(i, hidden_region(b, chunks_), l));
+        DS_TRY(write(i, kv_region(l, chunks_), 1));
+        for (int32_t k = 0; k < chunks_; ++k) DS_TRY(read_kv(i, l, k));
+        return write(i, hidden_region(b, chunks_), l + 1);
+      case OpKind::kPrefill:
+        DS_TRY(read_hidden(i, hidden_region(b, 0), l));
+        DS_TRY(read_hidden(i, hidden_region(b, chunks_), l));
+        DS_TRY(write(i, kv_region(l, 0), 1));
+        DS_TRY(write(i, kv_region(l, chunks_), 1));
+        if (o.queries == Queries::kAll) DS_TRY(write(i, hidden_region(b, 0), l + 1));
+        return write(i, hidden_region(b, chunks_), l + 1);
+      case OpKind::kHead:
+        return read_hidden(i, hidden_region(b, chunks_), layers_);
+    }
+    return ok_status();
+  }
+
+  const std::string& origin_;
+  const Variant& v_;
+  const int32_t layers_, last_layer_, chunks_;
+  const size_t streams_;
+  std::vector<int32_t> kv_buffer_;  // by layer
+  std::vector<int32_t> hidden_;     // by buffer: number among the hidden buffers, -1
+  int32_t hidden_count_ = 0;
+  std::vector<uint8_t> mode_;  // by cell: 1 + Mode, 0: no tile
+  std::vector<bool> cut_;      // by cell: its lower edge is a cut
+  std::vector<uint32_t> clock_, place_;
+  std::vector<Region> regions_;
+  std::vector<int32_t> readers_;
+  std::vector<bool> started_;
+};
+
+}  // namespace
+
+Status verify_plan(const Plan& plan, const std::string& origin) {
+  auto fail = [&](int rule, const std::string& message) {
+    return error(Code::kCorrupt, "plan '{}': {} [rule {}]", origin, message, rule);
+  };
+  if (plan.format_version > kPlanFormatVersion) {
+    return error(
+        Code::kUnsupported,
+        "plan '{}': format version is {}; this version reads 1 to {}: update droidspeak here [rule 1]",
+        origin, plan.format_version, kPlanFormatVersion);
+  }
+  if (plan.format_version < 1) {
+    return fail(1, fmt::format("format version is {}; expected 1 to {}: compile the plan again",
+                               plan.format_version, kPlanFormatVersion));
+  }
+  // Texts.
+  if (plan.variants.size() > kMaxVariants) {
+    return fail(4, fmt::format("has {} variants; expected at most {}", plan.variants.size(), kMaxVariants));
+  }
+  if (plan.provenance.inputs.size() > kMaxInputs) {
+    return fail(4,
+                fmt::format("has {} inputs; expected at most {}", plan.provenance.inputs.size(), kMaxInputs));
+  }
+  auto text = [&](const std::string& what, const std::string& value, bool may_be_empty) -> Status {
+    size_t limit = what == "provenance.flags" ? kMaxFlags : kMaxText;
+    if (value.size() > limit) {
+      return fail(2, fmt::format("{} has {} bytes; expected at most {}", what, value.size(), limit));
+    }
+    if (value.empty() && !may_be_empty) return fail(2, fmt::format("{} is empty; expected a text", what));
+    if (!clean_text(value)) {
+      return fail(2, fmt::format("{} is not plain text; expected UTF-8 without control characters", what));
+    }
+    return ok_status();
+  };
+  DS_TRY(text("provenance.compiler_version", plan.provenance.compiler_version, true));
+  DS_TRY(text("provenance.flags", plan.provenance.flags, true));
+  for (size_t i = 0; i < plan.provenance.inputs.size(); ++i) {
+    const InputFile& input = plan.provenance.inputs[i];
+    DS_TRY(text(fmt::format("provenance.inputs[{}].role", i), input.role, false));
+    DS_TRY(text(fmt::format("provenance.inputs[{}].name", i), input.name, true));
+    DS_TRY(text(fmt::format("provenance.inputs[{}].sha256", i), input.sha256, false));
+  }
+  for (const auto& [role, model] :
+       {std::pair{"sender", &plan.sender}, std::pair{"receiver", &plan.receiver}}) {
+    DS_TRY(text(fmt::format("{}.name", role), model->name, true));
+    DS_TRY(text(fmt::format("{}.config", role), model->config, true));
+    DS_TRY(text(fmt::format("{}.weights", role), model->weights, true));
+    DS_TRY(text(fmt::format("{}.tokenizer", role), model->tokenizer, true));
+    if (!is_sha256(model->fingerprint)) {
+      DS_TRY(text(fmt::format("{}.fingerprint", role), model->fingerprint, true));
+      return fail(2, fmt::format("{}.fingerprint is \"{}\"; expected a SHA-256 in hexadecimal", role,
+                                 model->fingerprint));
+    }
+  }
+  DS_TRY(text("shape.family", plan.shape.family, false));
+  DS_TRY(text("dtype", plan.dtype, false));
+  if (plan.dtype != "bf16" && plan.dtype != "f32") {
+    return fail(2, fmt::format("dtype is \"{}\"; expected \"bf16\" or \"f32\"", plan.dtype));
+  }
+  // Shape.
+  const Shape& s = plan.shape;
+  struct Dimension {
+    const char* name;
+    int64_t value, limit;
+  };
+  for (const Dimension& d :
+       {Dimension{"layers", s.layers, kMaxLayers}, Dimension{"d_model", s.d_model, kMaxDimension},
+        Dimension{"ff", s.ff, kMaxDimension}, Dimension{"heads", s.heads, kMaxDimension},
+        Dimension{"kv_heads", s.kv_heads, kMaxDimension}, Dimension{"head_dim", s.head_dim, kMaxDimension},
+        Dimension{"vocab", s.vocab, kMaxVocab}}) {
+    if (d.value < 1 || d.value > d.limit) {
+      return fail(3, fmt::format("shape.{} is {}; expected 1 to {}", d.name, d.value, d.limit));
+    }
+  }
+  if (s.heads % s.kv_heads != 0) {
+    return fail(
+        3, fmt::format("shape.heads is {}, shape.kv_heads {}; expected a multiple", s.heads, s.kv_heads));
+  }
+  if (s.kv_row() > kMaxDimension) {
+    return fail(3, fmt::format("a row of the KV cache has 2 * {} * {} elements; expected at most {}",
+                               s.kv_heads, s.head_dim, kMaxDimension));
+  }
+  // Variants.
+  std::unordered_set<std::string_view> names;
+  std::vector<const Variant*> all;
+  for (const Variant& v : plan.variants) all.push_back(&v);
+  all.push_back(&plan.full_prefill);
+  for (size_t i = 0; i < all.size(); ++i) {
+    std::string where =
+        i < plan.variants.size() ? fmt::format("variants[{}]", i) : std::string("full_prefill");
+    DS_TRY(text(where + ".name", all[i]->name, false));
+    DS_TRY(text(where + ".policy", all[i]->policy, false));
+    DS_TRY(text(where + ".scheduler", all[i]->scheduler, false));
+    if (!names.insert(all[i]->name).second) {
+      return fail(5, fmt::format("{}.name is \"{}\", as another variant's; expected names that differ", where,
+                                 all[i]->name));
+    }
+    VariantVerifier verifier(origin, plan.shape, *all[i]);
+    DS_TRY(verifier.run());
+    if (all[i] == &plan.full_prefill) DS_TRY(verifier.full_prefill());
+  }
+  for (size_t i = 0; i < plan.variants.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      const Variant &a = plan.variants[j], &b = plan.variants[i];
+      if (a.tokens_min < b.tokens_max && b.tokens_min < a.tokens_max && a.rate_min < b.rate_max &&
+          b.rate_min < a.rate_max) {
+        return fail(
+            6, fmt::format(
+                   "variants '{}' and '{}' both cover {} tokens at {} B/s; expected at most one variant for "
+                   "each length and rate",
+                   a.name, b.name, std::max(a.tokens_min, b.tokens_min), std::max(a.rate_min, b.rate_min)));
+      }
+    }
+  }
+  return ok_status();
+}
+
+}  // namespace ds

@@ -10,17 +10,28 @@
 #include <filesystem>
 
 namespace ds {
-namespace {
 
 Status io_error(std::string_view what, std::string_view path) {
   int number = errno;
-  Code code = number == ENOENT || number == ENOTDIR                      ? Code::kNotFound
-              : number == ENOSPC || number == EDQUOT || number == ENOMEM ? Code::kExhausted
-                                                                         : Code::kIo;
+  Code code = Code::kIo;
+  switch (number) {
+    case ENOENT:
+    case ENOTDIR:
+      code = Code::kNotFound;
+      break;
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case ENOMEM:
+    case EMFILE:
+    case ENFILE:
+      code = Code::kExhausted;
+      break;
+    default:
+      break;
+  }
   return error(code, "cannot {} '{}': {}", what, path, std::strerror(number));
 }
-
-}  // namespace
 
 MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
 

@@ -12,6 +12,10 @@
 
 namespace ds {
 
+/// The Status of a failed system call: "cannot <what> '<path>': <text of errno>". kNotFound, kExhausted
+/// (disk, quota, size limit, memory, descriptors) or kIo.
+Status io_error(std::string_view what, std::string_view path);
+
 /// A file mapped read-only; its pages are shared with the page cache, nothing is copied.
 class MappedFile {
  public:

@@ -13,10 +13,35 @@ std::string shown(const nlohmann::json& value) {
   return text;
 }
 
+// Deeper than anything real. Whatever walks a value recursively (dump, copy) would run out of stack on more.
+constexpr int kMaxDepth = 256;
+
+bool too_deep(std::string_view text) {
+  int depth = 0;
+  bool quoted = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    char c = text[i];
+    if (quoted) {
+      if (c == '\\') ++i;
+      if (c == '"') quoted = false;
+    } else if (c == '"') {
+      quoted = true;
+    } else if (c == '[' || c == '{') {
+      if (++depth > kMaxDepth) return true;
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 Result<nlohmann::json> parse_json(std::string_view text, const std::string& origin) {
   if (text.empty()) return error(Code::kCorrupt, "'{}' is empty; expected JSON", origin);
+  if (too_deep(text)) {
+    return error(Code::kCorrupt, "'{}' nests lists or objects more than {} deep", origin, kMaxDepth);
+  }
   try {
     return nlohmann::json::parse(text);
   } catch (const nlohmann::json::exception& e) {

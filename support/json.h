@@ -11,7 +11,8 @@
 
 namespace ds {
 
-/// Parses text; kCorrupt with line and column. `origin` names the file in messages.
+/// Parses text; kCorrupt with line and column, or when nested absurdly deep. `origin` names the file in
+/// messages.
 Result<nlohmann::json> parse_json(std::string_view text, const std::string& origin);
 Result<nlohmann::json> read_json_file(const std::string& path);
 

@@ -103,7 +103,7 @@ std::string format_layers(const LayerRange& r) {
 std::string format_count(int64_t value) {
   std::string digits = fmt::format("{}", value < 0 ? -value : value);
   for (int64_t i = static_cast<int64_t>(digits.size()) - 3; i > 0; i -= 3)
-    digits.insert(static_cast<size_t>(i), ",");
+    digits.insert(static_cast<size_t>(i), 1, ',');
   return value < 0 ? "-" + digits : digits;
 }
 

@@ -1,1 +1,253 @@
-int main() { return 0; }
+// ds-run: the receiver's side. Answers a prompt about a context, by a plan from a sender's entry or by a full
+// prefill.
+#include "plans/full_prefill.h"
+#include "plans/plan_file.h"
+#include "runtime/core/session.h"
+#include "runtime/model/safetensors.h"
+#include "runtime/store/store.h"
+#include "runtime/trace/run_record.h"
+#include "support/hash.h"
+#include "tools/model_input.h"
+
+using namespace ds;
+
+namespace {
+
+struct Options {
+  std::string receiver, plan, store, context, context_ids, prompt, prompt_ids, link_rate, mode,
+      dtype = "bf16", record, dump_logits, salt, backend = "auto";
+  int64_t max_new_tokens = 64;
+  double link_rtt_ms = 0;
+  int threads = 0;
+  Sampling sampling;
+  bool json = false;
+};
+
+/// Options that contradict each other are refused before any work starts.
+Status check(const Options& o) {
+  auto refuse = [](std::string_view why) { return error(Code::kInvalidArgument, "{}", why); };
+  if (!o.context.empty() && !o.context_ids.empty())
+    return refuse("--context and --context-ids contradict each other");
+  if (!o.prompt.empty() && !o.prompt_ids.empty())
+    return refuse("--prompt and --prompt-ids contradict each other");
+  if (o.prompt.empty() && o.prompt_ids.empty())
+    return refuse("give a prompt: --prompt TEXT or --prompt-ids FILE");
+  if (o.mode == "plan" && o.plan.empty()) return refuse("--mode plan needs --plan FILE");
+  if (!o.plan.empty() && o.store.empty() && o.mode != "full-prefill")
+    return refuse("--plan needs --store URL (or --mode full-prefill)");
+  if (o.plan.empty() && !o.store.empty()) return refuse("--store needs --plan FILE");
+  if (o.store.empty() && (!o.link_rate.empty() || o.link_rtt_ms != 0)) {
+    return refuse("--link-rate and --link-rtt-ms shape the way to --store, which is not given");
+  }
+  if (o.link_rtt_ms < 0 || o.link_rtt_ms > 60000) return refuse("--link-rtt-ms must lie in [0, 60000]");
+  if (o.max_new_tokens < 1 || o.max_new_tokens > 1'000'000)
+    return refuse("--max-new-tokens must lie in [1, 1000000]");
+  if (o.sampling.temperature < 0 || o.sampling.temperature > 100)
+    return refuse("--temperature must lie in [0, 100]");
+  if (!(o.sampling.top_p > 0 && o.sampling.top_p <= 1)) return refuse("--top-p must lie in (0, 1]");
+  return ok_status();
+}
+
+RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan& plan,
+                      const std::string& plan_sha256, const std::string& mode, int64_t n, int64_t m,
+                      double rate) {
+  const Variant& variant = *answer.variant;
+  RunRecord record;
+  record.plan_sha256 = plan_sha256;
+  record.variant = variant.name;
+  record.policy = variant.policy;
+  record.scheduler = variant.scheduler;
+  record.mode = mode;
+  record.sender = answer.cache == CacheStatus::kUnused ? "" : plan.sender.name;
+  record.receiver = model.identity.name;
+  record.backend = model.backend->name();
+  record.dtype = dtype_name(model.model->dtype());
+  record.context_tokens = n;
+  record.suffix_tokens = m;
+  record.link_rate = static_cast<int64_t>(rate);
+  record.ttft_ns = answer.ttft_ns;
+  record.bytes_loaded = answer.bytes_loaded;
+  record.cache_status = cache_status_name(answer.cache);
+  record.cache_reason = answer.miss.message();
+  int64_t element = dtype_size(model.model->dtype());
+  for (size_t i = 0; i < variant.ops.size(); ++i) {
+    const Op& op = variant.ops[i];
+    OpRecord r;
+    r.op = static_cast<int32_t>(i);
+    r.label = op_label(op, variant.chunks);
+    r.stream = stream_kind_name(variant.streams[static_cast<size_t>(op.stream)].kind);
+    r.start_ns = answer.op_times[i].start_ns;
+    r.end_ns = answer.op_times[i].end_ns;
+    if (op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv) {
+      int64_t rows = chunk_begin(n, variant.chunks, op.chunk + 1) - chunk_begin(n, variant.chunks, op.chunk);
+      r.bytes = rows * element * (op.kind == OpKind::kTransferE ? plan.shape.e_row() : plan.shape.kv_row());
+    }
+    record.ops.push_back(std::move(r));
+  }
+  return record;
+}
+
+Status run(const Options& o) {
+  DS_TRY(check(o));
+  double rate = 0;
+  if (!o.link_rate.empty()) {
+    DS_ASSIGN(rate, parse_rate(o.link_rate));
+  }
+  std::optional<Plan> plan;
+  std::string plan_sha256;
+  if (!o.plan.empty()) {
+    DS_ASSIGN(std::string bytes, read_text_file(o.plan));
+    DS_ASSIGN(plan, parse_plan(std::as_bytes(std::span(bytes.data(), bytes.size())), o.plan));
+    plan_sha256 = sha256_hex(bytes);
+  }
+  std::unique_ptr<Store> store;
+  if (!o.store.empty()) {
+    DS_ASSIGN(store, open_store(o.store));
+    if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
+  }
+  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype));
+  DS_ASSIGN(std::vector<int32_t> context, context_tokens(loaded, o.context, o.context_ids));
+  std::vector<int32_t> prompt;
+  if (!o.prompt_ids.empty()) {
+    DS_ASSIGN(prompt, read_ids(o.prompt_ids));
+  } else {
+    DS_ASSIGN(prompt, encode(loaded, o.prompt, context.empty()));
+  }
+  bool full = !plan || o.mode == "full-prefill";
+  if (!plan) {
+    plan = full_prefill_plan(loaded.identity, loaded.model->config().shape(),
+                             std::string(dtype_name(loaded.model->dtype())));
+  }
+  auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
+  if (m == 0)
+    return error(Code::kInvalidArgument, "the prompt has no tokens; at least one is needed to answer from");
+  DS_ASSIGN(auto session, Session::create(*loaded.backend, *loaded.model, *plan, {n, m, o.max_new_tokens}));
+  DS_TRY(session->warm_up());
+
+  std::optional<StreamingDecoder> decoder;
+  if (loaded.tokenizer) decoder.emplace(*loaded.tokenizer);
+  bool stream_text = decoder && !o.json;
+  Request request;
+  request.context = context;
+  request.suffix = prompt;
+  request.store = store.get();
+  request.receiver = &loaded.identity;
+  request.salt = o.salt;
+  if (rate > 0) request.link_rate = static_cast<int64_t>(rate);
+  request.full_prefill = full;
+  request.sampling = o.sampling;
+  request.max_new_tokens = o.max_new_tokens;
+  request.stop_ids = loaded.model->config().eos_token_ids;
+  if (stream_text) {
+    request.on_token = [&](int32_t token) {
+      auto text = decoder->push(token);
+      if (text.ok()) fmt::print("{}", *text);
+      std::fflush(stdout);
+    };
+  }
+  DS_ASSIGN(Answer answer, session->run(request));
+  if (stream_text) {
+    DS_ASSIGN(std::string rest, decoder->finish());
+    fmt::print("{}\n", rest);
+  }
+
+  if (!o.dump_logits.empty()) {
+    NamedTensor logits{"logits",
+                       DType::kF32,
+                       {static_cast<int64_t>(session->first_logits().size())},
+                       std::as_bytes(session->first_logits())};
+    DS_TRY(write_safetensors(o.dump_logits, {&logits, 1}));
+  }
+  std::string mode = full ? "full-prefill" : "plan";
+  if (!o.record.empty()) {
+    DS_TRY(write_run_record(o.record, make_record(answer, loaded, *plan, plan_sha256, mode, n, m, rate)));
+  }
+  const Variant& variant = *answer.variant;
+  auto ms = [](int64_t ns) { return static_cast<double>(ns) / 1e6; };
+  int64_t predicted = variant.promise.ttft_ns;
+  std::string cache(cache_status_name(answer.cache));
+  if (o.json) {
+    nlohmann::ordered_json out;
+    out["mode"] = mode;
+    out["variant"] = variant.name;
+    out["policy"] = variant.policy;
+    out["schedule"] = variant.scheduler;
+    out["ttft_ms"] = ms(answer.ttft_ns);
+    out["parts_ms"] = {{"lookup", ms(answer.lookup_ns)},
+                       {"lost_to_miss", ms(answer.lost_ns)},
+                       {"link_busy", ms(answer.link_ns)},
+                       {"compute_busy", ms(answer.compute_ns)}};
+    out["predicted_ttft_ms"] =
+        predicted > 0 ? nlohmann::ordered_json(ms(predicted)) : nlohmann::ordered_json(nullptr);
+    out["decode_ms"] = ms(answer.decode_ns);
+    out["load_s"] = loaded.load_seconds;
+    out["context_tokens"] = n;
+    out["prompt_token_ids"] = prompt;
+    out["output_token_ids"] = answer.tokens;
+    if (loaded.tokenizer) {
+      DS_ASSIGN(std::string text, loaded.tokenizer->decode(answer.tokens, true));
+      out["text"] = text;
+    } else {
+      out["text"] = nullptr;
+    }
+    out["stop_reason"] = answer.stopped ? "end_of_text" : "max_new_tokens";
+    out["recomputed_layers"] = recomputed_layers(variant);
+    out["bytes_loaded"] = answer.bytes_loaded;
+    out["cache"] = {{"status", cache},
+                    {"reason", answer.miss.ok() ? nlohmann::ordered_json(nullptr)
+                                                : nlohmann::ordered_json(answer.miss.message())}};
+    out["dtype"] = dtype_name(loaded.model->dtype());
+    out["backend"] = loaded.backend->description();
+    fmt::print("{}\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    return ok_status();
+  }
+  if (!decoder) fmt::print("{}\n", fmt::join(answer.tokens, " "));
+  std::fflush(stdout);
+  fmt::print(stderr, "TTFT {}", format_ns(answer.ttft_ns));
+  if (predicted > 0) fmt::print(stderr, " (predicted {})", format_ns(predicted));
+  fmt::print(stderr, "; {} + {} tokens; {} by {}, {} of {} layers recomputed; {} loaded; cache {}{}{}\n", n,
+             m, variant.policy, variant.scheduler, recomputed_layers(variant), plan->shape.layers,
+             format_bytes(answer.bytes_loaded), cache, answer.miss.ok() ? "" : ": ", answer.miss.message());
+  return ok_status();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "Answer a prompt about a context with the receiver: by a plan, from a sender's entry, or by a full "
+      "prefill.\n"
+      "The answer goes to stdout, everything else to stderr.",
+      "ds-run"};
+  Options o;
+  app.add_option("--receiver", o.receiver, "the model that answers: a Hugging Face folder")->required();
+  app.add_option("--plan", o.plan, "plan compiled for this receiver and a sender; without one: full prefill");
+  app.add_option("--store", o.store, "where the sender's entry is: file:PATH");
+  app.add_option("--context", o.context, "text file with the shared context");
+  app.add_option("--context-ids", o.context_ids, "JSON list of token ids instead");
+  app.add_option("--prompt", o.prompt, "the question");
+  app.add_option("--prompt-ids", o.prompt_ids, "JSON list of token ids instead");
+  app.add_option("--max-new-tokens", o.max_new_tokens, "most tokens to generate")->capture_default_str();
+  app.add_option("--link-rate", o.link_rate,
+                 "shape the link to the store: 20MB/s, 8Gb/s; default: not shaped");
+  app.add_option("--link-rtt-ms", o.link_rtt_ms, "round trip of that link")->capture_default_str();
+  app.add_option("--mode", o.mode, "plan (default where a plan is given) or full-prefill")
+      ->check(CLI::IsMember({"plan", "full-prefill"}));
+  app.add_option("--dtype", o.dtype, "bf16 or f32: of computation and of the entry")->capture_default_str();
+  app.add_option("--temperature", o.sampling.temperature, "0: greedy")->capture_default_str();
+  app.add_option("--top-p", o.sampling.top_p, "nucleus sampling")->capture_default_str();
+  app.add_option("--seed", o.sampling.seed, "of sampling")->capture_default_str();
+  app.add_option("--salt", o.salt, "tenant salt of the entry");
+  app.add_option("--record", o.record, "write the run record (JSON lines) for ds-plan trace");
+  app.add_option("--dump-logits", o.dump_logits,
+                 "write the first token's logits: one f32 tensor 'logits' [vocab], safetensors");
+  app.add_option("--backend", o.backend, "cpu or auto")->capture_default_str();
+  app.add_option("--threads", o.threads, "compute threads; 0: all cores")->capture_default_str();
+  app.add_flag("--json", o.json, "print one JSON object to stdout instead of the text");
+  app.footer(
+      "Examples:\n"
+      "  ds-run --receiver agent/ --context report.txt --prompt 'Who signed it?'\n"
+      "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --link-rate 20MB/s \\\n"
+      "         --context report.txt --prompt 'Who signed it?' --record run.jsonl --json");
+  return run_tool(app, argc, argv, [&] { return run(o); });
+}

@@ -41,6 +41,10 @@ class CommandStream {
   virtual void wait(Event& event) = 0;    // what follows starts after `event`
   virtual void record(Event& event) = 0;  // `event` completes when all before it has
   virtual void host(HostTask task) = 0;
+  /// Copies between any two of host and device memory.
+  virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
+  /// From any thread: work that has not started is skipped until the next synchronize(); events still complete.
+  virtual void cancel() = 0;
   /// Blocks until all that was enqueued has run; returns the first failure since the last call (kernel,
   /// shapes).
   virtual Status synchronize() = 0;
@@ -108,6 +112,8 @@ class Backend {
   /// `capacity`: most commands enqueued between two synchronize() calls.
   virtual Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) = 0;
   virtual Result<std::unique_ptr<Event>> make_event() = 0;
+  /// FLOP per second of one large matrix product of this type, measured now: the bound that a prefill is held against.
+  virtual Result<double> measure_matmul_flops(DType dtype) = 0;
 };
 
 struct CpuOptions {

@@ -1,0 +1,415 @@
+#include "runtime/model/checkpoint.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "runtime/model/safetensors.h"
+#include "support/hash.h"
+#include "support/json.h"
+
+namespace ds {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr const char* kHead = "lm_head.weight";
+
+std::string shape_text(std::span<const int64_t> shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+
+bool file_exists(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(path, ignored);
+}
+
+// Tables that older versions of transformers saved and that config.json determines.
+bool without_effect(std::string_view name) {
+  for (std::string_view suffix :
+       {".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"}) {
+    if (name.ends_with(suffix)) return true;
+  }
+  return false;
+}
+
+/// Runs task(0..count-1) on the cores this process has; each index once, in no particular order.
+void parallel_for(size_t count, const std::function<void(size_t)>& task) {
+  size_t workers = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, 16);
+  workers = std::min(workers, count);
+  std::atomic<size_t> next{0};
+  auto run = [&] {
+    for (size_t i = next++; i < count; i = next++) task(i);
+  };
+  std::vector<std::thread> threads;
+  try {
+    for (size_t i = 1; i < workers; ++i) threads.emplace_back(run);
+  } catch (const std::system_error&) {
+    // No more threads to be had: those that run, and this one, do the work.
+  }
+  run();
+  for (std::thread& t : threads) t.join();
+}
+
+/// Whether any element has all exponent bits set (infinity or NaN). Without a branch, so that it is
+/// vectorised.
+template <typename T>
+bool any_special(const T* p, size_t n, T exponent) {
+  T found = 0;
+  for (size_t i = 0; i < n; ++i) found = static_cast<T>(found | ((p[i] & exponent) == exponent ? 1 : 0));
+  return found != 0;
+}
+
+/// Index of the first NaN or infinity, -1: none.
+template <typename T>
+int64_t first_special(std::span<const std::byte> bytes, T exponent) {
+  const T* p = reinterpret_cast<const T*>(bytes.data());
+  const size_t n = bytes.size() / sizeof(T);
+  constexpr size_t kBlock = 16384;
+  for (size_t begin = 0; begin < n; begin += kBlock) {
+    const size_t end = std::min(n, begin + kBlock);
+    if (!any_special(p + begin, end - begin, exponent)) continue;
+    for (size_t i = begin; i < end; ++i) {
+      if ((p[i] & exponent) == exponent) return static_cast<int64_t>(i);
+    }
+  }
+  return -1;
+}
+
+int64_t first_special(const TensorView& t) {
+  switch (t.dtype) {
+    case DType::kF32:
+      return first_special<uint32_t>(t.data, 0x7f800000u);
+    case DType::kBF16:
+      return first_special<uint16_t>(t.data, 0x7f80u);
+    case DType::kF16:
+      return first_special<uint16_t>(t.data, 0x7c00u);
+  }
+  return -1;
+}
+
+double element(const TensorView& t, int64_t index) {
+  const std::byte* at = t.data.data() + index * dtype_size(t.dtype);
+  if (t.dtype == DType::kF32) return *reinterpret_cast<const float*>(at);
+  uint16_t bits = *reinterpret_cast<const uint16_t*>(at);
+  return t.dtype == DType::kBF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+/// The weight files of a folder, in order, checked against the index where there is one.
+Result<std::vector<SafetensorsFile>> open_weights(const std::string& folder) {
+  std::vector<SafetensorsFile> files;
+  const std::string single = folder + "/model.safetensors";
+  const std::string index_path = folder + "/model.safetensors.index.json";
+  if (file_exists(single)) {
+    DS_ASSIGN(SafetensorsFile file, SafetensorsFile::open(single));
+    files.push_back(std::move(file));
+    return files;
+  }
+  if (!file_exists(index_path)) {
+    for (const char* other : {"pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors",
+                              "consolidated.00.pth"}) {
+      if (file_exists(folder + "/" + other)) {
+        return error(
+            Code::kUnsupported,
+            "'{}' has its weights in '{}'; expected model.safetensors. Save it again with transformers' "
+            "save_pretrained",
+            folder, other);
+      }
+    }
+    return error(Code::kNotFound, "'{}' has neither model.safetensors nor model.safetensors.index.json",
+                 folder);
+  }
+
+  DS_ASSIGN(json document, read_json_file(index_path));
+  DS_ASSIGN(JsonObject index, JsonObject::make(document, index_path));
+  DS_ASSIGN(JsonObject map, index.object("weight_map"));
+  std::set<std::string> names;
+  for (const auto& [tensor, file] : map.json().items()) {
+    // The index names files beside it; a path could lead out of the folder.
+    std::string name = file.is_string() ? file.get<std::string>() : "";
+    if (name.empty() || name.find('/') != std::string::npos || name == "." || name == "..") {
+      return error(Code::kCorrupt,
+                   "{}: tensor '{}' is mapped to {}, expected the name of a file in this folder", index_path,
+                   tensor, file.dump(-1, ' ', false, json::error_handler_t::replace));
+    }
+    names.insert(name);
+  }
+  std::map<std::string, size_t> opened;
+  for (const std::string& name : names) {
+    Result<SafetensorsFile> file = SafetensorsFile::open(folder + "/" + name);
+    if (!file.ok()) {
+      return file.status().with_context(fmt::format("a shard that {} names", index_path));
+    }
+    opened[name] = files.size();
+    files.push_back(std::move(*file));
+  }
+  for (const auto& [tensor, file] : map.json().items()) {
+    const SafetensorsFile& shard = files[opened[file.get<std::string>()]];
+    if (shard.entries().count(tensor) == 0) {
+      return error(Code::kCorrupt, "'{}' has no tensor '{}', but {} says so", shard.path(), tensor,
+                   index_path);
+    }
+  }
+  return files;
+}
+
+}  // namespace
+
+int64_t TensorView::elements() const {
+  int64_t n = 1;
+  for (int64_t size : shape) n *= size;
+  return n;
+}
+
+std::vector<TensorSpec> required_tensors(const ModelConfig& c) {
+  const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  std::vector<TensorSpec> specs{{kEmbedding, {c.vocab, c.d_model}}};
+  for (int64_t l = 0; l < c.layers; ++l) {
+    auto add = [&](const char* name, std::vector<int64_t> shape) {
+      specs.push_back({fmt::format("model.layers.{}.{}", l, name), std::move(shape)});
+    };
+    add("input_layernorm.weight", {c.d_model});
+    add("self_attn.q_proj.weight", {q, c.d_model});
+    add("self_attn.k_proj.weight", {kv, c.d_model});
+    add("self_attn.v_proj.weight", {kv, c.d_model});
+    if (c.qkv_bias) {
+      add("self_attn.q_proj.bias", {q});
+      add("self_attn.k_proj.bias", {kv});
+      add("self_attn.v_proj.bias", {kv});
+    }
+    if (c.qk_norm) {
+      add("self_attn.q_norm.weight", {c.head_dim});
+      add("self_attn.k_norm.weight", {c.head_dim});
+    }
+    add("self_attn.o_proj.weight", {c.d_model, q});
+    add("post_attention_layernorm.weight", {c.d_model});
+    add("mlp.gate_proj.weight", {c.ff, c.d_model});
+    add("mlp.up_proj.weight", {c.ff, c.d_model});
+    add("mlp.down_proj.weight", {c.d_model, c.ff});
+  }
+  specs.push_back({"model.norm.weight", {c.d_model}});
+  if (!c.tied_embeddings) specs.push_back({kHead, {c.vocab, c.d_model}});
+  return specs;
+}
+
+Result<Checkpoint> Checkpoint::open(const std::string& folder) {
+  Checkpoint checkpoint;
+  checkpoint.folder_ = folder;
+  std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  std::error_code failed;
+  if (std::filesystem::path whole = std::filesystem::absolute(path, failed).lexically_normal(); !failed) {
+    path = whole;
+  }
+  checkpoint.name_ = (path.has_filename() ? path : path.parent_path()).filename().string();
+  DS_ASSIGN(checkpoint.config_, ModelConfig::read(folder));
+  if (file_exists(folder + "/adapter_config.json")) {
+    return error(Code::kUnsupported,
+                 "'{}' has an adapter (adapter_config.json) beside the weights; merge it into them first",
+                 folder);
+  }
+  DS_ASSIGN(std::vector<SafetensorsFile> files, open_weights(folder));
+
+  const ModelConfig& config = checkpoint.config_;
+  std::map<std::string, const SafetensorsFile*> owners;
+  for (const SafetensorsFile& file : files) {
+    for (const auto& [name, entry] : file.entries()) {
+      auto [it, added] = owners.emplace(name, &file);
+      if (!added) {
+        return error(Code::kCorrupt, "tensor '{}' is in '{}' and again in '{}'", name, it->second->path(),
+                     file.path());
+      }
+    }
+  }
+
+  const std::vector<TensorSpec> specs = required_tensors(config);
+  int64_t missing = 0;
+  const TensorSpec* first_missing = nullptr;
+  for (const TensorSpec& spec : specs) {
+    if (owners.count(spec.name) > 0) continue;
+    if (missing++ == 0) first_missing = &spec;
+  }
+  if (missing > 0) {
+    return error(Code::kNotFound, "'{}' lacks tensor '{}'{} of the {} that its config.json calls for{}",
+                 folder, first_missing->name, missing > 1 ? fmt::format(" and {} more", missing - 1) : "",
+                 specs.size(),
+                 first_missing->name == kHead ? "; is 'tie_word_embeddings' missing there?" : "");
+  }
+
+  for (const TensorSpec& spec : specs) {
+    auto owner = owners.find(spec.name);
+    const std::string& file = owner->second->path();
+    const SafetensorsEntry& entry = owner->second->entries().at(spec.name);
+    if (entry.shape != spec.shape) {
+      return error(Code::kMismatch, "{}: tensor '{}' has shape {}, expected {} by config.json", file,
+                   spec.name, shape_text(entry.shape), shape_text(spec.shape));
+    }
+    TensorView view;
+    if (entry.dtype == "F32") {
+      view.dtype = DType::kF32;
+    } else if (entry.dtype == "BF16") {
+      view.dtype = DType::kBF16;
+    } else if (entry.dtype == "F16") {
+      view.dtype = DType::kF16;
+    } else {
+      return error(Code::kUnsupported, "{}: tensor '{}' has elements of type {}, expected BF16, F16 or F32",
+                   file, spec.name, entry.dtype);
+    }
+    view.shape = entry.shape;
+    view.data = entry.data;
+    if (reinterpret_cast<uintptr_t>(view.data.data()) % static_cast<uintptr_t>(dtype_size(view.dtype)) != 0) {
+      checkpoint.owned_.emplace_back(view.data.begin(), view.data.end());
+      view.data = checkpoint.owned_.back();
+    }
+    checkpoint.tensors_.emplace(spec.name, std::move(view));
+    owners.erase(owner);
+  }
+
+  for (const auto& [name, file] : owners) {
+    if (without_effect(name)) continue;
+    const SafetensorsEntry& entry = file->entries().at(name);
+    if (name == kHead && config.tied_embeddings) {
+      // Saved twice. Where they differ the two readings of the folder are two models.
+      const SafetensorsFile* other = nullptr;
+      for (const SafetensorsFile& f : files) {
+        if (f.entries().count(kEmbedding) > 0) other = &f;
+      }
+      const SafetensorsEntry& embedding = other->entries().at(kEmbedding);
+      if (entry.dtype == embedding.dtype && entry.shape == embedding.shape &&
+          std::equal(entry.data.begin(), entry.data.end(), embedding.data.begin())) {
+        continue;
+      }
+      return error(Code::kMismatch,
+                   "{}: config.json ties the embeddings ('tie_word_embeddings'), but '{}' differs from '{}'; "
+                   "correct the config or drop the tensor",
+                   file->path(), kHead, kEmbedding);
+    }
+    return error(
+        Code::kUnsupported,
+        "{}: tensor '{}' ({} {}) is no part of {} with {} layers as config.json describes it, and would "
+        "change the result if it were used",
+        file->path(), name, entry.dtype, shape_text(entry.shape), family_name(config.family), config.layers);
+  }
+  for (SafetensorsFile& file : files) checkpoint.files_.push_back(std::move(file).release());
+  return checkpoint;
+}
+
+Result<Checkpoint> Checkpoint::random(const ModelConfig& config, uint64_t seed) {
+  Checkpoint checkpoint;
+  checkpoint.config_ = config;
+  checkpoint.config_.dtype = DType::kBF16;
+  checkpoint.name_ = fmt::format("random-{}", seed);
+  const std::vector<TensorSpec> specs = required_tensors(config);
+
+  // Drawing billions of normals takes minutes. Every tensor is a run of one pool, from a start of its own;
+  // the pool's length is prime, so that the rows of a matrix are different pieces of it.
+  constexpr size_t kPool = 2'097'143;
+  std::vector<float> normals(kPool);
+  std::mt19937_64 generator(seed);
+  // Box-Muller by hand: std::normal_distribution may differ between standard libraries.
+  auto uniform = [&] { return (static_cast<double>(generator() >> 11) + 0.5) * 0x1p-53; };
+  for (size_t i = 0; i < kPool; i += 2) {
+    double radius = std::sqrt(-2 * std::log(uniform())), angle = 6.283185307179586 * uniform();
+    normals[i] = static_cast<float>(radius * std::cos(angle));
+    if (i + 1 < kPool) normals[i + 1] = static_cast<float>(radius * std::sin(angle));
+  }
+
+  auto fan_in = [&](const TensorSpec& spec) {
+    return spec.shape.size() == 2 ? spec.shape[1] : config.d_model;
+  };
+  std::map<int64_t, std::vector<uint16_t>> pools;  // by fan-in
+  for (const TensorSpec& spec : specs) pools[fan_in(spec)];
+  for (auto& [fan, pool] : pools) {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(fan));
+    pool.resize(kPool);
+    for (size_t i = 0; i < kPool; ++i) pool[i] = f32_to_bf16(normals[i] * scale);
+  }
+  std::vector<size_t> starts(specs.size());
+  for (size_t& start : starts) start = generator() % kPool;
+
+  checkpoint.owned_.resize(specs.size());
+  std::atomic<bool> exhausted{false};
+  parallel_for(specs.size(), [&](size_t i) {
+    const TensorSpec& spec = specs[i];
+    std::vector<std::byte>& bytes = checkpoint.owned_[i];
+    size_t left = 1;
+    for (int64_t n : spec.shape) left *= static_cast<size_t>(n);
+    try {
+      bytes.reserve(left * 2);  // and append: filling with zeros first would touch every page twice
+      if (spec.name.ends_with("norm.weight")) {
+        const std::array<std::byte, 2> one{std::byte{0x80}, std::byte{0x3f}};
+        for (; left > 0; --left) bytes.insert(bytes.end(), one.begin(), one.end());
+        return;
+      }
+      const std::vector<uint16_t>& pool = pools.at(fan_in(spec));
+      const auto* source = reinterpret_cast<const std::byte*>(pool.data());
+      for (size_t at = starts[i]; left > 0; at = 0) {
+        const size_t run = std::min(left, kPool - at);
+        bytes.insert(bytes.end(), source + at * 2, source + (at + run) * 2);
+        left -= run;
+      }
+    } catch (const std::bad_alloc&) {
+      exhausted = true;
+    }
+  });
+  if (exhausted)
+    return error(Code::kExhausted, "out of memory while making up the weights of '{}'", checkpoint.name_);
+  for (size_t i = 0; i < specs.size(); ++i) {
+    checkpoint.tensors_.emplace(specs[i].name,
+                                TensorView{DType::kBF16, specs[i].shape, std::span(checkpoint.owned_[i])});
+  }
+  return checkpoint;
+}
+
+Result<TensorView> Checkpoint::tensor(const std::string& name) const {
+  auto it = tensors_.find(name);
+  if (it == tensors_.end()) return error(Code::kNotFound, "checkpoint '{}' has no tensor '{}'", name_, name);
+  return it->second;
+}
+
+Result<ModelIdentity> Checkpoint::identity() const {
+  std::vector<const std::pair<const std::string, TensorView>*> order;  // by name: the map's order
+  for (const auto& named : tensors_) order.push_back(&named);
+  std::vector<XXH128_hash_t> hashes(order.size());
+  parallel_for(order.size(), [&](size_t i) {
+    const auto& data = order[i]->second.data;
+    hashes[i] = XXH3_128bits(data.data(), data.size());
+  });
+  std::string text;
+  for (size_t i = 0; i < order.size(); ++i) {
+    const TensorView& t = order[i]->second;
+    text += fmt::format("{} {} {} {:016x}{:016x}\n", order[i]->first, dtype_name(t.dtype),
+                        shape_text(t.shape), hashes[i].high64, hashes[i].low64);
+  }
+  ModelIdentity identity;
+  identity.name = name_;
+  identity.config = sha256_hex(config_.canonical());
+  identity.weights = sha256_hex(text);
+  const std::string tokenizer = folder_ + "/tokenizer.json";
+  if (!folder_.empty() && file_exists(tokenizer)) {
+    DS_ASSIGN(MappedFile file, MappedFile::open(tokenizer));
+    identity.tokenizer = sha256_hex(file.bytes());
+  }
+  identity.fingerprint = sha256_hex(fmt::format("config {}\nweights {}\ntokenizer {}\n", identity.config,
+                                                identity.weights, identity.tokenizer));
+  return identity;
+}
+
+Status Checkpoint::check_finite() const {
+  std::vector<const std::pair<const std::string, TensorView>*> order;
+  for (const auto& named : tensors_) order.push_back(&named);
+  std::vector<int64_t> found(order.size(), -1);
+  parallel_for(order.size(), [&](size_t i) { found[i] = first_special(order[i]->second); });
+  for (size_t i = 0; i < order.size(); ++i) {
+    if (found[i] < 0) continue;
+    return error(Code::kCorrupt, "checkpoint '{}': tensor '{}' has {} at element {}, expected finite weights",
+                 name_, order[i]->first, element(order[i]->second, found[i]), found[i]);
+  }
+  return ok_status();
+}
+
+}  // namespace ds

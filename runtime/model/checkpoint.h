@@ -23,11 +23,22 @@ struct TensorView {
   int64_t elements() const;
 };
 
+/// A tensor that the architecture needs.
+struct TensorSpec {
+  std::string name;
+  std::vector<int64_t> shape;
+};
+/// All of them: embeddings, layers from 0 up, final norm, head unless tied.
+std::vector<TensorSpec> required_tensors(const ModelConfig& config);
+
 class Checkpoint {
  public:
   /// Opens config.json and model.safetensors, or the shards of model.safetensors.index.json. Maps, copies
-  /// nothing; checks headers (sizes, offsets, overlaps, dtypes) and that every tensor of the architecture is
-  /// there with its shape. Errors name file and tensor: kNotFound, kCorrupt, kMismatch, kUnsupported.
+  /// nothing (but a tensor that a file holds at an odd address); checks headers (sizes, offsets, overlaps,
+  /// dtypes) and that every tensor of the architecture is there with its shape. Tensors without effect
+  /// (tables of rotary frequencies, a head equal to the tied embeddings) are dropped, unknown ones refused.
+  /// Does not read the weights: see check_finite(). Errors name file and tensor: kNotFound, kCorrupt,
+  /// kMismatch, kUnsupported.
   static Result<Checkpoint> open(const std::string& folder);
 
   /// Random weights of a given architecture (normal, 1/sqrt(fan_in); norms one), for benchmarks; the same
@@ -37,12 +48,12 @@ class Checkpoint {
   const ModelConfig& config() const { return config_; }
   const std::string& name() const { return name_; }
   /// Names as in Hugging Face checkpoints: "model.layers.0.self_attn.q_proj.weight". kNotFound names the
-  /// tensor.
+  /// tensor; with tied embeddings there is no "lm_head.weight".
   Result<TensorView> tensor(const std::string& name) const;
   bool has(const std::string& name) const { return tensors_.count(name) > 0; }
 
-  /// The identity of this model (DESIGN: config, weights, tokenizer, RoPE). Reads all weights once (about 10
-  /// GB/s from the page cache).
+  /// The identity of this model: config with RoPE, weights (the same whether sharded or not), tokenizer.
+  /// Reads all weights once.
   Result<ModelIdentity> identity() const;
 
   /// kCorrupt with tensor and index for the first NaN or infinity in any weight.

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "plans/plan.h"
@@ -44,18 +44,24 @@ struct ModelConfig {
 
   /// Reads `folder`/config.json (keys of transformers 4 and 5) and generation_config.json where there is one.
   /// Whatever changes the result and is not done here is refused by name (kUnsupported); impossible numbers
-  /// are kInvalidArgument.
+  /// are kInvalidArgument; a missing file is kNotFound, broken JSON or a missing key kCorrupt. Keys that may
+  /// be absent take the defaults of transformers' class.
   static Result<ModelConfig> read(const std::string& folder);
 
   /// Canonical text of everything that shapes the numbers; equal for equal architectures whatever keys they
-  /// came from.
+  /// came from. Without the element type (the weights' hash covers it), max_positions and end-of-text ids.
   std::string canonical() const;
   Shape shape() const;
   int64_t kv_row() const { return 2 * kv_heads * head_dim; }  // elements per token and layer
 };
 
-/// Empty when the two can share caches; else one line per differing field: "num_key_value_heads: sender 2,
-/// receiver 4".
+/// Architectures for benchmarks with random weights: "llama-1b" (Llama 3.2 1B) and "llama-8b" (Llama 3.1 8B),
+/// with ":N" for the first N layers only ("llama-8b:4"). kInvalidArgument lists the names.
+Result<ModelConfig> preset_config(std::string_view name);
+
+/// Empty when the two can share caches; else one line per differing field, with config.json's key:
+/// "num_key_value_heads: sender 2, receiver 4". Tied embeddings do not count: they change the logits, not the
+/// caches.
 std::vector<std::string> architecture_differences(const ModelConfig& sender, const ModelConfig& receiver);
 
 }  // namespace ds

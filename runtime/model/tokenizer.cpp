@@ -1,0 +1,414 @@
+#include "runtime/model/tokenizer.h"
+
+#include <algorithm>
+#include <map>
+#include <unordered_set>
+
+#include "runtime/model/tokenizer_bpe_internal.h"
+#include "runtime/model/tokenizer_steps_internal.h"
+#include "runtime/model/tokenizer_unicode_internal.h"
+#include "support/json.h"
+
+namespace ds {
+namespace {
+
+struct AddedToken {
+  std::string content;
+  std::string matched;  // what is looked for in the text: the content, normalized where the token is
+  bool single_word = false, lstrip = false, rstrip = false, normalized = false, special = false;
+  int32_t id = -1;
+};
+
+/// Finds added tokens in a text: at each place the longest, from left to right.
+class TokenFinder {
+ public:
+  /// False where the text was added before.
+  bool add(std::string_view text, const AddedToken* token) {
+    int32_t node = 0;
+    for (char c : text) node = child(node, static_cast<unsigned char>(c));
+    if (nodes_[static_cast<size_t>(node)].token != nullptr) return false;
+    nodes_[static_cast<size_t>(node)].token = token;
+    return true;
+  }
+  bool empty() const { return nodes_.size() == 1; }
+
+  const AddedToken* longest_at(std::string_view text, size_t at) const {
+    const AddedToken* found = nullptr;
+    int32_t node = first_[static_cast<unsigned char>(text[at])];
+    while (node > 0) {
+      const Node& n = nodes_[static_cast<size_t>(node)];
+      if (n.token != nullptr) found = n.token;
+      if (++at == text.size()) break;
+      node = next(n, static_cast<unsigned char>(text[at]));
+    }
+    return found;
+  }
+
+ private:
+  struct Node {
+    const AddedToken* token = nullptr;
+    std::vector<std::pair<unsigned char, int32_t>> children;  // sorted
+  };
+  std::vector<Node> nodes_ = std::vector<Node>(1);
+  std::array<int32_t, 256> first_{};  // children of the root; 0: none
+
+  static int32_t next(const Node& n, unsigned char c) {
+    auto it = std::lower_bound(n.children.begin(), n.children.end(), std::pair<unsigned char, int32_t>(c, 0));
+    return it != n.children.end() && it->first == c ? it->second : 0;
+  }
+  int32_t child(int32_t node, unsigned char c) {
+    Node& n = nodes_[static_cast<size_t>(node)];
+    int32_t found = node == 0 ? first_[c] : next(n, c);
+    if (found > 0) return found;
+    auto made = static_cast<int32_t>(nodes_.size());
+    if (node == 0) {
+      first_[c] = made;
+    } else {
+      n.children.insert(
+          std::lower_bound(n.children.begin(), n.children.end(), std::pair<unsigned char, int32_t>(c, 0)),
+          {c, made});
+    }
+    nodes_.emplace_back();
+    return made;
+  }
+};
+
+/// A stretch of text, or an added token that stands in it.
+struct Segment {
+  size_t begin = 0, end = 0;
+  const AddedToken* token = nullptr;
+};
+
+char32_t char_before(std::string_view text, size_t at) {
+  --at;
+  while ((static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
+  return unicode::next_char(text, at);
+}
+
+std::vector<Segment> find_segments(const TokenFinder& finder, std::string_view text) {
+  std::vector<Segment> out;
+  size_t covered = 0;
+  if (!finder.empty()) {
+    for (size_t at = 0; at < text.size();) {
+      const AddedToken* token = finder.longest_at(text, at);
+      if (token == nullptr) {
+        ++at;
+        continue;
+      }
+      size_t begin = at, end = at + token->matched.size();
+      at = end;
+      if (token->single_word) {
+        size_t after = end;
+        if ((begin > 0 && unicode::is_word(char_before(text, begin))) ||
+            (end < text.size() && unicode::is_word(unicode::next_char(text, after)))) {
+          continue;
+        }
+      }
+      if (token->lstrip) {
+        while (begin > covered && unicode::is_white_space(char_before(text, begin))) {
+          --begin;
+          while ((static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) --begin;
+        }
+        begin = std::max(begin, covered);
+      }
+      if (token->rstrip) {
+        for (size_t after = end; after < text.size();) {
+          if (!unicode::is_white_space(unicode::next_char(text, after))) break;
+          end = after;
+        }
+      }
+      if (covered < begin) out.push_back({covered, begin, nullptr});
+      out.push_back({begin, end, token});
+      covered = end;
+    }
+  }
+  if (covered < text.size()) out.push_back({covered, text.size(), nullptr});
+  return out;
+}
+
+}  // namespace
+
+struct Tokenizer::Impl {
+  std::string path;
+  Bpe bpe;
+  Normalizer normalizer;
+  PreTokenizer pre_tokenizer;
+  Decoder decoder;
+  std::map<int32_t, AddedToken> added;                    // by id
+  std::map<std::string, int32_t, std::less<>> added_ids;  // by content
+  std::unordered_set<std::string> special;                // contents
+  TokenFinder plain_finder, normalized_finder;
+  // The template: ids to put in, -1 where the text's own go.
+  std::vector<int32_t> pieces = {kText};
+  static constexpr int32_t kText = -1;
+
+  Status read(const nlohmann::json& root);
+  Status read_added(const nlohmann::json& list, const std::string& where);
+  Status read_post_processor(const nlohmann::json& value, const std::string& where, int depth, bool& done);
+  Status read_template(const JsonObject& object);
+  Status encode_text(std::string_view text, bool at_start, Bpe::Scratch& scratch, TextPool& pool,
+                     std::vector<int32_t>& out) const;
+
+  /// The text that decoding starts from.
+  Result<std::string_view> token(int32_t id) const {
+    auto it = added.find(id);
+    if (it != added.end()) return std::string_view(it->second.matched);
+    std::string_view text = bpe.token(id);
+    if (text.data() == nullptr) {
+      return error(Code::kInvalidArgument, "token id {} is not in the vocabulary of '{}' ({} tokens)", id,
+                   path, bpe.size() + static_cast<int64_t>(added.size()));
+    }
+    return text;
+  }
+  Status feed(Decoder::Run& run, int32_t id, bool skip_special, std::string& out) const {
+    DS_ASSIGN(std::string_view text, token(id));
+    if (skip_special && special.count(std::string(text)) > 0) return ok_status();
+    return run.feed(text, out);
+  }
+};
+
+Status Tokenizer::Impl::read(const nlohmann::json& root) {
+  DS_ASSIGN(JsonObject object, JsonObject::make(root, path));
+  DS_ASSIGN(std::string version, object.string_or("version", "1.0"));
+  if (version != "1.0") {
+    return error(Code::kUnsupported, "{}: found '{}', this version reads '1.0'", object.at("version"),
+                 version);
+  }
+  const nlohmann::json null;
+  auto part = [&](const char* key) -> const nlohmann::json& {
+    auto it = root.find(key);
+    return it == root.end() ? null : *it;
+  };
+  DS_ASSIGN(JsonObject model, object.object("model"));
+  DS_ASSIGN(bpe, Bpe::read(model.json(), model.where()));
+  DS_ASSIGN(normalizer, Normalizer::read(part("normalizer"), object.at("normalizer")));
+  DS_ASSIGN(pre_tokenizer, PreTokenizer::read(part("pre_tokenizer"), object.at("pre_tokenizer")));
+  DS_ASSIGN(decoder, Decoder::read(part("decoder"), object.at("decoder")));
+  if (object.has("added_tokens")) {
+    DS_ASSIGN(const nlohmann::json* list, object.array("added_tokens"));
+    DS_TRY(read_added(*list, object.at("added_tokens")));
+  }
+  bool done = false;
+  if (!part("post_processor").is_null()) {
+    DS_TRY(read_post_processor(part("post_processor"), object.at("post_processor"), 0, done));
+  }
+  return ok_status();
+}
+
+Status Tokenizer::Impl::read_added(const nlohmann::json& list, const std::string& where) {
+  int64_t next_id = bpe.size();
+  for (size_t i = 0; i < list.size(); ++i) {
+    DS_ASSIGN(JsonObject object, JsonObject::make(list[i], fmt::format("{}[{}]", where, i)));
+    AddedToken token;
+    DS_ASSIGN(int64_t id, object.integer("id", 0, INT32_MAX));
+    DS_ASSIGN(token.content, object.string("content"));
+    DS_ASSIGN(token.single_word, object.boolean("single_word"));
+    DS_ASSIGN(token.lstrip, object.boolean("lstrip"));
+    DS_ASSIGN(token.rstrip, object.boolean("rstrip"));
+    DS_ASSIGN(token.normalized, object.boolean("normalized"));
+    DS_ASSIGN(token.special, object.boolean("special"));
+    if (token.content.empty()) continue;
+
+    // The package gives ids itself: the model's where it has the token, else the next free one.
+    int64_t expected = bpe.token_id(token.content);
+    auto known = added_ids.find(token.content);
+    if (known != added_ids.end()) expected = known->second;
+    if (expected < 0) expected = next_id++;
+    if (id != expected) {
+      return error(Code::kCorrupt, "{}: token '{}' has id {}, expected {} ({})", object.at("id"),
+                   token.content, id, expected,
+                   bpe.token_id(token.content) >= 0 ? "its id in the vocabulary"
+                                                    : "the first id after the vocabulary");
+    }
+    if (bpe.token(static_cast<int32_t>(id)).data() != nullptr && bpe.token_id(token.content) != id) {
+      return error(Code::kCorrupt, "{}: token '{}' has id {}, which the vocabulary gives to '{}'",
+                   object.at("id"), token.content, id, bpe.token(static_cast<int32_t>(id)));
+    }
+    token.id = static_cast<int32_t>(id);
+    token.matched = token.content;
+    if (token.normalized) {
+      bool at_start = true;
+      DS_TRY(normalizer.apply(token.matched, at_start).with_context(object.where()));
+      if (token.matched.empty()) {
+        return error(Code::kCorrupt, "{}: nothing is left of token '{}' after the normalizer", object.where(),
+                     token.content);
+      }
+    }
+    if (token.special) special.insert(token.content);
+    added_ids[token.content] = token.id;
+    added[token.id] = std::move(token);
+  }
+  for (const auto& [id, token] : added) {
+    if (!(token.normalized ? normalized_finder : plain_finder).add(token.matched, &token)) {
+      return error(Code::kCorrupt, "{}: several added tokens are '{}' after the normalizer", where,
+                   token.matched);
+    }
+  }
+  return ok_status();
+}
+
+Status Tokenizer::Impl::read_post_processor(const nlohmann::json& value, const std::string& where, int depth,
+                                            bool& done) {
+  DS_ASSIGN(JsonObject object, JsonObject::make(value, where));
+  DS_ASSIGN(std::string type, object.string("type"));
+  if (type == "ByteLevel") return ok_status();  // touches offsets only
+  if (type == "Sequence") {
+    if (depth >= 16) return error(Code::kUnsupported, "{}: sequences nested deeper than 16", where);
+    DS_ASSIGN(const nlohmann::json* list, object.array("processors"));
+    for (size_t i = 0; i < list->size(); ++i) {
+      DS_TRY(read_post_processor((*list)[i], fmt::format("{}[{}]", object.at("processors"), i), depth + 1,
+                                 done));
+    }
+    return ok_status();
+  }
+  if (type != "TemplateProcessing") {
+    return error(
+        Code::kUnsupported,
+        "{}: post-processor '{}' is not supported; supported: TemplateProcessing, ByteLevel, Sequence", where,
+        type);
+  }
+  if (done) return error(Code::kUnsupported, "{}: a second template is not supported", where);
+  done = true;
+  return read_template(object);
+}
+
+Status Tokenizer::Impl::read_template(const JsonObject& object) {
+  DS_ASSIGN(const nlohmann::json* single, object.array("single"));
+  DS_ASSIGN(JsonObject tokens, object.object("special_tokens"));
+  pieces.clear();
+  for (size_t i = 0; i < single->size(); ++i) {
+    DS_ASSIGN(JsonObject piece,
+              JsonObject::make((*single)[i], fmt::format("{}[{}]", object.at("single"), i)));
+    if (piece.has("Sequence")) {
+      DS_ASSIGN(JsonObject sequence, piece.object("Sequence"));
+      DS_ASSIGN(std::string id, sequence.string("id"));
+      if (id != "A") return error(Code::kCorrupt, "{}: found '{}', expected 'A'", sequence.at("id"), id);
+      pieces.push_back(kText);
+      continue;
+    }
+    DS_ASSIGN(JsonObject special_token, piece.object("SpecialToken"));
+    DS_ASSIGN(std::string name, special_token.string("id"));
+    DS_ASSIGN(JsonObject entry, tokens.object(name));
+    DS_ASSIGN(const nlohmann::json* ids, entry.array("ids"));
+    for (const nlohmann::json& id : *ids) {
+      bool integral = id.is_number_integer() && !(id.is_number_unsigned() && id.get<uint64_t>() > INT64_MAX);
+      int64_t number = integral ? id.get<int64_t>() : -1;
+      if (number < 0 || number > INT32_MAX || !token(static_cast<int32_t>(number)).ok()) {
+        return error(Code::kCorrupt, "{}: found {}, expected ids of the vocabulary", entry.at("ids"),
+                     ids->dump());
+      }
+      pieces.push_back(static_cast<int32_t>(number));
+    }
+  }
+  return ok_status();
+}
+
+Status Tokenizer::Impl::encode_text(std::string_view text, bool at_start, Bpe::Scratch& scratch,
+                                    TextPool& pool, std::vector<int32_t>& out) const {
+  if (!normalizer.empty()) {
+    std::string& normalized = pool.add(std::string(text));
+    DS_TRY(normalizer.apply(normalized, at_start));
+    text = normalized;
+  }
+  std::vector<Piece> words;
+  for (const Segment& s : find_segments(normalized_finder, text)) {
+    if (s.token != nullptr) {
+      out.push_back(s.token->id);
+      continue;
+    }
+    words.assign(1, {text.substr(s.begin, s.end - s.begin), at_start && s.begin == 0});
+    DS_TRY(pre_tokenizer.apply(words, pool));
+    for (const Piece& word : words) DS_TRY(bpe.encode(word.text, scratch, out));
+  }
+  return ok_status();
+}
+
+Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
+Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
+Tokenizer::~Tokenizer() = default;
+
+Result<Tokenizer> Tokenizer::load(const std::string& folder) {
+  auto impl = std::make_unique<Impl>();
+  impl->path = folder + "/tokenizer.json";
+  DS_ASSIGN(nlohmann::json root, read_json_file(impl->path));
+  DS_TRY(impl->read(root));
+  return Tokenizer(std::move(impl));
+}
+
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special) const {
+  size_t valid = unicode::valid_utf8_prefix(text);
+  if (valid != text.size()) {
+    return error(Code::kInvalidArgument, "the text is not UTF-8: byte {} of {} is 0x{:02X}; convert it first",
+                 valid, text.size(), static_cast<unsigned char>(text[valid]));
+  }
+  if (text.size() > INT32_MAX / 4) {
+    return error(Code::kInvalidArgument, "the text has {} bytes; the most are {}", text.size(),
+                 INT32_MAX / 4);
+  }
+  Bpe::Scratch scratch;
+  TextPool pool;
+  std::vector<int32_t> ids;
+  for (const Segment& s : find_segments(impl_->plain_finder, text)) {
+    if (s.token != nullptr) {
+      ids.push_back(s.token->id);
+    } else {
+      DS_TRY(impl_->encode_text(text.substr(s.begin, s.end - s.begin), s.begin == 0, scratch, pool, ids));
+    }
+  }
+  if (impl_->pieces.size() == 1 && impl_->pieces[0] == Impl::kText) return ids;
+  std::vector<int32_t> out;
+  for (int32_t piece : impl_->pieces) {
+    if (piece == Impl::kText) {
+      out.insert(out.end(), ids.begin(), ids.end());
+    } else if (add_special) {
+      out.push_back(piece);
+    }
+  }
+  return out;
+}
+
+Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {
+  Decoder::Run run(impl_->decoder);
+  std::string out;
+  for (int32_t id : ids) DS_TRY(impl_->feed(run, id, skip_special, out));
+  DS_TRY(run.finish(out));
+  return out;
+}
+
+int64_t Tokenizer::vocab_size() const {
+  int64_t count = impl_->bpe.size();
+  for (const auto& [content, id] : impl_->added_ids) count += impl_->bpe.token_id(content) < 0 ? 1 : 0;
+  return count;
+}
+
+int32_t Tokenizer::token_id(std::string_view content) const {
+  auto it = impl_->added_ids.find(content);
+  return it != impl_->added_ids.end() ? it->second : impl_->bpe.token_id(content);
+}
+
+struct StreamingDecoder::State {
+  Decoder::Run run;
+};
+
+StreamingDecoder::StreamingDecoder(const Tokenizer& tokenizer, bool skip_special)
+    : tokenizer_(tokenizer.impl_.get()),
+      skip_special_(skip_special),
+      state_(new State{Decoder::Run(tokenizer.impl_->decoder)}) {}
+StreamingDecoder::StreamingDecoder(StreamingDecoder&&) noexcept = default;
+StreamingDecoder::~StreamingDecoder() = default;
+
+Result<std::string> StreamingDecoder::push(int32_t id) {
+  std::string out;
+  DS_TRY(tokenizer_->feed(state_->run, id, skip_special_, out));
+  return out;
+}
+
+Result<std::string> StreamingDecoder::finish() {
+  std::string out;
+  DS_TRY(state_->run.finish(out));
+  state_.reset(new State{Decoder::Run(tokenizer_->decoder)});
+  return out;
+}
+
+}  // namespace ds

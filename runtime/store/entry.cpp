@@ -1,0 +1,423 @@
+#include "runtime/store/entry.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <charconv>
+#include <cstring>
+#include <tuple>
+
+#include "support/json.h"
+
+namespace ds {
+namespace {
+
+static_assert(std::endian::native == std::endian::little,
+              "entries are read and written as they lie in memory");
+
+constexpr std::string_view kMagic = "DSENTRY1";
+constexpr std::string_view kLayout = "token-major";
+constexpr int64_t kAlignment = 4096;
+constexpr int64_t kPrefix = 20;  // magic, version, length of the JSON
+constexpr int64_t kMaxJson = int64_t{16} << 20;
+constexpr int64_t kMaxFirstRead = 64 << 10;
+// Bounds that keep every product of sizes below 2^63: rows < 2^32 bytes, tensors < 2^62, and no more than
+// 2^17 tensors are laid out in sums that are checked one by one.
+constexpr int64_t kMaxTokens = int64_t{1} << 30;
+constexpr int64_t kMaxLayers = 1 << 16;
+constexpr int64_t kMaxRow = 1 << 28;  // elements
+
+int64_t align(int64_t at) { return (at + kAlignment - 1) / kAlignment * kAlignment; }
+
+int64_t row_bytes_of(const Shape& shape, DType dtype, TensorKind kind) {
+  return (kind == TensorKind::kE ? shape.e_row() : shape.kv_row()) * dtype_size(dtype);
+}
+
+bool laid_out_before(const EntryTensor& a, const EntryTensor& b) {
+  return std::tie(a.kind, a.layer) < std::tie(b.kind, b.layer);
+}
+
+std::string tensor_name(TensorKind kind, int64_t layer) {
+  return fmt::format("{}({})", tensor_kind_name(kind), layer);
+}
+
+std::string escaped(std::string_view bytes) {
+  std::string text;
+  for (char c : bytes) {
+    auto u = static_cast<unsigned char>(c);
+    if (u >= 32 && u < 127 && c != '\\' && c != '\'') {
+      text += c;
+    } else {
+      text += fmt::format("\\x{:02x}", u);
+    }
+  }
+  return text;
+}
+
+std::string hex64(uint64_t v) { return fmt::format("{:016x}", v); }
+
+Status check_shape(const Shape& s, const std::string& where) {
+  auto bad = [&](std::string_view name, int64_t found, int64_t high) {
+    return error(Code::kInvalidArgument, "{}: {} is {}, expected 1 to {}", where, name, found, high);
+  };
+  if (s.layers < 1 || s.layers > kMaxLayers) return bad("layers", s.layers, kMaxLayers);
+  if (s.d_model < 1 || s.d_model > kMaxRow) return bad("d_model", s.d_model, kMaxRow);
+  if (s.kv_heads < 1 || s.kv_heads > 1 << 13) return bad("kv_heads", s.kv_heads, 1 << 13);
+  if (s.head_dim < 1 || s.head_dim > 1 << 13) return bad("head_dim", s.head_dim, 1 << 13);
+  return ok_status();
+}
+
+// Numbers of a shape under their names, so that writing, reading and comparing cannot forget one.
+template <typename S>
+auto shape_fields(S& s) {
+  return std::array{
+      std::pair{"layers", &s.layers}, std::pair{"d_model", &s.d_model},   std::pair{"ff", &s.ff},
+      std::pair{"heads", &s.heads},   std::pair{"kv_heads", &s.kv_heads}, std::pair{"head_dim", &s.head_dim},
+      std::pair{"vocab", &s.vocab}};
+}
+
+template <typename M>
+auto sender_fields(M& m) {
+  return std::array{std::pair{"name", &m.name}, std::pair{"fingerprint", &m.fingerprint},
+                    std::pair{"config", &m.config}, std::pair{"weights", &m.weights},
+                    std::pair{"tokenizer", &m.tokenizer}};
+}
+
+std::string header_json(const EntryHeader& h) {
+  nlohmann::json j;  // its objects keep their keys sorted
+  j["layout"] = kLayout;
+  j["context"] = {{"tokens", h.identity.tokens},
+                  {"tokens_sha256", h.identity.tokens_hash},
+                  {"salt_sha256", sha256_hex(h.identity.salt)},
+                  {"dtype", dtype_name(h.identity.dtype)}};
+  for (auto& [name, value] : sender_fields(h.sender)) j["sender"][name] = *value;
+  for (auto& [name, value] : shape_fields(h.shape)) j["shape"][name] = *value;
+  j["shape"]["family"] = h.shape.family;
+  j["tensors"] = nlohmann::json::array();
+  for (const EntryTensor& t : h.tensors) {
+    j["tensors"].push_back({{"kind", tensor_kind_name(t.kind)},
+                            {"layer", t.layer},
+                            {"offset", t.offset},
+                            {"bytes", t.bytes},
+                            {"checksum", hex64(t.checksum)}});
+  }
+  // A folder's name need not be UTF-8; it is for people only.
+  return j.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+/// All bytes before the first tensor but for the zeros: prefix, JSON, checksum.
+std::string header_bytes(const EntryHeader& h) {
+  std::string json = header_json(h), bytes(kMagic);
+  auto put = [&](const auto& v) { bytes.append(reinterpret_cast<const char*>(&v), sizeof v); };
+  put(kEntryVersion);
+  put(static_cast<uint64_t>(json.size()));
+  bytes += json;
+  put(checksum64(std::as_bytes(std::span(bytes.data(), bytes.size()))));
+  return bytes;
+}
+
+template <typename T>
+Status expect_field(std::string_view field, const T& found, const T& expected) {
+  if (found == expected) return ok_status();
+  return error(Code::kMismatch, "{} is '{}' there, expected '{}'", field, found, expected);
+}
+
+Result<EntryTensor> parse_tensor(const nlohmann::json& item, const std::string& where) {
+  DS_ASSIGN(JsonObject o, JsonObject::make(item, where));
+  EntryTensor t;
+  DS_ASSIGN(std::string kind, o.string("kind"));
+  if (kind != "e" && kind != "kv") {
+    return error(Code::kCorrupt, "{}: 'kind' is '{:.40}', expected 'e' or 'kv'", where, escaped(kind));
+  }
+  t.kind = kind == "e" ? TensorKind::kE : TensorKind::kKv;
+  DS_ASSIGN(int64_t layer, o.integer("layer", 0, kMaxLayers));
+  t.layer = static_cast<int32_t>(layer);
+  DS_ASSIGN(t.offset, o.integer("offset", 0, INT64_MAX / 2));
+  DS_ASSIGN(t.bytes, o.integer("bytes", 1, INT64_MAX / 2));
+  DS_ASSIGN(std::string checksum, o.string("checksum"));
+  auto [end, failure] = std::from_chars(checksum.data(), checksum.data() + checksum.size(), t.checksum, 16);
+  if (failure != std::errc() || hex64(t.checksum) != checksum) {
+    return error(Code::kCorrupt, "{}: 'checksum' is '{:.40}', expected 16 hexadecimal digits", where,
+                 escaped(checksum));
+  }
+  return t;
+}
+
+Status compare(const EntryHeader& found, const std::string& salt_sha256, const EntryIdentity& identity,
+               const Shape& shape) {
+  DS_TRY(expect_field("sender fingerprint", found.sender.fingerprint, identity.sender));
+  DS_TRY(expect_field("hash of the context's tokens", found.identity.tokens_hash, identity.tokens_hash));
+  DS_TRY(expect_field("number of tokens", found.identity.tokens, identity.tokens));
+  DS_TRY(expect_field("hash of the tenant salt", salt_sha256, sha256_hex(identity.salt)));
+  DS_TRY(expect_field("element type", dtype_name(found.identity.dtype), dtype_name(identity.dtype)));
+  DS_TRY(expect_field("model family", found.shape.family, shape.family));
+  auto theirs = shape_fields(found.shape), ours = shape_fields(shape);
+  for (size_t i = 0; i < ours.size(); ++i) {
+    DS_TRY(expect_field(ours[i].first, *theirs[i].second, *ours[i].second));
+  }
+  return ok_status();
+}
+
+/// From JSON text whose checksum was right; `tensors_from` is where the header ends.
+Result<EntryHeader> parse_header(std::string_view text, int64_t tensors_from, int64_t object_size,
+                                 const EntryIdentity& identity, const Shape& shape) {
+  DS_ASSIGN(nlohmann::json json, parse_json(text, "header"));
+  DS_ASSIGN(JsonObject o, JsonObject::make(json, "header"));
+  EntryHeader h;
+
+  DS_ASSIGN(std::string layout, o.string("layout"));
+  if (layout != kLayout) {
+    return error(Code::kUnsupported, "header: 'layout' is '{:.40}', this version reads '{}'", escaped(layout),
+                 kLayout);
+  }
+  DS_ASSIGN(JsonObject sender, o.object("sender"));
+  for (auto& [name, value] : sender_fields(h.sender)) {
+    DS_ASSIGN(*value, sender.string(name));
+  }
+  DS_ASSIGN(JsonObject context, o.object("context"));
+  DS_ASSIGN(h.identity.tokens, context.integer("tokens", 1, kMaxTokens));
+  DS_ASSIGN(h.identity.tokens_hash, context.string("tokens_sha256"));
+  DS_ASSIGN(std::string salt_sha256, context.string("salt_sha256"));
+  DS_ASSIGN(std::string dtype, context.string("dtype"));
+  DS_ASSIGN(h.identity.dtype, parse_dtype(dtype));
+  DS_ASSIGN(JsonObject shape_json, o.object("shape"));
+  DS_ASSIGN(h.shape.family, shape_json.string("family"));
+  for (auto& [name, value] : shape_fields(h.shape)) {
+    DS_ASSIGN(*value, shape_json.integer(name, INT64_MIN, INT64_MAX));
+  }
+  DS_TRY(check_shape(h.shape, "header: shape"));
+  DS_TRY(compare(h, salt_sha256, identity, shape));
+  h.identity.sender = identity.sender;  // both were compared; the salt itself is not in the header
+  h.identity.salt = identity.salt;
+
+  DS_ASSIGN(const nlohmann::json* list, o.array("tensors"));
+  if (list->empty() || list->size() > static_cast<size_t>(2 * h.shape.layers)) {
+    return error(Code::kCorrupt, "header: {} tensors listed, expected 1 to {}", list->size(),
+                 2 * h.shape.layers);
+  }
+  int64_t end = tensors_from;
+  for (size_t i = 0; i < list->size(); ++i) {
+    std::string where = fmt::format("header: tensor {}", i);
+    DS_ASSIGN(EntryTensor t, parse_tensor((*list)[i], where));
+    where += " " + tensor_name(t.kind, t.layer);
+    if (t.layer >= h.shape.layers) {
+      return error(Code::kCorrupt, "{}: layer {} is not one of the model's {}", where, t.layer,
+                   h.shape.layers);
+    }
+    if (!h.tensors.empty() && !laid_out_before(h.tensors.back(), t)) {
+      return error(Code::kCorrupt, "{}: stands after {}, expected E first, then KV, each by layer and once",
+                   where, tensor_name(h.tensors.back().kind, h.tensors.back().layer));
+    }
+    int64_t bytes = h.identity.tokens * h.row_bytes(t.kind);
+    if (t.bytes != bytes) {
+      return error(Code::kCorrupt, "{}: {} bytes, expected {} for {} tokens of {}", where, t.bytes, bytes,
+                   h.identity.tokens, h.row_bytes(t.kind));
+    }
+    if (t.offset % kAlignment != 0 || t.offset < end) {
+      return error(Code::kCorrupt, "{}: at byte {}, expected a multiple of {} from {} on", where, t.offset,
+                   kAlignment, end);
+    }
+    if (t.offset > object_size || t.bytes > object_size - t.offset) {
+      return error(Code::kCorrupt, "{}: {} bytes at byte {} do not fit into the object's {}; it is truncated",
+                   where, t.bytes, t.offset, object_size);
+    }
+    end = t.offset + t.bytes;
+    h.tensors.push_back(t);
+  }
+  if (object_size != end) {
+    return error(Code::kCorrupt, "the object has {} bytes, expected {} as its header says", object_size, end);
+  }
+  return h;
+}
+
+}  // namespace
+
+std::string_view tensor_kind_name(TensorKind kind) { return kind == TensorKind::kE ? "e" : "kv"; }
+
+std::string hash_tokens(std::span<const int32_t> ids) { return sha256_hex(std::as_bytes(ids)); }
+
+std::string EntryIdentity::key() const {
+  // Lengths in front, so that no two identities have the same text.
+  return sha256_hex(fmt::format("droidspeak entry\nsender {}:{}\ntokens {} {}:{}\nsalt {}:{}\ndtype {}\n",
+                                sender.size(), sender, tokens, tokens_hash.size(), tokens_hash, salt.size(),
+                                salt, dtype_name(dtype)));
+}
+
+int64_t EntryHeader::row_bytes(TensorKind kind) const { return row_bytes_of(shape, identity.dtype, kind); }
+
+const EntryTensor* EntryHeader::find(TensorKind kind, int32_t layer) const {
+  for (const EntryTensor& t : tensors) {
+    if (t.kind == kind && t.layer == layer) return &t;
+  }
+  return nullptr;
+}
+
+Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const ModelIdentity& sender,
+                            const Shape& shape, std::vector<EntrySource> sources) {
+  EntryHeader h;
+  h.identity = identity;
+  h.sender = sender;
+  h.shape = shape;
+  DS_TRY(check_shape(shape, "publishing an entry: shape"));
+  if (identity.tokens < 1 || identity.tokens > kMaxTokens) {
+    return error(Code::kInvalidArgument, "publishing an entry: {} tokens, expected 1 to {}", identity.tokens,
+                 kMaxTokens);
+  }
+  if (identity.sender != sender.fingerprint) {
+    return error(Code::kInvalidArgument,
+                 "publishing an entry: the identity names sender '{}', the model is '{}'", identity.sender,
+                 sender.fingerprint);
+  }
+  if (sources.empty()) return error(Code::kInvalidArgument, "publishing an entry: no tensors were given");
+  std::sort(sources.begin(), sources.end(), [](const EntrySource& a, const EntrySource& b) {
+    return std::tie(a.kind, a.layer) < std::tie(b.kind, b.layer);
+  });
+  for (const EntrySource& s : sources) {
+    std::string name = tensor_name(s.kind, s.layer);
+    if (s.layer < 0 || s.layer >= shape.layers) {
+      return error(Code::kInvalidArgument, "publishing an entry: {} is not a layer of the model's {}", name,
+                   shape.layers);
+    }
+    if (!h.tensors.empty() && h.tensors.back().kind == s.kind && h.tensors.back().layer == s.layer) {
+      return error(Code::kInvalidArgument, "publishing an entry: {} was given twice", name);
+    }
+    int64_t bytes = identity.tokens * h.row_bytes(s.kind);
+    if (static_cast<int64_t>(s.data.size()) != bytes) {
+      return error(Code::kInvalidArgument, "publishing an entry: {} has {} bytes, expected {}", name,
+                   s.data.size(), bytes);
+    }
+    h.tensors.push_back({s.kind, s.layer, 0, bytes, checksum64(s.data)});
+  }
+
+  // Offsets depend on the length of the header, which depends on the digits of the offsets: lay out from a
+  // guess and again until it fits. A larger start never makes offsets smaller, so this ends.
+  std::string header;
+  for (int64_t start = kAlignment;; start = align(static_cast<int64_t>(header.size()))) {
+    int64_t at = start;
+    for (EntryTensor& t : h.tensors) {
+      t.offset = at;
+      at = align(at + t.bytes);
+    }
+    header = header_bytes(h);
+    if (static_cast<int64_t>(header.size()) <= start) break;
+  }
+  if (static_cast<int64_t>(header.size()) > kPrefix + kMaxJson + 8) {
+    return error(Code::kInvalidArgument, "publishing an entry: its header would have {} bytes, more than {}",
+                 header.size(), kMaxJson);
+  }
+
+  int64_t written = 0;
+  Status status = store.put(identity.key(), [&](const Store::Sink& sink) -> Status {
+    static constexpr std::array<std::byte, kAlignment> kZeros{};
+    auto append = [&](std::span<const std::byte> bytes) {
+      written += static_cast<int64_t>(bytes.size());
+      return sink(bytes);
+    };
+    DS_TRY(append(std::as_bytes(std::span(header.data(), header.size()))));
+    for (size_t i = 0; i < sources.size(); ++i) {
+      DS_TRY(append(std::span(kZeros).first(static_cast<size_t>(h.tensors[i].offset - written))));
+      DS_TRY(append(sources[i].data));
+    }
+    return ok_status();
+  });
+  if (!status.ok()) return status.with_context(fmt::format("publishing an entry to '{}'", store.url()));
+  return written;
+}
+
+Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identity, const Shape& shape) {
+  std::string key = identity.key();
+  EntryReader reader;
+  reader.where_ = fmt::format("entry '{}' in '{}'", key, store.url());
+  auto corrupt = [&]<typename... A>(fmt::format_string<A...> format, A&&... args) {
+    return error(Code::kCorrupt, "{}: {}", reader.where_, fmt::format(format, std::forward<A>(args)...));
+  };
+  DS_TRY(check_shape(shape, "opening an entry: shape"));
+  auto object = store.open(key);
+  if (!object.ok()) return object.status().with_context("looking for the sender's entry");
+  reader.object_ = std::move(*object);
+
+  int64_t size = reader.object_->size();
+  if (size < kPrefix + 8) {
+    return corrupt("it has {} bytes, fewer than the {} of the smallest header", size, kPrefix + 8);
+  }
+  // Nearly every header fits the first read; it takes at most 1/256 of the object, but for small ones.
+  int64_t have = std::min(size, std::clamp(align(size / 256), kAlignment, kMaxFirstRead));
+  std::string bytes(static_cast<size_t>(have), '\0');
+  auto read = [&](int64_t from) {
+    return reader.object_->read(from,
+                                std::as_writable_bytes(std::span(bytes)).subspan(static_cast<size_t>(from)));
+  };
+  if (Status s = read(0); !s.ok()) return s.with_context(reader.where_);
+  if (!bytes.starts_with(kMagic)) {
+    return corrupt("it begins with '{}', expected '{}'; {} bytes in all",
+                   escaped(bytes.substr(0, kMagic.size())), kMagic, size);
+  }
+  uint32_t version = 0;
+  uint64_t length = 0;
+  std::memcpy(&version, bytes.data() + 8, sizeof version);
+  std::memcpy(&length, bytes.data() + 12, sizeof length);
+  if (length > static_cast<uint64_t>(kMaxJson) || static_cast<int64_t>(length) > size - kPrefix - 8) {
+    return corrupt("its header claims {} bytes, expected at most {}", length,
+                   std::min(kMaxJson, size - kPrefix - 8));
+  }
+  int64_t checked = kPrefix + static_cast<int64_t>(length);
+  if (checked + 8 > have) {
+    bytes.resize(static_cast<size_t>(checked + 8));
+    if (Status s = read(have); !s.ok()) return s.with_context(reader.where_);
+  }
+  uint64_t stored = 0;
+  std::memcpy(&stored, bytes.data() + checked, sizeof stored);
+  uint64_t found = checksum64(std::as_bytes(std::span(bytes)).first(static_cast<size_t>(checked)));
+  if (found != stored) {
+    return corrupt("its header is damaged: checksum {} of {} bytes, expected {}", hex64(found), checked,
+                   hex64(stored));
+  }
+  if (version != kEntryVersion) {
+    return error(Code::kUnsupported, "{}: it has format version {}, this version reads {}; publish it again",
+                 reader.where_, version, kEntryVersion);
+  }
+  auto header = parse_header(std::string_view(bytes).substr(kPrefix, static_cast<size_t>(length)),
+                             checked + 8, size, identity, shape);
+  if (!header.ok()) {
+    // Ill-typed or absurd values are the entry's fault here, not the caller's.
+    Code code = header.status().code() == Code::kInvalidArgument ? Code::kCorrupt : header.status().code();
+    return Status(code, header.status().message()).with_context(reader.where_);
+  }
+  reader.header_ = std::move(*header);
+  reader.progress_.resize(reader.header_.tensors.size());
+  return reader;
+}
+
+Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out) {
+  const EntryTensor* tensor = header_.find(kind, layer);
+  if (tensor == nullptr) {
+    return error(Code::kNotFound, "{}: it has no {}; publish it again with the plan that asks for it", where_,
+                 tensor_name(kind, layer));
+  }
+  int64_t tokens = header_.identity.tokens, row = header_.row_bytes(kind);
+  if (first < 0 || rows < 0 || first > tokens || rows > tokens - first) {
+    return error(Code::kInvalidArgument, "{}: {} rows from row {} on of {} were asked for, it has {} rows",
+                 where_, rows, first, tensor_name(kind, layer), tokens);
+  }
+  if (rows == 0) return ok_status();
+  std::span<std::byte> target(out, static_cast<size_t>(rows * row));
+  if (Status s = object_->read(tensor->offset + first * row, target); !s.ok()) return s.with_context(where_);
+  bytes_read_ += rows * row;
+
+  Progress& progress = progress_[static_cast<size_t>(tensor - header_.tensors.data())];
+  if (first == 0) {
+    progress.next_row = 0;
+    progress.checksum.reset();
+  }
+  if (first != progress.next_row) return ok_status();  // out of order: nothing to compare with
+  progress.checksum.update(target);
+  progress.next_row = first + rows;
+  if (progress.next_row == tokens && progress.checksum.value() != tensor->checksum) {
+    return error(Code::kCorrupt, "{}: {} is damaged: checksum {} of {} bytes, expected {}", where_,
+                 tensor_name(kind, layer), hex64(progress.checksum.value()), tensor->bytes,
+                 hex64(tensor->checksum));
+  }
+  return ok_status();
+}
+
+}  // namespace ds

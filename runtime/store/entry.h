@@ -1,13 +1,24 @@
 // An entry: what one sender computed for one context, as one immutable object.
 //
-// Layout: a self-describing header (magic "DSENTRY1", version, header length, JSON header, XXH3 of the
-// header), then tensors at 4 KiB-aligned offsets in plan order, E first, then K/V by layer. E of a layer:
-// [n][d_model]; KV of a layer: [n][2][kv_heads][head_dim], K after RoPE. Token-major, so that a chunk of
-// tokens is one byte range.
+// Layout (little-endian; a byte with no meaning is zero and is not looked at when reading):
+//     0   magic "DSENTRY1"
+//     8   u32 version, 1
+//    12   u64 length of the JSON header, at most 16 MiB
+//    20   JSON header, keys sorted: context, layout, sender, shape, tensors
+//   20+L  u64 XXH3 of bytes 0 to 20+L
+//         zeros up to a multiple of 4096
+//         tensors in plan order, E first, then K and V, each by layer and each at a multiple of 4096; zeros
+//         between them, none behind the last
+// These rules up to the header's checksum hold for every version. Every tensor has an XXH3 of its own in the
+// header, so that a flipped bit in any byte with a meaning is noticed.
+//
+// E of a layer: [n][d_model]; KV of a layer: [n][2][kv_heads][head_dim], K after RoPE, then V. Token-major,
+// so that a chunk of tokens is one byte range.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,11 +31,13 @@
 
 namespace ds {
 
-/// What an entry is for. All of it is in the key and again in the header.
+inline constexpr uint32_t kEntryVersion = 1;
+
+/// What an entry is for. All of it is in the key and again in the header (the salt as its SHA-256).
 struct EntryIdentity {
   std::string sender;       // ModelIdentity::fingerprint
   std::string tokens_hash;  // SHA-256 of the context's token ids (little-endian int32)
-  std::string salt;         // tenant salt, may be empty
+  std::string salt;         // tenant salt, any bytes, may be empty
   int64_t tokens = 0;       // n
   DType dtype = DType::kBF16;
   std::string key() const;  // hexadecimal SHA-256 of all of the above
@@ -32,6 +45,7 @@ struct EntryIdentity {
 std::string hash_tokens(std::span<const int32_t> ids);
 
 enum class TensorKind : uint8_t { kE = 0, kKv = 1 };
+std::string_view tensor_kind_name(TensorKind kind);  // "e", "kv"
 
 struct EntryTensor {
   TensorKind kind = TensorKind::kKv;
@@ -45,9 +59,9 @@ struct EntryHeader {
   EntryIdentity identity;
   ModelIdentity sender;  // for people: which model
   Shape shape;
-  std::vector<EntryTensor> tensors;
+  std::vector<EntryTensor> tensors;  // E first, then KV, each by layer
   int64_t row_bytes(TensorKind kind) const;
-  const EntryTensor* find(TensorKind kind, int32_t layer) const;
+  const EntryTensor* find(TensorKind kind, int32_t layer) const;  // nullptr: not in this entry
 };
 
 /// One tensor to publish; `data` holds tokens * row_bytes bytes.
@@ -58,7 +72,8 @@ struct EntrySource {
 };
 
 /// Writes an entry atomically (E first, then KV by layer, whatever the order given). Returns its size in
-/// bytes.
+/// bytes. Errors: kInvalidArgument (no tensors, one twice, a layer outside the shape, a wrong size), and
+/// those of Store::put.
 Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const ModelIdentity& sender,
                             const Shape& shape, std::vector<EntrySource> tensors);
 
@@ -66,23 +81,27 @@ Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const M
 /// miss.
 class EntryReader {
  public:
-  /// Looks the entry up and checks its header against `identity` and `shape`: kNotFound, kCorrupt, kMismatch.
+  /// Looks the entry up, in one look-up and one read (two for a header that is long beside its tensors), and
+  /// checks all of its header and its size. kNotFound; kCorrupt; kMismatch: it is for something other than
+  /// `identity` or `shape`, the message names the field; kUnsupported: written by a newer version; kIo.
   static Result<EntryReader> open(Store& store, const EntryIdentity& identity, const Shape& shape);
 
   const EntryHeader& header() const { return header_; }
-  /// Rows [first, first + rows) of a tensor into `out`. Tensors read front to back are verified against their
-  /// checksum with the last row: kCorrupt. kNotFound: the entry has no such tensor. Allocates nothing. One
-  /// thread.
+  /// Rows [first, first + rows) of a tensor into `out`. A tensor that is read front to back, in any pieces,
+  /// is verified against its checksum with the last row: kCorrupt. Rows read in another order are not
+  /// verified. kNotFound: the entry has no such tensor. kInvalidArgument: no such rows. Allocates nothing
+  /// when it succeeds. One thread at a time.
   Status read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out);
+  /// Bytes of tensors read so far (not those of the header).
   int64_t bytes_read() const { return bytes_read_; }
 
  private:
   struct Progress {
-    int64_t next_row = 0;
+    int64_t next_row = 0;  // all rows before it have gone into the checksum
     StreamingChecksum checksum;
   };
-  Store* store_ = nullptr;
-  std::string key_;
+  std::unique_ptr<StoreObject> object_;
+  std::string where_;  // for messages
   EntryHeader header_;
   std::vector<Progress> progress_;  // per tensor
   int64_t bytes_read_ = 0;

@@ -1,0 +1,457 @@
+// config.json and generation_config.json: both styles of keys, defaults, RoPE, and everything that is
+// refused.
+#include "runtime/model/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "runtime/model/safetensors.h"
+#include "support/json.h"
+
+namespace ds {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+const std::string kModels = DS_SOURCE_DIR "/tests/golden/models/";
+
+class ConfigTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/ds-config-" + std::to_string(getpid()) + "-" +
+              ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  void write(const std::string& name, std::string_view text) {
+    std::ofstream(folder_ + "/" + name, std::ios::binary) << text;
+  }
+  Result<ModelConfig> read(const json& config) {
+    write("config.json", config.dump());
+    return ModelConfig::read(folder_);
+  }
+  static json golden(const std::string& model, const std::string& file = "config-v5.json") {
+    Result<json> config = read_json_file(kModels + model + "/" + file);
+    EXPECT_TRUE(config.ok()) << config.status().message();
+    return config.ok() ? *config : json::object();
+  }
+  /// Reading `config` must fail with `code` and a message that has every one of `parts` and the file's name.
+  void expect_refused(const json& config, Code code, std::vector<std::string> parts) {
+    Result<ModelConfig> result = read(config);
+    ASSERT_FALSE(result.ok()) << config.dump();
+    EXPECT_EQ(code_name(result.status().code()), code_name(code)) << result.status().message();
+    for (const std::string& part : parts) EXPECT_THAT(result.status().message(), HasSubstr(part));
+    EXPECT_THAT(result.status().message(), HasSubstr("config.json"));
+  }
+  std::string folder_;
+};
+
+TEST_F(ConfigTest, KeysOfTransformers4And5GiveTheSame) {
+  for (const char* model : {"llama", "llama2", "llama3", "mistral", "qwen2", "qwen3"}) {
+    Result<ModelConfig> old = read(golden(model, "config-v4.json"));
+    Result<ModelConfig> now = read(golden(model, "config-v5.json"));
+    ASSERT_TRUE(old.ok()) << old.status().message();
+    ASSERT_TRUE(now.ok()) << now.status().message();
+    EXPECT_EQ(old->canonical(), now->canonical()) << model;
+    EXPECT_EQ(old->dtype, now->dtype) << model;
+    EXPECT_EQ(old->eos_token_ids, now->eos_token_ids) << model;
+    EXPECT_EQ(old->max_positions, now->max_positions) << model;
+    EXPECT_THAT(architecture_differences(*old, *now), IsEmpty()) << model;
+  }
+}
+
+TEST_F(ConfigTest, ReadsEveryField) {
+  Result<ModelConfig> qwen = ModelConfig::read(kModels + "qwen3/receiver");
+  ASSERT_TRUE(qwen.ok()) << qwen.status().message();
+  EXPECT_EQ(qwen->family, Family::kQwen3);
+  EXPECT_EQ(qwen->layers, 5);
+  EXPECT_EQ(qwen->d_model, 32);
+  EXPECT_EQ(qwen->ff, 48);
+  EXPECT_EQ(qwen->heads, 6);
+  EXPECT_EQ(qwen->kv_heads, 2);
+  EXPECT_EQ(qwen->head_dim, 10);
+  EXPECT_EQ(qwen->vocab, 180);
+  EXPECT_EQ(qwen->max_positions, 1024);
+  EXPECT_EQ(qwen->rms_norm_eps, 1e-6);
+  EXPECT_EQ(qwen->rope.theta, 1e6);
+  EXPECT_TRUE(qwen->qk_norm);
+  EXPECT_FALSE(qwen->qkv_bias);
+  EXPECT_FALSE(qwen->tied_embeddings);
+  EXPECT_EQ(qwen->dtype, DType::kF16);
+  EXPECT_THAT(qwen->eos_token_ids, ElementsAre(1));
+  EXPECT_EQ(qwen->kv_row(), 40);
+  EXPECT_EQ(qwen->shape().family, "qwen3");
+  EXPECT_EQ(qwen->shape().kv_row(), 40);
+
+  Result<ModelConfig> llama3 = ModelConfig::read(kModels + "llama3/receiver");
+  ASSERT_TRUE(llama3.ok()) << llama3.status().message();
+  EXPECT_EQ(llama3->rope.type, RopeConfig::Type::kLlama3);
+  EXPECT_EQ(llama3->rope.factor, 8);
+  EXPECT_EQ(llama3->rope.low_freq_factor, 1);
+  EXPECT_EQ(llama3->rope.high_freq_factor, 4);
+  EXPECT_EQ(llama3->rope.original_max_positions, 64);
+  EXPECT_EQ(llama3->head_dim, 16);  // derived: the key is absent
+  EXPECT_TRUE(llama3->tied_embeddings);
+
+  Result<ModelConfig> qwen2 = ModelConfig::read(kModels + "qwen2/receiver");
+  ASSERT_TRUE(qwen2.ok()) << qwen2.status().message();
+  EXPECT_TRUE(qwen2->qkv_bias);
+  EXPECT_EQ(qwen2->head_dim, 4);
+}
+
+TEST_F(ConfigTest, TheTrainedPairIsRead) {
+  Result<ModelConfig> sender = ModelConfig::read(DS_SOURCE_DIR "/examples/pair/sender");
+  Result<ModelConfig> receiver = ModelConfig::read(DS_SOURCE_DIR "/examples/pair/receiver");
+  ASSERT_TRUE(sender.ok()) << sender.status().message();
+  ASSERT_TRUE(receiver.ok()) << receiver.status().message();
+  EXPECT_THAT(architecture_differences(*sender, *receiver), IsEmpty());
+}
+
+TEST_F(ConfigTest, AbsentAndNullKeysTakeTheDefaultsOfTheClass) {
+  json llama = {{"model_type", "llama"},  {"hidden_size", 64},        {"intermediate_size", 96},
+                {"num_hidden_layers", 2}, {"num_attention_heads", 8}, {"vocab_size", 100}};
+  Result<ModelConfig> c = read(llama);
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  EXPECT_EQ(c->kv_heads, 8);
+  EXPECT_EQ(c->head_dim, 8);
+  EXPECT_EQ(c->rope, RopeConfig{});
+  EXPECT_EQ(c->rms_norm_eps, 1e-6);
+  EXPECT_EQ(c->max_positions, 2048);
+  EXPECT_FALSE(c->tied_embeddings);
+  EXPECT_EQ(c->dtype, DType::kF32);
+  EXPECT_THAT(c->eos_token_ids, IsEmpty());
+
+  for (const char* key : {"head_dim", "num_key_value_heads", "rope_scaling", "rope_parameters", "torch_dtype",
+                          "quantization_config", "sliding_window", "layer_types", "eos_token_id"}) {
+    llama[key] = nullptr;
+  }
+  Result<ModelConfig> with_null = read(llama);
+  ASSERT_TRUE(with_null.ok()) << with_null.status().message();
+  EXPECT_EQ(with_null->canonical(), c->canonical());
+
+  json qwen3 = golden("qwen3");
+  qwen3.erase("head_dim");
+  Result<ModelConfig> q = read(qwen3);
+  ASSERT_TRUE(q.ok()) << q.status().message();
+  EXPECT_EQ(q->head_dim, 128);
+
+  json mistral = golden("mistral");
+  mistral.erase("num_key_value_heads");  // the class says 8, which 4 query heads cannot be
+  expect_refused(mistral, Code::kInvalidArgument, {"num_attention_heads", "4", "8", "absent"});
+  mistral["num_key_value_heads"] = nullptr;
+  Result<ModelConfig> m = read(mistral);
+  ASSERT_TRUE(m.ok()) << m.status().message();
+  EXPECT_EQ(m->kv_heads, 4);
+}
+
+TEST_F(ConfigTest, FamilyFromArchitecturesAlone) {
+  json config = golden("qwen2");
+  config.erase("model_type");
+  Result<ModelConfig> c = read(config);
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  EXPECT_EQ(c->family, Family::kQwen2);
+  config["model_type"] = "qwen2";
+  config.erase("architectures");
+  ASSERT_TRUE(read(config).ok());
+  config.erase("model_type");
+  expect_refused(config, Code::kCorrupt, {"model_type", "architectures"});
+}
+
+TEST_F(ConfigTest, InverseFrequenciesEqualTransformers) {
+  for (const char* model : {"llama", "llama2", "llama3", "mistral", "qwen2", "qwen3"}) {
+    Result<ModelConfig> c = ModelConfig::read(kModels + model + "/receiver");
+    ASSERT_TRUE(c.ok()) << c.status().message();
+    Result<SafetensorsFile> expected = SafetensorsFile::open(kModels + model + "/expected.safetensors");
+    ASSERT_TRUE(expected.ok()) << expected.status().message();
+    auto bytes = expected->entries().at("rope.inverse_frequencies").data;
+    std::vector<float> want(bytes.size() / 4);
+    std::memcpy(want.data(), bytes.data(), bytes.size());
+    std::vector<float> got = c->rope.inverse_frequencies(c->head_dim);
+    ASSERT_EQ(got.size(), want.size()) << model;
+    // The last bit is the power function's: two of them differ by it at most.
+    for (size_t i = 0; i < got.size(); ++i)
+      EXPECT_NEAR(got[i], want[i], 2.4e-7 * want[i]) << model << " " << i;
+  }
+}
+
+TEST_F(ConfigTest, InverseFrequenciesOfRealShapes) {
+  Result<json> cases = read_json_file(kModels + "rope.json");
+  ASSERT_TRUE(cases.ok()) << cases.status().message();
+  ASSERT_EQ(cases->size(), 4u);
+  for (const json& c : *cases) {
+    SCOPED_TRACE(c["rope_parameters"].dump());
+    json config = golden("llama");
+    config["head_dim"] = c["head_dim"];
+    config["rope_parameters"] = c["rope_parameters"];
+    Result<ModelConfig> read_back = read(config);
+    ASSERT_TRUE(read_back.ok()) << read_back.status().message();
+    std::vector<float> got = read_back->rope.inverse_frequencies(c["head_dim"]);
+    const json& want = c["inverse_frequencies"];
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) {
+      EXPECT_NEAR(got[i], want[i].get<double>(), 2.4e-7 * want[i].get<double>()) << i;
+    }
+  }
+}
+
+TEST_F(ConfigTest, LinearScalingDividesFrequencies) {
+  json config = golden("llama", "config-v4.json");
+  std::vector<float> plain = read(config)->rope.inverse_frequencies(12);
+  config["rope_scaling"] = {{"type", "linear"}, {"factor", 4.0}};
+  Result<ModelConfig> c = read(config);
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  std::vector<float> scaled = c->rope.inverse_frequencies(12);
+  for (size_t i = 0; i < 6; ++i) EXPECT_EQ(scaled[i], plain[i] / 4);
+  config["rope_scaling"]["factor"] = 1.0;
+  EXPECT_EQ(read(config)->rope.type, RopeConfig::Type::kDefault);
+}
+
+TEST_F(ConfigTest, RopePrecedence) {
+  json config = golden("llama");  // rope_parameters with theta 10000
+  config["rope_theta"] = 77;      // loses against the dictionary
+  EXPECT_EQ(read(config)->rope.theta, 10000);
+  config["rope_parameters"] = {{"rope_type", "default"}};
+  EXPECT_EQ(read(config)->rope.theta, 77);
+  config["rope_scaling"] = {{"type", "linear"}, {"rope_type", "default"}, {"factor", 3}};
+  EXPECT_EQ(read(config)->rope.type, RopeConfig::Type::kDefault);  // rope_type before type
+  config["rope_scaling"] = json::object();
+  EXPECT_EQ(read(config)->rope.theta, 77);
+  json llama3 = golden("llama3");
+  llama3["rope_parameters"].erase("original_max_position_embeddings");
+  EXPECT_EQ(read(llama3)->rope.original_max_positions, 512);  // max_position_embeddings
+}
+
+TEST_F(ConfigTest, EndOfTextIds) {
+  json config = golden("llama");
+  config["eos_token_id"] = 7;
+  EXPECT_THAT(read(config)->eos_token_ids, ElementsAre(7));
+  write("generation_config.json", R"({"eos_token_id": [5, 9]})");
+  EXPECT_THAT(read(config)->eos_token_ids, ElementsAre(5, 9));
+  write("generation_config.json", R"({"do_sample": true})");
+  EXPECT_THAT(read(config)->eos_token_ids, ElementsAre(7));
+  for (const char* bad : {R"({"eos_token_id": "7"})", R"({"eos_token_id": [-1]})", R"({"eos_token_id": 1e3})",
+                          R"({"eos_token_id": 99999999999})", R"({"eos_token_id": 18446744073709551615})"}) {
+    write("generation_config.json", bad);
+    Result<ModelConfig> c = read(config);
+    ASSERT_FALSE(c.ok()) << bad;
+    EXPECT_EQ(c.status().code(), Code::kInvalidArgument);
+    EXPECT_THAT(c.status().message(), HasSubstr("generation_config.json"));
+  }
+  write("generation_config.json", "{");
+  EXPECT_EQ(read(config).status().code(), Code::kCorrupt);
+}
+
+struct Refusal {
+  const char* model;
+  const char* patch;  // merged into config.json (RFC 7396)
+  std::vector<std::string> parts;
+};
+
+TEST_F(ConfigTest, RefusesByNameWhatItDoesNotDo) {
+  const std::vector<Refusal> refusals{
+      {"llama", R"({"model_type": "gemma2"})", {"model_type", "gemma2", "llama, mistral, qwen2, qwen3"}},
+      {"llama", R"({"model_type": "qwen3_moe"})", {"model_type", "qwen3_moe"}},
+      {"llama",
+       R"({"architectures": ["LlamaForSequenceClassification"]})",
+       {"LlamaForSequenceClassification"}},
+      {"llama", R"({"architectures": ["MistralForCausalLM"]})", {"architectures", "MistralForCausalLM"}},
+      {"llama", R"({"attention_bias": true})", {"attention_bias", "true"}},
+      {"mistral", R"({"attention_bias": true})", {"attention_bias", "mistral"}},
+      {"qwen3", R"({"attention_bias": true})", {"attention_bias", "qwen3"}},
+      {"llama", R"({"mlp_bias": true})", {"mlp_bias", "true"}},
+      {"llama", R"({"hidden_act": "gelu"})", {"hidden_act", "gelu", "silu"}},
+      {"llama",
+       R"({"quantization_config": {"quant_method": "awq", "bits": 4}})",
+       {"quantization_config", "awq"}},
+      {"llama", R"({"text_config": {"hidden_size": 3}})", {"text_config", "multi-modal"}},
+      {"llama", R"({"num_local_experts": 8})", {"num_local_experts", "8", "mixture"}},
+      {"qwen2", R"({"num_experts": 60})", {"num_experts", "60"}},
+      {"llama", R"({"attn_logit_softcapping": 50.0})", {"attn_logit_softcapping", "50"}},
+      {"llama", R"({"final_logit_softcapping": 30.0})", {"final_logit_softcapping", "30"}},
+      {"llama", R"({"logits_scaling": 8.0})", {"logits_scaling"}},
+      {"llama", R"({"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}})", {"auto_map", "modeling_x"}},
+      {"llama", R"({"dtype": "float8_e4m3fn"})", {"dtype", "float8_e4m3fn"}},
+      {"llama", R"({"partial_rotary_factor": 0.5})", {"partial_rotary_factor", "0.5"}},
+      {"llama", R"({"rope_parameters": {"partial_rotary_factor": 0.5}})", {"partial_rotary_factor", "0.5"}},
+      {"llama",
+       R"({"rope_parameters": {"rope_type": "yarn", "factor": 4}})",
+       {"rope_type", "yarn", "llama3"}},
+      {"llama", R"({"rope_parameters": {"rope_type": "dynamic"}})", {"dynamic"}},
+      {"llama", R"({"rope_parameters": null, "rope_scaling": {"type": "longrope"}})", {"'type'", "longrope"}},
+      {"llama", R"({"rope_scaling": {"type": "mrope", "mrope_section": [1]}})", {"mrope"}},
+      {"llama", R"({"rope_scaling": {"type": "default", "mrope_section": [1]}})", {"mrope_section"}},
+      {"qwen2", R"({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}})", {"full_attention"}},
+      {"mistral", R"({"sliding_window": 128})", {"sliding_window", "128", "4096", "max_position_embeddings"}},
+      {"llama", R"({"sliding_window": 128})", {"sliding_window", "128"}},
+      {"qwen2",
+       R"({"use_sliding_window": true, "sliding_window": 64, "max_window_layers": 2, "layer_types": null})",
+       {"use_sliding_window", "64", "1024"}},
+      {"qwen3",
+       R"({"layer_types": ["full_attention", "full_attention", "sliding_attention"]})",
+       {"layer_types", "sliding_attention", "layer 2"}},
+      {"llama", R"({"use_qk_norm": true})", {"use_qk_norm"}},
+  };
+  for (const Refusal& r : refusals) {
+    SCOPED_TRACE(r.patch);
+    json config = golden(r.model);
+    config.merge_patch(json::parse(r.patch));
+    expect_refused(config, Code::kUnsupported, r.parts);
+  }
+  json mistral = golden("mistral");
+  mistral.erase("sliding_window");  // the class's default of 4096 against 32768 positions
+  mistral["max_position_embeddings"] = 32768;
+  expect_refused(mistral, Code::kUnsupported, {"sliding_window", "absent", "4096"});
+}
+
+TEST_F(ConfigTest, HarmlessKeysAreAccepted) {
+  const std::vector<std::pair<const char*, const char*>> harmless{
+      {"llama", R"({"pretraining_tp": 4})"},
+      {"llama", R"({"attention_dropout": 0.1})"},
+      {"llama", R"({"num_local_experts": 0, "quantization_config": null, "attn_logit_softcapping": null})"},
+      {"llama", R"({"partial_rotary_factor": 1.0, "rope_parameters": {"partial_rotary_factor": 1}})"},
+      {"mistral", R"({"sliding_window": 4096})"},
+      {"mistral", R"({"attention_bias": false, "mlp_bias": false})"},
+      {"qwen2", R"({"attention_bias": true})"},
+      {"qwen2", R"({"use_sliding_window": false, "sliding_window": 16, "max_window_layers": 1})"},
+      {"qwen2",
+       R"({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 4, "layer_types": null})"},
+      {"qwen2", R"({"use_sliding_window": true, "sliding_window": null, "max_window_layers": 0})"},
+      {"llama", R"({"some_key_of_a_tool": {"a": 1}})"},
+  };
+  for (const auto& [model, patch] : harmless) {
+    json config = golden(model);
+    config.merge_patch(json::parse(patch));
+    if (json::parse(patch).contains("sliding_window") && json::parse(patch)["sliding_window"].is_null()) {
+      config["sliding_window"] = nullptr;  // merge_patch removes instead
+    }
+    Result<ModelConfig> c = read(config);
+    EXPECT_TRUE(c.ok()) << patch << ": " << c.status().message();
+  }
+}
+
+TEST_F(ConfigTest, RefusesImpossibleNumbers) {
+  const std::vector<std::pair<const char*, std::vector<std::string>>> bad{
+      {R"({"num_hidden_layers": 0})", {"num_hidden_layers", "0"}},
+      {R"({"num_hidden_layers": -3})", {"num_hidden_layers", "-3"}},
+      {R"({"num_hidden_layers": 1000000000000})", {"num_hidden_layers", "1000000000000"}},
+      {R"({"hidden_size": 1e30})", {"hidden_size"}},
+      {R"({"hidden_size": 32.5})", {"hidden_size", "32.5"}},
+      {R"({"hidden_size": "32"})", {"hidden_size", "\"32\""}},
+      {R"({"vocab_size": 18446744073709551615})", {"vocab_size"}},
+      {R"({"intermediate_size": 0})", {"intermediate_size"}},
+      {R"({"num_key_value_heads": 3})", {"num_attention_heads", "8", "3"}},
+      {R"({"num_key_value_heads": 0})", {"num_key_value_heads"}},
+      {R"({"head_dim": 13})", {"13", "even"}},
+      {R"({"head_dim": 0})", {"head_dim"}},
+      {R"({"head_dim": null, "hidden_size": 33})", {"hidden_size", "33", "8"}},
+      {R"({"rms_norm_eps": -1})", {"rms_norm_eps"}},
+      {R"({"rms_norm_eps": "small"})", {"rms_norm_eps"}},
+      {R"({"max_position_embeddings": 0})", {"max_position_embeddings"}},
+      {R"({"tie_word_embeddings": 1})", {"tie_word_embeddings"}},
+      {R"({"rope_parameters": {"rope_theta": 0}})", {"rope_theta"}},
+      {R"({"rope_parameters": {"rope_type": "linear", "factor": -2}})", {"factor"}},
+      {R"({"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}})",
+       {"high_freq_factor", "low_freq_factor"}},
+      {R"({"layer_types": ["full_attention"]})", {"layer_types", "1", "5"}},
+  };
+  for (const auto& [patch, parts] : bad) {
+    SCOPED_TRACE(patch);
+    json config = golden("llama");
+    config.merge_patch(json::parse(patch));
+    expect_refused(config, Code::kInvalidArgument, parts);
+  }
+  for (const char* key :
+       {"num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"}) {
+    json config = golden("llama");
+    config.erase(key);
+    expect_refused(config, Code::kCorrupt, {key, "missing"});
+  }
+  json incomplete = golden("llama3");
+  incomplete["rope_parameters"].erase("factor");
+  expect_refused(incomplete, Code::kCorrupt, {"rope_parameters", "factor", "missing"});
+}
+
+TEST_F(ConfigTest, BadFilesNeverCrash) {
+  EXPECT_EQ(ModelConfig::read(folder_).status().code(), Code::kNotFound);
+  EXPECT_EQ(ModelConfig::read("").status().code(), Code::kNotFound);
+  write("config.json", "");
+  EXPECT_EQ(ModelConfig::read(folder_).status().code(), Code::kCorrupt);
+  write("config.json", "[1, 2]");
+  EXPECT_EQ(ModelConfig::read(folder_).status().code(), Code::kCorrupt);
+  write("config.json", std::string(100000, '['));
+  EXPECT_EQ(ModelConfig::read(folder_).status().code(), Code::kCorrupt);
+  write("config.json", R"({"model_type": NaN})");
+  EXPECT_EQ(ModelConfig::read(folder_).status().code(), Code::kCorrupt);
+  write("config.json", "{\"model_type\": \"\xff\xfe\"}");
+  EXPECT_FALSE(ModelConfig::read(folder_).ok());
+  std::string whole = golden("llama3").dump();
+  for (size_t length = 0; length < whole.size(); length += 9) {
+    write("config.json", whole.substr(0, length));
+    EXPECT_EQ(ModelConfig::read(folder_).status().code(), Code::kCorrupt) << length;
+  }
+  // Every key with a value of every wrong kind: read or refused, never a crash.
+  json config = golden("llama3");
+  for (const auto& [key, value] : config.items()) {
+    for (const json& wrong :
+         {json(nullptr), json(true), json(-1), json(1e300), json("text"), json::array({1, "a"}),
+          json::array(), json{{"a", json::array()}}, json(UINT64_MAX)}) {
+      json changed = config;
+      changed[key] = wrong;
+      Result<ModelConfig> result = read(changed);
+      if (!result.ok()) {
+        EXPECT_THAT(result.status().message(), HasSubstr("config.json"));
+      }
+    }
+  }
+}
+
+TEST_F(ConfigTest, DifferencesNameEveryField) {
+  Result<ModelConfig> a = read(golden("llama"));
+  json other = golden("llama");
+  other.merge_patch(json::parse(R"({"num_key_value_heads": 4, "hidden_size": 64, "tie_word_embeddings": true,
+    "rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4},
+    "max_position_embeddings": 99, "dtype": "float32", "eos_token_id": 4})"));
+  Result<ModelConfig> b = read(other);
+  ASSERT_TRUE(a.ok() && b.ok()) << b.status().message();
+  EXPECT_THAT(
+      architecture_differences(*a, *b),
+      ElementsAre("hidden_size: sender 32, receiver 64", "num_key_value_heads: sender 2, receiver 4",
+                  "rope_type: sender default, receiver llama3", "factor: sender none, receiver 8",
+                  "low_freq_factor: sender none, receiver 1", "high_freq_factor: sender none, receiver 4",
+                  "original_max_position_embeddings: sender none, receiver 99"));
+  EXPECT_NE(a->canonical(), b->canonical());
+  Result<ModelConfig> qwen = read(golden("qwen3"));
+  EXPECT_THAT(architecture_differences(*a, *qwen),
+              ::testing::Contains("model_type: sender llama, receiver qwen3"));
+  ModelConfig tied = *a;
+  tied.tied_embeddings = true;  // another model, but the same caches
+  EXPECT_NE(tied.canonical(), a->canonical());
+  EXPECT_THAT(architecture_differences(*a, tied), IsEmpty());
+}
+
+TEST(PresetTest, NamesAndLayers) {
+  Result<ModelConfig> one = preset_config("llama-1b");
+  ASSERT_TRUE(one.ok());
+  EXPECT_EQ(one->layers, 16);
+  EXPECT_EQ(one->heads * one->head_dim, one->d_model);
+  Result<ModelConfig> eight = preset_config("llama-8b:4");
+  ASSERT_TRUE(eight.ok());
+  EXPECT_EQ(eight->layers, 4);
+  EXPECT_EQ(eight->heads * eight->head_dim, eight->d_model);
+  for (const char* bad :
+       {"", "llama", "llama-8b:", "llama-8b:0", "llama-8b:33", "llama-8b:4x", "llama-8b:-1"}) {
+    EXPECT_EQ(preset_config(bad).status().code(), Code::kInvalidArgument) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace ds

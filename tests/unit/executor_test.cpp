@@ -1,0 +1,394 @@
+// The laws that hold for every tiling (DESIGN, section 3), and what a request does when its entry is not
+// there or not right. Sender and receiver go through publish -> store -> run, as in production.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "plans/full_prefill.h"
+#include "runtime/core/publish.h"
+#include "runtime/core/session.h"
+#include "runtime/store/entry.h"
+#include "tests/unit/model_fixture.h"
+#include "tests/unit/plan_builder.h"
+
+namespace ds {
+namespace {
+
+using testing::make_plan;
+using testing::random_ids;
+using testing::tiny_config;
+using testing::TinyModel;
+
+Plan plan_for(const TinyModel& sender, const TinyModel& receiver, LayerRange group,
+              const std::string& schedule) {
+  testing::PlanOptions options;
+  options.dtype = std::string(dtype_name(receiver.model->dtype()));
+  options.element_bytes = dtype_size(receiver.model->dtype());
+  Plan plan = make_plan(receiver.model->config().shape(), group, schedule, options);
+  plan.sender = sender.identity;
+  plan.receiver = receiver.identity;
+  return plan;
+}
+
+std::string fresh_folder(const std::string& name) {
+  std::string folder = ::testing::TempDir() + "/ds_executor_" + name + std::to_string(getpid());
+  std::filesystem::remove_all(folder);
+  return folder;
+}
+
+/// Logits of the first token; `answer` gets the rest.
+std::vector<float> run_request(TinyModel& m, const Plan& plan, Request request, Answer* answer = nullptr) {
+  auto session = Session::create(*m.backend, *m.model, plan,
+                                 {static_cast<int64_t>(request.context.size()),
+                                  static_cast<int64_t>(request.suffix.size()), request.max_new_tokens});
+  EXPECT_TRUE(session.ok()) << session.status().message();
+  if (!session.ok()) return {};
+  auto result = (*session)->run(request);
+  EXPECT_TRUE(result.ok()) << result.status().message();
+  if (!result.ok()) return {};
+  if (answer != nullptr) {
+    *answer = std::move(result).value();
+    answer->variant = nullptr;  // the plan may not live on
+  }
+  auto logits = (*session)->first_logits();
+  return {logits.begin(), logits.end()};
+}
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double worst = 0, scale = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    worst = std::max(worst, std::abs(static_cast<double>(a[i]) - b[i]));
+    scale = std::max(scale, std::abs(static_cast<double>(b[i])));
+    if (!std::isfinite(a[i])) return INFINITY;
+  }
+  EXPECT_GT(scale, 0.05) << "logits so flat that nothing can differ";
+  return worst / scale;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+struct Case {
+  Family family;
+  DType dtype;
+};
+
+class Laws : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Laws, SenderIsReceiverGivesTheFullPrefillToTheBit) {
+  TinyModel model(tiny_config(GetParam().family), 11, GetParam().dtype);
+  ASSERT_NE(model.model, nullptr);
+  const int64_t vocab = model.model->config().vocab;
+  struct Length {
+    int64_t n, m;
+  };
+  for (Length length : {Length{1, 1}, Length{37, 1}, Length{101, 23}, Length{257, 5}}) {
+    auto context = random_ids(length.n, vocab, 1), suffix = random_ids(length.m, vocab, 2);
+    Request request;
+    request.context = context;
+    request.suffix = suffix;
+    request.full_prefill = true;
+    Plan full = full_prefill_plan(model.identity, model.model->config().shape(), "");
+    auto expected = run_request(model, full, request);
+    auto store = open_store("file:" + fresh_folder("laws"));
+    ASSERT_TRUE(store.ok());
+    PublishOptions publish_options{.cuts = {1, 2, 3, 4}};
+    ASSERT_TRUE(
+        publish(*model.backend, *model.model, model.identity, context, **store, publish_options).ok());
+    for (LayerRange group : {LayerRange{}, LayerRange{0, 4}, LayerRange{0, 1}, LayerRange{3, 4},
+                             LayerRange{4, 4}, LayerRange{2, 2}, LayerRange{1, 3}, LayerRange{0, 0}}) {
+      for (const char* schedule : {"e-first", "kv-preload", "serial"}) {
+        Plan plan = plan_for(model, model, group, schedule);
+        request.full_prefill = false;
+        request.store = store->get();
+        request.receiver = &model.identity;
+        Answer answer;
+        auto logits = run_request(model, plan, request, &answer);
+        std::string what =
+            fmt::format("group {} {} n={} m={}", format_layers(group), schedule, length.n, length.m);
+        EXPECT_TRUE(answer.miss.ok()) << what << ": " << answer.miss.message();
+        EXPECT_TRUE(same_bits(logits, expected))
+            << what << ": differs by " << largest_difference(logits, expected);
+      }
+    }
+  }
+}
+
+TEST_P(Laws, AllRecomputedIsTheFullPrefillToTheBitWhateverTheSender) {
+  TinyModel receiver(tiny_config(GetParam().family), 11, GetParam().dtype);
+  TinyModel sender(tiny_config(GetParam().family), 12, GetParam().dtype);
+  ASSERT_NE(sender.model, nullptr);
+  auto context = random_ids(77, 300, 3), suffix = random_ids(9, 300, 4);
+  auto store = open_store("file:" + fresh_folder("all"));
+  ASSERT_TRUE(publish(*sender.backend, *sender.model, sender.identity, context, **store, {.cuts = {2}}).ok());
+  Request request;
+  request.context = context;
+  request.suffix = suffix;
+  request.store = store->get();
+  Plan plan = plan_for(sender, receiver, {0, 4}, "e-first");
+  auto recomputed = run_request(receiver, plan, request);
+  request.full_prefill = true;
+  auto full = run_request(receiver, plan, request);
+  EXPECT_TRUE(same_bits(recomputed, full));
+  // A sender that matters: reuse of another model's cache must show, or this test compares nothing.
+  request.full_prefill = false;
+  Plan reuse = plan_for(sender, receiver, {2, 3}, "e-first");
+  EXPECT_GT(largest_difference(run_request(receiver, reuse, request), full), 0.01);
+}
+
+TEST_P(Laws, RecomputedCellsNeverSeeLaterTokens) {
+  TinyModel model(tiny_config(GetParam().family), 11, GetParam().dtype);
+  ASSERT_NE(model.model, nullptr);
+  auto one = random_ids(65, 300, 5), two = one;
+  const int64_t changed = 40;
+  for (size_t i = changed; i < two.size(); ++i) two[i] = (two[i] + 1 + static_cast<int32_t>(i)) % 300;
+  auto store = open_store("file:" + fresh_folder("causal"));
+  std::vector<std::vector<std::byte>> rows[2];
+  int which = 0;
+  for (const auto& ids : {one, two}) {
+    ASSERT_TRUE(publish(*model.backend, *model.model, model.identity, ids, **store, {.cuts = {3}}).ok());
+    EntryIdentity identity{model.identity.fingerprint, hash_tokens(ids), "", 65, GetParam().dtype};
+    auto entry = EntryReader::open(**store, identity, model.model->config().shape());
+    ASSERT_TRUE(entry.ok()) << entry.status().message();
+    for (const EntryTensor& tensor : entry->header().tensors) {
+      std::vector<std::byte> bytes(static_cast<size_t>(tensor.bytes));
+      ASSERT_TRUE(entry->read_rows(tensor.kind, tensor.layer, 0, 65, bytes.data()).ok());
+      rows[which].push_back(std::move(bytes));
+    }
+    ++which;
+  }
+  ASSERT_EQ(rows[0].size(), 6u);
+  for (size_t t = 0; t < rows[0].size(); ++t) {
+    size_t before = rows[0][t].size() / 65 * changed;
+    EXPECT_EQ(std::memcmp(rows[0][t].data(), rows[1][t].data(), before), 0)
+        << "tensor " << t << " saw a later token";
+    EXPECT_NE(std::memcmp(rows[0][t].data() + before, rows[1][t].data() + before, rows[0][t].size() - before),
+              0);
+  }
+}
+
+TEST_P(Laws, DecodingFromTheMixedCacheEqualsDecodingAfterAFullPrefill) {
+  TinyModel model(tiny_config(GetParam().family), 11, GetParam().dtype);
+  ASSERT_NE(model.model, nullptr);
+  auto context = random_ids(50, 300, 6), suffix = random_ids(4, 300, 7);
+  auto store = open_store("file:" + fresh_folder("decode"));
+  ASSERT_TRUE(publish(*model.backend, *model.model, model.identity, context, **store, {.cuts = {1}}).ok());
+  Request request;
+  request.context = context;
+  request.suffix = suffix;
+  request.store = store->get();
+  request.max_new_tokens = 12;
+  Plan plan = plan_for(model, model, {1, 3}, "e-first");
+  Answer reused, full;
+  run_request(model, plan, request, &reused);
+  request.full_prefill = true;
+  run_request(model, plan, request, &full);
+  EXPECT_EQ(reused.tokens.size(), 12u);
+  EXPECT_EQ(reused.tokens, full.tokens);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Families, Laws,
+    ::testing::Values(Case{Family::kLlama, DType::kF32}, Case{Family::kLlama, DType::kBF16},
+                      Case{Family::kQwen2, DType::kF32}, Case{Family::kQwen3, DType::kBF16},
+                      Case{Family::kMistral, DType::kBF16}),
+    [](const auto& info) {
+      return std::string(family_name(info.param.family)) + "_" + std::string(dtype_name(info.param.dtype));
+    });
+
+/// A published entry of another model, and what becomes of a request when it is not as it should be.
+class Misses : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fresh_folder("misses");
+    auto store = open_store("file:" + folder_);
+    ASSERT_TRUE(store.ok());
+    store_ = std::move(store).value();
+    ASSERT_TRUE(
+        publish(*sender_.backend, *sender_.model, sender_.identity, context_, *store_, {.cuts = {2}}).ok());
+    for (auto& e : std::filesystem::recursive_directory_iterator(folder_)) {
+      if (e.is_regular_file()) file_ = e.path();
+    }
+    ASSERT_FALSE(file_.empty());
+    plan_ = plan_for(sender_, receiver_, {2, 3}, "e-first");
+    Request request = make_request();
+    request.full_prefill = true;
+    full_ = run_request(receiver_, plan_, request);
+  }
+  Request make_request() {
+    Request request;
+    request.context = context_;
+    request.suffix = suffix_;
+    request.store = store_.get();
+    request.receiver = &receiver_.identity;
+    return request;
+  }
+  void expect_miss(const Request& request, Code code, const std::string& reason) {
+    Answer answer;
+    auto logits = run_request(receiver_, plan_, request, &answer);
+    EXPECT_EQ(answer.cache, CacheStatus::kMiss);
+    EXPECT_EQ(code_name(answer.miss.code()), code_name(code)) << answer.miss.message();
+    EXPECT_NE(answer.miss.message().find(reason), std::string::npos) << answer.miss.message();
+    EXPECT_TRUE(same_bits(logits, full_)) << "a miss must give the full prefill's answer";
+  }
+
+  TinyModel sender_{tiny_config(Family::kLlama), 12, DType::kBF16};
+  TinyModel receiver_{tiny_config(Family::kLlama), 11, DType::kBF16};
+  std::vector<int32_t> context_ = random_ids(90, 300, 8), suffix_ = random_ids(6, 300, 9);
+  std::unique_ptr<Store> store_;
+  std::string folder_;
+  std::filesystem::path file_;
+  Plan plan_;
+  std::vector<float> full_;
+};
+
+TEST_F(Misses, HitFirst) {
+  Answer answer;
+  auto logits = run_request(receiver_, plan_, make_request(), &answer);
+  EXPECT_EQ(answer.cache, CacheStatus::kHit);
+  EXPECT_FALSE(same_bits(logits, full_));
+  // E at the cut, KV of the three reuse layers; 90 tokens, bf16.
+  EXPECT_EQ(answer.bytes_loaded, 90 * 2 * (64 + 3 * 2 * 2 * 16));
+}
+
+TEST_F(Misses, NoStore) {
+  Request request = make_request();
+  request.store = nullptr;
+  expect_miss(request, Code::kNotFound, "store");
+}
+
+TEST_F(Misses, NoEntry) {
+  std::filesystem::remove(file_);
+  expect_miss(make_request(), Code::kNotFound, "");
+}
+
+TEST_F(Misses, OtherTokens) {
+  context_[3] = (context_[3] + 1) % 300;
+  Request request = make_request();
+  request.full_prefill = true;
+  full_ = run_request(receiver_, plan_, request);
+  expect_miss(make_request(), Code::kNotFound, "");
+}
+
+TEST_F(Misses, OtherSalt) {
+  Request request = make_request();
+  request.salt = "another tenant";
+  expect_miss(request, Code::kNotFound, "");
+}
+
+TEST_F(Misses, OtherReceiver) {
+  plan_.receiver.fingerprint = std::string(64, 'a');
+  expect_miss(make_request(), Code::kMismatch, "receiver");
+}
+
+TEST_F(Misses, OtherSender) {
+  plan_.sender.fingerprint = std::string(64, 'b');
+  expect_miss(make_request(), Code::kNotFound, "");
+}
+
+TEST_F(Misses, EntryWithoutTheCut) {
+  plan_ = plan_for(sender_, receiver_, {3, 3}, "e-first");
+  expect_miss(make_request(), Code::kNotFound, "3");
+}
+
+TEST_F(Misses, TornAndDamaged) {
+  std::ifstream in(file_, std::ios::binary);
+  std::string good((std::istreambuf_iterator<char>(in)), {});
+  auto put = [&](const std::string& bytes) {
+    std::ofstream(file_, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  };
+  for (size_t size : {size_t{0}, size_t{7}, size_t{100}, good.size() / 2, good.size() - 1}) {
+    put(good.substr(0, size));
+    expect_miss(make_request(), Code::kCorrupt, "");
+  }
+  // One flipped bit in what the plan reads: E of layer 2 is the first tensor, KV of layer 0 the next.
+  for (size_t at : {size_t{3}, size_t{9}, size_t{30}, size_t{4096 + 5}, size_t{4096 + 90 * 128 - 1}}) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 4);
+    put(bad);
+    Answer answer;
+    auto logits = run_request(receiver_, plan_, make_request(), &answer);
+    EXPECT_EQ(answer.cache, CacheStatus::kMiss) << "bit flipped in byte " << at;
+    EXPECT_TRUE(same_bits(logits, full_)) << "bit flipped in byte " << at;
+  }
+  put(good);
+  Answer answer;
+  run_request(receiver_, plan_, make_request(), &answer);
+  EXPECT_EQ(answer.cache, CacheStatus::kHit);
+}
+
+TEST_F(Misses, ASessionGoesOnAfterAMiss) {
+  auto session = Session::create(*receiver_.backend, *receiver_.model, plan_, {90, 6, 4});
+  ASSERT_TRUE(session.ok());
+  Request good = make_request(), bad = make_request();
+  bad.salt = "x";
+  auto first = (*session)->run(good);
+  ASSERT_TRUE(first.ok());
+  std::vector<float> hit((*session)->first_logits().begin(), (*session)->first_logits().end());
+  for (int i = 0; i < 3; ++i) {
+    auto missed = (*session)->run(bad);
+    ASSERT_TRUE(missed.ok());
+    EXPECT_EQ(missed->cache, CacheStatus::kMiss);
+    std::vector<float> logits((*session)->first_logits().begin(), (*session)->first_logits().end());
+    EXPECT_TRUE(same_bits(logits, full_));
+    ASSERT_TRUE((*session)->run(good).ok());
+    logits.assign((*session)->first_logits().begin(), (*session)->first_logits().end());
+    EXPECT_TRUE(same_bits(logits, hit));
+  }
+}
+
+TEST_F(Misses, BadRequestsAreErrors) {
+  auto session = Session::create(*receiver_.backend, *receiver_.model, plan_, {90, 6, 4});
+  ASSERT_TRUE(session.ok());
+  Request request = make_request();
+  request.suffix = {};
+  EXPECT_EQ((*session)->run(request).status().code(), Code::kInvalidArgument);
+  request = make_request();
+  std::vector<int32_t> outside = {5, 300};
+  request.suffix = outside;
+  auto status = (*session)->run(request).status();
+  EXPECT_NE(status.message().find("prompt token 1 has id 300"), std::string::npos) << status.message();
+  auto long_context = random_ids(200, 300, 1);
+  request = make_request();
+  request.context = long_context;
+  EXPECT_EQ((*session)->run(request).status().code(), Code::kInvalidArgument);
+  request = make_request();
+  request.max_new_tokens = 5;
+  EXPECT_EQ((*session)->run(request).status().code(), Code::kInvalidArgument);
+  Plan other = plan_;
+  other.shape.d_model = 128;
+  EXPECT_EQ(Session::create(*receiver_.backend, *receiver_.model, other, {90, 6, 4}).status().code(),
+            Code::kMismatch);
+  EXPECT_EQ(Session::create(*receiver_.backend, *receiver_.model, plan_, {70000, 6, 4}).status().code(),
+            Code::kInvalidArgument);
+}
+
+TEST(Sampling, GreedyAndSeeded) {
+  std::vector<float> logits = {0.1f, 2.0f, 1.9f, -3.0f, 2.0f};
+  Sampler greedy({}, 5);
+  EXPECT_EQ(greedy.choose(logits), 1) << "a tie goes to the lowest id";
+  Sampling sampling{.temperature = 1, .top_p = 1, .seed = 42};
+  Sampler one(sampling, 5), two(sampling, 5);
+  std::vector<int> counts(5);
+  for (int i = 0; i < 20000; ++i) {
+    int32_t token = one.choose(logits);
+    ASSERT_EQ(token, two.choose(logits)) << "the same seed, the same tokens";
+    ++counts[static_cast<size_t>(token)];
+  }
+  double total = 0;
+  for (float l : logits) total += std::exp(l);
+  for (size_t i = 0; i < 5; ++i) EXPECT_NEAR(counts[i] / 20000.0, std::exp(logits[i]) / total, 0.015) << i;
+  Sampler narrow({.temperature = 1, .top_p = 0.5, .seed = 1}, 5);  // 1 and 4 hold 0.63 together, 1 alone 0.32
+  for (int i = 0; i < 1000; ++i) {
+    int32_t token = narrow.choose(logits);
+    EXPECT_TRUE(token == 1 || token == 4) << token;
+  }
+}
+
+}  // namespace
+}  // namespace ds

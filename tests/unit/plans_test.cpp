@@ -1,0 +1,644 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+#include "plans/full_prefill.h"
+#include "plans/plan_file.h"
+#include "plans/plan_generated.h"
+#include "support/file.h"
+#include "tests/unit/plan_builder.h"
+
+namespace ds {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::make_plan;
+using testing::make_variant;
+using testing::PlanOptions;
+using testing::small_shape;
+
+std::span<const std::byte> bytes_of(const std::string& text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
+
+int32_t find_op(const Variant& v, OpKind kind, int32_t layer = -1, int32_t chunk = -1) {
+  for (size_t i = 0; i < v.ops.size(); ++i) {
+    if (v.ops[i].kind == kind && (layer < 0 || v.ops[i].layer == layer) &&
+        (chunk < 0 || v.ops[i].chunk == chunk)) {
+      return static_cast<int32_t>(i);
+    }
+  }
+  ADD_FAILURE() << "no such op";
+  return 0;
+}
+Op& op_of(Variant& v, OpKind kind, int32_t layer = -1, int32_t chunk = -1) {
+  return v.ops[static_cast<size_t>(find_op(v, kind, layer, chunk))];
+}
+
+/// Removes op i, its number in the waits of others, and keeps all else.
+void remove_op(Variant& v, int32_t i) {
+  v.ops.erase(v.ops.begin() + i);
+  v.makespan_ns = 0;
+  for (Op& op : v.ops) {
+    std::erase(op.waits, i);
+    for (int32_t& w : op.waits) w -= w > i ? 1 : 0;
+    v.makespan_ns = std::max(v.makespan_ns, op.start_ns + op.duration_ns);
+  }
+  v.lower_bound_ns = 0;
+}
+
+/// Places an op at index `at`, at the time of the op that is there, for 0 ns.
+void insert_op(Variant& v, int32_t at, Op op) {
+  op.start_ns = v.ops[static_cast<size_t>(at)].start_ns;
+  op.duration_ns = 0;
+  for (Op& o : v.ops) {
+    for (int32_t& w : o.waits) w += w >= at ? 1 : 0;
+  }
+  v.ops.insert(v.ops.begin() + at, std::move(op));
+}
+
+// --- Valid plans -----------------------------------------------------------------------------------------
+
+struct Case {
+  LayerRange group;
+  const char* schedule;
+  int32_t chunks;
+};
+
+TEST(Plans, EveryShapeOfGroupIsValidAndSurvivesTheFile) {
+  for (LayerRange group : {LayerRange{0, -1}, LayerRange{0, 11}, LayerRange{0, 3}, LayerRange{8, 11},
+                           LayerRange{5, 5}, LayerRange{0, 0}, LayerRange{11, 11}, LayerRange{3, 6}}) {
+    for (const char* schedule : {"e-first", "kv-preload", "serial"}) {
+      for (int32_t chunks : {1, 2, 5}) {
+        SCOPED_TRACE(format_layers(group) + " " + schedule + " " + std::to_string(chunks));
+        Plan plan = make_plan(small_shape(), group, schedule, {.chunks = chunks});
+        Status status = verify_plan(plan, "made");
+        ASSERT_TRUE(status.ok()) << status.message();
+        std::string bytes = serialize_plan(plan);
+        EXPECT_EQ(bytes, serialize_plan(plan));
+        Result<Plan> read = parse_plan(bytes_of(bytes), "made");
+        ASSERT_TRUE(read.ok()) << read.status().message();
+        EXPECT_EQ(*read, plan);
+        EXPECT_EQ(serialize_plan(*read), bytes);
+      }
+    }
+  }
+}
+
+TEST(Plans, OneLayerModel) {
+  for (LayerRange group : {LayerRange{0, -1}, LayerRange{0, 0}}) {
+    Plan plan = make_plan(small_shape(1), group);
+    Status status = verify_plan(plan, "made");
+    EXPECT_TRUE(status.ok()) << status.message();
+  }
+}
+
+TEST(Plans, UntimedFullPrefillIsValid) {
+  Plan plan = make_plan(small_shape(), {0, -1});
+  plan.variants.clear();
+  plan.full_prefill = full_prefill_variant(plan.shape.layers);
+  Status status = verify_plan(plan, "made");
+  EXPECT_TRUE(status.ok()) << status.message();
+}
+
+TEST(Plans, SeveralVariantsNaNAndUtf8SurviveTheFile) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.receiver.name = "réceveur";
+  plan.variants[0].tokens_max = 2048;
+  plan.variants[0].promise.quality_loss = std::nan("");
+  plan.variants.push_back(make_variant(plan.shape, {0, -1}, "kv-preload", {.tokens = 4096}));
+  plan.variants[1].name = "v1";
+  plan.variants[1].tokens_min = 2048;
+  std::string bytes = serialize_plan(plan);
+  Result<Plan> read = parse_plan(bytes_of(bytes), "made");
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(*read, plan);
+  EXPECT_EQ(serialize_plan(*read), bytes);
+}
+
+TEST(Plans, UnalignedBytesAreRead) {
+  std::string bytes = " " + serialize_plan(make_plan(small_shape(), {3, 6}));
+  Result<Plan> read = parse_plan(bytes_of(bytes).subspan(1), "made");
+  EXPECT_TRUE(read.ok()) << read.status().message();
+}
+
+/// A staircase: the band's upper edge is higher in the first chunk; the cut is needed only once per chunk.
+TEST(Plans, StaircaseIsValid) {
+  Plan plan = make_plan(small_shape(4), {1, 2}, "kv-preload", {.chunks = 2});
+  Variant& v = plan.variants[0];
+  // Chunk 1 of layer 2 is loaded instead.
+  remove_op(v, find_op(v, OpKind::kRecompute, 2, 1));
+  int32_t at = find_op(v, OpKind::kTransferKv, 3, 0);
+  insert_op(v, at, {.kind = OpKind::kTransferKv, .stream = 0, .layer = 2, .chunk = 1, .buffer = 2});
+  op_of(v, OpKind::kRecompute, 1, 1).queries = Queries::kNone;
+  v.tiles = {{Mode::kLoad, 0, 0, 0, 1, false},
+             {Mode::kRecompute, 1, 1, 0, 1, true},
+             {Mode::kRecompute, 2, 2, 0, 0, false},
+             {Mode::kLoad, 2, 2, 1, 1, false},
+             {Mode::kLoad, 3, 3, 0, 1, false}};
+  Status status = verify_plan(plan, "made");
+  EXPECT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(recomputed_layers(v), 2);
+}
+
+TEST(Plans, Helpers) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.variants[0].tokens_min = 100;
+  plan.variants[0].tokens_max = 200;
+  plan.variants[0].rate_min = 5;
+  EXPECT_EQ(select_variant(plan, 99, 10), nullptr);
+  EXPECT_EQ(select_variant(plan, 100, 10), &plan.variants[0]);
+  EXPECT_EQ(select_variant(plan, 199, kNoLimit), &plan.variants[0]);
+  EXPECT_EQ(select_variant(plan, 200, 10), nullptr);
+  EXPECT_EQ(select_variant(plan, 150, 4), nullptr);
+  EXPECT_EQ(cut_layers(plan), std::vector<int32_t>{3});
+  EXPECT_EQ(recomputed_layers(plan.variants[0]), 4);
+  EXPECT_EQ(recomputed_layers(plan.full_prefill), 12);
+  EXPECT_EQ(op_label(plan.variants[0].ops[0], 1), "e(3)");
+  EXPECT_EQ(op_label({.kind = OpKind::kRecompute, .layer = 4, .chunk = 2}, 3), "recompute 4.2");
+  EXPECT_EQ(op_label({.kind = OpKind::kHead, .rows = Rows::kSuffix}, 1), "head");
+  for (int64_t n : {1, 63, 64, 65, 1000, 100'000}) {
+    for (int64_t chunks : {1, 2, 3, 16}) {
+      EXPECT_EQ(chunk_begin(n, chunks, 0), 0);
+      EXPECT_EQ(chunk_begin(n, chunks, chunks), n);
+      for (int64_t c = 0; c < chunks; ++c)
+        EXPECT_LE(chunk_begin(n, chunks, c), chunk_begin(n, chunks, c + 1));
+    }
+  }
+}
+
+TEST(Plans, ReadingALargePlanTakesAboutAMillisecond) {
+  Shape shape = small_shape(80);
+  std::string bytes = serialize_plan(make_plan(shape, {30, 60}, "e-first", {.chunks = 16, .tokens = 16384}));
+  double best = 1e9;
+  for (int k = 0; k < 20; ++k) {
+    auto start = std::chrono::steady_clock::now();
+    Result<Plan> plan = parse_plan(bytes_of(bytes), "large");
+    auto taken = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    ASSERT_TRUE(plan.ok()) << plan.status().message();
+    best = std::min(best, taken);
+  }
+  RecordProperty("milliseconds", std::to_string(best));
+  EXPECT_LT(best, 20.0);  // generous: debug builds, sanitizers and busy machines
+}
+
+// --- Bytes that are no plan --------------------------------------------------------------------------------
+
+Status parse_failure(const std::string& bytes) {
+  Result<Plan> plan = parse_plan(bytes_of(bytes), "x.dsplan");
+  EXPECT_FALSE(plan.ok());
+  return plan.status();
+}
+
+TEST(PlanBytes, MissingEmptyTruncatedWrongMagic) {
+  Result<Plan> missing = read_plan("/nonexistent/x.dsplan");
+  ASSERT_FALSE(missing.ok());
+  EXPECT_EQ(missing.status().code(), Code::kNotFound);
+  EXPECT_THAT(missing.status().message(), HasSubstr("/nonexistent/x.dsplan"));
+
+  Status empty = parse_failure("");
+  EXPECT_EQ(empty.code(), Code::kCorrupt);
+  EXPECT_THAT(empty.message(), HasSubstr("'x.dsplan' is empty"));
+
+  EXPECT_THAT(parse_failure("abc").message(), HasSubstr("it has 3 bytes (\"abc\")"));
+
+  std::string magic = serialize_plan(make_plan(small_shape(), {3, 6}));
+  magic.replace(4, 4, "\x01\"Z\xff");
+  EXPECT_THAT(parse_failure(magic).message(), AllOf(HasSubstr(R"(found "\x01\"Z\xff" at bytes 4 to 7)"),
+                                                    HasSubstr(std::to_string(magic.size()))));
+  EXPECT_EQ(parse_failure(magic).code(), Code::kCorrupt);
+
+  std::string whole = serialize_plan(make_plan(small_shape(), {3, 6}));
+  for (size_t size : {size_t{8}, size_t{9}, size_t{100}, whole.size() / 2, whole.size() - 100}) {
+    Status status = parse_failure(whole.substr(0, size));
+    EXPECT_EQ(status.code(), Code::kCorrupt);
+    EXPECT_THAT(status.message(), HasSubstr(std::to_string(size) + " bytes"));
+  }
+}
+
+TEST(PlanBytes, NewerVersionSaysBothVersionsAndWhatToDo) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.format_version = kPlanFormatVersion + 6;
+  plan.provenance.compiler_version = "9.9.9";
+  plan.variants[0].ops[0].kind = static_cast<OpKind>(77);  // a newer version may well have that
+  Status status = parse_failure(serialize_plan(plan));
+  EXPECT_EQ(status.code(), Code::kUnsupported);
+  EXPECT_THAT(status.message(), AllOf(HasSubstr("format version 7"), HasSubstr("ds-compile 9.9.9"),
+                                      HasSubstr("versions 1 to 1"), HasSubstr("update droidspeak")));
+}
+
+TEST(PlanBytes, UnknownEnumeratorsAreUnsupported) {
+  struct Unknown {
+    const char* what;
+    std::function<void(Variant&)> set;
+  };
+  const Unknown cases[] = {
+      {"op 0 has kind 7; this version knows 0 to 6",
+       [](Variant& v) { v.ops[0].kind = static_cast<OpKind>(7); }},
+      {"op 0 has rows 3", [](Variant& v) { v.ops[0].rows = static_cast<Rows>(3); }},
+      {"op 0 has queries 9", [](Variant& v) { v.ops[0].queries = static_cast<Queries>(9); }},
+      {"stream 1 has kind 3", [](Variant& v) { v.streams[1].kind = static_cast<StreamKind>(3); }},
+      {"buffer 2 has kind 2", [](Variant& v) { v.buffers[2].kind = static_cast<BufferKind>(2); }},
+      {"tile 1 has mode 2", [](Variant& v) { v.tiles[1].mode = static_cast<Mode>(2); }}};
+  for (const Unknown& c : cases) {
+    Plan plan = make_plan(small_shape(), {3, 6});
+    c.set(plan.variants[0]);
+    Status status = parse_failure(serialize_plan(plan));
+    EXPECT_EQ(status.code(), Code::kUnsupported) << c.what;
+    EXPECT_THAT(status.message(), AllOf(HasSubstr(c.what), HasSubstr("[rule 9]")));
+  }
+}
+
+TEST(PlanBytes, UnpackingTheSameBytesManyTimesIsRefused) {
+  // 20,000 ops that all point at one vector of 20,000 waits: 0.5 MB that would unpack to 1.6 GB.
+  flatbuffers::FlatBufferBuilder b;
+  auto text = b.CreateString("x");
+  auto waits = b.CreateVector(std::vector<int32_t>(20'000, 0));
+  std::vector<flatbuffers::Offset<fb::Op>> list;
+  for (int i = 0; i < 20'000; ++i) {
+    fb::OpBuilder op(b);
+    op.add_start_ns(i + 1);
+    op.add_waits(waits);
+    list.push_back(op.Finish());
+  }
+  auto ops = b.CreateVector(list);
+  auto tiles = b.CreateVector(std::vector<flatbuffers::Offset<fb::Tile>>());
+  auto streams = b.CreateVector(std::vector<flatbuffers::Offset<fb::Stream>>());
+  auto buffers = b.CreateVector(std::vector<flatbuffers::Offset<fb::Buffer>>());
+  fb::VariantBuilder v(b);
+  v.add_name(text);
+  v.add_policy(text);
+  v.add_scheduler(text);
+  v.add_tiles(tiles);
+  v.add_streams(streams);
+  v.add_buffers(buffers);
+  v.add_ops(ops);
+  auto variant = v.Finish();
+  auto variants = b.CreateVector(std::vector{variant});
+  auto inputs = b.CreateVector(std::vector<flatbuffers::Offset<fb::InputFile>>());
+  auto provenance = fb::CreateProvenance(b, text, text, inputs);
+  auto model = fb::CreateModelIdentity(b, text, text, text, text, text);
+  auto shape = fb::CreateShape(b, text);
+  fb::FinishPlanBuffer(b, fb::CreatePlan(b, 1, provenance, model, model, shape, text, variants, variant));
+  std::string bytes(reinterpret_cast<const char*>(b.GetBufferPointer()), b.GetSize());
+  Status status = parse_failure(bytes);
+  EXPECT_EQ(status.code(), Code::kCorrupt);
+  EXPECT_THAT(status.message(), HasSubstr("refers to the same bytes again and again"));
+}
+
+// --- Rules
+// --------------------------------------------------------------------------------------------------
+
+using Break = std::function<void(Plan&)>;
+
+void expect_broken(int rule, const std::string& message, const Break& change, Plan plan) {
+  SCOPED_TRACE(message);
+  ASSERT_TRUE(verify_plan(plan, "made").ok()) << verify_plan(plan, "made").message();
+  change(plan);
+  Status status = verify_plan(plan, "x.dsplan");
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.code(), Code::kCorrupt);
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr("'x.dsplan'"), HasSubstr(message),
+                    HasSubstr("[rule " + std::to_string(rule) + "]"), HasSubstr("expected")));
+  // The same through the file.
+  Result<Plan> read = parse_plan(bytes_of(serialize_plan(plan)), "x.dsplan");
+  ASSERT_FALSE(read.ok());
+  EXPECT_EQ(read.status().message(), status.message());
+}
+void expect_broken(int rule, const std::string& message, const Break& change) {
+  expect_broken(rule, message, change, make_plan(small_shape(), {3, 6}));
+}
+
+TEST(PlanRules, R1Version) {
+  expect_broken(1, "format version is 0", [](Plan& p) { p.format_version = 0; });
+  expect_broken(1, "format version is -5", [](Plan& p) { p.format_version = -5; });
+}
+
+TEST(PlanRules, R2Texts) {
+  expect_broken(2, "variants[0].name is empty", [](Plan& p) { p.variants[0].name.clear(); });
+  expect_broken(2, "sender.name is not plain text", [](Plan& p) { p.sender.name = "a\nb"; });
+  expect_broken(2, "sender.name is not plain text", [](Plan& p) { p.sender.name = "\xc0\x80"; });
+  expect_broken(2, "sender.name is not plain text", [](Plan& p) { p.sender.name = "\xed\xa0\x80"; });
+  expect_broken(2, "receiver.fingerprint is \"abc\"", [](Plan& p) { p.receiver.fingerprint = "abc"; });
+  expect_broken(2, "dtype is \"int3\"", [](Plan& p) { p.dtype = "int3"; });
+  expect_broken(2, "provenance.flags has 70000 bytes",
+                [](Plan& p) { p.provenance.flags = std::string(70000, 'a'); });
+  expect_broken(2, "provenance.inputs[1].role is empty",
+                [](Plan& p) { p.provenance.inputs[1].role.clear(); });
+}
+
+TEST(PlanRules, R3Shape) {
+  expect_broken(3, "shape.layers is 0", [](Plan& p) { p.shape.layers = 0; });
+  expect_broken(3, "shape.layers is 5000", [](Plan& p) { p.shape.layers = 5000; });
+  expect_broken(3, "shape.d_model is -1", [](Plan& p) { p.shape.d_model = -1; });
+  expect_broken(3, "shape.vocab", [](Plan& p) { p.shape.vocab = int64_t{1} << 40; });
+  expect_broken(3, "shape.heads is 4, shape.kv_heads 3", [](Plan& p) { p.shape.kv_heads = 3; });
+  expect_broken(3, "a row of the KV cache", [](Plan& p) {
+    p.shape.heads = p.shape.kv_heads = int64_t{1} << 20;
+    p.shape.head_dim = int64_t{1} << 20;
+  });
+}
+
+TEST(PlanRules, R4Sizes) {
+  expect_broken(4, "has 0 chunks", [](Plan& p) { p.variants[0].chunks = 0; });
+  expect_broken(4, "has 2000000000 chunks", [](Plan& p) { p.variants[0].chunks = 2'000'000'000; });
+  expect_broken(4, "for 12 layers of 4000 chunk(s)", [](Plan& p) { p.variants[0].chunks = 4000; });
+  expect_broken(4, "has 0 streams", [](Plan& p) { p.variants[0].streams.clear(); });
+  expect_broken(4, "has 17 streams", [](Plan& p) { p.variants[0].streams.resize(17); });
+  expect_broken(4, "has 100 buffers", [](Plan& p) { p.variants[0].buffers.resize(100); });
+  expect_broken(4, "has 100 tiles", [](Plan& p) { p.variants[0].tiles.resize(100); });
+  expect_broken(4, "has 0 ops", [](Plan& p) { p.variants[0].ops.clear(); });
+  expect_broken(4, "for 4096 layers", [](Plan& p) { p.shape.layers = 4096; });
+}
+
+TEST(PlanRules, R5Variants) {
+  expect_broken(
+      5, "full_prefill.name is \"full-prefill\", as another variant's",
+      [](Plan& p) { p.variants[0].name = "full-prefill"; }, make_plan(small_shape(), {0, -1}));
+}
+
+TEST(PlanRules, R5Ranges) {
+  expect_broken(5, "for context lengths [0, no limit)", [](Plan& p) { p.variants[0].tokens_min = 0; });
+  expect_broken(5, "for context lengths [512, 512)",
+                [](Plan& p) { p.variants[0].tokens_min = p.variants[0].tokens_max = 512; });
+  expect_broken(5, "for link rates [-1, no limit)", [](Plan& p) { p.variants[0].rate_min = -1; });
+  expect_broken(5, "tuned for 1024 tokens", [](Plan& p) { p.variants[0].tokens_max = 1024; });
+  expect_broken(5, "a suffix of 0", [](Plan& p) { p.variants[0].tuned_suffix = 0; });
+  expect_broken(5, "tuned for", [](Plan& p) { p.variants[0].rate_min = p.variants[0].tuned_rate + 1; });
+  expect_broken(5, "a quality loss of inf", [](Plan& p) {
+    p.variants[0].promise.quality_loss = std::numeric_limits<double>::infinity();
+  });
+  expect_broken(5, "promises a TTFT of -1", [](Plan& p) { p.variants[0].promise.ttft_ns = -1; });
+}
+
+TEST(PlanRules, R6Overlap) {
+  expect_broken(6, "variants 'v0' and 'v1' both cover 100 tokens at 7 B/s", [](Plan& p) {
+    p.variants[0].tokens_max = 2000;
+    p.variants.push_back(p.variants[0]);
+    p.variants[1].name = "v1";
+    p.variants[1].tokens_min = 100;
+    p.variants[1].rate_min = 7;
+  });
+}
+
+TEST(PlanRules, R7FullPrefill) {
+  expect_broken(7, "covers contexts [2, no limit)", [](Plan& p) { p.full_prefill.tokens_min = 2; });
+  expect_broken(7, "tile 0 is load", [](Plan& p) {
+    p.full_prefill = p.variants[0];
+    p.full_prefill.name = "full";
+  });
+  expect_broken(7, "op 0 (kv(0)) is a transfer", [](Plan& p) {
+    p.full_prefill = make_variant(p.shape, {0, 11}, "serial");
+    p.full_prefill.name = "full";
+  });
+}
+
+TEST(PlanRules, R8StreamKinds) {
+  expect_broken(8, "op 0 (e(3)) is on stream 1, a compute stream; expected a link stream",
+                [](Plan& p) { p.variants[0].ops[0].stream = 1; });
+  expect_broken(8, "a link stream; expected a compute stream",
+                [](Plan& p) { op_of(p.variants[0], OpKind::kSuffix).stream = 0; });
+  expect_broken(8, "a copy stream", [](Plan& p) { p.variants[0].streams[0].kind = StreamKind::kCopy; });
+}
+
+TEST(PlanRules, R10Indices) {
+  auto change = [](OpKind kind, auto set) { return [=](Plan& p) { set(op_of(p.variants[0], kind)); }; };
+  expect_broken(10, "is on stream 2", change(OpKind::kSuffix, [](Op& o) { o.stream = 2; }));
+  expect_broken(10, "is on stream -1", change(OpKind::kSuffix, [](Op& o) { o.stream = -1; }));
+  expect_broken(10, "has layer 12; expected 0 to 11", change(OpKind::kSuffix, [](Op& o) { o.layer = 12; }));
+  expect_broken(10, "has layer 0; expected -1", change(OpKind::kHead, [](Op& o) { o.layer = 0; }));
+  expect_broken(10, "has chunk 1; expected 0 to 0", change(OpKind::kRecompute, [](Op& o) { o.chunk = 1; }));
+  expect_broken(10, "has chunk 0; expected -1", change(OpKind::kSuffix, [](Op& o) { o.chunk = 0; }));
+  expect_broken(10, "has buffer 14; expected 0 to 13", change(OpKind::kSuffix, [](Op& o) { o.buffer = 14; }));
+  expect_broken(10, "a kv buffer; expected a hidden buffer",
+                change(OpKind::kSuffix, [](Op& o) { o.buffer = 0; }));
+  expect_broken(10, "the cache of layer 5; expected buffer 0",
+                change(OpKind::kTransferKv, [](Op& o) { o.buffer = 5; }));
+  expect_broken(10, "suffix rows only", change(OpKind::kRecompute, [](Op& o) { o.buffer = 12; }));
+  expect_broken(10, "context rows only", change(OpKind::kSuffix, [](Op& o) { o.buffer = 13; }));
+}
+
+TEST(PlanRules, R11Waits) {
+  expect_broken(11, "waits for op 0; expected an op before itself",
+                [](Plan& p) { p.variants[0].ops[0].waits = {0}; });
+  expect_broken(11, "waits for op 5", [](Plan& p) { p.variants[0].ops[2].waits = {5}; });
+  expect_broken(11, "waits for op -1", [](Plan& p) { p.variants[0].ops[2].waits = {-1}; });
+  expect_broken(11, "expected ascending indices", [](Plan& p) { p.variants[0].ops[6].waits = {1, 1}; });
+}
+
+TEST(PlanRules, R12Times) {
+  expect_broken(12, "starts at -1 ns", [](Plan& p) { p.variants[0].ops[0].start_ns = -1; });
+  expect_broken(12, "takes -3 ns", [](Plan& p) { p.variants[0].ops[0].duration_ns = -3; });
+  expect_broken(12, "an end below 2^63", [](Plan& p) {
+    p.variants[0].ops.back().start_ns = INT64_MAX;
+    p.variants[0].ops.back().duration_ns = 2;
+  });
+  expect_broken(12, "holds the same stream", [](Plan& p) {
+    Variant& v = p.variants[0];
+    v.ops.back().start_ns = v.ops[v.ops.size() - 2].start_ns;
+  });
+  expect_broken(12, "is one of its waits", [](Plan& p) {
+    // The first recompute op would start before its E is there.
+    Op& op = op_of(p.variants[0], OpKind::kRecompute, 3);
+    op.start_ns = p.variants[0].ops[2].start_ns;
+    p.variants[0].ops[0].duration_ns += 1;
+    p.variants[0].ops[2].start_ns += 1;
+    op.start_ns += 1;
+    op.waits = {2};
+  });
+  expect_broken(12, "expected ops in the order of their starts",
+                [](Plan& p) { std::swap(p.variants[0].ops[1].start_ns, p.variants[0].ops[2].start_ns); });
+  expect_broken(12, "states a makespan", [](Plan& p) { p.variants[0].makespan_ns += 1; });
+  expect_broken(12, "states a lower bound", [](Plan& p) { p.variants[0].lower_bound_ns = INT64_MAX; });
+  expect_broken(12, "states a lower bound of -1", [](Plan& p) { p.variants[0].lower_bound_ns = -1; });
+  expect_broken(12, "proven optimal", [](Plan& p) {
+    p.variants[0].proven_optimal = true;
+    p.variants[0].lower_bound_ns = 0;
+  });
+}
+
+TEST(PlanRules, R13Buffers) {
+  expect_broken(13, "is for layer 12", [](Plan& p) { p.variants[0].buffers[3].layer = 12; });
+  expect_broken(13, "buffers 2 and 3 are both the cache of layer 2",
+                [](Plan& p) { p.variants[0].buffers[3].layer = 2; });
+  expect_broken(13, "lacks suffix rows", [](Plan& p) { p.variants[0].buffers[3].with_suffix = false; });
+  expect_broken(13, "neither context nor suffix rows",
+                [](Plan& p) { p.variants[0].buffers[12].with_suffix = false; });
+  expect_broken(13, "starts the chain of buffer 13 at layer 3; expected layer 4",
+                [](Plan& p) { p.variants[0].buffers[13].layer = 4; });
+  expect_broken(13, "which no op uses", [](Plan& p) {
+    p.variants[0].buffers.push_back({BufferKind::kHidden, 0, true, true});
+  });
+  expect_broken(13, "has no kv buffer for layer 11", [](Plan& p) {
+    p.variants[0].buffers[11] = {BufferKind::kHidden, 0, true, true};
+  });
+}
+
+TEST(PlanRules, R14Tiles) {
+  expect_broken(14, "tile 1 has layers 3 to 12", [](Plan& p) { p.variants[0].tiles[1].last_layer = 12; });
+  expect_broken(14, "chunks 0 to 1; expected", [](Plan& p) { p.variants[0].tiles[1].last_chunk = 1; });
+  expect_broken(14, "tile 1 covers layer 2, chunk 0 again",
+                [](Plan& p) { p.variants[0].tiles[1].first_layer = 2; });
+  expect_broken(14, "leaves layer 7, chunk 0 without a tile",
+                [](Plan& p) { p.variants[0].tiles[2].first_layer = 8; });
+  expect_broken(14, "tile 0 (load, from layer 0) has a cut",
+                [](Plan& p) { p.variants[0].tiles[0].cut = true; });
+  expect_broken(
+      14, "tile 0 (recompute, from layer 0) has a cut", [](Plan& p) { p.variants[0].tiles[0].cut = true; },
+      make_plan(small_shape(), {0, 3}));
+  expect_broken(14, "recomputes layer 3, chunk 0 from nothing",
+                [](Plan& p) { p.variants[0].tiles[1].cut = false; });
+}
+
+TEST(PlanRules, R15TilesAgreeWithOps) {
+  expect_broken(15, "loads layer 7, chunk 0, but no op transfers its KV",
+                [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kTransferKv, 7)); });
+  expect_broken(15, "has a cut at layer 3, chunk 0, but no op sends its E",
+                [](Plan& p) { remove_op(p.variants[0], 0); });
+  expect_broken(15, "recomputes layer 6, chunk 0, but no op does",
+                [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kRecompute, 6)); });
+  expect_broken(15, "sends E of layer 5", [](Plan& p) {
+    Variant& v = p.variants[0];
+    insert_op(v, 1, {.kind = OpKind::kTransferE, .stream = 0, .layer = 5, .chunk = 0, .buffer = 13});
+    v.ops[1].start_ns = 0;
+    v.ops[1].start_ns = v.ops[0].duration_ns;
+    std::swap(v.ops[1], v.ops[2]);  // behind the embedding, which starts at 0
+  });
+  expect_broken(15, "whose tile says load", [](Plan& p) {
+    Variant& v = p.variants[0];
+    insert_op(v, static_cast<int32_t>(v.ops.size()) - 1,
+              {.kind = OpKind::kRecompute, .stream = 1, .layer = 8, .chunk = 0, .buffer = 13});
+  });
+  expect_broken(15, "does again what op", [](Plan& p) {
+    Variant& v = p.variants[0];
+    int32_t at = find_op(v, OpKind::kRecompute, 6);
+    insert_op(v, at, v.ops[static_cast<size_t>(at)]);
+  });
+}
+
+TEST(PlanRules, R16RowsAndQueries) {
+  expect_broken(16, "has queries 'all'; expected 'none': nobody reads what leaves this layer",
+                [](Plan& p) { op_of(p.variants[0], OpKind::kRecompute, 6).queries = Queries::kAll; });
+  expect_broken(16, "has queries 'none'; expected 'all': the layer above is recomputed from it",
+                [](Plan& p) { op_of(p.variants[0], OpKind::kRecompute, 4).queries = Queries::kNone; });
+  expect_broken(16, "has queries 'all'; expected 'last'",
+                [](Plan& p) { op_of(p.variants[0], OpKind::kSuffix, 11).queries = Queries::kAll; });
+  expect_broken(16, "has queries 'last'; expected 'all'",
+                [](Plan& p) { op_of(p.variants[0], OpKind::kSuffix, 10).queries = Queries::kLast; });
+  expect_broken(
+      16, "has queries 'all'; expected 'suffix'",
+      [](Plan& p) { op_of(p.variants[0], OpKind::kPrefill, 3).queries = Queries::kAll; },
+      make_plan(small_shape(), {0, 3}));
+  expect_broken(16, "has queries 'all'; expected 'last'",
+                [](Plan& p) { op_of(p.full_prefill, OpKind::kPrefill, 11).queries = Queries::kAll; });
+  expect_broken(16, "works on suffix rows; expected chunk",
+                [](Plan& p) { op_of(p.variants[0], OpKind::kTransferKv).rows = Rows::kSuffix; });
+  expect_broken(
+      16, "works on all rows of a context in 2 chunks",
+      [](Plan& p) {
+        Op& op = op_of(p.variants[0], OpKind::kEmbed);
+        op.rows = Rows::kAll;
+      },
+      make_plan(small_shape(), {3, 6}, "e-first", {.chunks = 2}));
+}
+
+TEST(PlanRules, R17Suffix) {
+  expect_broken(17, "never takes the suffix through layer 9",
+                [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kSuffix, 9)); });
+  expect_broken(17, "never embeds the suffix",
+                [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kEmbed)); });
+  expect_broken(17, "has no head",
+                [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kHead)); });
+  expect_broken(17, "is not the last", [](Plan& p) {
+    Variant& v = p.variants[0];
+    auto n = v.ops.size();
+    Op head = v.ops[n - 1], before = v.ops[n - 2];
+    head.start_ns = before.start_ns;
+    before.start_ns += head.duration_ns;
+    v.ops[n - 2] = head;
+    v.ops[n - 1] = before;
+  });
+  expect_broken(17, "before op", [](Plan& p) {
+    Variant& v = p.variants[0];
+    std::swap(op_of(v, OpKind::kSuffix, 4).layer, op_of(v, OpKind::kSuffix, 5).layer);
+  });
+  expect_broken(17, "does again", [](Plan& p) { op_of(p.variants[0], OpKind::kSuffix, 4).layer = 5; });
+}
+
+TEST(PlanRules, R18EveryReadHasItsWriterBefore) {
+  // The suffix does not wait for KV that is transferred later.
+  expect_broken(18, "reads KV of layer 1, chunk 0, which nothing has loaded before it", [](Plan& p) {
+    Variant& v = p.variants[0];
+    // Exchange what the transfers of layers 1 and 11 bring.
+    int32_t a = find_op(v, OpKind::kTransferKv, 1), b = find_op(v, OpKind::kTransferKv, 11);
+    std::swap(v.ops[static_cast<size_t>(a)].layer, v.ops[static_cast<size_t>(b)].layer);
+    std::swap(v.ops[static_cast<size_t>(a)].buffer, v.ops[static_cast<size_t>(b)].buffer);
+  });
+  // Recompute layers out of order: hidden states do not fit.
+  expect_broken(18, "which op 3 (recompute 3) has left at layer 4; expected what enters layer 5",
+                [](Plan& p) {
+                  Variant& v = p.variants[0];
+                  std::swap(op_of(v, OpKind::kRecompute, 4).layer, op_of(v, OpKind::kRecompute, 5).layer);
+                });
+  // The sender's KV arrives over what has been recomputed (serial, the order turned round).
+  expect_broken(18, "puts the sender's KV over what", [](Plan& p) {
+    Variant& v = p.variants[0];
+    int32_t at = static_cast<int32_t>(v.ops.size()) - 1;
+    insert_op(v, at, {.kind = OpKind::kTransferKv, .stream = 0, .layer = 4, .chunk = 0, .buffer = 4});
+    v.ops[static_cast<size_t>(at)].waits = {at - 1};
+  });
+  // A later chunk is recomputed before an earlier one of the same layer.
+  expect_broken(
+      18, "reads KV of layer 3, chunk 0",
+      [](Plan& p) {
+        Variant& v = p.variants[0];
+        Op &a = op_of(v, OpKind::kRecompute, 3, 0), &b = op_of(v, OpKind::kRecompute, 3, 1);
+        std::swap(a.chunk, b.chunk);
+      },
+      make_plan(small_shape(), {3, 6}, "kv-preload", {.chunks = 2}));
+  // Both layers' E swapped into hidden states that nobody wrote.
+  expect_broken(18, "which nothing has written before it", [](Plan& p) {
+    Variant& v = p.variants[0];
+    v.buffers.push_back({BufferKind::kHidden, 3, false, true});
+    op_of(v, OpKind::kRecompute, 3).buffer = 14;
+  });
+}
+
+TEST(PlanRules, R19NoUnorderedAccesses) {
+  expect_broken(
+      19,
+      "reads hidden states of buffer 13, chunk 0, which op 0 (e(3)) writes, with no order between them; "
+      "expected op 0 among its waits",
+      [](Plan& p) { op_of(p.variants[0], OpKind::kRecompute, 3).waits.clear(); });
+  expect_broken(19, "reads KV of layer 8, chunk 0",
+                [](Plan& p) { op_of(p.variants[0], OpKind::kSuffix, 8).waits.clear(); });
+  // serial: the sender's KV of a recomputed layer must have landed before R writes there.
+  expect_broken(
+      19, "writes KV of layer 3, chunk 0",
+      [](Plan& p) {
+        Variant& v = p.variants[0];
+
+        for (Op& op : v.ops) op.waits.clear();
+        op_of(v, OpKind::kRecompute, 3).waits = {0};  // E only
+      },
+      make_plan(small_shape(), {3, 6}, "serial"));
+  // An order through a third op is an order.
+  Plan plan = make_plan(small_shape(), {3, 6});
+  Variant& v = plan.variants[0];
+  int32_t e = find_op(v, OpKind::kTransferE), kv = find_op(v, OpKind::kTransferKv, 0);
+  Op& op = op_of(v, OpKind::kRecompute, 3);
+  ASSERT_EQ(op.waits, std::vector<int32_t>{e});
+  int64_t shift = v.ops[static_cast<size_t>(kv)].duration_ns;
+  for (Op& o : v.ops) o.start_ns += &o >= &op ? shift : 0;
+  v.makespan_ns += shift;
+  op.waits = {kv};  // behind e on the link
+  Status status = verify_plan(plan, "made");
+  EXPECT_TRUE(status.ok()) << status.message();
+}
+
+}  // namespace
+}  // namespace ds

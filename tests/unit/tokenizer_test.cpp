@@ -1,0 +1,556 @@
+// The tokenizer against the package `tokenizers` (tests/golden/tokenizers), its speed on ugly texts,
+// streaming, and every way a tokenizer.json can be broken.
+#include "runtime/model/tokenizer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <thread>
+
+#include "runtime/model/tokenizer_regex_internal.h"
+#include "runtime/model/tokenizer_steps_internal.h"
+#include "support/json.h"
+
+namespace ds {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Lt;
+
+const std::string kFolder = DS_SOURCE_DIR "/tests/golden/tokenizers/";
+
+json read_fixture(const std::string& name) {
+  Result<json> value = read_json_file(kFolder + name);
+  EXPECT_TRUE(value.ok()) << value.status().message();
+  return value.ok() ? value.value() : json();
+}
+
+Tokenizer load(const std::string& name) {
+  Result<Tokenizer> t = Tokenizer::load(kFolder + name);
+  EXPECT_TRUE(t.ok()) << t.status().message();
+  return std::move(t).value();
+}
+
+/// Text with everything but plain ASCII escaped.
+std::string shown(std::string_view text) {
+  return json(text.substr(0, 200)).dump(-1, ' ', true, json::error_handler_t::replace);
+}
+
+std::string stream(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, bool skip) {
+  StreamingDecoder decoder(tokenizer, skip);
+  std::string out;
+  for (int32_t id : ids) {
+    Result<std::string> part = decoder.push(id);
+    EXPECT_TRUE(part.ok()) << part.status().message();
+    out += part.value();
+  }
+  return out + decoder.finish().value();
+}
+
+// ------------------------------------------------------------------------------------- equal to the package
+
+class Golden : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(Golden, EncodesAndDecodesAsThePackage) {
+  Tokenizer tokenizer = load(GetParam());
+  json corpus = read_fixture("corpus.json"), expected = read_fixture(GetParam() + "/expected.json");
+  EXPECT_EQ(tokenizer.vocab_size(), expected["vocab_size"].get<int64_t>());
+  auto before = expected["before"].get<std::vector<int32_t>>(),
+       after = expected["after"].get<std::vector<int32_t>>();
+  auto stride = expected["stride"].get<size_t>();
+  auto check_decode = [&](const std::vector<int32_t>& ids, const json& entry, const std::string& text) {
+    std::string keep = entry.value("keep", text);
+    std::string skip = entry.value("skip", keep);
+    EXPECT_EQ(shown(tokenizer.decode(ids, false).value()), shown(keep)) << json(ids);
+    EXPECT_EQ(shown(tokenizer.decode(ids, true).value()), shown(skip)) << json(ids);
+    EXPECT_EQ(shown(stream(tokenizer, ids, false)), shown(keep)) << json(ids);
+    EXPECT_EQ(shown(stream(tokenizer, ids, true)), shown(skip)) << json(ids);
+  };
+  size_t cases = 0;
+  for (size_t i = 0; i < corpus.size(); i += stride) {
+    const json& entry = expected["cases"][cases++];
+    auto text = corpus[i].get<std::string>();
+    auto want = entry["ids"].get<std::vector<int32_t>>();
+    Result<std::vector<int32_t>> plain = tokenizer.encode(text, false),
+                                 special = tokenizer.encode(text, true);
+    ASSERT_TRUE(plain.ok()) << plain.status().message();
+    EXPECT_EQ(*plain, want) << shown(text);
+    std::vector<int32_t> around = before;
+    around.insert(around.end(), want.begin(), want.end());
+    around.insert(around.end(), after.begin(), after.end());
+    EXPECT_EQ(special.value(), around) << shown(text);
+    check_decode(want, entry, text);
+  }
+  EXPECT_EQ(cases, expected["cases"].size());
+  EXPECT_GT(cases, 80u);
+  for (const json& entry : expected["decodes"])
+    check_decode(entry["ids"].get<std::vector<int32_t>>(), entry, "");
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Golden,
+                         ::testing::Values("llama3", "qwen2", "gpt2", "gpt2-prefix", "deepseek", "gpt4o",
+                                           "llama2", "mistral", "gemma", "unknowns", "unknowns-fused"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+TEST(Steps, Normalizers) {
+  for (const json& fixture : read_fixture("steps.json")["normalizers"]) {
+    Result<Normalizer> step = Normalizer::read(fixture["step"], "step");
+    ASSERT_TRUE(step.ok()) << step.status().message();
+    for (const json& c : fixture["cases"]) {
+      auto text = c[0].get<std::string>();
+      bool at_start = true;
+      ASSERT_TRUE(step->apply(text, at_start).ok());
+      EXPECT_EQ(shown(text), shown(c[1].get<std::string>())) << fixture["step"] << c[0];
+    }
+  }
+}
+
+TEST(Steps, PreTokenizers) {
+  for (const json& fixture : read_fixture("steps.json")["pre_tokenizers"]) {
+    Result<PreTokenizer> step = PreTokenizer::read(fixture["step"], "step");
+    ASSERT_TRUE(step.ok()) << step.status().message();
+    for (const json& c : fixture["cases"]) {
+      auto text = c[0].get<std::string>();
+      TextPool pool;
+      std::vector<Piece> pieces = {{text, true}};
+      ASSERT_TRUE(step->apply(pieces, pool).ok());
+      json got = json::array();
+      for (const Piece& p : pieces) {
+        if (!p.text.empty()) got.push_back(p.text);
+      }
+      EXPECT_EQ(got.dump(-1, ' ', true), c[1].dump(-1, ' ', true)) << fixture["step"] << c[0];
+    }
+  }
+}
+
+TEST(Steps, Decoders) {
+  for (const json& fixture : read_fixture("steps.json")["decoders"]) {
+    Result<Decoder> step = Decoder::read(fixture["step"], "step");
+    ASSERT_TRUE(step.ok()) << step.status().message();
+    for (const json& c : fixture["cases"]) {
+      Decoder::Run run(step.value());
+      std::string text;
+      for (const json& token : c[0]) ASSERT_TRUE(run.feed(token.get_ref<const std::string&>(), text).ok());
+      ASSERT_TRUE(run.finish(text).ok());
+      EXPECT_EQ(shown(text), shown(c[1].get<std::string>())) << fixture["step"] << c[0];
+    }
+  }
+}
+
+TEST(Unicode, NamedRangesOfUtf8) {
+  EXPECT_EQ(unicode::valid_utf8_prefix("a\xC3\xA9\xE6\x97\xA5\xF0\x9F\x98\x80"), 10u);
+  for (std::string_view bad : {"a\xC3", "a\xC0\x80", "a\xE0\x80\x80", "a\xED\xA0\x80", "a\xF4\x90\x80\x80",
+                               "a\xF5", "a\x80", "a\xF0\x9F\x98", "a\xFF"}) {
+    EXPECT_EQ(unicode::valid_utf8_prefix(bad), 1u) << shown(bad);
+  }
+  std::string out;
+  EXPECT_EQ(unicode::append_lossy(out, "x\xE6\x97\xE6\x97\xA5\xF0\x9F", false), 6u);
+  EXPECT_EQ(out, "x\uFFFD\u65E5");
+  EXPECT_EQ(unicode::append_lossy(out, "\xF0\x9F", true), 2u);
+  EXPECT_EQ(out, "x\uFFFD\u65E5\uFFFD");
+}
+
+// ----------------------------------------------------------------------------------------------- the
+// interface
+
+TEST(Tokenizer, TokenIds) {
+  Tokenizer t = load("llama3");
+  int32_t bos = t.token_id("<|begin_of_text|>");
+  EXPECT_GT(bos, 0);
+  EXPECT_EQ(t.token_id("no such token"), -1);
+  EXPECT_EQ(t.token_id(""), -1);
+  EXPECT_EQ(t.encode("", true).value(), std::vector<int32_t>{bos});
+  EXPECT_TRUE(t.encode("", false).value().empty());
+  EXPECT_EQ(t.decode({}, true).value(), "");
+}
+
+TEST(Tokenizer, RefusesTextThatIsNotUtf8AndUnknownIds) {
+  Tokenizer t = load("qwen2");
+  for (std::string_view bad : {"\xFF", "abc\xC3", "\xED\xA0\x80", "\xC0\xAF", "ok\xF4\x90\x80\x80"}) {
+    Result<std::vector<int32_t>> r = t.encode(bad, true);
+    ASSERT_FALSE(r.ok());
+    EXPECT_EQ(r.status().code(), Code::kInvalidArgument);
+    EXPECT_THAT(r.status().message(), HasSubstr("not UTF-8"));
+  }
+  for (int32_t id : {-1, INT32_MIN, static_cast<int32_t>(t.vocab_size()), INT32_MAX}) {
+    Result<std::string> r = t.decode(std::vector<int32_t>{0, id}, false);
+    ASSERT_FALSE(r.ok());
+    EXPECT_EQ(r.status().code(), Code::kInvalidArgument);
+    EXPECT_THAT(r.status().message(), HasSubstr(std::to_string(id)));
+    StreamingDecoder stream(t);
+    EXPECT_FALSE(stream.push(id).ok());
+  }
+}
+
+TEST(Tokenizer, StreamsTextAsSoonAsItIsCertain) {
+  Tokenizer t = load("gpt2");
+  std::vector<int32_t> ids = t.encode("caf\u00e9 \U0001F600!", false).value();
+  StreamingDecoder decoder(t);
+  std::string all;
+  for (int32_t id : ids) {
+    std::string part = decoder.push(id).value();
+    EXPECT_EQ(unicode::valid_utf8_prefix(part), part.size());
+    all += part;
+    // What is held back is less than one character.
+    EXPECT_LE(t.decode(ids, true).value().size(), all.size() + 64);
+  }
+  EXPECT_EQ(all, "caf\u00e9 \U0001F600!");
+  EXPECT_EQ(decoder.finish().value(), "");
+  // A character that is never finished comes out as U+FFFD, and the decoder starts again.
+  std::vector<int32_t> emoji = t.encode("\U0001F600", false).value();
+  ASSERT_GT(emoji.size(), 1u);
+  EXPECT_EQ(decoder.push(emoji[0]).value(), "");
+  EXPECT_EQ(decoder.finish().value(), "\uFFFD");
+  EXPECT_EQ(stream(t, emoji, true), "\U0001F600");
+
+  // SentencePiece's style: the first space goes, others stay, and words come out one by one.
+  Tokenizer llama = load("llama2");
+  StreamingDecoder words(llama);
+  std::vector<int32_t> two = llama.encode("the the", false).value();
+  std::string first = words.push(two[0]).value();
+  EXPECT_FALSE(first.empty());
+  EXPECT_NE(first[0], ' ');
+}
+
+TEST(Tokenizer, ManyThreadsAtOnce) {
+  Tokenizer t = load("qwen2");
+  auto corpus = read_fixture("corpus.json").get<std::vector<std::string>>();
+  std::vector<std::vector<int32_t>> want;
+  for (const std::string& text : corpus) want.push_back(t.encode(text, true).value());
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong = 0;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (size_t k = 0; k < corpus.size(); ++k) wrong += t.encode(corpus[k], true).value() != want[k];
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+// -------------------------------------------------------------------------------------------------------
+// speed
+
+double seconds(const std::function<void()>& work) {
+  auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::string repeated(std::string_view text, size_t bytes) {
+  std::string out;
+  while (out.size() < bytes) out += text;
+  return out;
+}
+
+TEST_P(Golden, UglyTextsTakeLinearTime) {
+  Tokenizer t = load(GetParam());
+  std::string mixed;
+  for (const auto& text : read_fixture("corpus.json").get<std::vector<std::string>>()) mixed += text + " ";
+  std::string ordered = "a";  // marks whose canonical order is the reverse of how they stand
+  ordered += repeated("\u0301", 150000) + repeated("\u0327", 150000);
+  // Bounds are for sanitizers on a busy machine; anything quadratic takes minutes.
+  for (const std::string& text :
+       {repeated("a", 100000), repeated(" ", 300000), repeated("\n", 300000), repeated(" \n", 300000),
+        repeated("1", 300000), repeated("\u65e5", 300000), repeated("'", 300000), repeated("<", 300000),
+        repeated("<|", 300000), repeated("<s>", 300000), repeated("ab ", 300000), repeated(mixed, 1000000),
+        repeated("\r\n\t ", 300000), repeated("a'", 300000), repeated("A", 300000), ordered}) {
+    std::vector<int32_t> ids;
+    double taken = seconds([&] { ids = t.encode(text, false).value(); });
+    EXPECT_THAT(taken, Lt(20)) << shown(text.substr(0, 20));
+    taken = seconds([&] { (void)t.decode(ids, false).value(); });
+    EXPECT_THAT(taken, Lt(20)) << shown(text.substr(0, 20));
+    taken = seconds([&] { (void)stream(t, ids, false); });
+    EXPECT_THAT(taken, Lt(20)) << shown(text.substr(0, 20));
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- broken
+// files
+
+class BrokenTokenizer : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/ds-tokenizer-" + std::to_string(getpid()) + "-" +
+              ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::filesystem::create_directories(folder_);
+    good_ =
+        R"({"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+      "decoder": null, "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}})"_json;
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  Result<Tokenizer> load_text(std::string_view text) {
+    std::ofstream(folder_ + "/tokenizer.json", std::ios::binary) << text;
+    return Tokenizer::load(folder_);
+  }
+  /// Loading the good file with `value` at the JSON pointer `at` fails with this code, naming file and key.
+  void refuse(const std::string& at, const json& value, Code code, const std::vector<std::string>& parts) {
+    json file = good_;
+    file[json::json_pointer(at)] = value;
+    Result<Tokenizer> r = load_text(file.dump());
+    ASSERT_FALSE(r.ok()) << at << " " << value;
+    EXPECT_EQ(code_name(r.status().code()), code_name(code)) << r.status().message();
+    EXPECT_THAT(r.status().message(), HasSubstr("tokenizer.json"));
+    for (const std::string& part : parts) EXPECT_THAT(r.status().message(), HasSubstr(part));
+  }
+
+  std::string folder_;
+  json good_;
+};
+
+TEST_F(BrokenTokenizer, TheGoodFileIsGood) {
+  Result<Tokenizer> t = load_text(good_.dump());
+  ASSERT_TRUE(t.ok()) << t.status().message();
+  EXPECT_THAT(t->encode("abba", true).value(), ElementsAre(2, 1, 0));
+}
+
+TEST_F(BrokenTokenizer, MissingEmptyAndTruncated) {
+  Result<Tokenizer> r = Tokenizer::load(folder_ + "/nowhere");
+  ASSERT_FALSE(r.ok());
+  EXPECT_EQ(r.status().code(), Code::kNotFound);
+  EXPECT_THAT(r.status().message(), HasSubstr("tokenizer.json"));
+  r = load_text("");
+  ASSERT_FALSE(r.ok());
+  EXPECT_EQ(r.status().code(), Code::kCorrupt);
+  for (std::string_view text : {"null", "[]", "3", "\"x\"", "{}", "{\"model\":null}", "{\"model\":[]}",
+                                "{\"model\":{}}", "\xFF\xFE", "{\"model\":{\"vocab\":{},\"merges\":{}}}"}) {
+    EXPECT_FALSE(load_text(text).ok()) << text;
+  }
+  std::ifstream in(kFolder + "llama2/tokenizer.json", std::ios::binary);
+  std::string whole((std::istreambuf_iterator<char>(in)), {});
+  for (size_t size = 0; size + 2 < whole.size(); size += 97) {
+    EXPECT_FALSE(load_text(whole.substr(0, size)).ok()) << size;
+  }
+}
+
+TEST_F(BrokenTokenizer, Model) {
+  refuse("/model/type", "Unigram", Code::kUnsupported, {"model", "Unigram"});
+  refuse("/model/type", "WordPiece", Code::kUnsupported, {"model", "WordPiece"});
+  refuse("/model/dropout", 0.1, Code::kUnsupported, {"dropout"});
+  refuse("/model/continuing_subword_prefix", "##", Code::kUnsupported, {"continuing_subword_prefix"});
+  refuse("/model/end_of_word_suffix", "</w>", Code::kUnsupported, {"end_of_word_suffix"});
+  refuse("/model/byte_fallback", 3, Code::kInvalidArgument, {"model", "byte_fallback"});
+  refuse("/model/vocab/b", 0, Code::kCorrupt, {"vocab", "id 0", "'a'", "'b'"});
+  for (const json& id : {json(-1), json(1.5), json("1"), json(nullptr), json(int64_t{1} << 40),
+                         json(UINT64_MAX), json(5000000)}) {
+    refuse("/model/vocab/b", id, Code::kCorrupt, {"vocab", "'b'", "expected an integer"});
+  }
+  refuse("/model/merges/0", "a c", Code::kCorrupt, {"merges[0]", "no token 'c'"});
+  refuse("/model/merges/0", "b a", Code::kCorrupt, {"merges[0]", "no token 'ba'"});
+  refuse("/model/merges/0", json{"a", "c"}, Code::kCorrupt, {"merges[0]", "no token 'c'"});
+  for (const json& merge :
+       {json("ab"), json("a b c"), json("a"), json(7), json{"a"}, json{"a", "b", "a"}, json{"a", 1}}) {
+    refuse("/model/merges/0", merge, Code::kCorrupt, {"merges[0]", "expected"});
+  }
+  refuse("/model/merges", "a b", Code::kInvalidArgument, {"merges"});
+  refuse("/version", "2.0", Code::kUnsupported, {"version", "2.0"});
+
+  json file = good_;
+  file["model"]["unk_token"] = "<unk>";  // not in the vocabulary: matters only when it is needed
+  Result<Tokenizer> t = load_text(file.dump());
+  ASSERT_TRUE(t.ok());
+  EXPECT_TRUE(t->encode("ab", false).ok());
+  Result<std::vector<int32_t>> unknown = t->encode("abc", false);
+  ASSERT_FALSE(unknown.ok());
+  EXPECT_THAT(unknown.status().message(), HasSubstr("<unk>"));
+}
+
+TEST_F(BrokenTokenizer, AddedTokens) {
+  auto token = [](const json& id, const json& content) {
+    return json{{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
+                {"rstrip", false}, {"normalized", false}, {"special", true}};
+  };
+  refuse("/added_tokens", json{{"id", 3}}, Code::kInvalidArgument, {"added_tokens"});
+  refuse("/added_tokens/0", 5, Code::kCorrupt, {"added_tokens[0]"});
+  refuse("/added_tokens/0", token(7, "<x>"), Code::kCorrupt,
+         {"added_tokens[0]", "'<x>'", "id 7", "expected 3"});
+  refuse("/added_tokens/0", token(1, "a"), Code::kCorrupt, {"added_tokens[0]", "'a'", "expected 0"});
+  refuse("/added_tokens/0", token(-1, "<x>"), Code::kInvalidArgument, {"added_tokens[0]", "id"});
+  refuse("/added_tokens/0", token(1e30, "<x>"), Code::kInvalidArgument, {"added_tokens[0]", "id"});
+  refuse("/added_tokens/0", token(3, 3), Code::kInvalidArgument, {"added_tokens[0]", "content"});
+  json incomplete = token(3, "<x>");
+  incomplete.erase("lstrip");
+  refuse("/added_tokens/0", incomplete, Code::kCorrupt, {"added_tokens[0]", "lstrip"});
+  refuse("/added_tokens", json::array({token(3, "<x>"), token(3, "<y>")}), Code::kCorrupt,
+         {"added_tokens[1]", "'<y>'", "expected 4"});
+}
+
+TEST_F(BrokenTokenizer, StepsThatAreNotDone) {
+  for (const char* type :
+       {"Lowercase", "BertNormalizer", "Precompiled", "Nmt", "StripAccents", "ByteLevel", "Bogus"}) {
+    refuse("/normalizer", {{"type", type}}, Code::kUnsupported, {"normalizer", type, "supported"});
+  }
+  for (const char* type :
+       {"BertPreTokenizer", "Punctuation", "CharDelimiterSplit", "UnicodeScripts", "Bogus"}) {
+    refuse("/pre_tokenizer", {{"type", type}}, Code::kUnsupported, {"pre_tokenizer", type, "supported"});
+  }
+  for (const char* type : {"RobertaProcessing", "BertProcessing", "Bogus"}) {
+    refuse("/post_processor", {{"type", type}}, Code::kUnsupported, {"post_processor", type, "supported"});
+  }
+  for (const char* type : {"WordPiece", "CTC", "BPEDecoder", "Bogus"}) {
+    refuse("/decoder", {{"type", type}}, Code::kUnsupported, {"decoder", type, "supported"});
+  }
+  for (const char* key : {"/normalizer", "/pre_tokenizer", "/post_processor", "/decoder"}) {
+    refuse(key, json::object(), Code::kCorrupt, {std::string(key).substr(1), "type"});
+    refuse(key, 5, Code::kCorrupt, {std::string(key).substr(1)});
+    refuse(key, {{"type", 5}}, Code::kInvalidArgument, {std::string(key).substr(1), "type"});
+    refuse(key, {{"type", "Sequence"}}, Code::kCorrupt, {std::string(key).substr(1)});
+    const char* list = key[1] == 'n'   ? "normalizers"
+                       : key[1] == 'd' ? "decoders"
+                       : key[2] == 'r' ? "pretokenizers"
+                                       : "processors";
+    json deep = {{"type", "Sequence"}, {list, json::array()}};
+    for (int i = 0; i < 1000; ++i) deep = {{"type", "Sequence"}, {list, json::array({deep})}};
+    refuse(key, deep, Code::kUnsupported, {std::string(key).substr(1), "nested"});
+  }
+  refuse("/normalizer", {{"type", "Prepend"}}, Code::kCorrupt, {"normalizer", "prepend"});
+  refuse("/normalizer", {{"type", "Replace"}, {"pattern", "x"}, {"content", ""}}, Code::kCorrupt,
+         {"pattern"});
+  refuse("/normalizer", {{"type", "Replace"}, {"pattern", {{"String", ""}}}, {"content", ""}},
+         Code::kUnsupported, {"empty pattern"});
+  refuse("/pre_tokenizer",
+         {{"type", "Split"}, {"pattern", {{"String", "x"}}}, {"behavior", "Sideways"}, {"invert", false}},
+         Code::kCorrupt, {"behavior", "Sideways"});
+  refuse("/pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "ab"}}, Code::kCorrupt, {"replacement"});
+  refuse("/pre_tokenizer", {{"type", "Metaspace"}, {"replacement", "_"}, {"prepend_scheme", "second"}},
+         Code::kCorrupt, {"prepend_scheme"});
+  refuse("/decoder", {{"type", "Strip"}, {"content", " "}, {"start", -1}, {"stop", 0}},
+         Code::kInvalidArgument, {"start"});
+  json a_template = {{"type", "TemplateProcessing"},
+                     {"single", json::array({{{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}}})},
+                     {"special_tokens", json::object()}};
+  refuse("/post_processor", a_template, Code::kCorrupt, {"special_tokens", "<s>"});
+  a_template["special_tokens"]["<s>"] = {{"id", "<s>"}, {"ids", {77}}, {"tokens", {"<s>"}}};
+  refuse("/post_processor", a_template, Code::kCorrupt, {"special_tokens", "ids", "77"});
+  a_template["single"] = json::array({{{"Sequence", {{"id", "B"}, {"type_id", 0}}}}});
+  refuse("/post_processor", a_template, Code::kCorrupt, {"single[0]", "'B'"});
+}
+
+TEST_F(BrokenTokenizer, Patterns) {
+  auto split = [](const std::string& pattern) {
+    return json{
+        {"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+  };
+  for (const char* pattern : {"(", ")", "(()", "[a", "[", "\\", "a\\", "[b-a]", "\\x{", "\\x{110000}",
+                              "\\uD800", "\\u12", "\\pL", "(?#"}) {
+    refuse("/pre_tokenizer", split(pattern), Code::kCorrupt, {"pre_tokenizer", "pattern", "at byte"});
+  }
+  // Read differently by the two engines, or not at all: refused, not guessed.
+  for (const char* pattern : {"(?m)a",
+                              "(?x)a",
+                              "a(?i)b",
+                              "(?<name>a)",
+                              "\\1",
+                              "\\k<n>",
+                              "\\g<1>",
+                              "\\K",
+                              "\\R",
+                              "\\X",
+                              "\\G",
+                              "[[:alpha:]]",
+                              "[a[b]]",
+                              "[a&&b]",
+                              "[]a]",
+                              "[^]a]",
+                              "[\\W]",
+                              "[\\P{L}]",
+                              "\\p{Han}",
+                              "\\p{}",
+                              "\\p{Alpha}",
+                              "a{2}+",
+                              "a{2}?",
+                              "(?~a)",
+                              "(?i:ss)",
+                              "(?i:\xC3\xA9)",
+                              "(?i:[\xC3\xA9])",
+                              "(?i:\\p{Lu})",
+                              "\\xFF",
+                              "(?i:fl)",
+                              "*",
+                              "a{1,99999}",
+                              "(?<=a+)b",
+                              "\\Q",
+                              "\\cA"}) {
+    refuse("/pre_tokenizer", split(pattern), Code::kUnsupported, {"pre_tokenizer", "pattern"});
+  }
+  refuse("/pre_tokenizer", split(repeated("(a{1000}){1000}", 100000)), Code::kUnsupported, {"pattern"});
+  refuse("/pre_tokenizer", split(std::string(5000, '(') + "a" + std::string(5000, ')')), Code::kUnsupported,
+         {"pattern"});
+  // Exponential work ends in an error, not in a hang.
+  json file = good_;
+  file["pre_tokenizer"] = split("(?:a|a|aa)+(?=c)");
+  Result<Tokenizer> t = load_text(file.dump());
+  ASSERT_TRUE(t.ok()) << t.status().message();
+  Result<std::vector<int32_t>> ids = t->encode(std::string(3000, 'a') + "b", false);
+  ASSERT_FALSE(ids.ok());
+  EXPECT_EQ(ids.status().code(), Code::kExhausted);
+}
+
+/// Bytes and values of good files changed at random: loading and using them fails cleanly or works.
+TEST_F(BrokenTokenizer, RandomDamage) {
+  std::mt19937 random(7);
+  auto below = [&](size_t n) { return std::uniform_int_distribution<size_t>(0, n - 1)(random); };
+  auto corpus = read_fixture("corpus.json").get<std::vector<std::string>>();
+  size_t loaded = 0, refused = 0;
+  auto try_file = [&](std::string_view text) {
+    Result<Tokenizer> t = load_text(text);
+    (t.ok() ? loaded : refused)++;
+    if (!t.ok()) {
+      EXPECT_THAT(t.status().message(), HasSubstr("tokenizer.json"));
+      return;
+    }
+    for (int i = 0; i < 5; ++i) {
+      Result<std::vector<int32_t>> ids = t->encode(corpus[below(corpus.size())], true);
+      if (ids.ok()) EXPECT_TRUE(t->decode(*ids, false).ok());
+    }
+  };
+  for (const char* name : {"llama3", "llama2", "mistral", "unknowns"}) {
+    json good = read_fixture(std::string(name) + "/tokenizer.json");
+    std::string text = good.dump();
+    for (int round = 0; round < 40; ++round) {
+      std::string damaged = text;
+      for (size_t n = 1 + below(4); n > 0; --n) {
+        // The steps stand before the vocabulary in few bytes: damage them as often as the rest.
+        size_t at = below(2) == 0 ? below(damaged.size()) : below(std::min<size_t>(damaged.size(), 3000));
+        if (below(2) == 0) {
+          damaged[at] = static_cast<char>(below(256));
+        } else {
+          damaged.erase(at, 1 + below(20));
+        }
+      }
+      try_file(damaged);
+    }
+    // Whole values replaced by others of any kind.
+    json flat = good.flatten();
+    std::vector<std::string> keys;
+    for (const auto& [key, value] : flat.items()) {
+      if (key.find("/model/vocab") == std::string::npos && key.find("/model/merges") == std::string::npos)
+        keys.push_back(key);
+    }
+    const std::vector<json> values = {nullptr,        true,    false, 0,          -1,    1e300,
+                                      1ull << 62,     "",      "x",   "Sequence", "<s>", json::array(),
+                                      json::object(), "\u2581"};
+    for (int round = 0; round < 120; ++round) {
+      json damaged = good;
+      damaged[json::json_pointer(keys[below(keys.size())])] = values[below(values.size())];
+      try_file(damaged.dump());
+    }
+  }
+  EXPECT_GT(loaded, 20u);
+  EXPECT_GT(refused, 100u);
+}
+
+}  // namespace
+}  // namespace ds

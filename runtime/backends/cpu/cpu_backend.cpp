@@ -1,0 +1,123 @@
+// The CPU backend: instruction set and threads are found once; the rest is in model.cpp, stream.cpp,
+// matmul.cpp, attention.cpp and the kernels.
+#include "runtime/backends/backend.h"
+#include "runtime/backends/cpu/memory_internal.h"
+#include "runtime/backends/cpu/model_internal.h"
+#include "runtime/backends/cpu/stream_internal.h"
+
+namespace ds {
+namespace cpu {
+namespace {
+
+class CpuMemory final : public DeviceMemory {
+ public:
+  explicit CpuMemory(HostBuffer buffer) : buffer_(std::move(buffer)) {}
+  std::byte* data() override { return buffer_.data(); }
+  int64_t size() const override { return buffer_.size(); }
+
+ private:
+  HostBuffer buffer_;
+};
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(Isa isa, int threads) : isa_(isa), threads_(threads) {}
+
+  std::string_view name() const override { return "cpu"; }
+  std::string description() const override {
+    return fmt::format("cpu: {}, {} thread{}, oneDNN {}", isa_name(isa_), threads_, threads_ == 1 ? "" : "s",
+                       dnnl_version());
+  }
+  Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint,
+                                            const LoadOptions& options) override {
+    return CpuModel::load(checkpoint, options, isa_, threads_);
+  }
+  Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes) override {
+    DS_ASSIGN(HostBuffer buffer, HostBuffer::make(bytes, "buffer"));
+    return std::unique_ptr<DeviceMemory>(std::make_unique<CpuMemory>(std::move(buffer)));
+  }
+  Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) override {
+    if (capacity < 1 || capacity > (int64_t{1} << 24))
+      return error(Code::kInvalidArgument, "{} stream of {} commands; expected 1 to {}",
+                   stream_kind_name(kind), capacity, int64_t{1} << 24);
+    try {
+      return std::unique_ptr<CommandStream>(std::make_unique<CpuStream>(kind, capacity, threads_));
+    } catch (const std::system_error& e) {
+      return error(Code::kExhausted, "starting the thread of a {} stream: {}", stream_kind_name(kind),
+                   e.what());
+    }
+  }
+  Result<std::unique_ptr<Event>> make_event() override {
+    return std::unique_ptr<Event>(std::make_unique<CpuEvent>());
+  }
+  Result<double> measure_matmul_flops(DType dtype) override {
+    if (dtype != DType::kBF16 && dtype != DType::kF32)
+      return error(Code::kUnsupported, "the cpu backend computes in bf16 or f32, not in {}",
+                   dtype_name(dtype));
+    return measure_flops(isa_, dtype, threads_);
+  }
+
+ private:
+  Isa isa_;
+  int threads_;
+};
+
+}  // namespace
+
+std::string_view isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kGeneric:
+      return "no vector extension";
+    case Isa::kAvx2:
+      return "AVX2";
+    case Isa::kAvx512:
+      return "AVX-512";
+    case Isa::kAvx512Bf16:
+      return "AVX-512 with bf16";
+  }
+  return "?";
+}
+
+Isa detect_isa() {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  auto allowed = [](dnnl::cpu_isa isa) {  // each value holds the bits of those it includes
+    auto bits = static_cast<unsigned>(isa);
+    return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & bits) == bits;
+  };
+  bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                allowed(dnnl::cpu_isa::avx512_core);
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && allowed(dnnl::cpu_isa::avx512_core_bf16))
+    return Isa::kAvx512Bf16;
+  if (avx512) return Isa::kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && allowed(dnnl::cpu_isa::avx2))
+    return Isa::kAvx2;
+#endif
+  return Isa::kGeneric;
+}
+
+Kernels select_kernels(Isa isa, DType hidden, DType active) {
+  switch (isa) {
+    case Isa::kAvx512:
+    case Isa::kAvx512Bf16:
+      return kernels_avx512(hidden, active);
+    case Isa::kAvx2:
+      return kernels_avx2(hidden);
+    case Isa::kGeneric:
+      break;
+  }
+  return kernels_generic(hidden);
+}
+
+}  // namespace cpu
+
+Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options) {
+  if (options.threads < 0 || options.threads > 1024)
+    return error(Code::kInvalidArgument, "cpu backend with {} threads; expected 0 (all) to 1024",
+                 options.threads);
+  int threads = options.threads > 0 ? options.threads : cpu::usable_cores();
+  return std::unique_ptr<Backend>(std::make_unique<cpu::CpuBackend>(cpu::detect_isa(), threads));
+}
+
+}  // namespace ds

@@ -1,0 +1,306 @@
+#include "compiler/compile.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "compiler/emit/convert.h"
+#include "compiler/emit/session.h"
+#include "compiler/inputs/models.h"
+#include "compiler/lowering/lower_tiles.h"
+#include "compiler/passes.h"
+#include "compiler/policy/build_reuse.h"
+#include "compiler/policy/policy.h"
+#include "mlir/IR/Verifier.h"
+#include "mlir/Pass/PassManager.h"
+#include "plans/plan_file.h"
+#include "support/file.h"
+#include "support/hash.h"
+
+namespace ds {
+namespace {
+
+constexpr std::string_view kSchedules[] = {"best", "e-first", "kv-preload", "serial"};
+constexpr std::string_view kEmits[] = {"reuse", "plan", "schedule", "flatbuffer"};
+constexpr int64_t kMaxLength = int64_t{1} << 30;
+
+/// What was asked for, checked and in numbers.
+struct Request {
+  std::string policy;
+  std::vector<int64_t> lengths, rates;
+  bool default_lengths = false;
+};
+
+template <size_t N>
+Status one_of(std::string_view flag, std::string_view found, const std::string_view (&known)[N]) {
+  if (std::find(std::begin(known), std::end(known), found) != std::end(known)) return ok_status();
+  return error(Code::kInvalidArgument, "{} is '{}', expected one of {}", flag, found, fmt::join(known, ", "));
+}
+
+Result<std::vector<int64_t>> parse_rates(std::string_view text) {
+  std::vector<int64_t> rates;
+  for (size_t begin = 0; begin <= text.size();) {
+    size_t end = std::min(text.find(',', begin), text.size());
+    DS_ASSIGN(double rate, parse_rate(text.substr(begin, end - begin)));
+    rates.push_back(std::max<int64_t>(1, std::llround(rate)));
+    if (rates.size() > 1 && rates.back() <= rates[rates.size() - 2])
+      return error(Code::kInvalidArgument, "'{}' is not greater than the rate before it", text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return rates;
+}
+
+Status refuse(std::string_view a, std::string_view b, std::string_view why) {
+  return error(Code::kInvalidArgument, "{} contradicts {}: {}", a, b, why);
+}
+
+/// Everything that can be refused without opening a file.
+Result<Request> check_options(const CompileOptions& o) {
+  Request r;
+  if (o.receiver.empty() || o.sender.empty()) {
+    return error(Code::kInvalidArgument, "{} is missing; a plan is for one sender and one receiver",
+                 o.receiver.empty() ? "--receiver" : "--sender");
+  }
+  DS_TRY(one_of("--schedule", o.schedule, kSchedules));
+  DS_TRY(one_of("--emit", o.emit, kEmits));
+  if (o.dtype && *o.dtype != "bf16" && *o.dtype != "f32")
+    return error(Code::kInvalidArgument, "--dtype is '{}', expected bf16 or f32", *o.dtype);
+  if (o.policy) DS_TRY(find_policy(*o.policy));
+  if (o.slo_loss && !(*o.slo_loss >= 0 && *o.slo_loss <= 100))
+    return error(Code::kInvalidArgument, "--slo-loss is {}, expected points from 0 to 100", *o.slo_loss);
+  if (o.slo_ttft_ms && !(*o.slo_ttft_ms > 0 && *o.slo_ttft_ms <= 1e9))
+    return error(Code::kInvalidArgument, "--slo-ttft-ms is {}, expected milliseconds above 0, at most 1e9", *o.slo_ttft_ms);
+  if (o.suffix_length < 1 || o.suffix_length > kMaxLength)
+    return error(Code::kInvalidArgument, "--suffix-length is {}, expected 1 to {}", o.suffix_length, kMaxLength);
+
+  bool fixed_policy = o.policy && *o.policy != "droidspeak";
+  std::string_view slo = o.slo_loss ? "--slo-loss" : o.slo_ttft_ms ? "--slo-ttft-ms" : "";
+  if (o.recompute && fixed_policy)
+    return refuse("--recompute", "--policy " + *o.policy, "that policy decides which layers are recomputed");
+  if (!slo.empty() && fixed_policy)
+    return refuse(slo, "--policy " + *o.policy, "that policy has nothing to choose from");
+  if (!slo.empty() && o.recompute)
+    return refuse(slo, "--recompute", "the layers are either given or chosen for an objective");
+  if (!slo.empty() && !o.quality) {
+    return error(Code::kInvalidArgument, "{} needs --quality: without a profile nobody knows what a group of layers costs", slo);
+  }
+  if (!o.recompute && !fixed_policy) {
+    if (!o.quality) {
+      return error(Code::kInvalidArgument,
+                   "which layers are to be recomputed? Give --recompute A-B, --quality FILE with --slo-loss or "
+                   "--slo-ttft-ms, or --policy full-prefill or full-reuse");
+    }
+    if (slo.empty())
+      return error(Code::kInvalidArgument, "--quality needs an objective: give --slo-loss, --slo-ttft-ms or both");
+  }
+  if (o.quality && o.policy && *o.policy == "full-prefill")
+    return refuse("--quality", "--policy full-prefill", "the full prefill loses nothing");
+  r.policy = o.policy.value_or("droidspeak");
+
+  r.default_lengths = !o.context_lengths;
+  auto lengths = parse_int_list(o.context_lengths.value_or(kDefaultContextLengths), 1, kMaxLength);
+  if (!lengths.ok()) return lengths.status().with_context("--context-lengths");
+  r.lengths = *lengths;
+  auto rates = parse_rates(o.link_rates.value_or(kDefaultLinkRates));
+  if (!rates.ok()) return rates.status().with_context("--link-rates");
+  r.rates = *rates;
+  if (r.lengths.size() * r.rates.size() > 10'000) {
+    return error(Code::kInvalidArgument, "{} context lengths times {} link rates are {} variants, expected at most 10000",
+                 r.lengths.size(), r.rates.size(), r.lengths.size() * r.rates.size());
+  }
+  return r;
+}
+
+/// The last part of a path; a trailing slash does not count.
+std::string base_name(const std::string& path) {
+  std::filesystem::path p(path);
+  if (!p.has_filename()) p = p.parent_path();
+  return p.filename().string();
+}
+
+/// Neighbours meet at the geometric mean of their values: [low, high) of the i-th one.
+std::pair<int64_t, int64_t> range_of(const std::vector<int64_t>& values, size_t i, int64_t from) {
+  auto between = [&](size_t k) {
+    auto mean = static_cast<int64_t>(
+        std::llround(std::sqrt(static_cast<double>(values[k])) * std::sqrt(static_cast<double>(values[k + 1]))));
+    return std::clamp(mean, values[k] + 1, values[k + 1]);
+  };
+  return {i == 0 ? from : between(i - 1), i + 1 == values.size() ? kNoLimit : between(i)};
+}
+
+std::string canonical_flags(const CompileOptions& o, const Request& r, DType dtype) {
+  std::string flags = "--policy " + r.policy;
+  if (o.recompute) flags += " --recompute " + *o.recompute;
+  if (o.slo_loss) flags += fmt::format(" --slo-loss {}", *o.slo_loss);
+  if (o.slo_ttft_ms) flags += fmt::format(" --slo-ttft-ms {}", *o.slo_ttft_ms);
+  std::vector<std::string> rates;
+  for (int64_t rate : r.rates) rates.push_back(fmt::format("{}B/s", rate));
+  flags += fmt::format(" --context-lengths {} --suffix-length {} --link-rates {} --schedule {} --dtype {}",
+                       fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.schedule, dtype_name(dtype));
+  flags += o.machine ? "" : " (machine: stand-in)";
+  return flags;
+}
+
+/// A file's place in the provenance: role, name without folders, hash of its bytes.
+Result<InputFile> input_file(std::string role, const std::string& path) {
+  DS_ASSIGN(std::string text, read_text_file(path));
+  return InputFile{std::move(role), base_name(path), sha256_hex(text)};
+}
+
+struct Compiler {
+  const CompileOptions& options;
+  Request request;
+  CompileOutput out;
+  ModelPair pair;
+  MachineModel machine;
+  std::optional<Quality> quality;
+  Plan plan;  // head, and variants as chosen: ranges, tiles, promise
+  std::vector<std::pair<Variant, bool>> chosen;  // and whether it is the fall-back
+
+  Status read_inputs() {
+    DS_ASSIGN(pair, read_pair(options.sender, options.receiver));
+    plan.sender = pair.sender;
+    plan.receiver = pair.receiver;
+    plan.shape = pair.config.shape();
+    auto& inputs = plan.provenance.inputs;
+    inputs.push_back({"sender", base_name(options.sender), pair.sender.fingerprint});
+    inputs.push_back({"receiver", base_name(options.receiver), pair.receiver.fingerprint});
+    if (options.quality) {
+      DS_ASSIGN(quality, Quality::read(*options.quality));
+      DS_TRY(quality->check_pair(*options.quality, pair.sender.fingerprint, pair.receiver.fingerprint, plan.shape.layers));
+      DS_ASSIGN(InputFile file, input_file("quality", *options.quality));
+      inputs.push_back(std::move(file));
+    }
+    if (options.machine) {
+      DS_ASSIGN(machine, MachineModel::read(*options.machine));
+      DS_ASSIGN(InputFile file, input_file("machine", *options.machine));
+      inputs.push_back(std::move(file));
+      if (options.dtype && dtype_name(machine.dtype) != *options.dtype) {
+        return error(Code::kMismatch, "--dtype is {}, but '{}' was measured in {}; leave --dtype out or measure anew",
+                     *options.dtype, *options.machine, dtype_name(machine.dtype));
+      }
+    } else {
+      machine = MachineModel::stand_in(options.dtype == "f32" ? DType::kF32 : DType::kBF16);
+      out.notes.push_back(fmt::format(
+          "no --machine given: times are predicted for a stand-in ({}); run ds-calibrate for this one", machine.name));
+    }
+    plan.dtype = dtype_name(machine.dtype);
+    return ok_status();
+  }
+
+  Status check_lengths() {
+    int64_t longest = pair.config.max_positions - options.suffix_length;
+    if (pair.config.max_positions <= 0) return ok_status();
+    auto too_long = std::find_if(request.lengths.begin(), request.lengths.end(), [&](int64_t n) { return n > longest; });
+    if (too_long == request.lengths.end()) return ok_status();
+    if (!request.default_lengths || too_long == request.lengths.begin()) {
+      return error(Code::kInvalidArgument,
+                   "--context-lengths: {} tokens and a suffix of {} do not fit the models' {} positions "
+                   "(max_position_embeddings); expected at most {}",
+                   *too_long, options.suffix_length, pair.config.max_positions, longest);
+    }
+    out.notes.push_back(fmt::format("default context lengths from {} on are left out: the models have {} positions",
+                                    *too_long, pair.config.max_positions));
+    request.lengths.erase(too_long, request.lengths.end());
+    return ok_status();
+  }
+
+  Status choose_tiles() {
+    PolicyInput in;
+    in.layers = plan.shape.layers;
+    if (options.recompute) {
+      auto group = parse_layers(*options.recompute, in.layers);
+      if (!group.ok()) return group.status().with_context("--recompute");
+      in.recompute = *group;
+    }
+    if (quality) in.quality = &*quality;
+    in.slo_loss = options.slo_loss;
+    if (options.slo_ttft_ms) in.slo_ttft_ns = std::llround(*options.slo_ttft_ms * 1e6);
+    CostModel costs(machine, plan.shape);
+    in.predict_ttft_ns = [&](const std::vector<Tile>& tiles) {
+      return predict_ttft_ns(tiles, in.point, costs, options.schedule);
+    };
+    DS_ASSIGN(Policy policy, find_policy(request.policy));
+    auto add = [&](Policy choose, std::string name, std::string policy_name, bool fallback) -> Status {
+      DS_ASSIGN(Choice choice, choose(in));
+      Variant v;
+      v.name = std::move(name);
+      v.policy = std::move(policy_name);
+      v.tuned_tokens = in.point.tokens;
+      v.tuned_suffix = in.point.suffix;
+      v.tuned_rate = in.point.rate;
+      v.tiles = std::move(choice.tiles);
+      v.promise = choice.promise;
+      chosen.push_back({std::move(v), fallback});
+      return ok_status();
+    };
+    for (size_t n = 0; n < request.lengths.size(); ++n) {
+      for (size_t r = 0; r < request.rates.size(); ++r) {
+        in.point = {request.lengths[n], options.suffix_length, request.rates[r]};
+        DS_TRY(add(policy, fmt::format("v{}", chosen.size()), request.policy, false));
+        Variant& v = chosen.back().first;
+        std::tie(v.tokens_min, v.tokens_max) = range_of(request.lengths, n, 1);
+        std::tie(v.rate_min, v.rate_max) = range_of(request.rates, r, 0);
+      }
+    }
+    // The fall-back holds everywhere; its times are those of a length in the middle of the list.
+    in.point = {request.lengths[request.lengths.size() / 2], options.suffix_length, request.rates[request.rates.size() / 2]};
+    return add(choose_full_prefill, "full-prefill", "full-prefill", true);
+  }
+
+  Status run() {
+    DS_TRY(read_inputs());
+    DS_TRY(check_lengths());
+    DS_TRY(choose_tiles());
+    plan.provenance.compiler_version = options.compiler_version;
+    plan.provenance.flags = canonical_flags(options, request, machine.dtype);
+
+    MlirSession session;
+    mlir::OpBuilder b(&session.context());
+    auto loc = b.getUnknownLoc();
+    mlir::OwningOpRef<mlir::ModuleOp> module(mlir::ModuleOp::create(loc));
+    b.setInsertionPointToStart(module->getBody());
+    plan::FileOp file = build_file(b, loc, plan);
+    b.setInsertionPointToStart(&file.getBody().front());
+    for (auto& [v, fallback] : chosen) build_reuse_plan(b, loc, v, plan.shape.layers, fallback);
+    if (mlir::failed(mlir::verify(*module))) return session.failure(Code::kInternal, "building the tiling");
+
+    // The order matters: loads are left out before anything is scheduled, and each phase is verified before the
+    // next one relies on it.
+    mlir::PassManager passes(&session.context());
+    passes.addPass(create_reuse_verify_tiling());
+    if (options.emit != "reuse") {
+      passes.addPass(create_convert_reuse_to_plan());
+      if (!moves_whole_entry(options.schedule)) passes.addPass(create_plan_elide_loads());
+      passes.addPass(create_plan_verify_lowered());
+    }
+    if (options.emit == "schedule" || options.emit == "flatbuffer") {
+      passes.addPass(create_plan_materialize_durations(machine));
+      passes.addPass(create_plan_schedule(options.schedule, machine.link_rtt_ns));
+      passes.addPass(create_plan_verify_schedule());
+    }
+    if (mlir::failed(passes.run(*module))) return session.failure(Code::kInternal, "lowering the tiling");
+    if (options.emit != "flatbuffer") {
+      out.bytes = print_module(*module);
+      return ok_status();
+    }
+    DS_ASSIGN(Plan compiled, export_file(*module->getOps<plan::FileOp>().begin()));
+    DS_TRY(verify_plan(compiled, "the compiled plan"));
+    out.bytes = serialize_plan(compiled);
+    out.plan = std::move(compiled);
+    return ok_status();
+  }
+};
+
+}  // namespace
+
+Result<CompileOutput> compile(const CompileOptions& options) {
+  DS_ASSIGN(Request request, check_options(options));
+  Compiler compiler{.options = options, .request = std::move(request)};
+  DS_TRY(compiler.run());
+  return std::move(compiler.out);
+}
+
+}  // namespace ds

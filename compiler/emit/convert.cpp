@@ -1,0 +1,270 @@
+#include "compiler/emit/convert.h"
+
+#include "llvm/ADT/TypeSwitch.h"
+
+namespace ds {
+namespace {
+
+/// Rows that an op kind always has; ops that say otherwise cannot be written down in the dialect.
+std::optional<Rows> fixed_rows(OpKind kind) {
+  switch (kind) {
+    case OpKind::kTransferE:
+    case OpKind::kTransferKv:
+    case OpKind::kRecompute:
+      return Rows::kChunk;
+    case OpKind::kSuffix:
+    case OpKind::kHead:
+      return Rows::kSuffix;
+    case OpKind::kPrefill:
+      return Rows::kAll;
+    case OpKind::kEmbed:
+      break;
+  }
+  return std::nullopt;
+}
+
+Status check_expressible(const Variant& v, size_t i) {
+  const Op& op = v.ops[i];
+  auto fault = [&](std::string_view what, auto found, std::string expected) {
+    return error(Code::kUnsupported, "variant '{}': op {} ({}): {} is {}, expected {}", v.name, i,
+                 op_kind_name(op.kind), what, found, expected);
+  };
+  auto rows = fixed_rows(op.kind);
+  if (rows && op.rows != *rows) return fault("rows", static_cast<int>(op.rows), fmt::format("{}", static_cast<int>(*rows)));
+  bool transfer = op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv;
+  if (transfer && op.queries != Queries::kNone) return fault("queries", static_cast<int>(op.queries), "none");
+  if (op.kind == OpKind::kEmbed && op.queries != Queries::kNone) return fault("queries", static_cast<int>(op.queries), "none");
+  bool layered = op.kind != OpKind::kEmbed && op.kind != OpKind::kHead;
+  if (layered ? op.layer < 0 : op.layer != -1) return fault("layer", op.layer, layered ? "a layer" : "-1");
+  bool chunked = op.rows == Rows::kChunk;
+  if (chunked ? op.chunk < 0 : op.chunk != -1) return fault("chunk", op.chunk, chunked ? "a chunk" : "-1");
+  if (op.stream < 0 || static_cast<size_t>(op.stream) >= v.streams.size())
+    return fault("stream", op.stream, fmt::format("one of {}", v.streams.size()));
+  if (op.buffer < 0 || static_cast<size_t>(op.buffer) >= v.buffers.size())
+    return fault("buffer", op.buffer, fmt::format("one of {}", v.buffers.size()));
+  for (int32_t w : op.waits)
+    if (w < 0 || static_cast<size_t>(w) >= i) return fault("waits", w, "an earlier op");
+  return ok_status();
+}
+
+int32_t position_of(mlir::Value value) {
+  int32_t n = 0;
+  mlir::Operation* definer = value.getDefiningOp();
+  for (mlir::Operation& op : *definer->getBlock()) {
+    if (&op == definer) return n;
+    if (op.getName() == definer->getName()) ++n;
+  }
+  return -1;
+}
+
+}  // namespace
+
+plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
+  auto* ctx = b.getContext();
+  auto model = [&](const ModelIdentity& m) {
+    return plan::ModelAttr::get(ctx, m.name, m.fingerprint, m.config, m.weights, m.tokenizer);
+  };
+  const Shape& s = p.shape;
+  auto shape = plan::ShapeAttr::get(ctx, s.family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim, s.vocab);
+  llvm::SmallVector<mlir::Attribute> inputs;
+  for (const InputFile& f : p.provenance.inputs)
+    inputs.push_back(plan::InputAttr::get(ctx, f.role, f.name, f.sha256));
+  auto file = b.create<plan::FileOp>(loc, static_cast<uint32_t>(p.format_version), p.dtype, model(p.sender),
+                                     model(p.receiver), shape, p.provenance.compiler_version, p.provenance.flags,
+                                     b.getArrayAttr(inputs));
+  file.getBody().emplaceBlock();
+  return file;
+}
+
+Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, bool fallback,
+                                      bool scheduled) {
+  for (size_t i = 0; i < v.ops.size(); ++i) DS_TRY(check_expressible(v, i));
+  mlir::OpBuilder::InsertionGuard guard(b);
+  auto i64 = [&](int64_t n) { return b.getI64IntegerAttr(n); };
+  auto unit = [&](bool set) { return set ? b.getUnitAttr() : mlir::UnitAttr(); };
+  auto* ctx = b.getContext();
+  auto variant = b.create<plan::VariantOp>(
+      loc, b.getStringAttr(v.name), unit(fallback), b.getStringAttr(v.policy), b.getStringAttr(v.scheduler),
+      i64(v.tokens_min), i64(v.tokens_max), i64(v.rate_min), i64(v.rate_max), i64(v.tuned_tokens),
+      i64(v.tuned_suffix), i64(v.tuned_rate), b.getI32IntegerAttr(v.chunks), b.getF64FloatAttr(v.promise.quality_loss),
+      i64(v.promise.ttft_ns), scheduled ? i64(v.makespan_ns) : nullptr, scheduled ? i64(v.lower_bound_ns) : nullptr,
+      unit(scheduled && v.proven_optimal));
+  b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
+
+  llvm::SmallVector<mlir::Value> streams, buffers, events;
+  for (const Stream& s : v.streams)
+    streams.push_back(b.create<plan::StreamOp>(loc, plan::StreamKindAttr::get(ctx, static_cast<plan::StreamKind>(s.kind))));
+  for (const Buffer& f : v.buffers) {
+    buffers.push_back(b.create<plan::BufferOp>(loc, plan::BufferKindAttr::get(ctx, static_cast<plan::BufferKind>(f.kind)),
+                                               b.getI32IntegerAttr(f.layer), unit(f.with_context), unit(f.with_suffix)));
+  }
+  for (const Tile& t : v.tiles) {
+    b.create<plan::TileOp>(loc, plan::ModeAttr::get(ctx, static_cast<plan::Mode>(t.mode)),
+                           b.getI32IntegerAttr(t.first_layer), b.getI32IntegerAttr(t.last_layer),
+                           b.getI32IntegerAttr(t.first_chunk), b.getI32IntegerAttr(t.last_chunk), unit(t.cut));
+  }
+  for (const Op& op : v.ops) {
+    mlir::Value stream = streams[static_cast<size_t>(op.stream)], buffer = buffers[static_cast<size_t>(op.buffer)];
+    llvm::SmallVector<mlir::Value> after;
+    for (int32_t w : op.waits) after.push_back(events[static_cast<size_t>(w)]);
+    auto at = scheduled ? i64(op.start_ns) : nullptr, duration = scheduled ? i64(op.duration_ns) : nullptr;
+    auto layer = b.getI32IntegerAttr(op.layer), chunk = b.getI32IntegerAttr(op.chunk);
+    auto queries = plan::QueriesAttr::get(ctx, static_cast<plan::Queries>(op.queries));
+    auto event = b.getType<plan::EventType>();
+    mlir::Value result;
+    switch (op.kind) {
+      case OpKind::kTransferE:
+      case OpKind::kTransferKv: {
+        auto payload = plan::PayloadAttr::get(ctx, op.kind == OpKind::kTransferE ? plan::Payload::e : plan::Payload::kv);
+        result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, buffer, stream, after, at, duration);
+        break;
+      }
+      case OpKind::kEmbed: {
+        auto rows = plan::RowsAttr::get(ctx, static_cast<plan::Rows>(op.rows));
+        result = b.create<plan::EmbedOp>(loc, event, rows, op.rows == Rows::kChunk ? chunk : nullptr, buffer, stream,
+                                         after, at, duration);
+        break;
+      }
+      case OpKind::kRecompute:
+        result = b.create<plan::RecomputeOp>(loc, event, layer, chunk, queries, buffer, stream, after, at, duration);
+        break;
+      case OpKind::kSuffix:
+        result = b.create<plan::SuffixOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
+        break;
+      case OpKind::kPrefill:
+        result = b.create<plan::PrefillOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
+        break;
+      case OpKind::kHead:
+        result = b.create<plan::HeadOp>(loc, event, queries, buffer, stream, after, at, duration);
+        break;
+    }
+    events.push_back(result);
+  }
+  return variant;
+}
+
+Op export_op(plan::OperationInterface interface) {
+  Op op;
+  mlir::Value buffer;
+  llvm::TypeSwitch<mlir::Operation*>(interface)
+      .Case<plan::TransferOp>([&](plan::TransferOp t) {
+        op.kind = t.getPayload() == plan::Payload::e ? OpKind::kTransferE : OpKind::kTransferKv;
+        op.layer = static_cast<int32_t>(t.getLayer());
+        op.chunk = static_cast<int32_t>(t.getChunk());
+        buffer = t.getBuffer();
+      })
+      .Case<plan::EmbedOp>([&](plan::EmbedOp t) {
+        op.kind = OpKind::kEmbed;
+        op.rows = static_cast<Rows>(t.getRows());
+        if (t.getChunk()) op.chunk = static_cast<int32_t>(*t.getChunk());
+        buffer = t.getBuffer();
+      })
+      .Case<plan::RecomputeOp>([&](plan::RecomputeOp t) {
+        op.kind = OpKind::kRecompute;
+        op.layer = static_cast<int32_t>(t.getLayer());
+        op.chunk = static_cast<int32_t>(t.getChunk());
+        op.queries = static_cast<Queries>(t.getQueries());
+        buffer = t.getBuffer();
+      })
+      .Case<plan::SuffixOp, plan::PrefillOp>([&](auto t) {
+        bool suffix = std::is_same_v<decltype(t), plan::SuffixOp>;
+        op.kind = suffix ? OpKind::kSuffix : OpKind::kPrefill;
+        op.rows = suffix ? Rows::kSuffix : Rows::kAll;
+        op.layer = static_cast<int32_t>(t.getLayer());
+        op.queries = static_cast<Queries>(t.getQueries());
+        buffer = t.getBuffer();
+      })
+      .Case<plan::HeadOp>([&](plan::HeadOp t) {
+        op.kind = OpKind::kHead;
+        op.rows = Rows::kSuffix;
+        op.queries = static_cast<Queries>(t.getQueries());
+        buffer = t.getBuffer();
+      });
+  op.stream = position_of(interface.getStream());
+  if (buffer) op.buffer = position_of(buffer);
+  op.start_ns = static_cast<int64_t>(interface.getAt().value_or(0));
+  op.duration_ns = static_cast<int64_t>(interface.getDuration().value_or(0));
+  return op;
+}
+
+Result<Variant> export_variant(plan::VariantOp variant) {
+  Variant v;
+  v.name = variant.getSymName().str();
+  v.policy = variant.getPolicy().str();
+  v.scheduler = variant.getScheduler().str();
+  v.tokens_min = static_cast<int64_t>(variant.getTokensMin());
+  v.tokens_max = static_cast<int64_t>(variant.getTokensMax());
+  v.rate_min = static_cast<int64_t>(variant.getRateMin());
+  v.rate_max = static_cast<int64_t>(variant.getRateMax());
+  v.tuned_tokens = static_cast<int64_t>(variant.getTunedTokens());
+  v.tuned_suffix = static_cast<int64_t>(variant.getTunedSuffix());
+  v.tuned_rate = static_cast<int64_t>(variant.getTunedRate());
+  v.chunks = static_cast<int32_t>(variant.getChunks());
+  v.promise.quality_loss = variant.getLoss().convertToDouble();
+  v.promise.ttft_ns = static_cast<int64_t>(variant.getTtftNs());
+  if (!variant.getMakespan() || !variant.getLowerBound())
+    return error(Code::kUnsupported, "variant '{}' has not been scheduled (no makespan); run --plan-schedule", v.name);
+  v.makespan_ns = static_cast<int64_t>(*variant.getMakespan());
+  v.lower_bound_ns = static_cast<int64_t>(*variant.getLowerBound());
+  v.proven_optimal = variant.getProvenOptimal();
+  llvm::DenseMap<mlir::Value, int32_t> index;
+  for (mlir::Operation& op : variant.getBody().front()) {
+    if (auto stream = mlir::dyn_cast<plan::StreamOp>(op)) {
+      v.streams.push_back({static_cast<StreamKind>(stream.getKind())});
+    } else if (auto buffer = mlir::dyn_cast<plan::BufferOp>(op)) {
+      v.buffers.push_back({static_cast<BufferKind>(buffer.getKind()), static_cast<int32_t>(buffer.getLayer()),
+                           buffer.getWithSuffix(), buffer.getWithContext()});
+    } else if (auto tile = mlir::dyn_cast<plan::TileOp>(op)) {
+      v.tiles.push_back({static_cast<Mode>(tile.getMode()), static_cast<int32_t>(tile.getFirstLayer()),
+                         static_cast<int32_t>(tile.getLastLayer()), static_cast<int32_t>(tile.getFirstChunk()),
+                         static_cast<int32_t>(tile.getLastChunk()), tile.getCut()});
+    } else if (auto streamed = mlir::dyn_cast<plan::OperationInterface>(op)) {
+      if (!streamed.getAt())
+        return error(Code::kUnsupported, "variant '{}': '{}' has no start; run --plan-schedule", v.name, streamed.label());
+      Op exported = export_op(streamed);
+      for (mlir::Value w : streamed.getAfter()) exported.waits.push_back(index.lookup(w));
+      index[op.getResult(0)] = static_cast<int32_t>(v.ops.size());
+      v.ops.push_back(std::move(exported));
+    }
+  }
+  return v;
+}
+
+Result<Plan> export_file(plan::FileOp file) {
+  Plan p;
+  p.format_version = static_cast<int32_t>(file.getVersion());
+  p.dtype = file.getDtype().str();
+  auto model = [](plan::ModelAttr m) {
+    return ModelIdentity{m.getName().str(), m.getFingerprint().str(), m.getConfig().str(), m.getWeights().str(),
+                         m.getTokenizer().str()};
+  };
+  p.sender = model(file.getSender());
+  p.receiver = model(file.getReceiver());
+  plan::ShapeAttr s = file.getShape();
+  p.shape = {s.getFamily().str(), s.getLayers(), s.getDModel(), s.getFf(), s.getHeads(), s.getKvHeads(), s.getHeadDim(), s.getVocab()};
+  p.provenance.compiler_version = file.getCompiler().str();
+  p.provenance.flags = file.getFlags().str();
+  for (auto input : file.getInputs().getAsRange<plan::InputAttr>())
+    p.provenance.inputs.push_back({input.getRole().str(), input.getName().str(), input.getSha256().str()});
+  bool fallback = false;
+  for (mlir::Operation& op : file.getBody().front()) {
+    auto variant = mlir::dyn_cast<plan::VariantOp>(op);
+    if (!variant) {
+      return error(Code::kUnsupported, "'{}' in a plan file; expected variants only (has it been lowered?)",
+                   op.getName().getStringRef().str());
+    }
+    DS_ASSIGN(Variant v, export_variant(variant));
+    if (!variant.getFallback()) {
+      p.variants.push_back(std::move(v));
+    } else if (fallback) {
+      return error(Code::kCorrupt, "variant '{}' is a second fall-back; expected one", v.name);
+    } else {
+      p.full_prefill = std::move(v);
+      fallback = true;
+    }
+  }
+  if (!fallback) return error(Code::kCorrupt, "no variant is marked 'fallback'; expected the full prefill");
+  return p;
+}
+
+}  // namespace ds

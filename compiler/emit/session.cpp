@@ -1,0 +1,45 @@
+#include "compiler/emit/session.h"
+
+#include "dialects/plan/PlanDialect.h"
+#include "dialects/reuse/ReuseDialect.h"
+#include "llvm/Support/raw_ostream.h"
+
+namespace ds {
+
+void register_dialects(mlir::DialectRegistry& registry) { registry.insert<plan::PlanDialect, reuse::ReuseDialect>(); }
+
+// One thread: the work is small, and the order of messages must not depend on timing.
+MlirSession::MlirSession() : context_(mlir::MLIRContext::Threading::DISABLED) {
+  mlir::DialectRegistry registry;
+  register_dialects(registry);
+  context_.appendDialectRegistry(registry);
+  context_.loadAllAvailableDialects();
+  handler_ = std::make_unique<mlir::ScopedDiagnosticHandler>(&context_, [this](mlir::Diagnostic& d) {
+    auto append = [this](mlir::Diagnostic& one, const char* indent) {
+      std::string text;
+      llvm::raw_string_ostream out(text);
+      if (!mlir::isa<mlir::UnknownLoc>(one.getLocation())) out << one.getLocation() << ": ";
+      out << one.str();
+      if (!errors_.empty()) errors_ += "\n";
+      errors_ += indent + out.str();
+    };
+    append(d, "");
+    for (mlir::Diagnostic& note : d.getNotes()) append(note, "  ");
+    return mlir::success();
+  });
+}
+
+Status MlirSession::failure(Code code, std::string_view what) {
+  std::string text = std::exchange(errors_, {});
+  return error(code, "{}: {}", what, text.empty() ? "failed without a message" : text);
+}
+
+std::string print_module(mlir::ModuleOp module) {
+  std::string text;
+  llvm::raw_string_ostream out(text);
+  module.print(out);
+  out << "\n";
+  return out.str();
+}
+
+}  // namespace ds

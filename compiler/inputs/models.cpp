@@ -1,0 +1,31 @@
+#include "compiler/inputs/models.h"
+
+#include "runtime/model/checkpoint.h"
+
+namespace ds {
+
+Result<ModelPair> read_pair(const std::string& sender, const std::string& receiver) {
+  ModelPair pair;
+  DS_ASSIGN(ModelConfig sender_config, ModelConfig::read(sender));
+  DS_ASSIGN(pair.config, ModelConfig::read(receiver));
+  std::vector<std::string> differences = architecture_differences(sender_config, pair.config);
+  if (!differences.empty()) {
+    std::string message = fmt::format("sender '{}' and receiver '{}' cannot share caches; they differ in {} field{}:",
+                                      sender, receiver, differences.size(), differences.size() == 1 ? "" : "s");
+    for (const std::string& line : differences) message += "\n  " + line;
+    return Status(Code::kMismatch, std::move(message));
+  }
+  auto identity = [](const std::string& folder) -> Result<ModelIdentity> {
+    DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder));
+    return checkpoint.identity();
+  };
+  DS_ASSIGN(pair.receiver, identity(receiver));
+  if (sender == receiver) {
+    pair.sender = pair.receiver;
+  } else {
+    DS_ASSIGN(pair.sender, identity(sender));
+  }
+  return pair;
+}
+
+}  // namespace ds

@@ -1,0 +1,21 @@
+// The two model folders, read and cross-checked.
+#pragma once
+
+#include <string>
+
+#include "plans/plan.h"
+#include "runtime/model/config.h"
+#include "support/status.h"
+
+namespace ds {
+
+struct ModelPair {
+  ModelConfig config;  // the receiver's; the sender's shapes the same numbers
+  ModelIdentity sender, receiver;
+};
+
+/// Reads both folders and the fingerprints of their weights. kMismatch where the architectures differ: one line
+/// for each differing field, with both values.
+Result<ModelPair> read_pair(const std::string& sender, const std::string& receiver);
+
+}  // namespace ds

@@ -1,0 +1,70 @@
+// convert-reuse-to-plan: tiles -> transfers, kernels and what waits for what. Every reuse.plan becomes one
+// plan.variant without times. All KV of the entry is transferred, also what is recomputed, because which loads are
+// needed is a question of its own (plan-elide-loads), and the baseline `serial` moves everything.
+#include "compiler/emit/convert.h"
+#include "compiler/lowering/lower_tiles.h"
+#include "compiler/pass_support.h"
+
+namespace ds {
+namespace {
+
+std::vector<Tile> tiles_of(reuse::PlanOp plan) {
+  std::vector<Tile> tiles;
+  for (mlir::Operation& op : plan.getBody().front()) {
+    Tile t;
+    if (auto load = mlir::dyn_cast<reuse::LoadOp>(op)) {
+      t.first_layer = static_cast<int32_t>(load.getFirstLayer());
+      t.last_layer = static_cast<int32_t>(load.getLastLayer());
+    } else if (auto recompute = mlir::dyn_cast<reuse::RecomputeOp>(op)) {
+      t.mode = Mode::kRecompute;
+      t.first_layer = static_cast<int32_t>(recompute.getFirstLayer());
+      t.last_layer = static_cast<int32_t>(recompute.getLastLayer());
+      t.cut = recompute.getFrom() && recompute.getFrom().getDefiningOp<reuse::CutOp>();
+    } else {
+      continue;
+    }
+    tiles.push_back(t);
+  }
+  return tiles;
+}
+
+struct ConvertReuseToPlan : ModulePass<ConvertReuseToPlan> {
+  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(ConvertReuseToPlan)
+  static constexpr llvm::StringLiteral kArgument = "convert-reuse-to-plan";
+  static constexpr llvm::StringLiteral kDescription =
+      "Tiles become transfers, kernels and what waits for what; no times yet";
+
+  void getDependentDialects(mlir::DialectRegistry& registry) const final { registry.insert<plan::PlanDialect>(); }
+
+  void runOnOperation() final {
+    llvm::SmallVector<reuse::PlanOp> plans;
+    getOperation().walk([&](reuse::PlanOp plan) { plans.push_back(plan); });
+    for (reuse::PlanOp plan : plans) {
+      Variant v = lower_tiles(tiles_of(plan), static_cast<int64_t>(plan.getLayers()), /*whole_entry=*/true);
+      v.name = plan.getSymName().str();
+      v.policy = plan.getPolicy().str();
+      v.scheduler = "none";
+      v.tokens_min = static_cast<int64_t>(plan.getTokensMin());
+      v.tokens_max = static_cast<int64_t>(plan.getTokensMax());
+      v.rate_min = static_cast<int64_t>(plan.getRateMin());
+      v.rate_max = static_cast<int64_t>(plan.getRateMax());
+      v.tuned_tokens = static_cast<int64_t>(plan.getTunedTokens());
+      v.tuned_suffix = static_cast<int64_t>(plan.getTunedSuffix());
+      v.tuned_rate = static_cast<int64_t>(plan.getTunedRate());
+      v.promise = {plan.getLoss().convertToDouble(), static_cast<int64_t>(plan.getTtftNs())};
+      mlir::OpBuilder b(plan);
+      auto built = build_variant(b, plan.getLoc(), v, plan.getFallback(), /*scheduled=*/false);
+      if (!built.ok()) {
+        plan.emitError(built.status().message());
+        return signalPassFailure();
+      }
+      plan.erase();
+    }
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<mlir::Pass> create_convert_reuse_to_plan() { return std::make_unique<ConvertReuseToPlan>(); }
+
+}  // namespace ds

@@ -1,0 +1,64 @@
+// plan-verify-lowered closes the lowering: nothing of `reuse` is left, and every variant makes every layer's cache
+// and one first token.
+#include "compiler/pass_support.h"
+#include "llvm/ADT/DenseSet.h"
+
+namespace ds {
+namespace {
+
+/// The layer whose cache an operation writes for the context; -1: none.
+int64_t writes_context_cache(mlir::Operation& op) {
+  if (auto transfer = mlir::dyn_cast<plan::TransferOp>(op))
+    return transfer.getPayload() == plan::Payload::kv ? static_cast<int64_t>(transfer.getLayer()) : -1;
+  if (auto recompute = mlir::dyn_cast<plan::RecomputeOp>(op)) return static_cast<int64_t>(recompute.getLayer());
+  if (auto prefill = mlir::dyn_cast<plan::PrefillOp>(op)) return static_cast<int64_t>(prefill.getLayer());
+  return -1;
+}
+
+struct VerifyLowered : ModulePass<VerifyLowered> {
+  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(VerifyLowered)
+  static constexpr llvm::StringLiteral kArgument = "plan-verify-lowered";
+  static constexpr llvm::StringLiteral kDescription =
+      "Closes the lowering: nothing of `reuse` is left, every cache has a writer";
+
+  void runOnOperation() final {
+    auto walked = getOperation().walk([&](mlir::Operation* op) {
+      if (op->getDialect() && op->getDialect()->getNamespace() == reuse::ReuseDialect::getDialectNamespace()) {
+        op->emitError() << "'" << op->getName().getStringRef()
+                        << "' is illegal for this phase of lowering; expected to have been converted or removed";
+        return mlir::WalkResult::interrupt();
+      }
+      auto variant = mlir::dyn_cast<plan::VariantOp>(op);
+      if (variant && mlir::failed(check(variant))) return mlir::WalkResult::interrupt();
+      return mlir::WalkResult::advance();
+    });
+    if (walked.wasInterrupted()) signalPassFailure();
+  }
+
+  static mlir::LogicalResult check(plan::VariantOp variant) {
+    llvm::DenseSet<int64_t> written;
+    int heads = 0;
+    for (mlir::Operation& op : variant.getBody().front()) {
+      int64_t layer = writes_context_cache(op);
+      if (layer >= 0) written.insert(layer);
+      if (auto head = mlir::dyn_cast<plan::HeadOp>(op)) {
+        if (++heads > 1) return head.emitError("is a second head; a request has one first token");
+      }
+    }
+    for (auto buffer : variant.getBody().getOps<plan::BufferOp>()) {
+      if (buffer.getKind() != plan::BufferKind::kv || !buffer.getWithContext()) continue;
+      if (!written.contains(buffer.getLayer())) {
+        return buffer.emitError() << "nothing writes the context's K and V of layer " << buffer.getLayer()
+                                  << "; expected a transfer, a recompute or a prefill of it";
+      }
+    }
+    if (heads == 0) return variant.emitError("has no plan.head; the first token is never made");
+    return mlir::success();
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<mlir::Pass> create_plan_verify_lowered() { return std::make_unique<VerifyLowered>(); }
+
+}  // namespace ds

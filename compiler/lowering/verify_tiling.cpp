@@ -1,0 +1,69 @@
+// reuse-verify-tiling closes the phase WHAT. A single plan is right by its own verifier; here they are looked at
+// together, since the runtime picks one by context length and link rate and must find at most one.
+#include "compiler/pass_support.h"
+
+namespace ds {
+namespace {
+
+bool overlap(uint64_t a_min, uint64_t a_max, uint64_t b_min, uint64_t b_max) {
+  return static_cast<int64_t>(a_min) < static_cast<int64_t>(b_max) &&
+         static_cast<int64_t>(b_min) < static_cast<int64_t>(a_max);
+}
+
+struct VerifyTiling : ModulePass<VerifyTiling> {
+  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(VerifyTiling)
+  static constexpr llvm::StringLiteral kArgument = "reuse-verify-tiling";
+  static constexpr llvm::StringLiteral kDescription =
+      "Closes the phase WHAT: one fall-back, plans of one depth whose ranges do not overlap";
+
+  void runOnOperation() final {
+    llvm::SmallVector<reuse::PlanOp> plans;
+    getOperation().walk([&](reuse::PlanOp plan) { plans.push_back(plan); });
+    for (size_t i = 0; i < plans.size(); ++i) {
+      for (size_t k = 0; k < i; ++k)
+        if (mlir::failed(compatible(plans[k], plans[i]))) return signalPassFailure();
+      if (mlir::failed(fits_file(plans[i]))) return signalPassFailure();
+    }
+    auto walked = getOperation().walk([](plan::FileOp file) {
+      auto plans = file.getBody().getOps<reuse::PlanOp>();
+      if (llvm::any_of(plans, [](reuse::PlanOp p) { return p.getFallback(); })) return mlir::WalkResult::advance();
+      file.emitError("has no plan marked 'fallback'; every plan file carries the full prefill");
+      return mlir::WalkResult::interrupt();
+    });
+    if (walked.wasInterrupted()) signalPassFailure();
+  }
+
+  static mlir::LogicalResult compatible(reuse::PlanOp a, reuse::PlanOp b) {
+    if (a->getParentOp() != b->getParentOp()) return mlir::success();
+    auto fault = [&](const llvm::Twine& message) -> mlir::LogicalResult {
+      mlir::InFlightDiagnostic d = b.emitError(message);
+      d.attachNote(a.getLoc()) << "'" << a.getSymName() << "' is here";
+      return d;
+    };
+    if (a.getLayers() != b.getLayers()) {
+      return fault(llvm::Twine("has ") + llvm::Twine(b.getLayers()) + " layers, but '" + a.getSymName() + "' has " +
+                   llvm::Twine(a.getLayers()));
+    }
+    if (a.getFallback() != b.getFallback()) return mlir::success();
+    if (a.getFallback()) return fault("is a second fall-back; expected one");
+    if (overlap(a.getTokensMin(), a.getTokensMax(), b.getTokensMin(), b.getTokensMax()) &&
+        overlap(a.getRateMin(), a.getRateMax(), b.getRateMin(), b.getRateMax())) {
+      return fault(llvm::Twine("holds for context lengths and link rates for which '") + a.getSymName() +
+                   "' holds too; expected ranges that do not overlap");
+    }
+    return mlir::success();
+  }
+
+  static mlir::LogicalResult fits_file(reuse::PlanOp plan) {
+    auto file = plan->getParentOfType<plan::FileOp>();
+    if (!file || static_cast<int64_t>(plan.getLayers()) == file.getShape().getLayers()) return mlir::success();
+    return plan.emitError() << "has " << plan.getLayers() << " layers, but the models have "
+                            << file.getShape().getLayers();
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<mlir::Pass> create_reuse_verify_tiling() { return std::make_unique<VerifyTiling>(); }
+
+}  // namespace ds

@@ -1,0 +1,33 @@
+// The compiler's passes, in the order in which they run. Each phase ends with a pass that verifies it.
+//
+//   reuse-verify-tiling        what was chosen is whole: one fall-back, ranges that do not overlap
+//   convert-reuse-to-plan      tiles -> transfers, kernels, waits
+//   plan-elide-loads           loads that nothing waits for (not for `serial`, which moves the whole entry)
+//   plan-verify-lowered        nothing of `reuse` is left; every cache has a writer
+//   plan-materialize-durations how long each operation takes, from the machine
+//   plan-schedule              when each starts
+//   plan-verify-schedule       every rule is kept, and the stated results are true
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "compiler/inputs/machine.h"
+#include "mlir/Pass/Pass.h"
+
+namespace ds {
+
+std::unique_ptr<mlir::Pass> create_reuse_verify_tiling();
+std::unique_ptr<mlir::Pass> create_convert_reuse_to_plan();
+std::unique_ptr<mlir::Pass> create_plan_elide_loads();
+std::unique_ptr<mlir::Pass> create_plan_verify_lowered();
+/// From `machine`; the form without takes the pass option `machine=FILE`, or the stand-in machine.
+std::unique_ptr<mlir::Pass> create_plan_materialize_durations();
+std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine);
+std::unique_ptr<mlir::Pass> create_plan_schedule();
+std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, int64_t link_release_ns);
+std::unique_ptr<mlir::Pass> create_plan_verify_schedule();
+
+void register_passes();
+
+}  // namespace ds

@@ -1,0 +1,27 @@
+// The scheduling problem that a plan.variant or a plan.problem states.
+#pragma once
+
+#include <vector>
+
+#include "compiler/scheduling/problem.h"
+#include "dialects/plan/PlanDialect.h"
+
+namespace ds {
+
+struct IrProblem {
+  Problem problem;
+  std::vector<plan::OperationInterface> ops;  // of each task
+};
+
+/// One job that arrives at 0; loads are released at `link_release_ns`. Durations that are not there count as 0.
+IrProblem problem_of(plan::VariantOp variant, int64_t link_release_ns);
+IrProblem problem_of(plan::ProblemOp problem);
+
+/// Start times; emits an error at the first operation without one, or without a duration.
+mlir::FailureOr<std::vector<int64_t>> starts_of(const IrProblem& problem);
+mlir::LogicalResult require_durations(const IrProblem& problem);
+
+/// Emits a fault at its operation, with a note at the other one.
+mlir::LogicalResult report(mlir::Operation* whole, const IrProblem& problem, const Fault& fault);
+
+}  // namespace ds

@@ -1,0 +1,66 @@
+// plan-materialize-durations: how long each operation of a variant takes at its tuned point, from the machine model.
+#include "compiler/emit/convert.h"
+#include "compiler/pass_support.h"
+#include "compiler/scheduling/cost_model.h"
+
+namespace ds {
+namespace {
+
+struct MaterializeDurations : ModulePass<MaterializeDurations> {
+  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(MaterializeDurations)
+  static constexpr llvm::StringLiteral kArgument = "plan-materialize-durations";
+  static constexpr llvm::StringLiteral kDescription = "Sets how long each operation takes, from the machine model";
+
+  MaterializeDurations() = default;
+  explicit MaterializeDurations(MachineModel machine) : machine_(std::move(machine)) {}
+  MaterializeDurations(const MaterializeDurations& other) : ModulePass(other), machine_(other.machine_) {}
+
+  void runOnOperation() final {
+    if (!machine_ && !file_.empty()) {
+      auto machine = MachineModel::read(file_);
+      if (!machine.ok()) {
+        getOperation().emitError(machine.status().message());
+        return signalPassFailure();
+      }
+      machine_ = *machine;
+    }
+    auto walked = getOperation().walk([&](plan::VariantOp variant) {
+      auto file = variant->getParentOfType<plan::FileOp>();
+      if (!file) {
+        variant.emitError("stands outside a plan.file; expected one, whose shape and dtype give the durations");
+        return mlir::WalkResult::interrupt();
+      }
+      return mlir::failed(run(variant, file)) ? mlir::WalkResult::interrupt() : mlir::WalkResult::advance();
+    });
+    if (walked.wasInterrupted()) signalPassFailure();
+  }
+
+  mlir::LogicalResult run(plan::VariantOp variant, plan::FileOp file) {
+    DType dtype = file.getDtype() == "f32" ? DType::kF32 : DType::kBF16;
+    MachineModel machine = machine_ ? *machine_ : MachineModel::stand_in(dtype);
+    if (machine.dtype != dtype) {
+      return file.emitError() << "dtype is '" << file.getDtype() << "', but the machine was measured in '"
+                              << std::string(dtype_name(machine.dtype)) << "'";
+    }
+    plan::ShapeAttr s = file.getShape();
+    Shape shape{s.getFamily().str(), s.getLayers(), s.getDModel(), s.getFf(), s.getHeads(), s.getKvHeads(), s.getHeadDim(), s.getVocab()};
+    CostModel costs(std::move(machine), shape);
+    TunedPoint at{static_cast<int64_t>(variant.getTunedTokens()), static_cast<int64_t>(variant.getTunedSuffix()),
+                  static_cast<int64_t>(variant.getTunedRate()), static_cast<int32_t>(variant.getChunks())};
+    for (auto op : variant.getBody().getOps<plan::OperationInterface>())
+      op.setDuration(static_cast<uint64_t>(costs.duration_ns(export_op(op), at)));
+    return mlir::success();
+  }
+
+  std::optional<MachineModel> machine_;
+  Option<std::string> file_{*this, "machine", llvm::cl::desc("machine.json; without it a stand-in machine")};
+};
+
+}  // namespace
+
+std::unique_ptr<mlir::Pass> create_plan_materialize_durations() { return std::make_unique<MaterializeDurations>(); }
+std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine) {
+  return std::make_unique<MaterializeDurations>(std::move(machine));
+}
+
+}  // namespace ds

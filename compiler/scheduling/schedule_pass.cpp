@@ -1,0 +1,105 @@
+// plan-schedule: when each operation starts. Works alike on variants and on problems that are written down
+// (plan.problem); those it leaves in the order in which they stand, while the operations of a variant are put in the
+// order of their starts, which on each stream is the order in which the executor runs them.
+#include <algorithm>
+#include <numeric>
+
+#include "compiler/pass_support.h"
+#include "compiler/scheduling/ir_problem.h"
+#include "compiler/scheduling/schedulers.h"
+
+namespace ds {
+namespace {
+
+struct SchedulePass : ModulePass<SchedulePass> {
+  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(SchedulePass)
+  static constexpr llvm::StringLiteral kArgument = "plan-schedule";
+  static constexpr llvm::StringLiteral kDescription = "Sets when each operation of a variant or problem starts";
+
+  SchedulePass() = default;
+  SchedulePass(std::string scheduler, int64_t link_release_ns) {
+    scheduler_ = std::move(scheduler);
+    link_release_ns_ = link_release_ns;
+  }
+  SchedulePass(const SchedulePass& other) : ModulePass(other) {}
+
+  void runOnOperation() final {
+    auto walked = getOperation().walk([&](mlir::Operation* op) {
+      auto variant = mlir::dyn_cast<plan::VariantOp>(op);
+      auto problem = mlir::dyn_cast<plan::ProblemOp>(op);
+      bool failed = (variant && mlir::failed(run(variant))) || (problem && mlir::failed(run(problem)));
+      if (failed) return mlir::WalkResult::interrupt();
+      return variant || problem ? mlir::WalkResult::skip() : mlir::WalkResult::advance();
+    });
+    if (walked.wasInterrupted()) signalPassFailure();
+  }
+
+  mlir::FailureOr<Schedule> solve(mlir::Operation* op, const IrProblem& ir) {
+    if (mlir::failed(require_durations(ir))) return mlir::failure();
+    if (auto fault = find_problem_fault(ir.problem)) {
+      (void)report(op, ir, *fault);
+      return mlir::failure();
+    }
+    Result<Schedule> s = schedule(ir.problem, scheduler_.getValue());
+    if (!s.ok()) {
+      op->emitError(s.status().message());
+      return mlir::failure();
+    }
+    for (size_t i = 0; i < ir.ops.size(); ++i) {
+      plan::OperationInterface task = ir.ops[i];
+      task.setAt(static_cast<uint64_t>(s->start_ns[i]));
+    }
+    return std::move(*s);
+  }
+
+  mlir::LogicalResult run(plan::ProblemOp problem) {
+    IrProblem ir = problem_of(problem);
+    auto s = solve(problem, ir);
+    if (mlir::failed(s)) return mlir::failure();
+    problem.setScheduler(llvm::StringRef(scheduler_));
+    problem.setCost(static_cast<uint64_t>(s->cost_ns));
+    problem.setLowerBound(static_cast<uint64_t>(s->lower_bound_ns));
+    problem.setProvenOptimal(s->proven_optimal);
+    return mlir::success();
+  }
+
+  mlir::LogicalResult run(plan::VariantOp variant) {
+    IrProblem ir = problem_of(variant, link_release_ns_);
+    auto s = solve(variant, ir);
+    if (mlir::failed(s)) return mlir::failure();
+    variant.setScheduler(scheduler_);
+    variant.setMakespan(static_cast<uint64_t>(s->cost_ns));
+    variant.setLowerBound(static_cast<uint64_t>(s->lower_bound_ns));
+    variant.setProvenOptimal(s->proven_optimal);
+
+    std::vector<int32_t> order(ir.ops.size());
+    std::iota(order.begin(), order.end(), 0);
+    auto key = [&](int32_t i) {
+      auto k = static_cast<size_t>(i);
+      return std::pair(s->start_ns[k], s->start_ns[k] + ir.problem.tasks[k].duration_ns);
+    };
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return key(a) < key(b); });
+    mlir::Block& body = variant.getBody().front();
+    for (int32_t i : order) ir.ops[static_cast<size_t>(i)]->moveBefore(&body, body.end());
+    for (auto [task, before] : s->barriers) {
+      mlir::Value event = ir.ops[static_cast<size_t>(before)]->getResult(0);
+      plan::OperationInterface op = ir.ops[static_cast<size_t>(task)];
+      if (!llvm::is_contained(op.getAfter(), event)) op.getAfterMutable().append(event);
+    }
+    return mlir::success();
+  }
+
+  Option<std::string> scheduler_{*this, "scheduler", llvm::cl::desc("best, e-first, kv-first, kv-preload or serial"),
+                                 llvm::cl::init("best")};
+  Option<int64_t> link_release_ns_{*this, "link-release-ns",
+                                   llvm::cl::desc("when the first load of a variant can start"), llvm::cl::init(0)};
+};
+
+}  // namespace
+
+std::unique_ptr<mlir::Pass> create_plan_schedule() { return std::make_unique<SchedulePass>(); }
+std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, int64_t link_release_ns) {
+  return std::make_unique<SchedulePass>(std::move(scheduler), link_release_ns);
+}
+
+}  // namespace ds

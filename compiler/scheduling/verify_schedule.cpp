@@ -1,0 +1,73 @@
+// plan-verify-schedule closes the phase WHEN: every rule is kept, every stated result is true. It looks at the IR
+// alone, whoever wrote the times.
+#include "compiler/pass_support.h"
+#include "compiler/scheduling/ir_problem.h"
+
+namespace ds {
+namespace {
+
+struct VerifySchedule : ModulePass<VerifySchedule> {
+  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(VerifySchedule)
+  static constexpr llvm::StringLiteral kArgument = "plan-verify-schedule";
+  static constexpr llvm::StringLiteral kDescription =
+      "Closes the phase WHEN: arrivals, releases, waits and streams are kept, stated results are true";
+
+  void runOnOperation() final {
+    auto walked = getOperation().walk([&](mlir::Operation* op) {
+      bool failed = false;
+      if (auto variant = mlir::dyn_cast<plan::VariantOp>(op)) {
+        failed = mlir::failed(check(variant, problem_of(variant, 0), "makespan", variant.getMakespan(),
+                                    variant.getLowerBound(), variant.getProvenOptimal())) ||
+                 mlir::failed(check_order(variant));
+      } else if (auto problem = mlir::dyn_cast<plan::ProblemOp>(op)) {
+        failed = mlir::failed(check(problem, problem_of(problem), "cost", problem.getCost(), problem.getLowerBound(),
+                                    problem.getProvenOptimal()));
+      } else {
+        return mlir::WalkResult::advance();
+      }
+      return failed ? mlir::WalkResult::interrupt() : mlir::WalkResult::skip();
+    });
+    if (walked.wasInterrupted()) signalPassFailure();
+  }
+
+  static mlir::LogicalResult check(mlir::Operation* op, const IrProblem& ir, llvm::StringRef what,
+                                   std::optional<uint64_t> cost, std::optional<uint64_t> bound, bool optimal) {
+    if (auto fault = find_problem_fault(ir.problem)) return report(op, ir, *fault);
+    auto starts = starts_of(ir);
+    if (mlir::failed(starts)) return mlir::failure();
+    if (auto fault = find_schedule_fault(ir.problem, *starts)) return report(op, ir, *fault);
+    int64_t found = cost_of(ir.problem, *starts);
+    if (cost && static_cast<int64_t>(*cost) != found)
+      return op->emitError() << "states " << what << " " << *cost << ", but its start times give " << found;
+    if (bound && static_cast<int64_t>(*bound) > found) {
+      return op->emitError() << "states lower_bound " << *bound << ", but a schedule of " << found << " is there";
+    }
+    if (optimal && (!bound || static_cast<int64_t>(*bound) != found)) {
+      return op->emitError() << "states proven_optimal, but " << what << " " << found
+                             << " is not met by its lower_bound";
+    }
+    return mlir::success();
+  }
+
+  /// The executor runs each stream in the order in which the operations stand.
+  static mlir::LogicalResult check_order(plan::VariantOp variant) {
+    plan::OperationInterface before;
+    for (auto op : variant.getBody().getOps<plan::OperationInterface>()) {
+      if (before && *op.getAt() < *before.getAt()) {
+        mlir::InFlightDiagnostic d = op.emitError();
+        d << "'" << op.label() << "' starts at " << *op.getAt() << " but stands behind '" << before.label()
+          << "', which starts at " << *before.getAt() << "; expected the order of starts";
+        d.attachNote(before.getLoc()) << "the other operation is here";
+        return d;
+      }
+      before = op;
+    }
+    return mlir::success();
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<mlir::Pass> create_plan_verify_schedule() { return std::make_unique<VerifySchedule>(); }
+
+}  // namespace ds

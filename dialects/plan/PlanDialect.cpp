@@ -1,0 +1,223 @@
+// Registration, names and verifiers of `plan`'s files, variants and operations.
+#include "dialects/plan/PlanDialect.h"
+
+#include "dialects/Assembly.h"
+#include "llvm/ADT/TypeSwitch.h"
+#include "mlir/IR/DialectImplementation.h"
+#include "plans/plan.h"
+
+#include "dialects/plan/PlanDialect.cpp.inc"
+#include "dialects/plan/PlanEnums.cpp.inc"
+#include "dialects/plan/PlanInterfaces.cpp.inc"
+
+#define GET_ATTRDEF_CLASSES
+#include "dialects/plan/PlanAttrs.cpp.inc"
+
+#define GET_TYPEDEF_CLASSES
+#include "dialects/plan/PlanTypes.cpp.inc"
+
+#define GET_OP_CLASSES
+#include "dialects/plan/PlanOps.cpp.inc"
+
+namespace ds::plan {
+
+// The numbers are those of plans/plan.h, so that export and import are casts.
+static_assert(static_cast<int>(StreamKind::compute) == static_cast<int>(ds::StreamKind::kCompute));
+static_assert(static_cast<int>(BufferKind::hidden) == static_cast<int>(ds::BufferKind::kHidden));
+static_assert(static_cast<int>(Mode::recompute) == static_cast<int>(ds::Mode::kRecompute));
+static_assert(static_cast<int>(Rows::all) == static_cast<int>(ds::Rows::kAll));
+static_assert(static_cast<int>(Queries::last) == static_cast<int>(ds::Queries::kLast));
+
+void PlanDialect::initialize() {
+  addAttributes<
+#define GET_ATTRDEF_LIST
+#include "dialects/plan/PlanAttrs.cpp.inc"
+      >();
+  addTypes<
+#define GET_TYPEDEF_LIST
+#include "dialects/plan/PlanTypes.cpp.inc"
+      >();
+  addOperations<
+#define GET_OP_LIST
+#include "dialects/plan/PlanOps.cpp.inc"
+      >();
+}
+
+namespace {
+
+using SetName = mlir::OpAsmSetValueNameFn;
+
+std::string with_chunk(std::string name, uint32_t chunk) {
+  return chunk == 0 ? name : fmt::format("{}_c{}", name, chunk);
+}
+
+/// `at` and a stream of the wrong kind are what people get wrong most when they write plans by hand.
+mlir::LogicalResult verify_streamed(OperationInterface op, bool transfer) {
+  if (auto stream = op.getStream().getDefiningOp<StreamOp>()) {
+    bool compute = stream.getKind() == StreamKind::compute;
+    if (compute == transfer) {
+      return op.emitOpError() << "'" << op.label() << "' stands on a " << stringifyStreamKind(stream.getKind())
+                              << " stream, expected " << (transfer ? "a link or copy stream" : "a compute stream");
+    }
+  }
+  if (op.getDuration() && static_cast<int64_t>(*op.getDuration()) < 0) {
+    return op.emitOpError() << "takes " << static_cast<int64_t>(*op.getDuration())
+                            << " ns, expected nothing below zero";
+  }
+  if (op.getAt() && static_cast<int64_t>(*op.getAt()) < 0)
+    return op.emitOpError() << "starts at " << static_cast<int64_t>(*op.getAt()) << ", before the request does";
+  if (op.getAt() && !op.getDuration())
+    return op.emitOpError() << "has a start but no duration; a schedule needs both ('at' and 'for')";
+  return mlir::success();
+}
+
+mlir::LogicalResult verify_buffer(OperationInterface op, mlir::Value value, BufferKind kind) {
+  auto buffer = value.getDefiningOp<BufferOp>();
+  if (!buffer || buffer.getKind() == kind) return mlir::success();
+  return op.emitOpError() << "'" << op.label() << "' works on a " << stringifyBufferKind(buffer.getKind())
+                          << " buffer, expected a " << stringifyBufferKind(kind) << " buffer";
+}
+
+mlir::LogicalResult verify_kernel(OperationInterface op, mlir::Value buffer) {
+  if (mlir::failed(verify_streamed(op, false))) return mlir::failure();
+  return verify_buffer(op, buffer, BufferKind::hidden);
+}
+
+mlir::LogicalResult verify_range(mlir::Operation* op, const char* what, int64_t low, int64_t high, int64_t least) {
+  if (low >= least && low < high) return mlir::success();
+  return op->emitOpError() << what << " range [" << low << ", " << high << ") is empty or starts below " << least;
+}
+
+}  // namespace
+
+mlir::LogicalResult FileOp::verify() {
+  ShapeAttr s = getShape();
+  if (s.getLayers() < 1 || s.getDModel() < 1 || s.getHeads() < 1 || s.getKvHeads() < 1 || s.getHeadDim() < 1 ||
+      s.getFf() < 1 || s.getVocab() < 1) {
+    return emitOpError() << "shape has a size below 1: " << s;
+  }
+  if (getDtype() != "bf16" && getDtype() != "f32")
+    return emitOpError() << "dtype is '" << getDtype() << "', expected 'bf16' or 'f32'";
+  return mlir::success();
+}
+
+mlir::LogicalResult VariantOp::verifyRegions() {
+  if (mlir::failed(verify_range(*this, "tokens", static_cast<int64_t>(getTokensMin()),
+                                static_cast<int64_t>(getTokensMax()), 1)) ||
+      mlir::failed(verify_range(*this, "rate", static_cast<int64_t>(getRateMin()),
+                                static_cast<int64_t>(getRateMax()), 0))) {
+    return mlir::failure();
+  }
+  if (static_cast<int32_t>(getChunks()) < 1)
+    return emitOpError() << "has " << static_cast<int32_t>(getChunks()) << " chunks, expected at least 1";
+  OperationInterface timed, untimed;
+  for (mlir::Operation& op : getBody().front()) {
+    uint32_t chunk = 0;
+    if (auto transfer = mlir::dyn_cast<TransferOp>(op)) chunk = transfer.getChunk();
+    if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) chunk = recompute.getChunk();
+    if (chunk >= getChunks()) {
+      return op.emitOpError() << "is for chunk " << chunk << ", but the variant has " << getChunks()
+                              << " chunks (0 to " << getChunks() - 1 << ")";
+    }
+    auto streamed = mlir::dyn_cast<OperationInterface>(op);
+    if (!streamed) {
+      if (mlir::isa<StreamOp, BufferOp, TileOp>(op)) continue;
+      return op.emitOpError() << "is neither a stream, a buffer, a tile nor an operation of a variant";
+    }
+    (streamed.getAt() ? timed : untimed) = streamed;
+    if (timed && untimed) {
+      mlir::InFlightDiagnostic d = untimed.emitOpError();
+      d << "'" << untimed.label() << "' has no start, but other operations of the variant have";
+      d.attachNote(timed.getLoc()) << "'" << timed.label() << "' starts at " << *timed.getAt();
+      return d;
+    }
+  }
+  return mlir::success();
+}
+
+void StreamOp::getAsmResultNames(SetName set) { set(getResult(), stringifyStreamKind(getKind())); }
+
+void BufferOp::getAsmResultNames(SetName set) {
+  if (getKind() == BufferKind::kv) return set(getResult(), fmt::format("kv{}", getLayer()));
+  set(getResult(), getWithContext() ? fmt::format("h{}", getLayer()) : std::string("hs"));
+}
+
+mlir::LogicalResult BufferOp::verify() {
+  if (!getWithContext() && !getWithSuffix())
+    return emitOpError() << "has neither context nor suffix rows, expected at least one of them";
+  return mlir::success();
+}
+
+mlir::LogicalResult TileOp::verify() {
+  if (getFirstLayer() > getLastLayer() || getFirstChunk() > getLastChunk()) {
+    return emitOpError() << "covers layers " << getFirstLayer() << " to " << getLastLayer() << " and chunks "
+                         << getFirstChunk() << " to " << getLastChunk()
+                         << ", expected first <= last (both ends belong to it)";
+  }
+  if (getCut() && getMode() != Mode::recompute)
+    return emitOpError() << "is loaded but has a cut; only recomputed tiles start from hidden states";
+  return mlir::success();
+}
+
+//===-- Operations ------------------------------------------------------------------------------------===//
+
+std::string TransferOp::label() {
+  return with_chunk(fmt::format("{}({})", stringifyPayload(getPayload()).str(), getLayer()), getChunk());
+}
+Role TransferOp::role() { return getPayload() == Payload::e ? Role::load_e : Role::load_kv; }
+void TransferOp::getAsmResultNames(SetName set) {
+  set(getEvent(), with_chunk(fmt::format("{}{}", getPayload() == Payload::e ? "e" : "t", getLayer()), getChunk()));
+}
+mlir::LogicalResult TransferOp::verify() {
+  if (mlir::failed(verify_streamed(*this, true))) return mlir::failure();
+  bool e = getPayload() == Payload::e;
+  if (mlir::failed(verify_buffer(*this, getBuffer(), e ? BufferKind::hidden : BufferKind::kv)))
+    return mlir::failure();
+  auto buffer = getBuffer().getDefiningOp<BufferOp>();
+  if (buffer && buffer.getLayer() != getLayer()) {
+    return emitOpError() << "'" << label() << "' goes into a buffer of layer " << buffer.getLayer()
+                         << ", expected one of layer " << getLayer();
+  }
+  if (e && getLayer() == 0)
+    return emitOpError() << "E of layer 0 is the receiver's own embedding and is never sent";
+  return mlir::success();
+}
+
+std::string EmbedOp::label() { return "embed " + stringifyRows(getRows()).str(); }
+Role EmbedOp::role() { return Role::compute; }
+void EmbedOp::getAsmResultNames(SetName set) { set(getEvent(), "embed"); }
+mlir::LogicalResult EmbedOp::verify() {
+  if ((getRows() == Rows::chunk) != getChunk().has_value())
+    return emitOpError() << "names a chunk exactly where its rows are 'chunk'; rows are '" << stringifyRows(getRows()) << "'";
+  return verify_kernel(*this, getBuffer());
+}
+
+std::string RecomputeOp::label() { return with_chunk(fmt::format("recompute {}", getLayer()), getChunk()); }
+Role RecomputeOp::role() { return Role::compute; }
+void RecomputeOp::getAsmResultNames(SetName set) {
+  set(getEvent(), with_chunk(fmt::format("r{}", getLayer()), getChunk()));
+}
+mlir::LogicalResult RecomputeOp::verify() {
+  if (getQueries() != Queries::none && getQueries() != Queries::all) {
+    return emitOpError() << "has queries '" << stringifyQueries(getQueries())
+                         << "', expected 'all', or 'none' where nobody reads its output";
+  }
+  return verify_kernel(*this, getBuffer());
+}
+
+std::string SuffixOp::label() { return fmt::format("suffix {}", getLayer()); }
+Role SuffixOp::role() { return Role::compute; }
+void SuffixOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("s{}", getLayer())); }
+mlir::LogicalResult SuffixOp::verify() { return verify_kernel(*this, getBuffer()); }
+
+std::string PrefillOp::label() { return fmt::format("prefill {}", getLayer()); }
+Role PrefillOp::role() { return Role::compute; }
+void PrefillOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("p{}", getLayer())); }
+mlir::LogicalResult PrefillOp::verify() { return verify_kernel(*this, getBuffer()); }
+
+std::string HeadOp::label() { return "head"; }
+Role HeadOp::role() { return Role::compute; }
+void HeadOp::getAsmResultNames(SetName set) { set(getEvent(), "head"); }
+mlir::LogicalResult HeadOp::verify() { return verify_kernel(*this, getBuffer()); }
+
+}  // namespace ds::plan

@@ -1,0 +1,27 @@
+// What every operation on a stream has in common.
+#ifndef DROIDSPEAK_PLAN_INTERFACES
+#define DROIDSPEAK_PLAN_INTERFACES
+
+include "mlir/IR/OpBase.td"
+
+def Plan_OperationInterface : OpInterface<"OperationInterface"> {
+  let cppNamespace = "::ds::plan";
+  let description = [{
+    An operation that holds a stream for its whole time: every transfer and kernel of a variant, and the
+    tasks of a problem. Schedulers see nothing else of it.
+  }];
+  let methods = [
+    InterfaceMethod<"The stream that it holds", "::mlir::Value", "getStream">,
+    InterfaceMethod<"Events that it waits for", "::mlir::OperandRange", "getAfter">,
+    InterfaceMethod<"The same, to be changed", "::mlir::MutableOperandRange", "getAfterMutable">,
+    InterfaceMethod<"When it starts, ns; not there before it is scheduled", "::std::optional<uint64_t>", "getAt">,
+    InterfaceMethod<"How long it takes, ns; not there before it is costed", "::std::optional<uint64_t>",
+                    "getDuration">,
+    InterfaceMethod<"Sets when it starts", "void", "setAt", (ins "::std::optional<uint64_t>":$ns)>,
+    InterfaceMethod<"Sets how long it takes", "void", "setDuration", (ins "::std::optional<uint64_t>":$ns)>,
+    InterfaceMethod<"For messages: \"recompute 4\", \"kv(0)\"", "::std::string", "label">,
+    InterfaceMethod<"E load, KV load or kernel, as the simple strategies see it", "::ds::plan::Role", "role">,
+  ];
+}
+
+#endif

@@ -1,0 +1,137 @@
+// Operations of `plan`: a file, its variants, what they declare, and one op per transfer and kernel.
+#ifndef DROIDSPEAK_PLAN_OPS
+#define DROIDSPEAK_PLAN_OPS
+
+include "dialects/plan/PlanAttrs.td"
+include "dialects/plan/PlanInterfaces.td"
+include "dialects/plan/PlanTypes.td"
+include "mlir/IR/OpAsmInterface.td"
+include "mlir/IR/SymbolInterfaces.td"
+
+class Plan_Op<string mnemonic, list<Trait> traits = []> : Op<Plan_Dialect, mnemonic, traits>;
+
+//===-- The file and its variants -----------------------------------------------------------------------===//
+
+def Plan_FileOp : Plan_Op<"file", [IsolatedFromAbove, SymbolTable, NoTerminator, SingleBlock, NoRegionArguments]> {
+  let summary = "a plan file: for whom it is, what it was made from, its variants (ds::Plan)";
+  let description = [{
+    Holds `reuse.plan`s before and `plan.variant`s after lowering. The element type `dtype` is the one for
+    which times hold.
+  }];
+  let arguments = (ins I32Attr:$version, StrAttr:$dtype, Plan_ModelAttr:$sender, Plan_ModelAttr:$receiver,
+    Plan_ShapeAttr:$shape, StrAttr:$compiler, StrAttr:$flags, TypedArrayAttrBase<Plan_InputAttr, "inputs">:$inputs);
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = [{
+    `version` $version `dtype` $dtype `\n` `sender` $sender `\n` `receiver` $receiver `\n` `shape` $shape
+    `\n` `compiler` $compiler `flags` $flags `\n` `inputs` $inputs `\n` attr-dict-with-keyword $body
+  }];
+  let hasVerifier = 1;
+}
+
+def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator, SingleBlock, NoRegionArguments]> {
+  let summary = "tiling and schedule for a range of context lengths and link rates (ds::Variant)";
+  let description = [{
+    Its operations speak of chunks of the context, not of tokens, so that it is right for every length in its
+    range; times hold at the tuned point. `makespan`, `lower_bound` and `proven_optimal` are the scheduler's.
+    `fallback` marks the full prefill that every file carries.
+  }];
+  let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, StrAttr:$scheduler,
+    I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max,
+    I64Attr:$tuned_tokens, I64Attr:$tuned_suffix, I64Attr:$tuned_rate, I32Attr:$chunks,
+    F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I64Attr>:$makespan, OptionalAttr<I64Attr>:$lower_bound,
+    UnitAttr:$proven_optimal);
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = [{
+    $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler
+    `tokens` custom<Range>($tokens_min, $tokens_max) `rate` custom<Range>($rate_min, $rate_max) `\n`
+    `tuned` `(` `tokens` `=` $tuned_tokens `,` `suffix` `=` $tuned_suffix `,` `rate` `=` $tuned_rate `)`
+    `chunks` $chunks `promise` `(` `loss` `=` custom<Points>($loss) `,` `ttft_ns` `=` $ttft_ns `)`
+    (`makespan` $makespan^)? (`lower_bound` $lower_bound^)? (`proven_optimal` $proven_optimal^)?
+    attr-dict-with-keyword $body
+  }];
+  let hasRegionVerifier = 1;
+}
+
+//===-- What a variant declares -------------------------------------------------------------------------===//
+
+def Plan_StreamOp : Plan_Op<"stream", [DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "a stream of operations that run one after another (ds::Stream)";
+  let arguments = (ins Plan_StreamKindAttr:$kind);
+  let results = (outs Plan_StreamType:$result);
+  let assemblyFormat = "$kind attr-dict";
+}
+
+def Plan_BufferOp : Plan_Op<"buffer", [DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "memory of a request (ds::Buffer)";
+  let description = [{
+    `kv`: the cache of one layer. `hidden`: hidden states; `layer` is where the chain that runs through it
+    starts. `with` says which rows it has, the context's, the suffix's behind them, or both.
+  }];
+  let arguments = (ins Plan_BufferKindAttr:$kind, I32Attr:$layer, UnitAttr:$with_context, UnitAttr:$with_suffix);
+  let results = (outs Plan_BufferType:$result);
+  let assemblyFormat = "$kind `layer` $layer `with` (`context` $with_context^)? (`suffix` $with_suffix^)? attr-dict";
+  let hasVerifier = 1;
+}
+
+def Plan_TileOp : Plan_Op<"tile"> {
+  let summary = "a rectangle of the layer x token plane and its mode (ds::Tile)";
+  let description = "For people and pictures: the operations alone decide what runs.";
+  let arguments = (ins Plan_ModeAttr:$mode, I32Attr:$first_layer, I32Attr:$last_layer, I32Attr:$first_chunk,
+    I32Attr:$last_chunk, UnitAttr:$cut);
+  let assemblyFormat = [{
+    $mode `layers` $first_layer `to` $last_layer `chunks` $first_chunk `to` $last_chunk (`cut` $cut^)? attr-dict
+  }];
+  let hasVerifier = 1;
+}
+
+//===-- Transfers and kernels ---------------------------------------------------------------------------===//
+
+// An operation on a stream. `extra` are its own attributes; all others have all operations.
+class Plan_StreamedOp<string mnemonic, dag extra> : Plan_Op<mnemonic, [
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>, Plan_OperationInterface]> {
+  let arguments = !con(extra, (ins Plan_BufferType:$buffer, Plan_StreamType:$stream,
+    Variadic<Plan_EventType>:$after, OptionalAttr<I64Attr>:$at, OptionalAttr<I64Attr>:$duration));
+  let results = (outs Plan_EventType:$event);
+  let extraClassDeclaration = [{
+    ::std::string label();
+    ::ds::plan::Role role();
+  }];
+  let hasVerifier = 1;
+  string schedule = "`on` $stream (`after` $after^)? (`at` $at^)? (`for` $duration^)? attr-dict";
+}
+
+def Plan_TransferOp : Plan_StreamedOp<"transfer", (ins Plan_PayloadAttr:$payload, I32Attr:$layer, I32Attr:$chunk)> {
+  let summary = "E or K and V of one layer and chunk, from the sender's entry into a buffer";
+  let assemblyFormat = "$payload `(` $layer `)` `chunk` $chunk `into` $buffer " # schedule;
+}
+
+def Plan_EmbedOp : Plan_StreamedOp<"embed", (ins Plan_RowsAttr:$rows, OptionalAttr<I32Attr>:$chunk)> {
+  let summary = "the receiver's embeddings of rows of tokens";
+  let assemblyFormat = "$rows (`chunk` $chunk^)? `into` $buffer " # schedule;
+}
+
+def Plan_RecomputeOp : Plan_StreamedOp<"recompute", (ins I32Attr:$layer, I32Attr:$chunk, Plan_QueriesAttr:$queries)> {
+  let summary = "one layer over one chunk of the context, in place; its K and V go to the layer's cache";
+  let description = "`queries none`: K and V only, for the last layer of a group, whose output nobody reads.";
+  let assemblyFormat = "`layer` $layer `chunk` $chunk `queries` $queries `in` $buffer " # schedule;
+}
+
+def Plan_SuffixOp : Plan_StreamedOp<"suffix", (ins I32Attr:$layer, Plan_QueriesAttr:$queries)> {
+  let summary = "one layer over the suffix";
+  let assemblyFormat = "`layer` $layer `queries` $queries `in` $buffer " # schedule;
+}
+
+def Plan_PrefillOp : Plan_StreamedOp<"prefill", (ins I32Attr:$layer, Plan_QueriesAttr:$queries)> {
+  let summary = "one layer over context and suffix together, from the embeddings up";
+  let assemblyFormat = "`layer` $layer `queries` $queries `in` $buffer " # schedule;
+}
+
+def Plan_HeadOp : Plan_StreamedOp<"head", (ins
+    DefaultValuedAttr<Plan_QueriesAttr, "::ds::plan::Queries::last">:$queries)> {
+  let summary = "final norm and logits of the last suffix token: the first token";
+  let assemblyFormat = "(`queries` $queries^)? `in` $buffer " # schedule;
+}
+
+include "dialects/plan/PlanProblemOps.td"
+
+#endif

@@ -1,0 +1,26 @@
+// Verifiers of `plan`'s scheduling problems: form only. Whether a schedule is right is for
+// --plan-verify-schedule to say.
+#include "dialects/plan/PlanDialect.h"
+
+namespace ds::plan {
+
+mlir::LogicalResult ProblemOp::verifyRegions() {
+  for (mlir::Operation& op : getBody().front()) {
+    if (!mlir::isa<StreamOp, JobOp>(op))
+      return op.emitOpError() << "is neither a stream nor a job; a problem holds nothing else";
+  }
+  return mlir::success();
+}
+
+mlir::LogicalResult JobOp::verifyRegions() {
+  if (static_cast<int64_t>(getArrival()) < 0) {
+    return emitOpError() << "arrives at " << static_cast<int64_t>(getArrival())
+                         << ", expected 0 or later (times count from 0)";
+  }
+  for (mlir::Operation& op : getBody().front()) {
+    if (!mlir::isa<TaskOp, DoneOp>(op)) return op.emitOpError() << "is not a task; a job holds nothing else";
+  }
+  return mlir::success();
+}
+
+}  // namespace ds::plan

@@ -1,0 +1,68 @@
+// Operations of `reuse`: a plan, the cut, the tiles, the answer.
+#ifndef DROIDSPEAK_REUSE_OPS
+#define DROIDSPEAK_REUSE_OPS
+
+include "dialects/reuse/ReuseTypes.td"
+include "mlir/IR/OpAsmInterface.td"
+include "mlir/IR/SymbolInterfaces.td"
+
+class Reuse_Op<string mnemonic, list<Trait> traits = []> : Op<Reuse_Dialect, mnemonic, traits>;
+
+def Reuse_PlanOp : Reuse_Op<"plan", [IsolatedFromAbove, Symbol, SingleBlock, NoRegionArguments]> {
+  let summary = "one tiling, and for which context lengths and link rates it was chosen";
+  let description = [{
+    Its tiles cover every layer exactly once, from layer 0 upward. `fallback` marks the full prefill that
+    every plan file carries: all layers recomputed, right for every length and rate.
+  }];
+  let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, I32Attr:$layers,
+    I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max, I64Attr:$tuned_tokens,
+    I64Attr:$tuned_suffix, I64Attr:$tuned_rate, F64Attr:$loss, I64Attr:$ttft_ns);
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = [{
+    $sym_name (`fallback` $fallback^)? `policy` $policy `layers` $layers
+    `tokens` custom<Range>($tokens_min, $tokens_max) `rate` custom<Range>($rate_min, $rate_max) `\n`
+    `tuned` `(` `tokens` `=` $tuned_tokens `,` `suffix` `=` $tuned_suffix `,` `rate` `=` $tuned_rate `)`
+    `promise` `(` `loss` `=` custom<Points>($loss) `,` `ttft_ns` `=` $ttft_ns `)` attr-dict-with-keyword $body
+  }];
+  let hasRegionVerifier = 1;
+}
+
+def Reuse_CutOp : Reuse_Op<"cut", [HasParent<"PlanOp">,
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "the sender's hidden states that enter a layer; they are sent";
+  let description = "Layer 0 has none: its hidden states are the receiver's own embeddings.";
+  let arguments = (ins I32Attr:$layer);
+  let results = (outs Reuse_HiddenType:$hidden);
+  let assemblyFormat = "`layer` $layer attr-dict";
+  let hasVerifier = 1;
+}
+
+def Reuse_LoadOp : Reuse_Op<"load", [HasParent<"PlanOp">,
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "the sender's K and V of a run of layers, as they are";
+  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer);
+  let results = (outs Reuse_CacheType:$cache);
+  let assemblyFormat = "`layers` $first_layer `to` $last_layer attr-dict";
+}
+
+def Reuse_RecomputeOp : Reuse_Op<"recompute", [HasParent<"PlanOp">,
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "the receiver's own K and V of a run of layers";
+  let description = [{
+    Starts `from` hidden states that enter its first layer: a cut there, or the output of the tile below;
+    from layer 0 it starts from the embeddings and takes none. The second result are the hidden states that
+    leave its last layer; where nobody uses them, that layer computes K and V only.
+  }];
+  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, Optional<Reuse_HiddenType>:$from);
+  let results = (outs Reuse_CacheType:$cache, Reuse_HiddenType:$hidden);
+  let assemblyFormat = "`layers` $first_layer `to` $last_layer (`from` $from^)? attr-dict";
+  let hasVerifier = 1;
+}
+
+def Reuse_AnswerOp : Reuse_Op<"answer", [HasParent<"PlanOp">, Terminator]> {
+  let summary = "the suffix, upward through every layer, over these caches: the first token";
+  let arguments = (ins Variadic<Reuse_CacheType>:$caches);
+  let assemblyFormat = "$caches attr-dict";
+}
+
+#endif

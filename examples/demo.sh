@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# The main job on real input: two trained models, a plan for the pair, the sender's cache published, and the receiver
+# answering through a link of a stated rate, five ways. usage: examples/demo.sh BIN_DIR [LINK_RATE]
+set -euo pipefail
+bin=$(cd "${1:?usage: demo.sh BIN_DIR [LINK_RATE]}" && pwd)
+rate=${2:-40MB/s}
+here=$(cd "$(dirname "$0")" && pwd)
+pair=$here/pair
+work=${DS_DEMO_DIR:-$here/../build/demo}
+rm -rf "$work" && mkdir -p "$work"
+work=$(cd "$work" && pwd)
+question=$(cat "$pair/data/demo_question.txt")
+answer=$(cat "$pair/data/demo_answer.txt")
+step() { printf '\n== %s\n' "$*"; }
+
+step "the models: $(basename "$pair")/sender and $(basename "$pair")/receiver, two fine-tunes of one base"
+"$bin/ds-run" --receiver "$pair/receiver" --context "$pair/data/demo_context.txt" --prompt "$question" --json \
+  --max-new-tokens 16 >"$work/full.json"
+tokens=$(sed -n 's/.*"context_tokens": \([0-9]*\).*/\1/p' "$work/full.json")
+echo "context: $tokens tokens; question:$question; right answer: $answer"
+
+step "measure this machine (ds-calibrate)"
+"$bin/ds-calibrate" --model "$pair/receiver" --context-lengths "$tokens" --suffix-length 16 -o "$work/machine.json"
+
+step "compile (ds-compile): the plan, and three things to compare it with"
+compile() { "$bin/ds-compile" --receiver "$pair/receiver" --sender "$pair/sender" --machine "$work/machine.json" \
+  --context-lengths "$tokens" --suffix-length 16 --link-rates "$rate" "$@"; }
+compile --quality "$pair/quality.json" --slo-loss 5 -o "$work/plan.dsplan"
+compile --policy full-reuse -o "$work/full-reuse.dsplan"
+compile --quality "$pair/quality.json" --slo-loss 5 --schedule serial -o "$work/serial.dsplan"
+compile --quality "$pair/quality.json" --slo-loss 5 --schedule kv-preload -o "$work/kv-preload.dsplan"
+"$bin/ds-plan" dump "$work/plan.dsplan"
+
+step "publish the sender's cache (ds-publish)"
+"$bin/ds-publish" --model "$pair/sender" --context "$pair/data/demo_context.txt" --store "file:$work/store" --plan "$work/plan.dsplan"
+
+step "answer five ways through a link of $rate (ds-bench ttft)"
+"$bin/ds-bench" ttft --receiver "$pair/receiver" --store "file:$work/store" --context "$pair/data/demo_context.txt" \
+  --prompt "$question" --answer "$answer" --link-rate "$rate" --json "$work/ttft.json" \
+  --plan "full reuse=$work/full-reuse.dsplan" --plan "serial=$work/serial.dsplan" \
+  --plan "kv-preload=$work/kv-preload.dsplan" --plan "plan=$work/plan.dsplan"
+
+step "the schedule, predicted beside measured (ds-run --record, ds-plan trace)"
+"$bin/ds-run" --receiver "$pair/receiver" --plan "$work/plan.dsplan" --store "file:$work/store" --link-rate "$rate" \
+  --context "$pair/data/demo_context.txt" --prompt "$question" --max-new-tokens 16 --record "$work/run.jsonl" --json >"$work/run.json"
+"$bin/ds-plan" trace --plan "$work/plan.dsplan" --record "$work/run.jsonl" --format html -o "$work/schedule.html"
+"$bin/ds-plan" trace --plan "$work/plan.dsplan" --record "$work/run.jsonl" --format chrome -o "$work/schedule.trace.json"
+echo "picture: $work/schedule.html"
+echo "for Perfetto or chrome://tracing: $work/schedule.trace.json"

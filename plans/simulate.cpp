@@ -1,0 +1,134 @@
+#include "plans/simulate.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace ds {
+namespace {
+
+constexpr int64_t kMaxTokens = int64_t{1} << 32;
+
+int64_t element_bytes(const Plan& plan) { return plan.dtype == "f32" ? 4 : 2; }
+
+double wire_ns(int64_t bytes, int64_t rate) {
+  return static_cast<double>(bytes) * 1e9 / static_cast<double>(rate);
+}
+
+/// Multiply-adds of an op, up to a constant factor.
+double work(const Plan& plan, const Variant& v, const Op& op, const OperatingPoint& at) {
+  const Shape& s = plan.shape;
+  auto d = static_cast<double>(s.d_model), ff = static_cast<double>(s.ff);
+  auto q_width = static_cast<double>(s.heads * s.head_dim), kv_width = static_cast<double>(s.kv_row());
+  int64_t first = 0, rows = 0;  // position of the first row, and how many
+  switch (op.rows) {
+    case Rows::kChunk:
+      first = chunk_begin(at.tokens, v.chunks, op.chunk);
+      rows = chunk_begin(at.tokens, v.chunks, op.chunk + 1) - first;
+      break;
+    case Rows::kSuffix:
+      first = at.tokens;
+      rows = at.suffix;
+      break;
+    case Rows::kAll:
+      rows = at.tokens + at.suffix;
+      break;
+  }
+  if (op.kind == OpKind::kEmbed) return static_cast<double>(rows) * d;
+  if (op.kind == OpKind::kHead) return d * static_cast<double>(s.vocab);
+  int64_t queries = op.queries == Queries::kNone     ? 0
+                    : op.queries == Queries::kAll    ? rows
+                    : op.queries == Queries::kSuffix ? std::min(rows, at.suffix)
+                                                     : std::min<int64_t>(rows, 1);
+  // Query i of the last `queries` rows sees all tokens up to itself.
+  double end = static_cast<double>(first + rows), q = static_cast<double>(queries);
+  double pairs = q * end - q * (q - 1) / 2;
+  return static_cast<double>(rows) * d * kv_width + q * (2 * d * q_width + 3 * d * ff) + 2 * pairs * q_width;
+}
+
+}  // namespace
+
+OperatingPoint tuned_point(const Variant& v) { return {v.tuned_tokens, v.tuned_suffix, v.tuned_rate}; }
+
+int64_t transfer_bytes(const Plan& plan, const Variant& v, const Op& op, int64_t tokens) {
+  if (op.kind != OpKind::kTransferE && op.kind != OpKind::kTransferKv) return 0;
+  int64_t rows = chunk_begin(tokens, v.chunks, op.chunk + 1) - chunk_begin(tokens, v.chunks, op.chunk);
+  return rows * (op.kind == OpKind::kTransferE ? plan.shape.e_row() : plan.shape.kv_row()) *
+         element_bytes(plan);
+}
+
+Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const OperatingPoint& point) {
+  if (point.tokens < 1 || point.tokens > kMaxTokens || point.suffix < 1 || point.suffix > kMaxTokens ||
+      point.rate < 0) {
+    return error(Code::kInvalidArgument,
+                 "cannot simulate {} context tokens, {} suffix tokens at {} B/s; expected 1 to {} tokens of "
+                 "each and a rate "
+                 "of 0 or more",
+                 point.tokens, point.suffix, point.rate, kMaxTokens);
+  }
+  if (v.makespan_ns == 0 || v.tuned_tokens == 0) {
+    return error(Code::kInvalidArgument,
+                 "variant '{}' has no predicted times, so that there is nothing to scale; compile the plan "
+                 "with a machine "
+                 "model",
+                 v.name);
+  }
+  OperatingPoint tuned = tuned_point(v);
+  // A chunk that is empty at the tuned length has no duration to scale: the others' speed stands in.
+  double all_work = 0, all_ns = 0;
+  bool sends = false;
+  for (const Op& op : v.ops) {
+    if (op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv) {
+      sends = true;
+      continue;
+    }
+    all_work += work(plan, v, op, tuned);
+    all_ns += static_cast<double>(op.duration_ns);
+  }
+  double ns_per_work = all_work > 0 ? all_ns / all_work : 0;
+  if (sends && (point.rate == 0 || tuned.rate == 0)) {
+    return error(
+        Code::kInvalidArgument,
+        "cannot simulate transfers of variant '{}' at a link rate of {} B/s (tuned for {} B/s); give a rate",
+        v.name, point.rate, tuned.rate);
+  }
+
+  Simulation sim;
+  sim.point = point;
+  sim.streams.resize(v.streams.size());
+  for (size_t s = 0; s < v.streams.size(); ++s) sim.streams[s].kind = v.streams[s].kind;
+  std::vector<int64_t> free(v.streams.size(), 0);
+  constexpr double kMaxNs = 9e18 / 4;
+  for (const Op& op : v.ops) {
+    double duration = static_cast<double>(op.duration_ns);
+    if (op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv) {
+      int64_t bytes = transfer_bytes(plan, v, op, point.tokens);
+      double before = wire_ns(transfer_bytes(plan, v, op, tuned.tokens), tuned.rate);
+      double now = wire_ns(bytes, point.rate);
+      if (point != tuned)
+        duration = duration >= before ? now + (duration - before) : duration * (now / before);
+      sim.bytes += bytes;
+    } else if (point != tuned) {
+      double before = work(plan, v, op, tuned), now = work(plan, v, op, point);
+      duration = before > 0 ? duration * (now / before) : ns_per_work * now;
+    }
+    auto s = static_cast<size_t>(op.stream);
+    OpTime time{free[s], 0};
+    for (int32_t w : op.waits)
+      time.start_ns = std::max(time.start_ns, sim.ops[static_cast<size_t>(w)].end_ns);
+    if (!(duration < kMaxNs) || static_cast<double>(time.start_ns) + duration > kMaxNs) {
+      return error(Code::kInvalidArgument,
+                   "variant '{}' would take more than 70 years at {} B/s; give a higher rate", v.name,
+                   point.rate);
+    }
+    int64_t whole = point == tuned ? op.duration_ns : std::llround(duration);
+    time.end_ns = time.start_ns + whole;
+    free[s] = time.end_ns;
+    sim.streams[s].busy_ns += whole;
+    sim.ttft_ns = std::max(sim.ttft_ns, time.end_ns);
+    sim.ops.push_back(time);
+  }
+  for (StreamUse& s : sim.streams) s.idle_ns = sim.ttft_ns - s.busy_ns;
+  return sim;
+}
+
+}  // namespace ds

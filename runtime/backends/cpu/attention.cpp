@@ -1,0 +1,155 @@
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/backends/cpu/attention_internal.h"
+
+namespace ds::cpu {
+namespace {
+
+/// Query rows per tile: enough to pay for reading the keys, few enough to stay in the cache with them.
+constexpr int64_t kQueryRows = 64;
+
+int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+int64_t tile_tokens(const AttentionShape& s) { return std::max<int64_t>(1, kQueryRows / s.group()); }
+int64_t tile_rows(const AttentionShape& s) {
+  return (tile_tokens(s) * s.group() + kRowBlock - 1) / kRowBlock * kRowBlock;
+}
+
+struct Sizes {
+  int64_t queries, tile, packed, o, rows, limits;
+  Sizes(const AttentionShape& s, int64_t max_context, int64_t most_queries) {
+    int64_t element = dtype_size(s.active), depth = s.padded_dim();
+    // A tile's last row-block may reach past the last query.
+    queries = align((most_queries * s.heads + kRowBlock) * depth * element);
+    tile = align(kKeyTile * depth * element);
+    packed = (max_context + kKeyTile - 1) / kKeyTile * tile * s.kv_heads;
+    o = align(tile_rows(s) * depth * 4);
+    rows = align(tile_rows(s) * 4);
+    limits = align(tile_rows(s) * 4);
+  }
+  int64_t thread() const { return o + 2 * rows + limits + 2 * tile; }
+};
+
+}  // namespace
+
+int64_t Attention::scratch_bytes(const AttentionShape& shape, int64_t max_context, int64_t most_queries,
+                                 int threads) {
+  Sizes sizes(shape, max_context, most_queries);
+  return sizes.queries + 2 * sizes.packed + threads * sizes.thread();
+}
+
+Result<Attention> Attention::make(const AttentionShape& shape, const Kernels& kernels, int64_t max_context,
+                                  int64_t most_queries, int threads) {
+  Attention a;
+  a.shape_ = shape;
+  a.kernels_ = kernels;
+  a.max_context_ = max_context;
+  Sizes sizes(shape, max_context, most_queries);
+  a.tile_bytes_ = sizes.tile;
+  a.tiles_ = (max_context + kKeyTile - 1) / kKeyTile;
+  DS_ASSIGN(a.buffer_, HostBuffer::make(scratch_bytes(shape, max_context, most_queries, threads),
+                                        "attention workspace"));
+  std::byte* at = a.buffer_.data();
+  auto take = [&](int64_t bytes) { return std::exchange(at, at + bytes); };
+  a.queries_ = take(sizes.queries);
+  a.keys_ = take(sizes.packed);
+  a.values_ = take(sizes.packed);
+  for (int t = 0; t < threads; ++t) {
+    Scratch s;
+    s.o = reinterpret_cast<float*>(take(sizes.o));
+    s.maximum = reinterpret_cast<float*>(take(sizes.rows));
+    s.sum = reinterpret_cast<float*>(take(sizes.rows));
+    s.limit = reinterpret_cast<int32_t*>(take(sizes.limits));
+    s.keys = take(sizes.tile);
+    s.values = take(sizes.tile);
+    a.scratch_.push_back(s);
+  }
+  return a;
+}
+
+// [kv head][token][head of the group][padded_dim]: a tile of a kv head is one run of rows.
+std::byte* Attention::query(int64_t tokens, int64_t token, int64_t head) const {
+  int64_t group = shape_.group();
+  int64_t row = (head / group * tokens + token) * group + head % group;
+  return queries_ + row * shape_.padded_dim() * dtype_size(shape_.active);
+}
+
+KeyTileSource Attention::source(const std::byte* cache, int64_t head, int64_t tile, int64_t end) const {
+  int64_t element = dtype_size(shape_.hidden), row = 2 * shape_.kv_heads * shape_.head_dim * element;
+  const std::byte* k = cache + tile * kKeyTile * row + head * shape_.head_dim * element;
+  return {.k = k, .v = k + row / 2, .stride = row, .keys = std::min(kKeyTile, end - tile * kKeyTile)};
+}
+
+void Attention::run(const std::byte* cache, int64_t first, int64_t tokens, std::byte* out) {
+  int64_t end = first + tokens, tiles = (end + kKeyTile - 1) / kKeyTile;
+  int64_t per_tile = tile_tokens(shape_), query_tiles = (tokens + per_tile - 1) / per_tile;
+  // With one tile of queries (decoding) each packed tile is used once: packed by its user, it stays in its
+  // cache.
+  bool pack_here = query_tiles == 1;
+#pragma omp parallel
+  {
+    if (!pack_here) {
+      int64_t fresh = tiles - packed_tiles_;
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < fresh * shape_.kv_heads; ++i) {
+        int64_t head = i / fresh, tile = packed_tiles_ + i % fresh, at = (head * tiles_ + tile) * tile_bytes_;
+        KeyTileSource from = source(cache, head, tile, end);
+        kernels_.pack_keys(from, shape_.head_dim, keys_ + at);
+        kernels_.pack_values(from, shape_.head_dim, values_ + at);
+      }
+    }
+    const Scratch& scratch = scratch_[static_cast<size_t>(omp_get_thread_num())];
+    // The last queries see most keys: they go first, so that threads end together.
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < query_tiles * shape_.kv_heads; ++i) {
+      int64_t token = (query_tiles - 1 - i / shape_.kv_heads) * per_tile;
+      tile(cache, i % shape_.kv_heads, first, tokens, token, std::min(per_tile, tokens - token), pack_here,
+           scratch, out);
+    }
+  }
+  if (!pack_here) packed_tiles_ = end / kKeyTile;  // a last, partial tile is packed again next time
+}
+
+void Attention::tile(const std::byte* cache, int64_t head, int64_t first, int64_t tokens, int64_t token,
+                     int64_t count, bool pack_here, const Scratch& s, std::byte* out) const {
+  int64_t group = shape_.group(), depth = shape_.padded_dim();
+  int64_t rows = (count * group + kRowBlock - 1) / kRowBlock * kRowBlock;
+  std::fill_n(s.o, rows * depth, 0.0f);
+  std::fill_n(s.maximum, rows, -INFINITY);
+  std::fill_n(s.sum, rows, 0.0f);
+  TileAttention t{.rows = rows,
+                  .depth = depth,
+                  .q = query(tokens, token, head * group),
+                  .o = s.o,
+                  .maximum = s.maximum,
+                  .sum = s.sum,
+                  .limit = s.limit,
+                  .scale = static_cast<float>(M_LOG2E / std::sqrt(static_cast<double>(shape_.head_dim)))};
+  int64_t end = first + token + count;  // keys that the last query of this tile sees
+  for (int64_t key = 0; key < end; key += kKeyTile) {
+    // Rows that only fill the last row-block see what the last query sees.
+    for (int64_t r = 0; r < rows; ++r)
+      s.limit[r] = static_cast<int32_t>(
+          std::clamp<int64_t>(first + token + std::min(r / group, count - 1) + 1 - key, 0, kKeyTile));
+    int64_t at = (head * tiles_ + key / kKeyTile) * tile_bytes_;
+    t.k = keys_ + at;
+    t.v = values_ + at;
+    if (pack_here) {
+      KeyTileSource from = source(cache, head, key / kKeyTile, first + tokens);
+      kernels_.pack_keys(from, shape_.head_dim, s.keys);
+      kernels_.pack_values(from, shape_.head_dim, s.values);
+      t.k = s.keys;
+      t.v = s.values;
+    }
+    kernels_.attend(t);
+  }
+  int64_t element = dtype_size(shape_.active), width = shape_.heads * shape_.head_dim;
+  for (int64_t r = 0; r < count * group; ++r) {
+    int64_t at = (token + r / group) * width + (head * group + r % group) * shape_.head_dim;
+    kernels_.scale(s.o + r * depth, 1.0f / s.sum[r], shape_.head_dim, out + at * element);
+  }
+}
+
+}  // namespace ds::cpu

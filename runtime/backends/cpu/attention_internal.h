@@ -1,0 +1,57 @@
+// Causal attention of a block of queries over a layer's cache, in tiles of keys with a running softmax.
+// Memory for scores does not grow with the context; what is packed of the keys and values grows linearly.
+#pragma once
+
+#include <vector>
+
+#include "runtime/backends/cpu/kernels_internal.h"
+#include "runtime/backends/cpu/memory_internal.h"
+#include "support/status.h"
+
+namespace ds::cpu {
+
+struct AttentionShape {
+  int64_t heads = 0, kv_heads = 0, head_dim = 0;
+  DType hidden = DType::kF32, active = DType::kF32;
+  int64_t group() const { return heads / kv_heads; }
+  int64_t padded_dim() const { return (head_dim + kHeadAlign - 1) / kHeadAlign * kHeadAlign; }
+};
+
+class Attention {
+ public:
+  static int64_t scratch_bytes(const AttentionShape& shape, int64_t max_context, int64_t most_queries,
+                               int threads);
+  static Result<Attention> make(const AttentionShape& shape, const Kernels& kernels, int64_t max_context,
+                                int64_t most_queries, int threads);
+
+  /// Where the queries of the next run() belong: token t, head h -> padded_dim() active elements.
+  std::byte* query(int64_t tokens, int64_t token, int64_t head) const;
+
+  /// Packed keys and values are kept from one run() to the next of the same cache, for whole tiles; begin()
+  /// forgets them.
+  void begin() { packed_tiles_ = 0; }
+
+  /// Queries at positions first .. first + tokens - 1, each over the cache rows up to its own position; out
+  /// is active, [tokens][heads * head_dim].
+  void run(const std::byte* cache, int64_t first, int64_t tokens, std::byte* out);
+
+ private:
+  struct Scratch {  // of one thread
+    float *o = nullptr, *maximum = nullptr, *sum = nullptr;
+    int32_t* limit = nullptr;
+    std::byte *keys = nullptr, *values = nullptr;
+  };
+  KeyTileSource source(const std::byte* cache, int64_t head, int64_t tile, int64_t end) const;
+  void tile(const std::byte* cache, int64_t head, int64_t first, int64_t tokens, int64_t token, int64_t count,
+            bool pack_here, const Scratch& scratch, std::byte* out) const;
+
+  AttentionShape shape_;
+  Kernels kernels_;
+  int64_t max_context_ = 0, tile_bytes_ = 0, tiles_ = 0;
+  int64_t packed_tiles_ = 0;
+  HostBuffer buffer_;
+  std::byte *queries_ = nullptr, *keys_ = nullptr, *values_ = nullptr;
+  std::vector<Scratch> scratch_;
+};
+
+}  // namespace ds::cpu

@@ -1,0 +1,166 @@
+// The kernels for AVX-512, and attention with its bf16 dot products.
+#include <cstddef>
+#include <cstdint>
+
+#include "runtime/backends/cpu/kernels_internal.h"
+
+// GCC 12 takes the intrinsics' own undefined operands, and arrays filled through vectors, for uninitialised.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#ifdef __x86_64__
+#include <immintrin.h>
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,prefer-vector-width=512")
+namespace ds::cpu {
+namespace avx512 {
+constexpr int kWidth = 16, kVectors = 4;
+#include "runtime/backends/cpu/kernels_body_internal.h"
+
+// Attention in bf16: keys packed as pairs, [depth / 2][kKeyTile][2], values as [kKeyTile / 2][depth][2].
+
+/// Transposes 16 x 16 words.
+inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  // Now r[4 g + c] holds, in its four quarters q, word 4 q + c of rows 4 g to 4 g + 3.
+  for (int c = 0; c < 4; ++c) {
+    __m512i a = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), b = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
+    __m512i d = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
+    __m512i e = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+    t[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+    t[8 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
+    t[4 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
+    t[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
+  }
+  for (int i = 0; i < 16; ++i) r[i] = t[i];
+}
+
+void pack_keys_bf16(const KeyTileSource& source, int64_t head_dim, std::byte* packed) {
+  auto* out = reinterpret_cast<uint32_t*>(packed);
+  int64_t pairs = (head_dim + kHeadAlign - 1) / kHeadAlign * kHeadAlign / 2;
+  for (int64_t j = 0; j < kKeyTile; j += 16) {
+    for (int64_t p = 0; p < pairs; p += 16) {
+      int64_t words = head_dim / 2 - p;  // head_dim is even
+      auto mask = static_cast<__mmask16>(words >= 16 ? 0xffff : words > 0 ? (1 << words) - 1 : 0);
+      __m512i r[16];
+      for (int64_t i = 0; i < 16; ++i)
+        r[i] = j + i < source.keys
+                   ? _mm512_maskz_loadu_epi32(mask, source.k + (j + i) * source.stride + p * 4)
+                   : _mm512_setzero_si512();
+      transpose(r);
+      for (int64_t i = 0; i < 16 && p + i < pairs; ++i)
+        _mm512_storeu_si512(out + (p + i) * kKeyTile + j, r[i]);
+    }
+  }
+}
+
+void pack_values_bf16(const KeyTileSource& source, int64_t head_dim, std::byte* packed) {
+  auto* out = reinterpret_cast<uint32_t*>(packed);
+  int64_t depth = (head_dim + kHeadAlign - 1) / kHeadAlign * kHeadAlign;
+  for (int64_t j = 0; j < kKeyTile; j += 2, out += depth) {
+    for (int64_t i = 0; i < depth; i += 16) {
+      int64_t left = head_dim - i;
+      auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
+      auto row = [&](int64_t key) {
+        return key < source.keys ? _mm512_cvtepu16_epi32(
+                                       _mm256_maskz_loadu_epi16(mask, source.v + key * source.stride + i * 2))
+                                 : _mm512_setzero_si512();
+      };
+      _mm512_storeu_si512(out + i, _mm512_or_si512(row(j), _mm512_slli_epi32(row(j + 1), 16)));
+    }
+  }
+}
+
+/// acc[r][v] += a[r] . b[v] over `pairs` pairs of bf16.
+template <int N>
+inline void multiply_bf16(const uint32_t* a, int64_t a_stride, const uint32_t* b, int64_t b_stride,
+                          int64_t pairs, __m512 (&acc)[kRowBlock][N]) {
+  for (int64_t p = 0; p < pairs; ++p, b += b_stride) {
+    __m512i columns[N];
+    for (int v = 0; v < N; ++v) columns[v] = _mm512_loadu_si512(b + v * 16);
+    for (int64_t r = 0; r < kRowBlock; ++r) {
+      __m512i x = _mm512_set1_epi32(static_cast<int>(a[r * a_stride + p]));
+      for (int v = 0; v < N; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], (__m512bh)x, (__m512bh)columns[v]);
+    }
+  }
+}
+
+template <int N>
+inline void add_values_bf16(const uint32_t* weights, const uint32_t* v, int64_t depth,
+                            const float (&factors)[kRowBlock], float* o) {
+  __m512 acc[kRowBlock][N];
+  for (int64_t r = 0; r < kRowBlock; ++r)
+    for (int c = 0; c < N; ++c)
+      acc[r][c] = _mm512_mul_ps(_mm512_loadu_ps(o + r * depth + c * 16), _mm512_set1_ps(factors[r]));
+  multiply_bf16<N>(weights, kKeyTile / 2, v, depth, kKeyTile / 2, acc);
+  for (int64_t r = 0; r < kRowBlock; ++r)
+    for (int c = 0; c < N; ++c) _mm512_storeu_ps(o + r * depth + c * 16, acc[r][c]);
+}
+
+void attend_bf16(const TileAttention& t) {
+  auto* q = reinterpret_cast<const uint32_t*>(t.q);
+  auto* k = reinterpret_cast<const uint32_t*>(t.k);
+  auto* values = reinterpret_cast<const uint32_t*>(t.v);
+  int64_t pairs = t.depth / 2;
+  constexpr int kColumns = kKeyTile / 16;
+  for (int64_t row = 0; row < t.rows; row += kRowBlock) {
+    if (t.limit[row + kRowBlock - 1] <= 0) continue;  // rows are ordered by position: none sees this tile
+    alignas(64) float scores[kRowBlock][kKeyTile];
+    __m512 acc[kRowBlock][kColumns] = {};
+    multiply_bf16<kColumns>(q + row * pairs, pairs, k, kKeyTile, pairs, acc);
+    for (int64_t r = 0; r < kRowBlock; ++r)
+      for (int v = 0; v < kColumns; ++v) _mm512_store_ps(scores[r] + v * 16, acc[r][v]);
+    float factors[kRowBlock];
+    softmax_block(scores, t.limit + row, t.scale, t.maximum + row, t.sum + row, factors);
+    alignas(64) uint32_t weights[kRowBlock][kKeyTile / 2];
+    for (int64_t r = 0; r < kRowBlock; ++r)
+      for (int64_t v = 0; v < kKeyTile; v += 32)
+        _mm512_store_si512(
+            weights[r] + v / 2,
+            (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(scores[r] + v + 16), _mm512_load_ps(scores[r] + v)));
+    float* o = t.o + row * t.depth;
+    int64_t c = 0;
+    for (; c + 64 <= t.depth; c += 64)
+      add_values_bf16<4>(&weights[0][0], values + c, t.depth, factors, o + c);
+    for (; c < t.depth; c += 16) add_values_bf16<1>(&weights[0][0], values + c, t.depth, factors, o + c);
+  }
+}
+
+Kernels bf16_kernels() {
+  Kernels k = f32_kernels<Bf16>();
+  k.norm = norm<Bf16, Bf16>;
+  k.add_norm = add_norm<Bf16, Bf16>;
+  k.query_head = head<Bf16>;
+  k.swiglu = swiglu<Bf16>;
+  k.scale = scale<Bf16>;
+  k.pack_keys = pack_keys_bf16;
+  k.pack_values = pack_values_bf16;
+  k.attend = attend_bf16;
+  return k;
+}
+}  // namespace avx512
+}  // namespace ds::cpu
+#pragma GCC pop_options
+
+namespace ds::cpu {
+Kernels kernels_avx512(DType hidden, DType active) {
+  if (active == DType::kBF16) return avx512::bf16_kernels();
+  return hidden == DType::kF32 ? avx512::f32_kernels<avx512::F32>() : avx512::f32_kernels<avx512::Bf16>();
+}
+}  // namespace ds::cpu
+
+#else
+namespace ds::cpu {
+Kernels kernels_avx512(DType hidden, DType) { return kernels_generic(hidden); }
+}  // namespace ds::cpu
+#endif

@@ -1,0 +1,114 @@
+// Matrix products with prepacked weights: y[rows][out] = x[rows][in] . W[out][in]^T.
+//
+// Three ways: oneDNN in bf16 or f32 where the machine has AVX-512, and a portable product elsewhere (oneDNN's
+// own there picks its loops by the number of rows, so that a row's result would depend on its neighbours). In
+// all three a row's result is the same to the bit whatever the number of rows; the conformance suite checks.
+#pragma once
+
+#include <dnnl.hpp>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/backends/cpu/kernels_internal.h"
+#include "runtime/backends/cpu/memory_internal.h"
+#include "support/dtype.h"
+#include "support/status.h"
+
+namespace ds::cpu {
+
+enum class Math : uint8_t { kDnnlBf16, kDnnlF32, kPortable };
+
+/// How a model of `hidden` dtype is computed on a machine of this instruction set.
+Math choose_math(Isa isa, DType hidden);
+/// What the products read: bf16 only with kDnnlBf16.
+inline DType active_dtype(Math math) { return math == Math::kDnnlBf16 ? DType::kBF16 : DType::kF32; }
+
+/// Rows are rounded up to one of few sizes, each with a primitive of its own, so that none is made while a
+/// request runs. Operands must have room for kMaxPadding rows more than are asked for.
+inline constexpr int64_t kMaxPadding = 31;
+
+/// One product's shape, shared by all layers.
+class Product {
+ public:
+  /// `most_rows`: in one call. `out_dtype`: kF32, or kBF16 with kDnnlBf16. `threads` as at run time.
+  static Result<std::shared_ptr<const Product>> make(Math math, const Kernels& kernels, DType weights_dtype,
+                                                     int64_t in, int64_t out, int64_t most_rows,
+                                                     DType out_dtype);
+
+  int64_t in() const { return in_; }
+  int64_t out() const { return out_; }
+  int64_t packed_bytes() const;
+  int64_t scratch_bytes() const;
+
+ private:
+  friend class PackedWeights;
+  friend class ProductRunner;
+  struct Sized {
+    int64_t rows = 0;
+    dnnl::memory::desc x, y, scratch;
+    dnnl::primitive primitive;
+  };
+  Math math_ = Math::kPortable;
+  Kernels kernels_;
+  DType weights_dtype_ = DType::kF32, out_dtype_ = DType::kF32;
+  int64_t in_ = 0, out_ = 0;
+  dnnl::memory::desc packed_;
+  std::vector<Sized> sizes_;  // ascending
+};
+
+class PackedWeights {
+ public:
+  /// Packs matrices [out_i][in] one after the other along `out`; the sum of the out_i is product.out().
+  struct Part {
+    const std::byte* data = nullptr;
+    DType dtype = DType::kF32;
+    int64_t out = 0;
+  };
+  static Result<PackedWeights> pack(const Product& product, std::span<const Part> parts);
+
+  int64_t bytes() const { return buffer_.size(); }
+
+ private:
+  friend class ProductRunner;
+  HostBuffer buffer_;
+  dnnl::memory memory_;
+};
+
+/// A product as one stream calls it; holds oneDNN's handles, so that a call allocates no memory of ours.
+class ProductRunner {
+ public:
+  explicit ProductRunner(std::shared_ptr<const Product> product);
+  /// x and y have room for kMaxPadding more rows (what lies there is arbitrary, and is overwritten in y).
+  Status run(const PackedWeights& weights, int64_t rows, const std::byte* x, std::byte* y,
+             std::byte* scratch);
+
+ private:
+  struct Call {
+    int64_t rows = 0;
+    dnnl::memory x, y, scratch;
+    dnnl::primitive primitive;
+  };
+  std::shared_ptr<const Product> product_;
+  std::vector<Call> calls_;
+  dnnl::stream stream_;
+};
+
+/// FLOP per second of a product large enough to be bound by arithmetic alone.
+Result<double> measure_flops(Isa isa, DType dtype, int threads);
+
+/// Sets the number of OpenMP threads of the calling thread, on which oneDNN's choices depend, for a scope.
+class ThreadScope {
+ public:
+  explicit ThreadScope(int threads);
+  ThreadScope(const ThreadScope&) = delete;
+  ~ThreadScope();
+
+ private:
+  int before_;
+};
+
+std::string dnnl_version();
+
+}  // namespace ds::cpu

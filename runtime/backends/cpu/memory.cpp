@@ -1,0 +1,98 @@
+#include <sched.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "runtime/backends/cpu/memory_internal.h"
+#include "support/units.h"
+
+namespace ds::cpu {
+namespace {
+
+int64_t read_number(const char* path, int64_t otherwise) {
+  std::ifstream file(path);
+  int64_t value = 0;
+  return file >> value ? value : otherwise;
+}
+
+}  // namespace
+
+int64_t available_memory() {
+  int64_t available = std::numeric_limits<int64_t>::max();
+  std::ifstream meminfo("/proc/meminfo");
+  for (std::string key; meminfo >> key;) {
+    int64_t kib = 0;
+    if (key == "MemAvailable:" && meminfo >> kib) available = kib * 1024;
+    meminfo.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  int64_t limit = read_number("/sys/fs/cgroup/memory.max", -1);  // "max" where there is none
+  int64_t used = read_number("/sys/fs/cgroup/memory.current", -1);
+  if (limit >= 0 && used >= 0) {
+    // The page cache counts as used there, but gives way.
+    std::ifstream stat("/sys/fs/cgroup/memory.stat");
+    int64_t value = 0;
+    for (std::string key; stat >> key >> value;)
+      if (key == "inactive_file" || key == "active_file") used -= value;
+    available = std::min(available, limit - used);
+  }
+  return std::max<int64_t>(available, 0);
+}
+
+Status check_memory(int64_t bytes, std::string_view what) {
+  int64_t available = available_memory();
+  if (bytes <= available) return ok_status();
+  return error(Code::kExhausted, "{}: needs {} of memory, {} are available", what, format_bytes(bytes),
+               format_bytes(available));
+}
+
+int usable_cores() {
+  cpu_set_t set;
+  int cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  double quota = 0, period = 0;
+  if (file >> quota >> period && period > 0)
+    cores = std::min(cores, std::max(1, static_cast<int>(quota / period + 0.5)));
+  return std::max(cores, 1);
+}
+
+HostBuffer::HostBuffer(HostBuffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+HostBuffer& HostBuffer::operator=(HostBuffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+HostBuffer::~HostBuffer() {
+  if (data_ != nullptr) munmap(data_, static_cast<size_t>(size_));
+}
+
+Result<HostBuffer> HostBuffer::make(int64_t bytes, std::string_view what) {
+  if (bytes < 0) return error(Code::kInvalidArgument, "{}: a size of {} bytes", what, bytes);
+  HostBuffer buffer;
+  if (bytes == 0) return buffer;
+  DS_TRY(check_memory(bytes, what));
+  auto size = static_cast<size_t>(bytes);
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED)
+    return error(Code::kExhausted, "{}: the system refused {} of memory: {}", what, format_bytes(bytes),
+                 std::strerror(errno));
+  buffer.data_ = static_cast<std::byte*>(data);
+  buffer.size_ = bytes;
+  // Large pages where there are any: weights are read from end to end, a page-table walk per 4 KiB costs.
+  (void)madvise(data, size, MADV_HUGEPAGE);
+#ifdef MADV_POPULATE_WRITE
+  if (madvise(data, size, MADV_POPULATE_WRITE) == 0) return buffer;
+#endif
+  for (size_t at = 0; at < size; at += 4096) buffer.data_[at] = std::byte{0};
+  return buffer;
+}
+
+}  // namespace ds::cpu

@@ -1,0 +1,408 @@
+#include "runtime/backends/cpu/model_internal.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+
+#include "support/units.h"
+
+namespace ds::cpu {
+namespace {
+
+int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+void convert(const TensorView& from, int64_t first, int64_t count, DType to, std::byte* out) {
+  const std::byte* data = from.data.data() + first * dtype_size(from.dtype);
+  if (from.dtype == to) {
+    std::memcpy(out, data, static_cast<size_t>(count * dtype_size(to)));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    float value = 0;
+    uint16_t half = 0;
+    if (from.dtype == DType::kF32) {
+      std::memcpy(&value, data + i * 4, 4);
+    } else {
+      std::memcpy(&half, data + i * 2, 2);
+      value = from.dtype == DType::kBF16 ? bf16_to_f32(half) : f16_to_f32(half);
+    }
+    if (to == DType::kF32) {
+      std::memcpy(out + i * 4, &value, 4);
+    } else {
+      half = f32_to_bf16(value);
+      std::memcpy(out + i * 2, &half, 2);
+    }
+  }
+}
+
+/// Takes tensors out of a checkpoint, checks their shapes, and reports progress in bytes of the checkpoint.
+class Loader {
+ public:
+  Loader(const Checkpoint& checkpoint, const LoadOptions& options, int64_t total)
+      : checkpoint_(checkpoint), options_(options), total_(total) {}
+
+  Result<TensorView> take(const std::string& name, std::initializer_list<int64_t> shape) {
+    DS_ASSIGN(TensorView view, checkpoint_.tensor(name));
+    if (!std::equal(view.shape.begin(), view.shape.end(), shape.begin(), shape.end()) ||
+        static_cast<int64_t>(view.data.size()) != view.elements() * dtype_size(view.dtype))
+      return error(Code::kMismatch, "checkpoint '{}': tensor '{}' has shape [{}] ({} bytes), expected [{}]",
+                   checkpoint_.name(), name, fmt::join(view.shape, ", "), view.data.size(),
+                   fmt::join(shape, ", "));
+    return view;
+  }
+
+  Result<std::vector<float>> vector(const std::string& name, int64_t n) {
+    DS_ASSIGN(TensorView view, take(name, {n}));
+    std::vector<float> out(static_cast<size_t>(n));
+    convert(view, 0, n, DType::kF32, reinterpret_cast<std::byte*>(out.data()));
+    return out;
+  }
+
+  struct Matrix {
+    std::string name;
+    int64_t out;
+  };
+  Result<PackedWeights> pack(const Product& product, std::initializer_list<Matrix> matrices) {
+    std::vector<PackedWeights::Part> parts;
+    for (const Matrix& m : matrices) {
+      DS_ASSIGN(TensorView view, take(m.name, {m.out, product.in()}));
+      parts.push_back({view.data.data(), view.dtype, m.out});
+    }
+    DS_ASSIGN(PackedWeights packed, PackedWeights::pack(product, parts));
+    advance(packed.bytes());
+    return packed;
+  }
+
+  void advance(int64_t bytes) {
+    done_ += bytes;
+    if (options_.progress) options_.progress(std::min(done_, total_), total_);
+  }
+
+ private:
+  const Checkpoint& checkpoint_;
+  const LoadOptions& options_;
+  int64_t done_ = 0, total_;
+};
+
+const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
+
+}  // namespace
+
+// ---- loading
+
+Result<std::unique_ptr<DeviceModel>> CpuModel::load(const Checkpoint& checkpoint, const LoadOptions& options,
+                                                    Isa isa, int threads) {
+  const ModelConfig& c = checkpoint.config();
+  if (options.dtype != DType::kBF16 && options.dtype != DType::kF32)
+    return error(Code::kUnsupported, "the cpu backend computes in bf16 or f32, not in {}",
+                 dtype_name(options.dtype));
+  if (c.head_dim < 2 || c.head_dim % 2 != 0 || c.head_dim > kMaxHeadDim)
+    return error(Code::kUnsupported, "'{}': head_dim {}; the cpu backend does even numbers from 2 to {}",
+                 checkpoint.name(), c.head_dim, kMaxHeadDim);
+  if (c.kv_heads < 1 || c.heads % c.kv_heads != 0)
+    return error(Code::kUnsupported,
+                 "'{}': {} attention heads for {} kv heads; the former must be a multiple", checkpoint.name(),
+                 c.heads, c.kv_heads);
+  ThreadScope scope(threads);
+  auto model = std::make_unique<CpuModel>();
+  CpuModel& m = *model;
+  m.config_ = c;
+  m.dtype_ = options.dtype;
+  m.math_ = choose_math(isa, options.dtype);
+  m.active_ = active_dtype(m.math_);
+  m.threads_ = threads;
+  m.kernels_ = select_kernels(isa, m.dtype_, m.active_);
+  m.eps_ = static_cast<float>(c.rms_norm_eps);
+  struct {
+    std::shared_ptr<const Product>& product;
+    int64_t in, out, rows;
+    DType out_dtype;
+  } products[] = {
+      {m.q_, c.d_model, c.heads * c.head_dim, kBlockRows, DType::kF32},
+      {m.kv_, c.d_model, c.kv_row(), kBlockRows, DType::kF32},
+      {m.o_, c.heads * c.head_dim, c.d_model, kBlockRows, DType::kF32},
+      {m.gate_up_, c.d_model, 2 * c.ff, kBlockRows, m.active_},
+      {m.down_, c.ff, c.d_model, kBlockRows, DType::kF32},
+      {m.head_, c.d_model, c.vocab, 1, DType::kF32},
+  };
+  for (auto& p : products) {
+    DS_ASSIGN(p.product, Product::make(m.math_, m.kernels_, m.dtype_, p.in, p.out, p.rows, p.out_dtype));
+  }
+  DS_TRY(check_memory(m.planned_bytes(),
+                      fmt::format("weights of '{}' in {}", checkpoint.name(), dtype_name(m.dtype_))));
+  DS_TRY(m.load_weights(checkpoint, options)
+             .with_context(fmt::format("loading '{}' on the cpu backend", checkpoint.name())));
+  return std::unique_ptr<DeviceModel>(std::move(model));
+}
+
+int64_t CpuModel::planned_bytes() const {
+  return config_.layers * (q_->packed_bytes() + kv_->packed_bytes() + o_->packed_bytes() +
+                           gate_up_->packed_bytes() + down_->packed_bytes()) +
+         head_->packed_bytes() + config_.vocab * config_.d_model * dtype_size(dtype_);
+}
+
+Status CpuModel::load_weights(const Checkpoint& checkpoint, const LoadOptions& options) {
+  const ModelConfig& c = config_;
+  weight_bytes_ = planned_bytes();
+  Loader loader(checkpoint, options, weight_bytes_);
+
+  DS_ASSIGN(TensorView embedding, loader.take("model.embed_tokens.weight", {c.vocab, c.d_model}));
+  DS_ASSIGN(embedding_, HostBuffer::make(c.vocab * c.d_model * dtype_size(dtype_), "embeddings"));
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < c.vocab; ++row)
+    convert(embedding, row * c.d_model, c.d_model, dtype_,
+            embedding_.data() + row * c.d_model * dtype_size(dtype_));
+  loader.advance(embedding_.size());
+
+  int64_t q_size = c.heads * c.head_dim, kv_size = c.kv_heads * c.head_dim;
+  for (int64_t l = 0; l < c.layers; ++l) {
+    std::string prefix = fmt::format("model.layers.{}.", l), attention = prefix + "self_attn.";
+    Layer& layer = layers_.emplace_back();
+    DS_ASSIGN(layer.q, loader.pack(*q_, {{attention + "q_proj.weight", q_size}}));
+    DS_ASSIGN(layer.kv, loader.pack(*kv_, {{attention + "k_proj.weight", kv_size},
+                                           {attention + "v_proj.weight", kv_size}}));
+    DS_ASSIGN(layer.o, loader.pack(*o_, {{attention + "o_proj.weight", c.d_model}}));
+    DS_ASSIGN(layer.gate_up, loader.pack(*gate_up_, {{prefix + "mlp.gate_proj.weight", c.ff},
+                                                     {prefix + "mlp.up_proj.weight", c.ff}}));
+    DS_ASSIGN(layer.down, loader.pack(*down_, {{prefix + "mlp.down_proj.weight", c.d_model}}));
+    DS_ASSIGN(layer.input_norm, loader.vector(prefix + "input_layernorm.weight", c.d_model));
+    DS_ASSIGN(layer.post_norm, loader.vector(prefix + "post_attention_layernorm.weight", c.d_model));
+    if (c.qkv_bias) {
+      DS_ASSIGN(layer.q_bias, loader.vector(attention + "q_proj.bias", q_size));
+      DS_ASSIGN(layer.kv_bias, loader.vector(attention + "k_proj.bias", kv_size));
+      DS_ASSIGN(std::vector<float> v_bias, loader.vector(attention + "v_proj.bias", kv_size));
+      layer.kv_bias.insert(layer.kv_bias.end(), v_bias.begin(), v_bias.end());
+    }
+    if (c.qk_norm) {
+      DS_ASSIGN(layer.q_norm, loader.vector(attention + "q_norm.weight", c.head_dim));
+      DS_ASSIGN(layer.k_norm, loader.vector(attention + "k_norm.weight", c.head_dim));
+    }
+  }
+  DS_ASSIGN(final_norm_, loader.vector("model.norm.weight", c.d_model));
+  DS_ASSIGN(
+      head_weights_,
+      loader.pack(*head_, {{c.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", c.vocab}}));
+  return ok_status();
+}
+
+// ---- workspace
+
+Result<std::unique_ptr<Workspace>> CpuModel::make_workspace(int64_t max_context) {
+  DS_ASSIGN(std::unique_ptr<CpuWorkspace> workspace, CpuWorkspace::make(*this, max_context));
+  return std::unique_ptr<Workspace>(std::move(workspace));
+}
+
+Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int64_t max_context) {
+  const ModelConfig& c = m.config_;
+  // Positions are 32 bits in places, and no model reads as far.
+  if (max_context < 1 || max_context > INT32_MAX / 2)
+    return error(Code::kInvalidArgument, "workspace for a context of {} tokens", max_context);
+  auto workspace = std::make_unique<CpuWorkspace>();
+  CpuWorkspace& w = *workspace;
+  w.model_ = &m;
+  w.max_context_ = max_context;
+  int64_t block = std::min(kBlockRows, max_context),
+          rows = std::min(kBlockRows, block + kMaxPadding) + kMaxPadding;
+  int64_t active = dtype_size(m.active_), q_size = c.heads * c.head_dim;
+  int64_t projected = align(rows * std::max({q_size, c.kv_row(), c.d_model}) * 4);
+  int64_t normed = align(rows * c.d_model * active), attended = align(rows * q_size * active);
+  int64_t gate_up = align(rows * 2 * c.ff * active), activated = align(rows * c.ff * active);
+  int64_t table = align(max_context * (c.head_dim / 2) * 4), scratch = 0;
+  for (const auto* p : {&m.q_, &m.kv_, &m.o_, &m.gate_up_, &m.down_, &m.head_})
+    scratch = std::max(scratch, align((*p)->scratch_bytes()));
+
+  AttentionShape shape{c.heads, c.kv_heads, c.head_dim, m.dtype_, m.active_};
+  int64_t bytes = normed + projected + attended + gate_up + activated + scratch + 2 * table;
+  std::string what = fmt::format("workspace for a context of {} tokens", max_context);
+  DS_TRY(check_memory(bytes + Attention::scratch_bytes(shape, max_context, block, m.threads_), what));
+  DS_ASSIGN(w.buffer_, HostBuffer::make(bytes, what));
+  DS_ASSIGN(Attention attention, Attention::make(shape, m.kernels_, max_context, block, m.threads_));
+  w.attention_ = std::make_unique<Attention>(std::move(attention));
+
+  std::byte* at = w.buffer_.data();
+  auto take = [&](int64_t size) { return std::exchange(at, at + size); };
+  w.normed_ = take(normed);
+  w.projected_ = reinterpret_cast<float*>(take(projected));
+  w.attended_ = take(attended);
+  w.gate_up_ = take(gate_up);
+  w.activated_ = take(activated);
+  w.scratch_ = take(scratch);
+  w.cos_ = reinterpret_cast<float*>(take(table));
+  w.sin_ = reinterpret_cast<float*>(take(table));
+
+  std::vector<float> frequencies = c.rope.inverse_frequencies(c.head_dim);
+  int64_t half = c.head_dim / 2;
+#pragma omp parallel for schedule(static) num_threads(m.threads_)
+  for (int64_t position = 0; position < max_context; ++position)
+    for (int64_t i = 0; i < half; ++i) {
+      float angle = static_cast<float>(position) * frequencies[static_cast<size_t>(i)];
+      w.cos_[position * half + i] = std::cos(angle);
+      w.sin_[position * half + i] = std::sin(angle);
+    }
+
+  w.q_ = std::make_unique<ProductRunner>(m.q_);
+  w.kv_ = std::make_unique<ProductRunner>(m.kv_);
+  w.o_ = std::make_unique<ProductRunner>(m.o_);
+  w.gate_up_product_ = std::make_unique<ProductRunner>(m.gate_up_);
+  w.down_ = std::make_unique<ProductRunner>(m.down_);
+  w.head_ = std::make_unique<ProductRunner>(m.head_);
+  return workspace;
+}
+
+// ---- enqueuing
+
+void CpuModel::embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) {
+  struct Call {
+    const CpuModel* model;
+    const int32_t* ids;
+    int64_t rows;
+    std::byte* hidden;
+  };
+  static_cast<CpuStream&>(stream).kernel(
+      "embed",
+      [](const void* payload) {
+        auto* c = static_cast<const Call*>(payload);
+        return c->model->run_embed(c->ids, c->rows, c->hidden);
+      },
+      Call{this, ids, rows, hidden});
+}
+
+void CpuModel::layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) {
+  struct Call {
+    const CpuModel* model;
+    CpuWorkspace* workspace;
+    LayerCall call;
+  };
+  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& w = static_cast<CpuWorkspace&>(workspace);
+  if (w.model_ != this || call.layer < 0 || call.layer >= config_.layers || call.rows < 1 ||
+      call.position < 0 || call.position + call.rows > w.max_context_ || call.query_rows < 0 ||
+      call.query_rows > call.rows || call.hidden == nullptr || call.cache == nullptr)
+    return cpu_stream.fail(
+        error(Code::kInvalidArgument,
+              "layer {} (of {}) over rows {} to {} with {} query rows, in a workspace {} for {} positions",
+              call.layer, config_.layers, call.position, call.position + call.rows, call.query_rows,
+              w.model_ == this ? "of this model" : "of another model", w.max_context_));
+  cpu_stream.kernel(
+      "layer",
+      [](const void* payload) {
+        auto* c = static_cast<const Call*>(payload);
+        return c->model->run_layer(*c->workspace, c->call);
+      },
+      Call{this, &w, call});
+}
+
+void CpuModel::logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) {
+  struct Call {
+    const CpuModel* model;
+    CpuWorkspace* workspace;
+    const std::byte* hidden;
+    float* logits;
+  };
+  static_cast<CpuStream&>(stream).kernel(
+      "logits",
+      [](const void* payload) {
+        auto* c = static_cast<const Call*>(payload);
+        return c->model->run_logits(*c->workspace, c->hidden, c->logits);
+      },
+      Call{this, static_cast<CpuWorkspace*>(&workspace), hidden, logits});
+}
+
+// ---- running
+
+Status CpuModel::run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const {
+  int64_t row = config_.d_model * dtype_size(dtype_);
+  for (int64_t i = 0; i < rows; ++i) {
+    if (ids[i] < 0 || ids[i] >= config_.vocab)
+      return error(Code::kInvalidArgument, "embed: token {} of {} is {}; the vocabulary has {}", i, rows,
+                   ids[i], config_.vocab);
+    std::memcpy(hidden + i * row, embedding_.data() + ids[i] * row, static_cast<size_t>(row));
+  }
+  return ok_status();
+}
+
+Status CpuModel::run_layer(CpuWorkspace& w, const LayerCall& call) const {
+  w.attention_->begin();
+  for (int64_t row = 0; row < call.rows; row += kBlockRows) {
+    Status status = run_block(w, layers_[static_cast<size_t>(call.layer)], call, row,
+                              std::min(kBlockRows, call.rows - row));
+    if (!status.ok())
+      return status.with_context(fmt::format("layer {} over positions {} to {}, {} query rows", call.layer,
+                                             call.position, call.position + call.rows, call.query_rows));
+  }
+  return ok_status();
+}
+
+Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer, const LayerCall& call, int64_t row,
+                           int64_t rows) const {
+  const ModelConfig& c = config_;
+  const Kernels& k = kernels_;
+  int64_t d = c.d_model, q_size = c.heads * c.head_dim, kv_size = c.kv_heads * c.head_dim,
+          half = c.head_dim / 2;
+  int64_t active = dtype_size(active_), wire = dtype_size(dtype_);
+  int64_t position = call.position + row;
+  std::byte* hidden = call.hidden + row * d * wire;
+  bool many = rows > 1;  // one row is not worth waking threads for
+
+  // K and V of every row.
+#pragma omp parallel for schedule(static) if (many)
+  for (int64_t r = 0; r < rows; ++r)
+    k.norm(hidden + r * d * wire, layer.input_norm.data(), eps_, d, w.normed_ + r * d * active);
+  DS_TRY(w.kv_->run(layer.kv, rows, w.normed_, reinterpret_cast<std::byte*>(w.projected_), w.scratch_));
+#pragma omp parallel for schedule(static) if (many)
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* x = w.projected_ + r * 2 * kv_size;
+    std::byte* out = call.cache + (position + r) * 2 * kv_size * wire;
+    const float *cos = w.cos_ + (position + r) * half, *sin = w.sin_ + (position + r) * half;
+    const float* bias = or_null(layer.kv_bias);
+    for (int64_t h = 0; h < c.kv_heads; ++h)
+      k.key_head(x + h * c.head_dim, bias ? bias + h * c.head_dim : nullptr, or_null(layer.k_norm), eps_, cos,
+                 sin, c.head_dim, c.head_dim, out + h * c.head_dim * wire);
+    k.value(x + kv_size, bias ? bias + kv_size : nullptr, kv_size, out + kv_size * wire);
+  }
+
+  // The rest of the layer for the last rows only.
+  int64_t first = std::max<int64_t>(call.rows - call.query_rows - row, 0), queries = rows - first;
+  if (queries <= 0) return ok_status();
+  position += first;
+  hidden += first * d * wire;
+  DS_TRY(w.q_->run(layer.q, queries, w.normed_ + first * d * active,
+                   reinterpret_cast<std::byte*>(w.projected_), w.scratch_));
+#pragma omp parallel for schedule(static) if (many)
+  for (int64_t r = 0; r < queries; ++r) {
+    const float *cos = w.cos_ + (position + r) * half, *sin = w.sin_ + (position + r) * half;
+    const float* bias = or_null(layer.q_bias);
+    for (int64_t h = 0; h < c.heads; ++h)
+      k.query_head(w.projected_ + r * q_size + h * c.head_dim, bias ? bias + h * c.head_dim : nullptr,
+                   or_null(layer.q_norm), eps_, cos, sin, c.head_dim,
+                   (c.head_dim + kHeadAlign - 1) / kHeadAlign * kHeadAlign,
+                   w.attention_->query(queries, r, h));
+  }
+  w.attention_->run(call.cache, position, queries, w.attended_);
+  DS_TRY(w.o_->run(layer.o, queries, w.attended_, reinterpret_cast<std::byte*>(w.projected_), w.scratch_));
+#pragma omp parallel for schedule(static) if (many)
+  for (int64_t r = 0; r < queries; ++r)
+    k.add_norm(hidden + r * d * wire, w.projected_ + r * d, layer.post_norm.data(), eps_, d,
+               w.normed_ + r * d * active);
+  DS_TRY(w.gate_up_product_->run(layer.gate_up, queries, w.normed_, w.gate_up_, w.scratch_));
+#pragma omp parallel for schedule(static) if (many)
+  for (int64_t r = 0; r < queries; ++r) {
+    const std::byte* gate = w.gate_up_ + r * 2 * c.ff * active;
+    k.swiglu(gate, gate + c.ff * active, c.ff, w.activated_ + r * c.ff * active);
+  }
+  DS_TRY(w.down_->run(layer.down, queries, w.activated_, reinterpret_cast<std::byte*>(w.projected_),
+                      w.scratch_));
+#pragma omp parallel for schedule(static) if (many)
+  for (int64_t r = 0; r < queries; ++r)
+    k.add_norm(hidden + r * d * wire, w.projected_ + r * d, nullptr, eps_, d, nullptr);
+  return ok_status();
+}
+
+Status CpuModel::run_logits(CpuWorkspace& w, const std::byte* hidden, float* logits) const {
+  kernels_.norm(hidden, final_norm_.data(), eps_, config_.d_model, w.normed_);
+  return w.head_->run(head_weights_, 1, w.normed_, reinterpret_cast<std::byte*>(logits), w.scratch_)
+      .with_context("logits");
+}
+
+}  // namespace ds::cpu

@@ -1,0 +1,87 @@
+// A model on the CPU backend: packed weights, the workspace of one stream, and the three kernels of
+// DeviceModel.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/backends/backend.h"
+#include "runtime/backends/cpu/attention_internal.h"
+#include "runtime/backends/cpu/matmul_internal.h"
+#include "runtime/backends/cpu/stream_internal.h"
+
+namespace ds::cpu {
+
+class CpuModel;
+
+/// Most rows that go through a layer at once: many enough that reading the weights costs nothing beside the
+/// products, few enough that what lies between two products stays in the last-level cache.
+inline constexpr int64_t kBlockRows = 512;
+
+class CpuWorkspace final : public Workspace {
+ public:
+  static Result<std::unique_ptr<CpuWorkspace>> make(const CpuModel& model, int64_t max_context);
+
+ private:
+  friend class CpuModel;
+  const CpuModel* model_ = nullptr;
+  int64_t max_context_ = 0;
+  HostBuffer buffer_;
+  // Rows of one block, with room for a product's padding. `active` elements unless f32 is said.
+  std::byte* normed_ = nullptr;            // [rows][d_model]
+  float* projected_ = nullptr;             // f32: K|V, then Q, then what is added to the hidden states
+  std::byte* attended_ = nullptr;          // [rows][heads * head_dim]
+  std::byte* gate_up_ = nullptr;           // [rows][2 * ff]
+  std::byte* activated_ = nullptr;         // [rows][ff]
+  std::byte* scratch_ = nullptr;           // oneDNN's
+  float *cos_ = nullptr, *sin_ = nullptr;  // f32 [max_context][head_dim / 2]
+  std::unique_ptr<Attention> attention_;
+  std::unique_ptr<ProductRunner> q_, kv_, o_, gate_up_product_, down_, head_;
+};
+
+class CpuModel final : public DeviceModel {
+ public:
+  static Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint, const LoadOptions& options,
+                                                   Isa isa, int threads);
+
+  const ModelConfig& config() const override { return config_; }
+  DType dtype() const override { return dtype_; }
+  int64_t weight_bytes() const override { return weight_bytes_; }
+  Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) override;
+  void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) override;
+  void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) override;
+  void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) override;
+
+ private:
+  friend class CpuWorkspace;
+  struct Layer {
+    PackedWeights q, kv, o, gate_up, down;
+    std::vector<float> input_norm, post_norm;
+    std::vector<float> q_bias, kv_bias;  // empty: none
+    std::vector<float> q_norm, k_norm;   // empty: none
+  };
+
+  Status load_weights(const Checkpoint& checkpoint, const LoadOptions& options);
+  int64_t planned_bytes() const;
+  Status run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const;
+  Status run_layer(CpuWorkspace& w, const LayerCall& call) const;
+  Status run_block(CpuWorkspace& w, const Layer& layer, const LayerCall& call, int64_t row,
+                   int64_t rows) const;
+  Status run_logits(CpuWorkspace& w, const std::byte* hidden, float* logits) const;
+
+  ModelConfig config_;
+  DType dtype_ = DType::kBF16, active_ = DType::kBF16;
+  Math math_ = Math::kPortable;
+  int threads_ = 1;
+  Kernels kernels_;
+  float eps_ = 0;
+  std::shared_ptr<const Product> q_, kv_, o_, gate_up_, down_, head_;
+  std::vector<Layer> layers_;
+  HostBuffer embedding_;  // [vocab][d_model], hidden's dtype
+  std::vector<float> final_norm_;
+  PackedWeights head_weights_;
+  int64_t weight_bytes_ = 0;
+};
+
+}  // namespace ds::cpu

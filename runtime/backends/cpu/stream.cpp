@@ -1,0 +1,127 @@
+#include <omp.h>
+
+#include <chrono>
+
+#include "runtime/backends/cpu/stream_internal.h"
+
+namespace ds::cpu {
+
+void CpuEvent::complete() {
+  time_ns_ = std::chrono::duration_cast<std::chrono::nanoseconds>(
+                 std::chrono::steady_clock::now().time_since_epoch())
+                 .count();
+  done_.store(1, std::memory_order_release);
+  done_.notify_all();
+}
+
+void CpuEvent::block() const { done_.wait(0, std::memory_order_acquire); }
+
+CpuStream::CpuStream(StreamKind kind, int64_t capacity, int threads)
+    : kind_(kind), capacity_(capacity), ring_(static_cast<size_t>(capacity) + 1) {
+  thread_ = std::thread([this, threads] { run(threads); });
+}
+
+CpuStream::~CpuStream() {
+  (void)synchronize();
+  ring_[head_].kind = Kind::kStop;
+  publish();
+  thread_.join();
+}
+
+void CpuStream::wait(Event& event) { push(Kind::kWait, nullptr, static_cast<CpuEvent*>(&event)); }
+
+void CpuStream::record(Event& event) {
+  auto* cpu_event = static_cast<CpuEvent*>(&event);
+  uint32_t before = enqueued_.load(std::memory_order_relaxed);
+  push(Kind::kRecord, nullptr, cpu_event);
+  // Refused for want of room, which synchronize() reports: whoever waits for the event must not hang.
+  if (enqueued_.load(std::memory_order_relaxed) == before) cpu_event->complete();
+}
+
+void CpuStream::host(HostTask task) { push(Kind::kHost, nullptr, task); }
+
+void CpuStream::copy(std::byte* to, const std::byte* from, int64_t bytes) {
+  push(Kind::kCopy, nullptr, Copy{to, from, bytes});
+}
+
+Status CpuStream::synchronize() {
+  uint32_t target = enqueued_.load(std::memory_order_relaxed);
+  for (uint32_t at = completed_.load(std::memory_order_acquire); at != target;
+       at = completed_.load(std::memory_order_acquire))
+    completed_.wait(at, std::memory_order_acquire);
+  std::lock_guard lock(status_mutex_);
+  skip_.store(false, std::memory_order_relaxed);
+  return std::exchange(status_, Status());
+}
+
+void CpuStream::fail(Status status) {
+  std::lock_guard lock(status_mutex_);
+  if (status_.ok()) status_ = std::move(status);
+  skip_.store(true, std::memory_order_relaxed);
+}
+
+Status CpuStream::not_compute(const char* what) const {
+  return error(Code::kInvalidArgument, "{} enqueued on a {} stream; kernels run on compute streams only",
+               what, stream_kind_name(kind_));
+}
+
+CpuStream::Command* CpuStream::claim() {
+  uint32_t pending = enqueued_.load(std::memory_order_relaxed) - completed_.load(std::memory_order_acquire);
+  if (pending >= capacity_) {
+    fail(error(Code::kInvalidArgument,
+               "{} stream: more than {} commands enqueued; make the stream with a larger capacity",
+               stream_kind_name(kind_), capacity_));
+    return nullptr;
+  }
+  return &ring_[head_];
+}
+
+void CpuStream::publish() {
+  head_ = head_ + 1 == ring_.size() ? 0 : head_ + 1;
+  enqueued_.fetch_add(1, std::memory_order_release);
+  enqueued_.notify_one();
+}
+
+void CpuStream::run(int threads) {
+  if (kind_ == StreamKind::kCompute) omp_set_num_threads(threads);
+  size_t tail = 0;
+  for (uint32_t next = 0;; ++next) {
+    while (enqueued_.load(std::memory_order_acquire) == next) enqueued_.wait(next, std::memory_order_acquire);
+    const Command& command = ring_[tail];
+    tail = tail + 1 == ring_.size() ? 0 : tail + 1;
+    CpuEvent* event = nullptr;
+    bool skip = skip_.load(std::memory_order_relaxed);
+    switch (command.kind) {
+      case Kind::kKernel:
+        if (!skip)
+          if (Status status = command.call(command.payload); !status.ok()) fail(std::move(status));
+        break;
+      case Kind::kHost: {
+        HostTask task;
+        std::memcpy(&task, command.payload, sizeof(task));
+        if (!skip) task.call(task.context, task.argument);
+        break;
+      }
+      case Kind::kCopy: {
+        Copy copy;
+        std::memcpy(&copy, command.payload, sizeof(copy));
+        if (!skip) std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+        break;
+      }
+      case Kind::kWait:
+        std::memcpy(&event, command.payload, sizeof(event));
+        event->block();
+        break;
+      case Kind::kRecord:
+        std::memcpy(&event, command.payload, sizeof(event));
+        event->complete();
+        break;
+      case Kind::kStop:
+        return;
+    }
+    completed_.fetch_add(1, std::memory_order_release);
+    completed_.notify_all();
+  }
+}
+
+}  // namespace ds::cpu

@@ -1,0 +1,100 @@
+// Streams of the CPU backend: a thread each, fed through a ring of commands that is sized when it is made.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "runtime/backends/backend.h"
+
+namespace ds::cpu {
+
+class CpuEvent final : public Event {
+ public:
+  void reset() override { done_.store(0, std::memory_order_relaxed); }
+  bool done() const override { return done_.load(std::memory_order_acquire) != 0; }
+  int64_t time_ns() const override { return time_ns_; }
+
+  void complete();
+  void block() const;  // until complete()
+
+ private:
+  std::atomic<uint32_t> done_{0};  // 32 bits: waited on as a futex
+  int64_t time_ns_ = 0;
+};
+
+/// What a command does on the stream's thread; `payload` is what was given to push(). Its failure, if any, is
+/// kept by the stream.
+using CommandCall = Status (*)(const void* payload);
+
+class CpuStream final : public CommandStream {
+ public:
+  static constexpr size_t kPayload = 88;
+
+  CpuStream(StreamKind kind, int64_t capacity, int threads);
+  ~CpuStream() override;  // after what was enqueued has run
+
+  void wait(Event& event) override;
+  void record(Event& event) override;
+  void host(HostTask task) override;
+  void copy(std::byte* to, const std::byte* from, int64_t bytes) override;
+  void cancel() override { skip_.store(true, std::memory_order_relaxed); }
+  Status synchronize() override;
+
+  /// A kernel, for compute streams only. `what` (a literal) names it where it is refused.
+  template <typename P>
+  void kernel(const char* what, CommandCall call, const P& payload) {
+    if (kind_ != StreamKind::kCompute) return fail(not_compute(what));
+    push(Kind::kKernel, call, payload);
+  }
+  /// Keeps the first failure for synchronize(); work after it is skipped, events still complete, so that no
+  /// other stream hangs.
+  void fail(Status status);
+
+ private:
+  enum class Kind : uint8_t { kKernel, kHost, kCopy, kWait, kRecord, kStop };
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+    int64_t bytes;
+  };
+  struct Command {
+    Kind kind = Kind::kStop;
+    CommandCall call = nullptr;
+    alignas(8) std::byte payload[kPayload];
+  };
+
+  template <typename P>
+  void push(Kind kind, CommandCall call, const P& payload) {
+    static_assert(std::is_trivially_copyable_v<P> && sizeof(P) <= kPayload);
+    Command* slot = claim();
+    if (slot == nullptr) return;
+    slot->kind = kind;
+    slot->call = call;
+    std::memcpy(slot->payload, &payload, sizeof(P));
+    publish();
+  }
+  Command* claim();
+  void publish();
+  void run(int threads);
+  Status not_compute(const char* what) const;
+
+  StreamKind kind_;
+  int64_t capacity_;
+  std::vector<Command> ring_;                      // capacity and one for kStop
+  size_t head_ = 0;                                // next slot to fill
+  alignas(64) std::atomic<uint32_t> enqueued_{0};  // counts, wrapping; 32 bits: waited on as futexes
+  alignas(64) std::atomic<uint32_t> completed_{0};
+  std::atomic<bool> skip_{false};  // after a failure or cancel(), until synchronize()
+  std::mutex status_mutex_;
+  Status status_;
+  std::thread thread_;
+};
+
+}  // namespace ds::cpu

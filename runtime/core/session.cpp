@@ -1,0 +1,337 @@
+#include "runtime/core/session.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+namespace ds {
+namespace {
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+/// Which of a variant's hidden buffers `buffer` is, counting from 0.
+int64_t hidden_index(const Variant& variant, int32_t buffer) {
+  return std::count_if(variant.buffers.begin(), variant.buffers.begin() + buffer,
+                       [](const Buffer& b) { return b.kind == BufferKind::kHidden; });
+}
+
+bool is_transfer(const Op& op) { return op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv; }
+
+std::vector<const Variant*> all_variants(const Plan& plan) {
+  std::vector<const Variant*> all{&plan.full_prefill};
+  for (const Variant& v : plan.variants) all.push_back(&v);
+  return all;
+}
+
+}  // namespace
+
+/// One transfer op, ready to be called by the link stream.
+struct Session::Transfer {
+  Session* session = nullptr;
+  EntryReader* entry = nullptr;
+  TensorKind kind = TensorKind::kKv;
+  int32_t layer = 0;
+  int64_t first = 0, rows = 0;
+  std::byte* to = nullptr;
+};
+
+std::string_view cache_status_name(CacheStatus status) {
+  return status == CacheStatus::kHit ? "hit" : status == CacheStatus::kMiss ? "miss" : "unused";
+}
+
+Session::Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits)
+    : backend_(backend), model_(model), plan_(plan), limits_(limits) {}
+
+Session::~Session() = default;
+
+Result<std::unique_ptr<Session>> Session::create(Backend& backend, DeviceModel& model, const Plan& plan,
+                                                 const SessionLimits& limits) {
+  const Shape has = model.config().shape();
+  if (!(has == plan.shape)) {
+    return error(
+        Code::kMismatch,
+        "the plan is for a {} of {} layers, d_model {}, {}/{} heads of {}, vocabulary {}; the receiver is a "
+        "{} "
+        "of {} layers, d_model {}, {}/{} heads of {}, vocabulary {}; compile a plan for this receiver",
+        plan.shape.family, plan.shape.layers, plan.shape.d_model, plan.shape.heads, plan.shape.kv_heads,
+        plan.shape.head_dim, plan.shape.vocab, has.family, has.layers, has.d_model, has.heads, has.kv_heads,
+        has.head_dim, has.vocab);
+  }
+  if (limits.context < 0 || limits.suffix < 1 || limits.new_tokens < 1) {
+    return error(Code::kInvalidArgument,
+                 "session limits: context {} (>= 0), suffix {} (>= 1), new tokens {} (>= 1)", limits.context,
+                 limits.suffix, limits.new_tokens);
+  }
+  int64_t total = limits.context + limits.suffix + limits.new_tokens - 1;
+  if (total > model.config().max_positions) {
+    return error(Code::kInvalidArgument,
+                 "context, prompt and new tokens come to {} positions ({} + {} + {} - 1), the model has {}; "
+                 "shorten one "
+                 "of them",
+                 total, limits.context, limits.suffix, limits.new_tokens, model.config().max_positions);
+  }
+  std::unique_ptr<Session> session(new Session(backend, model, plan, limits));
+  DS_TRY(session->reserve());
+  return session;
+}
+
+Status Session::reserve() {
+  const Shape& shape = plan_.shape;
+  int64_t element = dtype_size(model_.dtype());
+  hidden_row_ = shape.e_row() * element;
+  kv_row_ = shape.kv_row() * element;
+  int64_t rows = limits_.context + limits_.suffix;
+  for (int64_t l = 0; l < shape.layers; ++l) {
+    DS_ASSIGN(auto cache, backend_.allocate((rows + limits_.new_tokens - 1) * kv_row_));
+    caches_.push_back(std::move(cache));
+  }
+  size_t hidden = 1, ops = 1, waits = 0;
+  for (const Variant* v : all_variants(plan_)) {
+    hidden = std::max(hidden, static_cast<size_t>(hidden_index(*v, static_cast<int32_t>(v->buffers.size()))));
+    ops = std::max(ops, v->ops.size());
+    size_t all = 0;
+    for (const Op& op : v->ops) all += op.waits.size();
+    waits = std::max(waits, all);
+  }
+  for (size_t i = 0; i < hidden; ++i) {
+    DS_ASSIGN(auto memory, backend_.allocate(rows * hidden_row_));
+    hidden_.push_back(std::move(memory));
+  }
+  DS_ASSIGN(workspace_, model_.make_workspace(rows + limits_.new_tokens));
+  // Per op: its waits, two events, itself. Decoding enqueues embed, the layers and logits per token.
+  int64_t capacity = static_cast<int64_t>(3 * ops + waits) + shape.layers + 8;
+  DS_ASSIGN(link_, backend_.make_stream(StreamKind::kLink, capacity));
+  DS_ASSIGN(compute_, backend_.make_stream(StreamKind::kCompute, capacity));
+  for (size_t i = 0; i < ops; ++i) {
+    DS_ASSIGN(auto begun, backend_.make_event());
+    DS_ASSIGN(auto ended, backend_.make_event());
+    begun_.push_back(std::move(begun));
+    ended_.push_back(std::move(ended));
+  }
+  transfers_.resize(ops);
+  ids_.resize(static_cast<size_t>(rows));
+  logits_.resize(static_cast<size_t>(shape.vocab));
+  first_logits_.resize(static_cast<size_t>(shape.vocab));
+  return ok_status();
+}
+
+Status Session::warm_up() {
+  std::vector<int32_t> ids(static_cast<size_t>(std::min<int64_t>(limits_.context + limits_.suffix, 16)), 0);
+  Request request;
+  request.suffix = std::span(ids).last(1);
+  request.context = std::span(ids).first(ids.size() - 1);
+  request.full_prefill = true;
+  auto answer = run(request);
+  return answer.ok() ? ok_status() : answer.status();
+}
+
+Status Session::check(const Request& request) const {
+  auto n = static_cast<int64_t>(request.context.size()), m = static_cast<int64_t>(request.suffix.size());
+  if (m < 1)
+    return error(Code::kInvalidArgument, "the prompt has no tokens; at least one is needed to answer from");
+  if (n > limits_.context || m > limits_.suffix || request.max_new_tokens > limits_.new_tokens) {
+    if (n + m > limits_.context + limits_.suffix || request.max_new_tokens > limits_.new_tokens) {
+      return error(
+          Code::kInvalidArgument,
+          "the request has {} context and {} prompt tokens and asks for {}; this session was made for {}, {} "
+          "and {}",
+          n, m, request.max_new_tokens, limits_.context, limits_.suffix, limits_.new_tokens);
+    }
+  }
+  if (request.max_new_tokens < 1)
+    return error(Code::kInvalidArgument, "at least one new token must be asked for");
+  for (auto part : {request.context, request.suffix}) {
+    for (size_t i = 0; i < part.size(); ++i) {
+      if (part[i] < 0 || part[i] >= plan_.shape.vocab) {
+        return error(Code::kInvalidArgument, "{} token {} has id {}, outside the model's vocabulary 0-{}",
+                     part.data() == request.context.data() ? "context" : "prompt", i, part[i],
+                     plan_.shape.vocab - 1);
+      }
+    }
+  }
+  return ok_status();
+}
+
+void Session::run_transfer(void* context, int64_t) {
+  auto& t = *static_cast<Transfer*>(context);
+  Session& s = *t.session;
+  if (s.transfer_failed_.load(std::memory_order_acquire)) return;
+  Status status = t.entry->read_rows(t.kind, t.layer, t.first, t.rows, t.to);
+  if (status.ok()) return;
+  s.transfer_status_ = std::move(status);
+  s.transfer_failed_.store(true, std::memory_order_release);
+  s.compute_->cancel();
+}
+
+Status Session::enqueue(const Variant& variant, const Request& request, EntryReader* entry) {
+  auto n = static_cast<int64_t>(request.context.size()), m = static_cast<int64_t>(request.suffix.size());
+  for (size_t i = 0; i < variant.ops.size(); ++i) {
+    begun_[i]->reset();
+    ended_[i]->reset();
+  }
+  auto hidden = [&](const Op& op, int64_t row) {
+    return hidden_[static_cast<size_t>(hidden_index(variant, op.buffer))]->data() + row * hidden_row_;
+  };
+  auto suffix_row = [&](const Op& op) {
+    return variant.buffers[static_cast<size_t>(op.buffer)].with_context ? n : 0;
+  };
+  for (size_t i = 0; i < variant.ops.size(); ++i) {
+    const Op& op = variant.ops[i];
+    bool on_link = variant.streams[static_cast<size_t>(op.stream)].kind == StreamKind::kLink;
+    CommandStream& stream = on_link ? *link_ : *compute_;
+    for (int32_t w : op.waits) {
+      if (variant.ops[static_cast<size_t>(w)].stream != op.stream)
+        stream.wait(*ended_[static_cast<size_t>(w)]);
+    }
+    stream.record(*begun_[i]);
+    int64_t first = op.rows == Rows::kChunk ? chunk_begin(n, variant.chunks, op.chunk) : 0;
+    int64_t rows = op.rows == Rows::kChunk    ? chunk_begin(n, variant.chunks, op.chunk + 1) - first
+                   : op.rows == Rows::kSuffix ? m
+                                              : n + m;
+    std::byte* cache = op.layer < 0 ? nullptr : caches_[static_cast<size_t>(op.layer)]->data();
+    switch (op.kind) {
+      case OpKind::kTransferE:
+      case OpKind::kTransferKv: {
+        bool e = op.kind == OpKind::kTransferE;
+        transfers_[i] = {this,  entry, e ? TensorKind::kE : TensorKind::kKv,           op.layer,
+                         first, rows,  e ? hidden(op, first) : cache + first * kv_row_};
+        stream.host({&run_transfer, &transfers_[i], 0});
+        break;
+      }
+      case OpKind::kEmbed: {
+        int64_t at = op.rows == Rows::kSuffix ? n : first;
+        int64_t row = op.rows == Rows::kSuffix ? suffix_row(op) : first;
+        if (rows > 0) model_.embed(stream, ids_.data() + at, rows, hidden(op, row));
+        break;
+      }
+      case OpKind::kRecompute:
+      case OpKind::kSuffix:
+      case OpKind::kPrefill: {
+        LayerCall call;
+        call.layer = op.layer;
+        call.cache = cache;
+        call.position = op.kind == OpKind::kSuffix ? n : first;
+        call.rows = rows;
+        call.hidden = hidden(op, op.kind == OpKind::kSuffix ? suffix_row(op) : first);
+        call.query_rows = op.queries == Queries::kAll      ? rows
+                          : op.queries == Queries::kSuffix ? m
+                          : op.queries == Queries::kLast   ? 1
+                                                           : 0;
+        if (rows > 0) model_.layer(stream, *workspace_, call);
+        break;
+      }
+      case OpKind::kHead:
+        model_.logits(stream, *workspace_, hidden(op, suffix_row(op) + m - 1), first_logits_.data());
+        break;
+    }
+    stream.record(*ended_[i]);
+  }
+  return ok_status();
+}
+
+Status Session::execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
+                        Answer& answer) {
+  transfer_failed_.store(false, std::memory_order_relaxed);
+  transfer_status_ = {};
+  DS_TRY(enqueue(variant, request, entry));
+  // The link first: its failure cancels the compute stream, and both must be idle before memory is used
+  // again.
+  Status link = link_->synchronize();
+  Status compute = compute_->synchronize();
+  if (transfer_failed_.load(std::memory_order_acquire)) return transfer_status_;
+  DS_TRY(link);
+  DS_TRY(compute);
+  answer.variant = &variant;
+  answer.link_ns = answer.compute_ns = 0;
+  answer.op_times.resize(variant.ops.size());
+  for (size_t i = 0; i < variant.ops.size(); ++i) {
+    answer.op_times[i] = {begun_[i]->time_ns() - start, ended_[i]->time_ns() - start};
+    (is_transfer(variant.ops[i]) ? answer.link_ns : answer.compute_ns) +=
+        ended_[i]->time_ns() - begun_[i]->time_ns();
+  }
+  return ok_status();
+}
+
+Result<Answer> Session::run(const Request& request) {
+  DS_TRY(check(request));
+  Answer answer;
+  answer.tokens.reserve(static_cast<size_t>(request.max_new_tokens));
+  size_t most_ops = begun_.size();
+  answer.op_times.reserve(most_ops);
+  Sampler sampler(request.sampling, plan_.shape.vocab);
+  auto n = static_cast<int64_t>(request.context.size());
+
+  const int64_t start = now_ns();
+  std::copy(request.context.begin(), request.context.end(), ids_.begin());
+  std::copy(request.suffix.begin(), request.suffix.end(), ids_.begin() + n);
+
+  const Variant* variant = request.full_prefill ? nullptr : select_variant(plan_, n, request.link_rate);
+  bool wants_entry = variant != nullptr && std::any_of(variant->ops.begin(), variant->ops.end(), is_transfer);
+  Status miss;
+  bool done = false;
+  if (wants_entry) {
+    answer.cache = CacheStatus::kMiss;
+    if (request.receiver != nullptr && request.receiver->fingerprint != plan_.receiver.fingerprint) {
+      miss = error(Code::kMismatch,
+                   "the plan is for receiver '{}' (fingerprint {:.12}), this model is '{}' ({:.12}): "
+                   "weights, config or "
+                   "tokenizer differ; compile a plan for it",
+                   plan_.receiver.name, plan_.receiver.fingerprint, request.receiver->name,
+                   request.receiver->fingerprint);
+    } else if (request.store == nullptr) {
+      miss = error(Code::kNotFound, "no store was given to look in");
+    } else {
+      EntryIdentity identity{plan_.sender.fingerprint, hash_tokens(request.context), request.salt, n,
+                             model_.dtype()};
+      auto entry = EntryReader::open(*request.store, identity, plan_.shape);
+      answer.lookup_ns = now_ns() - start;
+      miss = entry.status();
+      if (entry.ok()) {
+        miss = execute(*variant, request, &*entry, start, answer);
+        answer.bytes_loaded = entry->bytes_read();
+        done = miss.ok();
+        if (done) answer.cache = CacheStatus::kHit;
+      }
+    }
+  } else if (variant != nullptr) {
+    DS_TRY(execute(*variant, request, nullptr, start, answer));
+    done = true;
+  }
+  if (!done) {
+    if (!miss.ok()) {
+      answer.miss = miss;
+      answer.lost_ns = now_ns() - start;
+    }
+    DS_TRY(execute(plan_.full_prefill, request, nullptr, start, answer));
+  }
+  int32_t token = sampler.choose(first_logits_);
+  answer.ttft_ns = now_ns() - start;
+
+  const std::span<const int32_t> stops = request.stop_ids;
+  for (int64_t position = n + static_cast<int64_t>(request.suffix.size());; ++position) {
+    if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
+      answer.stopped = true;
+      break;
+    }
+    answer.tokens.push_back(token);
+    if (request.on_token) request.on_token(token);
+    if (static_cast<int64_t>(answer.tokens.size()) >= request.max_new_tokens) break;
+    next_id_ = token;
+    std::byte* row = hidden_[0]->data();
+    model_.embed(*compute_, &next_id_, 1, row);
+    for (int64_t l = 0; l < plan_.shape.layers; ++l) {
+      model_.layer(*compute_, *workspace_, {l, row, caches_[static_cast<size_t>(l)]->data(), position, 1, 1});
+    }
+    model_.logits(*compute_, *workspace_, row, logits_.data());
+    DS_TRY(compute_->synchronize());
+    token = sampler.choose(logits_);
+  }
+  answer.decode_ns = now_ns() - start - answer.ttft_ns;
+  return answer;
+}
+
+}  // namespace ds

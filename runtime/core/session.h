@@ -1,0 +1,114 @@
+// A session runs requests of one receiver by a plan: it owns the memory, streams and events that any of the
+// plan's variants needs, so that a request allocates nothing once its transfers and kernels start.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "plans/plan.h"
+#include "runtime/backends/backend.h"
+#include "runtime/core/sampler.h"
+#include "runtime/store/entry.h"
+#include "support/status.h"
+
+namespace ds {
+
+struct SessionLimits {
+  int64_t context = 0;     // most context tokens of a request
+  int64_t suffix = 1;      // most suffix tokens
+  int64_t new_tokens = 1;  // most tokens generated
+};
+
+struct Request {
+  std::span<const int32_t> context;  // n >= 0 tokens
+  std::span<const int32_t> suffix;   // m >= 1 tokens
+  Store* store = nullptr;            // where the sender's entry may be; nullptr: do not reuse
+  const ModelIdentity* receiver =
+      nullptr;       // who answers; a plan for another receiver is a miss. nullptr: not checked
+  std::string salt;  // tenant salt of the entry
+  int64_t link_rate = kNoLimit - 1;  // bytes per second, for the choice of a variant
+  bool full_prefill = false;         // ignore the variants
+  Sampling sampling;
+  int64_t max_new_tokens = 1;
+  std::span<const int32_t> stop_ids;  // generation ends with one of these, which is not part of the answer
+  std::function<void(int32_t token)> on_token;  // called as tokens come; may be empty
+};
+
+enum class CacheStatus : uint8_t { kUnused, kHit, kMiss };
+std::string_view cache_status_name(CacheStatus status);  // "unused", "hit", "miss"
+
+/// When an op really ran; nanoseconds from the start of the request.
+struct OpTime {
+  int64_t start_ns = 0, end_ns = 0;
+};
+
+struct Answer {
+  std::vector<int32_t> tokens;       // without the stop token
+  bool stopped = false;              // ended by a stop token, not by max_new_tokens
+  const Variant* variant = nullptr;  // what ran in the end
+  CacheStatus cache = CacheStatus::kUnused;
+  Status miss;                          // why the cache missed
+  int64_t ttft_ns = 0;                  // tokens in hand -> first token chosen
+  int64_t lookup_ns = 0;                // finding and checking the entry
+  int64_t lost_ns = 0;                  // spent before a miss was noticed
+  int64_t link_ns = 0, compute_ns = 0;  // busy times of the streams, in the run that gave the answer
+  int64_t decode_ns = 0;                // first token -> last token
+  int64_t bytes_loaded = 0;      // tensors moved over the link, including those of an attempt that missed
+  std::vector<OpTime> op_times;  // of `variant`, by op index
+};
+
+class Session {
+ public:
+  /// `model` must have the plan's shape (kMismatch). kExhausted: the caches do not fit. All arguments outlive
+  /// the session.
+  static Result<std::unique_ptr<Session>> create(Backend& backend, DeviceModel& model, const Plan& plan,
+                                                 const SessionLimits& limits);
+  ~Session();
+
+  /// Touches all weights and kernels once, so that the first request is as fast as the next.
+  Status warm_up();
+
+  /// Runs one request. A missing, damaged or foreign entry is no error: it is counted (Answer::cache, miss)
+  /// and the full prefill answers. Errors: tokens outside the vocabulary or the limits (kInvalidArgument),
+  /// kernel failures.
+  Result<Answer> run(const Request& request);
+
+  /// Logits of the last run's first token: `vocab` values, valid until the next run.
+  std::span<const float> first_logits() const { return first_logits_; }
+
+ private:
+  struct Transfer;
+  Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits);
+  Status reserve();
+  Status check(const Request& request) const;
+  Status enqueue(const Variant& variant, const Request& request, EntryReader* entry);
+  Status execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
+                 Answer& answer);
+  static void run_transfer(void* context, int64_t argument);
+
+  Backend& backend_;
+  DeviceModel& model_;
+  const Plan& plan_;
+  SessionLimits limits_;
+  int64_t hidden_row_ = 0, kv_row_ = 0;  // bytes
+
+  std::vector<std::unique_ptr<DeviceMemory>> caches_;  // by layer
+  std::vector<std::unique_ptr<DeviceMemory>> hidden_;  // by number of hidden buffer in a variant
+  std::unique_ptr<Workspace> workspace_;
+  std::unique_ptr<CommandStream> link_, compute_;
+  std::vector<std::unique_ptr<Event>> begun_, ended_;  // by op index
+  std::vector<Transfer> transfers_;
+  std::vector<int32_t> ids_;  // context and suffix, together
+  int32_t next_id_ = 0;
+  std::vector<float> logits_, first_logits_;
+
+  // The link stream's verdict on the running request.
+  std::atomic<bool> transfer_failed_{false};
+  Status transfer_status_;
+};
+
+}  // namespace ds

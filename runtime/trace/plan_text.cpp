@@ -1,0 +1,370 @@
+#include "runtime/trace/plan_text.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <set>
+
+#include "plans/simulate.h"
+#include "support/units.h"
+
+namespace ds {
+namespace {
+
+constexpr int64_t kCellsPerLine = 80;
+constexpr int64_t kTimeColumns = 84;
+
+/// Characters, not bytes, of UTF-8 text.
+size_t columns(std::string_view text) {
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
+}
+std::string left(std::string text, size_t width) {
+  size_t have = columns(text);
+  return have < width ? text + std::string(width - have, ' ') : text;
+}
+std::string right(std::string text, size_t width) {
+  size_t have = columns(text);
+  return have < width ? std::string(width - have, ' ') + text : text;
+}
+
+std::string tokens_range(const Variant& v) {
+  if (v.tokens_max == kNoLimit) return v.tokens_min <= 1 ? "any" : format_count(v.tokens_min) + " and more";
+  return format_count(v.tokens_min) + " to " + format_count(v.tokens_max - 1);
+}
+std::string rate_range(const Variant& v) {
+  auto rate = [](int64_t r) { return format_rate(static_cast<double>(r)); };
+  if (v.rate_max == kNoLimit) return v.rate_min <= 0 ? "any" : rate(v.rate_min) + " and more";
+  return v.rate_min <= 0 ? "below " + rate(v.rate_max) : rate(v.rate_min) + " to " + rate(v.rate_max);
+}
+std::string loss_text(double loss) { return std::isnan(loss) ? "not known" : fmt::format("{:.4g}", loss); }
+
+/// "2-5, 9": layers that are recomputed for some token.
+std::string recomputed_text(const Variant& v) {
+  std::set<int64_t> layers;
+  for (const Tile& t : v.tiles) {
+    for (int64_t l = t.first_layer; t.mode == Mode::kRecompute && l <= t.last_layer; ++l) layers.insert(l);
+  }
+  std::string text;
+  for (auto it = layers.begin(); it != layers.end();) {
+    LayerRange range{*it, *it};
+    while (++it != layers.end() && *it == range.last + 1) range.last = *it;
+    text += (text.empty() ? "" : ", ") + format_layers(range);
+  }
+  return text.empty() ? "none" : text;
+}
+
+int64_t bytes_sent(const Plan& p, const Variant& v) {
+  int64_t bytes = 0;
+  for (const Op& op : v.ops) bytes += transfer_bytes(p, v, op, v.tuned_tokens);
+  return bytes;
+}
+
+char kind_letter(OpKind kind) {
+  switch (kind) {
+    case OpKind::kTransferE:
+      return 'E';
+    case OpKind::kTransferKv:
+      return 'K';
+    case OpKind::kEmbed:
+      return 'e';
+    case OpKind::kRecompute:
+      return 'R';
+    case OpKind::kSuffix:
+      return 'S';
+    case OpKind::kPrefill:
+      return 'P';
+    case OpKind::kHead:
+      return 'h';
+  }
+  return '?';
+}
+
+class Text {
+ public:
+  Text(const Plan& plan, const TextOptions& options) : p_(plan), o_(options) {}
+
+  std::string run() {
+    header();
+    table();
+    const Variant* v = o_.variant;
+    if (v == nullptr && p_.variants.size() == 1) v = &p_.variants[0];
+    if (v == nullptr && p_.variants.empty()) v = &p_.full_prefill;
+    if (v != nullptr) {
+      variant(*v);
+    } else {
+      line("\nTo see the layers and operations of one of them: --variant NAME");
+    }
+    return std::move(out_);
+  }
+
+ private:
+  void line(std::string text) {
+    while (!text.empty() && text.back() == ' ') text.pop_back();
+    out_ += text + "\n";
+  }
+  void field(std::string_view name, const std::string& value) { line(left(std::string(name), 12) + value); }
+
+  std::string model(const ModelIdentity& m) {
+    return left(m.name.empty() ? "(no name)" : m.name, 28) + "  fingerprint " + m.fingerprint.substr(0, 16);
+  }
+
+  void header() {
+    const Shape& s = p_.shape;
+    std::string file = o_.origin + fmt::format("   format {}", p_.format_version);
+    if (o_.file_bytes >= 0) file += ", " + format_bytes(o_.file_bytes);
+    if (!o_.sha256.empty()) file += ", sha256 " + o_.sha256.substr(0, 16);
+    field("Plan", file);
+    field("Sender", model(p_.sender));
+    field("Receiver", model(p_.receiver));
+    field("Shape",
+          fmt::format("{}, {} layers, d_model {}, ff {}, {} query and {} kv heads of {}, vocabulary {}",
+                      s.family, s.layers, format_count(s.d_model), format_count(s.ff), s.heads, s.kv_heads,
+                      s.head_dim, format_count(s.vocab)));
+    int64_t element = p_.dtype == "f32" ? 4 : 2;
+    field(
+        "Per token",
+        fmt::format("{}: KV {} a layer, {} in all; E {} a cut", p_.dtype, format_bytes(s.kv_row() * element),
+                    format_bytes(s.kv_row() * element * s.layers), format_bytes(s.e_row() * element)));
+    std::vector<int32_t> cuts = cut_layers(p_);
+    field("Publish",
+          fmt::format("KV of every layer{}",
+                      cuts.empty() ? std::string() : fmt::format(", E of layer {}", fmt::join(cuts, ", "))));
+    field("Compiler", fmt::format("ds-compile {}", p_.provenance.compiler_version));
+    if (!p_.provenance.flags.empty()) field("", p_.provenance.flags);
+    std::string_view name = "Inputs";
+    for (const InputFile& i : p_.provenance.inputs) {
+      field(name, left(i.role, 10) + "  " + left(i.name, 28) + "  " + i.sha256.substr(0, 16));
+      name = "";
+    }
+  }
+
+  /// One row per variant, the full prefill last.
+  void table() {
+    std::vector<std::vector<std::string>> rows = {
+        {"variant", "context", "link", "policy", "scheduler", "recompute", "sends", "loss", "TTFT"}};
+    std::vector<const Variant*> all;
+    for (const Variant& v : p_.variants) all.push_back(&v);
+    all.push_back(&p_.full_prefill);
+    for (const Variant* v : all) {
+      rows.push_back({v->name, tokens_range(*v), rate_range(*v), v->policy, v->scheduler, recomputed_text(*v),
+                      format_bytes(bytes_sent(p_, *v)), loss_text(v->promise.quality_loss),
+                      v->makespan_ns > 0 ? format_ns(v->promise.ttft_ns) : "not known"});
+    }
+    line("");
+    std::vector<size_t> width(rows[0].size(), 0);
+    for (const auto& row : rows) {
+      for (size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], columns(row[c]));
+    }
+    for (size_t r = 0; r < rows.size(); ++r) {
+      std::string text, rule;
+      for (size_t c = 0; c < rows[r].size(); ++c) {
+        text += (c >= 6 ? right(rows[r][c], width[c]) : left(rows[r][c], width[c])) + "  ";
+        for (size_t k = 0; k < width[c]; ++k) rule += "─";
+        rule += "  ";
+      }
+      line(text);
+      if (r == 0) line(rule);
+    }
+  }
+
+  void variant(const Variant& v) {
+    line("");
+    std::string head = fmt::format("Variant {}", v.name);
+    line(head);
+    std::string rule;
+    for (size_t k = 0; k < columns(head); ++k) rule += "═";
+    line(rule);
+    bool timed = v.makespan_ns > 0;
+    if (timed) {
+      bool link = bytes_sent(p_, v) > 0;
+      field("Tuned for",
+            fmt::format("{} context tokens, {} suffix tokens{}", format_count(v.tuned_tokens),
+                        format_count(v.tuned_suffix),
+                        link ? ", link " + format_rate(static_cast<double>(v.tuned_rate)) : std::string()));
+      std::string bound =
+          v.proven_optimal ? "proven optimal"
+                           : fmt::format("lower bound {}, {:.2f} % above it", format_ns(v.lower_bound_ns),
+                                         v.lower_bound_ns > 0
+                                             ? 100.0 * static_cast<double>(v.makespan_ns - v.lower_bound_ns) /
+                                                   static_cast<double>(v.lower_bound_ns)
+                                             : 0.0);
+      field("Promise", fmt::format("TTFT {}; quality loss {}{}", format_ns(v.promise.ttft_ns),
+                                   loss_text(v.promise.quality_loss),
+                                   std::isnan(v.promise.quality_loss) ? "" : " points"));
+      field("Schedule", fmt::format("{} ops, {}, {}", v.ops.size(), format_ns(v.makespan_ns), bound));
+      if (p_.full_prefill.makespan_ns > 0 && &v != &p_.full_prefill &&
+          tuned_point(v).tokens == tuned_point(p_.full_prefill).tokens) {
+        field("", fmt::format(
+                      "full prefill {}: {:.2f} times as long", format_ns(p_.full_prefill.makespan_ns),
+                      static_cast<double>(p_.full_prefill.makespan_ns) / static_cast<double>(v.makespan_ns)));
+      }
+    } else {
+      field("Schedule", fmt::format("{} ops, no predicted times", v.ops.size()));
+    }
+    layers(v);
+    if (timed) gantt(v);
+    ops(v);
+  }
+
+  /// The plane: layers to the right, chunks (collapsed where alike) down.
+  void layers(const Variant& v) {
+    int64_t count = p_.shape.layers;
+    std::vector<std::string> rows(static_cast<size_t>(v.chunks),
+                                  std::string(static_cast<size_t>(count), '?'));
+    std::set<int64_t> cuts;
+    for (const Tile& t : v.tiles) {
+      for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c) {
+        for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
+          rows[static_cast<size_t>(c)][static_cast<size_t>(l)] = t.mode == Mode::kRecompute ? 'R' : 'L';
+        }
+      }
+      if (t.cut) cuts.insert(t.first_layer);
+    }
+    line("");
+    field("Layers", fmt::format("L loaded from the sender, R recomputed{}",
+                                cuts.empty() ? "" : ", ▲ cut: the sender's E enters"));
+    int64_t cell = count <= 26 ? 3 : count <= 40 ? 2 : 1;
+    for (int64_t first = 0; first < count; first += kCellsPerLine / cell) {
+      int64_t last = std::min(first + kCellsPerLine / cell, count);
+      std::string numbers;
+      for (int64_t l = first; l < last; ++l) {
+        auto at = static_cast<size_t>((l - first) * cell);
+        bool show = cell == 3 || l % 5 == 0;
+        if (show && numbers.size() <= at)
+          numbers += std::string(at - numbers.size(), ' ') + std::to_string(l);
+      }
+      field("", numbers);
+      for (size_t c = 0; c < rows.size();) {
+        size_t same = c;
+        while (same + 1 < rows.size() && rows[same + 1] == rows[c]) ++same;
+        std::string marks;
+        for (int64_t l = first; l < last; ++l) {
+          marks += left(std::string(1, rows[c][static_cast<size_t>(l)]), static_cast<size_t>(cell));
+        }
+        std::string name;
+        if (rows.size() > 1)
+          name = same > c ? fmt::format("chunk {}-{}", c, same) : fmt::format("chunk {}", c);
+        field(name, marks);
+        c = same + 1;
+      }
+      std::string marks;
+      bool any = false;
+      for (int64_t l = first; l < last; ++l) {
+        any |= cuts.count(l) > 0;
+        marks += left(cuts.count(l) > 0 ? "▲" : " ", static_cast<size_t>(cell));
+      }
+      if (any) field("", marks);
+    }
+  }
+
+  std::vector<std::string> stream_names(const Variant& v) {
+    std::vector<std::string> names;
+    for (size_t s = 0; s < v.streams.size(); ++s) {
+      auto same = std::count(v.streams.begin(), v.streams.end(), v.streams[s]);
+      auto number = std::count(v.streams.begin(), v.streams.begin() + static_cast<int64_t>(s), v.streams[s]);
+      std::string name(stream_kind_name(v.streams[s].kind));
+      names.push_back(same > 1 ? fmt::format("{} {}", name, number) : name);
+    }
+    return names;
+  }
+
+  /// One line per stream: each column shows the kind that holds it longest, or nothing but idle time.
+  void gantt(const Variant& v) {
+    std::vector<std::string> names = stream_names(v);
+    line("");
+    std::string key;
+    std::set<OpKind> kinds;
+    for (const Op& op : v.ops) kinds.insert(op.kind);
+    for (OpKind k : kinds) key += fmt::format("{} {}, ", kind_letter(k), op_kind_name(k));
+    field("Time", key + "· idle");
+    double column = static_cast<double>(v.makespan_ns) / static_cast<double>(kTimeColumns);
+    for (size_t s = 0; s < v.streams.size(); ++s) {
+      std::vector<std::array<double, 7>> share(static_cast<size_t>(kTimeColumns), std::array<double, 7>{});
+      int64_t busy = 0;
+      for (const Op& op : v.ops) {
+        if (static_cast<size_t>(op.stream) != s || op.duration_ns == 0) continue;
+        busy += op.duration_ns;
+        auto from = static_cast<double>(op.start_ns), to = from + static_cast<double>(op.duration_ns);
+        auto last = std::min(kTimeColumns - 1, static_cast<int64_t>(to / column));
+        for (auto c = static_cast<int64_t>(from / column); c <= last; ++c) {
+          double part = std::min(to, static_cast<double>(c + 1) * column) -
+                        std::max(from, static_cast<double>(c) * column);
+          share[static_cast<size_t>(c)][static_cast<size_t>(op.kind)] += std::max(part, 0.0);
+        }
+      }
+      std::string row;
+      for (const auto& column_share : share) {
+        auto most = std::max_element(column_share.begin(), column_share.end());
+        row +=
+            *most > 0 ? std::string(1, kind_letter(static_cast<OpKind>(most - column_share.begin()))) : "·";
+      }
+      field(names[s], row + fmt::format("  {:5.1f} % busy", 100.0 * static_cast<double>(busy) /
+                                                                static_cast<double>(v.makespan_ns)));
+    }
+    std::string axis = "0", end = format_ns(v.makespan_ns), middle = format_ns(v.makespan_ns / 2);
+    auto half = static_cast<size_t>(kTimeColumns) / 2;
+    axis += std::string(half - 1 - middle.size() / 2, ' ') + middle;
+    axis += std::string(static_cast<size_t>(kTimeColumns) - axis.size() - end.size(), ' ') + end;
+    field("", axis);
+  }
+
+  /// Every op in the order of its start, in the column of its stream.
+  void ops(const Variant& v) {
+    std::vector<std::string> names = stream_names(v);
+    std::vector<size_t> width;
+    for (const std::string& name : names) width.push_back(std::max<size_t>(name.size(), 6));
+    auto shown = [&](const Op& op) {
+      std::string label = op_label(op, v.chunks);
+      if (op.kind == OpKind::kEmbed)
+        label += op.rows == Rows::kAll ? " all" : op.rows == Rows::kSuffix ? " suffix" : " context";
+      if (op.kind == OpKind::kRecompute && op.queries == Queries::kNone) label += " (K, V)";
+      if (op.kind == OpKind::kPrefill && op.queries == Queries::kSuffix) label += " (context: K, V)";
+      return label;
+    };
+    for (const Op& op : v.ops) {
+      size_t& w = width[static_cast<size_t>(op.stream)];
+      w = std::max(w, shown(op).size());
+    }
+    line("");
+    // One unit for the whole column, so that points stand under one another.
+    bool in_ms = v.makespan_ns >= 1'000'000;
+    std::string unit = in_ms ? "ms" : "us";
+    auto time = [&](int64_t ns) {
+      return v.makespan_ns == 0 ? std::string("-")
+                                : fmt::format("{:.3f}", static_cast<double>(ns) / (in_ms ? 1e6 : 1e3));
+    };
+    std::string head =
+        left("Operations", 12) + right("start/" + unit, 12) + right("takes/" + unit, 12) + "   ";
+    for (size_t s = 0; s < names.size(); ++s) head += "│ " + left(names[s], width[s]) + " ";
+    line(head + "│ waits for");
+    size_t listed = std::min(v.ops.size(), o_.max_ops);
+    for (size_t i = 0; i < listed; ++i) {
+      const Op& op = v.ops[i];
+      std::string row = right(std::to_string(i), 10) + "  " + right(time(op.start_ns), 12) +
+                        right(time(op.duration_ns), 12) + "   ";
+      for (size_t s = 0; s < names.size(); ++s) {
+        bool here = static_cast<size_t>(op.stream) == s;
+        row += "│ " + left(here ? shown(op) : "", width[s]) + " ";
+      }
+      row += "│ ";
+      for (size_t w = 0; w < op.waits.size(); ++w) {
+        const Op& other = v.ops[static_cast<size_t>(op.waits[w])];
+        row += fmt::format("{}{} {}", w > 0 ? ", " : "", op.waits[w], op_label(other, v.chunks));
+      }
+      line(row);
+    }
+    if (listed < v.ops.size())
+      line(fmt::format("{:>10}  {} more; --all-ops lists them", "...", v.ops.size() - listed));
+  }
+
+  const Plan& p_;
+  const TextOptions& o_;
+  std::string out_;
+};
+
+}  // namespace
+
+std::string plan_to_text(const Plan& plan, const TextOptions& options) { return Text(plan, options).run(); }
+
+}  // namespace ds

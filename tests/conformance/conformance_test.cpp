@@ -1,0 +1,728 @@
+// What every backend must do, on every element type it computes in. A backend joins by one line in kSetups.
+//
+// Rows are independent: a row's K, V and output are the same to the bit however the rows are split into
+// calls. That is what makes "S = R" exact, so it is checked, not assumed.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <thread>
+
+#include "runtime/backends/backend.h"
+#include "tests/conformance/reference.h"
+
+namespace ds::conformance {
+namespace {
+
+using testing::Values;
+
+struct Setup {
+  const char* name;
+  Result<std::unique_ptr<Backend>> (*make)();
+  DType dtype;
+  double tolerance;  // of a layer's output, relative to its root mean square
+};
+
+Result<std::unique_ptr<Backend>> cpu() { return make_cpu_backend({}); }
+Result<std::unique_ptr<Backend>> cpu_one_thread() { return make_cpu_backend({.threads = 1}); }
+Result<std::unique_ptr<Backend>> cpu_three_threads() { return make_cpu_backend({.threads = 3}); }
+
+const Setup kSetups[] = {
+    {"cpu_f32", cpu, DType::kF32, 2e-5},
+    {"cpu_bf16", cpu, DType::kBF16, 2e-2},
+    {"cpu1_bf16", cpu_one_thread, DType::kBF16, 2e-2},
+    {"cpu3_f32", cpu_three_threads, DType::kF32, 2e-5},
+};
+
+#define ASSERT_OK(expr)                                   \
+  do {                                                    \
+    const Status status_ = ::ds::detail::status_of(expr); \
+    ASSERT_TRUE(status_.ok()) << status_.message();       \
+  } while (0)
+
+template <typename T>
+T take(Result<T> result) {
+  EXPECT_TRUE(result.ok()) << result.status().message();
+  if (!result.ok()) std::abort();  // nothing after it means anything
+  return std::move(result).value();
+}
+
+ModelConfig small(Family family) {
+  ModelConfig c;
+  c.family = family;
+  c.layers = 2;
+  c.d_model = 96;
+  c.ff = 160;
+  c.heads = 4;
+  c.kv_heads = 2;
+  c.head_dim = 24;
+  c.vocab = 301;
+  c.max_positions = 65536;
+  c.rms_norm_eps = 1e-5;
+  c.qkv_bias = family == Family::kQwen2;
+  c.qk_norm = family == Family::kQwen3;
+  return c;
+}
+
+ModelConfig shaped(Family family, int64_t d, int64_t ff, int64_t heads, int64_t kv_heads, int64_t head_dim) {
+  ModelConfig c = small(family);
+  c.d_model = d;
+  c.ff = ff;
+  c.heads = heads;
+  c.kv_heads = kv_heads;
+  c.head_dim = head_dim;
+  return c;
+}
+
+/// GQA ratios 1, 2, 3, 4, 7, 8 and 80; head_dim != d / heads, not a multiple of 16, and up to 256; sizes that
+/// no vector divides.
+std::vector<std::pair<std::string, ModelConfig>> models() {
+  std::vector<std::pair<std::string, ModelConfig>> all = {
+      {"llama", small(Family::kLlama)},
+      {"llama_no_gqa", shaped(Family::kLlama, 64, 128, 4, 4, 16)},
+      {"llama_wide_heads", shaped(Family::kLlama, 72, 100, 8, 2, 64)},
+      {"mistral_head_dim_128", shaped(Family::kMistral, 128, 200, 3, 1, 128)},
+      {"mistral_head_dim_256", shaped(Family::kMistral, 128, 64, 2, 2, 256)},
+      {"qwen2_ratio_7", shaped(Family::kQwen2, 112, 150, 14, 2, 16)},
+      {"qwen2_ratio_8", shaped(Family::kQwen2, 64, 130, 8, 1, 80)},
+      {"qwen3", shaped(Family::kQwen3, 80, 120, 4, 2, 32)},
+      {"qwen3_ratio_80", shaped(Family::kQwen3, 46, 58, 80, 1, 6)},
+  };
+  all[0].second.rope = {.type = RopeConfig::Type::kLlama3,
+                        .theta = 500000,
+                        .factor = 8,
+                        .low_freq_factor = 1,
+                        .high_freq_factor = 4,
+                        .original_max_positions = 64};
+  all[1].second.rope = {.type = RopeConfig::Type::kLinear, .theta = 10000, .factor = 4};
+  all[2].second.tied_embeddings = true;
+  all[5].second.tied_embeddings = true;
+  return all;
+}
+
+/// A model on a backend, with one compute stream and room for `capacity` tokens in one layer's cache.
+struct Rig {
+  Rig(const Setup& setup, const ModelConfig& config, int64_t capacity_, DType stored = DType::kBF16,
+      uint64_t seed = 1)
+      : dtype(setup.dtype),
+        capacity(capacity_),
+        checkpoint(take(make_checkpoint(config, stored, seed))),
+        reference(take(Reference::load(checkpoint, dtype))),
+        backend(take(setup.make())),
+        model(take(backend->load(checkpoint, {.dtype = dtype}))),
+        workspace(take(model->make_workspace(capacity_))),
+        stream(take(backend->make_stream(StreamKind::kCompute, 4096))),
+        hidden(take(backend->allocate(capacity_ * config.d_model * dtype_size(dtype)))),
+        cache(take(backend->allocate(capacity_ * config.kv_row() * dtype_size(dtype)))) {}
+
+  const ModelConfig& config() const { return model->config(); }
+  int64_t hidden_row() const { return config().d_model * dtype_size(dtype); }
+  int64_t cache_row() const { return config().kv_row() * dtype_size(dtype); }
+  std::byte* hidden_at(int64_t row) const { return hidden->data() + row * hidden_row(); }
+
+  void fill(DeviceMemory& memory, int64_t elements, uint64_t seed) const {
+    Random random(seed);
+    std::vector<double> values(static_cast<size_t>(elements));
+    for (double& v : values) v = random.normal();
+    from_doubles(values, dtype, memory.data());
+  }
+  void fill_hidden(uint64_t seed) const { fill(*hidden, capacity * config().d_model, seed); }
+  void fill_cache(uint64_t seed) const { fill(*cache, capacity * config().kv_row(), seed); }
+  std::vector<std::byte> hidden_bytes() const { return {hidden->data(), hidden->data() + hidden->size()}; }
+  std::vector<std::byte> cache_bytes() const { return {cache->data(), cache->data() + cache->size()}; }
+  std::vector<double> hidden_values() const {
+    return to_doubles(hidden->data(), capacity * config().d_model, dtype);
+  }
+  std::vector<double> cache_values() const {
+    return to_doubles(cache->data(), capacity * config().kv_row(), dtype);
+  }
+
+  /// Rows of `hidden` are those of the positions from 0 on.
+  void enqueue(int64_t layer, int64_t position, int64_t rows, int64_t query_rows) const {
+    model->layer(*stream, *workspace,
+                 {.layer = layer,
+                  .hidden = hidden_at(position),
+                  .cache = cache->data(),
+                  .position = position,
+                  .rows = rows,
+                  .query_rows = query_rows});
+  }
+
+  DType dtype;
+  int64_t capacity;
+  Checkpoint checkpoint;
+  Reference reference;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<DeviceModel> model;
+  std::unique_ptr<Workspace> workspace;
+  std::unique_ptr<CommandStream> stream;
+  std::unique_ptr<DeviceMemory> hidden, cache;
+};
+
+double root_mean_square(const std::vector<double>& v) {
+  double squares = 0;
+  for (double x : v) squares += x * x;
+  return std::sqrt(squares / static_cast<double>(v.size()));
+}
+
+/// Largest difference, relative to the root mean square of `expected`.
+double difference(const std::vector<double>& found, const std::vector<double>& expected) {
+  EXPECT_EQ(found.size(), expected.size());
+  double worst = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    if (!std::isfinite(found[i])) return std::numeric_limits<double>::infinity();
+    worst = std::max(worst, std::abs(found[i] - expected[i]));
+  }
+  return worst / root_mean_square(expected);
+}
+
+class Conformance : public testing::TestWithParam<Setup> {};
+INSTANTIATE_TEST_SUITE_P(Backends, Conformance, testing::ValuesIn(kSetups),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// ---- kernels against the reference
+
+TEST_P(Conformance, LayerEqualsReference) {
+  struct Span {
+    int64_t position, rows, query_rows;
+  };
+  const Span spans[] = {{0, 1, 1},  {0, 5, 5},    {0, 67, 67}, {3, 130, 1},
+                        {61, 7, 7}, {64, 65, 64}, {70, 9, 0},  {199, 1, 1}};
+  for (const auto& [name, config] : models()) {
+    SCOPED_TRACE(name);
+    Rig rig(GetParam(), config, 200);
+    for (const Span& s : spans) {
+      SCOPED_TRACE(fmt::format("position {} rows {} queries {}", s.position, s.rows, s.query_rows));
+      int64_t layer = s.rows % 2;
+      rig.fill_hidden(7);
+      rig.fill_cache(8);
+      auto hidden_before = rig.hidden_bytes(), cache_before = rig.cache_bytes();
+      auto cache = rig.cache_values();
+      auto all = rig.hidden_values();
+      auto first = all.begin() + s.position * config.d_model;
+      std::vector<double> hidden(first, first + s.rows * config.d_model);
+      rig.enqueue(layer, s.position, s.rows, s.query_rows);
+      ASSERT_OK(rig.stream->synchronize());
+      rig.reference.layer(layer, hidden, cache, s.position, s.rows, s.query_rows);
+
+      auto found = to_doubles(rig.hidden_at(s.position), s.rows * config.d_model, rig.dtype);
+      EXPECT_LT(difference(found, hidden), GetParam().tolerance);
+      EXPECT_LT(difference(rig.cache_values(), cache), GetParam().tolerance);
+      // Rows without a query keep their hidden states, other cache rows theirs, to the bit.
+      auto untouched = static_cast<size_t>((s.position + s.rows - s.query_rows) * rig.hidden_row());
+      EXPECT_EQ(std::memcmp(rig.hidden->data(), hidden_before.data(), untouched), 0);
+      auto end = static_cast<size_t>((s.position + s.rows) * rig.hidden_row());
+      EXPECT_EQ(std::memcmp(rig.hidden->data() + end, hidden_before.data() + end, hidden_before.size() - end),
+                0);
+      auto cache_first = static_cast<size_t>(s.position * rig.cache_row());
+      auto cache_end = static_cast<size_t>((s.position + s.rows) * rig.cache_row());
+      EXPECT_EQ(std::memcmp(rig.cache->data(), cache_before.data(), cache_first), 0);
+      EXPECT_EQ(std::memcmp(rig.cache->data() + cache_end, cache_before.data() + cache_end,
+                            cache_before.size() - cache_end),
+                0);
+    }
+  }
+}
+
+TEST_P(Conformance, EmbedAndLogitsEqualReference) {
+  for (DType stored : {DType::kBF16, DType::kF16, DType::kF32}) {
+    for (const auto& [name, config] : models()) {
+      SCOPED_TRACE(fmt::format("{} stored as {}", name, dtype_name(stored)));
+      Rig rig(GetParam(), config, 8, stored);
+      const int32_t ids[] = {0, static_cast<int32_t>(config.vocab - 1), 17, 17, 3};
+      rig.model->embed(*rig.stream, ids, 5, rig.hidden->data());
+      std::vector<float> logits(static_cast<size_t>(config.vocab));
+      rig.model->logits(*rig.stream, *rig.workspace, rig.hidden_at(2), logits.data());
+      ASSERT_OK(rig.stream->synchronize());
+      for (int64_t i = 0; i < 5; ++i)
+        EXPECT_EQ(to_doubles(rig.hidden_at(i), config.d_model, rig.dtype), rig.reference.embed(ids[i]));
+      auto expected = rig.reference.logits(rig.reference.embed(17));
+      EXPECT_LT(difference(std::vector<double>(logits.begin(), logits.end()), expected),
+                GetParam().tolerance);
+    }
+  }
+}
+
+TEST_P(Conformance, WholeModelEqualsReference) {
+  for (const auto& [name, config] : models()) {
+    SCOPED_TRACE(name);
+    constexpr int64_t kTokens = 37;
+    Rig rig(GetParam(), config, kTokens, DType::kF32);
+    std::vector<int32_t> ids(kTokens);
+    Random random(3);
+    for (int32_t& id : ids) id = static_cast<int32_t>(random.below(config.vocab));
+    std::vector<double> hidden;
+    for (int32_t id : ids) {
+      auto row = rig.reference.embed(id);
+      hidden.insert(hidden.end(), row.begin(), row.end());
+    }
+    auto second = take(rig.backend->allocate(rig.cache->size()));
+    rig.model->embed(*rig.stream, ids.data(), kTokens, rig.hidden->data());
+    for (int64_t l = 0; l < config.layers; ++l) {
+      rig.model->layer(*rig.stream, *rig.workspace,
+                       {.layer = l,
+                        .hidden = rig.hidden->data(),
+                        .cache = l == 0 ? rig.cache->data() : second->data(),
+                        .position = 0,
+                        .rows = kTokens,
+                        .query_rows = l + 1 == config.layers ? 1 : kTokens});
+      std::vector<double> cache(static_cast<size_t>(kTokens * config.kv_row()));
+      rig.reference.layer(l, hidden, cache, 0, kTokens, kTokens);
+    }
+    std::vector<float> logits(static_cast<size_t>(config.vocab));
+    rig.model->logits(*rig.stream, *rig.workspace, rig.hidden_at(kTokens - 1), logits.data());
+    ASSERT_OK(rig.stream->synchronize());
+    std::vector<double> last(hidden.end() - config.d_model, hidden.end());
+    EXPECT_LT(difference(std::vector<double>(logits.begin(), logits.end()), rig.reference.logits(last)),
+              3 * GetParam().tolerance);
+  }
+}
+
+// ---- rows are independent, to the bit
+
+TEST_P(Conformance, RowsDoNotDependOnHowTheyAreSplit) {
+  // Lengths on both sides of what is processed at once, and of a tile of keys.
+  for (int64_t length : {int64_t{1}, int64_t{63}, int64_t{200}, int64_t{1100}}) {
+    for (const auto& [name, config] : models()) {
+      if (length > 200 && name != "llama" && name != "qwen2_ratio_7") continue;
+      SCOPED_TRACE(fmt::format("{} length {}", name, length));
+      Rig rig(GetParam(), config, length);
+      rig.fill_hidden(5);
+      rig.enqueue(1, 0, length, length);
+      ASSERT_OK(rig.stream->synchronize());
+      auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+      std::vector<std::vector<int64_t>> splits = {{length / 2, length - length / 2}, {}, {}};
+      for (int64_t at = 0, step = 1; at < length; at += step, step = step * 2 + 1)
+        splits[1].push_back(std::min(step, length - at));
+      if (length <= 200) splits[2].assign(static_cast<size_t>(length), 1);  // as decoding does
+      for (const auto& split : splits) {
+        if (split.empty()) continue;
+        std::memset(rig.cache->data(), 0, static_cast<size_t>(rig.cache->size()));
+        rig.fill_hidden(5);
+        int64_t at = 0;
+        for (int64_t rows : split) {
+          if (rows > 0) rig.enqueue(1, at, rows, rows);
+          at += rows;
+        }
+        ASSERT_OK(rig.stream->synchronize());
+        EXPECT_TRUE(rig.cache_bytes() == cache) << fmt::format("cache, split {}", fmt::join(split, ","));
+        EXPECT_TRUE(rig.hidden_bytes() == hidden) << fmt::format("hidden, split {}", fmt::join(split, ","));
+      }
+    }
+  }
+}
+
+TEST_P(Conformance, QueryRowsDoNotDependOnTheirNumber) {
+  for (const auto& [name, config] : models()) {
+    SCOPED_TRACE(name);
+    constexpr int64_t kRows = 150;
+    Rig rig(GetParam(), config, kRows);
+    rig.fill_hidden(5);
+    rig.enqueue(0, 0, kRows, kRows);
+    ASSERT_OK(rig.stream->synchronize());
+    auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+    for (int64_t queries : {0, 1, 2, 13, 64, 149}) {
+      rig.fill_hidden(5);
+      rig.enqueue(0, 0, kRows, queries);
+      ASSERT_OK(rig.stream->synchronize());
+      EXPECT_TRUE(rig.cache_bytes() == cache) << queries;
+      auto first = static_cast<size_t>((kRows - queries) * rig.hidden_row());
+      EXPECT_EQ(std::memcmp(rig.hidden->data() + first, hidden.data() + first, hidden.size() - first), 0)
+          << queries;
+    }
+  }
+}
+
+TEST_P(Conformance, RowsOfALargerModelDoNotDependOnHowTheyAreSplit) {
+  // Products as deep and wide as those of real models, where a library could begin to split sums.
+  ModelConfig config = shaped(Family::kLlama, 1024, 2816, 8, 2, 128);
+  config.layers = 1;
+  constexpr int64_t kRows = 600;
+  Rig rig(GetParam(), config, kRows);
+  rig.fill_hidden(5);
+  rig.enqueue(0, 0, kRows, kRows);
+  ASSERT_OK(rig.stream->synchronize());
+  auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+  rig.fill_hidden(5);
+  int64_t at = 0;
+  for (int64_t rows : {1, 2, 3, 4, 7, 9, 15, 17, 33, 50, 90, 130, 238, 1}) {
+    rig.enqueue(0, at, rows, rows);
+    at += rows;
+  }
+  ASSERT_EQ(at, kRows);
+  ASSERT_OK(rig.stream->synchronize());
+  EXPECT_TRUE(rig.cache_bytes() == cache);
+  EXPECT_TRUE(rig.hidden_bytes() == hidden);
+}
+
+TEST_P(Conformance, TheSameCallTwiceGivesTheSameBits) {
+  Rig rig(GetParam(), small(Family::kLlama), 300);
+  rig.fill_hidden(5);
+  rig.enqueue(0, 0, 300, 300);
+  ASSERT_OK(rig.stream->synchronize());
+  auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+  for (int i = 0; i < 5; ++i) {
+    rig.fill_hidden(5);
+    rig.enqueue(0, 0, 300, 300);
+    ASSERT_OK(rig.stream->synchronize());
+    EXPECT_TRUE(rig.hidden_bytes() == hidden && rig.cache_bytes() == cache);
+  }
+}
+
+// ---- nothing later is seen
+
+TEST_P(Conformance, LaterRowsAreNotSeen) {
+  constexpr int64_t kRows = 170;
+  for (const auto& [name, config] : models()) {
+    SCOPED_TRACE(name);
+    Rig rig(GetParam(), config, 200);
+    rig.fill_hidden(5);
+    rig.enqueue(0, 0, kRows, kRows);
+    ASSERT_OK(rig.stream->synchronize());
+    auto hidden = rig.hidden_bytes();
+    for (int64_t changed : {int64_t{1}, int64_t{64}, int64_t{100}, kRows - 1}) {
+      rig.fill_hidden(5);
+      // NaN would show in whatever reads it; and so it must in the changed row itself.
+      std::vector<double> nan(static_cast<size_t>((200 - changed) * config.d_model), std::nan(""));
+      from_doubles(nan, rig.dtype, rig.hidden_at(changed));
+      std::vector<double> stale(static_cast<size_t>(200 * config.kv_row()), std::nan(""));
+      from_doubles(stale, rig.dtype, rig.cache->data());
+      rig.enqueue(0, 0, changed, changed);
+      ASSERT_OK(rig.stream->synchronize());
+      auto size = static_cast<size_t>(changed * rig.hidden_row());
+      EXPECT_EQ(std::memcmp(rig.hidden->data(), hidden.data(), size), 0) << changed;
+    }
+    // Within one call: other (finite) rows behind leave those before them as they are.
+    rig.fill_hidden(5);
+    std::vector<double> other(static_cast<size_t>(70 * config.d_model), 3.0);
+    from_doubles(other, rig.dtype, rig.hidden_at(100));
+    rig.enqueue(0, 0, kRows, kRows);
+    ASSERT_OK(rig.stream->synchronize());
+    auto size = static_cast<size_t>(100 * rig.hidden_row());
+    EXPECT_EQ(std::memcmp(rig.hidden->data(), hidden.data(), size), 0);
+    EXPECT_NE(std::memcmp(rig.hidden_at(100), hidden.data() + size, static_cast<size_t>(rig.hidden_row())),
+              0);
+  }
+}
+
+TEST_P(Conformance, LongContext) {
+  ModelConfig config = shaped(Family::kLlama, 32, 48, 2, 1, 16);
+  config.layers = 1;
+  constexpr int64_t kTokens = 32768;
+  Rig rig(GetParam(), config, kTokens);
+  rig.fill_hidden(5);
+  auto before = rig.hidden_values();
+  rig.enqueue(0, 0, kTokens, kTokens);
+  ASSERT_OK(rig.stream->synchronize());
+  auto cache = rig.cache_values();
+  // K and V are checked elsewhere; given them, single rows can be.
+  for (int64_t row : {int64_t{0}, int64_t{64}, int64_t{8191}, int64_t{20001}, kTokens - 1}) {
+    auto first = before.begin() + row * config.d_model;
+    std::vector<double> hidden(first, first + config.d_model);
+    auto rows = cache;
+    rig.reference.layer(0, hidden, rows, row, 1, 1);
+    auto found = to_doubles(rig.hidden_at(row), config.d_model, rig.dtype);
+    EXPECT_LT(difference(found, hidden), GetParam().tolerance) << row;
+  }
+}
+
+// ---- streams
+
+struct Log {
+  std::atomic<int> next{0};
+  std::atomic<int> at[8] = {};
+  static void call(void* context, int64_t argument) {
+    auto* log = static_cast<Log*>(context);
+    log->at[argument] = ++log->next;
+  }
+};
+
+TEST_P(Conformance, StreamsKeepOrderAndMeetAtEvents) {
+  auto backend = take(GetParam().make());
+  auto link = take(backend->make_stream(StreamKind::kLink, 64));
+  auto compute = take(backend->make_stream(StreamKind::kCompute, 64));
+  auto a = take(backend->make_event()), b = take(backend->make_event()), c = take(backend->make_event());
+  for (int round = 0; round < 200; ++round) {
+    Log log;
+    for (auto* event : {a.get(), b.get(), c.get()}) {
+      event->reset();
+      ASSERT_FALSE(event->done());
+    }
+    compute->wait(*a);  // enqueued before what it waits for
+    compute->host({Log::call, &log, 2});
+    compute->record(*b);
+    link->host({Log::call, &log, 0});
+    link->host({Log::call, &log, 1});
+    link->record(*a);
+    link->wait(*b);
+    link->host({Log::call, &log, 3});
+    link->record(*c);
+    ASSERT_OK(link->synchronize());
+    ASSERT_OK(compute->synchronize());
+    for (int i = 0; i < 4; ++i) ASSERT_EQ(log.at[i].load(), i + 1) << "round " << round;
+    ASSERT_TRUE(a->done() && b->done() && c->done());
+    ASSERT_LE(a->time_ns(), b->time_ns());
+    ASSERT_LE(b->time_ns(), c->time_ns());
+  }
+}
+
+TEST_P(Conformance, EventTimesAreOfTheSteadyClock) {
+  auto now = [] {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+               std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+  };
+  auto backend = take(GetParam().make());
+  auto link = take(backend->make_stream(StreamKind::kLink, 8));
+  auto begin = take(backend->make_event()), end = take(backend->make_event());
+  int64_t before = now();
+  link->record(*begin);
+  link->host(
+      {[](void*, int64_t) { std::this_thread::sleep_for(std::chrono::milliseconds(20)); }, nullptr, 0});
+  link->record(*end);
+  EXPECT_LT(now() - before, 15'000'000) << "enqueuing must not wait for what is enqueued";
+  ASSERT_OK(link->synchronize());
+  EXPECT_GE(begin->time_ns(), before);
+  EXPECT_GE(end->time_ns() - begin->time_ns(), 20'000'000);
+  EXPECT_LE(end->time_ns(), now());
+}
+
+TEST_P(Conformance, TransfersRunWhileKernelsRun) {
+  // The compute stream waits for a host task on the link that itself waits until kernels have run: only with
+  // streams that are concurrent does this end.
+  Rig rig(GetParam(), small(Family::kLlama), 64);
+  rig.fill_hidden(5);
+  auto link = take(rig.backend->make_stream(StreamKind::kLink, 8));
+  auto kernels_ran = take(rig.backend->make_event()), transferred = take(rig.backend->make_event());
+  struct Context {
+    Event* kernels_ran;
+    bool seen = false;
+  } context{kernels_ran.get()};
+  link->host({[](void* pointer, int64_t) {
+                auto* c = static_cast<Context*>(pointer);
+                for (int i = 0; i < 20000 && !c->kernels_ran->done(); ++i)
+                  std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                c->seen = c->kernels_ran->done();
+              },
+              &context, 0});
+  link->record(*transferred);
+  rig.enqueue(0, 0, 64, 64);
+  rig.stream->record(*kernels_ran);
+  rig.stream->wait(*transferred);
+  rig.enqueue(1, 0, 64, 64);
+  ASSERT_OK(rig.stream->synchronize());
+  ASSERT_OK(link->synchronize());
+  EXPECT_TRUE(context.seen);
+}
+
+TEST_P(Conformance, CopiesRunInOrder) {
+  auto backend = take(GetParam().make());
+  auto stream = take(backend->make_stream(StreamKind::kCopy, 16));
+  auto memory = take(backend->allocate(1 << 20));
+  std::vector<std::byte> source(1 << 20, std::byte{7}), back(1 << 20);
+  stream->copy(memory->data(), source.data(), 1 << 20);
+  stream->copy(memory->data() + 10, memory->data() + 100, 5);
+  stream->copy(back.data(), memory->data(), 1 << 20);
+  stream->copy(back.data() + 1, back.data(), 0);
+  ASSERT_OK(stream->synchronize());
+  EXPECT_TRUE(back == source);
+}
+
+TEST_P(Conformance, CancelSkipsWorkButCompletesEvents) {
+  Rig rig(GetParam(), small(Family::kLlama), 16);
+  auto link = take(rig.backend->make_stream(StreamKind::kLink, 16));
+  auto gate = take(rig.backend->make_event()), end = take(rig.backend->make_event());
+  Log log;
+  rig.fill_hidden(5);
+  auto hidden = rig.hidden_bytes();
+  rig.stream->wait(*gate);
+  rig.enqueue(0, 0, 16, 16);
+  rig.stream->host({Log::call, &log, 0});
+  rig.stream->copy(rig.hidden->data(), rig.hidden->data() + 64, 64);
+  rig.stream->record(*end);
+  rig.stream->cancel();
+  link->record(*gate);
+  ASSERT_OK(rig.stream->synchronize());
+  ASSERT_OK(link->synchronize());
+  EXPECT_TRUE(end->done());
+  EXPECT_EQ(log.at[0].load(), 0);
+  EXPECT_TRUE(rig.hidden_bytes() == hidden);
+  rig.enqueue(0, 0, 16, 16);  // and works again after synchronize()
+  rig.stream->host({Log::call, &log, 0});
+  ASSERT_OK(rig.stream->synchronize());
+  EXPECT_EQ(log.at[0].load(), 1);
+  EXPECT_FALSE(rig.hidden_bytes() == hidden);
+}
+
+TEST_P(Conformance, FirstFailureIsReportedOnceAndNobodyHangs) {
+  Rig rig(GetParam(), small(Family::kLlama), 32);
+  auto other = take(rig.backend->make_stream(StreamKind::kCompute, 16));
+  auto end = take(rig.backend->make_event());
+  Log log;
+  const int32_t ids[] = {5, -1};
+  rig.model->embed(*rig.stream, ids, 2, rig.hidden->data());
+  rig.stream->host({Log::call, &log, 0});
+  rig.stream->record(*end);
+  other->wait(*end);
+  ASSERT_OK(other->synchronize());
+  Status status = rig.stream->synchronize();
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find("-1"), std::string::npos) << status.message();
+  EXPECT_EQ(log.at[0].load(), 0) << "work after a failure is skipped";
+  EXPECT_TRUE(rig.stream->synchronize().ok()) << "a failure is reported once";
+}
+
+TEST_P(Conformance, ImpossibleCallsAreRefused) {
+  Rig rig(GetParam(), small(Family::kLlama), 32);
+  LayerCall good{.layer = 0,
+                 .hidden = rig.hidden->data(),
+                 .cache = rig.cache->data(),
+                 .position = 0,
+                 .rows = 4,
+                 .query_rows = 4};
+  auto expect_refused = [&](const char* what, auto change) {
+    LayerCall call = good;
+    change(call);
+    rig.model->layer(*rig.stream, *rig.workspace, call);
+    Status status = rig.stream->synchronize();
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << what;
+    EXPECT_NE(status.message().find("layer"), std::string::npos) << status.message();
+  };
+  expect_refused("layer below", [](LayerCall& c) { c.layer = -1; });
+  expect_refused("layer above", [](LayerCall& c) { c.layer = 2; });
+  expect_refused("no rows", [](LayerCall& c) { c.rows = c.query_rows = 0; });
+  expect_refused("more queries than rows", [](LayerCall& c) { c.query_rows = 5; });
+  expect_refused("past the workspace", [](LayerCall& c) { c.position = 29; });
+  expect_refused("negative position", [](LayerCall& c) { c.position = -1; });
+  expect_refused("no hidden states", [](LayerCall& c) { c.hidden = nullptr; });
+  auto link = take(rig.backend->make_stream(StreamKind::kLink, 8));
+  rig.model->layer(*link, *rig.workspace, good);
+  Status status = link->synchronize();
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find("link"), std::string::npos) << status.message();
+}
+
+TEST_P(Conformance, MoreCommandsThanCapacityAreReported) {
+  auto backend = take(GetParam().make());
+  auto stream = take(backend->make_stream(StreamKind::kLink, 2));
+  auto gate = take(backend->make_event()), late = take(backend->make_event());
+  auto opener = take(backend->make_stream(StreamKind::kLink, 2));
+  Log log;
+  stream->wait(*gate);
+  stream->host({Log::call, &log, 0});
+  stream->host({Log::call, &log, 1});
+  stream->record(*late);
+  opener->record(*gate);
+  ASSERT_OK(opener->synchronize());
+  Status status = stream->synchronize();
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find("2 commands"), std::string::npos) << status.message();
+  EXPECT_TRUE(late->done());
+  EXPECT_FALSE(backend->make_stream(StreamKind::kLink, 0).ok());
+}
+
+TEST_P(Conformance, TwoModelsRunAtOnce) {
+  Rig a(GetParam(), small(Family::kLlama), 130, DType::kBF16, 1),
+      b(GetParam(), small(Family::kQwen3), 130, DType::kBF16, 2);
+  a.fill_hidden(5);
+  b.fill_hidden(5);
+  a.enqueue(0, 0, 130, 130);
+  ASSERT_OK(a.stream->synchronize());
+  b.enqueue(0, 0, 130, 130);
+  ASSERT_OK(b.stream->synchronize());
+  auto alone_a = a.hidden_bytes(), alone_b = b.hidden_bytes();
+  for (int i = 0; i < 5; ++i) {
+    a.fill_hidden(5);
+    b.fill_hidden(5);
+    a.enqueue(0, 0, 130, 130);
+    b.enqueue(0, 0, 130, 130);
+    ASSERT_OK(a.stream->synchronize());
+    ASSERT_OK(b.stream->synchronize());
+    EXPECT_TRUE(a.hidden_bytes() == alone_a && b.hidden_bytes() == alone_b);
+  }
+}
+
+// ---- memory, limits, messages
+
+TEST_P(Conformance, MemoryIsZeroedAndAligned) {
+  auto backend = take(GetParam().make());
+  for (int64_t bytes : {1, 63, 4096, 1 << 22}) {
+    auto memory = take(backend->allocate(bytes));
+    ASSERT_EQ(memory->size(), bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(memory->data()) % 64, 0u);
+    std::vector<std::byte> zeros(static_cast<size_t>(bytes));
+    EXPECT_EQ(std::memcmp(memory->data(), zeros.data(), zeros.size()), 0);
+    std::memset(memory->data(), 1, static_cast<size_t>(bytes));
+  }
+  auto nothing = take(backend->allocate(0));
+  EXPECT_EQ(nothing->size(), 0);
+  EXPECT_EQ(backend->allocate(-5).status().code(), Code::kInvalidArgument);
+}
+
+TEST_P(Conformance, TooMuchMemoryIsRefusedWithBothNumbers) {
+  auto backend = take(GetParam().make());
+  auto refused = backend->allocate(int64_t{1} << 50);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.status().code(), Code::kExhausted);
+  EXPECT_NE(refused.status().message().find("needs"), std::string::npos) << refused.status().message();
+  EXPECT_NE(refused.status().message().find("available"), std::string::npos) << refused.status().message();
+  Rig rig(GetParam(), small(Family::kLlama), 16);
+  auto workspace = rig.model->make_workspace(int64_t{1} << 30);
+  ASSERT_FALSE(workspace.ok());
+  EXPECT_EQ(workspace.status().code(), Code::kExhausted) << workspace.status().message();
+  EXPECT_EQ(rig.model->make_workspace(0).status().code(), Code::kInvalidArgument);
+}
+
+TEST_P(Conformance, UnsupportedIsRefusedByName) {
+  auto backend = take(GetParam().make());
+  for (int64_t head_dim : {int64_t{7}, int64_t{1024}}) {
+    auto checkpoint = Checkpoint::random(shaped(Family::kLlama, 32, 32, 2, 1, head_dim), 1);
+    ASSERT_OK(checkpoint);  // its own limits are wider
+    auto refused = backend->load(*checkpoint, {.dtype = GetParam().dtype});
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.status().code(), Code::kUnsupported);
+    EXPECT_NE(refused.status().message().find(fmt::format("head_dim {}", head_dim)), std::string::npos)
+        << refused.status().message();
+  }
+  auto checkpoint = take(Checkpoint::random(small(Family::kLlama), 1));
+  auto refused = backend->load(checkpoint, {.dtype = DType::kF16});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.status().code(), Code::kUnsupported);
+}
+
+TEST_P(Conformance, LoadingReportsProgress) {
+  auto backend = take(GetParam().make());
+  auto checkpoint = take(Checkpoint::random(small(Family::kQwen2), 1));
+  int64_t last = 0, whole = 0;
+  int calls = 0;
+  auto model = take(
+      backend->load(checkpoint, {.dtype = GetParam().dtype, .progress = [&](int64_t done, int64_t total) {
+                                   EXPECT_GE(done, last);
+                                   EXPECT_LE(done, total);
+                                   last = done;
+                                   whole = total;
+                                   ++calls;
+                                 }}));
+  EXPECT_GT(calls, 4);
+  EXPECT_GT(whole, 0);
+  EXPECT_EQ(last, whole);
+  EXPECT_GE(model->weight_bytes(), whole);
+  EXPECT_EQ(model->dtype(), GetParam().dtype);
+  EXPECT_FALSE(backend->name().empty());
+  EXPECT_NE(backend->description().find(std::string(backend->name())), std::string::npos);
+}
+
+TEST_P(Conformance, MatmulSpeedIsMeasured) {
+  auto backend = take(GetParam().make());
+  double flops = take(backend->measure_matmul_flops(GetParam().dtype));
+  EXPECT_GT(flops, 1e8);
+  EXPECT_LT(flops, 1e18);
+  EXPECT_EQ(backend->measure_matmul_flops(DType::kF16).status().code(), Code::kUnsupported);
+}
+
+}  // namespace
+}  // namespace ds::conformance

@@ -1,0 +1,100 @@
+// What ds-run, ds-publish and ds-bench share: opening a model folder, reading tokens from text or id files.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/backends/backend.h"
+#include "runtime/model/checkpoint.h"
+#include "runtime/model/tokenizer.h"
+#include "support/json.h"
+#include "tools/tool.h"
+
+namespace ds {
+
+/// A model ready to run, with what belongs to its folder.
+struct LoadedModel {
+  std::unique_ptr<Checkpoint> checkpoint;
+  std::optional<Tokenizer> tokenizer;  // none: the folder has no tokenizer.json
+  ModelIdentity identity;
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<DeviceModel> model;
+  double load_seconds = 0;
+};
+
+/// "cpu" (the embedded default).
+inline Result<std::unique_ptr<Backend>> make_backend(const std::string& name, int threads) {
+  if (name == "cpu" || name == "auto") return make_cpu_backend({threads});
+  return error(Code::kInvalidArgument, "unknown backend '{}'; this build has: cpu", name);
+}
+
+inline Result<LoadedModel> load_model(const std::string& folder, const std::string& backend, int threads,
+                                      const std::string& dtype) {
+  auto start = std::chrono::steady_clock::now();
+  DS_ASSIGN(DType type, parse_dtype(dtype));
+  if (type == DType::kF16) return error(Code::kInvalidArgument, "--dtype f16: models run in bf16 or f32");
+  LoadedModel loaded;
+  DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder));
+  loaded.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
+  DS_TRY(loaded.checkpoint->check_finite());
+  DS_ASSIGN(loaded.identity, loaded.checkpoint->identity());
+  if (access((folder + "/tokenizer.json").c_str(), F_OK) == 0) {
+    DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(folder));
+    loaded.tokenizer = std::move(tokenizer);
+  }
+  DS_ASSIGN(loaded.backend, make_backend(backend, threads));
+  ProgressBar bar("loading " + loaded.identity.name);
+  LoadOptions options;
+  options.dtype = type;
+  options.progress = [&](int64_t done, int64_t total) { bar.update(done, total); };
+  DS_ASSIGN(loaded.model, loaded.backend->load(*loaded.checkpoint, options));
+  loaded.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return loaded;
+}
+
+/// A plain JSON list of token ids.
+inline Result<std::vector<int32_t>> read_ids(const std::string& path) {
+  DS_ASSIGN(nlohmann::json json, read_json_file(path));
+  if (!json.is_array()) return error(Code::kCorrupt, "'{}' is not a JSON list of token ids", path);
+  std::vector<int32_t> ids;
+  ids.reserve(json.size());
+  for (const auto& id : json) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX) {
+      std::string found = id.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+      return error(Code::kInvalidArgument,
+                   "'{}': element {} is {:.40}, expected a token id (integer, 0 or more)", path, ids.size(),
+                   found);
+    }
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
+inline Result<std::vector<int32_t>> encode(const LoadedModel& model, const std::string& text,
+                                           bool add_special) {
+  if (!model.tokenizer) {
+    return error(Code::kNotFound,
+                 "'{}' has no tokenizer.json to read text with; give token ids (--context-ids, --prompt-ids)",
+                 model.identity.name);
+  }
+  return model.tokenizer->encode(text, add_special);
+}
+
+/// Context tokens from --context FILE (text, with the template's BOS) or --context-ids FILE; empty when
+/// neither is given.
+inline Result<std::vector<int32_t>> context_tokens(const LoadedModel& model, const std::string& text_file,
+                                                   const std::string& ids_file) {
+  if (!text_file.empty() && !ids_file.empty()) {
+    return error(Code::kInvalidArgument, "--context and --context-ids contradict each other; give one");
+  }
+  if (!ids_file.empty()) return read_ids(ids_file);
+  if (text_file.empty()) return std::vector<int32_t>{};
+  DS_ASSIGN(std::string text, read_text_file(text_file));
+  auto ids = encode(model, text, true);
+  if (!ids.ok()) return ids.status().with_context(text_file);
+  return ids;
+}
+
+}  // namespace ds
