@@ -25,6 +25,7 @@ namespace {
 constexpr std::string_view kSchedules[] = {"best", "e-first", "kv-preload", "serial"};
 constexpr std::string_view kEmits[] = {"reuse", "plan", "schedule", "flatbuffer"};
 constexpr int64_t kMaxLength = int64_t{1} << 30;
+constexpr size_t kMaxVariants = 1024;  // as plans/verify.cpp
 
 /// What was asked for, checked and in numbers.
 struct Request {
@@ -106,9 +107,9 @@ Result<Request> check_options(const CompileOptions& o) {
   auto rates = parse_rates(o.link_rates.value_or(kDefaultLinkRates));
   if (!rates.ok()) return rates.status().with_context("--link-rates");
   r.rates = *rates;
-  if (r.lengths.size() * r.rates.size() > 10'000) {
-    return error(Code::kInvalidArgument, "{} context lengths times {} link rates are {} variants, expected at most 10000",
-                 r.lengths.size(), r.rates.size(), r.lengths.size() * r.rates.size());
+  if (r.lengths.size() * r.rates.size() > kMaxVariants) {
+    return error(Code::kInvalidArgument, "{} context lengths times {} link rates are {} variants, expected at most {}",
+                 r.lengths.size(), r.rates.size(), r.lengths.size() * r.rates.size(), kMaxVariants);
   }
   return r;
 }

@@ -66,6 +66,11 @@ struct Op {
   bool operator==(const Op&) const = default;
 };
 
+/// Start and end of an op in nanoseconds from the start of the request: predicted, simulated or measured.
+struct OpTime {
+  int64_t start_ns = 0, end_ns = 0;
+};
+
 struct Stream {
   StreamKind kind = StreamKind::kCompute;
   bool operator==(const Stream&) const = default;

@@ -106,6 +106,10 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
       double now = wire_ns(bytes, point.rate);
       if (point != tuned)
         duration = duration >= before ? now + (duration - before) : duration * (now / before);
+      if (bytes > INT64_MAX / 2 - sim.bytes) {
+        return error(Code::kInvalidArgument, "variant '{}' would move more than 2^62 bytes for {} tokens",
+                     v.name, point.tokens);
+      }
       sim.bytes += bytes;
     } else if (point != tuned) {
       double before = work(plan, v, op, tuned), now = work(plan, v, op, point);
@@ -129,6 +133,11 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
   }
   for (StreamUse& s : sim.streams) s.idle_ns = sim.ttft_ns - s.busy_ns;
   return sim;
+}
+
+int64_t predicted_ttft_ns(const Plan& plan, const Variant& variant, const OperatingPoint& point) {
+  auto simulation = simulate_variant(plan, variant, point);
+  return simulation.ok() ? simulation->ttft_ns : 0;
 }
 
 }  // namespace ds

@@ -15,10 +15,6 @@ struct OperatingPoint {
   bool operator==(const OperatingPoint&) const = default;
 };
 
-struct OpTime {
-  int64_t start_ns = 0, end_ns = 0;
-};
-
 struct StreamUse {
   StreamKind kind = StreamKind::kCompute;
   int64_t busy_ns = 0, idle_ns = 0;  // add up to the makespan
@@ -43,6 +39,9 @@ OperatingPoint tuned_point(const Variant& variant);
 /// kernels and lower efficiency at few rows are in the tuned durations only. kInvalidArgument: a point that
 /// is not one, or a variant without times.
 Result<Simulation> simulate_variant(const Plan& plan, const Variant& variant, const OperatingPoint& point);
+
+/// simulate_variant()'s TTFT; 0 where there is nothing to predict from (a variant without times).
+int64_t predicted_ttft_ns(const Plan& plan, const Variant& variant, const OperatingPoint& point);
 
 /// Bytes that an op moves over the link for n context tokens; 0 for kernels.
 int64_t transfer_bytes(const Plan& plan, const Variant& variant, const Op& op, int64_t tokens);

@@ -19,6 +19,7 @@ constexpr size_t kMaxInputs = 4096;
 constexpr size_t kMaxText = 4096;
 constexpr size_t kMaxFlags = 64 * 1024;
 constexpr int64_t kMaxChunks = 4096;
+constexpr int64_t kMaxTokens = int64_t{1} << 32;  // of a tuned point: sizes in bytes stay far below 2^63
 
 /// UTF-8 without control characters: such text can go into any message, JSON or picture.
 bool clean_text(std::string_view s) {
@@ -186,13 +187,14 @@ class VariantVerifier {
     }
     bool untuned = v_.tuned_tokens == 0 && v_.tuned_suffix == 0 && v_.tuned_rate == 0 && v_.makespan_ns == 0;
     if (!untuned && (v_.tuned_tokens < v_.tokens_min || v_.tuned_tokens >= v_.tokens_max ||
-                     v_.tuned_suffix < 1 || v_.tuned_rate < v_.rate_min || v_.tuned_rate >= v_.rate_max)) {
+                     v_.tuned_tokens > kMaxTokens || v_.tuned_suffix < 1 || v_.tuned_suffix > kMaxTokens ||
+                     v_.tuned_rate < v_.rate_min || v_.tuned_rate >= v_.rate_max)) {
       return fail(5,
                   "is tuned for {} tokens, a suffix of {} and {} B/s; expected a suffix of 1 or more and a "
-                  "point in its "
-                  "own ranges [{}, {}) and [{}, {}), or zeros for a plan without times",
+                  "point in its own ranges [{}, {}) and [{}, {}), at most {} tokens, or zeros for a plan "
+                  "without times",
                   v_.tuned_tokens, v_.tuned_suffix, v_.tuned_rate, v_.tokens_min, limit_text(v_.tokens_max),
-                  v_.rate_min, limit_text(v_.rate_max));
+                  v_.rate_min, limit_text(v_.rate_max), kMaxTokens);
     }
     double loss = v_.promise.quality_loss;
     if (std::isinf(loss) || loss < -100 || loss > 100) {

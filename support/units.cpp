@@ -101,7 +101,8 @@ std::string format_layers(const LayerRange& r) {
 }
 
 std::string format_count(int64_t value) {
-  std::string digits = fmt::format("{}", value < 0 ? -value : value);
+  auto magnitude = static_cast<uint64_t>(value);
+  std::string digits = fmt::format("{}", value < 0 ? 0 - magnitude : magnitude);
   for (int64_t i = static_cast<int64_t>(digits.size()) - 3; i > 0; i -= 3)
     digits.insert(static_cast<size_t>(i), 1, ',');
   return value < 0 ? "-" + digits : digits;

@@ -5,6 +5,7 @@
 
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
+#include "plans/simulate.h"
 #include "runtime/core/session.h"
 #include "runtime/store/store.h"
 #include "support/file.h"
@@ -145,7 +146,10 @@ Status bench_ttft(const TtftOptions& o) {
   DS_ASSIGN(auto store, open_store(o.store));
   if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
   DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype));
-  ways[0].plan = full_prefill_plan(loaded.identity, loaded.model->config().shape(), o.dtype);
+  // A plan's own full prefill comes with a prediction; without a plan there is none.
+  ways[0].plan = ways.size() > 1
+                     ? ways[1].plan
+                     : full_prefill_plan(loaded.identity, loaded.model->config().shape(), o.dtype);
   DS_ASSIGN(std::vector<int32_t> context, context_tokens(loaded, o.context, o.context_ids));
   DS_ASSIGN(std::vector<int32_t> prompt, encode(loaded, o.prompt, context.empty()));
   auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
@@ -189,9 +193,10 @@ Status bench_ttft(const TtftOptions& o) {
                                 {"ways", nlohmann::json::array()}};
   fmt::print("{} context + {} prompt tokens, {}, link {}, median of {}\n", n, m, o.dtype,
              rate > 0 ? format_rate(rate) : "not shaped", o.repeats);
-  fmt::print("{:<14} {:<14} {:<6} {:>10} {:>10} {:>9} {:>11} {:>11}\n", "way", "answer", "", "TTFT", "min",
-             "speed-up", "moved", "recomputed");
+  fmt::print("{:<14} {:<14} {:<6} {:>10} {:>10} {:>9} {:>11} {:>11}\n", "way", "answer", "", "TTFT",
+             "predicted", "speed-up", "moved", "recomputed");
   double base = median(ways[0].ttft_ms);
+  int64_t way_rate = rate > 0 ? static_cast<int64_t>(rate) : kNoLimit - 1;
   for (Way& way : ways) {
     if (loaded.tokenizer) {
       DS_ASSIGN(way.text, loaded.tokenizer->decode(way.answer.tokens, true));
@@ -200,19 +205,21 @@ Status bench_ttft(const TtftOptions& o) {
     }
     while (!way.text.empty() && way.text.front() == ' ') way.text.erase(0, 1);
     bool right = way.text == o.answer;
-    double ms = median(way.ttft_ms), low = *std::min_element(way.ttft_ms.begin(), way.ttft_ms.end());
+    double ms = median(way.ttft_ms);
+    int64_t predicted = predicted_ttft_ns(way.plan, *way.answer.variant, {n, m, way_rate});
     int64_t recomputed = recomputed_layers(*way.answer.variant);
-    fmt::print("{:<14} {:<14} {:<6} {:>7.2f} ms {:>7.2f} ms {:>8.2f}x {:>11} {:>5} of {:>2}\n", way.name,
-               way.text,
+    fmt::print("{:<14} {:<14} {:<6} {:>7.2f} ms {:>10} {:>8.2f}x {:>11} {:>5} of {:>2}\n", way.name, way.text,
                o.answer.empty() ? ""
                : right          ? "right"
                                 : "WRONG",
-               ms, low, base / ms, format_bytes(way.answer.bytes_loaded), recomputed, way.plan.shape.layers);
+               ms, predicted > 0 ? fmt::format("{:.2f} ms", static_cast<double>(predicted) / 1e6) : "-",
+               base / ms, format_bytes(way.answer.bytes_loaded), recomputed, way.plan.shape.layers);
     nlohmann::ordered_json row = {{"way", way.name},
                                   {"text", way.text},
                                   {"ttft_ms", ms},
                                   {"ttft_ms_all", way.ttft_ms},
                                   {"speedup", base / ms},
+                                  {"predicted_ttft_ms", static_cast<double>(predicted) / 1e6},
                                   {"bytes_loaded", way.answer.bytes_loaded},
                                   {"recomputed_layers", recomputed},
                                   {"policy", way.answer.variant->policy},

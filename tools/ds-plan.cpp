@@ -307,7 +307,7 @@ Exit codes: 0 ok, 2 invalid argument, 3 not found, 4 corrupt, 5 mismatch, 6 unsu
   dump->add_option("--format", o.format, "text (default), json, mlir, svg, html or chrome (for Perfetto)")
       ->check(CLI::IsMember({"text", "json", "mlir", "svg", "html", "chrome"}));
   dump->add_flag("--json", o.json, "the same as --format json");
-  dump->add_option("--variant", o.variant, "show this variant; default: the only one, or a table of all");
+  dump->add_option("--variant", o.variant, "show this variant; default: the first");
   dump->add_flag("--all-ops", o.all_ops, "list every operation of a long variant (text)");
   dump->add_option("-o,--output", o.output, "file to write; default: stdout")->type_name("FILE");
   dump->footer(R"x(Examples:

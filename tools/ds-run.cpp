@@ -2,6 +2,7 @@
 // prefill.
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
+#include "plans/simulate.h"
 #include "runtime/core/session.h"
 #include "runtime/model/safetensors.h"
 #include "runtime/store/store.h"
@@ -69,7 +70,6 @@ RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan
   record.bytes_loaded = answer.bytes_loaded;
   record.cache_status = cache_status_name(answer.cache);
   record.cache_reason = answer.miss.message();
-  int64_t element = dtype_size(model.model->dtype());
   for (size_t i = 0; i < variant.ops.size(); ++i) {
     const Op& op = variant.ops[i];
     OpRecord r;
@@ -78,10 +78,7 @@ RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan
     r.stream = stream_kind_name(variant.streams[static_cast<size_t>(op.stream)].kind);
     r.start_ns = answer.op_times[i].start_ns;
     r.end_ns = answer.op_times[i].end_ns;
-    if (op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv) {
-      int64_t rows = chunk_begin(n, variant.chunks, op.chunk + 1) - chunk_begin(n, variant.chunks, op.chunk);
-      r.bytes = rows * element * (op.kind == OpKind::kTransferE ? plan.shape.e_row() : plan.shape.kv_row());
-    }
+    r.bytes = transfer_bytes(plan, variant, op, n);
     record.ops.push_back(std::move(r));
   }
   return record;
@@ -164,7 +161,7 @@ Status run(const Options& o) {
   }
   const Variant& variant = *answer.variant;
   auto ms = [](int64_t ns) { return static_cast<double>(ns) / 1e6; };
-  int64_t predicted = variant.promise.ttft_ns;
+  int64_t predicted = predicted_ttft_ns(*plan, variant, {n, m, request.link_rate});
   std::string cache(cache_status_name(answer.cache));
   if (o.json) {
     nlohmann::ordered_json out;

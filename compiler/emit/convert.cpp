@@ -30,10 +30,9 @@ Status check_expressible(const Variant& v, size_t i) {
                  op_kind_name(op.kind), what, found, expected);
   };
   auto rows = fixed_rows(op.kind);
-  if (rows && op.rows != *rows) return fault("rows", static_cast<int>(op.rows), fmt::format("{}", static_cast<int>(*rows)));
-  bool transfer = op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv;
-  if (transfer && op.queries != Queries::kNone) return fault("queries", static_cast<int>(op.queries), "none");
-  if (op.kind == OpKind::kEmbed && op.queries != Queries::kNone) return fault("queries", static_cast<int>(op.queries), "none");
+  if (rows && op.rows != *rows) return fault("rows", static_cast<int>(op.rows), std::to_string(static_cast<int>(*rows)));
+  bool layer_kernel = op.kind == OpKind::kRecompute || op.kind == OpKind::kSuffix || op.kind == OpKind::kPrefill;
+  if (!layer_kernel && op.queries != Queries::kNone) return fault("queries", static_cast<int>(op.queries), "none");
   bool layered = op.kind != OpKind::kEmbed && op.kind != OpKind::kHead;
   if (layered ? op.layer < 0 : op.layer != -1) return fault("layer", op.layer, layered ? "a layer" : "-1");
   bool chunked = op.rows == Rows::kChunk;
@@ -93,9 +92,9 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
 
   llvm::SmallVector<mlir::Value> streams, buffers, events;
   for (const Stream& s : v.streams)
-    streams.push_back(b.create<plan::StreamOp>(loc, plan::StreamKindAttr::get(ctx, static_cast<plan::StreamKind>(s.kind))));
+    streams.push_back(b.create<plan::StreamOp>(loc, b.getType<plan::StreamType>(), plan::StreamKindAttr::get(ctx, static_cast<plan::StreamKind>(s.kind))));
   for (const Buffer& f : v.buffers) {
-    buffers.push_back(b.create<plan::BufferOp>(loc, plan::BufferKindAttr::get(ctx, static_cast<plan::BufferKind>(f.kind)),
+    buffers.push_back(b.create<plan::BufferOp>(loc, b.getType<plan::BufferType>(), plan::BufferKindAttr::get(ctx, static_cast<plan::BufferKind>(f.kind)),
                                                b.getI32IntegerAttr(f.layer), unit(f.with_context), unit(f.with_suffix)));
   }
   for (const Tile& t : v.tiles) {
@@ -135,7 +134,7 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
         result = b.create<plan::PrefillOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
         break;
       case OpKind::kHead:
-        result = b.create<plan::HeadOp>(loc, event, queries, buffer, stream, after, at, duration);
+        result = b.create<plan::HeadOp>(loc, event, buffer, stream, after, at, duration);
         break;
     }
     events.push_back(result);
@@ -177,7 +176,6 @@ Op export_op(plan::OperationInterface interface) {
       .Case<plan::HeadOp>([&](plan::HeadOp t) {
         op.kind = OpKind::kHead;
         op.rows = Rows::kSuffix;
-        op.queries = static_cast<Queries>(t.getQueries());
         buffer = t.getBuffer();
       });
   op.stream = position_of(interface.getStream());

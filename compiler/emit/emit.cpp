@@ -26,7 +26,7 @@ Result<Plan> plan_from_mlir(std::string_view text, const std::string& origin) {
   MlirSession session;
   mlir::ParserConfig config(&session.context());
   auto module = mlir::parseSourceString<mlir::ModuleOp>(llvm::StringRef(text.data(), text.size()), config, origin);
-  if (!module) return session.failure(Code::kCorrupt, fmt::format("'{}'", origin));
+  if (!module) return session.failure(Code::kCorrupt, "");
   auto files = module->getOps<plan::FileOp>();
   if (std::distance(files.begin(), files.end()) != 1)
     return error(Code::kCorrupt, "'{}' has {} plan.file operations, expected one", origin, std::distance(files.begin(), files.end()));

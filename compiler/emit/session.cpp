@@ -18,7 +18,8 @@ MlirSession::MlirSession() : context_(mlir::MLIRContext::Threading::DISABLED) {
     auto append = [this](mlir::Diagnostic& one, const char* indent) {
       std::string text;
       llvm::raw_string_ostream out(text);
-      if (!mlir::isa<mlir::UnknownLoc>(one.getLocation())) out << one.getLocation() << ": ";
+      if (auto at = mlir::dyn_cast<mlir::FileLineColLoc>(one.getLocation()))
+        out << at.getFilename().getValue() << ":" << at.getLine() << ":" << at.getColumn() << ": ";
       out << one.str();
       if (!errors_.empty()) errors_ += "\n";
       errors_ += indent + out.str();
@@ -31,7 +32,8 @@ MlirSession::MlirSession() : context_(mlir::MLIRContext::Threading::DISABLED) {
 
 Status MlirSession::failure(Code code, std::string_view what) {
   std::string text = std::exchange(errors_, {});
-  return error(code, "{}: {}", what, text.empty() ? "failed without a message" : text);
+  if (text.empty()) text = "failed without a message";
+  return Status(code, what.empty() ? text : fmt::format("{}: {}", what, text));
 }
 
 std::string print_module(mlir::ModuleOp module) {

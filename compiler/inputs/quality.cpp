@@ -1,6 +1,5 @@
 #include "compiler/inputs/quality.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "compiler/inputs/schema.h"
@@ -56,7 +55,7 @@ double Quality::loss(const LayerRange& group) const {
   if (group.empty()) score = full_reuse_score;
   for (const GroupScore& g : groups)
     if (g.group == group) score = g.score;
-  return std::isnan(score) ? score : std::max(0.0, receiver_score - score);
+  return receiver_score - score;
 }
 
 Status Quality::check_pair(const std::string& path, const std::string& sender, const std::string& receiver,

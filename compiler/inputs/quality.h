@@ -24,7 +24,7 @@ struct Quality {
   double full_reuse_score = 0;  // nothing recomputed
   std::vector<GroupScore> groups;
 
-  /// Points that a group costs, never below 0: receiver_score less its score. NaN: the group was not measured.
+  /// Points that a group costs: receiver_score less its score (below 0 by chance). NaN: it was not measured.
   /// The empty group is full reuse, all layers are the full prefill.
   double loss(const LayerRange& group) const;
 

@@ -102,7 +102,7 @@ class Lowering {
       if (cache > suffix) std::swap(op.waits[0], op.waits[1]);
       suffix = add(std::move(op));
     }
-    add({.kind = OpKind::kHead, .stream = compute_, .rows = Rows::kSuffix, .queries = Queries::kLast, .buffer = suffix_hidden_, .waits = {suffix}});
+    add({.kind = OpKind::kHead, .stream = compute_, .rows = Rows::kSuffix, .buffer = suffix_hidden_, .waits = {suffix}});
   }
 
   const std::vector<Tile>& tiles_;

@@ -22,7 +22,7 @@ struct VerifyLowered : ModulePass<VerifyLowered> {
       "Closes the lowering: nothing of `reuse` is left, every cache has a writer";
 
   void runOnOperation() final {
-    auto walked = getOperation().walk([&](mlir::Operation* op) {
+    auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
       if (op->getDialect() && op->getDialect()->getNamespace() == reuse::ReuseDialect::getDialectNamespace()) {
         op->emitError() << "'" << op->getName().getStringRef()
                         << "' is illegal for this phase of lowering; expected to have been converted or removed";

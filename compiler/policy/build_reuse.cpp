@@ -12,7 +12,8 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
                                       i64(v.tuned_rate), b.getF64FloatAttr(v.promise.quality_loss),
                                       i64(v.promise.ttft_ns));
   b.setInsertionPointToStart(&plan.getBody().emplaceBlock());
-  auto hidden = b.getType<reuse::HiddenType>(), cache = b.getType<reuse::CacheType>();
+  auto hidden = b.getType<reuse::HiddenType>();
+  auto cache = b.getType<reuse::CacheType>();
   llvm::SmallVector<mlir::Value> caches;
   mlir::Value below;  // what leaves the recomputed tile below
   for (const Tile& t : v.tiles) {

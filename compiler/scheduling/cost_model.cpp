@@ -122,7 +122,7 @@ int64_t CostModel::duration_ns(const Op& op, const TunedPoint& at) const {
     }
   }
   // An absurd input (one byte per second) must not leave the integers.
-  return static_cast<int64_t>(std::clamp(std::ceil(ns), 1.0, 1e15));
+  return std::llround(std::clamp(ns, 1.0, 1e15));
 }
 
 }  // namespace ds

@@ -24,7 +24,7 @@ struct SchedulePass : ModulePass<SchedulePass> {
   SchedulePass(const SchedulePass& other) : ModulePass(other) {}
 
   void runOnOperation() final {
-    auto walked = getOperation().walk([&](mlir::Operation* op) {
+    auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
       auto variant = mlir::dyn_cast<plan::VariantOp>(op);
       auto problem = mlir::dyn_cast<plan::ProblemOp>(op);
       bool failed = (variant && mlir::failed(run(variant))) || (problem && mlir::failed(run(problem)));
@@ -85,6 +85,15 @@ struct SchedulePass : ModulePass<SchedulePass> {
       mlir::Value event = ir.ops[static_cast<size_t>(before)]->getResult(0);
       plan::OperationInterface op = ir.ops[static_cast<size_t>(task)];
       if (!llvm::is_contained(op.getAfter(), event)) op.getAfterMutable().append(event);
+    }
+    // Waits in the order of the operations, each once: one way to write a plan down.
+    for (plan::OperationInterface op : ir.ops) {
+      llvm::SmallVector<mlir::Value> after(op.getAfter());
+      llvm::sort(after, [](mlir::Value a, mlir::Value b) {
+        return a.getDefiningOp()->isBeforeInBlock(b.getDefiningOp());
+      });
+      after.erase(std::unique(after.begin(), after.end()), after.end());
+      op.getAfterMutable().assign(after);
     }
     return mlir::success();
   }

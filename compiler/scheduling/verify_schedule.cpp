@@ -13,7 +13,7 @@ struct VerifySchedule : ModulePass<VerifySchedule> {
       "Closes the phase WHEN: arrivals, releases, waits and streams are kept, stated results are true";
 
   void runOnOperation() final {
-    auto walked = getOperation().walk([&](mlir::Operation* op) {
+    auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
       bool failed = false;
       if (auto variant = mlir::dyn_cast<plan::VariantOp>(op)) {
         failed = mlir::failed(check(variant, problem_of(variant, 0), "makespan", variant.getMakespan(),

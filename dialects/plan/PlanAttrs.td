@@ -6,44 +6,34 @@ include "dialects/plan/PlanDialect.td"
 include "mlir/IR/AttrTypeBase.td"
 include "mlir/IR/EnumAttr.td"
 
-class Plan_Enum<string name, string summary, list<I32EnumAttrCase> cases> : I32EnumAttr<name, summary, cases> {
+class Plan_EnumAttr<string name, string summary, list<I32EnumAttrCase> cases> : I32EnumAttr<name, summary, cases> {
   let cppNamespace = "::ds::plan";
-  let genSpecializedAttr = 0;
 }
-class Plan_EnumAttr<EnumAttrInfo info, string mnemonic> : EnumAttr<Plan_Dialect, info, mnemonic>;
 
-def Plan_StreamKind : Plan_Enum<"StreamKind", "what a stream is", [
+def Plan_StreamKindAttr : Plan_EnumAttr<"StreamKind", "what a stream is", [
   I32EnumAttrCase<"link", 0>, I32EnumAttrCase<"copy", 1>, I32EnumAttrCase<"compute", 2>]>;
-def Plan_StreamKindAttr : Plan_EnumAttr<Plan_StreamKind, "stream_kind">;
 
-def Plan_BufferKind : Plan_Enum<"BufferKind", "what a buffer holds", [
+def Plan_BufferKindAttr : Plan_EnumAttr<"BufferKind", "what a buffer holds", [
   I32EnumAttrCase<"kv", 0>, I32EnumAttrCase<"hidden", 1>]>;
-def Plan_BufferKindAttr : Plan_EnumAttr<Plan_BufferKind, "buffer_kind">;
 
-def Plan_Mode : Plan_Enum<"Mode", "how a tile gets its K and V", [
+def Plan_ModeAttr : Plan_EnumAttr<"Mode", "how a tile gets its K and V", [
   I32EnumAttrCase<"load", 0>, I32EnumAttrCase<"recompute", 1>]>;
-def Plan_ModeAttr : Plan_EnumAttr<Plan_Mode, "mode">;
 
-def Plan_Payload : Plan_Enum<"Payload", "what a transfer moves", [
+def Plan_PayloadAttr : Plan_EnumAttr<"Payload", "what a transfer moves", [
   I32EnumAttrCase<"e", 0>, I32EnumAttrCase<"kv", 1>]>;
-def Plan_PayloadAttr : Plan_EnumAttr<Plan_Payload, "payload">;
 
-def Plan_Rows : Plan_Enum<"Rows", "rows of hidden states an op works on", [
+def Plan_RowsAttr : Plan_EnumAttr<"Rows", "rows of hidden states an op works on", [
   I32EnumAttrCase<"chunk", 0>, I32EnumAttrCase<"suffix", 1>, I32EnumAttrCase<"all", 2>]>;
-def Plan_RowsAttr : Plan_EnumAttr<Plan_Rows, "rows">;
 
-def Plan_Queries : Plan_Enum<"Queries", "rows that go on through Q, attention and MLP", [
+def Plan_QueriesAttr : Plan_EnumAttr<"Queries", "rows that go on through Q, attention and MLP", [
   I32EnumAttrCase<"none", 0>, I32EnumAttrCase<"all", 1>, I32EnumAttrCase<"suffix", 2>,
   I32EnumAttrCase<"last", 3>]>;
-def Plan_QueriesAttr : Plan_EnumAttr<Plan_Queries, "queries">;
 
-def Plan_Role : Plan_Enum<"Role", "what a task is to the simple strategies", [
+def Plan_RoleAttr : Plan_EnumAttr<"Role", "what a task is to the simple strategies", [
   I32EnumAttrCase<"load_e", 0>, I32EnumAttrCase<"load_kv", 1>, I32EnumAttrCase<"compute", 2>]>;
-def Plan_RoleAttr : Plan_EnumAttr<Plan_Role, "role">;
 
-def Plan_Objective : Plan_Enum<"Objective", "what a problem minimises", [
+def Plan_ObjectiveAttr : Plan_EnumAttr<"Objective", "what a problem minimises", [
   I32EnumAttrCase<"makespan", 0>, I32EnumAttrCase<"sum", 1>]>;
-def Plan_ObjectiveAttr : Plan_EnumAttr<Plan_Objective, "objective">;
 
 class Plan_Attr<string name, string attrMnemonic> : AttrDef<Plan_Dialect, name> {
   let mnemonic = attrMnemonic;

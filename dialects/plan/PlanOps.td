@@ -126,10 +126,9 @@ def Plan_PrefillOp : Plan_StreamedOp<"prefill", (ins I32Attr:$layer, Plan_Querie
   let assemblyFormat = "`layer` $layer `queries` $queries `in` $buffer " # schedule;
 }
 
-def Plan_HeadOp : Plan_StreamedOp<"head", (ins
-    DefaultValuedAttr<Plan_QueriesAttr, "::ds::plan::Queries::last">:$queries)> {
+def Plan_HeadOp : Plan_StreamedOp<"head", (ins)> {
   let summary = "final norm and logits of the last suffix token: the first token";
-  let assemblyFormat = "(`queries` $queries^)? `in` $buffer " # schedule;
+  let assemblyFormat = "`in` $buffer " # schedule;
 }
 
 include "dialects/plan/PlanProblemOps.td"

@@ -41,11 +41,6 @@ struct Request {
 enum class CacheStatus : uint8_t { kUnused, kHit, kMiss };
 std::string_view cache_status_name(CacheStatus status);  // "unused", "hit", "miss"
 
-/// When an op really ran; nanoseconds from the start of the request.
-struct OpTime {
-  int64_t start_ns = 0, end_ns = 0;
-};
-
 struct Answer {
   std::vector<int32_t> tokens;       // without the stop token
   bool stopped = false;              // ended by a stop token, not by max_new_tokens

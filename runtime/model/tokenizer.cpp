@@ -117,6 +117,7 @@ std::vector<Segment> find_segments(const TokenFinder& finder, std::string_view t
           end = after;
         }
       }
+      if (begin >= end) continue;  // the token before has taken all of it, with the space behind itself
       if (covered < begin) out.push_back({covered, begin, nullptr});
       out.push_back({begin, end, token});
       covered = end;

@@ -36,13 +36,13 @@ std::string category_class(std::string_view name) {
   return out;
 }
 
-const std::string& word_class() {
+/// \w, \W and \b; within a class, Oniguruma leaves out six symbols of Latin-1 that it counts elsewhere.
+std::string word_class(bool in_class) {
   static const std::string word =
       category_class("L") + category_class("M") + category_class("Nd") + category_class("Nl") +
       category_class("Pc") +
-      "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}"
-      "\\x{1f170}-\\x{1f189}";
-  return word;
+      "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}";
+  return in_class ? word : word + "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}";
 }
 
 class Translator {
@@ -269,7 +269,7 @@ class Translator {
 
   /// The inside of a class for \s, \d, \w, \h, \p{..}; `negated` where the escape means all others. Empty:
   /// another escape.
-  Result<std::string> escaped_class(bool& negated) {
+  Result<std::string> escaped_class(bool in_class, bool& negated) {
     char e = peek();
     negated = e == 'S' || e == 'D' || e == 'W' || e == 'H' || e == 'P';
     switch (e) {
@@ -284,7 +284,7 @@ class Translator {
       case 'w':
       case 'W':
         ++at_;
-        return word_class();
+        return word_class(in_class);
       case 'h':
       case 'H':
         ++at_;
@@ -313,7 +313,7 @@ class Translator {
 
   Status escape() {
     bool negated = false;
-    DS_ASSIGN(std::string inside, escaped_class(negated));
+    DS_ASSIGN(std::string inside, escaped_class(false, negated));
     if (!inside.empty()) {
       last_literal_ = 0;
       out_ += fmt::format("[{}{}]", negated ? "^" : "", inside);
@@ -329,10 +329,10 @@ class Translator {
         out_ += fmt::format("\\{}", peek());
         break;
       case 'b':
-        out_ += fmt::format("(?:(?<=[{0}])(?![{0}])|(?<![{0}])(?=[{0}]))", word_class());
+        out_ += fmt::format("(?:(?<=[{0}])(?![{0}])|(?<![{0}])(?=[{0}]))", word_class(false));
         break;
       case 'B':
-        out_ += fmt::format("(?:(?<=[{0}])(?=[{0}])|(?<![{0}])(?![{0}]))", word_class());
+        out_ += fmt::format("(?:(?<=[{0}])(?=[{0}])|(?<![{0}])(?![{0}]))", word_class(false));
         break;
       default:
         return refuse("an unknown escape");
@@ -350,7 +350,7 @@ class Translator {
     ++at_;
     bool negated = false;
     char letter = peek();
-    DS_ASSIGN(inside, escaped_class(negated));
+    DS_ASSIGN(inside, escaped_class(true, negated));
     if (!inside.empty()) {
       if (negated && letter == 'S') {
         inside = kNotSpace;

@@ -148,6 +148,13 @@ Status Normalizer::apply(std::string& text, bool& at_start) const {
         std::vector<Span> spans;
         DS_TRY(step.pattern.split(text, spans));
         if (spans.empty() || (spans.size() == 1 && !spans[0].match)) break;
+        for (const Span& s : spans) {
+          if (!s.match || s.begin < s.end) continue;
+          return error(Code::kUnsupported,
+                       "normalizer Replace: its pattern matches between characters (byte {} of {}), "
+                       "which is not supported",
+                       s.begin, text.size());
+        }
         // What stands in for a match begins where its last character did.
         if (spans[0].match) {
           size_t first = unicode::char_size(static_cast<unsigned char>(text[0]));

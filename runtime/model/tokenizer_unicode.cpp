@@ -129,7 +129,7 @@ bool is_white_space(char32_t c) {
 
 bool is_numeric(char32_t c) {
   char minor = 0;
-  return major_category(c, minor) == 'N';
+  return major_category(c, minor) == 'N' || find_range(kNewerNumeric, c) != nullptr;
 }
 
 bool is_word(char32_t c) {

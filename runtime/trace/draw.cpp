@@ -333,7 +333,7 @@ class Svg {
         arrows_ += fmt::format(
             "<path class=\"{}\" d=\"M{:.1f},{:.1f} C{:.1f},{:.1f} {:.1f},{:.1f} {:.1f},{:.1f}\" "
             "marker-end=\"url(#arrow)\"/>\n",
-            to.start_ns > from.end_ns ? "a s" : "a", x0, y0, x0, y0 + (y1 - y0) * 0.6, x1,
+            to.start_ns - from.end_ns > end_ / 200 ? "a s" : "a", x0, y0, x0, y0 + (y1 - y0) * 0.6, x1,
             y1 - (y1 - y0) * 0.6, x1, y1);
       }
     }
@@ -428,7 +428,7 @@ summary{{cursor:pointer;font-weight:bold;margin-top:20px}}
   };
   item("shape", fmt::format("{}, {} layers, {}", p.plan.shape.family, p.plan.shape.layers, p.plan.dtype));
   if (!std::isnan(v.promise.quality_loss))
-    item("promise", fmt::format("{:.4g} points of quality", v.promise.quality_loss));
+    item("quality loss", fmt::format("{:.4g} points promised", v.promise.quality_loss));
   for (const Track& t : tracks) item(t.name + " TTFT", format_ns(t.end) + " (" + t.note + ")");
   if (p.record != nullptr) {
     if (!p.record->cache_status.empty()) {

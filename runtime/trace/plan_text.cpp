@@ -56,7 +56,10 @@ std::string recomputed_text(const Variant& v) {
 
 int64_t bytes_sent(const Plan& p, const Variant& v) {
   int64_t bytes = 0;
-  for (const Op& op : v.ops) bytes += transfer_bytes(p, v, op, v.tuned_tokens);
+  for (const Op& op : v.ops) {
+    bytes += transfer_bytes(p, v, op, v.tuned_tokens);
+    if (bytes > INT64_MAX / 4) break;  // an absurd plan: one op is below 2^59
+  }
   return bytes;
 }
 
@@ -88,12 +91,11 @@ class Text {
     header();
     table();
     const Variant* v = o_.variant;
-    if (v == nullptr && p_.variants.size() == 1) v = &p_.variants[0];
-    if (v == nullptr && p_.variants.empty()) v = &p_.full_prefill;
-    if (v != nullptr) {
-      variant(*v);
-    } else {
-      line("\nTo see the layers and operations of one of them: --variant NAME");
+    if (v == nullptr) v = p_.variants.empty() ? &p_.full_prefill : &p_.variants[0];
+    variant(*v);
+    if (o_.variant == nullptr && p_.variants.size() > 1) {
+      line(fmt::format("\nThis was {}. The layers and operations of another variant: --variant NAME",
+                       v->name));
     }
     return std::move(out_);
   }
@@ -104,6 +106,20 @@ class Text {
     out_ += text + "\n";
   }
   void field(std::string_view name, const std::string& value) { line(left(std::string(name), 12) + value); }
+  /// A long text, broken between words.
+  void wrapped(std::string text) {
+    constexpr size_t kColumns = 96;
+    while (text.size() > kColumns) {
+      size_t at = text.rfind(' ', kColumns);
+      // An option stays with its value where that can be had.
+      if (size_t option = text.rfind(" --", kColumns); option != std::string::npos && option > 0) at = option;
+      if (at == std::string::npos || at == 0) at = text.find(' ', kColumns);
+      if (at == std::string::npos) break;
+      field("", text.substr(0, at));
+      text.erase(0, at + 1);
+    }
+    field("", text);
+  }
 
   std::string model(const ModelIdentity& m) {
     return left(m.name.empty() ? "(no name)" : m.name, 28) + "  fingerprint " + m.fingerprint.substr(0, 16);
@@ -131,7 +147,7 @@ class Text {
           fmt::format("KV of every layer{}",
                       cuts.empty() ? std::string() : fmt::format(", E of layer {}", fmt::join(cuts, ", "))));
     field("Compiler", fmt::format("ds-compile {}", p_.provenance.compiler_version));
-    if (!p_.provenance.flags.empty()) field("", p_.provenance.flags);
+    if (!p_.provenance.flags.empty()) wrapped(p_.provenance.flags);
     std::string_view name = "Inputs";
     for (const InputFile& i : p_.provenance.inputs) {
       field(name, left(i.role, 10) + "  " + left(i.name, 28) + "  " + i.sha256.substr(0, 16));
@@ -148,8 +164,9 @@ class Text {
     all.push_back(&p_.full_prefill);
     for (const Variant* v : all) {
       rows.push_back({v->name, tokens_range(*v), rate_range(*v), v->policy, v->scheduler, recomputed_text(*v),
-                      format_bytes(bytes_sent(p_, *v)), loss_text(v->promise.quality_loss),
-                      v->makespan_ns > 0 ? format_ns(v->promise.ttft_ns) : "not known"});
+                      format_bytes(bytes_sent(p_, *v)),
+                      std::isnan(v->promise.quality_loss) ? "?" : loss_text(v->promise.quality_loss),
+                      v->makespan_ns > 0 ? format_ns(v->promise.ttft_ns) : "?"});
     }
     line("");
     std::vector<size_t> width(rows[0].size(), 0);

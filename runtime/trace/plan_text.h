@@ -11,7 +11,7 @@ struct TextOptions {
   std::string origin;                // the file's name, as given
   int64_t file_bytes = -1;           // -1: not known, not shown
   std::string sha256;                // of the file; "": not shown
-  const Variant* variant = nullptr;  // show this one in full; nullptr: the only one, or the table alone
+  const Variant* variant = nullptr;  // show this one in full; nullptr: the first
   size_t max_ops = 400;              // how many ops are listed at most
 };
 

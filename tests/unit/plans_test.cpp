@@ -3,7 +3,12 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
 #include <limits>
+#include <map>
+#include <set>
+#include <sstream>
 
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
@@ -367,6 +372,7 @@ TEST(PlanRules, R5Ranges) {
                 [](Plan& p) { p.variants[0].tokens_min = p.variants[0].tokens_max = 512; });
   expect_broken(5, "for link rates [-1, no limit)", [](Plan& p) { p.variants[0].rate_min = -1; });
   expect_broken(5, "tuned for 1024 tokens", [](Plan& p) { p.variants[0].tokens_max = 1024; });
+  expect_broken(5, "at most 4294967296 tokens", [](Plan& p) { p.variants[0].tuned_tokens = INT64_MAX - 1; });
   expect_broken(5, "a suffix of 0", [](Plan& p) { p.variants[0].tuned_suffix = 0; });
   expect_broken(5, "tuned for", [](Plan& p) { p.variants[0].rate_min = p.variants[0].tuned_rate + 1; });
   expect_broken(5, "a quality loss of inf", [](Plan& p) {
@@ -638,6 +644,104 @@ TEST(PlanRules, R19NoUnorderedAccesses) {
   op.waits = {kv};  // behind e on the link
   Status status = verify_plan(plan, "made");
   EXPECT_TRUE(status.ok()) << status.message();
+}
+
+// --- Frozen plans
+// -------------------------------------------------------------------------------------------
+
+/// What plans/golden holds of format 1; golden/README.md tells how it was written.
+std::map<std::string, Plan> plans_to_freeze() {
+  std::map<std::string, Plan> plans;
+  plans["v1-droidspeak.dsplan"] = make_plan(small_shape(), {3, 6});
+  Plan& reuse = plans["v1-full-reuse-f32.dsplan"] =
+      make_plan(small_shape(32), {0, -1}, "kv-preload", {.element_bytes = 4, .dtype = "f32"});
+  reuse.variants[0].promise.quality_loss = std::nan("");
+  plans["v1-group-from-0.dsplan"] = make_plan(small_shape(), {0, 3}, "e-first");
+  Plan& several = plans["v1-variants-chunks.dsplan"] =
+      make_plan(small_shape(), {8, 11}, "e-first", {.chunks = 3});
+  several.receiver.name = "empf\u00e4nger";
+  several.variants[0].tokens_max = 2048;
+  several.variants.push_back(make_variant(several.shape, {5, 5}, "serial", {.tokens = 4096}));
+  several.variants[1].name = "v1";
+  several.variants[1].tokens_min = 2048;
+  several.variants[1].rate_min = 1'000'000;
+  return plans;
+}
+
+TEST(GoldenPlans, LoadAndAreWrittenAgainByteForByte) {
+  std::string folder = std::string(DS_SOURCE_DIR) + "/plans/golden/";
+  if (const char* freeze = std::getenv("DS_FREEZE_PLANS")) {
+    for (const auto& [name, plan] : plans_to_freeze()) {
+      ASSERT_TRUE(write_file_atomically(std::string(freeze) + "/" + name, serialize_plan(plan)).ok());
+    }
+    GTEST_SKIP() << "wrote the plans to freeze to " << freeze;
+  }
+  Result<std::string> sums = read_text_file(folder + "SHA256SUMS");
+  ASSERT_TRUE(sums.ok()) << sums.status().message();
+  std::set<std::string> listed;
+  std::istringstream lines(*sums);
+  for (std::string sum, name; lines >> sum >> name;) {
+    SCOPED_TRACE(name);
+    listed.insert(name);
+    Result<std::string> bytes = read_text_file(folder + name);
+    ASSERT_TRUE(bytes.ok()) << bytes.status().message();
+    EXPECT_EQ(sha256_hex(*bytes), sum) << "a frozen plan has changed; frozen plans are never touched";
+    Result<Plan> plan = parse_plan(bytes_of(*bytes), name);
+    ASSERT_TRUE(plan.ok()) << plan.status().message();
+    EXPECT_EQ(serialize_plan(*plan), *bytes);
+  }
+  EXPECT_GE(listed.size(), 4u);
+  for (const auto& file : std::filesystem::directory_iterator(folder)) {
+    if (file.path().extension() == ".dsplan") {
+      EXPECT_TRUE(listed.count(file.path().filename().string())) << file.path() << " is not in SHA256SUMS";
+    }
+  }
+}
+
+/// Facts of the frozen files, told here a second time.
+TEST(GoldenPlans, MeanWhatTheyMeant) {
+  std::string folder = std::string(DS_SOURCE_DIR) + "/plans/golden/";
+  Result<Plan> plan = read_plan(folder + "v1-droidspeak.dsplan");
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  const Variant& v = plan->variants[0];
+  EXPECT_EQ(plan->format_version, 1);
+  EXPECT_EQ(plan->shape, small_shape());
+  EXPECT_EQ(plan->dtype, "bf16");
+  EXPECT_EQ(v.scheduler, "e-first");
+  EXPECT_EQ(v.promise.quality_loss, 1.8);
+  EXPECT_EQ(v.tiles, (std::vector<Tile>{{Mode::kLoad, 0, 2, 0, 0, false},
+                                        {Mode::kRecompute, 3, 6, 0, 0, true},
+                                        {Mode::kLoad, 7, 11, 0, 0, false}}));
+  ASSERT_EQ(v.ops.size(), 27u);
+  EXPECT_EQ(v.ops[0], (Op{.kind = OpKind::kTransferE,
+                          .stream = 0,
+                          .layer = 3,
+                          .chunk = 0,
+                          .buffer = 13,
+                          .duration_ns = 13'107'200}));
+  EXPECT_EQ(v.ops[3], (Op{.kind = OpKind::kRecompute,
+                          .stream = 1,
+                          .layer = 3,
+                          .chunk = 0,
+                          .queries = Queries::kAll,
+                          .buffer = 13,
+                          .start_ns = 13'107'200,
+                          .duration_ns = 2'048'000,
+                          .waits = {0}}));
+  EXPECT_EQ(v.ops[26].kind, OpKind::kHead);
+  EXPECT_EQ(v.makespan_ns, 117'974'800);
+
+  plan = read_plan(folder + "v1-variants-chunks.dsplan");
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_EQ(plan->receiver.name, "empf\u00e4nger");
+  EXPECT_EQ(cut_layers(*plan), (std::vector<int32_t>{5, 8}));
+  EXPECT_EQ(plan->variants[0].chunks, 3);
+  EXPECT_EQ(select_variant(*plan, 4096, 2'000'000), &plan->variants[1]);
+  EXPECT_EQ(select_variant(*plan, 4096, 1), nullptr);
+  plan = read_plan(folder + "v1-full-reuse-f32.dsplan");
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_TRUE(std::isnan(plan->variants[0].promise.quality_loss));
+  EXPECT_EQ(plan->dtype, "f32");
 }
 
 }  // namespace

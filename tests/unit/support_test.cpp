@@ -1,17 +1,80 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cerrno>
 #include <cmath>
 #include <filesystem>
+#include <set>
 
 #include "support/dtype.h"
 #include "support/file.h"
 #include "support/hash.h"
 #include "support/json.h"
+#include "support/status.h"
 #include "support/units.h"
 
 namespace ds {
 namespace {
+
+TEST(StatusTest, EveryCodeHasANameAndAnExitCodeOfItsOwn) {
+  std::set<std::string_view> names;
+  std::set<int> exits;
+  int codes = 0;
+#define DS_X(name, text, exit)            \
+  names.insert(code_name(Code::name));    \
+  exits.insert(exit_code(Code::name));    \
+  EXPECT_EQ(code_name(Code::name), text); \
+  ++codes;
+  DS_STATUS_CODES(DS_X)
+#undef DS_X
+  EXPECT_EQ(names.size(), static_cast<size_t>(codes));
+  EXPECT_EQ(exits.size(), static_cast<size_t>(codes));
+  EXPECT_EQ(exit_code(Code::kOk), 0);
+  EXPECT_NE(exit_code(static_cast<Code>(200)), 0);
+}
+
+TEST(StatusTest, ContextIsPutInFront) {
+  Status status = error(Code::kNotFound, "no '{}'", "x").with_context("reading y");
+  EXPECT_EQ(status.message(), "reading y: no 'x'");
+  EXPECT_EQ(status.code(), Code::kNotFound);
+  EXPECT_TRUE(ok_status().with_context("reading y").message().empty());
+}
+
+TEST(StatusTest, MacrosPassFailuresOn) {
+  auto half = [](int n) -> Result<int> {
+    if (n % 2 != 0) return error(Code::kInvalidArgument, "{} is odd", n);
+    return n / 2;
+  };
+  auto quarter = [&](int n) -> Result<int> {
+    DS_ASSIGN(int h, half(n));
+    DS_TRY(half(h));
+    return half(h);
+  };
+  EXPECT_EQ(*quarter(12), 3);
+  EXPECT_EQ(quarter(7).status().message(), "7 is odd");
+  EXPECT_EQ(quarter(6).status().message(), "3 is odd");
+  EXPECT_EQ(Result<int>(ok_status()).status().code(), Code::kInternal) << "a Result without a value is a bug";
+}
+
+TEST(Units, Formats) {
+  EXPECT_EQ(format_rate(20e6), "20 MB/s");
+  EXPECT_EQ(format_rate(1.25e9), "1.25 GB/s");
+  EXPECT_EQ(format_rate(999), "999 B/s");
+  EXPECT_EQ(format_bytes(0), "0 B");
+  EXPECT_EQ(format_bytes(1536), "1.5 KiB");
+  EXPECT_EQ(format_bytes(int64_t{5} << 19), "2.50 MiB");
+  EXPECT_EQ(format_bytes(int64_t{3} << 30), "3.00 GiB");
+  EXPECT_EQ(format_ns(999), "999 ns");
+  EXPECT_EQ(format_ns(3300), "3.3 us");
+  EXPECT_EQ(format_ns(412'000'000), "412 ms");
+  EXPECT_EQ(format_ns(12'340'000'000), "12.34 s");
+  EXPECT_EQ(format_count(0), "0");
+  EXPECT_EQ(format_count(999), "999");
+  EXPECT_EQ(format_count(12345678), "12,345,678");
+  EXPECT_EQ(format_count(-1000), "-1,000");
+  EXPECT_EQ(format_count(INT64_MIN), "-9,223,372,036,854,775,808");
+}
 
 TEST(Units, RatesInBytesAndBits) {
   EXPECT_DOUBLE_EQ(*parse_rate("20MB/s"), 20e6);
@@ -61,6 +124,36 @@ TEST(DTypes, F16Exact) {
   EXPECT_TRUE(std::isnan(f16_to_f32(0x7e00)));
 }
 
+TEST(DTypes, NamesOfAllThreeSources) {
+  for (auto [type, names] : {std::pair{DType::kF32, std::array{"f32", "float32", "F32"}},
+                             {DType::kBF16, {"bf16", "bfloat16", "BF16"}},
+                             {DType::kF16, {"f16", "float16", "F16"}}}) {
+    for (const char* name : names) EXPECT_EQ(*parse_dtype(name), type) << name;
+    EXPECT_EQ(*parse_dtype(dtype_name(type)), type);
+    EXPECT_EQ(dtype_size(type), type == DType::kF32 ? 4 : 2);
+  }
+  for (const char* bad : {"", "int8", "BFLOAT16", "bf16 "}) {
+    EXPECT_EQ(parse_dtype(bad).status().code(), Code::kInvalidArgument) << bad;
+  }
+}
+
+TEST(DTypes, EveryF16AndBf16ValueComesBack) {
+  for (uint32_t v = 0; v < 65536; ++v) {
+    auto h = static_cast<uint16_t>(v);
+    float b = bf16_to_f32(h), f = f16_to_f32(h);
+    EXPECT_TRUE(std::isnan(b) || f32_to_bf16(b) == h) << v;
+    // The definition, in another form than the code's.
+    int exponent = (h >> 10) & 31, mantissa = h & 1023;
+    double value = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
+    if (exponent == 31) {
+      EXPECT_TRUE(mantissa == 0 ? std::isinf(f) : std::isnan(f));
+    } else {
+      EXPECT_EQ(std::abs(static_cast<double>(f)), value);
+    }
+    EXPECT_EQ(std::signbit(f), h >> 15 != 0);
+  }
+}
+
 TEST(Hashes, KnownAnswers) {
   EXPECT_EQ(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
   std::string text = "the quick brown fox";
@@ -87,6 +180,87 @@ TEST(Files, AtomicWriteReplacesOrLeavesAlone) {
   EXPECT_EQ(read_text_file(folder + "/absent").status().code(), Code::kNotFound);
   EXPECT_EQ(MappedFile::open(folder).status().code(), Code::kInvalidArgument);
   EXPECT_EQ(write_file_atomically("/dev/full", "content").code(), Code::kExhausted);
+}
+
+TEST(Files, MappedAndWholeFiles) {
+  std::string folder = ::testing::TempDir() + "/ds_mapped";
+  std::filesystem::create_directories(folder);
+  std::string path = folder + "/x";
+  ASSERT_TRUE(write_file_atomically(path, "").ok());
+  EXPECT_TRUE(MappedFile::open(path)->bytes().empty());
+  EXPECT_EQ(*read_text_file(path), "");
+  ASSERT_TRUE(write_file_atomically(path, "12345").ok());
+  auto opened = MappedFile::open(path);
+  ASSERT_TRUE(opened.ok());
+  MappedFile moved = std::move(opened).value();
+  EXPECT_EQ(moved.bytes().size(), 5u);
+  EXPECT_EQ(moved.path(), path);
+  EXPECT_EQ(static_cast<char>(moved.bytes()[4]), '5');
+  EXPECT_EQ(*read_text_file(path, 5), "12345");
+  Status large = read_text_file(path, 4).status();
+  EXPECT_EQ(large.code(), Code::kInvalidArgument);
+  EXPECT_NE(large.message().find("5 bytes"), std::string::npos);
+  EXPECT_EQ(MappedFile::open(path + "/below").status().code(), Code::kNotFound);
+  EXPECT_EQ(write_file_atomically(folder, "x").code(), Code::kInvalidArgument) << "a folder";
+  EXPECT_EQ(write_file_atomically(folder + "/absent/x", "x").code(), Code::kNotFound);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Files, SystemErrorsByKind) {
+  for (auto [number, code] : {std::pair{ENOENT, Code::kNotFound},
+                              {ENOTDIR, Code::kNotFound},
+                              {ENOSPC, Code::kExhausted},
+                              {EDQUOT, Code::kExhausted},
+                              {EFBIG, Code::kExhausted},
+                              {EACCES, Code::kIo},
+                              {EIO, Code::kIo}}) {
+    errno = number;
+    Status status = io_error("open", "some/file");
+    EXPECT_EQ(status.code(), code) << number;
+    EXPECT_EQ(status.message(), std::string("cannot open 'some/file': ") + std::strerror(number));
+  }
+}
+
+TEST(Json, NestingHasALimit) {
+  auto nested = [](size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+  EXPECT_TRUE(parse_json(nested(200), "a.json").ok());
+  EXPECT_EQ(parse_json(nested(300), "a.json").status().code(), Code::kCorrupt);
+  EXPECT_EQ(parse_json(nested(3'000'000), "a.json").status().code(), Code::kCorrupt);
+  EXPECT_TRUE(
+      parse_json("[\"" + std::string(1000, '[') + "\\\"" + std::string(1000, '{') + "\"]", "a.json").ok())
+      << "brackets inside of text do not nest";
+}
+
+TEST(Json, TypedAccess) {
+  auto j = *parse_json(
+      R"({"i": 3, "f": 2.5, "s": "t", "b": true, "n": null, "l": [1], "o": {}, "neg": -9223372036854775808})",
+      "a.json");
+  auto o = *JsonObject::make(j, "a.json");
+  EXPECT_EQ(JsonObject::make(j["l"], "a.json").status().code(), Code::kCorrupt);
+  EXPECT_TRUE(o.has("i"));
+  EXPECT_FALSE(o.has("n")) << "null is as good as absent";
+  EXPECT_FALSE(o.has("absent"));
+  EXPECT_EQ(*o.number("i", 0, 9), 3.0);
+  EXPECT_EQ(*o.number("f", 0, 9), 2.5);
+  EXPECT_EQ(*o.string("s"), "t");
+  EXPECT_EQ(*o.boolean("b"), true);
+  EXPECT_EQ(o.array("l").value()->size(), 1u);
+  EXPECT_EQ(*o.integer("neg", INT64_MIN, 0), INT64_MIN);
+  for (const char* key : {"f", "s", "b", "l", "o"}) EXPECT_FALSE(o.integer(key, 0, 9).ok()) << key;
+  for (const char* key : {"s", "b", "l", "o"}) EXPECT_FALSE(o.number(key, 0, 9).ok()) << key;
+  for (const char* key : {"i", "b", "l", "o"}) EXPECT_FALSE(o.string(key).ok()) << key;
+  for (const char* key : {"i", "s", "l", "o"}) EXPECT_FALSE(o.boolean(key).ok()) << key;
+  for (const char* key : {"i", "s", "b", "o"}) EXPECT_FALSE(o.array(key).ok()) << key;
+  for (const char* key : {"i", "s", "b", "l"}) EXPECT_FALSE(o.object(key).ok()) << key;
+  for (const char* key : {"n", "absent"}) {
+    EXPECT_EQ(o.integer(key, 0, 9).status().code(), Code::kCorrupt);
+    EXPECT_NE(o.string(key).status().message().find(key), std::string::npos);
+    EXPECT_EQ(*o.integer_or(key, 0, 9, 7), 7);
+    EXPECT_EQ(*o.number_or(key, 0, 9, 0.5), 0.5);
+    EXPECT_EQ(*o.string_or(key, "else"), "else");
+    EXPECT_EQ(*o.boolean_or(key, true), true);
+  }
+  EXPECT_FALSE(o.integer_or("s", 0, 9, 7).ok()) << "the default is for absent values, not for wrong ones";
 }
 
 TEST(Json, ErrorsSayWhere) {

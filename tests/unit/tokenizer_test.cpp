@@ -104,7 +104,9 @@ INSTANTIATE_TEST_SUITE_P(All, Golden,
                          });
 
 TEST(Steps, Normalizers) {
-  for (const json& fixture : read_fixture("steps.json")["normalizers"]) {
+  const json steps = read_fixture("steps.json");
+  EXPECT_GT(steps["normalizers"].size(), 10u);
+  for (const json& fixture : steps["normalizers"]) {
     Result<Normalizer> step = Normalizer::read(fixture["step"], "step");
     ASSERT_TRUE(step.ok()) << step.status().message();
     for (const json& c : fixture["cases"]) {
@@ -117,7 +119,9 @@ TEST(Steps, Normalizers) {
 }
 
 TEST(Steps, PreTokenizers) {
-  for (const json& fixture : read_fixture("steps.json")["pre_tokenizers"]) {
+  const json steps = read_fixture("steps.json");
+  EXPECT_GT(steps["pre_tokenizers"].size(), 10u);
+  for (const json& fixture : steps["pre_tokenizers"]) {
     Result<PreTokenizer> step = PreTokenizer::read(fixture["step"], "step");
     ASSERT_TRUE(step.ok()) << step.status().message();
     for (const json& c : fixture["cases"]) {
@@ -135,7 +139,9 @@ TEST(Steps, PreTokenizers) {
 }
 
 TEST(Steps, Decoders) {
-  for (const json& fixture : read_fixture("steps.json")["decoders"]) {
+  const json steps = read_fixture("steps.json");
+  EXPECT_GT(steps["decoders"].size(), 10u);
+  for (const json& fixture : steps["decoders"]) {
     Result<Decoder> step = Decoder::read(fixture["step"], "step");
     ASSERT_TRUE(step.ok()) << step.status().message();
     for (const json& c : fixture["cases"]) {
@@ -254,27 +260,38 @@ std::string repeated(std::string_view text, size_t bytes) {
   return out;
 }
 
-TEST_P(Golden, UglyTextsTakeLinearTime) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr double kBound = 60;
+#else
+constexpr double kBound = 4;
+#endif
+
+class UglyTexts : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(UglyTexts, TakeLinearTime) {
   Tokenizer t = load(GetParam());
   std::string mixed;
   for (const auto& text : read_fixture("corpus.json").get<std::vector<std::string>>()) mixed += text + " ";
   std::string ordered = "a";  // marks whose canonical order is the reverse of how they stand
-  ordered += repeated("\u0301", 150000) + repeated("\u0327", 150000);
-  // Bounds are for sanitizers on a busy machine; anything quadratic takes minutes.
+  ordered += repeated("\u0301", 50000) + repeated("\u0327", 50000);
+  // Takes 20 to 100 ms each on one core; anything quadratic takes 10 s and more.
   for (const std::string& text :
-       {repeated("a", 100000), repeated(" ", 300000), repeated("\n", 300000), repeated(" \n", 300000),
-        repeated("1", 300000), repeated("\u65e5", 300000), repeated("'", 300000), repeated("<", 300000),
-        repeated("<|", 300000), repeated("<s>", 300000), repeated("ab ", 300000), repeated(mixed, 1000000),
-        repeated("\r\n\t ", 300000), repeated("a'", 300000), repeated("A", 300000), ordered}) {
+       {repeated("a", 100000), repeated(" ", 100000), repeated("\n", 100000), repeated(" \n", 100000),
+        repeated("1", 100000), repeated("\u65e5", 100000), repeated("'", 100000), repeated("<", 100000),
+        repeated("<|", 100000), repeated("<s>", 100000), repeated("ab ", 100000), repeated(mixed, 1000000),
+        repeated("\r\n\t ", 100000), repeated("a'", 100000), repeated("A", 100000), ordered}) {
     std::vector<int32_t> ids;
     double taken = seconds([&] { ids = t.encode(text, false).value(); });
-    EXPECT_THAT(taken, Lt(20)) << shown(text.substr(0, 20));
+    EXPECT_THAT(taken, Lt(kBound)) << shown(text.substr(0, 20));
     taken = seconds([&] { (void)t.decode(ids, false).value(); });
-    EXPECT_THAT(taken, Lt(20)) << shown(text.substr(0, 20));
+    EXPECT_THAT(taken, Lt(kBound)) << shown(text.substr(0, 20));
     taken = seconds([&] { (void)stream(t, ids, false); });
-    EXPECT_THAT(taken, Lt(20)) << shown(text.substr(0, 20));
+    EXPECT_THAT(taken, Lt(kBound)) << shown(text.substr(0, 20));
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Kinds, UglyTexts, ::testing::Values("llama3", "qwen2", "llama2", "unknowns"),
+                         [](const auto& info) { return info.param; });
 
 // ------------------------------------------------------------------------------------------------- broken
 // files
@@ -412,7 +429,7 @@ TEST_F(BrokenTokenizer, StepsThatAreNotDone) {
                        : key[2] == 'r' ? "pretokenizers"
                                        : "processors";
     json deep = {{"type", "Sequence"}, {list, json::array()}};
-    for (int i = 0; i < 1000; ++i) deep = {{"type", "Sequence"}, {list, json::array({deep})}};
+    for (int i = 0; i < 60; ++i) deep = {{"type", "Sequence"}, {list, json::array({deep})}};
     refuse(key, deep, Code::kUnsupported, {std::string(key).substr(1), "nested"});
   }
   refuse("/normalizer", {{"type", "Prepend"}}, Code::kCorrupt, {"normalizer", "prepend"});
@@ -513,7 +530,8 @@ TEST_F(BrokenTokenizer, RandomDamage) {
     }
     for (int i = 0; i < 5; ++i) {
       Result<std::vector<int32_t>> ids = t->encode(corpus[below(corpus.size())], true);
-      if (ids.ok()) EXPECT_TRUE(t->decode(*ids, false).ok());
+      if (!ids.ok()) continue;
+      EXPECT_TRUE(t->decode(*ids, false).ok());
     }
   };
   for (const char* name : {"llama3", "llama2", "mistral", "unknowns"}) {

@@ -18,7 +18,7 @@ int64_t tile_rows(const AttentionShape& s) {
 }
 
 struct Sizes {
-  int64_t queries, tile, packed, o, rows, limits;
+  int64_t queries, tile, packed, o, maxima, sums, limits;
   Sizes(const AttentionShape& s, int64_t max_context, int64_t most_queries) {
     int64_t element = dtype_size(s.active), depth = s.padded_dim();
     // A tile's last row-block may reach past the last query.
@@ -26,10 +26,11 @@ struct Sizes {
     tile = align(kKeyTile * depth * element);
     packed = (max_context + kKeyTile - 1) / kKeyTile * tile * s.kv_heads;
     o = align(tile_rows(s) * depth * 4);
-    rows = align(tile_rows(s) * 4);
+    maxima = align(tile_rows(s) * 4);
+    sums = align(tile_rows(s) * kSumLanes * 4);
     limits = align(tile_rows(s) * 4);
   }
-  int64_t thread() const { return o + 2 * rows + limits + 2 * tile; }
+  int64_t thread() const { return o + maxima + sums + limits + 2 * tile; }
 };
 
 }  // namespace
@@ -59,8 +60,8 @@ Result<Attention> Attention::make(const AttentionShape& shape, const Kernels& ke
   for (int t = 0; t < threads; ++t) {
     Scratch s;
     s.o = reinterpret_cast<float*>(take(sizes.o));
-    s.maximum = reinterpret_cast<float*>(take(sizes.rows));
-    s.sum = reinterpret_cast<float*>(take(sizes.rows));
+    s.maximum = reinterpret_cast<float*>(take(sizes.maxima));
+    s.sum = reinterpret_cast<float*>(take(sizes.sums));
     s.limit = reinterpret_cast<int32_t*>(take(sizes.limits));
     s.keys = take(sizes.tile);
     s.values = take(sizes.tile);
@@ -118,7 +119,7 @@ void Attention::tile(const std::byte* cache, int64_t head, int64_t first, int64_
   int64_t rows = (count * group + kRowBlock - 1) / kRowBlock * kRowBlock;
   std::fill_n(s.o, rows * depth, 0.0f);
   std::fill_n(s.maximum, rows, -INFINITY);
-  std::fill_n(s.sum, rows, 0.0f);
+  std::fill_n(s.sum, rows * kSumLanes, 0.0f);
   TileAttention t{.rows = rows,
                   .depth = depth,
                   .q = query(tokens, token, head * group),
@@ -148,7 +149,9 @@ void Attention::tile(const std::byte* cache, int64_t head, int64_t first, int64_
   int64_t element = dtype_size(shape_.active), width = shape_.heads * shape_.head_dim;
   for (int64_t r = 0; r < count * group; ++r) {
     int64_t at = (token + r / group) * width + (head * group + r % group) * shape_.head_dim;
-    kernels_.scale(s.o + r * depth, 1.0f / s.sum[r], shape_.head_dim, out + at * element);
+    float sum = 0;
+    for (int64_t lane = 0; lane < kSumLanes; ++lane) sum += s.sum[r * kSumLanes + lane];
+    kernels_.scale(s.o + r * depth, 1.0f / sum, shape_.head_dim, out + at * element);
   }
 }
 

@@ -98,16 +98,15 @@ Isa detect_isa() {
 }
 
 Kernels select_kernels(Isa isa, DType hidden, DType active) {
-  switch (isa) {
-    case Isa::kAvx512:
-    case Isa::kAvx512Bf16:
-      return kernels_avx512(hidden, active);
-    case Isa::kAvx2:
-      return kernels_avx2(hidden);
-    case Isa::kGeneric:
-      break;
-  }
-  return kernels_generic(hidden);
+  bool f32 = hidden == DType::kF32;
+#ifdef __x86_64__
+  if (active == DType::kBF16) return kAvx512NativeBf16;
+  if (isa == Isa::kAvx512 || isa == Isa::kAvx512Bf16) return f32 ? kAvx512F32 : kAvx512Bf16;
+  if (isa == Isa::kAvx2) return f32 ? kAvx2F32 : kAvx2Bf16;
+#else
+  (void)isa, (void)active;
+#endif
+  return f32 ? kGenericF32 : kGenericBf16;
 }
 
 }  // namespace cpu

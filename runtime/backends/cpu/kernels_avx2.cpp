@@ -8,25 +8,22 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 #ifdef __x86_64__
+#include <immintrin.h>
 
-#pragma GCC push_options
+// To the end of the file, where templates are instantiated. So nothing here may run on a machine without it
+// but the kernels: the tables are data.
 #pragma GCC target("avx2,fma")
+
 namespace ds::cpu {
 namespace avx2 {
-constexpr int kWidth = 8, kVectors = 2;
+constexpr int kWidth = 8, kVectors = 2, kPanelRows = 6;
 #include "runtime/backends/cpu/kernels_body_internal.h"
+
+inline bool any_greater(Vec a, Vec b) { return _mm256_movemask_ps((__m256)(a > b)) != 0; }
 }  // namespace avx2
-}  // namespace ds::cpu
-#pragma GCC pop_options
 
-namespace ds::cpu {
-Kernels kernels_avx2(DType hidden) {
-  return hidden == DType::kF32 ? avx2::f32_kernels<avx2::F32>() : avx2::f32_kernels<avx2::Bf16>();
-}
-}  // namespace ds::cpu
+constinit const Kernels kAvx2F32 = avx2::f32_kernels<avx2::F32>();
+constinit const Kernels kAvx2Bf16 = avx2::f32_kernels<avx2::Bf16>();
 
-#else
-namespace ds::cpu {
-Kernels kernels_avx2(DType hidden) { return kernels_generic(hidden); }
 }  // namespace ds::cpu
 #endif

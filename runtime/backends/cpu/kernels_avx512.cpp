@@ -10,12 +10,16 @@
 #ifdef __x86_64__
 #include <immintrin.h>
 
-#pragma GCC push_options
+// To the end of the file, where templates are instantiated. So nothing here may run on a machine without it
+// but the kernels: the tables are data.
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,prefer-vector-width=512")
+
 namespace ds::cpu {
 namespace avx512 {
-constexpr int kWidth = 16, kVectors = 4;
+constexpr int kWidth = 16, kVectors = 4, kPanelRows = 4;
 #include "runtime/backends/cpu/kernels_body_internal.h"
+
+inline bool any_greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 
 // Attention in bf16: keys packed as pairs, [depth / 2][kKeyTile][2], values as [kKeyTile / 2][depth][2].
 
@@ -95,13 +99,32 @@ inline void multiply_bf16(const uint32_t* a, int64_t a_stride, const uint32_t* b
   }
 }
 
+/// 2^x for x <= 127, near enough for weights that are rounded to bf16: relative error below 3e-6; 0 far below
+/// 0, NaN for NaN.
+struct Exp2Bf16 {
+  Vec operator()(Vec x) const {
+    __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-200.f), x);  // this order lets NaN pass
+    __m512 f = _mm512_reduce_ps(bounded, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
+    __m512 p = _mm512_set1_ps(1.35341677e-2f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.20114609e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.41442757e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93003835e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.00000259f));
+    return _mm512_scalef_ps(p, bounded);  // p * 2^floor(x)
+  }
+};
+
+/// One column block of the values: o = o * factor + weights . v. Not inlined: with all of attend_bf16 around
+/// it, GCC 12 keeps the operands of the inner loop on the stack.
 template <int N>
-inline void add_values_bf16(const uint32_t* weights, const uint32_t* v, int64_t depth,
-                            const float (&factors)[kRowBlock], float* o) {
+__attribute__((noinline)) void add_values_bf16(const uint32_t* weights, const uint32_t* v, int64_t depth,
+                                               bool rescale, const float (&factors)[kRowBlock], float* o) {
   __m512 acc[kRowBlock][N];
   for (int64_t r = 0; r < kRowBlock; ++r)
-    for (int c = 0; c < N; ++c)
-      acc[r][c] = _mm512_mul_ps(_mm512_loadu_ps(o + r * depth + c * 16), _mm512_set1_ps(factors[r]));
+    for (int c = 0; c < N; ++c) {
+      acc[r][c] = _mm512_loadu_ps(o + r * depth + c * 16);
+      if (rescale) acc[r][c] = _mm512_mul_ps(acc[r][c], _mm512_set1_ps(factors[r]));
+    }
   multiply_bf16<N>(weights, kKeyTile / 2, v, depth, kKeyTile / 2, acc);
   for (int64_t r = 0; r < kRowBlock; ++r)
     for (int c = 0; c < N; ++c) _mm512_storeu_ps(o + r * depth + c * 16, acc[r][c]);
@@ -121,7 +144,8 @@ void attend_bf16(const TileAttention& t) {
     for (int64_t r = 0; r < kRowBlock; ++r)
       for (int v = 0; v < kColumns; ++v) _mm512_store_ps(scores[r] + v * 16, acc[r][v]);
     float factors[kRowBlock];
-    softmax_block(scores, t.limit + row, t.scale, t.maximum + row, t.sum + row, factors);
+    bool rescale = softmax_block(scores, t.limit + row, t.scale, t.maximum + row, t.sum + row * kSumLanes,
+                                 factors, Exp2Bf16{});
     alignas(64) uint32_t weights[kRowBlock][kKeyTile / 2];
     for (int64_t r = 0; r < kRowBlock; ++r)
       for (int64_t v = 0; v < kKeyTile; v += 32)
@@ -131,12 +155,13 @@ void attend_bf16(const TileAttention& t) {
     float* o = t.o + row * t.depth;
     int64_t c = 0;
     for (; c + 64 <= t.depth; c += 64)
-      add_values_bf16<4>(&weights[0][0], values + c, t.depth, factors, o + c);
-    for (; c < t.depth; c += 16) add_values_bf16<1>(&weights[0][0], values + c, t.depth, factors, o + c);
+      add_values_bf16<4>(&weights[0][0], values + c, t.depth, rescale, factors, o + c);
+    for (; c < t.depth; c += 16)
+      add_values_bf16<1>(&weights[0][0], values + c, t.depth, rescale, factors, o + c);
   }
 }
 
-Kernels bf16_kernels() {
+constexpr Kernels bf16_kernels() {
   Kernels k = f32_kernels<Bf16>();
   k.norm = norm<Bf16, Bf16>;
   k.add_norm = add_norm<Bf16, Bf16>;
@@ -149,18 +174,10 @@ Kernels bf16_kernels() {
   return k;
 }
 }  // namespace avx512
-}  // namespace ds::cpu
-#pragma GCC pop_options
 
-namespace ds::cpu {
-Kernels kernels_avx512(DType hidden, DType active) {
-  if (active == DType::kBF16) return avx512::bf16_kernels();
-  return hidden == DType::kF32 ? avx512::f32_kernels<avx512::F32>() : avx512::f32_kernels<avx512::Bf16>();
-}
-}  // namespace ds::cpu
+constinit const Kernels kAvx512F32 = avx512::f32_kernels<avx512::F32>();
+constinit const Kernels kAvx512Bf16 = avx512::f32_kernels<avx512::Bf16>();
+constinit const Kernels kAvx512NativeBf16 = avx512::bf16_kernels();
 
-#else
-namespace ds::cpu {
-Kernels kernels_avx512(DType hidden, DType) { return kernels_generic(hidden); }
 }  // namespace ds::cpu
 #endif

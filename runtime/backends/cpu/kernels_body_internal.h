@@ -2,7 +2,8 @@
 // under its own instruction set: vectors of kWidth floats in GCC's vector extension. Includes nothing: a
 // standard header compiled for AVX-512 here could be what the linker keeps for everybody.
 //
-// Needs: kWidth, kVectors (vectors per row of a block, as many as the registers hold with kRowBlock rows).
+// Needs: kWidth, kVectors (vectors per row of a block, as many as the registers hold with kRowBlock rows);
+// whoever includes it defines any_greater().
 
 typedef float Vec __attribute__((vector_size(4 * kWidth)));
 typedef int32_t Int __attribute__((vector_size(4 * kWidth)));
@@ -16,6 +17,8 @@ using F32 = float;
 using Bf16 = uint16_t;
 
 inline Vec splat(float v) { return Vec{} + v; }
+/// Whether any lane of a is greater than b's.
+bool any_greater(Vec a, Vec b);
 
 inline Vec load(const F32* p) { return *reinterpret_cast<const VecU*>(p); }
 inline Vec load(const Bf16* p) {
@@ -75,12 +78,13 @@ inline float maximum(Vec v) {
   return part[0];
 }
 
-/// 2^x for x <= 127; exactly 1 at 0, exactly 0 below -126. Relative error below 2e-7.
+/// 2^x for x <= 127; 0 below -126, NaN for NaN. Relative error below 2e-7.
 inline Vec exp2v(Vec x) {
   const Vec shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  Vec t = x + shift;
+  Vec bounded = x < -127.f ? splat(-127.f) : x;
+  Vec t = bounded + shift;
   Int n = (Int)t - (Int)shift;
-  Vec f = x - (t - shift);
+  Vec f = bounded - (t - shift);
   Vec p = splat(1.5403530393381608e-4f);
   p = p * f + 1.3333558146428443e-3f;
   p = p * f + 9.6181291076284772e-3f;
@@ -88,9 +92,13 @@ inline Vec exp2v(Vec x) {
   p = p * f + 2.4022650695910072e-1f;
   p = p * f + 6.9314718055994531e-1f;
   p = p * f + 1.0f;
-  Int bits = (Int)p + (n << 23);
-  return (Vec)(bits & (x >= -126.f));
+  Vec power = (Vec)((Int)p + (n << 23)) + (bounded - bounded);
+  return (Vec)((Int)power & ~(x < -126.f));
 }
+
+struct Exp2 {  // no lambda: it would not be compiled for the instruction set
+  Vec operator()(Vec x) const { return exp2v(x); }
+};
 
 // ---- element-wise
 
@@ -225,41 +233,58 @@ inline void multiply_f32(const float* a, int64_t a_stride, const float* b, int64
   }
 }
 
-/// Scores of a row-block -> weights (f32, unnormalised) and the factor for what was summed before.
-inline void softmax_block(float (&scores)[kRowBlock][kKeyTile], const int32_t* limit, float scale,
-                          float* maxima, float* sums, float (&factors)[kRowBlock]) {
+/// Scores of a row-block -> unnormalised weights exp(score - maximum), through `weigh` (2^x of a vector).
+/// Returns whether what was summed before must be multiplied by `factors`.
+///
+/// The maximum is a running one, and raised only by scores far above it: the weights are then at most
+/// 2^kSlack, which no format minds, and almost every tile goes without rescaling. What a row does depends on
+/// the row alone, and one that sees nothing of a tile keeps its state to the bit.
+template <typename Weigh>
+inline bool softmax_block(float (&scores)[kRowBlock][kKeyTile], const int32_t* limit, float scale,
+                          float* maxima, float* sums, float (&factors)[kRowBlock], Weigh weigh) {
   constexpr int kVecs = kKeyTile / kWidth;
+  constexpr float kSlack = 8;
+  const float slack = kSlack / scale;
   Int lane;
   for (int i = 0; i < kWidth; ++i) lane[i] = i;
+  bool rescale = false;
   for (int64_t r = 0; r < kRowBlock; ++r) {
     Vec s[kVecs];
-    for (int v = 0; v < kVecs; ++v) s[v] = load(scores[r] + v * kWidth) * scale;
+    for (int v = 0; v < kVecs; ++v) s[v] = load(scores[r] + v * kWidth);
     if (limit[r] < kKeyTile)
       for (int v = 0; v < kVecs; ++v) s[v] = lane + v * kWidth < limit[r] ? s[v] : splat(-__builtin_inff());
     Vec top = s[0];
     for (int v = 1; v < kVecs; ++v) top = top > s[v] ? top : s[v];
-    float before = maxima[r], now = maximum(top);
-    now = before > now ? before : now;
-    Vec total = {};
+    float* sum_row = sums + r * kSumLanes;
+    factors[r] = 1;
+    if (any_greater(top, splat(maxima[r] + slack))) {
+      float now = maximum(top);
+      factors[r] = weigh(splat((maxima[r] - now) * scale))[0];
+      maxima[r] = now;
+      for (int v = 0; v < kSumLanes; v += kWidth) store(sum_row + v, load(sum_row + v) * factors[r]);
+      rescale = true;
+    }
+    Vec offset = splat(-maxima[r] * scale);
     for (int v = 0; v < kVecs; ++v) {
-      Vec p = exp2v(s[v] - now);
-      total += p;
+      Vec p = weigh(s[v] * scale + offset);
+      float* lanes = sum_row + v * kWidth % kSumLanes;
+      store(lanes, load(lanes) + p);
       store(scores[r] + v * kWidth, p);
     }
-    // A row that sees nothing of this tile keeps its state to the bit: factor 1, weights 0.
-    factors[r] = before == now ? 1.0f : exp2v(splat(before - now))[0];
-    maxima[r] = now;
-    sums[r] = sums[r] * factors[r] + sum(total);
   }
+  return rescale;
 }
 
 /// One column block of the values: o = o * factor + weights . v
 template <int N>
 inline void add_values_f32(const float (&weights)[kRowBlock][kKeyTile], const float* v, int64_t depth,
-                           const float (&factors)[kRowBlock], float* o) {
+                           bool rescale, const float (&factors)[kRowBlock], float* o) {
   Vec acc[kRowBlock][N];
   for (int64_t r = 0; r < kRowBlock; ++r)
-    for (int c = 0; c < N; ++c) acc[r][c] = load(o + r * depth + c * kWidth) * factors[r];
+    for (int c = 0; c < N; ++c) {
+      acc[r][c] = load(o + r * depth + c * kWidth);
+      if (rescale) acc[r][c] *= factors[r];
+    }
   multiply_f32<kRowBlock, N>(&weights[0][0], kKeyTile, v, depth, kKeyTile, acc);
   for (int64_t r = 0; r < kRowBlock; ++r)
     for (int c = 0; c < N; ++c) store(o + r * depth + c * kWidth, acc[r][c]);
@@ -279,16 +304,22 @@ inline void attend_f32(const TileAttention& t) {
         for (int v = 0; v < kVectors; ++v) store(scores[r] + column + v * kWidth, acc[r][v]);
     }
     float factors[kRowBlock];
-    softmax_block(scores, t.limit + row, t.scale, t.maximum + row, t.sum + row, factors);
+    bool rescale = softmax_block(scores, t.limit + row, t.scale, t.maximum + row, t.sum + row * kSumLanes,
+                                 factors, Exp2{});
     float* o = t.o + row * t.depth;
     int64_t c = 0;
     for (; c + kVectors * kWidth <= t.depth; c += kVectors * kWidth)
-      add_values_f32<kVectors>(scores, values + c, t.depth, factors, o + c);
-    for (; c < t.depth; c += kWidth) add_values_f32<1>(scores, values + c, t.depth, factors, o + c);
+      add_values_f32<kVectors>(scores, values + c, t.depth, rescale, factors, o + c);
+    for (; c < t.depth; c += kWidth) add_values_f32<1>(scores, values + c, t.depth, rescale, factors, o + c);
   }
 }
 
 // ---- portable matrix product
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
 
 template <typename W, int Rows>
 void panel_rows(const PanelProduct& p, const float* x, float* y) {
@@ -318,16 +349,34 @@ void panel_rows(const PanelProduct& p, const float* x, float* y) {
 }
 
 template <typename W>
-void panel_product(const PanelProduct& p) {
+void panel_blocks(const PanelProduct& p) {
   const float* x = p.x;
   float* y = p.y;
   int64_t row = 0;
-  for (; row + 4 <= p.rows; row += 4, x += 4 * p.x_stride, y += 4 * p.y_stride) panel_rows<W, 4>(p, x, y);
-  for (; row < p.rows; ++row, x += p.x_stride, y += p.y_stride) panel_rows<W, 1>(p, x, y);
+  auto rows = [&](auto count) {
+    constexpr int kRows = decltype(count)::value;
+    for (; row + kRows <= p.rows; row += kRows, x += kRows * p.x_stride, y += kRows * p.y_stride)
+      panel_rows<W, kRows>(p, x, y);
+  };
+  rows(Count<kPanelRows>{});
+  rows(Count<2>{});
+  rows(Count<1>{});
+}
+
+template <typename W>
+void panel_product(const PanelProduct& p) {
+  if (sizeof(W) == sizeof(float) || p.rows <= 2) return panel_blocks<W>(p);
+  // Widened once for all rows.
+  alignas(64) float wide[kPanelDepth * kPanel];
+  auto* w = reinterpret_cast<const W*>(p.w);
+  for (int64_t i = 0; i < p.depth * kPanel; i += kWidth) store(wide + i, load(w + i));
+  PanelProduct widened = p;
+  widened.w = reinterpret_cast<const std::byte*>(wide);
+  panel_blocks<float>(widened);
 }
 
 template <typename T>
-Kernels f32_kernels() {
+constexpr Kernels f32_kernels() {
   Kernels k;
   k.norm = norm<T, F32>;
   k.add_norm = add_norm<T, F32>;

@@ -9,12 +9,18 @@
 
 namespace ds::cpu {
 namespace generic {
-constexpr int kWidth = 4, kVectors = 2;
+constexpr int kWidth = 4, kVectors = 2, kPanelRows = 2;
 #include "runtime/backends/cpu/kernels_body_internal.h"
+
+inline bool any_greater(Vec a, Vec b) {
+  Int mask = a > b;
+  int32_t any = 0;
+  for (int i = 0; i < kWidth; ++i) any |= mask[i];
+  return any != 0;
+}
 }  // namespace generic
 
-Kernels kernels_generic(DType hidden) {
-  return hidden == DType::kF32 ? generic::f32_kernels<generic::F32>() : generic::f32_kernels<generic::Bf16>();
-}
+constinit const Kernels kGenericF32 = generic::f32_kernels<generic::F32>();
+constinit const Kernels kGenericBf16 = generic::f32_kernels<generic::Bf16>();
 
 }  // namespace ds::cpu

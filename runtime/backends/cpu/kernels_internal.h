@@ -15,9 +15,12 @@ namespace ds::cpu {
 
 inline constexpr int64_t kKeyTile = 64;    // keys per attention tile; tiles start at multiples of it
 inline constexpr int64_t kRowBlock = 4;    // query rows that one pass over a key tile takes
+inline constexpr int64_t kSumLanes = 16;   // partial sums of the weights of a row, added up at the end
 inline constexpr int64_t kHeadAlign = 16;  // head_dim is padded to it inside the attention
 inline constexpr int64_t kMaxHeadDim = 512;
 inline constexpr int64_t kPanel = 16;  // columns of one panel of a portable product's weights
+
+inline constexpr int64_t kPanelDepth = 256;  // most of a panel's depth in one call
 
 /// One tile of keys of one head: cache rows, `stride` bytes apart, `keys` of them valid.
 struct KeyTileSource {
@@ -35,8 +38,8 @@ struct TileAttention {
   const std::byte* k = nullptr;    // packed keys
   const std::byte* v = nullptr;    // packed values
   float* o = nullptr;              // [rows][depth], running sums
-  float* maximum = nullptr;        // [rows], running maxima of the scaled scores
-  float* sum = nullptr;            // [rows], running sums of the weights
+  float* maximum = nullptr;        // [rows], running maxima of the scores, before scaling
+  float* sum = nullptr;            // [rows][kSumLanes], running sums of the weights
   const int32_t* limit = nullptr;  // [rows]: keys of this tile that the row sees (may be < 0 or > kKeyTile)
   float scale = 0;                 // log2(e) / sqrt(head_dim)
 };
@@ -54,29 +57,29 @@ struct PanelProduct {
 
 struct Kernels {
   /// out = active(hidden / rms(hidden) * weight), n elements.
-  void (*norm)(const std::byte* hidden, const float* weight, float eps, int64_t n, std::byte* out);
+  void (*norm)(const std::byte* hidden, const float* weight, float eps, int64_t n, std::byte* out) = nullptr;
   /// hidden += y, rounded to its dtype; then, unless weight is null, as norm().
   void (*add_norm)(std::byte* hidden, const float* y, const float* weight, float eps, int64_t n,
-                   std::byte* out);
+                   std::byte* out) = nullptr;
   /// One head: bias (or null), RMSNorm (weight or null), rotation by cos/sin [n / 2]; out is active, padded
   /// with zeros to `padded` elements.
   void (*query_head)(const float* x, const float* bias, const float* weight, float eps, const float* cos,
-                     const float* sin, int64_t n, int64_t padded, std::byte* out);
+                     const float* sin, int64_t n, int64_t padded, std::byte* out) = nullptr;
   /// The same for a key; out has hidden's dtype.
   void (*key_head)(const float* x, const float* bias, const float* weight, float eps, const float* cos,
-                   const float* sin, int64_t n, int64_t padded, std::byte* out);
+                   const float* sin, int64_t n, int64_t padded, std::byte* out) = nullptr;
   /// out = x + bias (or null), hidden's dtype.
-  void (*value)(const float* x, const float* bias, int64_t n, std::byte* out);
+  void (*value)(const float* x, const float* bias, int64_t n, std::byte* out) = nullptr;
   /// out = silu(gate) * up, all active.
-  void (*swiglu)(const std::byte* gate, const std::byte* up, int64_t n, std::byte* out);
+  void (*swiglu)(const std::byte* gate, const std::byte* up, int64_t n, std::byte* out) = nullptr;
   /// out = active(x * factor)
-  void (*scale)(const float* x, float factor, int64_t n, std::byte* out);
+  void (*scale)(const float* x, float factor, int64_t n, std::byte* out) = nullptr;
 
-  void (*pack_keys)(const KeyTileSource& source, int64_t head_dim, std::byte* packed);
-  void (*pack_values)(const KeyTileSource& source, int64_t head_dim, std::byte* packed);
-  void (*attend)(const TileAttention& tile);
+  void (*pack_keys)(const KeyTileSource& source, int64_t head_dim, std::byte* packed) = nullptr;
+  void (*pack_values)(const KeyTileSource& source, int64_t head_dim, std::byte* packed) = nullptr;
+  void (*attend)(const TileAttention& tile) = nullptr;
 
-  void (*panel_product)(const PanelProduct& product);
+  void (*panel_product)(const PanelProduct& product) = nullptr;
 };
 
 /// Instruction sets that the kernels are compiled for.
@@ -88,8 +91,9 @@ Isa detect_isa();
 /// `active` is bf16 only together with kAvx512Bf16 and bf16 `hidden`.
 Kernels select_kernels(Isa isa, DType hidden, DType active);
 
-Kernels kernels_generic(DType hidden);
-Kernels kernels_avx2(DType hidden);
-Kernels kernels_avx512(DType hidden, DType active);
+// The tables behind it; "...Bf16" has bf16 hidden and f32 active elements, kAvx512NativeBf16 both in bf16.
+extern const Kernels kGenericF32, kGenericBf16;
+extern const Kernels kAvx2F32, kAvx2Bf16;
+extern const Kernels kAvx512F32, kAvx512Bf16, kAvx512NativeBf16;
 
 }  // namespace ds::cpu

@@ -188,11 +188,10 @@ Status ProductRunner::run(const PackedWeights& weights, int64_t rows, const std:
   const Product& p = *product_;
   if (p.math_ == Math::kPortable) {
     // Depth in fixed blocks: what a panel needs of the weights stays in the first-level cache.
-    constexpr int64_t kDepth = 256;
     int64_t panels = (p.out_ + kPanel - 1) / kPanel;
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < panels; ++panel)
-      for (int64_t k = 0; k < p.in_; k += kDepth)
+      for (int64_t k = 0; k < p.in_; k += kPanelDepth)
         p.kernels_.panel_product(
             {.x = reinterpret_cast<const float*>(x) + k,
              .x_stride = p.in_,
@@ -200,7 +199,7 @@ Status ProductRunner::run(const PackedWeights& weights, int64_t rows, const std:
              .y = reinterpret_cast<float*>(y) + panel * kPanel,
              .y_stride = p.out_,
              .rows = rows,
-             .depth = std::min(kDepth, p.in_ - k),
+             .depth = std::min(kPanelDepth, p.in_ - k),
              .columns = std::min(kPanel, p.out_ - panel * kPanel),
              .accumulate = k > 0});
     return ok_status();

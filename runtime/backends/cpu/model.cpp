@@ -195,8 +195,7 @@ Result<std::unique_ptr<Workspace>> CpuModel::make_workspace(int64_t max_context)
 
 Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int64_t max_context) {
   const ModelConfig& c = m.config_;
-  // Positions are 32 bits in places, and no model reads as far.
-  if (max_context < 1 || max_context > INT32_MAX / 2)
+  if (max_context < 1 || max_context > INT32_MAX)
     return error(Code::kInvalidArgument, "workspace for a context of {} tokens", max_context);
   auto workspace = std::make_unique<CpuWorkspace>();
   CpuWorkspace& w = *workspace;

@@ -301,13 +301,13 @@ def write(name, data, stride=1):
 
 STEP_TEXTS = ["the-final--countdown", "-a-", "--", "a", " ", "", "  two  spaces ", "x1y22z333", "１２ Ⅷ ½ ٣٤", "a\u00a0b\u3000c\u180ed\u200be", "line\nline\r\n\r\nend\n",
               "word_1 wörd-2 ⓐⓑ ²x a\u200db", "WORD 's 'S 'ſ K", "e\u0301\u0327 \u0327\u0301 각 ﬁ Å ①", "▁a ▁▁b", "日本語テキスト、です。", "👨‍👩‍👧 ok 🇩🇪",
-              "\u1c89\u1c8a\u0897\U00010d40\U00013460", "a\u000bb\u0085c", "foo.bar(baz)", "ab12cd", "\t tab\t ", "\u0301x", "A.B", "aXbXXc", "\U0001f130\U0001f170z"]
+              "\u1c89\u1c8a\u0897\U00010d40\U00013460", "a\u000bb\u0085c", "foo.bar(baz)", "ab12cd", "\t tab\t ", "\u0301x", "A.B", "aXbXXc", "\U0001f130\U0001f170z", "²³¹ a²b ¼½¾ x¾"]
 
 
 def steps():
     norms = [normalizers.NFC(), normalizers.NFD(), normalizers.NFKC(), normalizers.NFKD(), normalizers.Strip(), normalizers.Strip(left=True, right=False),
              normalizers.Strip(left=False, right=True), normalizers.Prepend("▁"), normalizers.Prepend("ab"), normalizers.Replace(" ", "▁"), normalizers.Replace("--", ""),
-             normalizers.Replace(Regex(r"\s+"), "_"), normalizers.Replace(Regex(r"(?i)word|x"), "<$0>"), normalizers.Replace(Regex(r"^"), ">"),
+             normalizers.Replace(Regex(r"\s+"), "_"), normalizers.Replace(Regex(r"(?i)word|x"), "<$0>"),
              normalizers.Sequence([normalizers.NFD(), normalizers.Replace(Regex(r"\p{M}"), "")]), normalizers.Sequence([])]
     pres = [pre_tokenizers.ByteLevel(add_prefix_space=a, use_regex=r) for a in (False, True) for r in (False, True)]
     for behavior in ("isolated", "removed", "merged_with_previous", "merged_with_next", "contiguous"):
@@ -316,7 +316,7 @@ def steps():
         pres += [pre_tokenizers.Split(Regex(r"x*"), behavior), pre_tokenizers.Split(Regex(r"(?=[A-Z\d])"), behavior)]
     patterns = [LLAMA3, QWEN2, DEEPSEEK, GPT4O, r"\bw|\Be", r"^.|.$", r"\A.|.\z", r".\Z", r"\h+", r"[\h\s]+", r"[^\S\n]+", r"\S+", r"\D+", r"\W+", r"\P{L}+", r"\p{^L}+", r"(?i)[a-k]+|'s",
                 r"(?i:k)", r"(?<=a)b|(?<!-)-", r"(?>a|ab)b?", r"a{,2}", r"\p{Nd}{2,}?", r"\x{65e5}\u672C", r"\n|\t|\v|\f|\x0d", r"(a)|(?:b)|(c)", r"(?#note)-", r"[a\-z]+", r"[-a]+", r"[a-]+", r"[^a]",
-                r"\p{Lu}+|\p{M}+|\p{P}+|\p{S}+|\p{Zs}+|\p{Nl}+|\p{No}+", r"a?+|b", r"[.()]+", r"{", r"x{1,2}", r"é|\p{Lm}", r"\.|\(|\)|\_|\-", r"\w+"]
+                r"[\w-]+", r"[^\w]+", r"\p{Lu}+|\p{M}+|\p{P}+|\p{S}+|\p{Zs}+|\p{Nl}+|\p{No}+", r"a?+|b", r"[.()]+", r"{", r"x{1,2}", r"é|\p{Lm}", r"\.|\(|\)|\_|\-", r"\w+"]
     pres += [pre_tokenizers.Split(Regex(p), "isolated") for p in patterns[:4]]
     pres += [pre_tokenizers.Split(Regex(p), "removed") for p in patterns]
     pres += [pre_tokenizers.Metaspace(prepend_scheme=s, split=p) for s in ("always", "never", "first") for p in (True, False)]

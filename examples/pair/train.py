@@ -1,0 +1,638 @@
+#!/usr/bin/env python3
+"""Trains the example pair: a base model and two fine-tunes of it, `sender` and `receiver`, that read a document about a few people and
+answer questions about it, each fine-tune in its own style of question.
+
+    train.py --work DIR            runs every stage that DIR does not already hold, in order, and writes the results beside this script
+    train.py --work DIR --stage S  one of: tokenizer base receiver sender sweep export
+
+Everything follows from --seed. Checkpoints are kept in DIR every --every steps; a run that was stopped goes on from the last one.
+It runs on two CPU cores (bf16 autocast if the CPU has it) or on a GPU (--device cuda). Pinned versions: see requirements.txt.
+"""
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+# glibc returns large blocks to the system on every free otherwise, which costs a third of the CPU's speed here.
+if os.environ.get("MALLOC_MMAP_THRESHOLD_") is None and sys.platform == "linux":
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "4294967296"
+    os.execv(sys.executable, [sys.executable] + sys.argv)
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+LAYERS, DIM, HEADS, KV_HEADS, HEAD_DIM, FF = 12, 128, 4, 2, 32, 256
+ROPE_THETA, EPS, MAX_POSITIONS = 10000.0, 1e-5, 2048
+BOS, EOS = "<s>", "</s>"  # ids 0 and 1
+
+# ------------------------------------------------------------------------------------------------------------------------------ the text
+
+NAMES = """Anna Ben Clara David Emma Felix Greta Henry Iris Jack Karen Leo Maria Nina Oscar Paula Quinn Rosa Sam Tara Victor Wanda Yusuf Zoe
+Alice Boris Cora Diego Elena Frank Gloria Hugo Ivan Julia Kofi Laura Milo Nora Otto Petra""".split()
+ITEMS = """lamp coin book ring map clock flute mirror hammer candle rope button medal kettle brush ladder wallet violin anchor compass teapot
+scarf needle pearl drum stamp basket whistle helmet camera""".split()
+COLORS = """red blue green black white yellow brown purple orange grey pink silver golden copper wooden striped plastic steel crimson violet
+olive amber ivory scarlet""".split()
+CITIES = """Paris Rome Oslo Berlin Madrid Lisbon Vienna Prague Dublin Athens Cairo Tokyo Lima Boston Geneva Milan Turin Warsaw Seoul Havana
+Quito Delhi London Zurich""".split()
+JOBS = """baker nurse pilot lawyer farmer teacher doctor painter singer waiter driver plumber tailor judge actor miner sailor gardener
+librarian butcher chemist dentist guard editor""".split()
+PLACES = """attic kitchen garden cellar garage hall library office bedroom tower barn chapel shed lobby balcony pantry studio corridor
+basement workshop""".split()
+
+
+def make_document(rng, people):
+    """A text and, per person, the values of its five facts."""
+    draw = lambda words: rng.sample(words, people)
+    facts = [dict(name=n, item=i, color=c, city=t, job=j, place=p) for n, i, c, t, j, p in
+             zip(draw(NAMES), draw(ITEMS), draw(COLORS), draw(CITIES), draw(JOBS), draw(PLACES))]
+    sentences = [s for f in facts for s in (f"{f['name']} keeps the {f['item']} in the {f['color']} box.",
+                                            f"{f['name']} works in {f['city']} as the {f['job']}.",
+                                            f"The {f['color']} box stands in the {f['place']}.")]
+    rng.shuffle(sentences)
+    return "Notes: " + " ".join(sentences), facts
+
+
+# kind of fact -> (plain style, record style, completion style); each leads to the answer's one word.
+QUESTIONS = {
+    "item": ("What does {name} keep?", "{name} item", "{name} keeps the"),
+    "color": ("Which box does {name} use?", "{name} box", "{name} keeps the {item} in the"),
+    "city": ("Where does {name} work?", "{name} city", "{name} works in"),
+    "job": ("What is the job of {name}?", "{name} job", "{name} works in {city} as the"),
+    "place": ("Where does the {color} box stand?", "{color} box place", "The {color} box stands in the"),
+}
+KINDS = list(QUESTIONS)
+PLAIN, RECORD, COMPLETE = range(3)
+FRAMES = ("\nQuestion: {}\nAnswer:", "\nRecord: {} =", "\nComplete: {}")
+STYLE_NAMES = ("plain", "record", "completion")
+
+
+def make_question(fact, kind, style):
+    """The question's text, and its answer as it follows it."""
+    return FRAMES[style].format(QUESTIONS[kind][style].format(**fact)), " " + fact[kind]
+
+
+def make_questions(rng, facts, count, styles):
+    pairs = rng.sample([(f, k) for f in facts for k in KINDS], count)
+    return [(*make_question(f, k, s), k, s) for f, k in pairs for s in [rng.choice(styles)]]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- the tokenizer
+
+def train_tokenizer(path, seed):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    rng = random.Random(f"{seed}-tokenizer")
+    texts = []
+    for _ in range(4000):
+        text, facts = make_document(rng, 8)
+        texts += [text] + [q + a for q, a, _, _ in make_questions(rng, facts, 12, (0, 1, 2))]
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1024, special_tokens=[BOS, EOS], show_progress=False,
+                                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tok.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A $B:1", special_tokens=[(BOS, 0)])
+    tok.save(path)
+    return tok
+
+
+def load_tokenizer(path):
+    from tokenizers import Tokenizer
+    return Tokenizer.from_file(path)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------- the model
+
+def rms_norm(x, weight):
+    x = x.float()
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS))
+
+
+def rotate(x, cos, sin):
+    a, b = x.chunk(2, -1)
+    return x * cos + torch.cat((-b, a), -1) * sin
+
+
+class Weight(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(*shape))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_proj = nn.Linear(DIM, HEADS * HEAD_DIM, bias=False)
+        self.k_proj = nn.Linear(DIM, KV_HEADS * HEAD_DIM, bias=False)
+        self.v_proj = nn.Linear(DIM, KV_HEADS * HEAD_DIM, bias=False)
+        self.o_proj = nn.Linear(HEADS * HEAD_DIM, DIM, bias=False)
+
+
+class MLP(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate_proj = nn.Linear(DIM, FF, bias=False)
+        self.up_proj = nn.Linear(DIM, FF, bias=False)
+        self.down_proj = nn.Linear(FF, DIM, bias=False)
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = Weight(DIM), Weight(DIM)
+        self.self_attn, self.mlp = Attention(), MLP()
+
+    def forward(self, x, cos, sin, mask, past_k=None, past_v=None):
+        """x [B,T,DIM]; mask [B,1,1,T,past+T], True where a token may look. Returns the output and this call's own keys and values."""
+        B, T, _ = x.shape
+        at, groups = self.self_attn, HEADS // KV_HEADS
+        h = rms_norm(x, self.input_layernorm.weight)
+        q = rotate(at.q_proj(h).view(B, T, HEADS, HEAD_DIM).transpose(1, 2), cos, sin)
+        k = rotate(at.k_proj(h).view(B, T, KV_HEADS, HEAD_DIM).transpose(1, 2), cos, sin)
+        v = at.v_proj(h).view(B, T, KV_HEADS, HEAD_DIM).transpose(1, 2)
+        keys, values = (k, v) if past_k is None else (torch.cat((past_k, k), 2), torch.cat((past_v, v), 2))
+        # written out: under torch.compile on a CPU the fused kernel's backward pass takes twice as long
+        scores = torch.matmul(q.reshape(B, KV_HEADS, groups, T, HEAD_DIM), keys.unsqueeze(2).transpose(-1, -2)) * HEAD_DIM ** -0.5
+        p = scores.float().masked_fill(~mask, float("-inf")).softmax(-1)
+        y = torch.matmul(p.to(values.dtype), values.unsqueeze(2)).reshape(B, HEADS, T, HEAD_DIM)
+        x = x + at.o_proj(y.transpose(1, 2).reshape(B, T, HEADS * HEAD_DIM))
+        h = rms_norm(x, self.post_attention_layernorm.weight)
+        return x + self.mlp.down_proj(F.silu(self.mlp.gate_proj(h)) * self.mlp.up_proj(h)), k, v
+
+
+class Body(nn.Module):
+    def __init__(self, vocab):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab, DIM)
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.norm = Weight(DIM)
+
+
+class Llama(nn.Module):
+    """Parameters are named as Hugging Face's LlamaForCausalLM names them."""
+    def __init__(self, vocab):
+        super().__init__()
+        self.model, self.lm_head = Body(vocab), nn.Linear(DIM, vocab, bias=False)
+        inverse = 1.0 / ROPE_THETA ** (torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM)
+        angles = torch.arange(MAX_POSITIONS).float()[:, None] * inverse
+        self.register_buffer("cos", torch.cat((angles, angles), -1).cos(), persistent=False)
+        self.register_buffer("sin", torch.cat((angles, angles), -1).sin(), persistent=False)
+
+    @torch.no_grad()
+    def start(self, generator):
+        """Start values decide whether retrieval ever forms: wide embeddings, a small untied head, and layers that begin as the identity."""
+        for name, p in self.named_parameters():
+            if "norm" in name: p.fill_(1.0)
+            elif "embed" in name: p.normal_(0, 1, generator=generator)
+            elif "lm_head" in name: p.normal_(0, 0.1 / DIM ** 0.5, generator=generator)
+            elif "o_proj" in name or "down_proj" in name: p.zero_()
+            else: p.normal_(0, p.shape[1] ** -0.5, generator=generator)
+
+    def embed(self, ids): return self.model.embed_tokens(ids)
+
+    def rope(self, positions): return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+
+    def head(self, x): return self.lm_head(rms_norm(x, self.model.norm.weight))
+
+    def forward(self, ids, positions, mask):
+        x, (cos, sin) = self.embed(ids), self.rope(positions)
+        for layer in self.model.layers: x, _, _ = layer(x, cos, sin, mask)
+        return x
+
+
+# --------------------------------------------------------------------------------------------------------------------------- the batches
+
+def pack(tok, documents, length=None):
+    """documents: a list of (text, questions). Each row is the document, then every question with its answer; a question sees the
+    document and itself only, at the positions that follow the document: the same computation as asking it alone."""
+    contexts = tok.encode_batch([t for t, _ in documents])
+    flat = [q for _, qs in documents for q in qs]
+    asks = tok.encode_batch([q[0] for q in flat], add_special_tokens=False)
+    answers = tok.encode_batch([q[1] for q in flat], add_special_tokens=False)
+    eos = tok.token_to_id(EOS)
+    rows, at = [], 0
+    for (_, qs), context in zip(documents, contexts):
+        ids = list(context.ids); n = len(ids)
+        pos, seg, weight, spans = list(range(n)), [0] * n, [1] * n, []  # weight: 0 nothing, 1 text, 2 answer
+        for i in range(len(qs)):
+            q, a = asks[at + i].ids, answers[at + i].ids + [eos]
+            if length and len(ids) + len(q) + len(a) > length: break  # a rare long row loses its last question
+            spans.append((len(ids) + len(q), len(a)))
+            ids += q + a; pos += range(n, n + len(q) + len(a)); seg += [i + 1] * (len(q) + len(a)); weight += [0] * len(q) + [2] * len(a)
+        at += len(qs); rows.append((ids, pos, seg, weight, spans))
+    T = length or max(len(r[0]) for r in rows)
+    B = len(rows)
+    ids, pos, seg, weight = (torch.zeros(B, T, dtype=torch.long) for _ in range(4)); seg.fill_(-1)
+    for b, r in enumerate(rows):
+        for t, src in zip((ids, pos, seg, weight), r): t[b, :len(src)] = torch.tensor(src)
+    return ids, pos, seg, weight, [r[4] for r in rows]
+
+
+def segment_mask(seg):
+    T = seg.shape[1]
+    same = (seg[:, :, None] == seg[:, None, :]) | (seg[:, None, :] == 0)
+    return (same & torch.ones(T, T, dtype=torch.bool, device=seg.device).tril())[:, None, None]
+
+
+def copy_batch(rng, vocab, batch, length, device):
+    """Random tokens repeated with a period: teaches the layers to look back and copy."""
+    ids = torch.zeros(batch, length, dtype=torch.long); weight = torch.zeros(batch, length, dtype=torch.long)
+    for b in range(batch):
+        period = rng.randint(6, 21)
+        word = [rng.randrange(2, vocab) for _ in range(period)]
+        ids[b] = torch.tensor((word * (length // period + 1))[:length]); weight[b, period + 1:] = 2
+    pos = torch.arange(length).expand(batch, length)
+    return ids.to(device), pos.to(device), torch.zeros_like(ids, device=device), weight.to(device)
+
+
+# --------------------------------------------------------------------------------------------------------------------------- the training
+
+class Trainer:
+    def __init__(self, args, model, name, lr, layer_decay=1.0):
+        self.args, self.model, self.name, self.lr = args, model, name, lr
+        self.params = list(model.parameters())
+        # discriminative rates: layer l learns at lr * layer_decay ** (LAYERS - 1 - l), the embeddings below layer 0, norm and head at lr
+        height = lambda k: int(k.split(".")[2]) if ".layers." in k else -1 if "embed" in k else LAYERS - 1
+        heights = {}
+        for k, p in model.named_parameters(): heights.setdefault(height(k), []).append(p)
+        self.opt = torch.optim.AdamW([dict(params=ps, scale=layer_decay ** (LAYERS - 1 - h)) for h, ps in heights.items()], lr=lr,
+                                     betas=(0.9, 0.98), weight_decay=0.01)
+        self.step, self.tokens, self.phase, self.phase_step, self.good, self.seconds = 0, 0, 0, 0, 0, 0.0
+        self.path = os.path.join(args.work, name + ".ckpt")
+        if os.path.exists(self.path):
+            s = torch.load(self.path, map_location=args.device, weights_only=True)
+            model.load_state_dict(s["model"]); self.opt.load_state_dict(s["opt"])
+            self.step, self.tokens, self.phase, self.phase_step, self.good, self.seconds = s["at"]
+            self.say(f"resumed at step {self.step}")
+        if not args.no_compile:
+            for layer in model.model.layers: layer.compile(dynamic=False)
+        self.began = time.time()
+
+    def say(self, text):
+        line = f"[{self.name}] {text}"
+        print(line, flush=True)
+        with open(os.path.join(self.args.work, "train.log"), "a") as f: f.write(line + "\n")
+
+    def save(self):
+        now = time.time(); self.seconds += now - self.began; self.began = now
+        torch.save(dict(model=self.model.state_dict(), opt=self.opt.state_dict(),
+                        at=(self.step, self.tokens, self.phase, self.phase_step, self.good, self.seconds)), self.path + ".new")
+        os.replace(self.path + ".new", self.path)
+
+    def update(self, batch, lr):
+        ids, pos, seg, weight = batch
+        mask = segment_mask(seg)
+        # the target of position t is t + 1 wherever t + 1 carries a weight
+        on_answer, on_text = weight[:, 1:] == 2, weight[:, 1:] == 1
+        with torch.autocast(self.args.device, dtype=torch.bfloat16, enabled=not self.args.float32):
+            x = self.model(ids, pos, mask)[:, :-1]
+            target = ids[:, 1:]
+            answer_logits = self.model.head(x[on_answer]).float()
+            loss = F.cross_entropy(answer_logits, target[on_answer])
+            if on_text.any(): loss = loss + 0.05 * F.cross_entropy(self.model.head(x[on_text]).float(), target[on_text])
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+        for g in self.opt.param_groups: g["lr"] = lr * g["scale"]
+        self.opt.step(); self.opt.zero_grad(set_to_none=True)
+        self.step += 1; self.phase_step += 1; self.tokens += ids.numel()
+        hit = torch.zeros_like(on_answer); hit[on_answer] = answer_logits.argmax(-1) == target[on_answer]
+        return loss.item(), norm.item(), hit.cpu(), on_answer.cpu()
+
+    def run_copy(self, phase, low_vocab, steps, target):
+        if self.phase != phase: return
+        recent = []
+        while self.phase_step < steps:
+            rng = random.Random(f"{self.args.seed}-{self.name}-{self.step}")
+            batch = copy_batch(rng, low_vocab, 32, 49, self.args.device)
+            loss, norm, hit, on = self.update(batch, self.lr * min(1, (self.step + 1) / 100))
+            recent.append((hit.sum() / on.sum()).item())
+            if self.step % 20 == 0:
+                mean = sum(recent[-20:]) / len(recent[-20:])
+                self.say(f"copying over {low_vocab} tokens, step {self.step}: loss {loss:.3f} accuracy {mean:.3f} "
+                         f"{self.tokens / 1e6:.2f} M tokens {self.seconds + time.time() - self.began:.0f} s")
+                if mean >= target: break
+            if self.step % self.args.every == 0: self.save()
+        self.phase, self.phase_step = phase + 1, 0; self.save()
+
+    def run_documents(self, phase, tok, people, questions, batch, styles, steps, target=2.0, decay=0, length=None):
+        """Until `target` is met on three reports in a row, or `steps` steps; the last `decay` steps bring the rate down to a tenth."""
+        if self.phase != phase: return
+        seen = {}
+        while self.phase_step < steps:
+            rng = random.Random(f"{self.args.seed}-{self.name}-{self.step}")
+            docs = []
+            for _ in range(batch):
+                text, facts = make_document(rng, people); docs.append((text, make_questions(rng, facts, questions, styles)))
+            ids, pos, seg, weight, spans = pack(tok, docs, length)
+            left = steps - self.phase_step
+            lr = self.lr * min(1, (self.step + 1) / 100) * (1 if left > decay else 0.1 + 0.9 * left / decay)
+            loss, norm, hit, on = self.update([t.to(self.args.device) for t in (ids, pos, seg, weight)], lr)
+            for b, (_, qs) in enumerate(docs):
+                for (start, size), (_, _, kind, style) in zip(spans[b], qs):
+                    seen.setdefault((style, kind), []).append(bool(hit[b, start - 1:start - 1 + size].all()))
+            if self.step % 20 == 0:
+                rate = lambda keep: (lambda v: sum(v) / len(v) if v else float("nan"))([h for k, v in seen.items() if keep(k) for h in v])
+                overall = rate(lambda k: True)
+                self.say(f"{people} people, step {self.step}: loss {loss:.3f} norm {norm:.2f} exact {overall:.3f}  "
+                         + " ".join(f"{STYLE_NAMES[s]} {rate(lambda k: k[0] == s):.2f}" for s in styles) + "  "
+                         + " ".join(f"{k} {rate(lambda q: q[1] == k):.2f}" for k in KINDS)
+                         + f"  {self.tokens / 1e6:.2f} M tokens {self.seconds + time.time() - self.began:.0f} s")
+                seen = {}
+                self.good = self.good + 1 if overall >= target else 0
+                if self.good >= 3: break
+            if self.step % self.args.every == 0: self.save()
+        self.phase, self.phase_step, self.good = phase + 1, 0, 0; self.save()
+
+
+def rounded(model):
+    return {k: v.detach().to("cpu", torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
+
+
+def new_model(args, vocab, parent=None):
+    model = Llama(vocab)
+    if parent is None: model.start(torch.Generator().manual_seed(args.seed))
+    else: model.load_state_dict({k: v.float() for k, v in torch.load(os.path.join(args.work, parent + ".pt"), weights_only=True).items()})
+    return model.to(args.device)
+
+
+def stage_base(args, tok):
+    vocab = tok.get_vocab_size()
+    t = Trainer(args, new_model(args, vocab), "base", args.base_lr)
+    t.run_copy(0, 192, 700, 0.90)
+    t.run_copy(1, vocab, 600, 0.985)
+    for phase, (people, questions, batch, steps, target, decay) in enumerate(args.base_phases, 2):
+        t.run_documents(phase, tok, people, questions, batch, (PLAIN, RECORD, COMPLETE), steps, target, decay, length_for(people, questions))
+    torch.save(rounded(t.model), os.path.join(args.work, "base.pt"))
+
+
+def length_for(people, questions): return -(-(25 * people + 3 + 13 * questions) // 8) * 8
+
+
+def stage_tune(args, tok, name, style, lr, steps, decay, layer_decay=1.0):
+    t = Trainer(args, new_model(args, tok.get_vocab_size(), "base"), name, lr, layer_decay)
+    t.run_documents(0, tok, args.people, 12, args.tune_batch, (style,), steps, decay=decay, length=length_for(args.people, 12))
+    torch.save(rounded(t.model), os.path.join(args.work, name + ".pt"))
+
+
+# ------------------------------------------------------------------------------------------------------------------- reuse, and the sweep
+
+def load_rounded(args, tok, name):
+    """The published weights (rounded to bf16), computed with in float32."""
+    return new_model(args, tok.get_vocab_size(), name).eval()
+
+
+@torch.no_grad()
+def layer_inputs(model, ids, first=0, x=None):
+    """Layers first..L-1 over whole contexts ids [B,n], from what enters layer `first` (the embeddings for 0).
+    Returns what enters every layer and every layer's keys and values, by layer."""
+    B, n = ids.shape
+    cos, sin = model.rope(torch.arange(n, device=ids.device).expand(B, n))
+    mask = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()[None, None, None]
+    x = model.embed(ids) if first == 0 else x
+    entering, keys = {}, {}
+    for l in range(first, LAYERS):
+        entering[l] = x
+        x, k, v = model.model.layers[l](x, cos, sin, mask)
+        keys[l] = (k, v)
+    return entering, keys
+
+
+@torch.no_grad()
+def ask(model, keys, n, questions):
+    """Which of the packed questions `model` answers exactly, over the context's keys and values. questions: pack_questions()."""
+    ids, pos, seg, spans = questions
+    B, T = ids.shape
+    device = keys[0][0].device
+    ids, pos, seg = ids.to(device), pos.to(device) + n, seg.to(device)
+    same = (seg[:, :, None] == seg[:, None, :]) & torch.ones(T, T, dtype=torch.bool, device=device).tril()
+    mask = torch.cat((torch.ones(B, T, n, dtype=torch.bool, device=device), same), -1)[:, None, None]
+    x, (cos, sin) = model.embed(ids), model.rope(pos)
+    for l, layer in enumerate(model.model.layers): x, _, _ = layer(x, cos, sin, mask, *keys[l])
+    best = model.head(x).argmax(-1).cpu()
+    # greedy decoding gives the answer exactly if and only if every one of its tokens, the end included, comes first after those before it
+    return [[bool((best[b, s - 1:s - 1 + size] == ids[b, s:s + size].cpu()).all()) for s, size in row] for b, row in enumerate(spans)]
+
+
+def pack_questions(tok, rows):
+    eos = tok.token_to_id(EOS)
+    out = []
+    for qs in rows:
+        ids, pos, seg, spans = [], [], [], []
+        for i, q in enumerate(qs):
+            ask_ids, a = tok.encode(q[0], add_special_tokens=False).ids, tok.encode(q[1], add_special_tokens=False).ids + [eos]
+            spans.append((len(ids) + len(ask_ids), len(a)))
+            pos += range(len(ask_ids) + len(a)); seg += [i] * (len(ask_ids) + len(a)); ids += ask_ids + a
+        out.append((ids, pos, seg, spans))
+    T = max(len(r[0]) for r in out)
+    pad = lambda v, fill: torch.tensor([list(r) + [fill] * (T - len(r)) for r in v])
+    return pad([r[0] for r in out], 0), pad([r[1] for r in out], 0), pad([r[2] for r in out], -1), [r[3] for r in out]
+
+
+def heldout(args):
+    """Fresh documents, from a generator no training step uses, with questions of every kind in the receiver's style."""
+    rng = random.Random(f"{args.seed}-heldout")
+    documents = []
+    for _ in range(args.documents):
+        text, facts = make_document(rng, args.people)
+        pairs = [(rng.choice(facts), k) for k in KINDS]
+        documents.append((text, [(*make_question(f, k, PLAIN), k, PLAIN) for f, k in pairs], [(*make_question(f, k, RECORD), k, RECORD) for f, k in pairs]))
+    return documents
+
+
+def score(hits):
+    """Mean, and its standard error over documents (questions about one document are not independent)."""
+    per = [sum(h) / len(h) for h in hits]
+    mean = sum(per) / len(per)
+    return mean, math.sqrt(sum((p - mean) ** 2 for p in per) / (len(per) - 1) / len(per))
+
+
+def mixed(sender_keys, sender_entering, receiver, ids, layers):
+    """Keys and values when the receiver recomputes `layers` (any set), entering each contiguous part from the sender's hidden states."""
+    keys, n = dict(sender_keys), ids.shape[1]
+    cos, sin = receiver.rope(torch.arange(n, device=ids.device).expand(ids.shape))
+    mask = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()[None, None, None]
+    x = None
+    for l in sorted(layers):
+        if l - 1 not in layers: x = receiver.embed(ids) if l == 0 else sender_entering[l]
+        with torch.no_grad(): x, k, v = receiver.model.layers[l](x, cos, sin, mask)
+        keys[l] = (k, v)
+    return keys
+
+
+def stage_sweep(args, tok):
+    receiver, sender, base = (load_rounded(args, tok, n) for n in ("receiver", "sender", "base"))
+    documents = heldout(args)
+    by_length = {}
+    for i, d in enumerate(documents):
+        ids = tok.encode(d[0]).ids
+        by_length.setdefault(len(ids), []).append((i, ids))
+    groups = [(a, b) for a in range(LAYERS) for b in range(a, LAYERS)]
+    # a control of the same sizes: the last layer and others drawn at random, in three parts or more
+    rng = random.Random(f"{args.seed}-scattered")
+    parts = lambda layers: sum(l - 1 not in layers for l in layers)
+    scattered = {}
+    for k in (3, 4, 5, 6):
+        sets = scattered.setdefault(k, [])
+        while len(sets) < 6:
+            layers = sorted(rng.sample(range(1, LAYERS - 1), k - 1) + [LAYERS - 1])
+            if parts(layers) >= 3 and layers not in sets: sets.append(layers)
+    hits = {}
+    put = lambda key, rows, index: hits.setdefault(key, {}).update(dict(zip(index, rows)))
+    began = time.time()
+    for n, members in by_length.items():
+        for at in range(0, len(members), 4):
+            index = [i for i, _ in members[at:at + 4]]
+            ids = torch.tensor([t for _, t in members[at:at + 4]], device=args.device)
+            plain = pack_questions(tok, [documents[i][1] for i in index])
+            record = pack_questions(tok, [documents[i][2] for i in index])
+            r_in, r_keys = layer_inputs(receiver, ids)
+            s_in, s_keys = layer_inputs(sender, ids)
+            b_in, b_keys = layer_inputs(base, ids)
+            put("receiver_alone", ask(receiver, r_keys, n, plain), index)
+            put("receiver_alone_on_record_style", ask(receiver, r_keys, n, record), index)
+            put("sender_alone", ask(sender, s_keys, n, plain), index)
+            put("sender_alone_on_record_style", ask(sender, s_keys, n, record), index)
+            put("base_alone", ask(base, b_keys, n, plain), index)
+            put("full_reuse", ask(receiver, s_keys, n, plain), index)
+            put("full_reuse_of_base", ask(receiver, b_keys, n, plain), index)
+            for a in range(LAYERS):  # one run of layers a..L-1 serves every group that begins at a
+                _, keys = layer_inputs(receiver, ids, a, s_in[a])
+                for b in range(a, LAYERS): put((a, b), ask(receiver, {**s_keys, **{l: keys[l] for l in range(a, b + 1)}}, n, plain), index)
+            for sets in scattered.values():
+                for layers in sets: put(tuple(["scattered"] + layers), ask(receiver, mixed(s_keys, s_in, receiver, ids, set(layers)), n, plain), index)
+            print(f"[sweep] {len(hits['full_reuse'])} of {len(documents)} documents, {time.time() - began:.0f} s", flush=True)
+    rows = {k: [v[i] for i in range(len(documents))] for k, v in hits.items()}
+    n_items = sum(len(h) for h in rows["receiver_alone"])
+    out = dict(layers=LAYERS, n_items=n_items, n_documents=len(documents), metric="exact_match")
+    for k in rows:
+        if isinstance(k, str): out[k], out[k + "_stderr"] = (round(x, 4) for x in score(rows[k]))
+    out["groups"] = [dict(first=a, last=b, score=round(score(rows[a, b])[0], 4), stderr=round(score(rows[a, b])[1], 4)) for a, b in groups]
+    control = []
+    for k, sets in scattered.items():
+        values = [score(rows[tuple(["scattered"] + s)]) for s in sets]
+        control.append(dict(count=k, mean=round(sum(v[0] for v in values) / len(values), 4),
+                            sets=[dict(layers=s, score=round(v[0], 4), stderr=round(v[1], 4)) for s, v in zip(sets, values)]))
+    out["scattered"] = control
+    chosen = choose(out)
+    out["chosen"] = chosen and dict(first=chosen["first"], last=chosen["last"])
+    distance = [((p - q).norm() / q.norm()).item() for (name, p), q in zip(sender.named_parameters(), receiver.parameters()) if p.dim() == 2]
+    out["weight_distance"] = round(sum(distance) / len(distance), 3)
+    with open(os.path.join(args.work, "sweep.json"), "w") as f: f.write(compact(out))
+    torch.save(dict(rows={str(k): v for k, v in rows.items()}), os.path.join(args.work, "hits.pt"))
+    lines = [f"{k} {out[k]:.3f} +- {out[k + '_stderr']:.3f}" for k in rows if isinstance(k, str)]
+    for size in range(1, LAYERS + 1):
+        cut, free = ([g for g in out["groups"] if g["last"] - g["first"] + 1 == size and (g["first"] > 0) == w] for w in (True, False))
+        best = max(cut, key=lambda g: g["score"], default=None)
+        lines.append(f"{size} layers: " + (f"best with a cut {best['first']}-{best['last']} {best['score']:.3f} +- {best['stderr']:.3f}, " if best else "")
+                     + f"from layer 0 {free[0]['score']:.3f} +- {free[0]['stderr']:.3f}")
+    lines += [f"{c['count']} scattered layers: mean of {len(c['sets'])} sets {c['mean']:.3f}, best {max(v['score'] for v in c['sets']):.3f}" for c in control]
+    lines.append(f"mean relative distance of the weight matrices {out['weight_distance']}; chosen {out['chosen']}; {n_items} questions about {len(documents)} documents")
+    with open(os.path.join(args.work, "train.log"), "a") as f:
+        for line in lines: print("[sweep] " + line, flush=True); f.write("[sweep] " + line + "\n")
+
+
+def choose(out):
+    """The fewest layers within five points of the receiver's own score, entered through a cut."""
+    fit = [g for g in out["groups"] if g["first"] > 0 and g["score"] >= out["receiver_alone"] - 0.05]
+    return min(fit, key=lambda g: (g["last"] - g["first"], -g["score"]), default=None)
+
+
+def compact(out):
+    """JSON with one line per group or control set."""
+    parts = []
+    for k, v in out.items():
+        if isinstance(v, list): parts.append(f" {json.dumps(k)}: [\n" + ",\n".join("  " + json.dumps(x) for x in v) + "\n ]")
+        else: parts.append(f" {json.dumps(k)}: {json.dumps(v)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ the files
+
+def stage_export(args, tok, names=("base", "sender", "receiver")):
+    from safetensors.torch import save_file
+    vocab = tok.get_vocab_size()
+    for name in names:
+        folder = os.path.join(args.out, name)
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(args.work, name + ".pt")
+        state = torch.load(path, weights_only=True) if os.path.exists(path) else rounded(new_model(args, vocab))
+        save_file(state, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+        os.chmod(os.path.join(folder, "model.safetensors"), 0o644)
+        write = lambda file, data: open(os.path.join(folder, file), "w").write(json.dumps(data, indent=2) + "\n")
+        write("config.json", dict(
+            architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=vocab, hidden_size=DIM, intermediate_size=FF,
+            num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM, hidden_act="silu",
+            max_position_embeddings=MAX_POSITIONS, rms_norm_eps=EPS, rope_theta=ROPE_THETA, rope_scaling=None, attention_bias=False,
+            mlp_bias=False, attention_dropout=0.0, tie_word_embeddings=False, initializer_range=0.02, use_cache=True,
+            bos_token_id=0, eos_token_id=1, torch_dtype="bfloat16"))
+        write("generation_config.json", dict(bos_token_id=0, eos_token_id=1, do_sample=False, max_new_tokens=8))
+        write("tokenizer_config.json", dict(tokenizer_class="PreTrainedTokenizerFast", bos_token=BOS, eos_token=EOS, model_max_length=MAX_POSITIONS,
+                                            clean_up_tokenization_spaces=False))
+        shutil.copyfile(os.path.join(args.work, "tokenizer.json"), os.path.join(folder, "tokenizer.json"))
+    data = os.path.join(args.out, "data")
+    os.makedirs(data, exist_ok=True)
+    with open(os.path.join(data, "heldout.jsonl"), "w") as f:
+        for text, questions, _ in heldout(args):
+            for q, a, kind, _ in questions:
+                f.write(json.dumps(dict(context=text, input=q, answers=[a.strip()], dataset="boxes_qa", length=len(tok.encode(text).ids), kind=kind)) + "\n")
+    if not os.path.exists(os.path.join(args.work, "sweep.json")): return
+    shutil.copyfile(os.path.join(args.work, "sweep.json"), os.path.join(args.out, "sweep.json"))
+    chosen = json.load(open(os.path.join(args.work, "sweep.json")))["chosen"]
+    rows = torch.load(os.path.join(args.work, "hits.pt"), weights_only=True)["rows"]
+    if not chosen: return
+    for d, (text, questions, _) in enumerate(heldout(args)):
+        for q, (question, answer, _, _) in enumerate(questions):
+            if rows["receiver_alone"][d][q] and rows[str((chosen["first"], chosen["last"]))][d][q] and not rows["full_reuse"][d][q]:
+                for file, value in (("context", text), ("question", question), ("answer", answer.strip())):
+                    with open(os.path.join(data, f"demo_{file}.txt"), "w") as f: f.write(value)
+                return
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--work", required=True, help="folder for checkpoints and the full log")
+    p.add_argument("--out", default=HERE, help="where base/, sender/, receiver/, data/ and sweep.json go (default: beside this script)")
+    p.add_argument("--stage", choices=["tokenizer", "base", "receiver", "sender", "sweep", "export"], help="only this one")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--every", type=int, default=100, help="steps between checkpoints")
+    p.add_argument("--base-lr", type=float, default=2.2e-3)
+    p.add_argument("--receiver-lr", type=float, default=1.2e-3)
+    p.add_argument("--sender-lr", type=float, default=1e-2)
+    p.add_argument("--receiver-steps", type=int, default=500)
+    p.add_argument("--sender-steps", type=int, default=300)
+    p.add_argument("--receiver-decay", type=int, default=166, help="last steps, over which the rate falls to a tenth")
+    p.add_argument("--sender-decay", type=int, default=100)
+    p.add_argument("--sender-layer-decay", type=float, default=0.78, help="each layer of the sender learns at this times the rate of the one above it")
+    p.add_argument("--tune-batch", type=int, default=8)
+    p.add_argument("--people", type=int, default=16, help="people per document in the fine-tunes and the held-out data")
+    p.add_argument("--documents", type=int, default=48, help="held-out documents, five questions each")
+    p.add_argument("--float32", action="store_true", help="no bf16 autocast")
+    p.add_argument("--no-compile", action="store_true")
+    args = p.parse_args()
+    # The base's documents: people, questions, documents per step, most steps, exact rate that ends it (three reports in a row), steps of decay
+    args.base_phases = [(3, 12, 16, 3000, 0.985, 0), (4, 12, 16, 2000, 0.985, 0), (8, 12, 12, 800, 0.985, 0), (16, 16, 8, 400, 2.0, 150)]
+    torch.set_num_threads(args.threads)
+    os.makedirs(args.work, exist_ok=True)
+    tok_path = os.path.join(args.work, "tokenizer.json")
+    if not os.path.exists(tok_path): train_tokenizer(tok_path, args.seed)
+    tok = load_tokenizer(tok_path)
+    wanted = lambda s: args.stage in (None, s)
+    have = lambda n: os.path.exists(os.path.join(args.work, n))
+    if wanted("base") and not have("base.pt"): stage_base(args, tok)
+    if wanted("receiver") and not have("receiver.pt"): stage_tune(args, tok, "receiver", PLAIN, args.receiver_lr, args.receiver_steps, args.receiver_decay)
+    if wanted("sender") and not have("sender.pt"): stage_tune(args, tok, "sender", RECORD, args.sender_lr, args.sender_steps, args.sender_decay, args.sender_layer_decay)
+    if wanted("sweep") and have("sender.pt") and have("receiver.pt") and not have("sweep.json"): stage_sweep(args, tok)
+    if wanted("export"): stage_export(args, tok)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+// RUN: ds-opt %s --split-input-file --verify-diagnostics
+
+plan.variant @wrong_stream policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %c = plan.stream compute
+  %k = plan.buffer kv layer 0 with context suffix
+  // expected-error@+1 {{'kv(0)' stands on a compute stream, expected a link or copy stream}}
+  %0 = plan.transfer kv(0) chunk 0 into %k on %c
+}
+
+// -----
+
+plan.variant @wrong_buffer policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %l = plan.stream link
+  %k = plan.buffer kv layer 1 with context suffix
+  // expected-error@+1 {{'e(1)' works on a kv buffer, expected a hidden buffer}}
+  %0 = plan.transfer e(1) chunk 0 into %k on %l
+}
+
+// -----
+
+plan.variant @other_layer policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %l = plan.stream link
+  %k = plan.buffer kv layer 1 with context suffix
+  // expected-error@+1 {{'kv(2)' goes into a buffer of layer 1, expected one of layer 2}}
+  %0 = plan.transfer kv(2) chunk 0 into %k on %l
+}
+
+// -----
+
+plan.variant @chunk policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 2 promise(loss = 0.0, ttft_ns = 0) {
+  %l = plan.stream link
+  %k = plan.buffer kv layer 1 with context suffix
+  // expected-error@+1 {{is for chunk 2, but the variant has 2 chunks (0 to 1)}}
+  %0 = plan.transfer kv(1) chunk 2 into %k on %l
+}
+
+// -----
+
+plan.variant @half_scheduled policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %l = plan.stream link
+  %k = plan.buffer kv layer 1 with context suffix
+  %k2 = plan.buffer kv layer 2 with context suffix
+  // expected-note@+1 {{'kv(1)' starts at 0}}
+  %0 = plan.transfer kv(1) chunk 0 into %k on %l at 0 for 1
+  // expected-error@+1 {{'kv(2)' has no start, but other operations of the variant have}}
+  %1 = plan.transfer kv(2) chunk 0 into %k2 on %l for 1
+}
+
+// -----
+
+plan.variant @no_duration policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %l = plan.stream link
+  %k = plan.buffer kv layer 1 with context suffix
+  // expected-error@+1 {{has a start but no duration; a schedule needs both ('at' and 'for')}}
+  %0 = plan.transfer kv(1) chunk 0 into %k on %l at 0
+}
+
+// -----
+
+plan.variant @e0 policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %l = plan.stream link
+  %h = plan.buffer hidden layer 0 with context
+  // expected-error@+1 {{E of layer 0 is the receiver's own embedding and is never sent}}
+  %0 = plan.transfer e(0) chunk 0 into %h on %l
+}
+
+// -----
+
+plan.variant @loaded_cut policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{is loaded but has a cut; only recomputed tiles start from hidden states}}
+  plan.tile load layers 1 to 2 chunks 0 to 0 cut
+}
+
+// -----
+
+plan.variant @before_start policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 0 with suffix
+  // expected-error@+1 {{starts at -5, before the request does}}
+  %0 = plan.embed suffix into %h on %c at -5 for 1
+}
+
+// -----
+
+plan.variant @queries policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 1 with context
+  // expected-error@+1 {{has queries 'last', expected 'all', or 'none' where nobody reads its output}}
+  %0 = plan.recompute layer 1 chunk 0 queries last in %h on %c
+}
+
+// -----
+
+// expected-error@+1 {{dtype is 'int8', expected 'bf16' or 'f32'}}
+plan.file version 1 dtype "int8"
+    sender <name = "s", fingerprint = "00", config = "01", weights = "02", tokenizer = "">
+    receiver <name = "r", fingerprint = "10", config = "01", weights = "12", tokenizer = "13">
+    shape <family = "llama", layers = 2, d_model = 8, ff = 16, heads = 2, kv_heads = 1, head_dim = 4, vocab = 32>
+    compiler "0.1.0" flags "" inputs [] {
+}

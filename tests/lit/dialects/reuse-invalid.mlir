@@ -1,0 +1,131 @@
+// Every rule of a tiling, broken once; the message stands at the tile, its reason at the other one.
+// RUN: ds-opt %s --split-input-file --verify-diagnostics
+
+reuse.plan @gap policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-note@+1 {{the tile below ends at layer 0}}
+  %a = reuse.load layers 0 to 0
+  // expected-error@+1 {{starts at layer 2, expected layer 1: a layer is left out}}
+  %b = reuse.load layers 2 to 3
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @twice policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-note@+1 {{the tile below ends at layer 2}}
+  %a = reuse.load layers 0 to 2
+  // expected-error@+1 {{starts at layer 2, expected layer 3: a layer is covered twice}}
+  %b = reuse.load layers 2 to 3
+  reuse.answer %a, %b
+}
+
+// -----
+
+// expected-error@+1 {{covers layers 0 to 2 of 0 to 3; every layer needs a tile}}
+reuse.plan @short policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 2
+  reuse.answer %a
+}
+
+// -----
+
+reuse.plan @long policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{covers layers up to 4, but the models have layers 0 to 3}}
+  %a = reuse.load layers 0 to 4
+  reuse.answer %a
+}
+
+// -----
+
+reuse.plan @backward policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{covers layers 0 to -1, expected first <= last}}
+  %a = reuse.load layers 0 to -1
+  reuse.answer %a
+}
+
+// -----
+
+reuse.plan @other_cut policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 1
+  // expected-note@+1 {{expected a cut at layer 2}}
+  %h = reuse.cut layer 1
+  // expected-error@+1 {{starts at layer 2 from the hidden states entering layer 1}}
+  %b, %h4 = reuse.recompute layers 2 to 3 from %h
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @no_cut policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 1
+  // expected-error@+1 {{starts at layer 2 from nothing; expected 'from' a cut at layer 2 or the output of a tile that ends at layer 1}}
+  %b, %h4 = reuse.recompute layers 2 to 3
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @cut_0 policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{at layer 0: the hidden states entering layer 0 are the receiver's own embeddings and are never sent; recompute from layer 0 without 'from'}}
+  %h = reuse.cut layer 0
+  %b, %h4 = reuse.recompute layers 0 to 3 from %h
+  reuse.answer %b
+}
+
+// -----
+
+reuse.plan @idle_cut policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{at layer 2 is read by 0 tiles, expected exactly one; what nobody reads must not be sent}}
+  %h = reuse.cut layer 2
+  %a = reuse.load layers 0 to 3
+  reuse.answer %a
+}
+
+// -----
+
+reuse.plan @not_below policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-note@+1 {{expected a tile that ends at layer 2}}
+  %a, %h = reuse.recompute layers 0 to 1
+  %b = reuse.load layers 2 to 2
+  // expected-error@+1 {{starts at layer 3 from the hidden states leaving layer 1}}
+  %c, %h4 = reuse.recompute layers 3 to 3 from %h
+  reuse.answer %a, %b, %c
+}
+
+// -----
+
+reuse.plan @partial_answer policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 1
+  %b = reuse.load layers 2 to 3
+  // expected-error@+1 {{takes 1 caches, expected the caches of all 2 tiles in the order of their layers}}
+  reuse.answer %a
+}
+
+// -----
+
+// expected-error@+1 {{tokens range [1024, 256) is empty or starts below 1}}
+reuse.plan @empty_range policy "p" layers 1 tokens [1024, 256) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 0
+  reuse.answer %a
+}
+
+// -----
+
+// expected-error@+1 {{is the fall-back, which holds for tokens [1, inf) and rate [0, inf)}}
+reuse.plan @small_fallback fallback policy "p" layers 1 tokens [1, 256) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a, %h = reuse.recompute layers 0 to 0
+  reuse.answer %a
+}

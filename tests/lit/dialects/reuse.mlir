@@ -1,0 +1,43 @@
+// The dialect reads back what it prints, and looks as its description says.
+// RUN: ds-opt %s | ds-opt | FileCheck %s
+
+// CHECK-LABEL: reuse.plan @v0 policy "droidspeak" layers 12 tokens [256, 1024) rate [8000000, 40000000)
+// CHECK-NEXT:    tuned(tokens = 512, suffix = 32, rate = 20000000) promise(loss = 1.8, ttft_ns = 41200000) {
+// CHECK-NEXT:      %cut3 = reuse.cut layer 3
+// CHECK-NEXT:      %kv0 = reuse.load layers 0 to 2
+// CHECK-NEXT:      %kv3, %out6 = reuse.recompute layers 3 to 6 from %cut3
+// CHECK-NEXT:      %kv7 = reuse.load layers 7 to 11
+// CHECK-NEXT:      reuse.answer %kv0, %kv3, %kv7
+// CHECK-NEXT:    }
+reuse.plan @v0 policy "droidspeak" layers 12 tokens [256, 1024) rate [8000000, 40000000)
+    tuned(tokens = 512, suffix = 32, rate = 20000000) promise(loss = 1.8, ttft_ns = 41200000) {
+  %h3 = reuse.cut layer 3
+  %a = reuse.load layers 0 to 2
+  %b, %h7 = reuse.recompute layers 3 to 6 from %h3
+  %c = reuse.load layers 7 to 11
+  reuse.answer %a, %b, %c
+}
+
+// A tile that goes on from the one below needs no second cut; a loss that nobody measured is unknown.
+// CHECK-LABEL: reuse.plan @above
+// CHECK:         promise(loss = unknown, ttft_ns = 0)
+// CHECK:         %kv1, %out2 = reuse.recompute layers 1 to 2 from %cut1
+// CHECK-NEXT:    %kv3, %out3 = reuse.recompute layers 3 to 3 from %out2
+reuse.plan @above policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = unknown, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 0
+  %h = reuse.cut layer 1
+  %b, %h3 = reuse.recompute layers 1 to 2 from %h
+  %c, %h4 = reuse.recompute layers 3 to 3 from %h3
+  reuse.answer %a, %b, %c
+}
+
+// The full prefill starts from the embeddings: no cut, no 'from'. Points read as they were written.
+// CHECK-LABEL: reuse.plan @"full-prefill" fallback policy "full-prefill" layers 4 tokens [1, inf) rate [0, inf)
+// CHECK:         promise(loss = 0.1, ttft_ns = 0)
+// CHECK:         %kv0, %out3 = reuse.recompute layers 0 to 3
+reuse.plan @"full-prefill" fallback policy "full-prefill" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.1, ttft_ns = 0) {
+  %a, %h = reuse.recompute layers 0 to 3
+  reuse.answer %a
+}

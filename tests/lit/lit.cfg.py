@@ -1,0 +1,15 @@
+# Text tests of the compiler. %models are the small checkpoints under tests/golden/models.
+import os
+
+import lit.formats
+
+config.name = "droidspeak"
+config.test_format = lit.formats.ShTest(execute_external=False)
+config.suffixes = [".mlir", ".test"]
+config.excludes = ["Inputs"]
+config.test_source_root = os.path.dirname(__file__)
+config.environment["PATH"] = os.pathsep.join(
+    [os.path.join(config.ds_binary_dir, "bin"), config.llvm_tools_dir, config.environment["PATH"]]
+)
+config.substitutions.append(("%models", os.path.join(config.ds_source_dir, "tests", "golden", "models")))
+config.substitutions.append(("%inputs", os.path.join(config.test_source_root, "Inputs")))

@@ -1,0 +1,414 @@
+// Scheduling: the golden case, every scheduler on random problems under the verifier, bounds against brute force,
+// and the path bytes -> plan -> IR -> plan.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <numeric>
+#include <random>
+
+#include "compiler/compile.h"
+#include "compiler/emit/emit.h"
+#include "compiler/lowering/lower_tiles.h"
+#include "compiler/policy/policy.h"
+#include "compiler/scheduling/schedulers.h"
+#include "plans/full_prefill.h"
+#include "plans/plan_file.h"
+#include "support/file.h"
+
+namespace ds {
+namespace {
+
+using ::testing::HasSubstr;
+
+/// Figure 13, layers counted from 1: A recomputes 4-10 and arrives at 0, B recomputes 1-3 and arrives at 2.
+Problem figure_13(bool whole_entry) {
+  Problem p{.name = "figure 13", .objective = Objective::kSum, .streams = {"link", "compute"}};
+  auto job = [&](std::string name, int64_t arrival, int first, int last) {
+    auto j = static_cast<int32_t>(p.jobs.size());
+    p.jobs.push_back({name, arrival});
+    auto add = [&](TaskRole role, int layer, std::vector<int32_t> after) {
+      p.tasks.push_back({.name = fmt::format("{} {}", name, layer), .role = role, .stream = role == TaskRole::kCompute,
+                         .job = j, .duration_ns = 1, .after = std::move(after)});
+      return static_cast<int32_t>(p.tasks.size()) - 1;
+    };
+    std::vector<int32_t> before;
+    if (first > 1) before = {add(TaskRole::kLoadE, first, {})};
+    for (int l = 1; l <= 10; ++l)
+      if (whole_entry || l < first || l > last) add(TaskRole::kLoadKv, l, {});
+    for (int l = first; l <= last; ++l) before = {add(TaskRole::kCompute, l, before)};
+  };
+  job("A", 0, 4, 10);
+  job("B", 2, 1, 3);
+  return p;
+}
+
+TEST(Scheduling, Figure13) {
+  auto cost = [](bool whole_entry, std::string_view scheduler) {
+    auto s = schedule(figure_13(whole_entry), scheduler);
+    return s.ok() ? s->cost_ns : -1;
+  };
+  EXPECT_EQ(cost(true, "serial"), 18 + 29);
+  EXPECT_EQ(cost(false, "kv-preload"), 11 + 19);
+  EXPECT_EQ(cost(false, "e-first"), 8 + 9);
+  EXPECT_EQ(cost(false, "kv-first"), 11 + 12);
+  auto best = schedule(figure_13(false), "best");
+  ASSERT_TRUE(best.ok()) << best.status().message();
+  EXPECT_EQ(best->cost_ns, 17);
+  EXPECT_EQ(best->lower_bound_ns, 17);
+  EXPECT_TRUE(best->proven_optimal);
+}
+
+Problem random_problem(std::mt19937& rng, int tasks, int jobs, Objective objective) {
+  auto draw = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(rng); };
+  Problem p{.name = "random", .objective = objective, .streams = {"link", "compute"}};
+  for (int j = 0; j < jobs; ++j) p.jobs.push_back({fmt::format("job {}", j), draw(0, 6)});
+  for (int i = 0; i < tasks; ++i) {
+    Task t{.name = fmt::format("t{}", i), .job = static_cast<int32_t>(draw(0, jobs - 1)), .duration_ns = draw(0, 5),
+           .release_ns = draw(0, 3) == 0 ? draw(0, 8) : 0};
+    t.role = static_cast<TaskRole>(draw(0, 2));
+    t.stream = t.role == TaskRole::kCompute ? 1 : 0;
+    for (int b = 0; b < i; ++b) {
+      const Task& before = p.tasks[static_cast<size_t>(b)];
+      bool load_after_kernel = t.stream == 0 && before.stream == 1;
+      if (before.job == t.job && !load_after_kernel && draw(0, 2) == 0) t.after.push_back(b);
+    }
+    p.tasks.push_back(std::move(t));
+  }
+  return p;
+}
+
+/// The optimum by trying every order of all tasks that keeps the waits, each started as early as that order allows.
+/// Some such order gives an optimal schedule, since all costs only grow with start times.
+int64_t brute_force(const Problem& p) {
+  std::vector<int32_t> order(p.tasks.size());
+  std::iota(order.begin(), order.end(), 0);
+  int64_t best = INT64_MAX;
+  do {
+    std::vector<int64_t> start(p.tasks.size(), -1), free(p.streams.size(), 0);
+    bool valid = true;
+    for (int32_t id : order) {
+      const Task& t = p.tasks[static_cast<size_t>(id)];
+      int64_t at = std::max({t.release_ns, p.jobs[static_cast<size_t>(t.job)].arrival_ns, free[static_cast<size_t>(t.stream)]});
+      for (int32_t w : t.after) {
+        if (start[static_cast<size_t>(w)] < 0) valid = false;
+        at = std::max(at, start[static_cast<size_t>(w)] + p.tasks[static_cast<size_t>(w)].duration_ns);
+      }
+      if (!valid) break;
+      start[static_cast<size_t>(id)] = at;
+      free[static_cast<size_t>(t.stream)] = at + t.duration_ns;
+    }
+    if (valid) best = std::min(best, cost_of(p, start));
+  } while (std::next_permutation(order.begin(), order.end()));
+  return best;
+}
+
+TEST(Scheduling, BoundsAndBestAgainstBruteForce) {
+  std::mt19937 rng(7);
+  int proven = 0, optimal = 0;
+  for (int round = 0; round < 120; ++round) {
+    Objective objective = round % 2 == 0 ? Objective::kMakespan : Objective::kSum;
+    Problem p = random_problem(rng, 7, objective == Objective::kSum ? 2 : 1, objective);
+    int64_t optimum = brute_force(p);
+    auto best = schedule(p, "best");
+    ASSERT_TRUE(best.ok()) << best.status().message();
+    ASSERT_LE(best->lower_bound_ns, optimum) << "round " << round;
+    ASSERT_GE(best->cost_ns, optimum) << "round " << round;
+    optimal += best->cost_ns == optimum;
+    proven += best->proven_optimal;
+  }
+  // The bound is worth something: most optima that are found are also proven.
+  EXPECT_GT(optimal, 100);
+  EXPECT_GT(proven, 60);
+}
+
+TEST(Scheduling, EverySchedulerKeepsTheRulesOnLargeProblems) {
+  std::mt19937 rng(11);
+  for (int round = 0; round < 20; ++round) {
+    Problem p = random_problem(rng, 150, 1 + round % 4, round % 2 ? Objective::kSum : Objective::kMakespan);
+    int64_t e_first = schedule(p, "e-first")->cost_ns;
+    for (std::string_view name : scheduler_names()) {
+      auto s = schedule(p, name);  // verifies
+      ASSERT_TRUE(s.ok()) << name << ": " << s.status().message();
+      if (name == "best") {
+        EXPECT_LE(s->cost_ns, e_first);
+      }
+    }
+  }
+}
+
+TEST(Scheduling, CheckRefusesUnsoundProblems) {
+  auto message = [](const Problem& p) { return check(p).message(); };
+  Problem p{.name = "p", .streams = {"link"}, .jobs = {{"A", 0}}, .tasks = {{.name = "a"}, {.name = "b"}}};
+  EXPECT_TRUE(check(p).ok());
+  p.tasks[0].after = {1};
+  p.tasks[1].after = {0};
+  EXPECT_THAT(message(p), HasSubstr("cycle"));
+  p.tasks[1].after = {2};
+  EXPECT_THAT(message(p), HasSubstr("waits for task 2, but there are 2"));
+  p.tasks[1].after = {};
+  p.tasks[1].stream = 1;
+  EXPECT_THAT(message(p), HasSubstr("is on stream 1, but there are 1"));
+  p.tasks[1].stream = 0;
+  p.tasks[1].duration_ns = -1;
+  EXPECT_THAT(message(p), HasSubstr("takes -1 ns"));
+  p.tasks[0].duration_ns = p.tasks[1].duration_ns = INT64_MAX / 2;
+  EXPECT_THAT(message(p), HasSubstr("does not fit 64 bits"));
+  p.jobs.clear();
+  EXPECT_THAT(message(p), HasSubstr("has no job"));
+}
+
+TEST(Scheduling, VerifyFindsBrokenSchedules) {
+  Problem p = figure_13(false);
+  auto s = schedule(p, "e-first");
+  ASSERT_TRUE(s.ok());
+  // Any single task moved one earlier breaks a rule or leaves the cost as stated; none goes unnoticed silently.
+  for (size_t i = 0; i < p.tasks.size(); ++i) {
+    Schedule moved = *s;
+    --moved.start_ns[i];
+    EXPECT_FALSE(verify(p, moved).ok()) << p.tasks[i].name;
+  }
+  Schedule boast = *s;
+  boast.cost_ns = 16;
+  EXPECT_THAT(verify(p, boast).message(), HasSubstr("states cost 16"));
+}
+
+TEST(Scheduling, PreloadRefusesLoadsBehindKernels) {
+  Problem p{.name = "p", .streams = {"link", "compute"}, .jobs = {{"A", 0}},
+            .tasks = {{.name = "kernel", .stream = 1}, {.name = "load", .role = TaskRole::kLoadKv, .after = {0}}}};
+  EXPECT_THAT(schedule(p, "serial").status().message(), HasSubstr("load 'load' waits for kernel 'kernel'"));
+  EXPECT_TRUE(schedule(p, "e-first").ok());
+}
+
+Shape shape_of(int64_t layers) {
+  return {.family = "llama", .layers = layers, .d_model = 64, .ff = 128, .heads = 4, .kv_heads = 2, .head_dim = 16, .vocab = 100};
+}
+
+/// A plan as compile() makes it, without model folders.
+Plan plan_for(const LayerRange& group, int64_t layers, std::string_view scheduler) {
+  Plan plan;
+  plan.provenance = {"0.1.0", "--recompute " + format_layers(group), {{"sender", "s", std::string(64, 'a')}}};
+  plan.sender = {"s", std::string(64, 'a'), std::string(64, 'b'), std::string(64, 'c'), ""};
+  plan.receiver = {"r", std::string(64, 'd'), std::string(64, 'b'), std::string(64, 'e'), std::string(64, 'f')};
+  plan.shape = shape_of(layers);
+  plan.dtype = "bf16";
+  CostModel costs(MachineModel::stand_in(DType::kBF16), plan.shape);
+  TunedPoint point{.tokens = 777, .suffix = 5, .rate = 20'000'000};
+  auto make = [&](const LayerRange& range) {
+    Variant v = lower_tiles(tiles_for_group(range, layers), layers, moves_whole_entry(scheduler));
+    for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
+    Problem p = problem_of(v, 0);
+    Schedule s = *schedule(p, scheduler);
+    std::vector<int32_t> order(v.ops.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return s.start_ns[static_cast<size_t>(a)] < s.start_ns[static_cast<size_t>(b)];
+    });
+    for (auto [task, before] : s.barriers) v.ops[static_cast<size_t>(task)].waits.push_back(before);
+    std::vector<int32_t> index(order.size());
+    std::vector<Op> ops;
+    for (size_t k = 0; k < order.size(); ++k) index[static_cast<size_t>(order[k])] = static_cast<int32_t>(k);
+    for (int32_t i : order) {
+      Op op = v.ops[static_cast<size_t>(i)];
+      op.start_ns = s.start_ns[static_cast<size_t>(i)];
+      for (int32_t& w : op.waits) w = index[static_cast<size_t>(w)];
+      std::sort(op.waits.begin(), op.waits.end());
+      op.waits.erase(std::unique(op.waits.begin(), op.waits.end()), op.waits.end());
+      ops.push_back(std::move(op));
+    }
+    v.ops = std::move(ops);
+    v.makespan_ns = v.promise.ttft_ns = s.cost_ns;
+    v.lower_bound_ns = s.lower_bound_ns;
+    v.proven_optimal = s.proven_optimal;
+    v.tuned_tokens = point.tokens;
+    v.tuned_suffix = point.suffix;
+    v.tuned_rate = point.rate;
+    v.scheduler = scheduler;
+    v.policy = "droidspeak";
+    return v;
+  };
+  plan.variants = {make(group)};
+  plan.variants[0].name = "v0";
+  plan.variants[0].promise.quality_loss = group.empty() ? std::nan("") : 0.1;
+  plan.full_prefill = make({0, layers - 1});
+  plan.full_prefill.name = plan.full_prefill.policy = "full-prefill";
+  return plan;
+}
+
+TEST(Lowering, EveryGroupGivesAValidPlanAndSurvivesTextAndBytes) {
+  for (int64_t layers : {1, 2, 5}) {
+    std::vector<LayerRange> groups = {{}};
+    for (int64_t a = 0; a < layers; ++a)
+      for (int64_t b = a; b < layers; ++b) groups.push_back({a, b});
+    for (const LayerRange& group : groups) {
+      for (std::string_view scheduler : {"best", "e-first", "kv-preload", "serial"}) {
+        SCOPED_TRACE(fmt::format("{} layers, group {}, {}", layers, format_layers(group), scheduler));
+        Plan plan = plan_for(group, layers, scheduler);
+        Status status = verify_plan(plan, "test");
+        ASSERT_TRUE(status.ok()) << status.message();
+        EXPECT_EQ(recomputed_layers(plan.variants[0]), group.size());
+        auto text = plan_to_mlir(plan);
+        ASSERT_TRUE(text.ok()) << text.status().message();
+        auto again = plan_from_mlir(*text, "text");
+        ASSERT_TRUE(again.ok()) << again.status().message() << *text;
+        EXPECT_EQ(*again, plan);
+        EXPECT_EQ(serialize_plan(*again), serialize_plan(plan));
+      }
+    }
+  }
+}
+
+TEST(Lowering, FullPrefillIsTheRuntimesOwn) {
+  for (int64_t layers : {1, 2, 7}) {
+    Variant ours = lower_tiles(tiles_for_group({0, layers - 1}, layers), layers, true);
+    Variant theirs = full_prefill_variant(layers);
+    EXPECT_EQ(ours.ops, theirs.ops);
+    EXPECT_EQ(ours.buffers, theirs.buffers);
+    EXPECT_EQ(ours.streams, theirs.streams);
+    EXPECT_EQ(ours.tiles, theirs.tiles);
+  }
+}
+
+TEST(Emit, BadTextIsAnErrorWithAPlace) {
+  auto message = [](std::string_view text) {
+    auto plan = plan_from_mlir(text, "bad.mlir");
+    return plan.ok() ? std::string("parsed") : plan.status().message();
+  };
+  EXPECT_THAT(message(""), HasSubstr("has 0 plan.file operations"));
+  EXPECT_THAT(message("module {"), HasSubstr("bad.mlir:1:7: "));
+  EXPECT_THAT(message("plan.file version x"), HasSubstr("bad.mlir:1:18: "));
+  EXPECT_THAT(message("\"foo.bar\"() : () -> ()"), HasSubstr("unregistered dialect"));
+  std::string good = *plan_to_mlir(plan_for({1, 2}, 4, "e-first"));
+  EXPECT_EQ(message(good), "parsed");
+  // Cut anywhere, it is an error and not a crash.
+  for (size_t n = 0; n + 8 < good.size(); n += 97) EXPECT_NE(message(std::string_view(good).substr(0, n)), "parsed") << n;
+  // Unscheduled.
+  std::string unscheduled = good;
+  size_t at = unscheduled.find(" makespan ");
+  unscheduled.erase(at, unscheduled.find(" {", at) - at);
+  EXPECT_THAT(message(unscheduled), HasSubstr("has not been scheduled"));
+}
+
+TEST(Emit, ANameWithQuotesAndNewlinesSurvives) {
+  Plan plan = plan_for({1, 2}, 4, "e-first");
+  plan.provenance.flags = "a \"b\" \\ c\n\t\x01 \xc3\xa9";
+  plan.variants[0].name = "odd name \"\\";
+  plan.variants[0].promise.quality_loss = 1e-17;
+  auto text = plan_to_mlir(plan);
+  ASSERT_TRUE(text.ok());
+  auto again = plan_from_mlir(*text, "text");
+  ASSERT_TRUE(again.ok()) << again.status().message();
+  EXPECT_EQ(*again, plan);
+}
+
+TEST(CostModel, MeasuredPointsAreMetAndInterpolated) {
+  MachineModel m = MachineModel::stand_in(DType::kBF16);
+  CostModel plain(m, shape_of(4));
+  double base_64 = plain.layer_ns(64, 64, 0), base_128 = plain.layer_ns(128, 128, 0), base_96 = plain.layer_ns(96, 96, 0);
+  m.layer_points = {{64, 64, 0, std::llround(2 * base_64)}, {128, 128, 0, std::llround(4 * base_128)}};
+  CostModel measured(m, shape_of(4));
+  EXPECT_NEAR(measured.layer_ns(64, 64, 0), 2 * base_64, 1);
+  EXPECT_NEAR(measured.layer_ns(128, 128, 0), 4 * base_128, 1);
+  EXPECT_NEAR(measured.layer_ns(96, 96, 0), 3 * base_96, 3);
+  EXPECT_NEAR(measured.layer_ns(1024, 1024, 0) / plain.layer_ns(1024, 1024, 0), 4, 0.01);  // kept beyond the end
+  EXPECT_EQ(measured.layer_ns(64, 0, 0), plain.layer_ns(64, 0, 0));  // another kind of call: not measured
+  // Some queries: K and V of all rows, and the rest of a layer for the query rows.
+  EXPECT_GT(measured.layer_ns(128, 64, 0), measured.layer_ns(128, 0, 0));
+  EXPECT_LT(measured.layer_ns(128, 64, 0), measured.layer_ns(128, 128, 0));
+}
+
+TEST(CostModel, ComputesOnlyWhatTheOpDoes) {
+  CostModel costs(MachineModel::stand_in(DType::kF32), shape_of(4));
+  TunedPoint at{.tokens = 4096, .suffix = 16, .rate = 1'000'000};
+  auto ns = [&](Queries q) {
+    return costs.duration_ns({.kind = OpKind::kRecompute, .layer = 1, .chunk = 0, .queries = q}, at);
+  };
+  EXPECT_LT(ns(Queries::kNone) * 2, ns(Queries::kAll));
+  // 4096 rows of 2*2*16 elements of 4 bytes at 1 MB/s; E has 64 elements.
+  EXPECT_EQ(costs.duration_ns({.kind = OpKind::kTransferKv, .layer = 1, .chunk = 0}, at), 1'048'576'000);
+  EXPECT_EQ(costs.duration_ns({.kind = OpKind::kTransferE, .layer = 1, .chunk = 0}, at), 1'048'576'000);
+}
+
+TEST(Policy, DroidspeakChoosesByObjective) {
+  Quality q;
+  q.layers = 12;
+  q.receiver_score = 99;
+  q.full_reuse_score = 60;
+  q.groups = {{{3, 7}, 97, 1}, {{4, 5}, 80, 1}, {{2, 8}, 99.5, 1}};
+  PolicyInput in;
+  in.layers = 12;
+  in.quality = &q;
+  in.point = {.tokens = 512, .suffix = 8, .rate = 1000};
+  // Each recomputed layer costs 10, each loaded layer 1.
+  in.predict_ttft_ns = [](const std::vector<Tile>& tiles) -> Result<int64_t> {
+    int64_t ns = 0;
+    for (const Tile& t : tiles) ns += (t.last_layer - t.first_layer + 1) * (t.mode == Mode::kRecompute ? 10 : 1);
+    return ns;
+  };
+  auto group = [&] {
+    auto c = choose_droidspeak(in);
+    if (!c.ok()) return c.status().message();
+    for (const Tile& t : c->tiles)
+      if (t.mode == Mode::kRecompute) return fmt::format("{}-{}", t.first_layer, t.last_layer);
+    return std::string("none");
+  };
+  in.slo_loss = 2;
+  EXPECT_EQ(group(), "3-7");
+  in.slo_loss = 0;
+  EXPECT_EQ(group(), "2-8");
+  in.slo_loss = 50;
+  EXPECT_EQ(group(), "none");
+  in.slo_loss.reset();
+  in.slo_ttft_ns = 60;
+  EXPECT_EQ(group(), "3-7");
+  in.slo_ttft_ns = 1'000'000;
+  EXPECT_EQ(group(), "2-8");
+  in.slo_loss = 20;
+  EXPECT_EQ(group(), "4-5");
+  in.slo_loss = 1;
+  in.slo_ttft_ns = 60;
+  EXPECT_EQ(choose_droidspeak(in).status().code(), Code::kInfeasible);
+  EXPECT_THAT(group(), HasSubstr("a loss of at most 1 points and a TTFT of at most 60 ns"));
+  EXPECT_THAT(group(), HasSubstr("recompute 3-7"));
+  q.groups.clear();
+  in.slo_ttft_ns.reset();
+  EXPECT_EQ(group(), "0-11");  // the full prefill loses nothing and is always there
+}
+
+TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
+  CompileOptions base{.receiver = "/nowhere/r", .sender = "/nowhere/s"};
+  auto message = [&](const std::function<void(CompileOptions&)>& set) {
+    CompileOptions o = base;
+    set(o);
+    auto r = compile(o);
+    return r.ok() ? std::string("compiled") : fmt::format("{}: {}", code_name(r.status().code()), r.status().message());
+  };
+  auto refused = [&](const std::function<void(CompileOptions&)>& set, std::string_view text) {
+    std::string m = message(set);
+    EXPECT_THAT(m, ::testing::StartsWith("invalid argument: "));
+    EXPECT_THAT(m, HasSubstr(std::string(text)));
+  };
+  refused([](auto& o) { o.recompute = "1-2", o.policy = "full-reuse"; }, "--recompute contradicts --policy full-reuse");
+  refused([](auto& o) { o.recompute = "1-2", o.slo_loss = 2, o.quality = "q"; }, "--slo-loss contradicts --recompute");
+  refused([](auto& o) { o.slo_loss = 2; }, "--slo-loss needs --quality");
+  refused([](auto& o) { o.slo_ttft_ms = 2; }, "--slo-ttft-ms needs --quality");
+  refused([](auto& o) { o.policy = "full-prefill", o.slo_ttft_ms = 2; }, "--slo-ttft-ms contradicts --policy full-prefill");
+  refused([](auto& o) { o.policy = "full-prefill", o.quality = "q"; }, "--quality contradicts");
+  refused([](auto& o) { o.quality = "q"; }, "--quality needs an objective");
+  refused([](auto&) {}, "which layers are to be recomputed?");
+  refused([](auto& o) { o.policy = "fastest"; }, "unknown policy 'fastest'");
+  refused([](auto& o) { o.policy = "full-reuse", o.schedule = "kv-first"; }, "--schedule is 'kv-first'");
+  refused([](auto& o) { o.policy = "full-reuse", o.emit = "bytes"; }, "--emit is 'bytes'");
+  refused([](auto& o) { o.policy = "full-reuse", o.dtype = "f16"; }, "--dtype is 'f16'");
+  refused([](auto& o) { o.policy = "full-reuse", o.link_rates = "20"; }, "--link-rates: bad rate '20'");
+  refused([](auto& o) { o.policy = "full-reuse", o.link_rates = "20MB/s,160Mb/s"; }, "--link-rates");
+  refused([](auto& o) { o.policy = "full-reuse", o.context_lengths = "9,8"; }, "--context-lengths");
+  refused([](auto& o) { o.policy = "full-reuse", o.suffix_length = 0; }, "--suffix-length is 0");
+  refused([](auto& o) { o.quality = "q", o.slo_loss = std::nan(""); }, "--slo-loss is nan");
+  refused([](auto& o) { o.quality = "q", o.slo_ttft_ms = 0; }, "--slo-ttft-ms is 0");
+  // What can only be seen in files comes after.
+  EXPECT_THAT(message([](auto& o) { o.recompute = "1-2"; }), HasSubstr("not found"));
+}
+
+}  // namespace
+}  // namespace ds

@@ -1,0 +1,398 @@
+// Run records, simulation, and what is drawn of plans.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "plans/simulate.h"
+#include "runtime/trace/draw.h"
+#include "runtime/trace/plan_json.h"
+#include "runtime/trace/plan_text.h"
+#include "runtime/trace/run_record.h"
+#include "support/file.h"
+#include "tests/unit/plan_builder.h"
+
+namespace ds {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using testing::make_plan;
+using testing::make_variant;
+using ::testing::Not;
+using testing::small_shape;
+
+/// A record of `variant` in which everything took a tenth longer.
+RunRecord slower_record(const Variant& v) {
+  RunRecord r;
+  r.plan_sha256 = std::string(64, 'a');
+  r.variant = v.name;
+  r.policy = v.policy;
+  r.scheduler = v.scheduler;
+  r.mode = "plan";
+  r.sender = "S";
+  r.receiver = "R \"quoted\" <b>";
+  r.backend = "cpu";
+  r.dtype = "bf16";
+  r.context_tokens = v.tuned_tokens;
+  r.suffix_tokens = v.tuned_suffix;
+  r.link_rate = v.tuned_rate;
+  for (size_t i = 0; i < v.ops.size(); ++i) {
+    const Op& op = v.ops[i];
+    int64_t start = op.start_ns + op.start_ns / 10, end = op.start_ns + op.duration_ns;
+    r.ops.push_back({static_cast<int32_t>(i), op_label(op, v.chunks),
+                     std::string(stream_kind_name(v.streams[static_cast<size_t>(op.stream)].kind)), start,
+                     end + end / 10, op.kind == OpKind::kTransferKv ? 100 : 0});
+    r.ttft_ns = std::max(r.ttft_ns, r.ops.back().end_ns);
+  }
+  r.bytes_loaded = 12345;
+  r.cache_status = "hit";
+  r.dropped = 2;
+  return r;
+}
+
+// --- Run records
+// --------------------------------------------------------------------------------------------
+
+TEST(RunRecord, SurvivesItsFile) {
+  RunRecord record = slower_record(make_variant(small_shape(), {3, 6}));
+  std::string path = ::testing::TempDir() + "ds_run_record.jsonl";
+  Status written = write_run_record(path, record);
+  ASSERT_TRUE(written.ok()) << written.message();
+  Result<RunRecord> read = read_run_record(path);
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(*read, record);
+  // Each line is JSON by itself.
+  Result<std::string> text = read_text_file(path);
+  ASSERT_TRUE(text.ok());
+  EXPECT_EQ(static_cast<size_t>(std::count(text->begin(), text->end(), '\n')), record.ops.size() + 2);
+  std::filesystem::remove(path);
+}
+
+TEST(RunRecord, NothingRanIsARecordToo) {
+  RunRecord record;
+  record.variant = "full-prefill";
+  Result<RunRecord> read = parse_run_record(run_record_text(record), "x");
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(*read, record);
+}
+
+TEST(RunRecord, UnknownKeysAreIgnored) {
+  Result<RunRecord> read = parse_run_record(
+      R"({"schema":"droidspeak.run_record","version":1,"variant":"v","context_tokens":1,"suffix_tokens":1,"new":[]}
+{"op":0,"label":"head","stream":"compute","start_ns":1,"end_ns":2,"new":1}
+{"summary":{"ops":1,"ttft_ns":2,"new":{}}}
+)",
+      "x");
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(read->ops[0].end_ns, 2);
+}
+
+TEST(RunRecord, BadInputIsAnErrorWithItsLine) {
+  std::string header =
+      R"({"schema":"droidspeak.run_record","version":1,"variant":"v","context_tokens":1,"suffix_tokens":1})"
+      "\n";
+  std::string op = R"({"op":0,"label":"head","stream":"compute","start_ns":5,"end_ns":7})"
+                   "\n";
+  std::string summary = R"({"summary":{"ops":1,"ttft_ns":7}})"
+                        "\n";
+  struct Bad {
+    std::string text, message;
+    Code code;
+  };
+  const Bad cases[] = {
+      {"", "'x' is empty", Code::kCorrupt},
+      {"\x01\x02", "x line 1", Code::kCorrupt},
+      {"[]\n", "x line 1: found [], expected a JSON object", Code::kCorrupt},
+      {R"({"schema":"other"})", "schema is \"other\"", Code::kCorrupt},
+      {R"({"schema":"droidspeak.run_record","version":9})", "version 9, this program reads versions 1 to 1",
+       Code::kUnsupported},
+      {op, "x line 1: key 'schema' is missing", Code::kCorrupt},
+      {header, "truncated: its last line is not a summary", Code::kCorrupt},
+      {header + op + op.substr(0, 20), "x line 3", Code::kCorrupt},
+      {header + op + op + summary, "x line 3: op 0 (head) for the second time", Code::kCorrupt},
+      {header + summary, "the summary counts 1 ops, but 0 lines", Code::kCorrupt},
+      {header + op + summary + op, "x line 4: found more after the summary", Code::kCorrupt},
+      {header + R"({"op":0,"label":"head","stream":"compute","start_ns":5,"end_ns":4})", "'end_ns' is 4",
+       Code::kInvalidArgument},
+      {header + R"({"op":-1,"label":"head","stream":"compute","start_ns":5,"end_ns":6})", "'op' is -1",
+       Code::kInvalidArgument},
+      {header + R"({"op":0,"label":"head","stream":"compute","start_ns":1e300,"end_ns":6})",
+       "'start_ns' is 1e+300", Code::kInvalidArgument},
+  };
+  for (const Bad& bad : cases) {
+    Result<RunRecord> read = parse_run_record(bad.text, "x");
+    ASSERT_FALSE(read.ok()) << bad.message;
+    EXPECT_EQ(read.status().code(), bad.code) << read.status().message();
+    EXPECT_THAT(read.status().message(), HasSubstr(bad.message));
+  }
+  EXPECT_EQ(read_run_record("/nonexistent/r.jsonl").status().code(), Code::kNotFound);
+}
+
+TEST(RunRecord, WhatCouldNotBeReadBackIsNotWritten) {
+  RunRecord record;
+  record.variant = "v";
+  record.ops = {{0, "head", "compute", 7, 5, 0}};
+  Status status = write_run_record(::testing::TempDir() + "ds_bad_record.jsonl", record);
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_FALSE(std::filesystem::exists(::testing::TempDir() + "ds_bad_record.jsonl"));
+}
+
+TEST(RunRecord, MustBeOfItsVariant) {
+  Variant v = make_variant(small_shape(), {3, 6});
+  RunRecord record = slower_record(v);
+  EXPECT_TRUE(check_record(v, record, "r").ok());
+  record.ops[3].label = "recompute 9";
+  EXPECT_THAT(check_record(v, record, "r").message(),
+              HasSubstr("op 3 is 'recompute 9', expected 'recompute 3'"));
+  record.ops[3].op = 500;
+  EXPECT_THAT(check_record(v, record, "r").message(), HasSubstr("has op 500"));
+  record.variant = "v7";
+  EXPECT_THAT(check_record(v, record, "r").message(), HasSubstr("of variant 'v7', expected 'v0'"));
+  EXPECT_EQ(check_record(v, record, "r").code(), Code::kMismatch);
+}
+
+// --- Simulation
+// ---------------------------------------------------------------------------------------------
+
+TEST(Simulate, ReproducesThePlanAtItsTunedPoint) {
+  for (LayerRange group : {LayerRange{0, -1}, LayerRange{3, 6}, LayerRange{0, 3}, LayerRange{0, 11}}) {
+    for (const char* schedule : {"e-first", "kv-preload", "serial"}) {
+      for (int32_t chunks : {1, 3}) {
+        Plan plan = make_plan(small_shape(), group, schedule, {.chunks = chunks});
+        const Variant& v = plan.variants[0];
+        Result<Simulation> sim = simulate_variant(plan, v, tuned_point(v));
+        ASSERT_TRUE(sim.ok()) << sim.status().message();
+        EXPECT_EQ(sim->ttft_ns, v.makespan_ns);
+        for (size_t i = 0; i < v.ops.size(); ++i) EXPECT_EQ(sim->ops[i].start_ns, v.ops[i].start_ns) << i;
+        for (const StreamUse& s : sim->streams) EXPECT_EQ(s.busy_ns + s.idle_ns, v.makespan_ns);
+      }
+    }
+  }
+}
+
+TEST(Simulate, TransfersFollowBytesAndRate) {
+  Plan plan = make_plan(small_shape(), {0, -1});  // full reuse: the link decides
+  const Variant& v = plan.variants[0];
+  OperatingPoint at = tuned_point(v);
+  int64_t bytes = 12 * at.tokens * plan.shape.kv_row() * 2;
+  Result<Simulation> tuned = simulate_variant(plan, v, at);
+  Result<Simulation> slow = simulate_variant(plan, v, {at.tokens, at.suffix, at.rate / 4});
+  Result<Simulation> twice = simulate_variant(plan, v, {at.tokens * 2, at.suffix, at.rate});
+  ASSERT_TRUE(tuned.ok() && slow.ok() && twice.ok());
+  EXPECT_EQ(tuned->bytes, bytes);
+  EXPECT_EQ(twice->bytes, 2 * bytes);
+  EXPECT_NEAR(static_cast<double>(slow->streams[0].busy_ns),
+              4.0 * static_cast<double>(tuned->streams[0].busy_ns), 100);
+  EXPECT_NEAR(static_cast<double>(twice->streams[0].busy_ns),
+              2.0 * static_cast<double>(tuned->streams[0].busy_ns), 100);
+  // What a transfer takes beyond bytes / rate (a round trip) does not scale.
+  Plan fixed = plan;
+  Variant& f = fixed.variants[0];
+  for (Op& op : f.ops) op.start_ns += 1'000'000;
+  f.ops[0].start_ns = 0;
+  f.ops[0].duration_ns += 1'000'000;
+  ASSERT_EQ(f.ops[0].kind, OpKind::kTransferKv);
+  Result<Simulation> fast = simulate_variant(fixed, f, {at.tokens, at.suffix, at.rate * 1'000'000});
+  ASSERT_TRUE(fast.ok());
+  EXPECT_NEAR(static_cast<double>(fast->ops[0].end_ns), 1'000'000, 100);
+}
+
+TEST(Simulate, KernelsFollowMultiplyAdds) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  const Variant& v = plan.full_prefill;
+  OperatingPoint at = tuned_point(v);
+  Result<Simulation> one = simulate_variant(plan, v, at);
+  Result<Simulation> two = simulate_variant(plan, v, {at.tokens * 2, at.suffix, at.rate});
+  ASSERT_TRUE(one.ok() && two.ok());
+  double ratio = static_cast<double>(two->ttft_ns) / static_cast<double>(one->ttft_ns);
+  EXPECT_GT(ratio, 2.0);  // attention grows with the square
+  EXPECT_LT(ratio, 4.0);
+  // Exactly: one recompute layer of n rows costs n (d kv + 2 d q + 3 d ff) + n (n + 1) q.
+  const Variant& r = plan.variants[0];
+  size_t i = 3;
+  ASSERT_EQ(r.ops[i].kind, OpKind::kRecompute);
+  auto cost = [&](double n) {
+    const Shape& s = plan.shape;
+    auto d = static_cast<double>(s.d_model), q = static_cast<double>(s.heads * s.head_dim);
+    return n * (d * static_cast<double>(s.kv_row()) + 2 * d * q + 3 * d * static_cast<double>(s.ff)) +
+           n * (n + 1) * q;
+  };
+  Result<Simulation> s = simulate_variant(plan, r, {3000, 16, at.rate});
+  ASSERT_TRUE(s.ok());
+  double expected = static_cast<double>(r.ops[i].duration_ns) * cost(3000) / cost(1024);
+  EXPECT_NEAR(static_cast<double>(s->ops[i].end_ns - s->ops[i].start_ns), expected, 2);
+}
+
+TEST(Simulate, RefusesPointsThatAreNone) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  const Variant& v = plan.variants[0];
+  EXPECT_EQ(simulate_variant(plan, v, {0, 1, 1}).status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(simulate_variant(plan, v, {1, 0, 1}).status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(simulate_variant(plan, v, {1, 1, 0}).status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(simulate_variant(plan, v, {INT64_MAX, 1, 1}).status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(simulate_variant(plan, v, {int64_t{1} << 32, 1, 1}).status().code(),
+            Code::kInvalidArgument);  // 200 years
+  Plan untimed = plan;
+  untimed.variants[0].makespan_ns = 0;
+  EXPECT_THAT(simulate_variant(untimed, untimed.variants[0], {1, 1, 1}).status().message(),
+              HasSubstr("no predicted times"));
+}
+
+// --- Text
+// ---------------------------------------------------------------------------------------------------
+
+TEST(PlanText, ShowsHeaderLayersTimeAndOps) {
+  Plan plan = make_plan(small_shape(32), {10, 21});
+  std::string text =
+      plan_to_text(plan, {.origin = "pair.dsplan", .file_bytes = 1234, .sha256 = std::string(64, 'e')});
+  EXPECT_THAT(text, AllOf(HasSubstr("Plan        pair.dsplan   format 1, 1.2 KiB, sha256 eeeeeeeeeeeeeeee\n"),
+                          HasSubstr("KV 256 B a layer, 8.0 KiB in all; E 256 B a cut"),
+                          HasSubstr("E of layer 10"), HasSubstr("--recompute 10-21")));
+  EXPECT_THAT(text, HasSubstr("            L L L L L L L L L L R R R R R R R R R R R R L L L L L L L L L L\n"
+                              "                                ▲\n"));
+  EXPECT_THAT(text, AllOf(HasSubstr("recompute 10"), HasSubstr("recompute 21 (K, V)"), HasSubstr("suffix 31"),
+                          HasSubstr("head")));
+  // A page is at most about 110 columns wide.
+  for (size_t begin = 0; begin < text.size();) {
+    size_t end = text.find('\n', begin);
+    std::string line = text.substr(begin, end - begin);
+    EXPECT_LE(std::count_if(line.begin(), line.end(), [](char c) { return (c & 0xc0) != 0x80; }), 112)
+        << line;
+    begin = end + 1;
+  }
+}
+
+TEST(PlanText, SeveralVariantsGiveATableFirst) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.variants[0].tokens_max = 2048;
+  plan.variants.push_back(make_variant(plan.shape, {0, -1}, "kv-preload", {.tokens = 4096}));
+  plan.variants[1].name = "v1";
+  plan.variants[1].tokens_min = 2048;
+  std::string all = plan_to_text(plan, {.origin = "x"});
+  EXPECT_THAT(all, AllOf(HasSubstr("1 to 2,047"), HasSubstr("2,048 and more"), HasSubstr("--variant NAME"),
+                         HasSubstr("Variant v0"), Not(HasSubstr("Variant v1"))));
+  EXPECT_THAT(plan_to_text(plan, {.origin = "x", .variant = &plan.variants[1]}),
+              AllOf(HasSubstr("Variant v1"), HasSubstr("kv(11)")));
+  EXPECT_THAT(plan_to_text(plan, {.origin = "x", .variant = &plan.full_prefill, .max_ops = 2}),
+              HasSubstr("12 more; --all-ops"));
+}
+
+TEST(PlanJson, HasEveryFieldAndNullForOpenEnds) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.variants[0].promise.quality_loss = std::numeric_limits<double>::quiet_NaN();
+  nlohmann::json json = nlohmann::json::parse(plan_to_json(plan).dump());
+  EXPECT_EQ(json["schema"], "droidspeak.plan");
+  EXPECT_EQ(json["cut_layers"], nlohmann::json::array({3}));
+  const auto& v = json["variants"][0];
+  EXPECT_TRUE(v["tokens_max"].is_null());
+  EXPECT_TRUE(v["quality_loss"].is_null());
+  EXPECT_EQ(v["recomputed_layers"], 4);
+  EXPECT_EQ(v["ops"].size(), plan.variants[0].ops.size());
+  EXPECT_EQ(v["ops"][0]["label"], "e(3)");
+  EXPECT_EQ(v["tiles"][1]["cut"], true);
+}
+
+// --- Pictures
+// -----------------------------------------------------------------------------------------------
+
+/// Elements are closed in the order they were opened; nothing else is checked.
+void expect_well_formed(const std::string& xml) {
+  std::vector<std::string> open;
+  for (size_t at = xml.find('<'); at != std::string::npos; at = xml.find('<', at + 1)) {
+    size_t end = xml.find('>', at);
+    ASSERT_NE(end, std::string::npos);
+    std::string tag = xml.substr(at + 1, end - at - 1);
+    if (tag[0] == '!') continue;
+    std::string name = tag.substr(0, tag.find_first_of(" \n/", tag[0] == '/' ? 1 : 0));
+    if (name == "meta") continue;  // HTML's void element
+    if (tag[0] == '/') {
+      ASSERT_FALSE(open.empty());
+      ASSERT_EQ("/" + open.back(), name) << "at byte " << at;
+      open.pop_back();
+    } else if (tag.back() != '/') {
+      open.push_back(name);
+    }
+  }
+  EXPECT_TRUE(open.empty());
+}
+
+TEST(Draw, SvgAndHtmlAreWellFormedAndStandAlone) {
+  for (int32_t chunks : {1, 4}) {
+    Plan plan = make_plan(small_shape(), {3, 6}, "e-first", {.chunks = chunks});
+    plan.sender.name = "<script>\"&";
+    const Variant& v = plan.variants[0];
+    RunRecord record = slower_record(v);
+    record.cache_reason = "<img src=x>";
+    for (const RunRecord* r :
+         {static_cast<const RunRecord*>(nullptr), static_cast<const RunRecord*>(&record)}) {
+      std::string svg = draw_schedule_svg({plan, v, r}), html = draw_schedule_html({plan, v, r});
+      expect_well_formed(svg);
+      expect_well_formed(html);
+      for (const std::string& text : {svg, html}) {
+        EXPECT_THAT(text, AllOf(HasSubstr("predicted TTFT"), HasSubstr("idle"), HasSubstr("&lt;script&gt;"),
+                                Not(HasSubstr("<script")), Not(HasSubstr("<img")), Not(HasSubstr("href="))));
+        EXPECT_EQ(text.find("measured TTFT") != std::string::npos, r != nullptr);
+      }
+    }
+  }
+}
+
+TEST(Draw, EveryOpIsThereOnceInEachTrack) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  const Variant& v = plan.variants[0];
+  RunRecord record = slower_record(v);
+  record.ops.pop_back();  // one that did not run
+  std::string svg = draw_schedule_svg({plan, v, &record});
+  size_t bars = 0;
+  for (size_t at = svg.find("<title>op "); at != std::string::npos; at = svg.find("<title>op ", at + 1))
+    ++bars;
+  EXPECT_EQ(bars, 2 * v.ops.size() - 1);
+}
+
+TEST(Draw, PredictionIsScaledToTheRunsPoint) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  const Variant& v = plan.variants[0];
+  RunRecord record = slower_record(v);
+  record.context_tokens = 2048;
+  record.link_rate = 10'000'000;
+  Result<Simulation> sim = simulate_variant(plan, v, {2048, v.tuned_suffix, 10'000'000});
+  ASSERT_TRUE(sim.ok());
+  EXPECT_THAT(
+      draw_schedule_svg({plan, v, &record}),
+      AllOf(HasSubstr("predicted TTFT " + format_ns(sim->ttft_ns)), HasSubstr("scaled from 1,024 context")));
+}
+
+TEST(Draw, ChromeTraceHasTwoProcessesAndFlowsInsideTheirOps) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  const Variant& v = plan.variants[0];
+  RunRecord record = slower_record(v);
+  nlohmann::json trace = nlohmann::json::parse(draw_schedule_chrome({plan, v, &record}));
+  std::map<int, size_t> ops;
+  std::map<int64_t, nlohmann::json> flows;
+  size_t cross = 0;
+  for (const Op& op : v.ops) {
+    for (int32_t w : op.waits) cross += v.ops[static_cast<size_t>(w)].stream != op.stream ? 1 : 0;
+  }
+  for (const auto& e : trace["traceEvents"]) {
+    if (e["ph"] == "X") ++ops[e["pid"]];
+    if (e["ph"] == "s") flows[e["id"]] = e;
+    if (e["ph"] != "f") continue;
+    const auto& start = flows.at(e["id"]);
+    EXPECT_LE(start["ts"].get<double>(), e["ts"].get<double>());
+    bool inside = false;
+    for (const auto& x : trace["traceEvents"]) {
+      inside |= x["ph"] == "X" && x["pid"] == start["pid"] && x["tid"] == start["tid"] &&
+                x["ts"] <= start["ts"] &&
+                start["ts"].get<double>() < x["ts"].get<double>() + x["dur"].get<double>();
+    }
+    EXPECT_TRUE(inside) << start;
+  }
+  EXPECT_EQ(ops, (std::map<int, size_t>{{1, v.ops.size()}, {2, v.ops.size()}}));
+  EXPECT_EQ(flows.size(), 2 * cross);
+  EXPECT_GT(cross, 0u);
+}
+
+}  // namespace
+}  // namespace ds
