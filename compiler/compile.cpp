@@ -47,7 +47,8 @@ Result<std::vector<int64_t>> parse_rates(std::string_view text) {
     DS_ASSIGN(double rate, parse_rate(text.substr(begin, end - begin)));
     rates.push_back(std::max<int64_t>(1, std::llround(rate)));
     if (rates.size() > 1 && rates.back() <= rates[rates.size() - 2])
-      return error(Code::kInvalidArgument, "'{}' is not greater than the rate before it", text.substr(begin, end - begin));
+      return error(Code::kInvalidArgument, "'{}' is not greater than the rate before it",
+                   text.substr(begin, end - begin));
     begin = end + 1;
   }
   return rates;
@@ -72,9 +73,11 @@ Result<Request> check_options(const CompileOptions& o) {
   if (o.slo_loss && !(*o.slo_loss >= 0 && *o.slo_loss <= 100))
     return error(Code::kInvalidArgument, "--slo-loss is {}, expected points from 0 to 100", *o.slo_loss);
   if (o.slo_ttft_ms && !(*o.slo_ttft_ms > 0 && *o.slo_ttft_ms <= 1e9))
-    return error(Code::kInvalidArgument, "--slo-ttft-ms is {}, expected milliseconds above 0, at most 1e9", *o.slo_ttft_ms);
+    return error(Code::kInvalidArgument, "--slo-ttft-ms is {}, expected milliseconds above 0, at most 1e9",
+                 *o.slo_ttft_ms);
   if (o.suffix_length < 1 || o.suffix_length > kMaxLength)
-    return error(Code::kInvalidArgument, "--suffix-length is {}, expected 1 to {}", o.suffix_length, kMaxLength);
+    return error(Code::kInvalidArgument, "--suffix-length is {}, expected 1 to {}", o.suffix_length,
+                 kMaxLength);
 
   bool fixed_policy = o.policy && *o.policy != "droidspeak";
   std::string_view slo = o.slo_loss ? "--slo-loss" : o.slo_ttft_ms ? "--slo-ttft-ms" : "";
@@ -85,16 +88,19 @@ Result<Request> check_options(const CompileOptions& o) {
   if (!slo.empty() && o.recompute)
     return refuse(slo, "--recompute", "the layers are either given or chosen for an objective");
   if (!slo.empty() && !o.quality) {
-    return error(Code::kInvalidArgument, "{} needs --quality: without a profile nobody knows what a group of layers costs", slo);
+    return error(Code::kInvalidArgument,
+                 "{} needs --quality: without a profile nobody knows what a group of layers costs", slo);
   }
   if (!o.recompute && !fixed_policy) {
     if (!o.quality) {
-      return error(Code::kInvalidArgument,
-                   "which layers are to be recomputed? Give --recompute A-B, --quality FILE with --slo-loss or "
-                   "--slo-ttft-ms, or --policy full-prefill or full-reuse");
+      return error(
+          Code::kInvalidArgument,
+          "which layers are to be recomputed? Give --recompute A-B, --quality FILE with --slo-loss or "
+          "--slo-ttft-ms, or --policy full-prefill or full-reuse");
     }
     if (slo.empty())
-      return error(Code::kInvalidArgument, "--quality needs an objective: give --slo-loss, --slo-ttft-ms or both");
+      return error(Code::kInvalidArgument,
+                   "--quality needs an objective: give --slo-loss, --slo-ttft-ms or both");
   }
   if (o.quality && o.policy && *o.policy == "full-prefill")
     return refuse("--quality", "--policy full-prefill", "the full prefill loses nothing");
@@ -108,7 +114,8 @@ Result<Request> check_options(const CompileOptions& o) {
   if (!rates.ok()) return rates.status().with_context("--link-rates");
   r.rates = *rates;
   if (r.lengths.size() * r.rates.size() > kMaxVariants) {
-    return error(Code::kInvalidArgument, "{} context lengths times {} link rates are {} variants, expected at most {}",
+    return error(Code::kInvalidArgument,
+                 "{} context lengths times {} link rates are {} variants, expected at most {}",
                  r.lengths.size(), r.rates.size(), r.lengths.size() * r.rates.size(), kMaxVariants);
   }
   return r;
@@ -124,22 +131,24 @@ std::string base_name(const std::string& path) {
 /// Neighbours meet at the geometric mean of their values: [low, high) of the i-th one.
 std::pair<int64_t, int64_t> range_of(const std::vector<int64_t>& values, size_t i, int64_t from) {
   auto between = [&](size_t k) {
-    auto mean = static_cast<int64_t>(
-        std::llround(std::sqrt(static_cast<double>(values[k])) * std::sqrt(static_cast<double>(values[k + 1]))));
+    auto mean = static_cast<int64_t>(std::llround(std::sqrt(static_cast<double>(values[k])) *
+                                                  std::sqrt(static_cast<double>(values[k + 1]))));
     return std::clamp(mean, values[k] + 1, values[k + 1]);
   };
   return {i == 0 ? from : between(i - 1), i + 1 == values.size() ? kNoLimit : between(i)};
 }
 
-std::string canonical_flags(const CompileOptions& o, const Request& r, DType dtype) {
+std::string canonical_flags(const CompileOptions& o, const Request& r,
+                            const std::optional<LayerRange>& recompute, DType dtype) {
   std::string flags = "--policy " + r.policy;
-  if (o.recompute) flags += " --recompute " + *o.recompute;
+  if (recompute) flags += " --recompute " + format_layers(*recompute);
   if (o.slo_loss) flags += fmt::format(" --slo-loss {}", *o.slo_loss);
   if (o.slo_ttft_ms) flags += fmt::format(" --slo-ttft-ms {}", *o.slo_ttft_ms);
   std::vector<std::string> rates;
   for (int64_t rate : r.rates) rates.push_back(fmt::format("{}B/s", rate));
   flags += fmt::format(" --context-lengths {} --suffix-length {} --link-rates {} --schedule {} --dtype {}",
-                       fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.schedule, dtype_name(dtype));
+                       fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.schedule,
+                       dtype_name(dtype));
   flags += o.machine ? "" : " (machine: stand-in)";
   return flags;
 }
@@ -157,7 +166,8 @@ struct Compiler {
   ModelPair pair;
   MachineModel machine;
   std::optional<Quality> quality;
-  Plan plan;  // head, and variants as chosen: ranges, tiles, promise
+  std::optional<LayerRange> recompute;
+  Plan plan;                                     // head, and variants as chosen: ranges, tiles, promise
   std::vector<std::pair<Variant, bool>> chosen;  // and whether it is the fall-back
 
   Status read_inputs() {
@@ -170,7 +180,8 @@ struct Compiler {
     inputs.push_back({"receiver", base_name(options.receiver), pair.receiver.fingerprint});
     if (options.quality) {
       DS_ASSIGN(quality, Quality::read(*options.quality));
-      DS_TRY(quality->check_pair(*options.quality, pair.sender.fingerprint, pair.receiver.fingerprint, plan.shape.layers));
+      DS_TRY(quality->check_pair(*options.quality, pair.sender.fingerprint, pair.receiver.fingerprint,
+                                 plan.shape.layers));
       DS_ASSIGN(InputFile file, input_file("quality", *options.quality));
       inputs.push_back(std::move(file));
     }
@@ -179,13 +190,15 @@ struct Compiler {
       DS_ASSIGN(InputFile file, input_file("machine", *options.machine));
       inputs.push_back(std::move(file));
       if (options.dtype && dtype_name(machine.dtype) != *options.dtype) {
-        return error(Code::kMismatch, "--dtype is {}, but '{}' was measured in {}; leave --dtype out or measure anew",
+        return error(Code::kMismatch,
+                     "--dtype is {}, but '{}' was measured in {}; leave --dtype out or measure anew",
                      *options.dtype, *options.machine, dtype_name(machine.dtype));
       }
     } else {
       machine = MachineModel::stand_in(options.dtype == "f32" ? DType::kF32 : DType::kBF16);
       out.notes.push_back(fmt::format(
-          "no --machine given: times are predicted for a stand-in ({}); run ds-calibrate for this one", machine.name));
+          "no --machine given: times are predicted for a stand-in ({}); run ds-calibrate for this one",
+          machine.name));
     }
     plan.dtype = dtype_name(machine.dtype);
     return ok_status();
@@ -194,7 +207,8 @@ struct Compiler {
   Status check_lengths() {
     int64_t longest = pair.config.max_positions - options.suffix_length;
     if (pair.config.max_positions <= 0) return ok_status();
-    auto too_long = std::find_if(request.lengths.begin(), request.lengths.end(), [&](int64_t n) { return n > longest; });
+    auto too_long =
+        std::find_if(request.lengths.begin(), request.lengths.end(), [&](int64_t n) { return n > longest; });
     if (too_long == request.lengths.end()) return ok_status();
     if (!request.default_lengths || too_long == request.lengths.begin()) {
       return error(Code::kInvalidArgument,
@@ -202,8 +216,9 @@ struct Compiler {
                    "(max_position_embeddings); expected at most {}",
                    *too_long, options.suffix_length, pair.config.max_positions, longest);
     }
-    out.notes.push_back(fmt::format("default context lengths from {} on are left out: the models have {} positions",
-                                    *too_long, pair.config.max_positions));
+    out.notes.push_back(
+        fmt::format("default context lengths from {} on are left out: the models have {} positions",
+                    *too_long, pair.config.max_positions));
     request.lengths.erase(too_long, request.lengths.end());
     return ok_status();
   }
@@ -214,7 +229,7 @@ struct Compiler {
     if (options.recompute) {
       auto group = parse_layers(*options.recompute, in.layers);
       if (!group.ok()) return group.status().with_context("--recompute");
-      in.recompute = *group;
+      in.recompute = recompute = *group;
     }
     if (quality) in.quality = &*quality;
     in.slo_loss = options.slo_loss;
@@ -247,7 +262,8 @@ struct Compiler {
       }
     }
     // The fall-back holds everywhere; its times are those of a length in the middle of the list.
-    in.point = {request.lengths[request.lengths.size() / 2], options.suffix_length, request.rates[request.rates.size() / 2]};
+    in.point = {request.lengths[request.lengths.size() / 2], options.suffix_length,
+                request.rates[request.rates.size() / 2]};
     return add(choose_full_prefill, "full-prefill", "full-prefill", true);
   }
 
@@ -256,7 +272,7 @@ struct Compiler {
     DS_TRY(check_lengths());
     DS_TRY(choose_tiles());
     plan.provenance.compiler_version = options.compiler_version;
-    plan.provenance.flags = canonical_flags(options, request, machine.dtype);
+    plan.provenance.flags = canonical_flags(options, request, recompute, machine.dtype);
 
     MlirSession session;
     mlir::OpBuilder b(&session.context());
@@ -268,8 +284,8 @@ struct Compiler {
     for (auto& [v, fallback] : chosen) build_reuse_plan(b, loc, v, plan.shape.layers, fallback);
     if (mlir::failed(mlir::verify(*module))) return session.failure(Code::kInternal, "building the tiling");
 
-    // The order matters: loads are left out before anything is scheduled, and each phase is verified before the
-    // next one relies on it.
+    // The order matters: loads are left out before anything is scheduled, and each phase is verified before
+    // the next one relies on it.
     mlir::PassManager passes(&session.context());
     passes.addPass(create_reuse_verify_tiling());
     if (options.emit != "reuse") {

@@ -1,4 +1,5 @@
-// The compiler as a function: two model folders and what is wanted -> a plan, or the IR of any phase on the way.
+// The compiler as a function: two model folders and what is wanted -> a plan, or the IR of any phase on the
+// way.
 #pragma once
 
 #include <optional>
@@ -12,12 +13,12 @@ namespace ds {
 
 /// As typed on ds-compile's command line; compile() checks all of it before it opens any file.
 struct CompileOptions {
-  std::string receiver, sender;           // model folders
-  std::optional<std::string> recompute;   // "A-B"
-  std::optional<std::string> policy;      // full-prefill, full-reuse, droidspeak
-  std::optional<std::string> quality;     // quality.json
-  std::optional<std::string> machine;     // machine.json
-  std::optional<double> slo_loss;         // points
+  std::string receiver, sender;          // model folders
+  std::optional<std::string> recompute;  // "A-B"
+  std::optional<std::string> policy;     // full-prefill, full-reuse, droidspeak
+  std::optional<std::string> quality;    // quality.json
+  std::optional<std::string> machine;    // machine.json
+  std::optional<double> slo_loss;        // points
   std::optional<double> slo_ttft_ms;
   std::optional<std::string> context_lengths;  // "256,1024"
   std::optional<std::string> link_rates;       // "20MB/s,8Gb/s"
@@ -37,9 +38,9 @@ struct CompileOutput {
   std::vector<std::string> notes;  // for people: what was assumed, what was left out
 };
 
-/// Errors: kInvalidArgument (options that contradict each other, by name), kMismatch (models, profile or machine
-/// that do not belong together), kInfeasible (no tiling meets the objectives; lists what can be had), and what the
-/// inputs' readers report. The same input gives the same bytes.
+/// Errors: kInvalidArgument (options that contradict each other, by name), kMismatch (models, profile or
+/// machine that do not belong together), kInfeasible (no tiling meets the objectives; lists what can be had),
+/// and what the inputs' readers report. The same input gives the same bytes.
 Result<CompileOutput> compile(const CompileOptions& options);
 
 }  // namespace ds

@@ -3,7 +3,7 @@
 # answering through a link of a stated rate, five ways. usage: examples/demo.sh BIN_DIR [LINK_RATE]
 set -euo pipefail
 bin=$(cd "${1:?usage: demo.sh BIN_DIR [LINK_RATE]}" && pwd)
-rate=${2:-40MB/s}
+rate=${2:-400MB/s}
 here=$(cd "$(dirname "$0")" && pwd)
 pair=$here/pair
 work=${DS_DEMO_DIR:-$here/../build/demo}
@@ -17,7 +17,7 @@ step "the models: $(basename "$pair")/sender and $(basename "$pair")/receiver, t
 "$bin/ds-run" --receiver "$pair/receiver" --context "$pair/data/demo_context.txt" --prompt "$question" --json \
   --max-new-tokens 16 >"$work/full.json"
 tokens=$(sed -n 's/.*"context_tokens": \([0-9]*\).*/\1/p' "$work/full.json")
-echo "context: $tokens tokens; question:$question; right answer: $answer"
+printf 'context: %s tokens, %s ...\n%s %s\n' "$tokens" "$(head -c 200 "$pair/data/demo_context.txt" | tr '\n' ' ')" "$question" "($answer is right)"
 
 step "measure this machine (ds-calibrate)"
 "$bin/ds-calibrate" --model "$pair/receiver" --context-lengths "$tokens" --suffix-length 16 -o "$work/machine.json"

@@ -41,7 +41,6 @@ int main(int argc, char** argv) {
         {"name", loaded.backend->description()},
         {"backend", loaded.backend->name()},
         {"dtype", dtype_name(loaded.model->dtype())},
-        {"model", {{"name", loaded.identity.name}, {"config", loaded.identity.config}}},
         {"compute", {{"matmul_flops_per_s", c.matmul_flops}, {"op_overhead_ns", c.op_overhead_ns}}},
         {"link", {{"rtt_ns", static_cast<int64_t>(rtt_ms * 1e6)}}},
         {"head_ns", c.head_ns},

@@ -8,7 +8,8 @@ int main(int argc, char** argv) {
   CLI::App app("Compiles a plan for one sender, one receiver, and ranges of context lengths and link rates.",
                "ds-compile");
   app.footer(
-      "Layers count from 0; A-B means A up to and including B. Rates need a unit: MB/s is bytes, Gb/s is bits.\n\n"
+      "Layers count from 0; A-B means A up to and including B. Rates need a unit: MB/s is bytes, Gb/s is "
+      "bits.\n\n"
       "Examples:\n"
       "  Recompute layers 3 to 6, load the others:\n"
       "    ds-compile --receiver base --sender tuned --recompute 3-6 -o pair.dsplan\n"
@@ -21,28 +22,45 @@ int main(int argc, char** argv) {
   CompileOptions o;
   o.compiler_version = kVersion;
   std::string output;
-  app.add_option("--receiver", o.receiver, "Model folder of the receiver, who answers")->required()->type_name("DIR");
-  app.add_option("--sender", o.sender, "Model folder of the sender, whose caches are reused")->required()->type_name("DIR");
+  app.add_option("--receiver", o.receiver, "Model folder of the receiver, who answers")
+      ->required()
+      ->type_name("DIR");
+  app.add_option("--sender", o.sender, "Model folder of the sender, whose caches are reused")
+      ->required()
+      ->type_name("DIR");
   app.add_option("--recompute", o.recompute, "Layers that the receiver recomputes")->type_name("A-B");
   app.add_option("--policy", o.policy,
-                 "full-prefill, full-reuse or droidspeak (one group of layers; the default)")->type_name("NAME");
+                 "full-prefill, full-reuse or droidspeak (one group of layers; the default)")
+      ->type_name("NAME");
   app.add_option("--quality", o.quality, "Quality profile of the pair, from ds-profile")->type_name("FILE");
-  app.add_option("--machine", o.machine, "Machine profile, from ds-calibrate; without it a stand-in")->type_name("FILE");
+  app.add_option("--machine", o.machine, "Machine profile, from ds-calibrate; without it a stand-in")
+      ->type_name("FILE");
   app.add_option("--slo-loss", o.slo_loss, "Most points of the metric that may be lost")->type_name("POINTS");
   app.add_option("--slo-ttft-ms", o.slo_ttft_ms, "Longest predicted time to first token")->type_name("MS");
   app.add_option("--context-lengths", o.context_lengths,
-                 std::string("Context lengths to tune for (default ") + kDefaultContextLengths + ")")->type_name("N,N,...");
-  app.add_option("--suffix-length", o.suffix_length, "Suffix length to tune for")->capture_default_str()->type_name("M");
+                 std::string("Context lengths to tune for (default ") + kDefaultContextLengths + ")")
+      ->type_name("N,N,...");
+  app.add_option("--suffix-length", o.suffix_length, "Suffix length to tune for")
+      ->capture_default_str()
+      ->type_name("M");
   app.add_option("--link-rates", o.link_rates,
-                 std::string("Link rates to tune for (default ") + kDefaultLinkRates + ")")->type_name("RATE,RATE,...");
-  app.add_option("--schedule", o.schedule, "best, e-first, kv-preload or serial")->capture_default_str()->type_name("NAME");
-  app.add_option("--dtype", o.dtype, "bf16 or f32 (default: the machine profile's, else bf16)")->type_name("TYPE");
-  app.add_option("--emit", o.emit, "Stop after a phase: reuse, plan, schedule (text) or flatbuffer")->capture_default_str()->type_name("PHASE");
-  app.add_option("-o,--output", output, "Where to write; - is standard output (the default for text)")->type_name("FILE");
+                 std::string("Link rates to tune for (default ") + kDefaultLinkRates + ")")
+      ->type_name("RATE,RATE,...");
+  app.add_option("--schedule", o.schedule, "best, e-first, kv-preload or serial")
+      ->capture_default_str()
+      ->type_name("NAME");
+  app.add_option("--dtype", o.dtype, "bf16 or f32 (default: the machine profile's, else bf16)")
+      ->type_name("TYPE");
+  app.add_option("--emit", o.emit, "Stop after a phase: reuse, plan, schedule (text) or flatbuffer")
+      ->capture_default_str()
+      ->type_name("PHASE");
+  app.add_option("-o,--output", output, "Where to write; - is standard output (the default for text)")
+      ->type_name("FILE");
   return run_tool(app, argc, argv, [&]() -> Status {
     if (output.empty()) {
       if (o.emit == "flatbuffer")
-        return error(Code::kInvalidArgument, "-o is missing; a plan file goes to a file, or to standard output with -o -");
+        return error(Code::kInvalidArgument,
+                     "-o is missing; a plan file goes to a file, or to standard output with -o -");
       output = "-";
     }
     DS_ASSIGN(CompileOutput out, compile(o));

@@ -30,9 +30,12 @@ Status check_expressible(const Variant& v, size_t i) {
                  op_kind_name(op.kind), what, found, expected);
   };
   auto rows = fixed_rows(op.kind);
-  if (rows && op.rows != *rows) return fault("rows", static_cast<int>(op.rows), std::to_string(static_cast<int>(*rows)));
-  bool layer_kernel = op.kind == OpKind::kRecompute || op.kind == OpKind::kSuffix || op.kind == OpKind::kPrefill;
-  if (!layer_kernel && op.queries != Queries::kNone) return fault("queries", static_cast<int>(op.queries), "none");
+  if (rows && op.rows != *rows)
+    return fault("rows", static_cast<int>(op.rows), std::to_string(static_cast<int>(*rows)));
+  bool layer_kernel =
+      op.kind == OpKind::kRecompute || op.kind == OpKind::kSuffix || op.kind == OpKind::kPrefill;
+  if (!layer_kernel && op.queries != Queries::kNone)
+    return fault("queries", static_cast<int>(op.queries), "none");
   bool layered = op.kind != OpKind::kEmbed && op.kind != OpKind::kHead;
   if (layered ? op.layer < 0 : op.layer != -1) return fault("layer", op.layer, layered ? "a layer" : "-1");
   bool chunked = op.rows == Rows::kChunk;
@@ -64,13 +67,14 @@ plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
     return plan::ModelAttr::get(ctx, m.name, m.fingerprint, m.config, m.weights, m.tokenizer);
   };
   const Shape& s = p.shape;
-  auto shape = plan::ShapeAttr::get(ctx, s.family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim, s.vocab);
+  auto shape = plan::ShapeAttr::get(ctx, s.family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim,
+                                    s.vocab);
   llvm::SmallVector<mlir::Attribute> inputs;
   for (const InputFile& f : p.provenance.inputs)
     inputs.push_back(plan::InputAttr::get(ctx, f.role, f.name, f.sha256));
   auto file = b.create<plan::FileOp>(loc, static_cast<uint32_t>(p.format_version), p.dtype, model(p.sender),
-                                     model(p.receiver), shape, p.provenance.compiler_version, p.provenance.flags,
-                                     b.getArrayAttr(inputs));
+                                     model(p.receiver), shape, p.provenance.compiler_version,
+                                     p.provenance.flags, b.getArrayAttr(inputs));
   file.getBody().emplaceBlock();
   return file;
 }
@@ -85,25 +89,32 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
   auto variant = b.create<plan::VariantOp>(
       loc, b.getStringAttr(v.name), unit(fallback), b.getStringAttr(v.policy), b.getStringAttr(v.scheduler),
       i64(v.tokens_min), i64(v.tokens_max), i64(v.rate_min), i64(v.rate_max), i64(v.tuned_tokens),
-      i64(v.tuned_suffix), i64(v.tuned_rate), b.getI32IntegerAttr(v.chunks), b.getF64FloatAttr(v.promise.quality_loss),
-      i64(v.promise.ttft_ns), scheduled ? i64(v.makespan_ns) : nullptr, scheduled ? i64(v.lower_bound_ns) : nullptr,
+      i64(v.tuned_suffix), i64(v.tuned_rate), b.getI32IntegerAttr(v.chunks),
+      b.getF64FloatAttr(v.promise.quality_loss), i64(v.promise.ttft_ns),
+      scheduled ? i64(v.makespan_ns) : nullptr, scheduled ? i64(v.lower_bound_ns) : nullptr,
       unit(scheduled && v.proven_optimal));
   b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
 
   llvm::SmallVector<mlir::Value> streams, buffers, events;
   for (const Stream& s : v.streams)
-    streams.push_back(b.create<plan::StreamOp>(loc, b.getType<plan::StreamType>(), plan::StreamKindAttr::get(ctx, static_cast<plan::StreamKind>(s.kind))));
+    streams.push_back(
+        b.create<plan::StreamOp>(loc, b.getType<plan::StreamType>(),
+                                 plan::StreamKindAttr::get(ctx, static_cast<plan::StreamKind>(s.kind))));
   for (const Buffer& f : v.buffers) {
-    buffers.push_back(b.create<plan::BufferOp>(loc, b.getType<plan::BufferType>(), plan::BufferKindAttr::get(ctx, static_cast<plan::BufferKind>(f.kind)),
-                                               b.getI32IntegerAttr(f.layer), unit(f.with_context), unit(f.with_suffix)));
+    buffers.push_back(
+        b.create<plan::BufferOp>(loc, b.getType<plan::BufferType>(),
+                                 plan::BufferKindAttr::get(ctx, static_cast<plan::BufferKind>(f.kind)),
+                                 b.getI32IntegerAttr(f.layer), unit(f.with_context), unit(f.with_suffix)));
   }
   for (const Tile& t : v.tiles) {
     b.create<plan::TileOp>(loc, plan::ModeAttr::get(ctx, static_cast<plan::Mode>(t.mode)),
                            b.getI32IntegerAttr(t.first_layer), b.getI32IntegerAttr(t.last_layer),
-                           b.getI32IntegerAttr(t.first_chunk), b.getI32IntegerAttr(t.last_chunk), unit(t.cut));
+                           b.getI32IntegerAttr(t.first_chunk), b.getI32IntegerAttr(t.last_chunk),
+                           unit(t.cut));
   }
   for (const Op& op : v.ops) {
-    mlir::Value stream = streams[static_cast<size_t>(op.stream)], buffer = buffers[static_cast<size_t>(op.buffer)];
+    mlir::Value stream = streams[static_cast<size_t>(op.stream)],
+                buffer = buffers[static_cast<size_t>(op.buffer)];
     llvm::SmallVector<mlir::Value> after;
     for (int32_t w : op.waits) after.push_back(events[static_cast<size_t>(w)]);
     auto at = scheduled ? i64(op.start_ns) : nullptr, duration = scheduled ? i64(op.duration_ns) : nullptr;
@@ -114,18 +125,21 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
     switch (op.kind) {
       case OpKind::kTransferE:
       case OpKind::kTransferKv: {
-        auto payload = plan::PayloadAttr::get(ctx, op.kind == OpKind::kTransferE ? plan::Payload::e : plan::Payload::kv);
-        result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, buffer, stream, after, at, duration);
+        auto payload =
+            plan::PayloadAttr::get(ctx, op.kind == OpKind::kTransferE ? plan::Payload::e : plan::Payload::kv);
+        result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, buffer, stream, after, at,
+                                            duration);
         break;
       }
       case OpKind::kEmbed: {
         auto rows = plan::RowsAttr::get(ctx, static_cast<plan::Rows>(op.rows));
-        result = b.create<plan::EmbedOp>(loc, event, rows, op.rows == Rows::kChunk ? chunk : nullptr, buffer, stream,
-                                         after, at, duration);
+        result = b.create<plan::EmbedOp>(loc, event, rows, op.rows == Rows::kChunk ? chunk : nullptr, buffer,
+                                         stream, after, at, duration);
         break;
       }
       case OpKind::kRecompute:
-        result = b.create<plan::RecomputeOp>(loc, event, layer, chunk, queries, buffer, stream, after, at, duration);
+        result = b.create<plan::RecomputeOp>(loc, event, layer, chunk, queries, buffer, stream, after, at,
+                                             duration);
         break;
       case OpKind::kSuffix:
         result = b.create<plan::SuffixOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
@@ -201,7 +215,8 @@ Result<Variant> export_variant(plan::VariantOp variant) {
   v.promise.quality_loss = variant.getLoss().convertToDouble();
   v.promise.ttft_ns = static_cast<int64_t>(variant.getTtftNs());
   if (!variant.getMakespan() || !variant.getLowerBound())
-    return error(Code::kUnsupported, "variant '{}' has not been scheduled (no makespan); run --plan-schedule", v.name);
+    return error(Code::kUnsupported, "variant '{}' has not been scheduled (no makespan); run --plan-schedule",
+                 v.name);
   v.makespan_ns = static_cast<int64_t>(*variant.getMakespan());
   v.lower_bound_ns = static_cast<int64_t>(*variant.getLowerBound());
   v.proven_optimal = variant.getProvenOptimal();
@@ -214,11 +229,13 @@ Result<Variant> export_variant(plan::VariantOp variant) {
                            buffer.getWithSuffix(), buffer.getWithContext()});
     } else if (auto tile = mlir::dyn_cast<plan::TileOp>(op)) {
       v.tiles.push_back({static_cast<Mode>(tile.getMode()), static_cast<int32_t>(tile.getFirstLayer()),
-                         static_cast<int32_t>(tile.getLastLayer()), static_cast<int32_t>(tile.getFirstChunk()),
+                         static_cast<int32_t>(tile.getLastLayer()),
+                         static_cast<int32_t>(tile.getFirstChunk()),
                          static_cast<int32_t>(tile.getLastChunk()), tile.getCut()});
     } else if (auto streamed = mlir::dyn_cast<plan::OperationInterface>(op)) {
       if (!streamed.getAt())
-        return error(Code::kUnsupported, "variant '{}': '{}' has no start; run --plan-schedule", v.name, streamed.label());
+        return error(Code::kUnsupported, "variant '{}': '{}' has no start; run --plan-schedule", v.name,
+                     streamed.label());
       Op exported = export_op(streamed);
       for (mlir::Value w : streamed.getAfter()) exported.waits.push_back(index.lookup(w));
       index[op.getResult(0)] = static_cast<int32_t>(v.ops.size());
@@ -233,13 +250,14 @@ Result<Plan> export_file(plan::FileOp file) {
   p.format_version = static_cast<int32_t>(file.getVersion());
   p.dtype = file.getDtype().str();
   auto model = [](plan::ModelAttr m) {
-    return ModelIdentity{m.getName().str(), m.getFingerprint().str(), m.getConfig().str(), m.getWeights().str(),
-                         m.getTokenizer().str()};
+    return ModelIdentity{m.getName().str(), m.getFingerprint().str(), m.getConfig().str(),
+                         m.getWeights().str(), m.getTokenizer().str()};
   };
   p.sender = model(file.getSender());
   p.receiver = model(file.getReceiver());
   plan::ShapeAttr s = file.getShape();
-  p.shape = {s.getFamily().str(), s.getLayers(), s.getDModel(), s.getFf(), s.getHeads(), s.getKvHeads(), s.getHeadDim(), s.getVocab()};
+  p.shape = {s.getFamily().str(), s.getLayers(),  s.getDModel(),  s.getFf(),
+             s.getHeads(),        s.getKvHeads(), s.getHeadDim(), s.getVocab()};
   p.provenance.compiler_version = file.getCompiler().str();
   p.provenance.flags = file.getFlags().str();
   for (auto input : file.getInputs().getAsRange<plan::InputAttr>())

@@ -7,7 +7,8 @@
 
 namespace ds {
 
-/// Builds a plan.variant at the builder's place. `scheduled`: with starts, durations and the scheduler's results.
+/// Builds a plan.variant at the builder's place. `scheduled`: with starts, durations and the scheduler's
+/// results.
 Result<plan::VariantOp> build_variant(mlir::OpBuilder& builder, mlir::Location loc, const Variant& variant,
                                       bool fallback, bool scheduled);
 /// Builds an empty plan.file with everything but variants.

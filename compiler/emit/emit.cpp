@@ -25,11 +25,13 @@ Result<std::string> plan_to_mlir(const Plan& plan) {
 Result<Plan> plan_from_mlir(std::string_view text, const std::string& origin) {
   MlirSession session;
   mlir::ParserConfig config(&session.context());
-  auto module = mlir::parseSourceString<mlir::ModuleOp>(llvm::StringRef(text.data(), text.size()), config, origin);
+  auto module =
+      mlir::parseSourceString<mlir::ModuleOp>(llvm::StringRef(text.data(), text.size()), config, origin);
   if (!module) return session.failure(Code::kCorrupt, "");
   auto files = module->getOps<plan::FileOp>();
   if (std::distance(files.begin(), files.end()) != 1)
-    return error(Code::kCorrupt, "'{}' has {} plan.file operations, expected one", origin, std::distance(files.begin(), files.end()));
+    return error(Code::kCorrupt, "'{}' has {} plan.file operations, expected one", origin,
+                 std::distance(files.begin(), files.end()));
   auto plan = export_file(*files.begin());
   if (!plan.ok()) return plan.status().with_context(fmt::format("'{}'", origin));
   return plan;

@@ -9,8 +9,8 @@
 
 namespace ds {
 
-/// The plan as text of the dialect `plan`: one `plan.file`, one op per transfer and kernel. kUnsupported: an op
-/// that the dialect cannot say (verify_plan() lets none through).
+/// The plan as text of the dialect `plan`: one `plan.file`, one op per transfer and kernel. kUnsupported: an
+/// op that the dialect cannot say (verify_plan() lets none through).
 Result<std::string> plan_to_mlir(const Plan& plan);
 
 /// The inverse: text with exactly one `plan.file`, scheduled. kCorrupt with line and column where it does not

@@ -6,7 +6,9 @@
 
 namespace ds {
 
-void register_dialects(mlir::DialectRegistry& registry) { registry.insert<plan::PlanDialect, reuse::ReuseDialect>(); }
+void register_dialects(mlir::DialectRegistry& registry) {
+  registry.insert<plan::PlanDialect, reuse::ReuseDialect>();
+}
 
 // One thread: the work is small, and the order of messages must not depend on timing.
 MlirSession::MlirSession() : context_(mlir::MLIRContext::Threading::DISABLED) {

@@ -28,7 +28,8 @@ struct MachineModel {
   std::vector<LayerPoint> layer_points;  // of the pair's shape; may be empty
   std::optional<int64_t> head_ns;
 
-  /// Errors: kNotFound, kCorrupt, kUnsupported (a newer version), kInvalidArgument; each names file and field.
+  /// Errors: kNotFound, kCorrupt, kUnsupported (a newer version), kInvalidArgument; each names file and
+  /// field.
   static Result<MachineModel> read(const std::string& path);
   /// Stands in where none is given: two cores of a current server with bf16 matrix units; no measured points.
   static MachineModel stand_in(DType dtype);

@@ -10,8 +10,9 @@ Result<ModelPair> read_pair(const std::string& sender, const std::string& receiv
   DS_ASSIGN(pair.config, ModelConfig::read(receiver));
   std::vector<std::string> differences = architecture_differences(sender_config, pair.config);
   if (!differences.empty()) {
-    std::string message = fmt::format("sender '{}' and receiver '{}' cannot share caches; they differ in {} field{}:",
-                                      sender, receiver, differences.size(), differences.size() == 1 ? "" : "s");
+    std::string message =
+        fmt::format("sender '{}' and receiver '{}' cannot share caches; they differ in {} field{}:", sender,
+                    receiver, differences.size(), differences.size() == 1 ? "" : "s");
     for (const std::string& line : differences) message += "\n  " + line;
     return Status(Code::kMismatch, std::move(message));
   }

@@ -14,8 +14,8 @@ struct ModelPair {
   ModelIdentity sender, receiver;
 };
 
-/// Reads both folders and the fingerprints of their weights. kMismatch where the architectures differ: one line
-/// for each differing field, with both values.
+/// Reads both folders and the fingerprints of their weights. kMismatch where the architectures differ: one
+/// line for each differing field, with both values.
 Result<ModelPair> read_pair(const std::string& sender, const std::string& receiver);
 
 }  // namespace ds

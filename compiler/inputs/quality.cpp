@@ -41,8 +41,8 @@ Result<Quality> Quality::read(const std::string& path) {
     DS_ASSIGN(g.standard_error, o.number_or("stderr", 0, 100, 0));
     for (const GroupScore& other : q.groups) {
       if (other.group == g.group)
-        return error(Code::kInvalidArgument, "{}: group {} was scored before; expected each group once", o.where(),
-                     format_layers(g.group));
+        return error(Code::kInvalidArgument, "{}: group {} was scored before; expected each group once",
+                     o.where(), format_layers(g.group));
     }
     q.groups.push_back(g);
   }

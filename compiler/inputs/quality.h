@@ -11,8 +11,8 @@ namespace ds {
 
 struct GroupScore {
   LayerRange group;
-  double score = 0;             // points, 0 to 100
-  double standard_error = 0;    // points; 0: not stated
+  double score = 0;           // points, 0 to 100
+  double standard_error = 0;  // points; 0: not stated
 };
 
 struct Quality {
@@ -28,7 +28,8 @@ struct Quality {
   /// The empty group is full reuse, all layers are the full prefill.
   double loss(const LayerRange& group) const;
 
-  /// Errors: kNotFound, kCorrupt, kUnsupported (a newer version), kInvalidArgument; each names file and field.
+  /// Errors: kNotFound, kCorrupt, kUnsupported (a newer version), kInvalidArgument; each names file and
+  /// field.
   static Result<Quality> read(const std::string& path);
   /// kMismatch where the profile is not of this pair: says which field, found and expected.
   Status check_pair(const std::string& path, const std::string& sender_fingerprint,

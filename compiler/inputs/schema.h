@@ -14,12 +14,14 @@ namespace ds {
 inline Status check_schema(const JsonObject& root, std::string_view schema, int64_t version) {
   DS_ASSIGN(std::string found, root.string("schema"));
   if (found != schema)
-    return error(Code::kMismatch, "{}: found '{}', expected '{}'; is this the right file?", root.at("schema"), found, schema);
+    return error(Code::kMismatch, "{}: found '{}', expected '{}'; is this the right file?", root.at("schema"),
+                 found, schema);
   DS_ASSIGN(int64_t v, root.integer("version", 1, INT32_MAX));
   if (v > version) {
-    return error(Code::kUnsupported,
-                 "{}: found version {}, this compiler reads up to {}; use a newer droidspeak or write the file anew",
-                 root.at("version"), v, version);
+    return error(
+        Code::kUnsupported,
+        "{}: found version {}, this compiler reads up to {}; use a newer droidspeak or write the file anew",
+        root.at("version"), v, version);
   }
   return ok_status();
 }
@@ -30,7 +32,8 @@ inline Status check_keys(const JsonObject& object, std::initializer_list<std::st
     bool ok = false;
     for (std::string_view k : known) ok = ok || k == key;
     if (!ok)
-      return error(Code::kInvalidArgument, "{}: unknown key '{}'; expected {}", object.where(), key, fmt::join(known, ", "));
+      return error(Code::kInvalidArgument, "{}: unknown key '{}'; expected {}", object.where(), key,
+                   fmt::join(known, ", "));
   }
   return ok_status();
 }

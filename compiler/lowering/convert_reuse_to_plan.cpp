@@ -1,6 +1,6 @@
 // convert-reuse-to-plan: tiles -> transfers, kernels and what waits for what. Every reuse.plan becomes one
-// plan.variant without times. All KV of the entry is transferred, also what is recomputed, because which loads are
-// needed is a question of its own (plan-elide-loads), and the baseline `serial` moves everything.
+// plan.variant without times. All KV of the entry is transferred, also what is recomputed, because which
+// loads are needed is a question of its own (plan-elide-loads), and the baseline `serial` moves everything.
 #include "compiler/emit/convert.h"
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/pass_support.h"
@@ -34,7 +34,9 @@ struct ConvertReuseToPlan : ModulePass<ConvertReuseToPlan> {
   static constexpr llvm::StringLiteral kDescription =
       "Tiles become transfers, kernels and what waits for what; no times yet";
 
-  void getDependentDialects(mlir::DialectRegistry& registry) const final { registry.insert<plan::PlanDialect>(); }
+  void getDependentDialects(mlir::DialectRegistry& registry) const final {
+    registry.insert<plan::PlanDialect>();
+  }
 
   void runOnOperation() final {
     llvm::SmallVector<reuse::PlanOp> plans;

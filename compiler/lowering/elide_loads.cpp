@@ -1,6 +1,6 @@
-// plan-elide-loads: what nobody waits for must not be sent. After lowering that is the KV of recomputed layers.
-// Needed for right schedules too, not only for fast ones: such a load and the kernel that computes the same cache
-// are not ordered unless a scheduler keeps all loads before all kernels, as `serial` does.
+// plan-elide-loads: what nobody waits for must not be sent. After lowering that is the KV of recomputed
+// layers. Needed for right schedules too, not only for fast ones: such a load and the kernel that computes
+// the same cache are not ordered unless a scheduler keeps all loads before all kernels, as `serial` does.
 #include "compiler/pass_support.h"
 
 namespace ds {

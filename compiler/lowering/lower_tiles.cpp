@@ -43,8 +43,8 @@ class Lowering {
     compute_ = static_cast<int32_t>(v_.streams.size());
     v_.streams.push_back({StreamKind::kCompute});
     for (int32_t l = 0; l < layers_; ++l) v_.buffers.push_back({BufferKind::kKv, l, true, true});
-    // The suffix's hidden states go through all layers; where the context starts from the embeddings too, both
-    // share a buffer, so that one kernel takes them together.
+    // The suffix's hidden states go through all layers; where the context starts from the embeddings too,
+    // both share a buffer, so that one kernel takes them together.
     prefill_ = from_embeddings(tiles_.front());
     suffix_hidden_ = static_cast<int32_t>(v_.buffers.size());
     v_.buffers.push_back({BufferKind::kHidden, 0, true, prefill_});
@@ -60,7 +60,11 @@ class Lowering {
     cut_.assign(tiles_.size(), -1);
     for (size_t i = 0; i < tiles_.size(); ++i) {
       if (!tiles_[i].cut) continue;
-      cut_[i] = add({.kind = OpKind::kTransferE, .stream = link_, .layer = tiles_[i].first_layer, .chunk = 0, .buffer = cut_hidden_[i]});
+      cut_[i] = add({.kind = OpKind::kTransferE,
+                     .stream = link_,
+                     .layer = tiles_[i].first_layer,
+                     .chunk = 0,
+                     .buffer = cut_hidden_[i]});
     }
     for (const Tile& t : tiles_) {
       bool load = t.mode == Mode::kLoad;
@@ -72,7 +76,10 @@ class Lowering {
   }
 
   void kernels() {
-    int32_t suffix = add({.kind = OpKind::kEmbed, .stream = compute_, .rows = prefill_ ? Rows::kAll : Rows::kSuffix, .buffer = suffix_hidden_});
+    int32_t suffix = add({.kind = OpKind::kEmbed,
+                          .stream = compute_,
+                          .rows = prefill_ ? Rows::kAll : Rows::kSuffix,
+                          .buffer = suffix_hidden_});
     int32_t suffix_from = 0;  // the first layer that the suffix still has to go through by itself
     int32_t chain = -1, chain_buffer = -1;
     for (size_t i = 0; i < tiles_.size(); ++i) {
@@ -87,22 +94,44 @@ class Lowering {
         bool top = l == t.last_layer && !continued(i);
         if (together) {
           Queries q = l == layers_ - 1 ? Queries::kLast : top ? Queries::kSuffix : Queries::kAll;
-          suffix = add({.kind = OpKind::kPrefill, .stream = compute_, .layer = l, .rows = Rows::kAll, .queries = q, .buffer = suffix_hidden_, .waits = {suffix}});
+          suffix = add({.kind = OpKind::kPrefill,
+                        .stream = compute_,
+                        .layer = l,
+                        .rows = Rows::kAll,
+                        .queries = q,
+                        .buffer = suffix_hidden_,
+                        .waits = {suffix}});
           suffix_from = l + 1;
         } else {
-          chain = add({.kind = OpKind::kRecompute, .stream = compute_, .layer = l, .chunk = 0, .queries = top ? Queries::kNone : Queries::kAll, .buffer = chain_buffer, .waits = {chain}});
+          chain = add({.kind = OpKind::kRecompute,
+                       .stream = compute_,
+                       .layer = l,
+                       .chunk = 0,
+                       .queries = top ? Queries::kNone : Queries::kAll,
+                       .buffer = chain_buffer,
+                       .waits = {chain}});
           recomputed_[static_cast<size_t>(l)] = chain;
         }
       }
     }
     for (int32_t l = suffix_from; l < layers_; ++l) {
-      Op op{.kind = OpKind::kSuffix, .stream = compute_, .layer = l, .rows = Rows::kSuffix, .queries = l == layers_ - 1 ? Queries::kLast : Queries::kAll, .buffer = suffix_hidden_};
-      int32_t cache = kv_[static_cast<size_t>(l)] >= 0 ? kv_[static_cast<size_t>(l)] : recomputed_[static_cast<size_t>(l)];
+      Op op{.kind = OpKind::kSuffix,
+            .stream = compute_,
+            .layer = l,
+            .rows = Rows::kSuffix,
+            .queries = l == layers_ - 1 ? Queries::kLast : Queries::kAll,
+            .buffer = suffix_hidden_};
+      int32_t cache = kv_[static_cast<size_t>(l)] >= 0 ? kv_[static_cast<size_t>(l)]
+                                                       : recomputed_[static_cast<size_t>(l)];
       op.waits = {cache, suffix};
       if (cache > suffix) std::swap(op.waits[0], op.waits[1]);
       suffix = add(std::move(op));
     }
-    add({.kind = OpKind::kHead, .stream = compute_, .rows = Rows::kSuffix, .buffer = suffix_hidden_, .waits = {suffix}});
+    add({.kind = OpKind::kHead,
+         .stream = compute_,
+         .rows = Rows::kSuffix,
+         .buffer = suffix_hidden_,
+         .waits = {suffix}});
   }
 
   const std::vector<Tile>& tiles_;
@@ -140,8 +169,8 @@ Problem problem_of(const Variant& v, int64_t link_release_ns) {
   return p;
 }
 
-Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point, const CostModel& costs,
-                                std::string_view scheduler) {
+Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
+                                const CostModel& costs, std::string_view scheduler) {
   Variant v = lower_tiles(tiles, costs.shape().layers, moves_whole_entry(scheduler));
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
   DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().link_rtt_ns), scheduler, false));

@@ -9,19 +9,20 @@
 
 namespace ds {
 
-/// Streams, buffers and operations for a tiling of `layers` layers: tiles upward, each layer in exactly one, over
-/// all of the context in one chunk. A recomputed tile starts from its cut, from the embeddings (layer 0) or, without a
-/// cut, from the recomputed tile below it. Operations stand in an order in which each waits for earlier ones only:
-/// E, KV upward, embed, recompute and prefill kernels upward, suffix kernels upward, head. No times.
-/// `whole_entry`: also transfers KV that is recomputed, as the entry holds it; nothing waits for those transfers.
+/// Streams, buffers and operations for a tiling of `layers` layers: tiles upward, each layer in exactly one,
+/// over all of the context in one chunk. A recomputed tile starts from its cut, from the embeddings (layer 0)
+/// or, without a cut, from the recomputed tile below it. Operations stand in an order in which each waits for
+/// earlier ones only: E, KV upward, embed, recompute and prefill kernels upward, suffix kernels upward, head.
+/// No times. `whole_entry`: also transfers KV that is recomputed, as the entry holds it; nothing waits for
+/// those transfers.
 Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, bool whole_entry);
 
 /// The variant's operations as a problem of one job; loads start no earlier than `link_release_ns`.
 Problem problem_of(const Variant& variant, int64_t link_release_ns);
 
 /// Predicted TTFT of a tiling under a scheduler, without building IR: lower, cost, schedule.
-Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point, const CostModel& costs,
-                                std::string_view scheduler);
+Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
+                                const CostModel& costs, std::string_view scheduler);
 
 /// Does a scheduler move the whole entry, also what is recomputed? Only the baseline `serial` does.
 constexpr bool moves_whole_entry(std::string_view scheduler) { return scheduler == "serial"; }

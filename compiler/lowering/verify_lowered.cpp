@@ -1,5 +1,5 @@
-// plan-verify-lowered closes the lowering: nothing of `reuse` is left, and every variant makes every layer's cache
-// and one first token.
+// plan-verify-lowered closes the lowering: nothing of `reuse` is left, and every variant makes every layer's
+// cache and one first token.
 #include "compiler/pass_support.h"
 #include "llvm/ADT/DenseSet.h"
 
@@ -10,7 +10,8 @@ namespace {
 int64_t writes_context_cache(mlir::Operation& op) {
   if (auto transfer = mlir::dyn_cast<plan::TransferOp>(op))
     return transfer.getPayload() == plan::Payload::kv ? static_cast<int64_t>(transfer.getLayer()) : -1;
-  if (auto recompute = mlir::dyn_cast<plan::RecomputeOp>(op)) return static_cast<int64_t>(recompute.getLayer());
+  if (auto recompute = mlir::dyn_cast<plan::RecomputeOp>(op))
+    return static_cast<int64_t>(recompute.getLayer());
   if (auto prefill = mlir::dyn_cast<plan::PrefillOp>(op)) return static_cast<int64_t>(prefill.getLayer());
   return -1;
 }
@@ -23,9 +24,11 @@ struct VerifyLowered : ModulePass<VerifyLowered> {
 
   void runOnOperation() final {
     auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
-      if (op->getDialect() && op->getDialect()->getNamespace() == reuse::ReuseDialect::getDialectNamespace()) {
-        op->emitError() << "'" << op->getName().getStringRef()
-                        << "' is illegal for this phase of lowering; expected to have been converted or removed";
+      if (op->getDialect() &&
+          op->getDialect()->getNamespace() == reuse::ReuseDialect::getDialectNamespace()) {
+        op->emitError()
+            << "'" << op->getName().getStringRef()
+            << "' is illegal for this phase of lowering; expected to have been converted or removed";
         return mlir::WalkResult::interrupt();
       }
       auto variant = mlir::dyn_cast<plan::VariantOp>(op);

@@ -1,5 +1,5 @@
-// reuse-verify-tiling closes the phase WHAT. A single plan is right by its own verifier; here they are looked at
-// together, since the runtime picks one by context length and link rate and must find at most one.
+// reuse-verify-tiling closes the phase WHAT. A single plan is right by its own verifier; here they are looked
+// at together, since the runtime picks one by context length and link rate and must find at most one.
 #include "compiler/pass_support.h"
 
 namespace ds {
@@ -26,7 +26,8 @@ struct VerifyTiling : ModulePass<VerifyTiling> {
     }
     auto walked = getOperation().walk([](plan::FileOp file) {
       auto plans = file.getBody().getOps<reuse::PlanOp>();
-      if (llvm::any_of(plans, [](reuse::PlanOp p) { return p.getFallback(); })) return mlir::WalkResult::advance();
+      if (llvm::any_of(plans, [](reuse::PlanOp p) { return p.getFallback(); }))
+        return mlir::WalkResult::advance();
       file.emitError("has no plan marked 'fallback'; every plan file carries the full prefill");
       return mlir::WalkResult::interrupt();
     });
@@ -41,8 +42,8 @@ struct VerifyTiling : ModulePass<VerifyTiling> {
       return d;
     };
     if (a.getLayers() != b.getLayers()) {
-      return fault(llvm::Twine("has ") + llvm::Twine(b.getLayers()) + " layers, but '" + a.getSymName() + "' has " +
-                   llvm::Twine(a.getLayers()));
+      return fault(llvm::Twine("has ") + llvm::Twine(b.getLayers()) + " layers, but '" + a.getSymName() +
+                   "' has " + llvm::Twine(a.getLayers()));
     }
     if (a.getFallback() != b.getFallback()) return mlir::success();
     if (a.getFallback()) return fault("is a second fall-back; expected one");
@@ -56,7 +57,8 @@ struct VerifyTiling : ModulePass<VerifyTiling> {
 
   static mlir::LogicalResult fits_file(reuse::PlanOp plan) {
     auto file = plan->getParentOfType<plan::FileOp>();
-    if (!file || static_cast<int64_t>(plan.getLayers()) == file.getShape().getLayers()) return mlir::success();
+    if (!file || static_cast<int64_t>(plan.getLayers()) == file.getShape().getLayers())
+      return mlir::success();
     return plan.emitError() << "has " << plan.getLayers() << " layers, but the models have "
                             << file.getShape().getLayers();
   }

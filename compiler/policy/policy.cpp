@@ -9,8 +9,9 @@ struct Entry {
   std::string_view name;
   Policy choose;
 };
-constexpr Entry kPolicies[] = {
-    {"droidspeak", choose_droidspeak}, {"full-prefill", choose_full_prefill}, {"full-reuse", choose_full_reuse}};
+constexpr Entry kPolicies[] = {{"droidspeak", choose_droidspeak},
+                               {"full-prefill", choose_full_prefill},
+                               {"full-reuse", choose_full_reuse}};
 
 }  // namespace
 
@@ -23,12 +24,16 @@ std::vector<std::string_view> policy_names() {
 Result<Policy> find_policy(std::string_view name) {
   for (const Entry& e : kPolicies)
     if (e.name == name) return e.choose;
-  return error(Code::kInvalidArgument, "unknown policy '{}'; known are {}", name, fmt::join(policy_names(), ", "));
+  return error(Code::kInvalidArgument, "unknown policy '{}'; known are {}", name,
+               fmt::join(policy_names(), ", "));
 }
 
 std::vector<Tile> tiles_for_group(const LayerRange& group, int64_t layers) {
   auto tile = [](Mode mode, int64_t first, int64_t last, bool cut) {
-    return Tile{.mode = mode, .first_layer = static_cast<int32_t>(first), .last_layer = static_cast<int32_t>(last), .cut = cut};
+    return Tile{.mode = mode,
+                .first_layer = static_cast<int32_t>(first),
+                .last_layer = static_cast<int32_t>(last),
+                .cut = cut};
   };
   if (group.empty()) return {tile(Mode::kLoad, 0, layers - 1, false)};
   std::vector<Tile> tiles;

@@ -1,5 +1,5 @@
-// Policies draw the tiles: WHAT is loaded and what is recomputed. When anything runs is not theirs to say; they
-// only ask what a tiling would cost.
+// Policies draw the tiles: WHAT is loaded and what is recomputed. When anything runs is not theirs to say;
+// they only ask what a tiling would cost.
 //
 // A new policy is a new file with one function, and one line in policy.cpp's table.
 #pragma once
@@ -19,9 +19,9 @@ namespace ds {
 
 struct PolicyInput {
   int64_t layers = 0;
-  std::optional<LayerRange> recompute;    // a group that the user fixed
-  const Quality* quality = nullptr;       // may be absent
-  std::optional<double> slo_loss;         // points
+  std::optional<LayerRange> recompute;  // a group that the user fixed
+  const Quality* quality = nullptr;     // may be absent
+  std::optional<double> slo_loss;       // points
   std::optional<int64_t> slo_ttft_ns;
   TunedPoint point;
   std::function<Result<int64_t>(const std::vector<Tile>&)> predict_ttft_ns;

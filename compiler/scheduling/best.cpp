@@ -12,8 +12,9 @@ namespace {
 std::vector<int64_t> rank_by(const std::vector<int64_t>& key) {
   std::vector<int32_t> order(key.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return key[static_cast<size_t>(a)] > key[static_cast<size_t>(b)]; });
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return key[static_cast<size_t>(a)] > key[static_cast<size_t>(b)];
+  });
   std::vector<int64_t> rank(key.size());
   for (size_t k = 0; k < order.size(); ++k) rank[static_cast<size_t>(order[k])] = static_cast<int64_t>(k);
   return rank;
@@ -29,7 +30,8 @@ std::vector<int64_t> rank_reversed(const Problem& p) {
   }
   for (Job& j : r.jobs) j.arrival_ns = 0;
   for (size_t i = 0; i < p.tasks.size(); ++i)
-    for (int32_t w : p.tasks[i].after) r.tasks[static_cast<size_t>(w)].after.push_back(static_cast<int32_t>(i));
+    for (int32_t w : p.tasks[i].after)
+      r.tasks[static_cast<size_t>(w)].after.push_back(static_cast<int32_t>(i));
   std::vector<int32_t> all(p.tasks.size());
   std::iota(all.begin(), all.end(), 0);
   PartialSchedule partial = empty_schedule(r);
@@ -39,7 +41,8 @@ std::vector<int64_t> rank_reversed(const Problem& p) {
 }
 
 /// Loads ranked by one, kernels by the other.
-std::vector<int64_t> mix(const Problem& p, const std::vector<int64_t>& loads, const std::vector<int64_t>& kernels) {
+std::vector<int64_t> mix(const Problem& p, const std::vector<int64_t>& loads,
+                         const std::vector<int64_t>& kernels) {
   std::vector<int64_t> rank(p.tasks.size());
   for (size_t i = 0; i < p.tasks.size(); ++i)
     rank[i] = p.tasks[i].role == TaskRole::kCompute ? kernels[i] : loads[i];
@@ -51,14 +54,9 @@ std::vector<int64_t> mix(const Problem& p, const std::vector<int64_t>& loads, co
 Result<Schedule> schedule_best(const Problem& p) {
   std::vector<int64_t> e_first = rank_loads(p, TaskRole::kLoadE), kv_first = rank_loads(p, TaskRole::kLoadKv);
   std::vector<int64_t> by_tail = rank_by(tails(p)), reversed = rank_reversed(p);
-  const std::vector<int64_t> ranks[] = {e_first,
-                                        mix(p, e_first, by_tail),
-                                        kv_first,
-                                        mix(p, kv_first, by_tail),
-                                        by_tail,
-                                        mix(p, by_tail, e_first),
-                                        reversed,
-                                        mix(p, reversed, by_tail)};
+  const std::vector<int64_t> ranks[] = {
+      e_first, mix(p, e_first, by_tail), kv_first, mix(p, kv_first, by_tail),
+      by_tail, mix(p, by_tail, e_first), reversed, mix(p, reversed, by_tail)};
 
   std::vector<std::vector<int32_t>> job_orders = {jobs_by_arrival(p)};
   if (p.jobs.size() > 1) {

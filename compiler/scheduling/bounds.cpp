@@ -1,9 +1,9 @@
 // Lower bounds of scheduling problems.
 //
-// Every task has a head (no schedule starts it earlier) and a tail (at least so much follows its end). A head is
-// the longest path up to the task, and at least the work of its ancestors on any one stream; a tail likewise.
-// Each stream by itself, with heads and tails, is a one-machine problem whose preemptive optimum (Jackson: run the
-// released task with the longest tail) is a bound of the whole.
+// Every task has a head (no schedule starts it earlier) and a tail (at least so much follows its end). A head
+// is the longest path up to the task, and at least the work of its ancestors on any one stream; a tail
+// likewise. Each stream by itself, with heads and tails, is a one-machine problem whose preemptive optimum
+// (Jackson: run the released task with the longest tail) is a bound of the whole.
 #include <algorithm>
 #include <numeric>
 #include <queue>
@@ -36,8 +36,8 @@ std::vector<int32_t> topological_order(const Problem& p) {
 
 /// Raises heads by the work of the ancestors (`before[i]`: direct predecessors) on each stream: they all end
 /// before i starts, and none starts before the earliest of their own heads.
-void raise_heads(const Problem& p, const std::vector<int32_t>& order, const std::vector<std::vector<int32_t>>& before,
-                 std::vector<int64_t>& head) {
+void raise_heads(const Problem& p, const std::vector<int32_t>& order,
+                 const std::vector<std::vector<int32_t>>& before, std::vector<int64_t>& head) {
   size_t n = p.tasks.size(), words = (n + 63) / 64;
   std::vector<Bits> ancestors(n, Bits(words, 0));
   for (int32_t id : order) {
@@ -99,7 +99,8 @@ int64_t makespan_bound(const Problem& p, const HeadsTails& ht, int32_t job) {
     bound = std::max(bound, ht.head[i] + p.tasks[i].duration_ns + ht.tail[i]);
     by_stream[static_cast<size_t>(p.tasks[i].stream)].push_back(static_cast<int32_t>(i));
   }
-  for (auto& tasks : by_stream) bound = std::max(bound, one_machine_bound(p, std::move(tasks), ht.head, ht.tail));
+  for (auto& tasks : by_stream)
+    bound = std::max(bound, one_machine_bound(p, std::move(tasks), ht.head, ht.tail));
   for (size_t j = 0; j < p.jobs.size(); ++j)
     if (job < 0 || static_cast<size_t>(job) == j) bound = std::max(bound, p.jobs[j].arrival_ns);
   return bound;
@@ -142,8 +143,8 @@ int64_t lower_bound(const Problem& p) {
   HeadsTails ht = heads_and_tails(p);
   if (p.objective == Objective::kMakespan) return makespan_bound(p, ht, -1);
 
-  // Sum over jobs: each job by itself; and on each stream some job is the last one, which then ends no earlier
-  // than all work on that stream has been done.
+  // Sum over jobs: each job by itself; and on each stream some job is the last one, which then ends no
+  // earlier than all work on that stream has been done.
   std::vector<int64_t> alone(p.jobs.size());
   int64_t sum = 0;
   for (size_t j = 0; j < p.jobs.size(); ++j) {

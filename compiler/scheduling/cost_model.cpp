@@ -65,7 +65,8 @@ double CostModel::layer_ns(int64_t rows, int64_t query_rows, int64_t position) c
   } else if (rows >= points.back().rows) {
     r = ratio(points.back());
   } else {
-    auto above = std::find_if(points.begin(), points.end(), [&](const LayerPoint& p) { return p.rows >= rows; });
+    auto above =
+        std::find_if(points.begin(), points.end(), [&](const LayerPoint& p) { return p.rows >= rows; });
     const LayerPoint &b = *above, &a = *(above - 1);
     double t = d(rows - a.rows) / d(b.rows - a.rows);
     r = ratio(a) + t * (ratio(b) - ratio(a));
@@ -74,8 +75,10 @@ double CostModel::layer_ns(int64_t rows, int64_t query_rows, int64_t position) c
 }
 
 int64_t CostModel::transfer_bytes(const Op& op, const TunedPoint& at) const {
-  int64_t rows = chunk_begin(at.tokens, at.chunks, op.chunk + 1) - chunk_begin(at.tokens, at.chunks, op.chunk);
-  return rows * (op.kind == OpKind::kTransferE ? shape_.e_row() : shape_.kv_row()) * dtype_size(machine_.dtype);
+  int64_t rows =
+      chunk_begin(at.tokens, at.chunks, op.chunk + 1) - chunk_begin(at.tokens, at.chunks, op.chunk);
+  return rows * (op.kind == OpKind::kTransferE ? shape_.e_row() : shape_.kv_row()) *
+         dtype_size(machine_.dtype);
 }
 
 int64_t CostModel::duration_ns(const Op& op, const TunedPoint& at) const {
@@ -104,7 +107,8 @@ int64_t CostModel::duration_ns(const Op& op, const TunedPoint& at) const {
       ns = d(transfer_bytes(op, at)) / d(std::max<int64_t>(at.rate, 1)) * 1e9;
       break;
     case OpKind::kEmbed:
-      ns = 2 * d(rows) * d(shape_.d_model) * d(dtype_size(machine_.dtype)) / machine_.memory_bytes_per_s * 1e9 +
+      ns = 2 * d(rows) * d(shape_.d_model) * d(dtype_size(machine_.dtype)) / machine_.memory_bytes_per_s *
+               1e9 +
            d(machine_.op_overhead_ns);
       break;
     case OpKind::kRecompute:
@@ -114,10 +118,12 @@ int64_t CostModel::duration_ns(const Op& op, const TunedPoint& at) const {
       break;
     case OpKind::kHead: {
       double weights = d(shape_.d_model) * d(shape_.vocab);
-      ns = machine_.head_ns ? d(*machine_.head_ns)
-                            : std::max(2 * weights / machine_.matmul_flops_per_s,
-                                       weights * d(dtype_size(machine_.dtype)) / machine_.memory_bytes_per_s) * 1e9 +
-                                  d(machine_.op_overhead_ns);
+      ns = machine_.head_ns
+               ? d(*machine_.head_ns)
+               : std::max(2 * weights / machine_.matmul_flops_per_s,
+                          weights * d(dtype_size(machine_.dtype)) / machine_.memory_bytes_per_s) *
+                         1e9 +
+                     d(machine_.op_overhead_ns);
       break;
     }
   }

@@ -1,10 +1,10 @@
 // How long each operation takes: measured where there are measurements, a roofline elsewhere.
 //
-// Roofline: matrix products of what the call computes (K and V of all rows; Q, O and MLP of the query rows) at the
-// matmul rate, plus attention at its rate, but not faster than weights and caches can be read; plus the overhead of
-// a call. Measured points correct it: the ratio of measured to modelled time, interpolated piecewise linearly in
-// the number of rows between points of the same kind (all rows have queries, some, none) and the nearest position,
-// and kept beyond the ends. A measured point is thus met exactly.
+// Roofline: matrix products of what the call computes (K and V of all rows; Q, O and MLP of the query rows)
+// at the matmul rate, plus attention at its rate, but not faster than weights and caches can be read; plus
+// the overhead of a call. Measured points correct it: the ratio of measured to modelled time, interpolated
+// piecewise linearly in the number of rows between points of the same kind (all rows have queries, some,
+// none) and the nearest position, and kept beyond the ends. A measured point is thus met exactly.
 #pragma once
 
 #include <cstdint>

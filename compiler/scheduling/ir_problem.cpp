@@ -71,7 +71,8 @@ IrProblem problem_of(plan::ProblemOp problem) {
 mlir::LogicalResult require_durations(const IrProblem& p) {
   for (plan::OperationInterface op : p.ops) {
     if (!op.getDuration())
-      return op.emitError() << "'" << op.label() << "' has no duration ('for'); run --plan-materialize-durations";
+      return op.emitError() << "'" << op.label()
+                            << "' has no duration ('for'); run --plan-materialize-durations";
   }
   return mlir::success();
 }
@@ -91,7 +92,9 @@ mlir::FailureOr<std::vector<int64_t>> starts_of(const IrProblem& p) {
 }
 
 mlir::LogicalResult report(mlir::Operation* whole, const IrProblem& p, const Fault& fault) {
-  auto operation = [&](int32_t i) { return plan::OperationInterface(p.ops[static_cast<size_t>(i)]).getOperation(); };
+  auto operation = [&](int32_t i) {
+    return plan::OperationInterface(p.ops[static_cast<size_t>(i)]).getOperation();
+  };
   mlir::Operation* at = fault.task >= 0 ? operation(fault.task) : whole;
   mlir::InFlightDiagnostic d = at->emitError(fault.message);
   if (fault.other >= 0) d.attachNote(operation(fault.other)->getLoc()) << "the other operation is here";

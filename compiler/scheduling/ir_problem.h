@@ -13,7 +13,8 @@ struct IrProblem {
   std::vector<plan::OperationInterface> ops;  // of each task
 };
 
-/// One job that arrives at 0; loads are released at `link_release_ns`. Durations that are not there count as 0.
+/// One job that arrives at 0; loads are released at `link_release_ns`. Durations that are not there count as
+/// 0.
 IrProblem problem_of(plan::VariantOp variant, int64_t link_release_ns);
 IrProblem problem_of(plan::ProblemOp problem);
 

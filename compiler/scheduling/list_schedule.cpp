@@ -83,7 +83,9 @@ std::vector<int32_t> tasks_of(const Problem& p, int32_t job) {
 
 std::vector<int32_t> tasks_of(const Problem& p, int32_t job, bool loads) {
   std::vector<int32_t> tasks = tasks_of(p, job);
-  std::erase_if(tasks, [&](int32_t i) { return (p.tasks[static_cast<size_t>(i)].role != TaskRole::kCompute) != loads; });
+  std::erase_if(tasks, [&](int32_t i) {
+    return (p.tasks[static_cast<size_t>(i)].role != TaskRole::kCompute) != loads;
+  });
   return tasks;
 }
 

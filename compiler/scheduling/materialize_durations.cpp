@@ -1,4 +1,5 @@
-// plan-materialize-durations: how long each operation of a variant takes at its tuned point, from the machine model.
+// plan-materialize-durations: how long each operation of a variant takes at its tuned point, from the machine
+// model.
 #include "compiler/emit/convert.h"
 #include "compiler/pass_support.h"
 #include "compiler/scheduling/cost_model.h"
@@ -9,7 +10,8 @@ namespace {
 struct MaterializeDurations : ModulePass<MaterializeDurations> {
   MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(MaterializeDurations)
   static constexpr llvm::StringLiteral kArgument = "plan-materialize-durations";
-  static constexpr llvm::StringLiteral kDescription = "Sets how long each operation takes, from the machine model";
+  static constexpr llvm::StringLiteral kDescription =
+      "Sets how long each operation takes, from the machine model";
 
   MaterializeDurations() = default;
   explicit MaterializeDurations(MachineModel machine) : machine_(std::move(machine)) {}
@@ -27,7 +29,8 @@ struct MaterializeDurations : ModulePass<MaterializeDurations> {
     auto walked = getOperation().walk([&](plan::VariantOp variant) {
       auto file = variant->getParentOfType<plan::FileOp>();
       if (!file) {
-        variant.emitError("stands outside a plan.file; expected one, whose shape and dtype give the durations");
+        variant.emitError(
+            "stands outside a plan.file; expected one, whose shape and dtype give the durations");
         return mlir::WalkResult::interrupt();
       }
       return mlir::failed(run(variant, file)) ? mlir::WalkResult::interrupt() : mlir::WalkResult::advance();
@@ -43,9 +46,11 @@ struct MaterializeDurations : ModulePass<MaterializeDurations> {
                               << std::string(dtype_name(machine.dtype)) << "'";
     }
     plan::ShapeAttr s = file.getShape();
-    Shape shape{s.getFamily().str(), s.getLayers(), s.getDModel(), s.getFf(), s.getHeads(), s.getKvHeads(), s.getHeadDim(), s.getVocab()};
+    Shape shape{s.getFamily().str(), s.getLayers(),  s.getDModel(),  s.getFf(),
+                s.getHeads(),        s.getKvHeads(), s.getHeadDim(), s.getVocab()};
     CostModel costs(std::move(machine), shape);
-    TunedPoint at{static_cast<int64_t>(variant.getTunedTokens()), static_cast<int64_t>(variant.getTunedSuffix()),
+    TunedPoint at{static_cast<int64_t>(variant.getTunedTokens()),
+                  static_cast<int64_t>(variant.getTunedSuffix()),
                   static_cast<int64_t>(variant.getTunedRate()), static_cast<int32_t>(variant.getChunks())};
     for (auto op : variant.getBody().getOps<plan::OperationInterface>())
       op.setDuration(static_cast<uint64_t>(costs.duration_ns(export_op(op), at)));
@@ -58,7 +63,9 @@ struct MaterializeDurations : ModulePass<MaterializeDurations> {
 
 }  // namespace
 
-std::unique_ptr<mlir::Pass> create_plan_materialize_durations() { return std::make_unique<MaterializeDurations>(); }
+std::unique_ptr<mlir::Pass> create_plan_materialize_durations() {
+  return std::make_unique<MaterializeDurations>();
+}
 std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine) {
   return std::make_unique<MaterializeDurations>(std::move(machine));
 }

@@ -13,8 +13,8 @@ Result<Schedule> schedule_preloaded(const Problem& p, TaskRole first, std::strin
       const Task& before = p.tasks[static_cast<size_t>(w)];
       if (before.role != TaskRole::kCompute) continue;
       return error(Code::kInvalidArgument,
-                   "'{}' loads everything before it computes, but load '{}' waits for kernel '{}'", name, t.name,
-                   before.name);
+                   "'{}' loads everything before it computes, but load '{}' waits for kernel '{}'", name,
+                   t.name, before.name);
     }
   }
   Schedule s;

@@ -6,7 +6,9 @@
 namespace ds {
 namespace {
 
-const std::string& stream_name(const Problem& p, const Task& t) { return p.streams[static_cast<size_t>(t.stream)]; }
+const std::string& stream_name(const Problem& p, const Task& t) {
+  return p.streams[static_cast<size_t>(t.stream)];
+}
 
 bool index_ok(int32_t i, size_t size) { return i >= 0 && static_cast<size_t>(i) < size; }
 
@@ -16,11 +18,14 @@ std::optional<Fault> find_problem_fault(const Problem& p) {
   if (p.jobs.empty()) return Fault{-1, -1, fmt::format("problem '{}' has no job", p.name)};
   // Starting each task after the end of all others is a schedule: if that fits 64 bits, every schedule does.
   int64_t horizon = 0;
-  auto add = [&](int64_t ns) { return !__builtin_add_overflow(horizon, ns, &horizon) && horizon < INT64_MAX / 4; };
+  auto add = [&](int64_t ns) {
+    return !__builtin_add_overflow(horizon, ns, &horizon) && horizon < INT64_MAX / 4;
+  };
   for (const Job& job : p.jobs) {
     if (job.arrival_ns < 0)
       return Fault{-1, -1, fmt::format("job '{}' arrives at {}, before time 0", job.name, job.arrival_ns)};
-    if (!add(job.arrival_ns)) return Fault{-1, -1, fmt::format("job '{}': times do not fit 64 bits", job.name)};
+    if (!add(job.arrival_ns))
+      return Fault{-1, -1, fmt::format("job '{}': times do not fit 64 bits", job.name)};
   }
   std::vector<int32_t> open(p.tasks.size(), 0);
   std::vector<std::vector<int32_t>> followers(p.tasks.size());
@@ -34,9 +39,11 @@ std::optional<Fault> find_problem_fault(const Problem& p) {
       return fault(-1, fmt::format("is on stream {}, but there are {}", t.stream, p.streams.size()));
     if (!index_ok(t.job, p.jobs.size()))
       return fault(-1, fmt::format("belongs to job {}, but there are {}", t.job, p.jobs.size()));
-    if (t.duration_ns < 0) return fault(-1, fmt::format("takes {} ns, expected nothing below zero", t.duration_ns));
+    if (t.duration_ns < 0)
+      return fault(-1, fmt::format("takes {} ns, expected nothing below zero", t.duration_ns));
     if (t.release_ns < 0) return fault(-1, fmt::format("is released at {}, before time 0", t.release_ns));
-    if (!add(t.duration_ns) || !add(t.release_ns)) return fault(-1, "has times whose sum does not fit 64 bits");
+    if (!add(t.duration_ns) || !add(t.release_ns))
+      return fault(-1, "has times whose sum does not fit 64 bits");
     for (int32_t w : t.after) {
       if (!index_ok(w, p.tasks.size()))
         return fault(-1, fmt::format("waits for task {}, but there are {}", w, p.tasks.size()));
@@ -56,8 +63,11 @@ std::optional<Fault> find_problem_fault(const Problem& p) {
       if (--open[static_cast<size_t>(f)] == 0) ready.push_back(f);
   }
   if (done < p.tasks.size()) {
-    auto i = static_cast<int32_t>(std::find_if(open.begin(), open.end(), [](int32_t n) { return n > 0; }) - open.begin());
-    return Fault{i, -1, fmt::format("'{}' (task {}) is part of or behind a cycle of waits", p.tasks[static_cast<size_t>(i)].name, i)};
+    auto i = static_cast<int32_t>(std::find_if(open.begin(), open.end(), [](int32_t n) { return n > 0; }) -
+                                  open.begin());
+    return Fault{i, -1,
+                 fmt::format("'{}' (task {}) is part of or behind a cycle of waits",
+                             p.tasks[static_cast<size_t>(i)].name, i)};
   }
   return std::nullopt;
 }
@@ -75,8 +85,8 @@ std::optional<Fault> find_schedule_fault(const Problem& p, const std::vector<int
     const Job& job = p.jobs[static_cast<size_t>(t.job)];
     if (start[i] < job.arrival_ns) {
       return Fault{static_cast<int32_t>(i), -1,
-                   fmt::format("'{}' starts at {}, but its job '{}' arrives at {}", t.name, start[i], job.name,
-                               job.arrival_ns)};
+                   fmt::format("'{}' starts at {}, but its job '{}' arrives at {}", t.name, start[i],
+                               job.name, job.arrival_ns)};
     }
     if (start[i] < t.release_ns) {
       return Fault{static_cast<int32_t>(i), -1,
@@ -92,7 +102,8 @@ std::optional<Fault> find_schedule_fault(const Problem& p, const std::vector<int
       }
     }
   }
-  // One task at a time: sorted by start, each ends before the next one starts. What takes no time stands first.
+  // One task at a time: sorted by start, each ends before the next one starts. What takes no time stands
+  // first.
   std::vector<int32_t> order(p.tasks.size());
   std::iota(order.begin(), order.end(), 0);
   auto key = [&](int32_t i) {
@@ -105,9 +116,10 @@ std::optional<Fault> find_schedule_fault(const Problem& p, const std::vector<int
     if (p.tasks[a].stream != p.tasks[b].stream) continue;
     int64_t end = start[a] + p.tasks[a].duration_ns;
     if (end > start[b]) {
-      return Fault{order[k], order[k - 1],
-                   fmt::format("'{}' starts at {} on stream '{}', which '{}' holds from {} to {}", p.tasks[b].name,
-                               start[b], stream_name(p, p.tasks[b]), p.tasks[a].name, start[a], end)};
+      return Fault{
+          order[k], order[k - 1],
+          fmt::format("'{}' starts at {} on stream '{}', which '{}' holds from {} to {}", p.tasks[b].name,
+                      start[b], stream_name(p, p.tasks[b]), p.tasks[a].name, start[a], end)};
     }
   }
   return std::nullopt;
@@ -131,10 +143,11 @@ Status verify(const Problem& p, const Schedule& s) {
   if (auto fault = find_schedule_fault(p, s.start_ns))
     return error(Code::kInternal, "schedule of '{}' is wrong: {}", p.name, fault->message);
   int64_t cost = cost_of(p, s.start_ns);
-  if (cost != s.cost_ns || s.cost_ns < s.lower_bound_ns || s.proven_optimal != (s.cost_ns == s.lower_bound_ns)) {
+  if (cost != s.cost_ns || s.cost_ns < s.lower_bound_ns ||
+      s.proven_optimal != (s.cost_ns == s.lower_bound_ns)) {
     return error(Code::kInternal,
-                 "schedule of '{}' states cost {}, bound {}, optimal {}; its start times cost {}", p.name, s.cost_ns,
-                 s.lower_bound_ns, s.proven_optimal, cost);
+                 "schedule of '{}' states cost {}, bound {}, optimal {}; its start times cost {}", p.name,
+                 s.cost_ns, s.lower_bound_ns, s.proven_optimal, cost);
   }
   return ok_status();
 }

@@ -1,7 +1,8 @@
 // A scheduling problem: operations that hold a stream for their whole time, and what waits for what.
 //
-// Apart from each other, in this order: check() (is the problem sound?), a solver (schedulers.h), verify() (does
-// a schedule keep every rule?). verify() shares nothing with the solvers. All times are integer nanoseconds.
+// Apart from each other, in this order: check() (is the problem sound?), a solver (schedulers.h), verify()
+// (does a schedule keep every rule?). verify() shares nothing with the solvers. All times are integer
+// nanoseconds.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +32,8 @@ struct Job {
   int64_t arrival_ns = 0;
 };
 
-/// kMakespan: the time at which the last job ends. kSum: the sum over jobs of end less arrival (mean TTFT times
-/// jobs). A job ends when its last task does.
+/// kMakespan: the time at which the last job ends. kSum: the sum over jobs of end less arrival (mean TTFT
+/// times jobs). A job ends when its last task does.
 enum class Objective : uint8_t { kMakespan = 0, kSum = 1 };
 
 struct Problem {
@@ -48,8 +49,8 @@ struct Schedule {
   /// Waits that the strategy adds to the problem's (task, task it waits for), so that streams which only know
   /// waits and their own order keep it: "no kernel before the last load".
   std::vector<std::pair<int32_t, int32_t>> barriers;
-  int64_t cost_ns = 0;         // the objective's value
-  int64_t lower_bound_ns = 0;  // no schedule of this problem costs less
+  int64_t cost_ns = 0;          // the objective's value
+  int64_t lower_bound_ns = 0;   // no schedule of this problem costs less
   bool proven_optimal = false;  // cost_ns == lower_bound_ns
 };
 

@@ -1,6 +1,6 @@
 // plan-schedule: when each operation starts. Works alike on variants and on problems that are written down
-// (plan.problem); those it leaves in the order in which they stand, while the operations of a variant are put in the
-// order of their starts, which on each stream is the order in which the executor runs them.
+// (plan.problem); those it leaves in the order in which they stand, while the operations of a variant are put
+// in the order of their starts, which on each stream is the order in which the executor runs them.
 #include <algorithm>
 #include <numeric>
 
@@ -14,7 +14,8 @@ namespace {
 struct SchedulePass : ModulePass<SchedulePass> {
   MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(SchedulePass)
   static constexpr llvm::StringLiteral kArgument = "plan-schedule";
-  static constexpr llvm::StringLiteral kDescription = "Sets when each operation of a variant or problem starts";
+  static constexpr llvm::StringLiteral kDescription =
+      "Sets when each operation of a variant or problem starts";
 
   SchedulePass() = default;
   SchedulePass(std::string scheduler, int64_t link_release_ns) {
@@ -98,10 +99,12 @@ struct SchedulePass : ModulePass<SchedulePass> {
     return mlir::success();
   }
 
-  Option<std::string> scheduler_{*this, "scheduler", llvm::cl::desc("best, e-first, kv-first, kv-preload or serial"),
+  Option<std::string> scheduler_{*this, "scheduler",
+                                 llvm::cl::desc("best, e-first, kv-first, kv-preload or serial"),
                                  llvm::cl::init("best")};
   Option<int64_t> link_release_ns_{*this, "link-release-ns",
-                                   llvm::cl::desc("when the first load of a variant can start"), llvm::cl::init(0)};
+                                   llvm::cl::desc("when the first load of a variant can start"),
+                                   llvm::cl::init(0)};
 };
 
 }  // namespace

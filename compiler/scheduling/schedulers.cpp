@@ -9,8 +9,9 @@ struct Entry {
   Result<Schedule> (*run)(const Problem&);
 };
 constexpr Entry kSchedulers[] = {
-    {"best", schedule_best},           {"e-first", schedule_e_first}, {"kv-first", schedule_kv_first},
-    {"kv-preload", schedule_kv_preload}, {"serial", schedule_serial},
+    {"best", schedule_best},         {"e-first", schedule_e_first},
+    {"kv-first", schedule_kv_first}, {"kv-preload", schedule_kv_preload},
+    {"serial", schedule_serial},
 };
 
 }  // namespace

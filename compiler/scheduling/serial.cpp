@@ -3,6 +3,8 @@
 
 namespace ds {
 
-Result<Schedule> schedule_serial(const Problem& p) { return schedule_preloaded(p, TaskRole::kLoadE, "serial"); }
+Result<Schedule> schedule_serial(const Problem& p) {
+  return schedule_preloaded(p, TaskRole::kLoadE, "serial");
+}
 
 }  // namespace ds

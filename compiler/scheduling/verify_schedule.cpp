@@ -1,5 +1,5 @@
-// plan-verify-schedule closes the phase WHEN: every rule is kept, every stated result is true. It looks at the IR
-// alone, whoever wrote the times.
+// plan-verify-schedule closes the phase WHEN: every rule is kept, every stated result is true. It looks at
+// the IR alone, whoever wrote the times.
 #include "compiler/pass_support.h"
 #include "compiler/scheduling/ir_problem.h"
 
@@ -20,8 +20,8 @@ struct VerifySchedule : ModulePass<VerifySchedule> {
                                     variant.getLowerBound(), variant.getProvenOptimal())) ||
                  mlir::failed(check_order(variant));
       } else if (auto problem = mlir::dyn_cast<plan::ProblemOp>(op)) {
-        failed = mlir::failed(check(problem, problem_of(problem), "cost", problem.getCost(), problem.getLowerBound(),
-                                    problem.getProvenOptimal()));
+        failed = mlir::failed(check(problem, problem_of(problem), "cost", problem.getCost(),
+                                    problem.getLowerBound(), problem.getProvenOptimal()));
       } else {
         return mlir::WalkResult::advance();
       }
@@ -31,7 +31,8 @@ struct VerifySchedule : ModulePass<VerifySchedule> {
   }
 
   static mlir::LogicalResult check(mlir::Operation* op, const IrProblem& ir, llvm::StringRef what,
-                                   std::optional<uint64_t> cost, std::optional<uint64_t> bound, bool optimal) {
+                                   std::optional<uint64_t> cost, std::optional<uint64_t> bound,
+                                   bool optimal) {
     if (auto fault = find_problem_fault(ir.problem)) return report(op, ir, *fault);
     auto starts = starts_of(ir);
     if (mlir::failed(starts)) return mlir::failure();
@@ -40,7 +41,8 @@ struct VerifySchedule : ModulePass<VerifySchedule> {
     if (cost && static_cast<int64_t>(*cost) != found)
       return op->emitError() << "states " << what << " " << *cost << ", but its start times give " << found;
     if (bound && static_cast<int64_t>(*bound) > found) {
-      return op->emitError() << "states lower_bound " << *bound << ", but a schedule of " << found << " is there";
+      return op->emitError() << "states lower_bound " << *bound << ", but a schedule of " << found
+                             << " is there";
     }
     if (optimal && (!bound || static_cast<int64_t>(*bound) != found)) {
       return op->emitError() << "states proven_optimal, but " << what << " " << found

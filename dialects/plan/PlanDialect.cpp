@@ -56,8 +56,9 @@ mlir::LogicalResult verify_streamed(OperationInterface op, bool transfer) {
   if (auto stream = op.getStream().getDefiningOp<StreamOp>()) {
     bool compute = stream.getKind() == StreamKind::compute;
     if (compute == transfer) {
-      return op.emitOpError() << "'" << op.label() << "' stands on a " << stringifyStreamKind(stream.getKind())
-                              << " stream, expected " << (transfer ? "a link or copy stream" : "a compute stream");
+      return op.emitOpError() << "'" << op.label() << "' stands on a "
+                              << stringifyStreamKind(stream.getKind()) << " stream, expected "
+                              << (transfer ? "a link or copy stream" : "a compute stream");
     }
   }
   if (op.getDuration() && static_cast<int64_t>(*op.getDuration()) < 0) {
@@ -65,7 +66,8 @@ mlir::LogicalResult verify_streamed(OperationInterface op, bool transfer) {
                             << " ns, expected nothing below zero";
   }
   if (op.getAt() && static_cast<int64_t>(*op.getAt()) < 0)
-    return op.emitOpError() << "starts at " << static_cast<int64_t>(*op.getAt()) << ", before the request does";
+    return op.emitOpError() << "starts at " << static_cast<int64_t>(*op.getAt())
+                            << ", before the request does";
   if (op.getAt() && !op.getDuration())
     return op.emitOpError() << "has a start but no duration; a schedule needs both ('at' and 'for')";
   return mlir::success();
@@ -83,17 +85,19 @@ mlir::LogicalResult verify_kernel(OperationInterface op, mlir::Value buffer) {
   return verify_buffer(op, buffer, BufferKind::hidden);
 }
 
-mlir::LogicalResult verify_range(mlir::Operation* op, const char* what, int64_t low, int64_t high, int64_t least) {
+mlir::LogicalResult verify_range(mlir::Operation* op, const char* what, int64_t low, int64_t high,
+                                 int64_t least) {
   if (low >= least && low < high) return mlir::success();
-  return op->emitOpError() << what << " range [" << low << ", " << high << ") is empty or starts below " << least;
+  return op->emitOpError() << what << " range [" << low << ", " << high << ") is empty or starts below "
+                           << least;
 }
 
 }  // namespace
 
 mlir::LogicalResult FileOp::verify() {
   ShapeAttr s = getShape();
-  if (s.getLayers() < 1 || s.getDModel() < 1 || s.getHeads() < 1 || s.getKvHeads() < 1 || s.getHeadDim() < 1 ||
-      s.getFf() < 1 || s.getVocab() < 1) {
+  if (s.getLayers() < 1 || s.getDModel() < 1 || s.getHeads() < 1 || s.getKvHeads() < 1 ||
+      s.getHeadDim() < 1 || s.getFf() < 1 || s.getVocab() < 1) {
     return emitOpError() << "shape has a size below 1: " << s;
   }
   if (getDtype() != "bf16" && getDtype() != "f32")
@@ -166,7 +170,8 @@ std::string TransferOp::label() {
 }
 Role TransferOp::role() { return getPayload() == Payload::e ? Role::load_e : Role::load_kv; }
 void TransferOp::getAsmResultNames(SetName set) {
-  set(getEvent(), with_chunk(fmt::format("{}{}", getPayload() == Payload::e ? "e" : "t", getLayer()), getChunk()));
+  set(getEvent(),
+      with_chunk(fmt::format("{}{}", getPayload() == Payload::e ? "e" : "t", getLayer()), getChunk()));
 }
 mlir::LogicalResult TransferOp::verify() {
   if (mlir::failed(verify_streamed(*this, true))) return mlir::failure();
@@ -188,7 +193,8 @@ Role EmbedOp::role() { return Role::compute; }
 void EmbedOp::getAsmResultNames(SetName set) { set(getEvent(), "embed"); }
 mlir::LogicalResult EmbedOp::verify() {
   if ((getRows() == Rows::chunk) != getChunk().has_value())
-    return emitOpError() << "names a chunk exactly where its rows are 'chunk'; rows are '" << stringifyRows(getRows()) << "'";
+    return emitOpError() << "names a chunk exactly where its rows are 'chunk'; rows are '"
+                         << stringifyRows(getRows()) << "'";
   return verify_kernel(*this, getBuffer());
 }
 

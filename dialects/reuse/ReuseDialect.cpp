@@ -43,10 +43,12 @@ std::optional<std::pair<int64_t, int64_t>> layers_of(mlir::Operation& op) {
 }  // namespace
 
 mlir::LogicalResult PlanOp::verifyRegions() {
-  auto range = [&](const char* what, uint64_t low_bits, uint64_t high_bits, int64_t least) -> mlir::LogicalResult {
+  auto range = [&](const char* what, uint64_t low_bits, uint64_t high_bits,
+                   int64_t least) -> mlir::LogicalResult {
     auto low = static_cast<int64_t>(low_bits), high = static_cast<int64_t>(high_bits);
     if (low >= least && low < high) return mlir::success();
-    return emitOpError() << what << " range [" << low << ", " << high << ") is empty or starts below " << least;
+    return emitOpError() << what << " range [" << low << ", " << high << ") is empty or starts below "
+                         << least;
   };
   if (mlir::failed(range("tokens", getTokensMin(), getTokensMax(), 1)) ||
       mlir::failed(range("rate", getRateMin(), getRateMax(), 0))) {
@@ -94,8 +96,8 @@ mlir::LogicalResult PlanOp::verifyRegions() {
                                 << " caches, expected the caches of all " << caches.size()
                                 << " tiles in the order of their layers";
   }
-  if (getFallback() &&
-      (getTokensMin() != 1 || getTokensMax() != INT64_MAX || getRateMin() != 0 || getRateMax() != INT64_MAX)) {
+  if (getFallback() && (getTokensMin() != 1 || getTokensMax() != INT64_MAX || getRateMin() != 0 ||
+                        getRateMax() != INT64_MAX)) {
     return emitOpError() << "is the fall-back, which holds for tokens [1, inf) and rate [0, inf)";
   }
   return mlir::success();
@@ -105,9 +107,10 @@ void CutOp::getAsmResultNames(SetName set) { set(getHidden(), fmt::format("cut{}
 
 mlir::LogicalResult CutOp::verify() {
   if (static_cast<int32_t>(getLayer()) <= 0) {
-    return emitOpError() << "at layer " << static_cast<int32_t>(getLayer())
-                         << ": the hidden states entering layer 0 are the receiver's own embeddings and are never "
-                            "sent; recompute from layer 0 without 'from'";
+    return emitOpError()
+           << "at layer " << static_cast<int32_t>(getLayer())
+           << ": the hidden states entering layer 0 are the receiver's own embeddings and are never "
+              "sent; recompute from layer 0 without 'from'";
   }
   if (!getHidden().hasOneUse()) {
     auto uses = std::distance(getHidden().use_begin(), getHidden().use_end());
@@ -128,11 +131,10 @@ mlir::LogicalResult RecomputeOp::verify() {
   auto first = static_cast<int32_t>(getFirstLayer());
   if (!getFrom()) {
     if (first == 0) return mlir::success();
-    return emitOpError() << "starts at layer " << first << " from nothing; expected 'from' a cut at layer " << first
-                         << " or the output of a tile that ends at layer " << first - 1;
+    return emitOpError() << "starts at layer " << first << " from nothing; expected 'from' a cut at layer "
+                         << first << " or the output of a tile that ends at layer " << first - 1;
   }
-  if (first == 0)
-    return emitOpError() << "starts at layer 0, from the embeddings; expected no 'from'";
+  if (first == 0) return emitOpError() << "starts at layer 0, from the embeddings; expected no 'from'";
   mlir::Operation* from = getFrom().getDefiningOp();
   if (auto cut = mlir::dyn_cast_or_null<CutOp>(from)) {
     if (static_cast<int32_t>(cut.getLayer()) == first) return mlir::success();

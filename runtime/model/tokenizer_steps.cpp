@@ -335,6 +335,7 @@ Status PreTokenizer::apply(std::vector<Piece>& pieces, TextPool& pool) const {
   for (const Step& step : steps_) {
     out.clear();
     for (Piece piece : pieces) {
+      if (piece.text.empty()) continue;
       if (step.kind == Kind::kByteLevel && step.prefix_space && !piece.text.starts_with(' ')) {
         piece.text = pool.add(fmt::format(" {}", piece.text));
       } else if (step.kind == Kind::kMetaspace) {

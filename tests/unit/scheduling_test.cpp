@@ -1,5 +1,5 @@
-// Scheduling: the golden case, every scheduler on random problems under the verifier, bounds against brute force,
-// and the path bytes -> plan -> IR -> plan.
+// Scheduling: the golden case, every scheduler on random problems under the verifier, bounds against brute
+// force, and the path bytes -> plan -> IR -> plan.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -28,8 +28,12 @@ Problem figure_13(bool whole_entry) {
     auto j = static_cast<int32_t>(p.jobs.size());
     p.jobs.push_back({name, arrival});
     auto add = [&](TaskRole role, int layer, std::vector<int32_t> after) {
-      p.tasks.push_back({.name = fmt::format("{} {}", name, layer), .role = role, .stream = role == TaskRole::kCompute,
-                         .job = j, .duration_ns = 1, .after = std::move(after)});
+      p.tasks.push_back({.name = fmt::format("{} {}", name, layer),
+                         .role = role,
+                         .stream = role == TaskRole::kCompute,
+                         .job = j,
+                         .duration_ns = 1,
+                         .after = std::move(after)});
       return static_cast<int32_t>(p.tasks.size()) - 1;
     };
     std::vector<int32_t> before;
@@ -60,11 +64,15 @@ TEST(Scheduling, Figure13) {
 }
 
 Problem random_problem(std::mt19937& rng, int tasks, int jobs, Objective objective) {
-  auto draw = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(rng); };
+  auto draw = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(rng);
+  };
   Problem p{.name = "random", .objective = objective, .streams = {"link", "compute"}};
   for (int j = 0; j < jobs; ++j) p.jobs.push_back({fmt::format("job {}", j), draw(0, 6)});
   for (int i = 0; i < tasks; ++i) {
-    Task t{.name = fmt::format("t{}", i), .job = static_cast<int32_t>(draw(0, jobs - 1)), .duration_ns = draw(0, 5),
+    Task t{.name = fmt::format("t{}", i),
+           .job = static_cast<int32_t>(draw(0, jobs - 1)),
+           .duration_ns = draw(0, 5),
            .release_ns = draw(0, 3) == 0 ? draw(0, 8) : 0};
     t.role = static_cast<TaskRole>(draw(0, 2));
     t.stream = t.role == TaskRole::kCompute ? 1 : 0;
@@ -78,8 +86,8 @@ Problem random_problem(std::mt19937& rng, int tasks, int jobs, Objective objecti
   return p;
 }
 
-/// The optimum by trying every order of all tasks that keeps the waits, each started as early as that order allows.
-/// Some such order gives an optimal schedule, since all costs only grow with start times.
+/// The optimum by trying every order of all tasks that keeps the waits, each started as early as that order
+/// allows. Some such order gives an optimal schedule, since all costs only grow with start times.
 int64_t brute_force(const Problem& p) {
   std::vector<int32_t> order(p.tasks.size());
   std::iota(order.begin(), order.end(), 0);
@@ -89,7 +97,8 @@ int64_t brute_force(const Problem& p) {
     bool valid = true;
     for (int32_t id : order) {
       const Task& t = p.tasks[static_cast<size_t>(id)];
-      int64_t at = std::max({t.release_ns, p.jobs[static_cast<size_t>(t.job)].arrival_ns, free[static_cast<size_t>(t.stream)]});
+      int64_t at = std::max(
+          {t.release_ns, p.jobs[static_cast<size_t>(t.job)].arrival_ns, free[static_cast<size_t>(t.stream)]});
       for (int32_t w : t.after) {
         if (start[static_cast<size_t>(w)] < 0) valid = false;
         at = std::max(at, start[static_cast<size_t>(w)] + p.tasks[static_cast<size_t>(w)].duration_ns);
@@ -162,7 +171,8 @@ TEST(Scheduling, VerifyFindsBrokenSchedules) {
   Problem p = figure_13(false);
   auto s = schedule(p, "e-first");
   ASSERT_TRUE(s.ok());
-  // Any single task moved one earlier breaks a rule or leaves the cost as stated; none goes unnoticed silently.
+  // Any single task moved one earlier breaks a rule or leaves the cost as stated; none goes unnoticed
+  // silently.
   for (size_t i = 0; i < p.tasks.size(); ++i) {
     Schedule moved = *s;
     --moved.start_ns[i];
@@ -174,14 +184,24 @@ TEST(Scheduling, VerifyFindsBrokenSchedules) {
 }
 
 TEST(Scheduling, PreloadRefusesLoadsBehindKernels) {
-  Problem p{.name = "p", .streams = {"link", "compute"}, .jobs = {{"A", 0}},
-            .tasks = {{.name = "kernel", .stream = 1}, {.name = "load", .role = TaskRole::kLoadKv, .after = {0}}}};
+  Problem p{
+      .name = "p",
+      .streams = {"link", "compute"},
+      .jobs = {{"A", 0}},
+      .tasks = {{.name = "kernel", .stream = 1}, {.name = "load", .role = TaskRole::kLoadKv, .after = {0}}}};
   EXPECT_THAT(schedule(p, "serial").status().message(), HasSubstr("load 'load' waits for kernel 'kernel'"));
   EXPECT_TRUE(schedule(p, "e-first").ok());
 }
 
 Shape shape_of(int64_t layers) {
-  return {.family = "llama", .layers = layers, .d_model = 64, .ff = 128, .heads = 4, .kv_heads = 2, .head_dim = 16, .vocab = 100};
+  return {.family = "llama",
+          .layers = layers,
+          .d_model = 64,
+          .ff = 128,
+          .heads = 4,
+          .kv_heads = 2,
+          .head_dim = 16,
+          .vocab = 100};
 }
 
 /// A plan as compile() makes it, without model folders.
@@ -189,7 +209,8 @@ Plan plan_for(const LayerRange& group, int64_t layers, std::string_view schedule
   Plan plan;
   plan.provenance = {"0.1.0", "--recompute " + format_layers(group), {{"sender", "s", std::string(64, 'a')}}};
   plan.sender = {"s", std::string(64, 'a'), std::string(64, 'b'), std::string(64, 'c'), ""};
-  plan.receiver = {"r", std::string(64, 'd'), std::string(64, 'b'), std::string(64, 'e'), std::string(64, 'f')};
+  plan.receiver = {"r", std::string(64, 'd'), std::string(64, 'b'), std::string(64, 'e'),
+                   std::string(64, 'f')};
   plan.shape = shape_of(layers);
   plan.dtype = "bf16";
   CostModel costs(MachineModel::stand_in(DType::kBF16), plan.shape);
@@ -281,7 +302,8 @@ TEST(Emit, BadTextIsAnErrorWithAPlace) {
   std::string good = *plan_to_mlir(plan_for({1, 2}, 4, "e-first"));
   EXPECT_EQ(message(good), "parsed");
   // Cut anywhere, it is an error and not a crash.
-  for (size_t n = 0; n + 8 < good.size(); n += 97) EXPECT_NE(message(std::string_view(good).substr(0, n)), "parsed") << n;
+  for (size_t n = 0; n + 8 < good.size(); n += 97)
+    EXPECT_NE(message(std::string_view(good).substr(0, n)), "parsed") << n;
   // Unscheduled.
   std::string unscheduled = good;
   size_t at = unscheduled.find(" makespan ");
@@ -304,13 +326,15 @@ TEST(Emit, ANameWithQuotesAndNewlinesSurvives) {
 TEST(CostModel, MeasuredPointsAreMetAndInterpolated) {
   MachineModel m = MachineModel::stand_in(DType::kBF16);
   CostModel plain(m, shape_of(4));
-  double base_64 = plain.layer_ns(64, 64, 0), base_128 = plain.layer_ns(128, 128, 0), base_96 = plain.layer_ns(96, 96, 0);
+  double base_64 = plain.layer_ns(64, 64, 0), base_128 = plain.layer_ns(128, 128, 0),
+         base_96 = plain.layer_ns(96, 96, 0);
   m.layer_points = {{64, 64, 0, std::llround(2 * base_64)}, {128, 128, 0, std::llround(4 * base_128)}};
   CostModel measured(m, shape_of(4));
   EXPECT_NEAR(measured.layer_ns(64, 64, 0), 2 * base_64, 1);
   EXPECT_NEAR(measured.layer_ns(128, 128, 0), 4 * base_128, 1);
   EXPECT_NEAR(measured.layer_ns(96, 96, 0), 3 * base_96, 3);
-  EXPECT_NEAR(measured.layer_ns(1024, 1024, 0) / plain.layer_ns(1024, 1024, 0), 4, 0.01);  // kept beyond the end
+  EXPECT_NEAR(measured.layer_ns(1024, 1024, 0) / plain.layer_ns(1024, 1024, 0), 4,
+              0.01);                                                 // kept beyond the end
   EXPECT_EQ(measured.layer_ns(64, 0, 0), plain.layer_ns(64, 0, 0));  // another kind of call: not measured
   // Some queries: K and V of all rows, and the rest of a layer for the query rows.
   EXPECT_GT(measured.layer_ns(128, 64, 0), measured.layer_ns(128, 0, 0));
@@ -342,7 +366,8 @@ TEST(Policy, DroidspeakChoosesByObjective) {
   // Each recomputed layer costs 10, each loaded layer 1.
   in.predict_ttft_ns = [](const std::vector<Tile>& tiles) -> Result<int64_t> {
     int64_t ns = 0;
-    for (const Tile& t : tiles) ns += (t.last_layer - t.first_layer + 1) * (t.mode == Mode::kRecompute ? 10 : 1);
+    for (const Tile& t : tiles)
+      ns += (t.last_layer - t.first_layer + 1) * (t.mode == Mode::kRecompute ? 10 : 1);
     return ns;
   };
   auto group = [&] {
@@ -381,18 +406,22 @@ TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
     CompileOptions o = base;
     set(o);
     auto r = compile(o);
-    return r.ok() ? std::string("compiled") : fmt::format("{}: {}", code_name(r.status().code()), r.status().message());
+    return r.ok() ? std::string("compiled")
+                  : fmt::format("{}: {}", code_name(r.status().code()), r.status().message());
   };
   auto refused = [&](const std::function<void(CompileOptions&)>& set, std::string_view text) {
     std::string m = message(set);
     EXPECT_THAT(m, ::testing::StartsWith("invalid argument: "));
     EXPECT_THAT(m, HasSubstr(std::string(text)));
   };
-  refused([](auto& o) { o.recompute = "1-2", o.policy = "full-reuse"; }, "--recompute contradicts --policy full-reuse");
-  refused([](auto& o) { o.recompute = "1-2", o.slo_loss = 2, o.quality = "q"; }, "--slo-loss contradicts --recompute");
+  refused([](auto& o) { o.recompute = "1-2", o.policy = "full-reuse"; },
+          "--recompute contradicts --policy full-reuse");
+  refused([](auto& o) { o.recompute = "1-2", o.slo_loss = 2, o.quality = "q"; },
+          "--slo-loss contradicts --recompute");
   refused([](auto& o) { o.slo_loss = 2; }, "--slo-loss needs --quality");
   refused([](auto& o) { o.slo_ttft_ms = 2; }, "--slo-ttft-ms needs --quality");
-  refused([](auto& o) { o.policy = "full-prefill", o.slo_ttft_ms = 2; }, "--slo-ttft-ms contradicts --policy full-prefill");
+  refused([](auto& o) { o.policy = "full-prefill", o.slo_ttft_ms = 2; },
+          "--slo-ttft-ms contradicts --policy full-prefill");
   refused([](auto& o) { o.policy = "full-prefill", o.quality = "q"; }, "--quality contradicts");
   refused([](auto& o) { o.quality = "q"; }, "--quality needs an objective");
   refused([](auto&) {}, "which layers are to be recomputed?");

@@ -109,11 +109,12 @@ TEST(Steps, Normalizers) {
   for (const json& fixture : steps["normalizers"]) {
     Result<Normalizer> step = Normalizer::read(fixture["step"], "step");
     ASSERT_TRUE(step.ok()) << step.status().message();
-    for (const json& c : fixture["cases"]) {
-      auto text = c[0].get<std::string>();
+    for (size_t i = 0; i < fixture["results"].size(); ++i) {
+      const json &input = steps["texts"][i], &want = fixture["results"][i];
+      auto text = input.get<std::string>();
       bool at_start = true;
       ASSERT_TRUE(step->apply(text, at_start).ok());
-      EXPECT_EQ(shown(text), shown(c[1].get<std::string>())) << fixture["step"] << c[0];
+      EXPECT_EQ(shown(text), shown(want.get<std::string>())) << fixture["step"] << input;
     }
   }
 }
@@ -124,8 +125,9 @@ TEST(Steps, PreTokenizers) {
   for (const json& fixture : steps["pre_tokenizers"]) {
     Result<PreTokenizer> step = PreTokenizer::read(fixture["step"], "step");
     ASSERT_TRUE(step.ok()) << step.status().message();
-    for (const json& c : fixture["cases"]) {
-      auto text = c[0].get<std::string>();
+    for (size_t i = 0; i < fixture["results"].size(); ++i) {
+      const json &input = steps["texts"][i], &want = fixture["results"][i];
+      auto text = input.get<std::string>();
       TextPool pool;
       std::vector<Piece> pieces = {{text, true}};
       ASSERT_TRUE(step->apply(pieces, pool).ok());
@@ -133,7 +135,7 @@ TEST(Steps, PreTokenizers) {
       for (const Piece& p : pieces) {
         if (!p.text.empty()) got.push_back(p.text);
       }
-      EXPECT_EQ(got.dump(-1, ' ', true), c[1].dump(-1, ' ', true)) << fixture["step"] << c[0];
+      EXPECT_EQ(got.dump(-1, ' ', true), want.dump(-1, ' ', true)) << fixture["step"] << input;
     }
   }
 }
@@ -144,12 +146,13 @@ TEST(Steps, Decoders) {
   for (const json& fixture : steps["decoders"]) {
     Result<Decoder> step = Decoder::read(fixture["step"], "step");
     ASSERT_TRUE(step.ok()) << step.status().message();
-    for (const json& c : fixture["cases"]) {
+    for (size_t i = 0; i < fixture["results"].size(); ++i) {
+      const json &input = steps["tokens"][i], &want = fixture["results"][i];
       Decoder::Run run(step.value());
       std::string text;
-      for (const json& token : c[0]) ASSERT_TRUE(run.feed(token.get_ref<const std::string&>(), text).ok());
+      for (const json& token : input) ASSERT_TRUE(run.feed(token.get_ref<const std::string&>(), text).ok());
       ASSERT_TRUE(run.finish(text).ok());
-      EXPECT_EQ(shown(text), shown(c[1].get<std::string>())) << fixture["step"] << c[0];
+      EXPECT_EQ(shown(text), shown(want.get<std::string>())) << fixture["step"] << input;
     }
   }
 }

@@ -89,7 +89,8 @@ void Attention::run(const std::byte* cache, int64_t first, int64_t tokens, std::
   // With one tile of queries (decoding) each packed tile is used once: packed by its user, it stays in its
   // cache.
   bool pack_here = query_tiles == 1;
-#pragma omp parallel
+  bool many = tokens * end * shape_.heads * shape_.head_dim > (int64_t{1} << 20);
+#pragma omp parallel if (many)
   {
     if (!pack_here) {
       int64_t fresh = tiles - packed_tiles_;

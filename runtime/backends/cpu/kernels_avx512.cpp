@@ -16,7 +16,7 @@
 
 namespace ds::cpu {
 namespace avx512 {
-constexpr int kWidth = 16, kVectors = 4, kPanelRows = 4;
+constexpr int kWidth = 16, kVectors = 4, kPanelRows = 6;
 #include "runtime/backends/cpu/kernels_body_internal.h"
 
 inline bool any_greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }

@@ -32,6 +32,11 @@ std::vector<int64_t> row_sizes(int64_t most) {
   return sizes;
 }
 
+/// Waking threads costs as much as some microseconds of work. With few rows, reading the weights is the work.
+bool worth_threads(int64_t rows, int64_t in, int64_t out) {
+  return (rows + 8) * in * out > (int64_t{1} << 21);
+}
+
 void convert_rows(const PackedWeights::Part& part, int64_t in, DType to, std::byte* out) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < part.out; ++row) {
@@ -118,6 +123,7 @@ Result<std::shared_ptr<const Product>> Product::make(Math math, const Kernels& k
     product->packed_ = describe({{in, out}, dnnl_type(weights_dtype), Tag::any}).weights_desc();
     for (int64_t size : row_sizes(most_rows)) {
       rows = size;
+      ThreadScope scope(worth_threads(size, in, out) ? omp_get_max_threads() : 1);
       auto d = describe(product->packed_);
       product->sizes_.push_back({size, d.src_desc(), d.dst_desc(), d.scratchpad_desc(), dnnl::matmul(d)});
     }
@@ -189,7 +195,7 @@ Status ProductRunner::run(const PackedWeights& weights, int64_t rows, const std:
   if (p.math_ == Math::kPortable) {
     // Depth in fixed blocks: what a panel needs of the weights stays in the first-level cache.
     int64_t panels = (p.out_ + kPanel - 1) / kPanel;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (worth_threads(rows, p.in_, p.out_))
     for (int64_t panel = 0; panel < panels; ++panel)
       for (int64_t k = 0; k < p.in_; k += kPanelDepth)
         p.kernels_.panel_product(

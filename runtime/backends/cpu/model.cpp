@@ -342,7 +342,7 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer, const LayerCall&
   int64_t active = dtype_size(active_), wire = dtype_size(dtype_);
   int64_t position = call.position + row;
   std::byte* hidden = call.hidden + row * d * wire;
-  bool many = rows > 1;  // one row is not worth waking threads for
+  bool many = rows * d > (int64_t{1} << 15);  // less is not worth waking threads for
 
   // K and V of every row.
 #pragma omp parallel for schedule(static) if (many)

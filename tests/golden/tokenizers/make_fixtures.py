@@ -11,9 +11,10 @@ expected.json  {"before": ids, "after": ids,                 what add_special_to
                                                              tokens, where it is not the string; "skip" without, where it is not "keep"
                 "decodes": [{"ids": [..], "keep": s, "skip": s}, ..], random ids
                 "vocab_size": n}
-steps.json     {"normalizers": [{"step": json, "cases": [[text, text], ..]}, ..],
-                "pre_tokenizers": [{"step": json, "cases": [[text, [piece, ..]], ..]}, ..],
-                "decoders": [{"step": json, "cases": [[[token, ..], text], ..]}, ..]}
+steps.json     {"texts": [..], "tokens": [[..], ..],
+                "normalizers": [{"step": json, "results": [text, ..]}, ..],             of the texts
+                "pre_tokenizers": [{"step": json, "results": [[piece, ..], ..]}, ..],   of the texts
+                "decoders": [{"step": json, "results": [text, ..]}, ..]}                of the lists of tokens
 """
 import json
 import os
@@ -331,11 +332,10 @@ def steps():
             decoders.Sequence([F(), B()]), decoders.Sequence([R("▁", ""), decoders.ByteLevel(), R("a", "")])]
     def js(step):
         return json.loads(step.__getstate__())
-    def decode(dec, toks):
-        return dec.decode(toks)
-    data = {"normalizers": [{"step": js(n), "cases": [[t, n.normalize_str(t)] for t in STEP_TEXTS]} for n in norms],
-            "pre_tokenizers": [{"step": js(p), "cases": [[t, [s for s, _ in p.pre_tokenize_str(t)]] for t in STEP_TEXTS]} for p in pres],
-            "decoders": [{"step": js(d), "cases": [[t, decode(d, t)] for t in tokens]} for d in decs]}
+    data = {"texts": STEP_TEXTS, "tokens": tokens,
+            "normalizers": [{"step": js(n), "results": [n.normalize_str(t) for t in STEP_TEXTS]} for n in norms],
+            "pre_tokenizers": [{"step": js(p), "results": [[s for s, _ in p.pre_tokenize_str(t)] for t in STEP_TEXTS]} for p in pres],
+            "decoders": [{"step": js(d), "results": [d.decode(t) for t in tokens]} for d in decs]}
     path = os.path.join(HERE, "steps.json")
     with open(path, "w", encoding="utf-8") as f:
         json.dump(data, f, ensure_ascii=False, separators=(",", ":"))
@@ -349,12 +349,12 @@ def main():
         f.write("\n")
     write("llama3", make_llama3())
     write("qwen2", make_qwen2())
-    write("gpt2", make_gpt2(False))
+    write("gpt2", make_gpt2(False), 2)
     write("gpt2-prefix", make_gpt2(True), 4)
     write("deepseek", make_deepseek(), 3)
     write("gpt4o", make_gpt4o(), 3)
     write("llama2", make_llama2())
-    write("mistral", make_mistral())
+    write("mistral", make_mistral(), 2)
     write("gemma", make_gemma(), 3)
     write("unknowns", make_unknowns(False), 3)
     write("unknowns-fused", make_unknowns(True), 3)

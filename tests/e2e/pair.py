@@ -1,0 +1,147 @@
+"""The trained pair through the tools: compile, publish, run; what goes wrong is a counted miss or a clear error."""
+import json, os, pathlib, shutil, subprocess, sys, tempfile
+
+root = pathlib.Path(__file__).resolve().parent.parent.parent
+binaries = pathlib.Path(sys.argv[1]).resolve() / "bin"
+pair = root / "examples" / "pair"
+work = pathlib.Path(tempfile.mkdtemp(prefix="ds-e2e-"))
+failures = []
+
+
+def check(condition, what):
+    if not condition:
+        failures.append(what)
+        print("FAILED:", what)
+
+
+def tool(name, *args, expect=0, cwd=None):
+    done = subprocess.run([binaries / name, *map(str, args)], capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=cwd)
+    check(done.returncode == expect, f"{name} {' '.join(map(str, args))}: exit {done.returncode}, expected {expect}: {done.stderr[-600:]}")
+    return done
+
+
+def compile_plan(name, *args, sender="sender", receiver="receiver"):
+    tool("ds-compile", "--receiver", pair / receiver, "--sender", pair / sender, "--context-lengths", 403, "--link-rates", "400MB/s",
+         *args, "-o", work / name)
+    return work / name
+
+
+def publish(model, plan, context, store, expect=0):
+    return tool("ds-publish", "--model", pair / model, "--plan", plan, "--context", context, "--store", f"file:{store}", expect=expect)
+
+
+def run(*args, receiver="receiver"):
+    done = tool("ds-run", "--receiver", pair / receiver, "--max-new-tokens", 8, "--json", *args)
+    return json.loads(done.stdout) if done.returncode == 0 else {"text": None, "cache": {"status": None, "reason": ""}}
+
+
+plan = compile_plan("plan.dsplan", "--quality", pair / "quality.json", "--slo-loss", 5)  # chooses 7-11
+again = compile_plan("again.dsplan", "--quality", pair / "quality.json", "--slo-loss", 5)
+check(plan.read_bytes() == again.read_bytes(), "two compilations of one input are byte-identical")
+reuse = compile_plan("reuse.dsplan", "--policy", "full-reuse")
+serial = compile_plan("serial.dsplan", "--recompute", "7-11", "--schedule", "serial")
+tool("ds-plan", "verify", plan, reuse, serial)
+
+# Answers to held-out questions, one of each of eight documents.
+items, seen = [], set()
+for line in (pair / "data" / "heldout.jsonl").read_text().splitlines():
+    item = json.loads(line)
+    if item["context"] not in seen and len(items) < 8:
+        seen.add(item["context"])
+        items.append(item)
+right = {"full": 0, "plan": 0, "serial": 0, "reuse": 0}
+for i, item in enumerate(items):
+    context = work / f"context{i}.txt"
+    context.write_text(item["context"])
+    publish("sender", plan, context, work / "store")
+    request = ["--context", context, "--prompt", item["input"]]
+    by_plan = ["--store", f"file:{work / 'store'}", *request]
+    answers = {"full": run(*request), "plan": run("--plan", plan, *by_plan), "serial": run("--plan", serial, *by_plan),
+               "reuse": run("--plan", reuse, *by_plan)}
+    for way, answer in answers.items():
+        right[way] += (answer["text"] or "").strip() in [a.strip() for a in item["answers"]]
+        check(answer["cache"]["status"] == ("unused" if way == "full" else "hit"), f"item {i}, {way}: {answer['cache']}")
+    check(answers["plan"]["output_token_ids"] == answers["serial"]["output_token_ids"], f"item {i}: a schedule changes no answer")
+    check(answers["plan"]["bytes_loaded"] < answers["serial"]["bytes_loaded"], f"item {i}: serial moves the whole entry")
+    check(answers["full"]["recomputed_layers"] == 12 and answers["plan"]["recomputed_layers"] < 12, f"item {i}: layers recomputed")
+check(right["full"] == 8 and right["plan"] >= 7 and right["reuse"] < 8, f"right answers of 8: {right}")
+
+# Sender = receiver: to the last bit, through files.
+context, question = work / "context0.txt", items[0]["input"]
+for dtype in ("bf16", "f32"):
+    same = compile_plan(f"same-{dtype}.dsplan", "--recompute", "3-6", "--dtype", dtype, sender="receiver")
+    tool("ds-publish", "--model", pair / "receiver", "--plan", same, "--context", context, "--store", f"file:{work / 'same'}", "--dtype", dtype)
+    request = ["--context", context, "--prompt", question, "--dtype", dtype]
+    answer = run("--plan", same, "--store", f"file:{work / 'same'}", *request, "--dump-logits", work / "mixed.safetensors")
+    check(answer["cache"]["status"] == "hit", f"S = R {dtype}: {answer['cache']}")
+    run(*request, "--dump-logits", work / "full.safetensors")
+    check((work / "mixed.safetensors").read_bytes() == (work / "full.safetensors").read_bytes(), f"S = R in {dtype}: logits equal to the bit")
+
+# What a miss is: counted, with its reason, and answered by the full prefill.
+request = ["--context", context, "--prompt", question]
+full = run(*request)
+by_plan = ["--plan", plan, "--store", f"file:{work / 'store'}", *request]
+
+
+def expect_miss(answer, like, what):
+    check(answer["cache"]["status"] == "miss" and answer["cache"]["reason"], f"{what}: {answer['cache']}")
+    check(answer.get("output_token_ids") == like.get("output_token_ids") and answer.get("recomputed_layers") == 12, f"{what}: the full prefill answers")
+
+
+expect_miss(run(*by_plan, "--salt", "other tenant"), full, "another tenant's salt")
+expect_miss(run("--plan", plan, "--store", f"file:{work / 'nowhere'}", *request), full, "no entry")
+expect_miss(run(*by_plan, receiver="base"), run(*request, receiver="base"), "another receiver")
+moved = work / "moved"  # one entry alone, to damage
+publish("sender", plan, context, moved)
+entry = max((p for p in moved.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+good = entry.read_bytes()
+damaged = ["--plan", plan, "--store", f"file:{moved}", *request]
+for at in (0, 8, 100, 5000, 200_000, len(good) // 2):
+    bad = bytearray(good)
+    bad[at] ^= 1
+    entry.write_bytes(bad)
+    answer = run(*damaged)
+    if answer["cache"]["status"] != "hit" or answer["output_token_ids"] != full["output_token_ids"]:
+        expect_miss(answer, full, f"one bit flipped in byte {at}")
+    elif at < 200_000:
+        check(False, f"one bit flipped in byte {at} went unseen")
+for size in (0, 1, 50, 4096, len(good) - 1):
+    entry.write_bytes(good[:size])
+    expect_miss(run(*damaged), full, f"entry cut to {size} bytes")
+
+# Clear errors, non-zero exits, nothing half-written.
+tool("ds-run", "--receiver", work / "absent", "--prompt", "x", expect=3)
+bad_plan = work / "bad.dsplan"
+for size in (0, 3, 100, 1000):
+    bad_plan.write_bytes(plan.read_bytes()[:size])
+    check("bad.dsplan" in tool("ds-run", "--receiver", pair / "receiver", "--plan", bad_plan, "--store", f"file:{work / 'store'}", *request, expect=4).stderr,
+          "the message names the plan file")
+publish("receiver", plan, context, work / "other", expect=5)
+check(not (work / "other").exists() or not any((work / "other").rglob("*")), "a refused publication leaves nothing")
+tool("ds-run", "--receiver", pair / "receiver", "--plan", plan, "--prompt", "x", expect=2)
+tool("ds-compile", "--receiver", pair / "receiver", "--sender", pair / "sender", "--recompute", "3-12", "-o", work / "no.dsplan", expect=2)
+check(not (work / "no.dsplan").exists(), "a refused compilation writes nothing")
+
+# A full disk while publishing: needs a small file system of its own.
+small = work / "small"
+small.mkdir()
+if os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], capture_output=True).returncode == 0:
+    try:
+        message = publish("sender", plan, context, small / "store", expect=9).stderr
+        check("No space left" in message, f"a full disk is named: {message}")
+        check(not any(p.is_file() for p in small.rglob("*")), "a full disk leaves nothing half-written")
+    finally:
+        subprocess.run(["umount", small])
+else:
+    print("not root, or no tmpfs: publishing onto a full disk was not tried")
+
+# The record joins the plan.
+run(*by_plan, "--record", work / "run.jsonl")
+for form in ("svg", "html", "chrome"):
+    tool("ds-plan", "trace", "--plan", plan, "--record", work / "run.jsonl", "--format", form, "-o", work / f"trace.{form}")
+    check((work / f"trace.{form}").stat().st_size > 2000, f"a {form} picture is drawn")
+json.loads((work / "trace.chrome").read_text())
+
+shutil.rmtree(work)
+print("right answers of 8:", right)
+sys.exit(1 if failures else 0)
