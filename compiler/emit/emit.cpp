@@ -25,8 +25,8 @@ Result<std::string> plan_to_mlir(const Plan& plan) {
 Result<Plan> plan_from_mlir(std::string_view text, const std::string& origin) {
   MlirSession session;
   mlir::ParserConfig config(&session.context());
-  auto module =
-      mlir::parseSourceString<mlir::ModuleOp>(llvm::StringRef(text.data(), text.size()), config, origin);
+  std::string terminated(text);  // MLIR's lexer reads up to a NUL, which a view need not have behind it
+  auto module = mlir::parseSourceString<mlir::ModuleOp>(terminated, config, origin);
   if (!module) return session.failure(Code::kCorrupt, "");
   auto files = module->getOps<plan::FileOp>();
   if (std::distance(files.begin(), files.end()) != 1)

@@ -4,6 +4,12 @@
 #include "dialects/reuse/ReuseDialect.h"
 #include "llvm/Support/raw_ostream.h"
 
+#ifdef __SANITIZE_ADDRESS__
+// LLVM's allocator poisons its memory in sanitized code; Debian's MLIR is not sanitized, shares those arenas
+// with us through inlined code, and does not unpoison them. Everything else of AddressSanitizer stays on.
+extern "C" const char* __asan_default_options() { return "allow_user_poisoning=0"; }
+#endif
+
 namespace ds {
 
 void register_dialects(mlir::DialectRegistry& registry) {
