@@ -2,15 +2,14 @@
 // under its own instruction set: vectors of kWidth floats in GCC's vector extension. Includes nothing: a
 // standard header compiled for AVX-512 here could be what the linker keeps for everybody.
 //
-// Needs: kWidth, kVectors (vectors per row of a block, as many as the registers hold with kRowBlock rows);
-// whoever includes it defines any_greater().
+// Needs: kWidth; kVectors (vectors per row of a block, as many as the registers hold with kRowBlock rows);
+// kPanelRows (rows of a portable product at a time). Whoever includes it defines any_greater().
 
 typedef float Vec __attribute__((vector_size(4 * kWidth)));
 typedef int32_t Int __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t Uint __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t Half __attribute__((vector_size(2 * kWidth)));
 typedef float VecU __attribute__((vector_size(4 * kWidth), aligned(4), may_alias));
-typedef uint32_t UintU __attribute__((vector_size(4 * kWidth), aligned(4), may_alias));
 typedef uint16_t HalfU __attribute__((vector_size(2 * kWidth), aligned(2), may_alias));
 
 using F32 = float;
@@ -45,7 +44,7 @@ inline void store_part(T* p, Vec v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = part[i];
 }
 
-/// Calls f(offset, load, store) for whole vectors, then for what is left.
+/// Calls f(offset, count) for whole vectors, then for what is left.
 template <typename F>
 inline void for_vectors(int64_t n, F f) {
   int64_t i = 0;
@@ -62,13 +61,11 @@ inline void put(T* p, Vec v, int64_t count) {
 }
 
 inline float sum(Vec v) {
-  float total = 0;
   float part[kWidth];
   store(part, v);
   for (int width = kWidth / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) part[i] += part[i + width];
-  total = part[0];
-  return total;
+  return part[0];
 }
 inline float maximum(Vec v) {
   float part[kWidth];
