@@ -100,4 +100,35 @@ std::string op_label(const Op& op, int32_t chunks) {
   return label;
 }
 
+OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m) {
+  OpRows r;
+  switch (op.rows) {
+    case Rows::kChunk:
+      r.first = chunk_begin(n, chunks, op.chunk);
+      r.rows = chunk_begin(n, chunks, op.chunk + 1) - r.first;
+      break;
+    case Rows::kSuffix:
+      r.first = n;
+      r.rows = m;
+      break;
+    case Rows::kAll:
+      r.rows = n + m;
+      break;
+  }
+  switch (op.queries) {
+    case Queries::kNone:
+      break;
+    case Queries::kAll:
+      r.queries = r.rows;
+      break;
+    case Queries::kSuffix:
+      r.queries = std::min(m, r.rows);
+      break;
+    case Queries::kLast:
+      r.queries = std::min<int64_t>(1, r.rows);
+      break;
+  }
+  return r;
+}
+
 }  // namespace ds

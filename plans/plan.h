@@ -135,6 +135,13 @@ constexpr int64_t chunk_begin(int64_t n, int64_t chunks, int64_t c) {
   return at - at % 64;
 }
 
+/// Which rows an op works on for n context and m suffix tokens: positions [first, first + rows), of which the
+/// last `queries` go through Q, attention and MLP.
+struct OpRows {
+  int64_t first = 0, rows = 0, queries = 0;
+};
+OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m);
+
 /// What a model is, for identity checks. `fingerprint` covers all the others.
 struct ModelIdentity {
   std::string name;         // the folder's name; for people only

@@ -19,26 +19,9 @@ double work(const Plan& plan, const Variant& v, const Op& op, const OperatingPoi
   const Shape& s = plan.shape;
   auto d = static_cast<double>(s.d_model), ff = static_cast<double>(s.ff);
   auto q_width = static_cast<double>(s.heads * s.head_dim), kv_width = static_cast<double>(s.kv_row());
-  int64_t first = 0, rows = 0;  // position of the first row, and how many
-  switch (op.rows) {
-    case Rows::kChunk:
-      first = chunk_begin(at.tokens, v.chunks, op.chunk);
-      rows = chunk_begin(at.tokens, v.chunks, op.chunk + 1) - first;
-      break;
-    case Rows::kSuffix:
-      first = at.tokens;
-      rows = at.suffix;
-      break;
-    case Rows::kAll:
-      rows = at.tokens + at.suffix;
-      break;
-  }
+  auto [first, rows, queries] = op_rows(op, v.chunks, at.tokens, at.suffix);
   if (op.kind == OpKind::kEmbed) return static_cast<double>(rows) * d;
   if (op.kind == OpKind::kHead) return d * static_cast<double>(s.vocab);
-  int64_t queries = op.queries == Queries::kNone     ? 0
-                    : op.queries == Queries::kAll    ? rows
-                    : op.queries == Queries::kSuffix ? std::min(rows, at.suffix)
-                                                     : std::min<int64_t>(rows, 1);
   // Query i of the last `queries` rows sees all tokens up to itself.
   double end = static_cast<double>(first + rows), q = static_cast<double>(queries);
   double pairs = q * end - q * (q - 1) / 2;

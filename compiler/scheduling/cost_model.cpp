@@ -82,24 +82,7 @@ int64_t CostModel::transfer_bytes(const Op& op, const TunedPoint& at) const {
 }
 
 int64_t CostModel::duration_ns(const Op& op, const TunedPoint& at) const {
-  int64_t rows = 0, position = 0;
-  switch (op.rows) {
-    case Rows::kChunk:
-      position = chunk_begin(at.tokens, at.chunks, op.chunk);
-      rows = chunk_begin(at.tokens, at.chunks, op.chunk + 1) - position;
-      break;
-    case Rows::kSuffix:
-      position = at.tokens;
-      rows = at.suffix;
-      break;
-    case Rows::kAll:
-      rows = at.tokens + at.suffix;
-      break;
-  }
-  int64_t query_rows = op.queries == Queries::kAll      ? rows
-                       : op.queries == Queries::kSuffix ? at.suffix
-                       : op.queries == Queries::kLast   ? 1
-                                                        : 0;
+  auto [position, rows, query_rows] = op_rows(op, at.chunks, at.tokens, at.suffix);
   double ns = 0;
   switch (op.kind) {
     case OpKind::kTransferE:
@@ -114,7 +97,7 @@ int64_t CostModel::duration_ns(const Op& op, const TunedPoint& at) const {
     case OpKind::kRecompute:
     case OpKind::kSuffix:
     case OpKind::kPrefill:
-      ns = layer_ns(rows, std::min(query_rows, rows), position);
+      ns = layer_ns(rows, query_rows, position);
       break;
     case OpKind::kHead: {
       double weights = d(shape_.d_model) * d(shape_.vocab);

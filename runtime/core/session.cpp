@@ -188,10 +188,9 @@ Status Session::enqueue(const Variant& variant, const Request& request, EntryRea
         stream.wait(*ended_[static_cast<size_t>(w)]);
     }
     stream.record(*begun_[i]);
-    int64_t first = op.rows == Rows::kChunk ? chunk_begin(n, variant.chunks, op.chunk) : 0;
-    int64_t rows = op.rows == Rows::kChunk    ? chunk_begin(n, variant.chunks, op.chunk + 1) - first
-                   : op.rows == Rows::kSuffix ? m
-                                              : n + m;
+    auto [first, rows, queries] = op_rows(op, variant.chunks, n, m);
+    // Buffers without context rows begin with the suffix.
+    int64_t row = op.rows == Rows::kSuffix ? suffix_row(op) : first;
     std::byte* cache = op.layer < 0 ? nullptr : caches_[static_cast<size_t>(op.layer)]->data();
     switch (op.kind) {
       case OpKind::kTransferE:
@@ -202,30 +201,17 @@ Status Session::enqueue(const Variant& variant, const Request& request, EntryRea
         stream.host({&run_transfer, &transfers_[i], 0});
         break;
       }
-      case OpKind::kEmbed: {
-        int64_t at = op.rows == Rows::kSuffix ? n : first;
-        int64_t row = op.rows == Rows::kSuffix ? suffix_row(op) : first;
-        if (rows > 0) model_.embed(stream, ids_.data() + at, rows, hidden(op, row));
+      case OpKind::kEmbed:
+        if (rows > 0) model_.embed(stream, ids_.data() + first, rows, hidden(op, row));
         break;
-      }
       case OpKind::kRecompute:
       case OpKind::kSuffix:
-      case OpKind::kPrefill: {
-        LayerCall call;
-        call.layer = op.layer;
-        call.cache = cache;
-        call.position = op.kind == OpKind::kSuffix ? n : first;
-        call.rows = rows;
-        call.hidden = hidden(op, op.kind == OpKind::kSuffix ? suffix_row(op) : first);
-        call.query_rows = op.queries == Queries::kAll      ? rows
-                          : op.queries == Queries::kSuffix ? m
-                          : op.queries == Queries::kLast   ? 1
-                                                           : 0;
-        if (rows > 0) model_.layer(stream, *workspace_, call);
+      case OpKind::kPrefill:
+        if (rows > 0)
+          model_.layer(stream, *workspace_, {op.layer, hidden(op, row), cache, first, rows, queries});
         break;
-      }
       case OpKind::kHead:
-        model_.logits(stream, *workspace_, hidden(op, suffix_row(op) + m - 1), first_logits_.data());
+        model_.logits(stream, *workspace_, hidden(op, row + m - 1), first_logits_.data());
         break;
     }
     stream.record(*ended_[i]);

@@ -6,6 +6,7 @@
 
 // GCC 12 takes the intrinsics' own undefined operands, and arrays filled through vectors, for uninitialised.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 
 #ifdef __x86_64__
 #include <immintrin.h>

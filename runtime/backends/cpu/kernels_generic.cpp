@@ -6,6 +6,7 @@
 
 // GCC 12 takes the intrinsics' own undefined operands, and arrays filled through vectors, for uninitialised.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 
 namespace ds::cpu {
 namespace generic {
