@@ -1,0 +1,82 @@
+// What the runtime adds to its kernels: loading a plan, choosing a variant, and the executor's cost per op.
+#include <benchmark/benchmark.h>
+
+#include "plans/plan_file.h"
+#include "runtime/backends/backend.h"
+#include "tests/unit/plan_builder.h"
+
+namespace ds {
+namespace {
+
+Plan big_plan() {
+  Shape shape = testing::small_shape(80);
+  testing::PlanOptions options;
+  options.chunks = 16;
+  return testing::make_plan(shape, {20, 40}, "e-first", options);
+}
+
+void read_and_verify_plan(benchmark::State& state) {
+  std::string bytes = serialize_plan(big_plan());
+  for (auto _ : state) {
+    auto plan = parse_plan(std::as_bytes(std::span(bytes.data(), bytes.size())), "bench");
+    if (!plan.ok()) state.SkipWithError(plan.status().message().c_str());
+    benchmark::DoNotOptimize(plan);
+  }
+  state.counters["bytes"] = static_cast<double>(bytes.size());
+}
+BENCHMARK(read_and_verify_plan)->Unit(benchmark::kMicrosecond);
+
+void choose_variant(benchmark::State& state) {
+  Plan plan;
+  for (int64_t i = 0; i < 20; ++i) {
+    Variant v;
+    v.tokens_min = 1 + 1000 * (i / 4);
+    v.tokens_max = 1 + 1000 * (i / 4 + 1);
+    v.rate_min = 1'000'000 * (i % 4);
+    v.rate_max = i % 4 == 3 ? kNoLimit : 1'000'000 * (i % 4 + 1);
+    plan.variants.push_back(std::move(v));
+  }
+  int64_t n = 0;
+  for (auto _ : state)
+    benchmark::DoNotOptimize(select_variant(plan, 1 + (n += 997) % 5000, n * 1000 % 5'000'000));
+}
+BENCHMARK(choose_variant);
+
+void nothing(void*, int64_t) {}
+
+/// Ops that do nothing, as a session enqueues them: wait, begin, run, end. Each waits for the one before it,
+/// on one stream (Arg 0) or across two threads in turn (Arg 1), where an op costs a wake-up.
+void executor_op(benchmark::State& state) {
+  constexpr int kOps = 256;
+  auto backend = make_cpu_backend().value();
+  std::unique_ptr<CommandStream> streams[2] = {backend->make_stream(StreamKind::kLink, 4 * kOps).value(),
+                                               backend->make_stream(StreamKind::kCompute, 4 * kOps).value()};
+  std::vector<std::unique_ptr<Event>> begun, ended;
+  for (int i = 0; i < kOps; ++i) {
+    begun.push_back(backend->make_event().value());
+    ended.push_back(backend->make_event().value());
+  }
+  for (auto _ : state) {
+    for (int i = 0; i < kOps; ++i) {
+      begun[static_cast<size_t>(i)]->reset();
+      ended[static_cast<size_t>(i)]->reset();
+    }
+    for (int i = 0; i < kOps; ++i) {
+      CommandStream& stream = *streams[state.range(0) == 1 ? i % 2 : 1];
+      if (i > 0 && state.range(0) == 1) stream.wait(*ended[static_cast<size_t>(i - 1)]);
+      stream.record(*begun[static_cast<size_t>(i)]);
+      stream.host({&nothing, nullptr, 0});
+      stream.record(*ended[static_cast<size_t>(i)]);
+    }
+    for (auto& stream : streams) {
+      if (!stream->synchronize().ok()) state.SkipWithError("a stream failed");
+    }
+  }
+  state.SetItemsProcessed(state.iterations() * kOps);
+  state.counters["per_op"] = benchmark::Counter(static_cast<double>(state.iterations()) * kOps,
+                                                benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+}
+BENCHMARK(executor_op)->Arg(0)->Arg(1)->UseRealTime()->Unit(benchmark::kMicrosecond);
+
+}  // namespace
+}  // namespace ds
