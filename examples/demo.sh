@@ -3,7 +3,7 @@
 # answering through a link of a stated rate, five ways. usage: examples/demo.sh BIN_DIR [LINK_RATE]
 set -euo pipefail
 bin=$(cd "${1:?usage: demo.sh BIN_DIR [LINK_RATE]}" && pwd)
-rate=${2:-400MB/s}
+rate=${2:-200MB/s}
 here=$(cd "$(dirname "$0")" && pwd)
 pair=$here/pair
 work=${DS_DEMO_DIR:-$here/../build/demo}
