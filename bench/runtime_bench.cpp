@@ -37,8 +37,10 @@ void choose_variant(benchmark::State& state) {
     plan.variants.push_back(std::move(v));
   }
   int64_t n = 0;
-  for (auto _ : state)
-    benchmark::DoNotOptimize(select_variant(plan, 1 + (n += 997) % 5000, n * 1000 % 5'000'000));
+  for (auto _ : state) {
+    n += 997;
+    benchmark::DoNotOptimize(select_variant(plan, 1 + n % 5000, n * 1000 % 5'000'000));
+  }
 }
 BENCHMARK(choose_variant);
 

@@ -202,9 +202,11 @@ Status run(const Options& o) {
   std::fflush(stdout);
   fmt::print(stderr, "TTFT {}", format_ns(answer.ttft_ns));
   if (predicted > 0) fmt::print(stderr, " (predicted {})", format_ns(predicted));
-  fmt::print(stderr, "; {} + {} tokens; {} by {}, {} of {} layers recomputed; {} loaded; cache {}{}{}\n", n,
-             m, variant.policy, variant.scheduler, recomputed_layers(variant), plan->shape.layers,
-             format_bytes(answer.bytes_loaded), cache, answer.miss.ok() ? "" : ": ", answer.miss.message());
+  std::string way =
+      variant.policy == variant.scheduler ? variant.policy : variant.policy + ", " + variant.scheduler;
+  fmt::print(stderr, "; {} + {} tokens; {}, {} of {} layers recomputed; {} loaded; cache {}{}{}\n", n, m, way,
+             recomputed_layers(variant), plan->shape.layers, format_bytes(answer.bytes_loaded), cache,
+             answer.miss.ok() ? "" : ": ", answer.miss.message());
   return ok_status();
 }
 

@@ -282,8 +282,8 @@ class Svg {
     double line = x(t.end);
     add(R"x(<path d="M{0:.1f},{1:.1f} V{2:.1f}" stroke="#000" stroke-width="1.6" stroke-dasharray="5 3"/>)x",
         line, tops.front() - 6, y_ - kLaneGap + 6);
-    text(std::min(line, kLeft + kPlot), tops.front() - 9, fmt::format("{} TTFT {}", t.name, format_ns(t.end)),
-         "r h");
+    // At the right edge, not at the line: the note on the left may be long.
+    text(kLeft + kPlot, tops.front() - 12, fmt::format("{} TTFT {}", t.name, format_ns(t.end)), "r h");
     y_ += 22;
   }
 

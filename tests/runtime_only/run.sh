@@ -3,8 +3,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 build=$1/runtime-only
-cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DDS_COMPILER=OFF -DDS_TESTS=OFF \
-  -DCMAKE_DISABLE_FIND_PACKAGE_MLIR=ON -DCMAKE_DISABLE_FIND_PACKAGE_LLVM=ON
+cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DDS_COMPILER=OFF -DDS_TESTS=OFF
 cmake --build "$build" -- --quiet ds-plan ds-run
 if ldd "$build/bin/ds-run" "$build/bin/ds-plan" | grep -E "LLVM|MLIR"; then echo "LLVM is linked in"; exit 1; fi
 "$build/bin/ds-plan" verify "$root"/plans/golden/*.dsplan
