@@ -43,7 +43,8 @@ class CommandStream {
   virtual void host(HostTask task) = 0;
   /// Copies between any two of host and device memory.
   virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
-  /// From any thread: work that has not started is skipped until the next synchronize(); events still complete.
+  /// From any thread: work that has not started is skipped until the next synchronize(); events still
+  /// complete.
   virtual void cancel() = 0;
   /// Blocks until all that was enqueued has run; returns the first failure since the last call (kernel,
   /// shapes).
@@ -112,7 +113,8 @@ class Backend {
   /// `capacity`: most commands enqueued between two synchronize() calls.
   virtual Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) = 0;
   virtual Result<std::unique_ptr<Event>> make_event() = 0;
-  /// FLOP per second of one large matrix product of this type, measured now: the bound that a prefill is held against.
+  /// FLOP per second of one large matrix product of this type, measured now: the bound that a prefill is held
+  /// against.
   virtual Result<double> measure_matmul_flops(DType dtype) = 0;
 };
 
