@@ -39,18 +39,18 @@ std::vector<int32_t> topological_order(const Problem& p) {
 void raise_heads(const Problem& p, const std::vector<int32_t>& order,
                  const std::vector<std::vector<int32_t>>& before, std::vector<int64_t>& head) {
   size_t n = p.tasks.size(), words = (n + 63) / 64;
-  std::vector<Bits> ancestors(n, Bits(words, 0));
+  Bits ancestors(n * words, 0);  // one row of bits per task
   for (int32_t id : order) {
     auto i = static_cast<size_t>(id);
     for (int32_t w : before[i]) {
       auto b = static_cast<size_t>(w);
       head[i] = std::max(head[i], head[b] + p.tasks[b].duration_ns);
-      for (size_t k = 0; k < words; ++k) ancestors[i][k] |= ancestors[b][k];
-      ancestors[i][b / 64] |= uint64_t{1} << (b % 64);
+      for (size_t k = 0; k < words; ++k) ancestors[i * words + k] |= ancestors[b * words + k];
+      ancestors[i * words + b / 64] |= uint64_t{1} << (b % 64);
     }
     std::vector<int64_t> work(p.streams.size(), 0), first(p.streams.size(), INT64_MAX);
     for (size_t a = 0; a < n; ++a) {
-      if ((ancestors[i][a / 64] >> (a % 64) & 1) == 0) continue;
+      if ((ancestors[i * words + a / 64] >> (a % 64) & 1) == 0) continue;
       auto s = static_cast<size_t>(p.tasks[a].stream);
       work[s] += p.tasks[a].duration_ns;
       first[s] = std::min(first[s], head[a]);
