@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plans/work.h"
+
 namespace ds {
 namespace {
 
@@ -14,18 +16,14 @@ double wire_ns(int64_t bytes, int64_t rate) {
   return static_cast<double>(bytes) * 1e9 / static_cast<double>(rate);
 }
 
-/// Multiply-adds of an op, up to a constant factor.
+/// What an op's duration is taken to be in proportion to.
 double work(const Plan& plan, const Variant& v, const Op& op, const OperatingPoint& at) {
-  const Shape& s = plan.shape;
-  auto d = static_cast<double>(s.d_model), ff = static_cast<double>(s.ff);
-  auto q_width = static_cast<double>(s.heads * s.head_dim), kv_width = static_cast<double>(s.kv_row());
-  auto [first, rows, queries] = op_rows(op, v.chunks, at.tokens, at.suffix);
-  if (op.kind == OpKind::kEmbed) return static_cast<double>(rows) * d;
-  if (op.kind == OpKind::kHead) return d * static_cast<double>(s.vocab);
-  // Query i of the last `queries` rows sees all tokens up to itself.
-  double end = static_cast<double>(first + rows), q = static_cast<double>(queries);
-  double pairs = q * end - q * (q - 1) / 2;
-  return static_cast<double>(rows) * d * kv_width + q * (2 * d * q_width + 3 * d * ff) + 2 * pairs * q_width;
+  OpRows rows = op_rows(op, v.chunks, at.tokens, at.suffix);
+  auto d = static_cast<double>(plan.shape.d_model);
+  if (op.kind == OpKind::kEmbed) return static_cast<double>(rows.rows) * d;
+  if (op.kind == OpKind::kHead) return d * static_cast<double>(plan.shape.vocab);
+  LayerWork layer = layer_work(plan.shape, rows);
+  return layer.matmul + layer.attention;
 }
 
 }  // namespace

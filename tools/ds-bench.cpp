@@ -6,6 +6,7 @@
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "plans/simulate.h"
+#include "plans/work.h"
 #include "runtime/core/session.h"
 #include "runtime/store/store.h"
 #include "support/file.h"
@@ -21,17 +22,13 @@ double median(std::vector<double> v) {
   return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
-/// Multiplications and additions that a full prefill of n tokens needs, each counted once.
-double prefill_flops(const ModelConfig& c, int64_t n) {
-  double rows = static_cast<double>(n), layers = static_cast<double>(c.layers);
-  double q = 2.0 * static_cast<double>(c.d_model * c.heads * c.head_dim),
-         kv = 2.0 * static_cast<double>(c.d_model * c.kv_row());
-  double mlp = 6.0 * static_cast<double>(c.d_model * c.ff),
-         pair = 4.0 * static_cast<double>(c.heads * c.head_dim);
-  double whole = rows * (2 * q + kv + mlp) + pair * rows * (rows + 1) / 2;
-  double last =
-      rows * kv + 2 * q + mlp + pair * rows;  // K and V of all tokens, the rest of the last one only
-  return (layers - 1) * whole + last + 2.0 * static_cast<double>(c.d_model * c.vocab);
+/// Floating-point operations that a full prefill of n tokens needs: in the last layer K and V of all tokens,
+/// the rest of the last one only.
+double prefill_flops(const Shape& shape, int64_t n) {
+  LayerWork whole = layer_work(shape, {0, n, n}), last = layer_work(shape, {0, n, 1});
+  double head = 2.0 * static_cast<double>(shape.d_model) * static_cast<double>(shape.vocab);
+  return static_cast<double>(shape.layers - 1) * (whole.matmul + whole.attention) + last.matmul +
+         last.attention + head;
 }
 
 struct PrefillOptions {
@@ -87,7 +84,7 @@ Status bench_prefill(const PrefillOptions& o) {
   fmt::print(stderr, "{:>8} {:>12} {:>12} {:>14} {:>8}\n", "tokens", "seconds", "tokens/s", "bound tokens/s",
              "share");
   for (int64_t n : lengths) {
-    double s = median(seconds[n]), bound = prefill_flops(config, n) / peak;
+    double s = median(seconds[n]), bound = prefill_flops(config.shape(), n) / peak;
     auto [low, high] = std::minmax_element(seconds[n].begin(), seconds[n].end());
     double tokens = static_cast<double>(n);
     fmt::print(stderr, "{:>8} {:>12.3f} {:>12.1f} {:>14.1f} {:>7.0f}%\n", n, s, tokens / s, tokens / bound,

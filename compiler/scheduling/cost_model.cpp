@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "plans/work.h"
+
 namespace ds {
 namespace {
 
@@ -19,17 +21,13 @@ QueryKind kind_of(int64_t rows, int64_t query_rows) {
 double CostModel::roofline_ns(int64_t rows, int64_t query_rows, int64_t position) const {
   const Shape& s = shape_;
   double q_width = d(s.heads * s.head_dim), kv_width = d(s.kv_row());
-  double flops = 2 * d(rows) * d(s.d_model) * kv_width +
-                 d(query_rows) * (4 * d(s.d_model) * q_width + 6 * d(s.d_model) * d(s.ff));
-  // The query row at position t reads t + 1 keys and values: 4 operations per head element of each.
-  double first_query = d(position + rows - query_rows);
-  double keys = d(query_rows) * first_query + d(query_rows) * (d(query_rows) + 1) / 2;
-  double attention = 4 * q_width * keys;
+  LayerWork work = layer_work(s, {position, rows, query_rows});
   double weights = d(s.d_model) * kv_width;
   if (query_rows > 0) weights += 2 * d(s.d_model) * q_width + 3 * d(s.d_model) * d(s.ff);
   double cache = query_rows > 0 ? d(position + rows) * kv_width : d(rows) * kv_width;
   double bytes = (weights + cache + 2 * d(rows) * d(s.d_model)) * d(dtype_size(machine_.dtype));
-  double compute = flops / machine_.matmul_flops_per_s + attention / machine_.attention_flops_per_s;
+  double compute =
+      work.matmul / machine_.matmul_flops_per_s + work.attention / machine_.attention_flops_per_s;
   return std::max(compute, bytes / machine_.memory_bytes_per_s) * 1e9 + d(machine_.op_overhead_ns);
 }
 

@@ -169,7 +169,7 @@ void Session::run_transfer(void* context, int64_t) {
   s.compute_->cancel();
 }
 
-Status Session::enqueue(const Variant& variant, const Request& request, EntryReader* entry) {
+void Session::enqueue(const Variant& variant, const Request& request, EntryReader* entry) {
   auto n = static_cast<int64_t>(request.context.size()), m = static_cast<int64_t>(request.suffix.size());
   for (size_t i = 0; i < variant.ops.size(); ++i) {
     begun_[i]->reset();
@@ -218,14 +218,13 @@ Status Session::enqueue(const Variant& variant, const Request& request, EntryRea
     }
     stream.record(*ended_[i]);
   }
-  return ok_status();
 }
 
 Status Session::execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
                         Answer& answer) {
   transfer_failed_.store(false, std::memory_order_relaxed);
   transfer_status_ = {};
-  DS_TRY(enqueue(variant, request, entry));
+  enqueue(variant, request, entry);
   // The link first: its failure cancels the compute stream, and both must be idle before memory is used
   // again.
   Status link = link_->synchronize();

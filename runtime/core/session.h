@@ -81,7 +81,7 @@ class Session {
   Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits);
   Status reserve();
   Status check(const Request& request) const;
-  Status enqueue(const Variant& variant, const Request& request, EntryReader* entry);
+  void enqueue(const Variant& variant, const Request& request, EntryReader* entry);
   Status execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
                  Answer& answer);
   static void run_transfer(void* context, int64_t argument);
