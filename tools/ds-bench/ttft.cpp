@@ -1,0 +1,168 @@
+// ds-bench ttft: one request, several ways to answer, interleaved in one process.
+#include <memory>
+
+#include "plans/full_prefill.h"
+#include "plans/plan_file.h"
+#include "plans/simulate.h"
+#include "runtime/core/session.h"
+#include "runtime/store/store.h"
+#include "support/file.h"
+#include "tools/ds-bench/bench.h"
+#include "tools/model_input.h"
+
+namespace ds {
+namespace {
+
+struct TtftOptions {
+  std::string receiver, store, context, context_ids, prompt, answer, link_rate, dtype = "bf16",
+                                                                                backend = "auto", json;
+  std::vector<std::string> plans;
+  double link_rtt_ms = 0;
+  int64_t max_new_tokens = 16;
+  int threads = 0, repeats = 7;
+};
+
+/// One way to answer: the full prefill or a plan.
+struct Way {
+  std::string name;
+  Plan plan;
+  std::unique_ptr<Session> session;
+  std::vector<double> ttft_ms;
+  Answer answer;
+  std::string text;
+};
+
+Status bench_ttft(const TtftOptions& o) {
+  if (o.repeats < 1 || o.repeats > 1000)
+    return error(Code::kInvalidArgument, "--repeats must lie in [1, 1000]");
+  double rate = 0;
+  if (!o.link_rate.empty()) {
+    DS_ASSIGN(rate, parse_rate(o.link_rate));
+  }
+  std::vector<Way> ways(1);
+  ways[0].name = "full prefill";
+  for (const std::string& named : o.plans) {
+    size_t at = named.find('=');
+    if (at == std::string::npos || at == 0) {
+      return error(Code::kInvalidArgument,
+                   "--plan '{}': expected NAME=FILE, for example 'full reuse=reuse.dsplan'", named);
+    }
+    Way way;
+    way.name = named.substr(0, at);
+    DS_ASSIGN(way.plan, read_plan(named.substr(at + 1)));
+    ways.push_back(std::move(way));
+  }
+  DS_ASSIGN(auto store, open_store(o.store));
+  if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
+  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype));
+  // A plan's own full prefill comes with a prediction; without a plan there is none.
+  ways[0].plan = ways.size() > 1
+                     ? ways[1].plan
+                     : full_prefill_plan(loaded.identity, loaded.model->config().shape(), o.dtype);
+  DS_ASSIGN(std::vector<int32_t> context, context_tokens(loaded, o.context, o.context_ids));
+  DS_ASSIGN(std::vector<int32_t> prompt, encode(loaded, o.prompt, context.empty()));
+  auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
+  for (Way& way : ways) {
+    DS_ASSIGN(way.session,
+              Session::create(*loaded.backend, *loaded.model, way.plan, {n, m, o.max_new_tokens}));
+    DS_TRY(way.session->warm_up());
+  }
+  ProgressBar bar("measuring");
+  int64_t done = 0, total = static_cast<int64_t>(ways.size()) * (o.repeats + 1);
+  for (int r = -1; r < o.repeats; ++r) {  // interleaved; the first round warms up
+    for (Way& way : ways) {
+      Request request;
+      request.context = context;
+      request.suffix = prompt;
+      request.store = store.get();
+      request.receiver = &loaded.identity;
+      if (rate > 0) request.link_rate = static_cast<int64_t>(rate);
+      request.full_prefill = &way == &ways[0];
+      request.max_new_tokens = o.max_new_tokens;
+      request.stop_ids = loaded.model->config().eos_token_ids;
+      DS_ASSIGN(way.answer, way.session->run(request));
+      if (way.answer.cache == CacheStatus::kMiss) {
+        return error(way.answer.miss.code(), "'{}' missed the cache, so there is nothing to compare: {}",
+                     way.name, way.answer.miss.message());
+      }
+      if (r >= 0) way.ttft_ms.push_back(static_cast<double>(way.answer.ttft_ns) / 1e6);
+      bar.update(++done, total);
+    }
+  }
+  bar.finish();
+
+  nlohmann::ordered_json out = {{"receiver", loaded.identity.name},
+                                {"context_tokens", n},
+                                {"prompt_tokens", m},
+                                {"link_bytes_per_s", rate},
+                                {"link_rtt_ms", o.link_rtt_ms},
+                                {"repeats", o.repeats},
+                                {"dtype", o.dtype},
+                                {"backend", loaded.backend->description()},
+                                {"ways", nlohmann::json::array()}};
+  fmt::print("{} context + {} prompt tokens, {}, link {}, median of {}\n", n, m, o.dtype,
+             rate > 0 ? format_rate(rate) : "not shaped", o.repeats);
+  fmt::print("{:<14} {:<14} {:<6} {:>10} {:>10} {:>9} {:>11} {:>11}\n", "way", "answer", "", "TTFT",
+             "predicted", "speed-up", "moved", "recomputed");
+  double base = median(ways[0].ttft_ms);
+  int64_t way_rate = rate > 0 ? static_cast<int64_t>(rate) : kNoLimit - 1;
+  for (Way& way : ways) {
+    if (loaded.tokenizer) {
+      DS_ASSIGN(way.text, loaded.tokenizer->decode(way.answer.tokens, true));
+    } else {
+      way.text = fmt::format("{}", fmt::join(way.answer.tokens, " "));
+    }
+    while (!way.text.empty() && way.text.front() == ' ') way.text.erase(0, 1);
+    bool right = way.text == o.answer;
+    double ms = median(way.ttft_ms);
+    int64_t predicted = predicted_ttft_ns(way.plan, *way.answer.variant, {n, m, way_rate});
+    int64_t recomputed = recomputed_layers(*way.answer.variant);
+    fmt::print("{:<14} {:<14} {:<6} {:>7.2f} ms {:>10} {:>8.2f}x {:>11} {:>5} of {:>2}\n", way.name, way.text,
+               o.answer.empty() ? ""
+               : right          ? "right"
+                                : "WRONG",
+               ms, predicted > 0 ? fmt::format("{:.2f} ms", static_cast<double>(predicted) / 1e6) : "-",
+               base / ms, format_bytes(way.answer.bytes_loaded), recomputed, way.plan.shape.layers);
+    nlohmann::ordered_json row = {{"way", way.name},
+                                  {"text", way.text},
+                                  {"ttft_ms", ms},
+                                  {"ttft_ms_all", way.ttft_ms},
+                                  {"speedup", base / ms},
+                                  {"predicted_ttft_ms", static_cast<double>(predicted) / 1e6},
+                                  {"bytes_loaded", way.answer.bytes_loaded},
+                                  {"recomputed_layers", recomputed},
+                                  {"policy", way.answer.variant->policy},
+                                  {"schedule", way.answer.variant->scheduler}};
+    if (!o.answer.empty()) row["right"] = right;
+    out["ways"].push_back(row);
+  }
+  if (!o.json.empty()) DS_TRY(write_file_atomically(o.json, out.dump(2) + "\n"));
+  return ok_status();
+}
+
+}  // namespace
+
+Bench add_ttft(CLI::App& app) {
+  auto o = std::make_shared<TtftOptions>();
+  CLI::App* cmd = app.add_subcommand("ttft", "one request, several ways, interleaved in one process");
+  cmd->add_option("--receiver", o->receiver, "Hugging Face folder")->required();
+  cmd->add_option("--plan", o->plans,
+                  "NAME=FILE; may be given several times; the full prefill is always there");
+  cmd->add_option("--store", o->store, "file:PATH, holding the sender's entry")->required();
+  cmd->add_option("--context", o->context, "text file");
+  cmd->add_option("--context-ids", o->context_ids, "JSON list of token ids instead");
+  cmd->add_option("--prompt", o->prompt, "the question")->required();
+  cmd->add_option("--answer", o->answer, "the right answer, to mark rows by");
+  cmd->add_option("--link-rate", o->link_rate, "20MB/s, 8Gb/s");
+  cmd->add_option("--link-rtt-ms", o->link_rtt_ms, "round trip")->capture_default_str();
+  cmd->add_option("--max-new-tokens", o->max_new_tokens, "of the answer")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100000));
+  cmd->add_option("--repeats", o->repeats, "the median counts")->capture_default_str();
+  cmd->add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
+  cmd->add_option("--threads", o->threads, "0: all cores")->capture_default_str();
+  cmd->add_option("--json", o->json, "write figures to FILE; '-': stdout");
+  return [o] { return bench_ttft(*o); };
+}
+
+}  // namespace ds
