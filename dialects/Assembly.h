@@ -37,6 +37,38 @@ inline void printRange(mlir::OpAsmPrinter& printer, mlir::Operation*, mlir::Inte
   printer << ')';
 }
 
+/// "load [1, inf)" where a plan holds for some loads only; nothing where it holds for all.
+inline mlir::ParseResult parseLoad(mlir::OpAsmParser& parser, mlir::IntegerAttr& low,
+                                   mlir::IntegerAttr& high) {
+  if (mlir::failed(parser.parseOptionalKeyword("load"))) return mlir::success();
+  return parseRange(parser, low, high);
+}
+
+inline void printLoad(mlir::OpAsmPrinter& printer, mlir::Operation* op, mlir::IntegerAttr low,
+                      mlir::IntegerAttr high) {
+  if (!low || !high) return;
+  printer << "load ";
+  printRange(printer, op, low, high);
+}
+
+/// "chunk 2", "chunk 2 to 5".
+inline mlir::ParseResult parseChunks(mlir::OpAsmParser& parser, mlir::IntegerAttr& first,
+                                     mlir::IntegerAttr& last) {
+  int32_t a = 0, b = 0;
+  if (parser.parseKeyword("chunk") || parser.parseInteger(a)) return mlir::failure();
+  first = parser.getBuilder().getI32IntegerAttr(a);
+  if (mlir::failed(parser.parseOptionalKeyword("to"))) return mlir::success();
+  if (parser.parseInteger(b)) return mlir::failure();
+  last = parser.getBuilder().getI32IntegerAttr(b);
+  return mlir::success();
+}
+
+inline void printChunks(mlir::OpAsmPrinter& printer, mlir::Operation*, mlir::IntegerAttr first,
+                        mlir::IntegerAttr last) {
+  printer << "chunk " << first.getInt();
+  if (last) printer << " to " << last.getInt();
+}
+
 /// Points of a metric, as short as they read back exactly: "1.8", "0.0", "unknown" (NaN).
 inline mlir::ParseResult parsePoints(mlir::OpAsmParser& parser, mlir::FloatAttr& points) {
   double value = std::nan("");

@@ -26,12 +26,15 @@ std::vector<int32_t> cut_layers(const Plan& plan) {
   return {layers.begin(), layers.end()};
 }
 
-const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate) {
+const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting) {
   auto in = [](int64_t value, int64_t low, int64_t high) {
     return value >= low && (value < high || high == kNoLimit);
   };
   for (const Variant& v : plan.variants) {
-    if (in(n, v.tokens_min, v.tokens_max) && in(rate, v.rate_min, v.rate_max)) return &v;
+    if (in(n, v.tokens_min, v.tokens_max) && in(rate, v.rate_min, v.rate_max) &&
+        in(waiting, v.load_min, v.load_max)) {
+      return &v;
+    }
   }
   return nullptr;
 }
@@ -95,8 +98,11 @@ std::string op_label(const Op& op, int32_t chunks) {
     default:
       label = op_kind_name(op.kind);
   }
-  // With several chunks ".2" tells the chunk: "recompute 4.2".
-  if (op.rows == Rows::kChunk && op.chunk >= 0 && chunks > 1) label += fmt::format(".{}", op.chunk);
+  // With several chunks ".2" tells the chunk, ".2-5" the chunks: "recompute 4.2".
+  if (op.rows == Rows::kChunk && op.chunk >= 0 && chunks > 1) {
+    label += fmt::format(".{}", op.chunk);
+    if (op.last_chunk > op.chunk) label += fmt::format("-{}", op.last_chunk);
+  }
   return label;
 }
 
@@ -105,7 +111,7 @@ OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m) {
   switch (op.rows) {
     case Rows::kChunk:
       r.first = chunk_begin(n, chunks, op.chunk);
-      r.rows = chunk_begin(n, chunks, op.chunk + 1) - r.first;
+      r.rows = chunk_begin(n, chunks, op.chunk_end()) - r.first;
       break;
     case Rows::kSuffix:
       r.first = n;

@@ -13,7 +13,7 @@
 
 namespace ds {
 
-inline constexpr int32_t kPlanFormatVersion = 1;
+inline constexpr int32_t kPlanFormatVersion = 2;
 inline constexpr int64_t kNoLimit = INT64_MAX;  // an open upper end of a range
 
 /// How a cell (layer, token) of the context gets its K and V. Room is left for restore, select, project and
@@ -55,14 +55,18 @@ struct Op {
   OpKind kind = OpKind::kHead;
   int32_t stream = 0;  // index into Variant::streams
   int32_t layer = -1;  // -1: embed and head
-  int32_t chunk = -1;  // index of the context chunk; -1 where rows != kChunk
+  int32_t chunk = -1;  // index of the (first) context chunk; -1 where rows != kChunk
   Rows rows = Rows::kChunk;
   Queries queries = Queries::kNone;
   int32_t buffer = -1;   // index into Variant::buffers: what it writes (transfers) or updates (hidden states)
   int64_t start_ns = 0;  // predicted at the tuned length and rate
   int64_t duration_ns = 0;
   std::vector<int32_t>
-      waits;  // ops (indices, all smaller than its own) that must have ended before it starts
+      waits;                // ops (indices, all smaller than its own) that must have ended before it starts
+  int32_t last_chunk = -1;  // last chunk of an op over several; -1: `chunk` alone
+
+  /// One past its last chunk; 0 where rows != kChunk.
+  int32_t chunk_end() const { return (last_chunk < 0 ? chunk : last_chunk) + 1; }
   bool operator==(const Op&) const = default;
 };
 
@@ -90,7 +94,8 @@ struct Buffer {
   bool operator==(const Buffer&) const = default;
 };
 
-/// One rectangle of the plane: layers first..last (inclusive), chunks first_chunk..last_chunk (inclusive).
+/// One rectangle of the plane: layers first..last (inclusive), chunks first_chunk..last_chunk (inclusive). A
+/// recompute tile without a cut stands on the embeddings (layer 0) or on recomputed cells.
 struct Tile {
   Mode mode = Mode::kLoad;
   int32_t first_layer = 0, last_layer = 0;
@@ -108,13 +113,26 @@ struct Promise {
   }
 };
 
+/// Another choice that the compiler had at a variant's tuned point.
+struct Alternative {
+  std::string what;         // "recompute 3-6"
+  double quality_loss = 0;  // points; NaN: not known
+  int64_t ttft_ns = 0;      // predicted
+  int64_t compute_ns = 0;   // predicted busy time of the compute streams
+  bool operator==(const Alternative& o) const {
+    return what == o.what && ttft_ns == o.ttft_ns && compute_ns == o.compute_ns &&
+           (quality_loss == o.quality_loss ||
+            (quality_loss != quality_loss && o.quality_loss != o.quality_loss));
+  }
+};
+
 /// Half-open ranges; the upper end may be kNoLimit.
 struct Variant {
-  std::string name;                                            // "v0", "full-prefill"
-  std::string policy;                                          // droidspeak, full-reuse, full-prefill
-  std::string scheduler;                                       // best, e-first, kv-preload, serial
-  int64_t tokens_min = 1, tokens_max = kNoLimit;               // context length n
-  int64_t rate_min = 0, rate_max = kNoLimit;                   // link, bytes per second
+  std::string name;                               // "v0", "full-prefill"
+  std::string policy;                             // droidspeak, balanced, cake, full-reuse, full-prefill
+  std::string scheduler;                          // best, e-first, kv-preload, serial
+  int64_t tokens_min = 1, tokens_max = kNoLimit;  // context length n
+  int64_t rate_min = 0, rate_max = kNoLimit;      // link, bytes per second
   int64_t tuned_tokens = 0, tuned_suffix = 0, tuned_rate = 0;  // where start_ns and duration_ns hold
   int32_t chunks = 1;                                          // context chunks; see chunk_begin()
   Promise promise;
@@ -123,7 +141,13 @@ struct Variant {
   std::vector<Tile> tiles;
   std::vector<Stream> streams;
   std::vector<Buffer> buffers;
-  std::vector<Op> ops;  // ordered by start; the order on each stream is the order here
+  std::vector<Op> ops;                        // ordered by start; the order on each stream is the order here
+  int64_t load_min = 0, load_max = kNoLimit;  // other requests that wait while this one starts
+  /// How much longer than the best candidate's its predicted TTFT (with a load: compute time) is, at the
+  /// worst point of its ranges that was looked at: 0.05 is five percent. -1: not known.
+  double regret = -1;
+  std::string why;                        // the objective that it was chosen by, for people
+  std::vector<Alternative> alternatives;  // at the tuned point, by TTFT; none beats another in loss and time
   bool operator==(const Variant&) const = default;
 };
 
@@ -189,8 +213,9 @@ struct Plan {
 int64_t recomputed_layers(const Variant& variant);
 /// Layers at which E is transferred, ascending, over all variants: what a sender must publish.
 std::vector<int32_t> cut_layers(const Plan& plan);
-/// The variant for a context of n tokens at a link rate (bytes per second); nullptr: none covers it.
-const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate);
+/// The variant for a context of n tokens at a link rate (bytes per second) while `waiting` other requests
+/// wait; nullptr: none covers it.
+const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting = 0);
 
 std::string_view op_kind_name(OpKind kind);       // "transfer e", "recompute", ...
 std::string_view stream_kind_name(StreamKind k);  // "link", "copy", "compute"

@@ -132,6 +132,17 @@ class Reader {
         if (left_ < 0) return v;
         op.waits.assign(waits->begin(), waits->end());
       }
+      op.last_chunk = o->last_chunk();
+    }
+    v.load_min = f.load_min();
+    v.load_max = f.load_max();
+    v.regret = f.regret();
+    if (f.why() != nullptr) v.why = text(f.why());
+    if (f.alternatives() != nullptr) {
+      left_ -= 4 * int64_t{f.alternatives()->size()};
+      if (left_ < 0) return v;
+      for (const fb::Alternative* a : *f.alternatives())
+        v.alternatives.push_back({text(a->what()), a->quality_loss(), a->ttft_ns(), a->compute_ns()});
     }
     return v;
   }
@@ -161,7 +172,7 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
     auto waits = o.waits.empty() ? 0 : b.CreateVector(o.waits);
     ops.push_back(fb::CreateOp(b, convert<fb::OpKind>(o.kind), o.stream, o.layer, o.chunk,
                                convert<fb::Rows>(o.rows), convert<fb::Queries>(o.queries), o.buffer,
-                               o.start_ns, o.duration_ns, waits));
+                               o.start_ns, o.duration_ns, waits, o.last_chunk));
   }
   // One statement each: the order of evaluation of arguments is the compiler's choice, and decides the bytes.
   auto name = b.CreateString(v.name);
@@ -171,10 +182,21 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   auto stream_vector = b.CreateVector(streams);
   auto buffer_vector = b.CreateVector(buffers);
   auto op_vector = b.CreateVector(ops);
+  // Fields of version 2 are left out where they say nothing, so that plans of version 1 keep their bytes.
+  flatbuffers::Offset<flatbuffers::String> why;
+  if (!v.why.empty()) why = b.CreateString(v.why);
+  std::vector<flatbuffers::Offset<fb::Alternative>> alternatives;
+  for (const Alternative& a : v.alternatives) {
+    auto what = b.CreateString(a.what);
+    alternatives.push_back(fb::CreateAlternative(b, what, a.quality_loss, a.ttft_ns, a.compute_ns));
+  }
+  flatbuffers::Offset<flatbuffers::Vector<flatbuffers::Offset<fb::Alternative>>> alternative_vector;
+  if (!alternatives.empty()) alternative_vector = b.CreateVector(alternatives);
   return fb::CreateVariant(b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max,
                            v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.promise.quality_loss,
                            v.promise.ttft_ns, v.makespan_ns, v.lower_bound_ns, v.proven_optimal, tile_vector,
-                           stream_vector, buffer_vector, op_vector);
+                           stream_vector, buffer_vector, op_vector, v.load_min, v.load_max, v.regret, why,
+                           alternative_vector);
 }
 
 flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, const ModelIdentity& m) {

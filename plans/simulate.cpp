@@ -32,9 +32,8 @@ OperatingPoint tuned_point(const Variant& v) { return {v.tuned_tokens, v.tuned_s
 
 int64_t transfer_bytes(const Plan& plan, const Variant& v, const Op& op, int64_t tokens) {
   if (op.kind != OpKind::kTransferE && op.kind != OpKind::kTransferKv) return 0;
-  int64_t rows = chunk_begin(tokens, v.chunks, op.chunk + 1) - chunk_begin(tokens, v.chunks, op.chunk);
-  return rows * (op.kind == OpKind::kTransferE ? plan.shape.e_row() : plan.shape.kv_row()) *
-         element_bytes(plan);
+  return op_rows(op, v.chunks, tokens, 0).rows *
+         (op.kind == OpKind::kTransferE ? plan.shape.e_row() : plan.shape.kv_row()) * element_bytes(plan);
 }
 
 Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const OperatingPoint& point) {

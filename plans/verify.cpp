@@ -19,6 +19,8 @@ constexpr size_t kMaxInputs = 4096;
 constexpr size_t kMaxText = 4096;
 constexpr size_t kMaxFlags = 64 * 1024;
 constexpr int64_t kMaxChunks = 4096;
+constexpr int64_t kMaxCells = int64_t{1} << 20;
+constexpr size_t kMaxAlternatives = 4096;
 constexpr int64_t kMaxTokens = int64_t{1} << 32;  // of a tuned point: sizes in bytes stay far below 2^63
 
 /// UTF-8 without control characters: such text can go into any message, JSON or picture.
@@ -93,12 +95,14 @@ class VariantVerifier {
 
   /// Rule 7.
   Status full_prefill() const {
-    if (v_.tokens_min != 1 || v_.tokens_max != kNoLimit || v_.rate_min != 0 || v_.rate_max != kNoLimit) {
+    if (v_.tokens_min != 1 || v_.tokens_max != kNoLimit || v_.rate_min != 0 || v_.rate_max != kNoLimit ||
+        v_.load_min != 0 || v_.load_max != kNoLimit) {
       return fail(
           7,
-          "covers contexts [{}, {}) and rates [{}, {}); expected every length from 1 and every rate from 0, "
-          "without limit: it is the fall-back",
-          v_.tokens_min, limit_text(v_.tokens_max), v_.rate_min, limit_text(v_.rate_max));
+          "covers contexts [{}, {}), rates [{}, {}) and loads [{}, {}); expected every length from 1, every "
+          "rate and every load from 0, without limit: it is the fall-back",
+          v_.tokens_min, limit_text(v_.tokens_max), v_.rate_min, limit_text(v_.rate_max), v_.load_min,
+          limit_text(v_.load_max));
     }
     for (size_t i = 0; i < v_.tiles.size(); ++i) {
       if (v_.tiles[i].mode != Mode::kRecompute || v_.tiles[i].cut) {
@@ -160,10 +164,15 @@ class VariantVerifier {
       return fail(4, "has {} streams; expected 1 to {}", streams_, kMaxStreams);
     }
     if (v_.ops.size() > kMaxOps) return fail(4, "has {} ops; expected at most {}", v_.ops.size(), kMaxOps);
-    // Every cell has an op of its own, so that what follows needs memory in proportion to the file.
-    if (static_cast<int64_t>(v_.ops.size()) < int64_t{layers_} * chunks_) {
-      return fail(4, "has {} ops for {} layers of {} chunk(s); expected at least one op for each",
-                  v_.ops.size(), layers_, chunks_);
+    // What follows needs memory and time in proportion to layers and cells.
+    if (int64_t{layers_} * chunks_ > kMaxCells) {
+      return fail(4, "has {} layers of {} chunks; expected at most {} cells", layers_, chunks_, kMaxCells);
+    }
+    if (static_cast<int64_t>(v_.ops.size()) < layers_) {
+      return fail(4, "has {} ops for {} layers; expected at least one op for each", v_.ops.size(), layers_);
+    }
+    if (v_.alternatives.size() > kMaxAlternatives) {
+      return fail(4, "has {} alternatives; expected at most {}", v_.alternatives.size(), kMaxAlternatives);
     }
     if (v_.buffers.size() > 2 * static_cast<size_t>(layers_) + 2) {
       return fail(4, "has {} buffers; expected at most {} for {} layers", v_.buffers.size(), 2 * layers_ + 2,
@@ -184,6 +193,24 @@ class VariantVerifier {
     if (v_.rate_min < 0 || v_.rate_max <= v_.rate_min) {
       return fail(5, "is for link rates [{}, {}); expected a range that is not empty, from 0 up", v_.rate_min,
                   limit_text(v_.rate_max));
+    }
+    if (v_.load_min < 0 || v_.load_max <= v_.load_min) {
+      return fail(5, "is for loads [{}, {}); expected a range that is not empty, from 0 up", v_.load_min,
+                  limit_text(v_.load_max));
+    }
+    if (!(v_.regret == -1 || (v_.regret >= 0 && std::isfinite(v_.regret)))) {
+      return fail(5, "states a regret of {}; expected 0 or more, or -1 where it is not known", v_.regret);
+    }
+    for (size_t a = 0; a < v_.alternatives.size(); ++a) {
+      const Alternative& other = v_.alternatives[a];
+      if (std::isinf(other.quality_loss) || other.quality_loss < -100 || other.quality_loss > 100 ||
+          other.ttft_ns < 0 || other.compute_ns < 0) {
+        return fail(
+            5,
+            "has alternative {} with a loss of {}, a TTFT of {} ns and {} ns of compute; expected -100 "
+            "to 100 points or NaN, and times of 0 or more",
+            a, other.quality_loss, other.ttft_ns, other.compute_ns);
+      }
     }
     bool untuned = v_.tuned_tokens == 0 && v_.tuned_suffix == 0 && v_.tuned_rate == 0 && v_.makespan_ns == 0;
     if (!untuned && (v_.tuned_tokens < v_.tokens_min || v_.tuned_tokens >= v_.tokens_max ||
@@ -352,6 +379,13 @@ class VariantVerifier {
                      o.rows == Rows::kChunk ? fmt::format("0 to {}", chunks_ - 1)
                                             : fmt::format("-1: it works on {} rows", rows_name(o.rows)));
     }
+    if (o.last_chunk != -1 &&
+        (o.rows != Rows::kChunk || o.last_chunk <= o.chunk || o.last_chunk >= chunks_)) {
+      return fail_op(
+          i, 10,
+          "has last chunk {} behind chunk {}; expected -1 (one chunk), or more than its chunk and at most {}",
+          o.last_chunk, o.chunk, chunks_ - 1);
+    }
     if (o.rows == Rows::kAll && chunks_ != 1) {
       return fail_op(i, 16, "works on all rows of a context in {} chunks; expected one chunk", chunks_);
     }
@@ -397,6 +431,13 @@ class VariantVerifier {
       bool last = o.layer == last_layer_;
       if (o.kind == OpKind::kRecompute) {
         bool on = goes_on(o.layer, o.chunk);
+        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
+          if (goes_on(o.layer, c) == on) continue;
+          return fail_op(i, 16,
+                         "covers chunks {} and {}, of which one goes on to the layer above and one does not; "
+                         "expected an op for each",
+                         o.chunk, c);
+        }
         expected = on ? Queries::kAll : Queries::kNone;
         why = on ? "the layer above is recomputed from it" : "nobody reads what leaves this layer";
       } else if (last) {
@@ -477,28 +518,33 @@ class VariantVerifier {
       const Op& o = op(i);
       switch (o.kind) {
         case OpKind::kTransferE:
-          if (!cut_[cell(o.layer, o.chunk)]) {
-            return fail_op(i, 15,
-                           "sends E of layer {}, chunk {}, where no tile has a cut; expected E at cuts only",
-                           o.layer, o.chunk);
+          for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
+            if (!cut_[cell(o.layer, c)]) {
+              return fail_op(
+                  i, 15, "sends E of layer {}, chunk {}, where no tile has a cut; expected E at cuts only",
+                  o.layer, c);
+            }
+            DS_TRY(once(e[cell(o.layer, c)], i, 15, "E of this layer and chunk"));
           }
-          DS_TRY(once(e[cell(o.layer, o.chunk)], i, 15, "E of this layer and chunk"));
           break;
         case OpKind::kTransferKv:
-          DS_TRY(once(kv[cell(o.layer, o.chunk)], i, 15, "KV of this layer and chunk"));
+          for (int32_t c = o.chunk; c < o.chunk_end(); ++c)
+            DS_TRY(once(kv[cell(o.layer, c)], i, 15, "KV of this layer and chunk"));
           break;
         case OpKind::kEmbed:
           if (o.rows != Rows::kChunk) DS_TRY(once(embed, i, 17, "the suffix's embeddings"));
           break;
         case OpKind::kRecompute:
         case OpKind::kPrefill: {
-          int32_t c = o.kind == OpKind::kPrefill ? 0 : o.chunk;
-          if (!recomputed(o.layer, c)) {
-            return fail_op(i, 15,
-                           "recomputes layer {}, chunk {}, whose tile says load; expected a recompute tile",
-                           o.layer, c);
+          bool whole = o.kind == OpKind::kPrefill;
+          for (int32_t c = whole ? 0 : o.chunk; c < (whole ? 1 : o.chunk_end()); ++c) {
+            if (!recomputed(o.layer, c)) {
+              return fail_op(i, 15,
+                             "recomputes layer {}, chunk {}, whose tile says load; expected a recompute tile",
+                             o.layer, c);
+            }
+            DS_TRY(once(computed[cell(o.layer, c)], i, 15, "recompute this layer and chunk"));
           }
-          DS_TRY(once(computed[cell(o.layer, c)], i, 15, "recompute this layer and chunk"));
           if (o.kind == OpKind::kRecompute) break;
           DS_TRY(once(up[static_cast<size_t>(o.layer)], i, 17, "this layer of the suffix"));
           break;
@@ -687,32 +733,41 @@ class VariantVerifier {
 
   Status access(int32_t i) {
     const Op& o = op(i);
-    const int32_t l = o.layer, c = o.chunk, b = o.buffer;
+    const int32_t l = o.layer, b = o.buffer;
     switch (o.kind) {
       case OpKind::kTransferE:
         DS_TRY(start_chain(i, l));
-        return write(i, hidden_region(b, c), l);
-      case OpKind::kTransferKv: {
-        size_t r = kv_region(l, c);
-        if (recomputed(l, c) && regions_[r].level == 1) {
-          return fail_op(
-              i, 18,
-              "puts the sender's KV over what {} has recomputed; expected the transfer before it, or none",
-              op_name(regions_[r].writer));
+        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) DS_TRY(write(i, hidden_region(b, c), l));
+        return ok_status();
+      case OpKind::kTransferKv:
+        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
+          size_t r = kv_region(l, c);
+          if (recomputed(l, c) && regions_[r].level == 1) {
+            return fail_op(
+                i, 18,
+                "puts the sender's KV over what {} has recomputed; expected the transfer before it, or none",
+                op_name(regions_[r].writer));
+          }
+          DS_TRY(write(i, r, 0));
         }
-        return write(i, r, 0);
-      }
+        return ok_status();
       case OpKind::kEmbed:
         DS_TRY(start_chain(i, 0));
-        if (o.rows == Rows::kChunk) return write(i, hidden_region(b, c), 0);
+        if (o.rows == Rows::kChunk) {
+          for (int32_t c = o.chunk; c < o.chunk_end(); ++c) DS_TRY(write(i, hidden_region(b, c), 0));
+          return ok_status();
+        }
         if (o.rows == Rows::kAll) DS_TRY(write(i, hidden_region(b, 0), 0));
         return write(i, hidden_region(b, chunks_), 0);
       case OpKind::kRecompute:
-        DS_TRY(read_hidden(i, hidden_region(b, c), l));
-        DS_TRY(write(i, kv_region(l, c), 1));
+        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
+          DS_TRY(read_hidden(i, hidden_region(b, c), l));
+          DS_TRY(write(i, kv_region(l, c), 1));
+        }
         if (o.queries == Queries::kNone) return ok_status();
-        for (int32_t k = 0; k < c; ++k) DS_TRY(read_kv(i, l, k));
-        return write(i, hidden_region(b, c), l + 1);
+        for (int32_t k = 0; k < o.chunk; ++k) DS_TRY(read_kv(i, l, k));
+        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) DS_TRY(write(i, hidden_region(b, c), l + 1));
+        return ok_status();
       case OpKind::kSuffix:
         DS_TRY(read_hidden(i, hidden_region(b, chunks_), l));
         DS_TRY(write(i, kv_region(l, chunks_), 1));
@@ -830,6 +885,15 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
                                s.kv_heads, s.head_dim, kMaxDimension));
   }
   // Variants.
+  for (const Variant& v : plan.variants) {
+    bool several = std::any_of(v.ops.begin(), v.ops.end(), [](const Op& op) { return op.last_chunk != -1; });
+    if (plan.format_version < 2 && (several || v.load_min != 0 || v.load_max != kNoLimit)) {
+      return fail(1, fmt::format("format version is {}, but variant '{}' has {}, which came with version 2; "
+                                 "compile the plan again",
+                                 plan.format_version, v.name,
+                                 several ? "ops over several chunks" : "a range of loads"));
+    }
+  }
   std::unordered_set<std::string_view> names;
   std::vector<const Variant*> all;
   for (const Variant& v : plan.variants) all.push_back(&v);
@@ -840,6 +904,9 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
     DS_TRY(text(where + ".name", all[i]->name, false));
     DS_TRY(text(where + ".policy", all[i]->policy, false));
     DS_TRY(text(where + ".scheduler", all[i]->scheduler, false));
+    DS_TRY(text(where + ".why", all[i]->why, true));
+    for (size_t a = 0; a < all[i]->alternatives.size(); ++a)
+      DS_TRY(text(fmt::format("{}.alternatives[{}].what", where, a), all[i]->alternatives[a].what, false));
     if (!names.insert(all[i]->name).second) {
       return fail(5, fmt::format("{}.name is \"{}\", as another variant's; expected names that differ", where,
                                  all[i]->name));
@@ -852,12 +919,14 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
     for (size_t j = 0; j < i; ++j) {
       const Variant &a = plan.variants[j], &b = plan.variants[i];
       if (a.tokens_min < b.tokens_max && b.tokens_min < a.tokens_max && a.rate_min < b.rate_max &&
-          b.rate_min < a.rate_max) {
+          b.rate_min < a.rate_max && a.load_min < b.load_max && b.load_min < a.load_max) {
         return fail(
-            6, fmt::format(
-                   "variants '{}' and '{}' both cover {} tokens at {} B/s; expected at most one variant for "
-                   "each length and rate",
-                   a.name, b.name, std::max(a.tokens_min, b.tokens_min), std::max(a.rate_min, b.rate_min)));
+            6,
+            fmt::format(
+                "variants '{}' and '{}' both cover {} tokens at {} B/s with {} requests waiting; expected at "
+                "most one variant for each length, rate and load",
+                a.name, b.name, std::max(a.tokens_min, b.tokens_min), std::max(a.rate_min, b.rate_min),
+                std::max(a.load_min, b.load_min)));
       }
     }
   }

@@ -1,5 +1,7 @@
 #include "compiler/emit/convert.h"
 
+#include <cmath>
+
 #include "llvm/ADT/TypeSwitch.h"
 
 namespace ds {
@@ -61,6 +63,44 @@ int32_t position_of(mlir::Value value) {
 
 }  // namespace
 
+void write_choice(mlir::Operation* op, const Variant& v) {
+  mlir::Builder b(op->getContext());
+  if (v.load_min != 0 || v.load_max != kNoLimit) {
+    op->setAttr("load_min", b.getI64IntegerAttr(v.load_min));
+    op->setAttr("load_max", b.getI64IntegerAttr(v.load_max));
+  }
+  if (v.regret >= 0) op->setAttr("regret", b.getF64FloatAttr(v.regret));
+  if (!v.why.empty()) op->setAttr("why", b.getStringAttr(v.why));
+  if (v.alternatives.empty()) return;
+  llvm::SmallVector<mlir::Attribute> all;
+  for (const Alternative& a : v.alternatives) {
+    all.push_back(b.getDictionaryAttr({b.getNamedAttr("what", b.getStringAttr(a.what)),
+                                       b.getNamedAttr("loss", b.getF64FloatAttr(a.quality_loss)),
+                                       b.getNamedAttr("ttft_ns", b.getI64IntegerAttr(a.ttft_ns)),
+                                       b.getNamedAttr("compute_ns", b.getI64IntegerAttr(a.compute_ns))}));
+  }
+  op->setAttr("alternatives", b.getArrayAttr(all));
+}
+
+void read_choice(mlir::Operation* op, Variant& v) {
+  if (auto low = op->getAttrOfType<mlir::IntegerAttr>("load_min")) v.load_min = low.getInt();
+  if (auto high = op->getAttrOfType<mlir::IntegerAttr>("load_max")) v.load_max = high.getInt();
+  if (auto regret = op->getAttrOfType<mlir::FloatAttr>("regret")) v.regret = regret.getValueAsDouble();
+  if (auto why = op->getAttrOfType<mlir::StringAttr>("why")) v.why = why.str();
+  auto all = op->getAttrOfType<mlir::ArrayAttr>("alternatives");
+  if (!all) return;
+  for (mlir::Attribute entry : all) {
+    // What a hand-written file leaves out stays unknown.
+    auto dictionary = mlir::cast<mlir::DictionaryAttr>(entry);
+    Alternative a{.quality_loss = std::nan("")};
+    if (auto what = dictionary.getAs<mlir::StringAttr>("what")) a.what = what.str();
+    if (auto loss = dictionary.getAs<mlir::FloatAttr>("loss")) a.quality_loss = loss.getValueAsDouble();
+    if (auto ns = dictionary.getAs<mlir::IntegerAttr>("ttft_ns")) a.ttft_ns = ns.getInt();
+    if (auto ns = dictionary.getAs<mlir::IntegerAttr>("compute_ns")) a.compute_ns = ns.getInt();
+    v.alternatives.push_back(std::move(a));
+  }
+}
+
 plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
   auto* ctx = b.getContext();
   auto model = [&](const ModelIdentity& m) {
@@ -92,7 +132,8 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
       i64(v.tuned_suffix), i64(v.tuned_rate), b.getI32IntegerAttr(v.chunks),
       b.getF64FloatAttr(v.promise.quality_loss), i64(v.promise.ttft_ns),
       scheduled ? i64(v.makespan_ns) : nullptr, scheduled ? i64(v.lower_bound_ns) : nullptr,
-      unit(scheduled && v.proven_optimal));
+      unit(scheduled && v.proven_optimal), nullptr, nullptr, nullptr, nullptr, nullptr);
+  write_choice(variant, v);
   b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
 
   llvm::SmallVector<mlir::Value> streams, buffers, events;
@@ -119,6 +160,7 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
     for (int32_t w : op.waits) after.push_back(events[static_cast<size_t>(w)]);
     auto at = scheduled ? i64(op.start_ns) : nullptr, duration = scheduled ? i64(op.duration_ns) : nullptr;
     auto layer = b.getI32IntegerAttr(op.layer), chunk = b.getI32IntegerAttr(op.chunk);
+    auto last = op.last_chunk < 0 ? nullptr : b.getI32IntegerAttr(op.last_chunk);
     auto queries = plan::QueriesAttr::get(ctx, static_cast<plan::Queries>(op.queries));
     auto event = b.getType<plan::EventType>();
     mlir::Value result;
@@ -127,19 +169,19 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
       case OpKind::kTransferKv: {
         auto payload =
             plan::PayloadAttr::get(ctx, op.kind == OpKind::kTransferE ? plan::Payload::e : plan::Payload::kv);
-        result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, buffer, stream, after, at,
-                                            duration);
+        result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, last, buffer, stream, after,
+                                            at, duration);
         break;
       }
       case OpKind::kEmbed: {
         auto rows = plan::RowsAttr::get(ctx, static_cast<plan::Rows>(op.rows));
-        result = b.create<plan::EmbedOp>(loc, event, rows, op.rows == Rows::kChunk ? chunk : nullptr, buffer,
-                                         stream, after, at, duration);
+        result = b.create<plan::EmbedOp>(loc, event, rows, op.rows == Rows::kChunk ? chunk : nullptr, last,
+                                         buffer, stream, after, at, duration);
         break;
       }
       case OpKind::kRecompute:
-        result = b.create<plan::RecomputeOp>(loc, event, layer, chunk, queries, buffer, stream, after, at,
-                                             duration);
+        result = b.create<plan::RecomputeOp>(loc, event, layer, chunk, last, queries, buffer, stream, after,
+                                             at, duration);
         break;
       case OpKind::kSuffix:
         result = b.create<plan::SuffixOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
@@ -164,18 +206,21 @@ Op export_op(plan::OperationInterface interface) {
         op.kind = t.getPayload() == plan::Payload::e ? OpKind::kTransferE : OpKind::kTransferKv;
         op.layer = static_cast<int32_t>(t.getLayer());
         op.chunk = static_cast<int32_t>(t.getChunk());
+        if (t.getLastChunk()) op.last_chunk = static_cast<int32_t>(*t.getLastChunk());
         buffer = t.getBuffer();
       })
       .Case<plan::EmbedOp>([&](plan::EmbedOp t) {
         op.kind = OpKind::kEmbed;
         op.rows = static_cast<Rows>(t.getRows());
         if (t.getChunk()) op.chunk = static_cast<int32_t>(*t.getChunk());
+        if (t.getLastChunk()) op.last_chunk = static_cast<int32_t>(*t.getLastChunk());
         buffer = t.getBuffer();
       })
       .Case<plan::RecomputeOp>([&](plan::RecomputeOp t) {
         op.kind = OpKind::kRecompute;
         op.layer = static_cast<int32_t>(t.getLayer());
         op.chunk = static_cast<int32_t>(t.getChunk());
+        if (t.getLastChunk()) op.last_chunk = static_cast<int32_t>(*t.getLastChunk());
         op.queries = static_cast<Queries>(t.getQueries());
         buffer = t.getBuffer();
       })
@@ -220,6 +265,7 @@ Result<Variant> export_variant(plan::VariantOp variant) {
   v.makespan_ns = static_cast<int64_t>(*variant.getMakespan());
   v.lower_bound_ns = static_cast<int64_t>(*variant.getLowerBound());
   v.proven_optimal = variant.getProvenOptimal();
+  read_choice(variant, v);
   llvm::DenseMap<mlir::Value, int32_t> index;
   for (mlir::Operation& op : variant.getBody().front()) {
     if (auto stream = mlir::dyn_cast<plan::StreamOp>(op)) {

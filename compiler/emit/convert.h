@@ -14,6 +14,10 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& builder, mlir::Location l
 /// Builds an empty plan.file with everything but variants.
 plan::FileOp build_file(mlir::OpBuilder& builder, mlir::Location loc, const Plan& plan);
 
+/// Load range, regret, reason and alternatives of a variant, as attributes of a reuse.plan or plan.variant.
+void write_choice(mlir::Operation* op, const Variant& variant);
+void read_choice(mlir::Operation* op, Variant& variant);
+
 /// One operation's fields, `waits` left empty; stream and buffer by their position among the variant's.
 Op export_op(plan::OperationInterface op);
 /// The inverse of build_variant. kUnsupported names an op without a time.

@@ -8,17 +8,21 @@
 namespace ds {
 namespace {
 
-std::vector<Tile> tiles_of(reuse::PlanOp plan) {
+std::vector<Tile> tiles_of(reuse::PlanOp plan, int32_t chunks) {
   std::vector<Tile> tiles;
   for (mlir::Operation& op : plan.getBody().front()) {
     Tile t;
+    auto extent = [&](auto tile) {
+      t.first_layer = static_cast<int32_t>(tile.getFirstLayer());
+      t.last_layer = static_cast<int32_t>(tile.getLastLayer());
+      t.first_chunk = static_cast<int32_t>(tile.getFirstChunk().value_or(0));
+      t.last_chunk = static_cast<int32_t>(tile.getLastChunk().value_or(static_cast<uint32_t>(chunks - 1)));
+    };
     if (auto load = mlir::dyn_cast<reuse::LoadOp>(op)) {
-      t.first_layer = static_cast<int32_t>(load.getFirstLayer());
-      t.last_layer = static_cast<int32_t>(load.getLastLayer());
+      extent(load);
     } else if (auto recompute = mlir::dyn_cast<reuse::RecomputeOp>(op)) {
       t.mode = Mode::kRecompute;
-      t.first_layer = static_cast<int32_t>(recompute.getFirstLayer());
-      t.last_layer = static_cast<int32_t>(recompute.getLastLayer());
+      extent(recompute);
       t.cut = recompute.getFrom() && recompute.getFrom().getDefiningOp<reuse::CutOp>();
     } else {
       continue;
@@ -42,7 +46,9 @@ struct ConvertReuseToPlan : ModulePass<ConvertReuseToPlan> {
     llvm::SmallVector<reuse::PlanOp> plans;
     getOperation().walk([&](reuse::PlanOp plan) { plans.push_back(plan); });
     for (reuse::PlanOp plan : plans) {
-      Variant v = lower_tiles(tiles_of(plan), static_cast<int64_t>(plan.getLayers()), /*whole_entry=*/true);
+      auto chunks = static_cast<int32_t>(plan.getChunks().value_or(1));
+      Variant v = lower_tiles(tiles_of(plan, chunks), static_cast<int64_t>(plan.getLayers()), chunks,
+                              /*whole_entry=*/true);
       v.name = plan.getSymName().str();
       v.policy = plan.getPolicy().str();
       v.scheduler = "none";
@@ -54,6 +60,7 @@ struct ConvertReuseToPlan : ModulePass<ConvertReuseToPlan> {
       v.tuned_suffix = static_cast<int64_t>(plan.getTunedSuffix());
       v.tuned_rate = static_cast<int64_t>(plan.getTunedRate());
       v.promise = {plan.getLoss().convertToDouble(), static_cast<int64_t>(plan.getTtftNs())};
+      read_choice(plan, v);
       mlir::OpBuilder b(plan);
       auto built = build_variant(b, plan.getLoc(), v, plan.getFallback(), /*scheduled=*/false);
       if (!built.ok()) {

@@ -1,5 +1,7 @@
 #include "compiler/lowering/lower_tiles.h"
 
+#include <algorithm>
+
 #include "compiler/scheduling/schedulers.h"
 
 namespace ds {
@@ -7,13 +9,19 @@ namespace {
 
 class Lowering {
  public:
-  Lowering(const std::vector<Tile>& tiles, int64_t layers, bool whole_entry)
-      : tiles_(tiles), layers_(static_cast<int32_t>(layers)), whole_entry_(whole_entry) {}
+  Lowering(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry)
+      : tiles_(tiles), layers_(static_cast<int32_t>(layers)), chunks_(chunks), whole_entry_(whole_entry) {}
 
   Variant run() {
-    auto n = static_cast<size_t>(layers_);
-    kv_.assign(n, -1);
-    recomputed_.assign(n, -1);
+    maker_.assign(static_cast<size_t>(layers_) * static_cast<size_t>(chunks_), -1);
+    goes_on_.assign(maker_.size(), false);
+    for (const Tile& t : tiles_) {
+      if (t.mode != Mode::kRecompute) continue;
+      // A tile's cells go on upward inside it, and so do those below a tile without a cut.
+      for (int32_t l = t.cut ? t.first_layer : t.first_layer - 1; l < t.last_layer; ++l)
+        for (int32_t c = t.first_chunk; l >= 0 && c <= t.last_chunk; ++c) goes_on_[cell(l, c)] = true;
+    }
+    v_.chunks = chunks_;
     v_.tiles = tiles_;
     declare();
     if (link_ >= 0) transfers();
@@ -22,15 +30,19 @@ class Lowering {
   }
 
  private:
-  bool from_embeddings(const Tile& t) const { return t.mode == Mode::kRecompute && t.first_layer == 0; }
-  /// The recomputed tile above goes on from this one's output.
-  bool continued(size_t i) const {
-    return i + 1 < tiles_.size() && tiles_[i + 1].mode == Mode::kRecompute && !tiles_[i + 1].cut;
+  size_t cell(int32_t l, int32_t c) const {
+    return static_cast<size_t>(l) * static_cast<size_t>(chunks_) + static_cast<size_t>(c);
   }
+  static bool from_embeddings(const Tile& t) { return t.mode == Mode::kRecompute && t.first_layer == 0; }
+  static int32_t last_or_none(int32_t first, int32_t last) { return last > first ? last : -1; }
 
   int32_t add(Op op) {
     v_.ops.push_back(std::move(op));
     return static_cast<int32_t>(v_.ops.size()) - 1;
+  }
+  int32_t add_hidden(int32_t layer, bool with_suffix, bool with_context) {
+    v_.buffers.push_back({BufferKind::kHidden, layer, with_suffix, with_context});
+    return static_cast<int32_t>(v_.buffers.size()) - 1;
   }
 
   void declare() {
@@ -45,32 +57,97 @@ class Lowering {
     for (int32_t l = 0; l < layers_; ++l) v_.buffers.push_back({BufferKind::kKv, l, true, true});
     // The suffix's hidden states go through all layers; where the context starts from the embeddings too,
     // both share a buffer, so that one kernel takes them together.
-    prefill_ = from_embeddings(tiles_.front());
-    suffix_hidden_ = static_cast<int32_t>(v_.buffers.size());
-    v_.buffers.push_back({BufferKind::kHidden, 0, true, prefill_});
-    cut_hidden_.assign(tiles_.size(), -1);
+    prefill_ = chunks_ == 1 && from_embeddings(tiles_.front());
+    suffix_hidden_ = add_hidden(0, true, prefill_);
+    hidden_.assign(tiles_.size(), -1);
+    std::vector<int32_t> below(static_cast<size_t>(chunks_), -1);  // by chunk: the highest tile so far
     for (size_t i = 0; i < tiles_.size(); ++i) {
-      if (!tiles_[i].cut) continue;
-      cut_hidden_[i] = static_cast<int32_t>(v_.buffers.size());
-      v_.buffers.push_back({BufferKind::kHidden, tiles_[i].first_layer, false, true});
+      const Tile& t = tiles_[i];
+      if (t.mode == Mode::kRecompute) {
+        int32_t under = below[static_cast<size_t>(t.first_chunk)];
+        if (t.cut || t.first_layer == 0) {
+          hidden_[i] =
+              prefill_ && t.first_layer == 0 ? suffix_hidden_ : add_hidden(t.first_layer, false, true);
+        } else {
+          hidden_[i] = hidden_[static_cast<size_t>(under)];
+        }
+      }
+      for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c)
+        below[static_cast<size_t>(c)] = static_cast<int32_t>(i);
     }
   }
 
   void transfers() {
     cut_.assign(tiles_.size(), -1);
     for (size_t i = 0; i < tiles_.size(); ++i) {
-      if (!tiles_[i].cut) continue;
-      cut_[i] = add({.kind = OpKind::kTransferE,
-                     .stream = link_,
-                     .layer = tiles_[i].first_layer,
-                     .chunk = 0,
-                     .buffer = cut_hidden_[i]});
+      const Tile& t = tiles_[i];
+      for (int32_t c = t.first_chunk; t.cut && c <= t.last_chunk; ++c) {
+        int32_t op = add({.kind = OpKind::kTransferE,
+                          .stream = link_,
+                          .layer = t.first_layer,
+                          .chunk = c,
+                          .buffer = hidden_[i]});
+        if (c == t.first_chunk) cut_[i] = op;
+      }
     }
     for (const Tile& t : tiles_) {
       bool load = t.mode == Mode::kLoad;
       for (int32_t l = t.first_layer; l <= t.last_layer && (load || whole_entry_); ++l) {
-        int32_t op = add({.kind = OpKind::kTransferKv, .stream = link_, .layer = l, .chunk = 0, .buffer = l});
-        if (load) kv_[static_cast<size_t>(l)] = op;
+        int32_t op = add({.kind = OpKind::kTransferKv,
+                          .stream = link_,
+                          .layer = l,
+                          .chunk = t.first_chunk,
+                          .buffer = l,
+                          .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
+        for (int32_t c = t.first_chunk; load && c <= t.last_chunk; ++c) maker_[cell(l, c)] = op;
+      }
+    }
+  }
+
+  /// What must have ended before the K and V of the chunks in front of `chunk` can be read at layer l. A
+  /// kernel with queries has waited for all chunks before its own, so nothing behind it is needed.
+  void wait_for_chunks_before(int32_t l, int32_t chunk, std::vector<int32_t>& waits) const {
+    for (int32_t c = chunk - 1; c >= 0; --c) {
+      int32_t m = maker_[cell(l, c)];
+      waits.push_back(m);
+      const Op& op = v_.ops[static_cast<size_t>(m)];
+      if (op.kind == OpKind::kRecompute && op.queries == Queries::kAll) return;
+      c = op.chunk;
+    }
+  }
+  static void tidy(std::vector<int32_t>& waits) {
+    std::sort(waits.begin(), waits.end());
+    waits.erase(std::unique(waits.begin(), waits.end()), waits.end());
+  }
+
+  /// Layer l over chunks first to last of a tile; `waits`: what left their hidden states there.
+  int32_t recompute(int32_t l, int32_t first, int32_t last, int32_t buffer, std::vector<int32_t> waits) {
+    bool on = goes_on_[cell(l, first)];
+    Op op{.kind = OpKind::kRecompute,
+          .stream = compute_,
+          .layer = l,
+          .chunk = first,
+          .queries = on ? Queries::kAll : Queries::kNone,
+          .buffer = buffer,
+          .waits = std::move(waits),
+          .last_chunk = last_or_none(first, last)};
+    if (on) wait_for_chunks_before(l, first, op.waits);
+    tidy(op.waits);
+    int32_t id = add(std::move(op));
+    for (int32_t c = first; c <= last; ++c) maker_[cell(l, c)] = id;
+    return id;
+  }
+
+  /// Layer by layer over runs of chunks that all go on, or all do not. `chains`: by chunk of the tile, what
+  /// left its hidden states; replaced by what leaves the tile.
+  void recompute_tile(const Tile& t, int32_t buffer, bool by_chunk, std::vector<int32_t>& chains) {
+    for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
+      for (int32_t first = t.first_chunk, last = 0; first <= t.last_chunk; first = last + 1) {
+        last = first;
+        auto same = [&](int32_t c) { return goes_on_[cell(l, c)] == goes_on_[cell(l, first)]; };
+        while (!by_chunk && last < t.last_chunk && same(last + 1)) ++last;
+        int32_t id = recompute(l, first, last, buffer, {chains.begin() + first, chains.begin() + last + 1});
+        for (int32_t c = first; c <= last; ++c) chains[static_cast<size_t>(c)] = id;
       }
     }
   }
@@ -81,19 +158,15 @@ class Lowering {
                           .rows = prefill_ ? Rows::kAll : Rows::kSuffix,
                           .buffer = suffix_hidden_});
     int32_t suffix_from = 0;  // the first layer that the suffix still has to go through by itself
-    int32_t chain = -1, chain_buffer = -1;
+    std::vector<int32_t> chains(static_cast<size_t>(chunks_), -1);  // by chunk: what left its hidden states
     for (size_t i = 0; i < tiles_.size(); ++i) {
       const Tile& t = tiles_[i];
       if (t.mode != Mode::kRecompute) continue;
-      bool together = prefill_ && !t.cut && t.first_layer == suffix_from;
-      if (t.cut) {
-        chain = cut_[i];
-        chain_buffer = cut_hidden_[i];
-      }
-      for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
-        bool top = l == t.last_layer && !continued(i);
-        if (together) {
-          Queries q = l == layers_ - 1 ? Queries::kLast : top ? Queries::kSuffix : Queries::kAll;
+      if (prefill_ && !t.cut && t.first_layer == suffix_from) {
+        for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
+          Queries q = l == layers_ - 1       ? Queries::kLast
+                      : goes_on_[cell(l, 0)] ? Queries::kAll
+                                             : Queries::kSuffix;
           suffix = add({.kind = OpKind::kPrefill,
                         .stream = compute_,
                         .layer = l,
@@ -102,17 +175,20 @@ class Lowering {
                         .buffer = suffix_hidden_,
                         .waits = {suffix}});
           suffix_from = l + 1;
-        } else {
-          chain = add({.kind = OpKind::kRecompute,
-                       .stream = compute_,
-                       .layer = l,
-                       .chunk = 0,
-                       .queries = top ? Queries::kNone : Queries::kAll,
-                       .buffer = chain_buffer,
-                       .waits = {chain}});
-          recomputed_[static_cast<size_t>(l)] = chain;
         }
+        continue;
       }
+      for (int32_t c = t.first_chunk; t.cut && c <= t.last_chunk; ++c)
+        chains[static_cast<size_t>(c)] = cut_[i] + (c - t.first_chunk);
+      if (from_embeddings(t)) {
+        int32_t embed = add({.kind = OpKind::kEmbed,
+                             .stream = compute_,
+                             .chunk = t.first_chunk,
+                             .buffer = hidden_[i],
+                             .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
+        std::fill(chains.begin() + t.first_chunk, chains.begin() + t.last_chunk + 1, embed);
+      }
+      recompute_tile(t, hidden_[i], t.cut, chains);
     }
     for (int32_t l = suffix_from; l < layers_; ++l) {
       Op op{.kind = OpKind::kSuffix,
@@ -120,11 +196,10 @@ class Lowering {
             .layer = l,
             .rows = Rows::kSuffix,
             .queries = l == layers_ - 1 ? Queries::kLast : Queries::kAll,
-            .buffer = suffix_hidden_};
-      int32_t cache = kv_[static_cast<size_t>(l)] >= 0 ? kv_[static_cast<size_t>(l)]
-                                                       : recomputed_[static_cast<size_t>(l)];
-      op.waits = {cache, suffix};
-      if (cache > suffix) std::swap(op.waits[0], op.waits[1]);
+            .buffer = suffix_hidden_,
+            .waits = {suffix}};
+      wait_for_chunks_before(l, chunks_, op.waits);
+      tidy(op.waits);
       suffix = add(std::move(op));
     }
     add({.kind = OpKind::kHead,
@@ -135,18 +210,19 @@ class Lowering {
   }
 
   const std::vector<Tile>& tiles_;
-  int32_t layers_;
+  int32_t layers_, chunks_;
   bool whole_entry_, prefill_ = false;
   int32_t link_ = -1, compute_ = 0, suffix_hidden_ = 0;
-  std::vector<int32_t> cut_, cut_hidden_;  // per tile: transfer and buffer of its cut
-  std::vector<int32_t> kv_, recomputed_;   // per layer: the op that makes its cache
+  std::vector<int32_t> cut_, hidden_;  // per tile: the first transfer of its cut; its hidden states' buffer
+  std::vector<int32_t> maker_;         // per cell: the op that makes its cache
+  std::vector<bool> goes_on_;          // per cell: its output is the input of the cell above
   Variant v_;
 };
 
 }  // namespace
 
-Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, bool whole_entry) {
-  return Lowering(tiles, layers, whole_entry).run();
+Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry) {
+  return Lowering(tiles, layers, chunks, whole_entry).run();
 }
 
 Problem problem_of(const Variant& v, int64_t link_release_ns) {
@@ -171,7 +247,7 @@ Problem problem_of(const Variant& v, int64_t link_release_ns) {
 
 Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
                                 const CostModel& costs, std::string_view scheduler) {
-  Variant v = lower_tiles(tiles, costs.shape().layers, moves_whole_entry(scheduler));
+  Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler));
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
   DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().link_rtt_ns), scheduler, false));
   return s.cost_ns;

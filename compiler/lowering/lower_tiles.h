@@ -9,13 +9,19 @@
 
 namespace ds {
 
-/// Streams, buffers and operations for a tiling of `layers` layers: tiles upward, each layer in exactly one,
-/// over all of the context in one chunk. A recomputed tile starts from its cut, from the embeddings (layer 0)
-/// or, without a cut, from the recomputed tile below it. Operations stand in an order in which each waits for
-/// earlier ones only: E, KV upward, embed, recompute and prefill kernels upward, suffix kernels upward, head.
-/// No times. `whole_entry`: also transfers KV that is recomputed, as the entry holds it; nothing waits for
-/// those transfers.
-Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, bool whole_entry);
+/// Streams, buffers and operations for a tiling of `layers` layers and `chunks` chunks of the context: every
+/// cell in exactly one tile, in the order of the tiles' first layers. A recomputed tile starts from its cut,
+/// from the embeddings (layer 0) or, without a cut, from recomputed cells below it.
+///
+/// How finely operations are cut: E is sent chunk by chunk, and what starts from a cut is computed chunk by
+/// chunk, so that it begins when the first chunk has arrived; every other tile is one operation per layer over
+/// all of its chunks, since more rows at once are faster. Where the whole context starts from the embeddings
+/// in one chunk, the suffix goes along (prefill).
+///
+/// Operations stand in an order in which each waits for earlier ones only: E, KV upward, kernels of the
+/// context tile by tile, suffix kernels upward, head. No times. `whole_entry`: also transfers KV that is
+/// recomputed, as the entry holds it; nothing waits for those transfers.
+Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry);
 
 /// The variant's operations as a problem of one job; loads start no earlier than `link_release_ns`.
 Problem problem_of(const Variant& variant, int64_t link_release_ns);

@@ -1,5 +1,7 @@
 #include "compiler/policy/build_reuse.h"
 
+#include "compiler/emit/convert.h"
+
 namespace ds {
 
 void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, int64_t layers,
@@ -11,23 +13,37 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
       loc, b.getStringAttr(v.name), fallback ? b.getUnitAttr() : mlir::UnitAttr(), b.getStringAttr(v.policy),
       i32(layers), i64(v.tokens_min), i64(v.tokens_max), i64(v.rate_min), i64(v.rate_max),
       i64(v.tuned_tokens), i64(v.tuned_suffix), i64(v.tuned_rate), b.getF64FloatAttr(v.promise.quality_loss),
-      i64(v.promise.ttft_ns));
+      i64(v.promise.ttft_ns), v.chunks > 1 ? i32(v.chunks) : nullptr, nullptr, nullptr, nullptr, nullptr,
+      nullptr);
+  write_choice(plan, v);
   b.setInsertionPointToStart(&plan.getBody().emplaceBlock());
   auto hidden = b.getType<reuse::HiddenType>();
   auto cache = b.getType<reuse::CacheType>();
   llvm::SmallVector<mlir::Value> caches;
-  mlir::Value below;  // what leaves the recomputed tile below
+  std::vector<std::pair<Tile, mlir::Value>> leaving;  // what leaves each recomputed tile
   for (const Tile& t : v.tiles) {
+    bool all = t.first_chunk == 0 && t.last_chunk == v.chunks - 1;
+    auto first = all ? nullptr : i32(t.first_chunk), last = all ? nullptr : i32(t.last_chunk);
     if (t.mode == Mode::kLoad) {
-      caches.push_back(b.create<reuse::LoadOp>(loc, cache, i32(t.first_layer), i32(t.last_layer)));
-      below = {};
+      caches.push_back(
+          b.create<reuse::LoadOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first, last));
       continue;
     }
-    mlir::Value from = t.cut ? b.create<reuse::CutOp>(loc, hidden, i32(t.first_layer)).getHidden() : below;
-    auto recompute =
-        b.create<reuse::RecomputeOp>(loc, cache, hidden, i32(t.first_layer), i32(t.last_layer), from);
+    mlir::Value from;
+    if (t.cut) {
+      from = b.create<reuse::CutOp>(loc, hidden, i32(t.first_layer)).getHidden();
+    } else if (t.first_layer > 0) {
+      for (auto& [below, value] : leaving) {
+        if (below.last_layer + 1 == t.first_layer && below.first_chunk <= t.first_chunk &&
+            below.last_chunk >= t.last_chunk) {
+          from = value;
+        }
+      }
+    }
+    auto recompute = b.create<reuse::RecomputeOp>(loc, cache, hidden, i32(t.first_layer), i32(t.last_layer),
+                                                  first, last, from);
     caches.push_back(recompute.getCache());
-    below = recompute.getHidden();
+    leaving.push_back({t, recompute.getHidden()});
   }
   b.create<reuse::AnswerOp>(loc, caches);
 }

@@ -47,8 +47,25 @@ namespace {
 
 using SetName = mlir::OpAsmSetValueNameFn;
 
-std::string with_chunk(std::string name, uint32_t chunk) {
+std::string with_chunk(std::string name, uint32_t chunk, std::optional<uint32_t> last) {
+  if (last) return fmt::format("{}_c{}_{}", name, chunk, *last);
   return chunk == 0 ? name : fmt::format("{}_c{}", name, chunk);
+}
+
+/// The first chunk of an operation behind its last one; 0: it has none.
+uint32_t chunk_end(mlir::Operation& op) {
+  auto end = [](auto o) { return o.getLastChunk().value_or(o.getChunk()) + 1; };
+  if (auto transfer = mlir::dyn_cast<TransferOp>(op)) return end(transfer);
+  if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) return end(recompute);
+  if (auto embed = mlir::dyn_cast<EmbedOp>(op))
+    return embed.getChunk() ? embed.getLastChunk().value_or(*embed.getChunk()) + 1 : 0;
+  return 0;
+}
+
+mlir::LogicalResult verify_chunks(mlir::Operation* op, uint32_t first, std::optional<uint32_t> last) {
+  if (!last || *last > first) return mlir::success();
+  return op->emitOpError() << "is for chunks " << first << " to " << *last
+                           << ", expected a last chunk behind the first (one chunk is written alone)";
 }
 
 /// `at` and a stream of the wrong kind are what people get wrong most when they write plans by hand.
@@ -109,18 +126,18 @@ mlir::LogicalResult VariantOp::verifyRegions() {
   if (mlir::failed(verify_range(*this, "tokens", static_cast<int64_t>(getTokensMin()),
                                 static_cast<int64_t>(getTokensMax()), 1)) ||
       mlir::failed(verify_range(*this, "rate", static_cast<int64_t>(getRateMin()),
-                                static_cast<int64_t>(getRateMax()), 0))) {
+                                static_cast<int64_t>(getRateMax()), 0)) ||
+      (getLoadMin() && getLoadMax() &&
+       mlir::failed(verify_range(*this, "load", static_cast<int64_t>(*getLoadMin()),
+                                 static_cast<int64_t>(*getLoadMax()), 0)))) {
     return mlir::failure();
   }
   if (static_cast<int32_t>(getChunks()) < 1)
     return emitOpError() << "has " << static_cast<int32_t>(getChunks()) << " chunks, expected at least 1";
   OperationInterface timed, untimed;
   for (mlir::Operation& op : getBody().front()) {
-    uint32_t chunk = 0;
-    if (auto transfer = mlir::dyn_cast<TransferOp>(op)) chunk = transfer.getChunk();
-    if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) chunk = recompute.getChunk();
-    if (chunk >= getChunks()) {
-      return op.emitOpError() << "is for chunk " << chunk << ", but the variant has " << getChunks()
+    if (uint32_t end = chunk_end(op); end > getChunks()) {
+      return op.emitOpError() << "is for chunk " << end - 1 << ", but the variant has " << getChunks()
                               << " chunks (0 to " << getChunks() - 1 << ")";
     }
     auto streamed = mlir::dyn_cast<OperationInterface>(op);
@@ -166,15 +183,19 @@ mlir::LogicalResult TileOp::verify() {
 //===-- Operations ------------------------------------------------------------------------------------===//
 
 std::string TransferOp::label() {
-  return with_chunk(fmt::format("{}({})", stringifyPayload(getPayload()).str(), getLayer()), getChunk());
+  return with_chunk(fmt::format("{}({})", stringifyPayload(getPayload()).str(), getLayer()), getChunk(),
+                    getLastChunk());
 }
 Role TransferOp::role() { return getPayload() == Payload::e ? Role::load_e : Role::load_kv; }
 void TransferOp::getAsmResultNames(SetName set) {
-  set(getEvent(),
-      with_chunk(fmt::format("{}{}", getPayload() == Payload::e ? "e" : "t", getLayer()), getChunk()));
+  set(getEvent(), with_chunk(fmt::format("{}{}", getPayload() == Payload::e ? "e" : "t", getLayer()),
+                             getChunk(), getLastChunk()));
 }
 mlir::LogicalResult TransferOp::verify() {
-  if (mlir::failed(verify_streamed(*this, true))) return mlir::failure();
+  if (mlir::failed(verify_streamed(*this, true)) ||
+      mlir::failed(verify_chunks(*this, getChunk(), getLastChunk()))) {
+    return mlir::failure();
+  }
   bool e = getPayload() == Payload::e;
   if (mlir::failed(verify_buffer(*this, getBuffer(), e ? BufferKind::hidden : BufferKind::kv)))
     return mlir::failure();
@@ -195,15 +216,20 @@ mlir::LogicalResult EmbedOp::verify() {
   if ((getRows() == Rows::chunk) != getChunk().has_value())
     return emitOpError() << "names a chunk exactly where its rows are 'chunk'; rows are '"
                          << stringifyRows(getRows()) << "'";
+  if (getLastChunk() && !getChunk()) return emitOpError() << "names a last chunk but no first one";
+  if (getChunk() && mlir::failed(verify_chunks(*this, *getChunk(), getLastChunk()))) return mlir::failure();
   return verify_kernel(*this, getBuffer());
 }
 
-std::string RecomputeOp::label() { return with_chunk(fmt::format("recompute {}", getLayer()), getChunk()); }
+std::string RecomputeOp::label() {
+  return with_chunk(fmt::format("recompute {}", getLayer()), getChunk(), getLastChunk());
+}
 Role RecomputeOp::role() { return Role::compute; }
 void RecomputeOp::getAsmResultNames(SetName set) {
-  set(getEvent(), with_chunk(fmt::format("r{}", getLayer()), getChunk()));
+  set(getEvent(), with_chunk(fmt::format("r{}", getLayer()), getChunk(), getLastChunk()));
 }
 mlir::LogicalResult RecomputeOp::verify() {
+  if (mlir::failed(verify_chunks(*this, getChunk(), getLastChunk()))) return mlir::failure();
   if (getQueries() != Queries::none && getQueries() != Queries::all) {
     return emitOpError() << "has queries '" << stringifyQueries(getQueries())
                          << "', expected 'all', or 'none' where nobody reads its output";

@@ -33,17 +33,20 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
   let description = [{
     Its operations speak of chunks of the context, not of tokens, so that it is right for every length in its
     range; times hold at the tuned point. `makespan`, `lower_bound` and `proven_optimal` are the scheduler's.
+    `load` counts the other requests that wait. `regret`, `why` and `alternatives` say how good the choice was.
     `fallback` marks the full prefill that every file carries.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, StrAttr:$scheduler,
     I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max,
     I64Attr:$tuned_tokens, I64Attr:$tuned_suffix, I64Attr:$tuned_rate, I32Attr:$chunks,
     F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I64Attr>:$makespan, OptionalAttr<I64Attr>:$lower_bound,
-    UnitAttr:$proven_optimal);
+    UnitAttr:$proven_optimal, OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max,
+    OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler
-    `tokens` custom<Range>($tokens_min, $tokens_max) `rate` custom<Range>($rate_min, $rate_max) `\n`
+    `tokens` custom<Range>($tokens_min, $tokens_max) `rate` custom<Range>($rate_min, $rate_max)
+    custom<Load>($load_min, $load_max) `\n`
     `tuned` `(` `tokens` `=` $tuned_tokens `,` `suffix` `=` $tuned_suffix `,` `rate` `=` $tuned_rate `)`
     `chunks` $chunks `promise` `(` `loss` `=` custom<Points>($loss) `,` `ttft_ns` `=` $ttft_ns `)`
     (`makespan` $makespan^)? (`lower_bound` $lower_bound^)? (`proven_optimal` $proven_optimal^)?
@@ -100,20 +103,23 @@ class Plan_StreamedOp<string mnemonic, dag extra> : Plan_Op<mnemonic, [
   string schedule = "`on` $stream (`after` $after^)? (`at` $at^)? (`for` $duration^)? attr-dict";
 }
 
-def Plan_TransferOp : Plan_StreamedOp<"transfer", (ins Plan_PayloadAttr:$payload, I32Attr:$layer, I32Attr:$chunk)> {
-  let summary = "E or K and V of one layer and chunk, from the sender's entry into a buffer";
-  let assemblyFormat = "$payload `(` $layer `)` `chunk` $chunk `into` $buffer " # schedule;
+def Plan_TransferOp : Plan_StreamedOp<"transfer", (ins Plan_PayloadAttr:$payload, I32Attr:$layer,
+    I32Attr:$chunk, OptionalAttr<I32Attr>:$last_chunk)> {
+  let summary = "E or K and V of one layer and run of chunks, from the sender's entry into a buffer";
+  let assemblyFormat = "$payload `(` $layer `)` custom<Chunks>($chunk, $last_chunk) `into` $buffer " # schedule;
 }
 
-def Plan_EmbedOp : Plan_StreamedOp<"embed", (ins Plan_RowsAttr:$rows, OptionalAttr<I32Attr>:$chunk)> {
+def Plan_EmbedOp : Plan_StreamedOp<"embed", (ins Plan_RowsAttr:$rows, OptionalAttr<I32Attr>:$chunk,
+    OptionalAttr<I32Attr>:$last_chunk)> {
   let summary = "the receiver's embeddings of rows of tokens";
-  let assemblyFormat = "$rows (`chunk` $chunk^)? `into` $buffer " # schedule;
+  let assemblyFormat = "$rows (`chunk` $chunk^)? (`to` $last_chunk^)? `into` $buffer " # schedule;
 }
 
-def Plan_RecomputeOp : Plan_StreamedOp<"recompute", (ins I32Attr:$layer, I32Attr:$chunk, Plan_QueriesAttr:$queries)> {
-  let summary = "one layer over one chunk of the context, in place; its K and V go to the layer's cache";
+def Plan_RecomputeOp : Plan_StreamedOp<"recompute", (ins I32Attr:$layer, I32Attr:$chunk,
+    OptionalAttr<I32Attr>:$last_chunk, Plan_QueriesAttr:$queries)> {
+  let summary = "one layer over a run of chunks of the context, in place; its K and V go to the layer's cache";
   let description = "`queries none`: K and V only, for the last layer of a group, whose output nobody reads.";
-  let assemblyFormat = "`layer` $layer `chunk` $chunk `queries` $queries `in` $buffer " # schedule;
+  let assemblyFormat = "`layer` $layer custom<Chunks>($chunk, $last_chunk) `queries` $queries `in` $buffer " # schedule;
 }
 
 def Plan_SuffixOp : Plan_StreamedOp<"suffix", (ins I32Attr:$layer, Plan_QueriesAttr:$queries)> {

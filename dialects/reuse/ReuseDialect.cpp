@@ -29,16 +29,33 @@ void ReuseDialect::initialize() {
 namespace {
 using SetName = mlir::OpAsmSetValueNameFn;
 
-/// Layers of a tile; nothing for other ops.
-std::optional<std::pair<int64_t, int64_t>> layers_of(mlir::Operation& op) {
-  if (auto load = mlir::dyn_cast<LoadOp>(op))
-    return std::pair<int64_t, int64_t>(static_cast<int32_t>(load.getFirstLayer()),
-                                       static_cast<int32_t>(load.getLastLayer()));
-  if (auto recompute = mlir::dyn_cast<RecomputeOp>(op))
-    return std::pair<int64_t, int64_t>(static_cast<int32_t>(recompute.getFirstLayer()),
-                                       static_cast<int32_t>(recompute.getLastLayer()));
+/// The rectangle of a tile, both ends inclusive.
+struct Extent {
+  int64_t first_layer = 0, last_layer = 0, first_chunk = 0, last_chunk = 0;
+};
+
+template <typename TileOp>
+Extent extent(TileOp tile, int64_t chunks) {
+  auto i64 = [](uint32_t n) { return static_cast<int64_t>(static_cast<int32_t>(n)); };
+  Extent e{i64(tile.getFirstLayer()), i64(tile.getLastLayer()), 0, chunks - 1};
+  if (tile.getFirstChunk()) e.first_chunk = i64(*tile.getFirstChunk());
+  if (tile.getLastChunk()) e.last_chunk = i64(*tile.getLastChunk());
+  return e;
+}
+
+/// Nothing for other ops.
+std::optional<Extent> extent_of(mlir::Operation& op, int64_t chunks) {
+  if (auto load = mlir::dyn_cast<LoadOp>(op)) return extent(load, chunks);
+  if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) return extent(recompute, chunks);
   return std::nullopt;
 }
+
+int64_t chunks_of(mlir::Operation* tile) {
+  auto plan = mlir::dyn_cast_or_null<PlanOp>(tile->getParentOp());
+  return plan && plan.getChunks() ? static_cast<int32_t>(*plan.getChunks()) : 1;
+}
+
+constexpr int64_t kMaxCells = int64_t{1} << 20;  // as plans/verify.cpp
 
 }  // namespace
 
@@ -57,47 +74,76 @@ mlir::LogicalResult PlanOp::verifyRegions() {
   auto layers = static_cast<int32_t>(getLayers());
   if (layers < 1) return emitOpError() << "has " << layers << " layers, expected at least 1";
 
-  // Tiles stand in the order of their layers and leave no layer out.
-  int64_t next = 0;
-  mlir::Operation* below = nullptr;
+  int64_t chunks = getChunks() ? static_cast<int32_t>(*getChunks()) : 1;
+  if (chunks < 1 || chunks > kMaxCells / layers) {
+    return emitOpError() << "has " << chunks << " chunks of " << layers
+                         << " layers, expected at least 1 and at most " << kMaxCells << " cells";
+  }
+  if (getLoadMin().has_value() != getLoadMax().has_value() ||
+      (getLoadMin() && mlir::failed(range("load", *getLoadMin(), *getLoadMax(), 0)))) {
+    return mlir::failure();
+  }
+
+  // Every cell lies in exactly one tile; tiles stand in the order of their first layers.
+  std::vector<mlir::Operation*> owner(static_cast<size_t>(layers * chunks), nullptr);
+  auto cell = [&](int64_t layer, int64_t chunk) -> mlir::Operation*& {
+    return owner[static_cast<size_t>(layer * chunks + chunk)];
+  };
+  mlir::Operation* before = nullptr;
+  int64_t at = 0;
   llvm::SmallVector<mlir::Value> caches;
   for (mlir::Operation& op : getBody().front()) {
-    auto tile = layers_of(op);
+    auto tile = extent_of(op, chunks);
     if (!tile) continue;
-    auto [first, last] = *tile;
-    if (first > last) {
-      return op.emitOpError() << "covers layers " << first << " to " << last
+    if (tile->first_layer > tile->last_layer) {
+      return op.emitOpError() << "covers layers " << tile->first_layer << " to " << tile->last_layer
                               << ", expected first <= last (both ends belong to it)";
     }
-    if (first != next) {
+    if (tile->first_layer < 0 || tile->last_layer >= layers) {
+      return op.emitOpError() << "covers layers up to " << tile->last_layer
+                              << ", but the models have layers 0 to " << layers - 1;
+    }
+    if (tile->first_chunk < 0 || tile->first_chunk > tile->last_chunk || tile->last_chunk >= chunks) {
+      return op.emitOpError() << "covers chunks " << tile->first_chunk << " to " << tile->last_chunk
+                              << ", expected first <= last within 0 to " << chunks - 1;
+    }
+    if (before && tile->first_layer < at) {
       mlir::InFlightDiagnostic d = op.emitOpError();
-      d << "starts at layer " << first << ", expected layer " << next << ": "
-        << (first < next ? "a layer is covered twice" : "a layer is left out");
-      if (below) d.attachNote(below->getLoc()) << "the tile below ends at layer " << next - 1;
+      d << "starts at layer " << tile->first_layer << ", behind a tile that starts at layer " << at
+        << "; expected tiles in the order of their first layers";
+      d.attachNote(before->getLoc()) << "the other tile is here";
       return d;
     }
-    if (last >= layers) {
-      return op.emitOpError() << "covers layers up to " << last << ", but the models have layers 0 to "
-                              << layers - 1;
+    before = &op;
+    at = tile->first_layer;
+    for (int64_t l = tile->first_layer; l <= tile->last_layer; ++l) {
+      for (int64_t c = tile->first_chunk; c <= tile->last_chunk; ++c) {
+        if (cell(l, c)) {
+          mlir::InFlightDiagnostic d = op.emitOpError();
+          d << "covers layer " << l << " of chunk " << c << " again; expected every cell in exactly one tile";
+          d.attachNote(cell(l, c)->getLoc()) << "the other tile is here";
+          return d;
+        }
+        cell(l, c) = &op;
+      }
     }
-    next = last + 1;
-    below = &op;
     caches.push_back(op.getResult(0));
   }
-  if (next != layers) {
-    mlir::InFlightDiagnostic d = emitOpError();
-    d << "covers layers 0 to " << next - 1 << " of 0 to " << layers - 1 << "; every layer needs a tile";
-    return d;
+  for (int64_t l = 0; l < layers; ++l) {
+    for (int64_t c = 0; c < chunks; ++c) {
+      if (!cell(l, c))
+        return emitOpError() << "leaves out layer " << l << " of chunk " << c << "; every cell needs a tile";
+    }
   }
   auto answer = mlir::dyn_cast<AnswerOp>(getBody().front().back());
   if (!answer) return emitOpError() << "does not end with 'reuse.answer'";
   if (!llvm::equal(answer.getCaches(), caches)) {
     return answer.emitOpError() << "takes " << answer.getCaches().size()
                                 << " caches, expected the caches of all " << caches.size()
-                                << " tiles in the order of their layers";
+                                << " tiles in the order in which they stand";
   }
   if (getFallback() && (getTokensMin() != 1 || getTokensMax() != INT64_MAX || getRateMin() != 0 ||
-                        getRateMax() != INT64_MAX)) {
+                        getRateMax() != INT64_MAX || getLoadMin())) {
     return emitOpError() << "is the fall-back, which holds for tokens [1, inf) and rate [0, inf)";
   }
   return mlir::success();
@@ -144,7 +190,16 @@ mlir::LogicalResult RecomputeOp::verify() {
     return d;
   }
   if (auto below = mlir::dyn_cast_or_null<RecomputeOp>(from)) {
-    if (static_cast<int32_t>(below.getLastLayer()) + 1 == first) return mlir::success();
+    Extent mine = extent(*this, chunks_of(*this)), theirs = extent(below, chunks_of(*this));
+    if (theirs.last_layer + 1 == first) {
+      if (mine.first_chunk >= theirs.first_chunk && mine.last_chunk <= theirs.last_chunk)
+        return mlir::success();
+      mlir::InFlightDiagnostic d = emitOpError();
+      d << "covers chunks " << mine.first_chunk << " to " << mine.last_chunk
+        << " from the hidden states of chunks " << theirs.first_chunk << " to " << theirs.last_chunk;
+      d.attachNote(below.getLoc()) << "expected a tile below that covers them all";
+      return d;
+    }
     mlir::InFlightDiagnostic d = emitOpError();
     d << "starts at layer " << first << " from the hidden states leaving layer " << below.getLastLayer();
     d.attachNote(below.getLoc()) << "expected a tile that ends at layer " << first - 1;

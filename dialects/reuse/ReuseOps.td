@@ -11,16 +11,21 @@ class Reuse_Op<string mnemonic, list<Trait> traits = []> : Op<Reuse_Dialect, mne
 def Reuse_PlanOp : Reuse_Op<"plan", [IsolatedFromAbove, Symbol, SingleBlock, NoRegionArguments]> {
   let summary = "one tiling, and for which context lengths and link rates it was chosen";
   let description = [{
-    Its tiles cover every layer exactly once, from layer 0 upward. `fallback` marks the full prefill that
+    Its tiles cover every layer and every chunk of the context exactly once, from layer 0 upward. `chunks`
+    says into how many the context is divided; without it there is one. `load` counts the other requests that
+    wait: without it the plan holds for any number. `fallback` marks the full prefill that
     every plan file carries: all layers recomputed, right for every length and rate.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, I32Attr:$layers,
     I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max, I64Attr:$tuned_tokens,
-    I64Attr:$tuned_suffix, I64Attr:$tuned_rate, F64Attr:$loss, I64Attr:$ttft_ns);
+    I64Attr:$tuned_suffix, I64Attr:$tuned_rate, F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I32Attr>:$chunks,
+    OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max, OptionalAttr<F64Attr>:$regret,
+    OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
-    $sym_name (`fallback` $fallback^)? `policy` $policy `layers` $layers
-    `tokens` custom<Range>($tokens_min, $tokens_max) `rate` custom<Range>($rate_min, $rate_max) `\n`
+    $sym_name (`fallback` $fallback^)? `policy` $policy `layers` $layers (`chunks` $chunks^)?
+    `tokens` custom<Range>($tokens_min, $tokens_max) `rate` custom<Range>($rate_min, $rate_max)
+    custom<Load>($load_min, $load_max) `\n`
     `tuned` `(` `tokens` `=` $tuned_tokens `,` `suffix` `=` $tuned_suffix `,` `rate` `=` $tuned_rate `)`
     `promise` `(` `loss` `=` custom<Points>($loss) `,` `ttft_ns` `=` $ttft_ns `)` attr-dict-with-keyword $body
   }];
@@ -40,9 +45,13 @@ def Reuse_CutOp : Reuse_Op<"cut", [HasParent<"PlanOp">,
 def Reuse_LoadOp : Reuse_Op<"load", [HasParent<"PlanOp">,
     DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
   let summary = "the sender's K and V of a run of layers, as they are";
-  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer);
+  let description = "Without `chunks` all chunks of the context.";
+  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, OptionalAttr<I32Attr>:$first_chunk,
+    OptionalAttr<I32Attr>:$last_chunk);
   let results = (outs Reuse_CacheType:$cache);
-  let assemblyFormat = "`layers` $first_layer `to` $last_layer attr-dict";
+  let assemblyFormat = [{
+    `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)? attr-dict
+  }];
 }
 
 def Reuse_RecomputeOp : Reuse_Op<"recompute", [HasParent<"PlanOp">,
@@ -51,11 +60,15 @@ def Reuse_RecomputeOp : Reuse_Op<"recompute", [HasParent<"PlanOp">,
   let description = [{
     Starts `from` hidden states that enter its first layer: a cut there, or the output of the tile below;
     from layer 0 it starts from the embeddings and takes none. The second result are the hidden states that
-    leave its last layer; where nobody uses them, that layer computes K and V only.
+    leave its last layer; where nobody uses them, that layer computes K and V only. Without `chunks` all chunks
+    of the context; a tile above may take some of the chunks of the one below.
   }];
-  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, Optional<Reuse_HiddenType>:$from);
+  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, OptionalAttr<I32Attr>:$first_chunk,
+    OptionalAttr<I32Attr>:$last_chunk, Optional<Reuse_HiddenType>:$from);
   let results = (outs Reuse_CacheType:$cache, Reuse_HiddenType:$hidden);
-  let assemblyFormat = "`layers` $first_layer `to` $last_layer (`from` $from^)? attr-dict";
+  let assemblyFormat = [{
+    `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)? (`from` $from^)? attr-dict
+  }];
   let hasVerifier = 1;
 }
 

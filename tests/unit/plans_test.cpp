@@ -231,8 +231,10 @@ TEST(PlanBytes, NewerVersionSaysBothVersionsAndWhatToDo) {
   plan.variants[0].ops[0].kind = static_cast<OpKind>(77);  // a newer version may well have that
   Status status = parse_failure(serialize_plan(plan));
   EXPECT_EQ(status.code(), Code::kUnsupported);
-  EXPECT_THAT(status.message(), AllOf(HasSubstr("format version 7"), HasSubstr("ds-compile 9.9.9"),
-                                      HasSubstr("versions 1 to 1"), HasSubstr("update droidspeak")));
+  EXPECT_THAT(status.message(), AllOf(HasSubstr(fmt::format("format version {}", kPlanFormatVersion + 6)),
+                                      HasSubstr("ds-compile 9.9.9"),
+                                      HasSubstr(fmt::format("versions 1 to {}", kPlanFormatVersion)),
+                                      HasSubstr("update droidspeak")));
 }
 
 TEST(PlanBytes, UnknownEnumeratorsAreUnsupported) {
@@ -351,7 +353,12 @@ TEST(PlanRules, R3Shape) {
 TEST(PlanRules, R4Sizes) {
   expect_broken(4, "has 0 chunks", [](Plan& p) { p.variants[0].chunks = 0; });
   expect_broken(4, "has 2000000000 chunks", [](Plan& p) { p.variants[0].chunks = 2'000'000'000; });
-  expect_broken(4, "for 12 layers of 4000 chunk(s)", [](Plan& p) { p.variants[0].chunks = 4000; });
+  expect_broken(4, "has 4096 layers of 4000 chunks", [](Plan& p) {
+    p.shape.layers = 4096;
+    p.variants[0].chunks = 4000;
+  });
+  expect_broken(4, "has 5000 alternatives",
+                [](Plan& p) { p.variants[0].alternatives.assign(5000, {"full reuse"}); });
   expect_broken(4, "has 0 streams", [](Plan& p) { p.variants[0].streams.clear(); });
   expect_broken(4, "has 17 streams", [](Plan& p) { p.variants[0].streams.resize(17); });
   expect_broken(4, "has 100 buffers", [](Plan& p) { p.variants[0].buffers.resize(100); });
@@ -379,6 +386,11 @@ TEST(PlanRules, R5Ranges) {
     p.variants[0].promise.quality_loss = std::numeric_limits<double>::infinity();
   });
   expect_broken(5, "promises a TTFT of -1", [](Plan& p) { p.variants[0].promise.ttft_ns = -1; });
+  expect_broken(5, "for loads [3, 3)", [](Plan& p) { p.variants[0].load_min = p.variants[0].load_max = 3; });
+  expect_broken(5, "states a regret of -0.5", [](Plan& p) { p.variants[0].regret = -0.5; });
+  expect_broken(5, "has alternative 0 with a loss of 200", [](Plan& p) {
+    p.variants[0].alternatives = {{"recompute 3-6", 200, 1, 1}};
+  });
 }
 
 TEST(PlanRules, R6Overlap) {
@@ -388,6 +400,12 @@ TEST(PlanRules, R6Overlap) {
     p.variants[1].name = "v1";
     p.variants[1].tokens_min = 100;
     p.variants[1].rate_min = 7;
+  });
+  expect_broken(6, "with 2 requests waiting", [](Plan& p) {
+    p.variants.push_back(p.variants[0]);
+    p.variants[1].name = "v1";
+    p.variants[0].load_max = 3;
+    p.variants[1].load_min = 2;
   });
 }
 

@@ -216,7 +216,7 @@ Plan plan_for(const LayerRange& group, int64_t layers, std::string_view schedule
   CostModel costs(MachineModel::stand_in(DType::kBF16), plan.shape);
   TunedPoint point{.tokens = 777, .suffix = 5, .rate = 20'000'000};
   auto make = [&](const LayerRange& range) {
-    Variant v = lower_tiles(tiles_for_group(range, layers), layers, moves_whole_entry(scheduler));
+    Variant v = lower_tiles(tiles_for_group(range, layers), layers, 1, moves_whole_entry(scheduler));
     for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
     Problem p = problem_of(v, 0);
     Schedule s = *schedule(p, scheduler);
@@ -281,7 +281,7 @@ TEST(Lowering, EveryGroupGivesAValidPlanAndSurvivesTextAndBytes) {
 
 TEST(Lowering, FullPrefillIsTheRuntimesOwn) {
   for (int64_t layers : {1, 2, 7}) {
-    Variant ours = lower_tiles(tiles_for_group({0, layers - 1}, layers), layers, true);
+    Variant ours = lower_tiles(tiles_for_group({0, layers - 1}, layers), layers, 1, true);
     Variant theirs = full_prefill_variant(layers);
     EXPECT_EQ(ours.ops, theirs.ops);
     EXPECT_EQ(ours.buffers, theirs.buffers);

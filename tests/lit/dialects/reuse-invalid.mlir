@@ -1,11 +1,10 @@
 // Every rule of a tiling, broken once; the message stands at the tile, its reason at the other one.
 // RUN: ds-opt %s --split-input-file --verify-diagnostics
 
+// expected-error@+1 {{leaves out layer 1 of chunk 0; every cell needs a tile}}
 reuse.plan @gap policy "p" layers 4 tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
-  // expected-note@+1 {{the tile below ends at layer 0}}
   %a = reuse.load layers 0 to 0
-  // expected-error@+1 {{starts at layer 2, expected layer 1: a layer is left out}}
   %b = reuse.load layers 2 to 3
   reuse.answer %a, %b
 }
@@ -14,16 +13,16 @@ reuse.plan @gap policy "p" layers 4 tokens [1, inf) rate [0, inf)
 
 reuse.plan @twice policy "p" layers 4 tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
-  // expected-note@+1 {{the tile below ends at layer 2}}
+  // expected-note@+1 {{the other tile is here}}
   %a = reuse.load layers 0 to 2
-  // expected-error@+1 {{starts at layer 2, expected layer 3: a layer is covered twice}}
+  // expected-error@+1 {{covers layer 2 of chunk 0 again; expected every cell in exactly one tile}}
   %b = reuse.load layers 2 to 3
   reuse.answer %a, %b
 }
 
 // -----
 
-// expected-error@+1 {{covers layers 0 to 2 of 0 to 3; every layer needs a tile}}
+// expected-error@+1 {{leaves out layer 3 of chunk 0; every cell needs a tile}}
 reuse.plan @short policy "p" layers 4 tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
   %a = reuse.load layers 0 to 2
@@ -108,7 +107,7 @@ reuse.plan @partial_answer policy "p" layers 4 tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
   %a = reuse.load layers 0 to 1
   %b = reuse.load layers 2 to 3
-  // expected-error@+1 {{takes 1 caches, expected the caches of all 2 tiles in the order of their layers}}
+  // expected-error@+1 {{takes 1 caches, expected the caches of all 2 tiles in the order in which they stand}}
   reuse.answer %a
 }
 
@@ -127,5 +126,46 @@ reuse.plan @empty_range policy "p" layers 1 tokens [1024, 256) rate [0, inf)
 reuse.plan @small_fallback fallback policy "p" layers 1 tokens [1, 256) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
   %a, %h = reuse.recompute layers 0 to 0
+  reuse.answer %a
+}
+
+// -----
+
+// Several chunks: a hole, a tile over a chunk that is not there, a tile that stands beside the one below.
+// expected-error@+1 {{leaves out layer 1 of chunk 1; every cell needs a tile}}
+reuse.plan @hole policy "p" layers 2 chunks 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 0
+  %b = reuse.load layers 1 to 1 chunks 0 to 0
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @beyond policy "p" layers 1 chunks 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{covers chunks 0 to 2, expected first <= last within 0 to 1}}
+  %a = reuse.load layers 0 to 0 chunks 0 to 2
+  reuse.answer %a
+}
+
+// -----
+
+reuse.plan @beside policy "p" layers 2 chunks 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-note@+1 {{expected a tile below that covers them all}}
+  %a, %h = reuse.recompute layers 0 to 0 chunks 0 to 0
+  %b = reuse.load layers 0 to 0 chunks 1 to 1
+  // expected-error@+1 {{covers chunks 0 to 1 from the hidden states of chunks 0 to 0}}
+  %c, %i = reuse.recompute layers 1 to 1 from %h
+  reuse.answer %a, %b, %c
+}
+
+// -----
+
+// expected-error@+1 {{load range [2, 2) is empty or starts below 0}}
+reuse.plan @load policy "p" layers 1 tokens [1, inf) rate [0, inf) load [2, 2)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 0
   reuse.answer %a
 }
