@@ -12,7 +12,8 @@
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/passes.h"
 #include "compiler/policy/build_reuse.h"
-#include "compiler/policy/policy.h"
+#include "compiler/policy/variants.h"
+#include "compiler/scheduling/schedulers.h"
 #include "mlir/IR/Verifier.h"
 #include "mlir/Pass/PassManager.h"
 #include "plans/plan_file.h"
@@ -22,21 +23,21 @@
 namespace ds {
 namespace {
 
-constexpr std::string_view kSchedules[] = {"best", "e-first", "kv-preload", "serial"};
-constexpr std::string_view kEmits[] = {"reuse", "plan", "schedule", "flatbuffer"};
+const std::vector<std::string_view> kEmits = {"reuse", "plan", "schedule", "flatbuffer"};
 constexpr int64_t kMaxLength = int64_t{1} << 30;
 constexpr size_t kMaxVariants = 1024;  // as plans/verify.cpp
+constexpr int64_t kMaxChunks = 256;
 
 /// What was asked for, checked and in numbers.
 struct Request {
   std::string policy;
   std::vector<int64_t> lengths, rates;
+  std::vector<int32_t> chunks;
   bool default_lengths = false;
 };
 
-template <size_t N>
-Status one_of(std::string_view flag, std::string_view found, const std::string_view (&known)[N]) {
-  if (std::find(std::begin(known), std::end(known), found) != std::end(known)) return ok_status();
+Status one_of(std::string_view flag, std::string_view found, const std::vector<std::string_view>& known) {
+  if (std::find(known.begin(), known.end(), found) != known.end()) return ok_status();
   return error(Code::kInvalidArgument, "{} is '{}', expected one of {}", flag, found, fmt::join(known, ", "));
 }
 
@@ -65,7 +66,7 @@ Result<Request> check_options(const CompileOptions& o) {
     return error(Code::kInvalidArgument, "{} is missing; a plan is for one sender and one receiver",
                  o.receiver.empty() ? "--receiver" : "--sender");
   }
-  DS_TRY(one_of("--schedule", o.schedule, kSchedules));
+  DS_TRY(one_of("--schedule", o.schedule, scheduler_names()));
   DS_TRY(one_of("--emit", o.emit, kEmits));
   if (o.dtype && *o.dtype != "bf16" && *o.dtype != "f32")
     return error(Code::kInvalidArgument, "--dtype is '{}', expected bf16 or f32", *o.dtype);
@@ -79,7 +80,8 @@ Result<Request> check_options(const CompileOptions& o) {
     return error(Code::kInvalidArgument, "--suffix-length is {}, expected 1 to {}", o.suffix_length,
                  kMaxLength);
 
-  bool fixed_policy = o.policy && *o.policy != "droidspeak";
+  // Of the policies, these choose layers.
+  bool fixed_policy = o.policy && *o.policy != "droidspeak" && *o.policy != "balanced";
   std::string_view slo = o.slo_loss ? "--slo-loss" : o.slo_ttft_ms ? "--slo-ttft-ms" : "";
   if (o.recompute && fixed_policy)
     return refuse("--recompute", "--policy " + *o.policy, "that policy decides which layers are recomputed");
@@ -104,7 +106,11 @@ Result<Request> check_options(const CompileOptions& o) {
   }
   if (o.quality && o.policy && *o.policy == "full-prefill")
     return refuse("--quality", "--policy full-prefill", "the full prefill loses nothing");
-  r.policy = o.policy.value_or("droidspeak");
+  r.policy = o.policy.value_or("balanced");
+  if (o.chunks < 1 || o.chunks > kMaxChunks)
+    return error(Code::kInvalidArgument, "--chunks is {}, expected 1 to {}", o.chunks, kMaxChunks);
+  for (int64_t chunks = 1; chunks < o.chunks; chunks *= 2) r.chunks.push_back(static_cast<int32_t>(chunks));
+  r.chunks.push_back(static_cast<int32_t>(o.chunks));
 
   r.default_lengths = !o.context_lengths;
   auto lengths = parse_int_list(o.context_lengths.value_or(kDefaultContextLengths), 1, kMaxLength);
@@ -128,16 +134,6 @@ std::string base_name(const std::string& path) {
   return p.filename().string();
 }
 
-/// Neighbours meet at the geometric mean of their values: [low, high) of the i-th one.
-std::pair<int64_t, int64_t> range_of(const std::vector<int64_t>& values, size_t i, int64_t from) {
-  auto between = [&](size_t k) {
-    auto mean = static_cast<int64_t>(std::llround(std::sqrt(static_cast<double>(values[k])) *
-                                                  std::sqrt(static_cast<double>(values[k + 1]))));
-    return std::clamp(mean, values[k] + 1, values[k + 1]);
-  };
-  return {i == 0 ? from : between(i - 1), i + 1 == values.size() ? kNoLimit : between(i)};
-}
-
 std::string canonical_flags(const CompileOptions& o, const Request& r,
                             const std::optional<LayerRange>& recompute, DType dtype) {
   std::string flags = "--policy " + r.policy;
@@ -146,9 +142,10 @@ std::string canonical_flags(const CompileOptions& o, const Request& r,
   if (o.slo_ttft_ms) flags += fmt::format(" --slo-ttft-ms {}", *o.slo_ttft_ms);
   std::vector<std::string> rates;
   for (int64_t rate : r.rates) rates.push_back(fmt::format("{}B/s", rate));
-  flags += fmt::format(" --context-lengths {} --suffix-length {} --link-rates {} --schedule {} --dtype {}",
-                       fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.schedule,
-                       dtype_name(dtype));
+  flags += fmt::format(
+      " --context-lengths {} --suffix-length {} --link-rates {} --chunks {} --schedule {} --dtype {}",
+      fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.chunks, o.schedule,
+      dtype_name(dtype));
   flags += o.machine ? "" : " (machine: stand-in)";
   return flags;
 }
@@ -232,39 +229,57 @@ struct Compiler {
       in.recompute = recompute = *group;
     }
     if (quality) in.quality = &*quality;
-    in.slo_loss = options.slo_loss;
-    if (options.slo_ttft_ms) in.slo_ttft_ns = std::llround(*options.slo_ttft_ms * 1e6);
-    CostModel costs(machine, plan.shape);
-    in.predict_ttft_ns = [&](const std::vector<Tile>& tiles) {
-      return predict_ttft_ns(tiles, in.point, costs, options.schedule);
-    };
+    in.chunks = request.chunks;
     DS_ASSIGN(Policy policy, find_policy(request.policy));
-    auto add = [&](Policy choose, std::string name, std::string policy_name, bool fallback) -> Status {
-      DS_ASSIGN(Choice choice, choose(in));
-      Variant v;
-      v.name = std::move(name);
-      v.policy = std::move(policy_name);
-      v.tuned_tokens = in.point.tokens;
-      v.tuned_suffix = in.point.suffix;
-      v.tuned_rate = in.point.rate;
-      v.tiles = std::move(choice.tiles);
-      v.promise = choice.promise;
-      chosen.push_back({std::move(v), fallback});
-      return ok_status();
-    };
-    for (size_t n = 0; n < request.lengths.size(); ++n) {
-      for (size_t r = 0; r < request.rates.size(); ++r) {
-        in.point = {request.lengths[n], options.suffix_length, request.rates[r]};
-        DS_TRY(add(policy, fmt::format("v{}", chosen.size()), request.policy, false));
-        Variant& v = chosen.back().first;
-        std::tie(v.tokens_min, v.tokens_max) = range_of(request.lengths, n, 1);
-        std::tie(v.rate_min, v.rate_max) = range_of(request.rates, r, 0);
-      }
+    DS_ASSIGN(std::vector<Tiling> tilings, policy(in));
+    Slo slo{options.slo_loss, {}};
+    if (options.slo_ttft_ms) slo.ttft_ns = std::llround(*options.slo_ttft_ms * 1e6);
+    CostModel costs(machine, plan.shape);
+    Chooser chooser(std::move(tilings), slo, costs, options.schedule);
+    Grid grid{request.lengths, request.rates, options.suffix_length};
+    DS_ASSIGN(std::vector<PlacedVariant> placed, place_variants(chooser, grid));
+    if (placed.size() > kMaxVariants)
+      return error(Code::kInvalidArgument,
+                   "{} variants are needed, expected at most {}; give fewer lengths or rates", placed.size(),
+                   kMaxVariants);
+    for (const PlacedVariant& p : placed) {
+      DS_ASSIGN(Predicted predicted, chooser.predict(p.tiling, p.tuned));
+      DS_ASSIGN(std::vector<Alternative> alternatives, chooser.alternatives(p.tuned));
+      Variant v = variant_of(chooser.tilings()[p.tiling], p.tuned, predicted);
+      v.name = fmt::format("v{}", chosen.size());
+      v.policy = request.policy;
+      v.tokens_min = p.tokens_min;
+      v.tokens_max = p.tokens_max;
+      v.rate_min = p.rate_min;
+      v.rate_max = p.rate_max;
+      v.load_min = p.load_min;
+      v.load_max = p.load_max;
+      v.regret = p.regret;
+      v.why = chooser.objective(p.tuned);
+      if (alternatives.size() > 1) v.alternatives = std::move(alternatives);
+      chosen.push_back({std::move(v), false});
     }
     // The fall-back holds everywhere; its times are those of a length in the middle of the list.
-    in.point = {request.lengths[request.lengths.size() / 2], options.suffix_length,
-                request.rates[request.rates.size() / 2]};
-    return add(choose_full_prefill, "full-prefill", "full-prefill", true);
+    DS_ASSIGN(std::vector<Tiling> whole, draw_full_prefill(in));
+    Chooser fallback(std::move(whole), {}, costs, options.schedule);
+    Point middle{request.lengths[request.lengths.size() / 2], options.suffix_length,
+                 request.rates[request.rates.size() / 2]};
+    DS_ASSIGN(Predicted predicted, fallback.predict(0, middle));
+    Variant v = variant_of(fallback.tilings()[0], middle, predicted);
+    v.name = v.policy = "full-prefill";
+    chosen.push_back({std::move(v), true});
+    return ok_status();
+  }
+
+  static Variant variant_of(const Tiling& tiling, const Point& tuned, const Predicted& predicted) {
+    Variant v;
+    v.tiles = tiling.tiles;
+    v.chunks = tiling.chunks;
+    v.tuned_tokens = tuned.tokens;
+    v.tuned_suffix = tuned.suffix;
+    v.tuned_rate = tuned.rate;
+    v.promise = {tiling.loss, predicted.ttft_ns};
+    return v;
   }
 
   Status run() {

@@ -15,7 +15,7 @@ namespace ds {
 struct CompileOptions {
   std::string receiver, sender;          // model folders
   std::optional<std::string> recompute;  // "A-B"
-  std::optional<std::string> policy;     // full-prefill, full-reuse, droidspeak
+  std::optional<std::string> policy;     // balanced, droidspeak, cake, full-prefill, full-reuse
   std::optional<std::string> quality;    // quality.json
   std::optional<std::string> machine;    // machine.json
   std::optional<double> slo_loss;        // points
@@ -23,6 +23,7 @@ struct CompileOptions {
   std::optional<std::string> context_lengths;  // "256,1024"
   std::optional<std::string> link_rates;       // "20MB/s,8Gb/s"
   int64_t suffix_length = 32;
+  int64_t chunks = 16;  // most parts into which the context is divided
   std::string schedule = "best";
   std::optional<std::string> dtype;  // bf16, f32; by default the machine's, else bf16
   std::string emit = "flatbuffer";   // reuse, plan, schedule, flatbuffer
@@ -30,7 +31,8 @@ struct CompileOptions {
 };
 
 inline constexpr const char* kDefaultContextLengths = "256,1024,4096,16384";
-inline constexpr const char* kDefaultLinkRates = "1MB/s,10MB/s,100MB/s,1GB/s,10GB/s";
+inline constexpr const char* kDefaultLinkRates =
+    "1MB/s,3MB/s,10MB/s,30MB/s,100MB/s,300MB/s,1GB/s,3GB/s,10GB/s";
 
 struct CompileOutput {
   std::string bytes;               // a .dsplan file, or text (--emit)

@@ -29,8 +29,10 @@ int main(int argc, char** argv) {
       ->required()
       ->type_name("DIR");
   app.add_option("--recompute", o.recompute, "Layers that the receiver recomputes")->type_name("A-B");
-  app.add_option("--policy", o.policy,
-                 "full-prefill, full-reuse or droidspeak (one group of layers; the default)")
+  app.add_option(
+         "--policy", o.policy,
+         "balanced (a group of layers, and stairs on it where the link is slow; the default), "
+         "droidspeak (a group of layers), cake (a split along the tokens), full-prefill or full-reuse")
       ->type_name("NAME");
   app.add_option("--quality", o.quality, "Quality profile of the pair, from ds-profile")->type_name("FILE");
   app.add_option("--machine", o.machine, "Machine profile, from ds-calibrate; without it a stand-in")
@@ -38,7 +40,9 @@ int main(int argc, char** argv) {
   app.add_option("--slo-loss", o.slo_loss, "Most points of the metric that may be lost")->type_name("POINTS");
   app.add_option("--slo-ttft-ms", o.slo_ttft_ms, "Longest predicted time to first token")->type_name("MS");
   app.add_option("--context-lengths", o.context_lengths,
-                 std::string("Context lengths to tune for (default ") + kDefaultContextLengths + ")")
+                 std::string("Context lengths to tune for; a variant holds where it is best, between and "
+                             "beyond them (default ") +
+                     kDefaultContextLengths + ")")
       ->type_name("N,N,...");
   app.add_option("--suffix-length", o.suffix_length, "Suffix length to tune for")
       ->capture_default_str()
@@ -46,7 +50,13 @@ int main(int argc, char** argv) {
   app.add_option("--link-rates", o.link_rates,
                  std::string("Link rates to tune for (default ") + kDefaultLinkRates + ")")
       ->type_name("RATE,RATE,...");
-  app.add_option("--schedule", o.schedule, "best, e-first, kv-preload or serial")
+  app.add_option("--chunks", o.chunks,
+                 "Most parts into which the context is divided, so that recomputation starts with the first "
+                 "part of E; 1: no parts")
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--schedule", o.schedule,
+                 "best; or a baseline: serial, kv-preload, e-first, kv-first, cake, two-pointer")
       ->capture_default_str()
       ->type_name("NAME");
   app.add_option("--dtype", o.dtype, "bf16 or f32 (default: the machine profile's, else bf16)")

@@ -48,9 +48,11 @@ struct VerifyTiling : ModulePass<VerifyTiling> {
     if (a.getFallback() != b.getFallback()) return mlir::success();
     if (a.getFallback()) return fault("is a second fall-back; expected one");
     if (overlap(a.getTokensMin(), a.getTokensMax(), b.getTokensMin(), b.getTokensMax()) &&
-        overlap(a.getRateMin(), a.getRateMax(), b.getRateMin(), b.getRateMax())) {
-      return fault(llvm::Twine("holds for context lengths and link rates for which '") + a.getSymName() +
-                   "' holds too; expected ranges that do not overlap");
+        overlap(a.getRateMin(), a.getRateMax(), b.getRateMin(), b.getRateMax()) &&
+        overlap(a.getLoadMin().value_or(0), a.getLoadMax().value_or(INT64_MAX), b.getLoadMin().value_or(0),
+                b.getLoadMax().value_or(INT64_MAX))) {
+      return fault(llvm::Twine("holds for context lengths, link rates and loads for which '") +
+                   a.getSymName() + "' holds too; expected ranges that do not overlap");
     }
     return mlir::success();
   }

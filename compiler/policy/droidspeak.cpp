@@ -1,94 +1,121 @@
-// droidspeak: one contiguous group of layers is recomputed from a cut, the others are loaded.
-//
-// The group is the user's (--recompute), or chosen from a quality profile for one context length and link
-// rate: with a bound on the loss, the fewest predicted nanoseconds within it; with a bound on the TTFT, the
-// least loss within it; with both, the fewest nanoseconds that keep both. Full reuse and the full prefill
-// take part, so a slow link leads to the full prefill by itself.
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "compiler/policy/policy.h"
 
 namespace ds {
 namespace {
 
-struct Candidate {
-  LayerRange group;
-  double loss = 0;
-  int64_t ttft_ns = 0;
-};
+/// Profiles of deep models hold thousands of groups; a longer list than this is thinned out.
+constexpr size_t kManyGroups = 64;
 
-/// Candidates that no other one beats in both loss and time, by time.
-std::vector<Candidate> pareto(std::vector<Candidate> all) {
-  std::stable_sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
-    return std::pair(a.ttft_ns, a.loss) < std::pair(b.ttft_ns, b.loss);
-  });
-  std::vector<Candidate> front;
-  for (const Candidate& c : all)
-    if (front.empty() || c.loss < front.back().loss) front.push_back(c);
-  return front;
+/// Of each number of layers the group that loses least, and the one that loses least of those from layer 0
+/// (which need no cut): in link and compute time groups of one size hardly differ.
+std::vector<LayerRange> best_of_each_size(const Quality& quality) {
+  std::map<std::pair<int64_t, bool>, GroupScore> best;
+  for (const GroupScore& g : quality.groups) {
+    auto [at, fresh] = best.try_emplace({g.group.size(), g.group.first == 0}, g);
+    if (!fresh && g.score > at->second.score) at->second = g;
+  }
+  std::vector<LayerRange> groups;
+  for (const auto& [key, g] : best) groups.push_back(g.group);
+  return groups;
 }
 
-Status infeasible(const PolicyInput& in, const std::vector<Candidate>& front) {
-  std::string wanted;
-  if (in.slo_loss) wanted += fmt::format("a loss of at most {} points", *in.slo_loss);
-  if (in.slo_ttft_ns)
-    wanted +=
-        fmt::format("{}a TTFT of at most {}", wanted.empty() ? "" : " and ", format_ns(*in.slo_ttft_ns));
-  std::string message = fmt::format(
-      "no group of layers promises {} at {} context tokens and {}; what can be had there:", wanted,
-      in.point.tokens, format_rate(static_cast<double>(in.point.rate)));
-  for (const Candidate& c : front) {
-    message += fmt::format("\n  recompute {:<8} loss {:6.2f} points   TTFT {}", format_layers(c.group),
-                           c.loss, format_ns(c.ttft_ns));
+/// The groups that a policy may recompute, besides none and all.
+Result<std::vector<LayerRange>> groups_of(const PolicyInput& in) {
+  if (in.recompute) return std::vector<LayerRange>{*in.recompute};
+  if (!in.quality) {
+    return error(Code::kInvalidArgument,
+                 "policy 'droidspeak' needs to know which layers: give --recompute A-B, or --quality with "
+                 "--slo-loss or --slo-ttft-ms");
   }
-  return Status(Code::kInfeasible, std::move(message));
+  std::vector<LayerRange> groups;
+  if (in.quality->groups.size() > kManyGroups) {
+    groups = best_of_each_size(*in.quality);
+  } else {
+    for (const GroupScore& g : in.quality->groups) groups.push_back(g.group);
+  }
+  std::erase_if(groups, [&](const LayerRange& g) { return g.size() == in.layers; });
+  return groups;
+}
+
+double loss_of(const PolicyInput& in, const LayerRange& group) {
+  if (group.size() == in.layers) return 0;
+  return in.quality ? in.quality->loss(group) : std::nan("");
+}
+
+std::string name_of(const PolicyInput& in, const LayerRange& group, int32_t chunks) {
+  if (group.empty()) return "full reuse";
+  if (group.size() == in.layers) return "full prefill";
+  std::string name = "recompute " + format_layers(group);
+  if (chunks > 1) name += fmt::format(" in {} chunks", chunks);
+  return name;
+}
+
+Tiling band(const PolicyInput& in, const LayerRange& group, int32_t chunks) {
+  return {name_of(in, group, chunks), tiles_for_group(group, in.layers, chunks), chunks, loss_of(in, group),
+          group};
 }
 
 }  // namespace
 
-Result<Choice> choose_droidspeak(const PolicyInput& in) {
-  if (in.recompute) {
-    Choice c{.tiles = tiles_for_group(*in.recompute, in.layers)};
-    bool all = in.recompute->size() == in.layers;
-    c.promise.quality_loss = all ? 0 : in.quality ? in.quality->loss(*in.recompute) : std::nan("");
-    DS_ASSIGN(c.promise.ttft_ns, in.predict_ttft_ns(c.tiles));
-    return c;
+Result<std::vector<Tiling>> draw_droidspeak(const PolicyInput& in) {
+  DS_ASSIGN(std::vector<LayerRange> groups, groups_of(in));
+  std::vector<Tiling> all;
+  if (!in.recompute) {
+    all.push_back(band(in, {}, 1));
+    all.push_back(band(in, {0, in.layers - 1}, 1));
   }
-  if (!in.quality) {
-    return error(Code::kInvalidArgument,
-                 "policy 'droidspeak' needs to know which layers: give --recompute A-B, or --quality with "
-                 "--slo-loss or "
-                 "--slo-ttft-ms");
+  for (const LayerRange& group : groups) {
+    // Without a cut there is nothing to wait for, so chunks would only cost.
+    bool cut = !group.empty() && group.first > 0;
+    for (int32_t chunks : in.chunks)
+      if (chunks == 1 || cut) all.push_back(band(in, group, chunks));
   }
-  std::vector<LayerRange> groups = {LayerRange{}, LayerRange{0, in.layers - 1}};
-  for (const GroupScore& g : in.quality->groups)
-    if (g.group.size() < in.layers) groups.push_back(g.group);
-  std::vector<Candidate> all;
-  for (const LayerRange& group : groups) all.push_back({group, in.quality->loss(group)});
-  std::stable_sort(all.begin(), all.end(),
-                   [](const Candidate& a, const Candidate& b) { return a.loss < b.loss; });
+  return all;
+}
 
-  // Predicting is what takes time, so only candidates that can be chosen are predicted: with a bound on the
-  // loss those within it, without one those that lose no more than the first that is fast enough.
-  const Candidate* chosen = nullptr;
-  size_t predicted = 0;
-  for (; predicted < all.size(); ++predicted) {
-    Candidate& c = all[predicted];
-    bool out = in.slo_loss ? c.loss > *in.slo_loss : chosen && c.loss > chosen->loss;
-    if (out) break;
-    DS_ASSIGN(c.ttft_ns, in.predict_ttft_ns(tiles_for_group(c.group, in.layers)));
-    if (in.slo_ttft_ns && c.ttft_ns > *in.slo_ttft_ns) continue;
-    if (!chosen || c.ttft_ns < chosen->ttft_ns) chosen = &c;
-  }
-  if (!chosen) {
-    for (; predicted < all.size(); ++predicted) {
-      Candidate& c = all[predicted];
-      DS_ASSIGN(c.ttft_ns, in.predict_ttft_ns(tiles_for_group(c.group, in.layers)));
+Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
+  DS_ASSIGN(std::vector<Tiling> all, draw_droidspeak(in));
+  std::vector<LayerRange> bases;
+  for (const Tiling& t : all)
+    if (t.chunks == 1 && t.group.size() < in.layers) bases.push_back(t.group);
+  for (const LayerRange& group : bases) {
+    for (int32_t chunks : in.chunks) {
+      // Coarse stairs are there at twice the number of chunks too.
+      if (chunks < 8 && chunks != in.chunks.back()) continue;
+      auto stair = [&](int32_t from_embeddings, int32_t to_top) {
+        std::string name = name_of(in, group, 1);
+        name += from_embeddings > 0
+                    ? fmt::format(", {} of {} chunks from the embeddings", from_embeddings, chunks)
+                    : fmt::format(", {} of {} chunks to the top", to_top, chunks);
+        all.push_back({std::move(name), tiles_for_group(group, in.layers, chunks, from_embeddings, to_top),
+                       chunks, loss_of(in, group), group});
+      };
+      for (int32_t k = 1; k < chunks; ++k) {
+        stair(k, 0);
+        if (!group.empty() && group.last + 1 < in.layers) stair(0, k);
+      }
     }
-    return infeasible(in, pareto(std::move(all)));
   }
-  return Choice{tiles_for_group(chosen->group, in.layers), Promise{chosen->loss, chosen->ttft_ns}};
+  return all;
+}
+
+Result<std::vector<Tiling>> draw_cake(const PolicyInput& in) {
+  double loss = loss_of(in, {});
+  int32_t chunks = in.chunks.back();
+  std::vector<Tiling> all;
+  for (int32_t k = 0; k < chunks; ++k) {
+    all.push_back({k == 0 ? "full reuse" : fmt::format("compute {} of {} chunks", k, chunks),
+                   tiles_for_group({}, in.layers, k == 0 ? 1 : chunks, k, 0),
+                   k == 0 ? 1 : chunks,
+                   loss,
+                   {}});
+  }
+  all.push_back(band(in, {0, in.layers - 1}, 1));
+  return all;
 }
 
 }  // namespace ds

@@ -7,11 +7,13 @@ namespace {
 
 struct Entry {
   std::string_view name;
-  Policy choose;
+  Policy draw;
 };
-constexpr Entry kPolicies[] = {{"droidspeak", choose_droidspeak},
-                               {"full-prefill", choose_full_prefill},
-                               {"full-reuse", choose_full_reuse}};
+constexpr Entry kPolicies[] = {{"balanced", draw_balanced},
+                               {"droidspeak", draw_droidspeak},
+                               {"cake", draw_cake},
+                               {"full-prefill", draw_full_prefill},
+                               {"full-reuse", draw_full_reuse}};
 
 }  // namespace
 
@@ -23,23 +25,30 @@ std::vector<std::string_view> policy_names() {
 
 Result<Policy> find_policy(std::string_view name) {
   for (const Entry& e : kPolicies)
-    if (e.name == name) return e.choose;
+    if (e.name == name) return e.draw;
   return error(Code::kInvalidArgument, "unknown policy '{}'; known are {}", name,
                fmt::join(policy_names(), ", "));
 }
 
-std::vector<Tile> tiles_for_group(const LayerRange& group, int64_t layers) {
-  auto tile = [](Mode mode, int64_t first, int64_t last, bool cut) {
-    return Tile{.mode = mode,
-                .first_layer = static_cast<int32_t>(first),
-                .last_layer = static_cast<int32_t>(last),
-                .cut = cut};
-  };
-  if (group.empty()) return {tile(Mode::kLoad, 0, layers - 1, false)};
+std::vector<Tile> tiles_for_group(const LayerRange& group, int64_t layers, int32_t chunks,
+                                  int32_t from_embeddings, int32_t to_top) {
   std::vector<Tile> tiles;
-  if (group.first > 0) tiles.push_back(tile(Mode::kLoad, 0, group.first - 1, false));
-  tiles.push_back(tile(Mode::kRecompute, group.first, group.last, group.first > 0));
-  if (group.last + 1 < layers) tiles.push_back(tile(Mode::kLoad, group.last + 1, layers - 1, false));
+  const int32_t last_chunk = chunks - 1;
+  auto add = [&](Mode mode, int64_t first, int64_t last, int32_t first_chunk, int32_t end_chunk, bool cut) {
+    if (first > last || first_chunk > end_chunk) return;
+    tiles.push_back(
+        {mode, static_cast<int32_t>(first), static_cast<int32_t>(last), first_chunk, end_chunk, cut});
+  };
+  const int32_t rest = from_embeddings;  // the first chunk of the group's band
+  if (from_embeddings > 0) add(Mode::kRecompute, 0, layers - 1, 0, from_embeddings - 1, false);
+  if (group.empty()) {
+    add(Mode::kLoad, 0, layers - 1, rest, last_chunk, false);
+    return tiles;
+  }
+  add(Mode::kLoad, 0, group.first - 1, rest, last_chunk, false);
+  add(Mode::kRecompute, group.first, group.last, rest, last_chunk, group.first > 0);
+  if (to_top > 0) add(Mode::kRecompute, group.last + 1, layers - 1, rest, rest + to_top - 1, false);
+  add(Mode::kLoad, group.last + 1, layers - 1, rest + to_top, last_chunk, false);
   return tiles;
 }
 

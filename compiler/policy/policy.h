@@ -1,49 +1,69 @@
-// Policies draw the tiles: WHAT is loaded and what is recomputed. When anything runs is not theirs to say;
-// they only ask what a tiling would cost.
+// Policies draw the tiles: WHAT may be loaded and what recomputed. Which drawing is taken, by what objective
+// and for which contexts, links and loads, is choose.h's and variants.h's business; when anything runs is the
+// scheduler's.
 //
 // A new policy is a new file with one function, and one line in policy.cpp's table.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "compiler/inputs/quality.h"
-#include "compiler/scheduling/cost_model.h"
 #include "plans/plan.h"
 #include "support/status.h"
 
 namespace ds {
 
+/// One drawing of the layer x token plane. It speaks of chunks, so it can be tried at every context length.
+struct Tiling {
+  std::string what;  // for people: "recompute 3-6 in 8 chunks"
+  std::vector<Tile> tiles;
+  int32_t chunks = 1;
+  double loss = 0;  // promised points; NaN: not known
+  /// The layers that every token gets recomputed: what the promise is taken from.
+  LayerRange group;
+};
+
 struct PolicyInput {
   int64_t layers = 0;
   std::optional<LayerRange> recompute;  // a group that the user fixed
   const Quality* quality = nullptr;     // may be absent
-  std::optional<double> slo_loss;       // points
-  std::optional<int64_t> slo_ttft_ns;
-  TunedPoint point;
-  std::function<Result<int64_t>(const std::vector<Tile>&)> predict_ttft_ns;
+  std::vector<int32_t> chunks = {1};    // numbers of chunks to try, ascending, from 1
 };
 
-struct Choice {
-  std::vector<Tile> tiles;
-  Promise promise;
-};
+/// Every tiling that the policy offers, at least one. Same input, same list.
+using Policy = Result<std::vector<Tiling>> (*)(const PolicyInput& input);
 
-/// kInfeasible lists the Pareto front. Same input, same choice.
-using Policy = Result<Choice> (*)(const PolicyInput& input);
+/// The receiver computes everything, as if there were no sender. Loses nothing by definition.
+Result<std::vector<Tiling>> draw_full_prefill(const PolicyInput& input);
 
-Result<Choice> choose_full_prefill(const PolicyInput& input);
-Result<Choice> choose_full_reuse(const PolicyInput& input);
-Result<Choice> choose_droidspeak(const PolicyInput& input);
+/// The sender's K and V of every layer, as they are. Only the suffix is computed.
+Result<std::vector<Tiling>> draw_full_reuse(const PolicyInput& input);
+
+/// DroidSpeak: one contiguous group of layers is recomputed from a cut, the others are loaded (paper, section
+/// 4). The groups are the user's or the profile's; full reuse and full prefill take part. With several
+/// chunks, recomputation starts when the first chunk of E has arrived.
+Result<std::vector<Tiling>> draw_droidspeak(const PolicyInput& input);
+
+/// droidspeak, and stairs on it that balance link and compute: the first chunks are recomputed from the
+/// embeddings through all layers (nothing of them is sent, and it starts before anything has arrived), or go
+/// on from the group to the top layer. Every token keeps its group, so the promise is the group's.
+Result<std::vector<Tiling>> draw_balanced(const PolicyInput& input);
+
+/// Cake: a split along the tokens; the first chunks are computed, the others loaded. Promises no more than
+/// full reuse does.
+Result<std::vector<Tiling>> draw_cake(const PolicyInput& input);
 
 /// kInvalidArgument names the policies that there are.
 Result<Policy> find_policy(std::string_view name);
 std::vector<std::string_view> policy_names();
 
-/// The tiling "load below, recompute `group` from a cut, load above"; an empty group loads everything.
-std::vector<Tile> tiles_for_group(const LayerRange& group, int64_t layers);
+/// "load below, recompute `group` from a cut, load above"; an empty group loads everything. `from_embeddings`
+/// and `to_top` first chunks (apart from each other, in this order) are recomputed through all layers, and
+/// from the group upward.
+std::vector<Tile> tiles_for_group(const LayerRange& group, int64_t layers, int32_t chunks = 1,
+                                  int32_t from_embeddings = 0, int32_t to_top = 0);
 
 }  // namespace ds

@@ -73,8 +73,8 @@ double CostModel::layer_ns(int64_t rows, int64_t query_rows, int64_t position) c
 }
 
 int64_t CostModel::transfer_bytes(const Op& op, const TunedPoint& at) const {
-  return op_rows(op, at.chunks, at.tokens, 0).rows * (op.kind == OpKind::kTransferE ? shape_.e_row() : shape_.kv_row()) *
-         dtype_size(machine_.dtype);
+  return op_rows(op, at.chunks, at.tokens, 0).rows *
+         (op.kind == OpKind::kTransferE ? shape_.e_row() : shape_.kv_row()) * dtype_size(machine_.dtype);
 }
 
 int64_t CostModel::duration_ns(const Op& op, const TunedPoint& at) const {

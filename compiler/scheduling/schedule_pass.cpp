@@ -70,6 +70,8 @@ struct SchedulePass : ModulePass<SchedulePass> {
     if (mlir::failed(s)) return mlir::failure();
     variant.setScheduler(scheduler_);
     variant.setMakespan(static_cast<uint64_t>(s->cost_ns));
+    // Tilings are chosen by a quick schedule; the promise is what this one takes.
+    variant.setTtftNs(static_cast<uint64_t>(s->cost_ns));
     variant.setLowerBound(static_cast<uint64_t>(s->lower_bound_ns));
     variant.setProvenOptimal(s->proven_optimal);
 
@@ -99,9 +101,8 @@ struct SchedulePass : ModulePass<SchedulePass> {
     return mlir::success();
   }
 
-  Option<std::string> scheduler_{*this, "scheduler",
-                                 llvm::cl::desc("best, e-first, kv-first, kv-preload or serial"),
-                                 llvm::cl::init("best")};
+  Option<std::string> scheduler_{
+      *this, "scheduler", llvm::cl::desc("a scheduler; an unknown name lists them"), llvm::cl::init("best")};
   Option<int64_t> link_release_ns_{*this, "link-release-ns",
                                    llvm::cl::desc("when the first load of a variant can start"),
                                    llvm::cl::init(0)};

@@ -7,7 +7,6 @@
 #include <numeric>
 #include <random>
 
-#include "compiler/compile.h"
 #include "compiler/emit/emit.h"
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/policy/policy.h"
@@ -351,92 +350,6 @@ TEST(CostModel, ComputesOnlyWhatTheOpDoes) {
   // 4096 rows of 2*2*16 elements of 4 bytes at 1 MB/s; E has 64 elements.
   EXPECT_EQ(costs.duration_ns({.kind = OpKind::kTransferKv, .layer = 1, .chunk = 0}, at), 1'048'576'000);
   EXPECT_EQ(costs.duration_ns({.kind = OpKind::kTransferE, .layer = 1, .chunk = 0}, at), 1'048'576'000);
-}
-
-TEST(Policy, DroidspeakChoosesByObjective) {
-  Quality q;
-  q.layers = 12;
-  q.receiver_score = 99;
-  q.full_reuse_score = 60;
-  q.groups = {{{3, 7}, 97, 1}, {{4, 5}, 80, 1}, {{2, 8}, 99.5, 1}};
-  PolicyInput in;
-  in.layers = 12;
-  in.quality = &q;
-  in.point = {.tokens = 512, .suffix = 8, .rate = 1000};
-  // Each recomputed layer costs 10, each loaded layer 1.
-  in.predict_ttft_ns = [](const std::vector<Tile>& tiles) -> Result<int64_t> {
-    int64_t ns = 0;
-    for (const Tile& t : tiles)
-      ns += (t.last_layer - t.first_layer + 1) * (t.mode == Mode::kRecompute ? 10 : 1);
-    return ns;
-  };
-  auto group = [&] {
-    auto c = choose_droidspeak(in);
-    if (!c.ok()) return c.status().message();
-    for (const Tile& t : c->tiles)
-      if (t.mode == Mode::kRecompute) return fmt::format("{}-{}", t.first_layer, t.last_layer);
-    return std::string("none");
-  };
-  in.slo_loss = 2;
-  EXPECT_EQ(group(), "3-7");
-  in.slo_loss = 0;
-  EXPECT_EQ(group(), "2-8");
-  in.slo_loss = 50;
-  EXPECT_EQ(group(), "none");
-  in.slo_loss.reset();
-  in.slo_ttft_ns = 60;
-  EXPECT_EQ(group(), "3-7");
-  in.slo_ttft_ns = 1'000'000;
-  EXPECT_EQ(group(), "2-8");
-  in.slo_loss = 20;
-  EXPECT_EQ(group(), "4-5");
-  in.slo_loss = 1;
-  in.slo_ttft_ns = 60;
-  EXPECT_EQ(choose_droidspeak(in).status().code(), Code::kInfeasible);
-  EXPECT_THAT(group(), HasSubstr("a loss of at most 1 points and a TTFT of at most 60 ns"));
-  EXPECT_THAT(group(), HasSubstr("recompute 3-7"));
-  q.groups.clear();
-  in.slo_ttft_ns.reset();
-  EXPECT_EQ(group(), "0-11");  // the full prefill loses nothing and is always there
-}
-
-TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
-  CompileOptions base{.receiver = "/nowhere/r", .sender = "/nowhere/s"};
-  auto message = [&](const std::function<void(CompileOptions&)>& set) {
-    CompileOptions o = base;
-    set(o);
-    auto r = compile(o);
-    return r.ok() ? std::string("compiled")
-                  : fmt::format("{}: {}", code_name(r.status().code()), r.status().message());
-  };
-  auto refused = [&](const std::function<void(CompileOptions&)>& set, std::string_view text) {
-    std::string m = message(set);
-    EXPECT_THAT(m, ::testing::StartsWith("invalid argument: "));
-    EXPECT_THAT(m, HasSubstr(std::string(text)));
-  };
-  refused([](auto& o) { o.recompute = "1-2", o.policy = "full-reuse"; },
-          "--recompute contradicts --policy full-reuse");
-  refused([](auto& o) { o.recompute = "1-2", o.slo_loss = 2, o.quality = "q"; },
-          "--slo-loss contradicts --recompute");
-  refused([](auto& o) { o.slo_loss = 2; }, "--slo-loss needs --quality");
-  refused([](auto& o) { o.slo_ttft_ms = 2; }, "--slo-ttft-ms needs --quality");
-  refused([](auto& o) { o.policy = "full-prefill", o.slo_ttft_ms = 2; },
-          "--slo-ttft-ms contradicts --policy full-prefill");
-  refused([](auto& o) { o.policy = "full-prefill", o.quality = "q"; }, "--quality contradicts");
-  refused([](auto& o) { o.quality = "q"; }, "--quality needs an objective");
-  refused([](auto&) {}, "which layers are to be recomputed?");
-  refused([](auto& o) { o.policy = "fastest"; }, "unknown policy 'fastest'");
-  refused([](auto& o) { o.policy = "full-reuse", o.schedule = "kv-first"; }, "--schedule is 'kv-first'");
-  refused([](auto& o) { o.policy = "full-reuse", o.emit = "bytes"; }, "--emit is 'bytes'");
-  refused([](auto& o) { o.policy = "full-reuse", o.dtype = "f16"; }, "--dtype is 'f16'");
-  refused([](auto& o) { o.policy = "full-reuse", o.link_rates = "20"; }, "--link-rates: bad rate '20'");
-  refused([](auto& o) { o.policy = "full-reuse", o.link_rates = "20MB/s,160Mb/s"; }, "--link-rates");
-  refused([](auto& o) { o.policy = "full-reuse", o.context_lengths = "9,8"; }, "--context-lengths");
-  refused([](auto& o) { o.policy = "full-reuse", o.suffix_length = 0; }, "--suffix-length is 0");
-  refused([](auto& o) { o.quality = "q", o.slo_loss = std::nan(""); }, "--slo-loss is nan");
-  refused([](auto& o) { o.quality = "q", o.slo_ttft_ms = 0; }, "--slo-ttft-ms is 0");
-  // What can only be seen in files comes after.
-  EXPECT_THAT(message([](auto& o) { o.recompute = "1-2"; }), HasSubstr("not found"));
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ reuse.plan @c policy "p" layers 1 tokens [1, 512) rate [100, inf)
   %0 = reuse.load layers 0 to 0
   reuse.answer %0
 }
-// expected-error@+1 {{holds for context lengths and link rates for which 'a' holds too}}
+// expected-error@+1 {{holds for context lengths, link rates and loads for which 'a' holds too}}
 reuse.plan @d policy "p" layers 1 tokens [511, 600) rate [99, 100)
     tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
   %0 = reuse.load layers 0 to 0

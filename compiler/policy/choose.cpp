@@ -1,0 +1,184 @@
+#include "compiler/policy/choose.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "compiler/lowering/lower_tiles.h"
+
+namespace ds {
+namespace {
+
+bool is_transfer(const Op& op) { return op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv; }
+
+/// A chunk of fewer rows than this wastes the matrix units on every machine that there is.
+constexpr int64_t kLeastRows = 64;
+
+}  // namespace
+
+Chooser::Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, std::string scheduler)
+    : tilings_(std::move(tilings)),
+      slo_(slo),
+      costs_(costs),
+      scheduler_(scheduler == "best" ? "e-first" : std::move(scheduler)),
+      kinds_(tilings_.size()) {}
+
+TunedPoint Chooser::tuned(size_t tiling, const Point& p) const {
+  return {p.tokens, p.suffix, p.rate, tilings_[tiling].chunks};
+}
+
+bool Chooser::fits(size_t tiling, const Point& p) const {
+  return tilings_[tiling].chunks == 1 || p.tokens / tilings_[tiling].chunks >= kLeastRows;
+}
+
+const std::vector<Chooser::Kind>& Chooser::kinds(size_t tiling) {
+  std::vector<Kind>& kinds = kinds_[tiling];
+  if (!kinds.empty()) return kinds;
+  const Tiling& t = tilings_[tiling];
+  auto key = [](const Op& op) { return std::tuple(op.kind, op.chunk, op.last_chunk, op.rows, op.queries); };
+  for (Op& op : lower_tiles(t.tiles, costs_.shape().layers, t.chunks, moves_whole_entry(scheduler_)).ops) {
+    auto same = std::find_if(kinds.begin(), kinds.end(), [&](const Kind& k) { return key(k.op) == key(op); });
+    if (same != kinds.end()) {
+      ++same->count;
+    } else {
+      op.waits.clear();
+      kinds.push_back({std::move(op), 1});
+    }
+  }
+  return kinds;
+}
+
+Predicted Chooser::bound(size_t tiling, const Point& p) {
+  TunedPoint at = tuned(tiling, p);
+  int64_t bytes = 0, compute = 0;
+  for (const Kind& k : kinds(tiling)) {
+    if (is_transfer(k.op)) {
+      bytes += k.count * costs_.transfer_bytes(k.op, at);
+      continue;
+    }
+    auto [found, fresh] =
+        durations_.try_emplace({p.tokens, at.chunks, k.op.chunk, k.op.last_chunk, static_cast<int>(k.op.kind),
+                                static_cast<int>(k.op.rows), static_cast<int>(k.op.queries)},
+                               0);
+    if (fresh) found->second = costs_.duration_ns(k.op, at);
+    compute += k.count * found->second;
+  }
+  double wire = static_cast<double>(bytes) / static_cast<double>(std::max<int64_t>(p.rate, 1)) * 1e9;
+  int64_t link = std::llround(std::min(wire, 1e17));
+  return {std::max(compute, bytes == 0 ? 0 : costs_.machine().link_rtt_ns + link), compute, link};
+}
+
+Result<Predicted> Chooser::predict(size_t tiling, const Point& p) {
+  auto [found, fresh] = predicted_.try_emplace({tiling, p.tokens, p.rate});
+  if (!fresh) return found->second;
+  auto ttft = predict_ttft_ns(tilings_[tiling].tiles, tuned(tiling, p), costs_, scheduler_);
+  if (!ttft.ok()) {
+    predicted_.erase(found);
+    return ttft.status();
+  }
+  found->second = bound(tiling, p);
+  found->second.ttft_ns = *ttft;
+  return found->second;
+}
+
+bool Chooser::keeps_slo(size_t tiling, const Predicted& p) const {
+  // A loss that is not known keeps no bound.
+  if (slo_.loss && !(tilings_[tiling].loss <= *slo_.loss)) return false;
+  return !slo_.ttft_ns || p.ttft_ns <= *slo_.ttft_ns;
+}
+
+double Chooser::excess(size_t a, const Predicted& pa, size_t b, const Predicted& pb, const Point& p) const {
+  if (least_loss()) {
+    double more = tilings_[a].loss - tilings_[b].loss;
+    return more > 0 ? INFINITY : more < 0 ? -1.0 : 0.0;
+  }
+  return static_cast<double>(cost(pa, p)) / static_cast<double>(std::max<int64_t>(cost(pb, p), 1)) - 1;
+}
+
+Result<size_t> Chooser::best(const Point& p) {
+  struct Candidate {
+    size_t tiling = 0;
+    int64_t bound = 0;
+    double loss = 0;
+  };
+  // Without a bound on the loss a TTFT is to be kept with the least loss; otherwise losses within the bound
+  // are all the same.
+  std::vector<Candidate> candidates;
+  for (size_t i = 0; i < tilings_.size(); ++i) {
+    if (!fits(i, p) || (slo_.loss && !(tilings_[i].loss <= *slo_.loss))) continue;
+    Predicted b = bound(i, p);
+    double loss = least_loss() ? tilings_[i].loss : 0;
+    candidates.push_back({i, cost(b, p), std::isnan(loss) ? 1e9 : loss});
+  }
+  std::stable_sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
+    return std::tie(a.loss, a.bound) < std::tie(b.loss, b.bound);
+  });
+  const Candidate* chosen = nullptr;
+  std::pair<int64_t, int64_t> chosen_cost;
+  for (const Candidate& c : candidates) {
+    if (chosen && (c.loss > chosen->loss || c.bound > chosen_cost.first)) break;
+    DS_ASSIGN(Predicted predicted, predict(c.tiling, p));
+    if (!keeps_slo(c.tiling, predicted)) continue;
+    std::pair cost(this->cost(predicted, p), predicted.ttft_ns);
+    if (chosen && cost >= chosen_cost) continue;
+    chosen = &c;
+    chosen_cost = cost;
+  }
+  if (!chosen) return infeasible(p);
+  return chosen->tiling;
+}
+
+Result<std::vector<Alternative>> Chooser::alternatives(const Point& p) {
+  std::map<std::pair<int64_t, int64_t>, std::pair<int64_t, size_t>> quickest;  // by group: its least bound
+  for (size_t i = 0; i < tilings_.size(); ++i) {
+    if (!fits(i, p)) continue;
+    std::pair candidate(bound(i, p).ttft_ns, i);
+    const LayerRange& g = tilings_[i].group;
+    auto [at, fresh] = quickest.try_emplace({g.first, g.empty() ? g.first - 1 : g.last}, candidate);
+    if (!fresh) at->second = std::min(at->second, candidate);
+  }
+  std::vector<Alternative> all;
+  for (const auto& [group, candidate] : quickest) {
+    DS_ASSIGN(Predicted predicted, predict(candidate.second, p));
+    const Tiling& t = tilings_[candidate.second];
+    all.push_back({t.what, t.loss, predicted.ttft_ns, predicted.compute_ns});
+  }
+  auto loss = [](const Alternative& a) { return std::isnan(a.quality_loss) ? 1e9 : a.quality_loss; };
+  std::stable_sort(all.begin(), all.end(), [&](const Alternative& a, const Alternative& b) {
+    return std::pair(a.ttft_ns, loss(a)) < std::pair(b.ttft_ns, loss(b));
+  });
+  std::vector<Alternative> front;
+  for (Alternative& a : all)
+    if (front.empty() || loss(a) < loss(front.back())) front.push_back(std::move(a));
+  return front;
+}
+
+std::string Chooser::objective(const Point& p) const {
+  std::string within;
+  if (slo_.loss) within = fmt::format("a loss of at most {} points", *slo_.loss);
+  if (slo_.ttft_ns)
+    within += fmt::format("{}a TTFT of at most {}", within.empty() ? "" : " and ", format_ns(*slo_.ttft_ns));
+  if (slo_.ttft_ns && !slo_.loss) return "least loss with " + within;
+  std::string what = counts_busy(p) ? "least time of the busiest stream" : "least TTFT";
+  return within.empty() ? what : what + " with " + within;
+}
+
+Status Chooser::infeasible(const Point& p) {
+  std::string wanted;
+  if (slo_.loss) wanted += fmt::format("a loss of at most {} points", *slo_.loss);
+  if (slo_.ttft_ns)
+    wanted += fmt::format("{}a TTFT of at most {}", wanted.empty() ? "" : " and ", format_ns(*slo_.ttft_ns));
+  std::string message = fmt::format(
+      "no group of layers promises {} at {} context tokens and {}; what can be had there:", wanted, p.tokens,
+      format_rate(static_cast<double>(p.rate)));
+  DS_ASSIGN(std::vector<Alternative> all, alternatives(p));
+  size_t width = 0;
+  for (const Alternative& a : all) width = std::max(width, a.what.size());
+  for (const Alternative& a : all) {
+    message += fmt::format("\n  {:<{}}   loss {:6.2f} points   TTFT {}", a.what, width, a.quality_loss,
+                           format_ns(a.ttft_ns));
+  }
+  return Status(Code::kInfeasible, std::move(message));
+}
+
+}  // namespace ds

@@ -1,0 +1,90 @@
+// Which of a policy's tilings is best at one point: context length, link rate, load.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "compiler/policy/policy.h"
+#include "compiler/scheduling/cost_model.h"
+#include "support/status.h"
+
+namespace ds {
+
+/// With a bound on the loss, the fewest predicted nanoseconds within it; with a bound on the TTFT alone, the
+/// least loss within it; with both, the fewest nanoseconds that keep both; without any, the fewest.
+/// While other requests wait, a bound on the loss asks for throughput instead of TTFT: the least busy time of
+/// the busiest stream. With a fast link that is the least compute, as in the paper's appendix B; with a slow
+/// one the link is what the waiting requests wait for.
+struct Slo {
+  std::optional<double> loss;  // points
+  std::optional<int64_t> ttft_ns;
+};
+
+struct Point {
+  int64_t tokens = 0, suffix = 0;
+  int64_t rate = 0;      // bytes per second
+  bool waiting = false;  // other requests wait
+};
+
+struct Predicted {
+  int64_t ttft_ns = 0;
+  int64_t compute_ns = 0, link_ns = 0;  // busy times
+};
+
+/// Predictions are made by lowering and scheduling a tiling ("best" by e-first, which is quick and never
+/// better) and kept. Most tilings need none: link work and compute work bound the time from below, and only
+/// those are predicted whose bound beats what has been found.
+class Chooser {
+ public:
+  Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, std::string scheduler);
+
+  const std::vector<Tiling>& tilings() const { return tilings_; }
+  /// What is minimised at this point: the busiest stream's time, or the TTFT.
+  bool counts_busy(const Point& point) const { return point.waiting && slo_.loss.has_value(); }
+  /// How much worse tiling a is than b, as a share of b's time; below 0: better. By loss alone where that is
+  /// what is minimised: infinite, or 0, or below.
+  double excess(size_t a, const Predicted& pa, size_t b, const Predicted& pb, const Point& point) const;
+
+  Result<Predicted> predict(size_t tiling, const Point& point);
+  bool keeps_slo(size_t tiling, const Predicted& predicted) const;
+
+  /// kInfeasible lists what can be had, by TTFT.
+  Result<size_t> best(const Point& point);
+  /// What else could be had: of each group the quickest tiling; none beats another in loss and TTFT. By TTFT.
+  Result<std::vector<Alternative>> alternatives(const Point& point);
+  /// In words: "fewest ns with a loss of at most 2 points".
+  std::string objective(const Point& point) const;
+
+ private:
+  int64_t cost(const Predicted& p, const Point& point) const {
+    return counts_busy(point) ? std::max(p.compute_ns, p.link_ns) : p.ttft_ns;
+  }
+  bool least_loss() const { return slo_.ttft_ns && !slo_.loss; }
+
+  /// Operations of a tiling that take equally long at every point, and how many they are.
+  struct Kind {
+    Op op;
+    int64_t count = 0;
+  };
+  TunedPoint tuned(size_t tiling, const Point& point) const;
+  const std::vector<Kind>& kinds(size_t tiling);
+  /// Busy times, and a TTFT that no schedule beats.
+  Predicted bound(size_t tiling, const Point& point);
+  bool fits(size_t tiling, const Point& point) const;
+  Status infeasible(const Point& point);
+
+  std::vector<Tiling> tilings_;
+  Slo slo_;
+  const CostModel& costs_;
+  std::string scheduler_;
+  std::vector<std::vector<Kind>> kinds_;
+  std::map<std::tuple<size_t, int64_t, int64_t>, Predicted> predicted_;  // tiling, tokens, rate
+  // Durations of kernels at one length: by chunks, first and last chunk, rows, queries.
+  std::map<std::tuple<int64_t, int32_t, int32_t, int32_t, int, int, int>, int64_t> durations_;
+};
+
+}  // namespace ds

@@ -1,0 +1,258 @@
+// Policies, the choice between tilings, the placing of variants, and what compile() refuses.
+#include "compiler/compile.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <set>
+
+#include "compiler/lowering/lower_tiles.h"
+#include "compiler/policy/variants.h"
+#include "compiler/scheduling/schedulers.h"
+#include "plans/plan_file.h"
+#include "plans/simulate.h"
+
+namespace ds {
+namespace {
+
+using ::testing::HasSubstr;
+
+const Shape kShape{"llama", 12, 512, 1408, 8, 2, 64, 1000};
+
+/// A machine whose layers take 1 us per row, whatever the position, and 100 us per call.
+MachineModel machine() {
+  MachineModel m = MachineModel::stand_in(DType::kBF16);
+  m.link_rtt_ns = 0;
+  for (int64_t rows = 1; rows <= 65536; rows *= 2) {
+    m.layer_points.push_back({rows, rows, 0, 100'000 + 1000 * rows});
+    m.layer_points.push_back({rows, 0, 0, 20'000 + 200 * rows});
+  }
+  return m;
+}
+
+Quality profile() {
+  Quality q;
+  q.layers = 12;
+  q.receiver_score = 99;
+  q.full_reuse_score = 60;
+  q.groups = {{{3, 7}, 97, 1}, {{4, 5}, 80, 1}, {{2, 8}, 99.5, 1}};
+  return q;
+}
+
+PolicyInput input(const Quality& quality, std::vector<int32_t> chunks) {
+  PolicyInput in;
+  in.layers = 12;
+  in.quality = &quality;
+  in.chunks = std::move(chunks);
+  return in;
+}
+
+std::vector<Tiling> draw(std::string_view policy, const PolicyInput& in) {
+  auto found = find_policy(policy);
+  EXPECT_TRUE(found.ok());
+  auto tilings = (*found)(in);
+  EXPECT_TRUE(tilings.ok()) << tilings.status().message();
+  return *tilings;
+}
+
+TEST(Policy, EveryTilingOfEveryPolicyIsAPlanThatTheVerifierAccepts) {
+  Quality q = profile();
+  CostModel costs(machine(), kShape);
+  std::set<std::string> seen;
+  for (std::string_view policy : policy_names()) {
+    for (const Tiling& t : draw(policy, input(q, {1, 2, 4, 8}))) {
+      SCOPED_TRACE(fmt::format("{}: {}", policy, t.what));
+      seen.insert(t.what);
+      for (std::string_view scheduler : {"serial", "kv-preload", "e-first", "best"}) {
+        Variant v = lower_tiles(t.tiles, 12, t.chunks, moves_whole_entry(scheduler));
+        TunedPoint at{2048, 16, 20'000'000, t.chunks};
+        for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, at);
+        auto s = schedule(problem_of(v, 1000), scheduler, false);
+        ASSERT_TRUE(s.ok()) << s.status().message();
+        EXPECT_GE(s->cost_ns, costs.duration_ns(v.ops.back(), at));
+      }
+    }
+  }
+  EXPECT_THAT(seen, ::testing::Contains("recompute 3-7, 3 of 8 chunks from the embeddings"));
+  EXPECT_THAT(seen, ::testing::Contains("recompute 3-7, 3 of 8 chunks to the top"));
+  EXPECT_THAT(seen, ::testing::Contains("compute 3 of 8 chunks"));
+}
+
+TEST(Policy, APromiseIsThatOfTheLayersThatEveryTokenGets) {
+  Quality q = profile();
+  for (std::string_view policy : {"balanced", "droidspeak", "cake"}) {
+    for (const Tiling& t : draw(policy, input(q, {1, 4}))) {
+      SCOPED_TRACE(t.what);
+      // Recomputed cells by layer, over all chunks.
+      std::vector<int> chunks(12, 0);
+      for (const Tile& tile : t.tiles)
+        for (int32_t l = tile.first_layer; tile.mode == Mode::kRecompute && l <= tile.last_layer; ++l)
+          chunks[static_cast<size_t>(l)] += tile.last_chunk - tile.first_chunk + 1;
+      for (int32_t l = 0; l < 12; ++l) {
+        bool in_group = !t.group.empty() && l >= t.group.first && l <= t.group.last;
+        EXPECT_EQ(chunks[static_cast<size_t>(l)] == t.chunks, in_group) << "layer " << l;
+      }
+      EXPECT_EQ(t.loss, t.group.size() == 12 ? 0 : q.loss(t.group));
+    }
+  }
+}
+
+TEST(Choice, KeepsTheObjective) {
+  Quality q = profile();
+  CostModel costs(machine(), kShape);
+  auto chosen = [&](Slo slo, int64_t rate, bool waiting = false) {
+    Chooser chooser(draw("droidspeak", input(q, {1})), slo, costs, "best");
+    auto best = chooser.best({512, 8, rate, waiting});
+    return best.ok() ? chooser.tilings()[*best].what : best.status().message();
+  };
+  constexpr int64_t kFast = 10'000'000'000, kSlow = 1000;
+  EXPECT_EQ(chosen({2, {}}, kFast), "recompute 3-7");
+  EXPECT_EQ(chosen({0, {}}, kFast), "recompute 2-8");
+  EXPECT_EQ(chosen({50, {}}, kFast), "full reuse");
+  EXPECT_EQ(chosen({2, {}}, kSlow), "full prefill");
+  // A bound on the TTFT: the least loss within it.
+  EXPECT_EQ(chosen({{}, 1'000'000'000}, kFast), "recompute 2-8");
+  EXPECT_EQ(chosen({{}, 5'700'000}, kFast), "recompute 3-7");
+  EXPECT_THAT(chosen({1, 1'000'000}, kFast),
+              HasSubstr("a loss of at most 1 points and a TTFT of at most 1 ms"));
+  EXPECT_THAT(chosen({1, 1'000'000}, kFast), HasSubstr("recompute 3-7"));
+  // Where others wait, what holds a stream shortest; with a hopeless link that is the full prefill again.
+  EXPECT_EQ(chosen({2, {}}, kFast, true), "recompute 3-7");
+  EXPECT_EQ(chosen({2, {}}, kSlow, true), "full prefill");
+  q.groups.clear();
+  EXPECT_EQ(chosen({2, {}}, kFast), "full prefill");  // loses nothing and is always there
+}
+
+TEST(Choice, IsTheBestOfAllTilings) {
+  Quality q = profile();
+  CostModel costs(machine(), kShape);
+  for (std::string_view policy : policy_names()) {
+    for (int64_t rate : {1'000'000, 20'000'000, 60'000'000, 200'000'000, 2'000'000'000}) {
+      for (int64_t tokens : {100, 700, 3000}) {
+        Point p{tokens, 16, rate};
+        Slo slo;
+        if (policy == "balanced" || policy == "droidspeak") slo.loss = 3;
+        Chooser chooser(draw(policy, input(q, {1, 2, 4, 8})), slo, costs, "e-first");
+        auto best = chooser.best(p);
+        ASSERT_TRUE(best.ok()) << best.status().message();
+        auto chosen = chooser.predict(*best, p);
+        for (size_t i = 0; i < chooser.tilings().size(); ++i) {
+          const Tiling& t = chooser.tilings()[i];
+          if (slo.loss && !(t.loss <= *slo.loss)) continue;
+          if (t.chunks > 1 && tokens / t.chunks < 64) continue;
+          EXPECT_GE(chooser.predict(i, p)->ttft_ns, chosen->ttft_ns)
+              << t.what << " against " << chooser.tilings()[*best].what << " at " << tokens << ", " << rate;
+        }
+      }
+    }
+  }
+}
+
+TEST(Choice, StairsBalanceASlowLink) {
+  // Near the rate at which loading a layer takes as long as computing it, a bit of both beats either.
+  Quality q = profile();
+  CostModel costs(machine(), kShape);
+  Point p{4096, 16, 300'000'000};
+  Chooser plain(draw("droidspeak", input(q, {1, 2, 4, 8, 16})), {3, {}}, costs, "e-first");
+  Chooser stairs(draw("balanced", input(q, {1, 2, 4, 8, 16})), {3, {}}, costs, "e-first");
+  size_t a = *plain.best(p), b = *stairs.best(p);
+  EXPECT_LT(static_cast<double>(stairs.predict(b, p)->ttft_ns),
+            0.97 * static_cast<double>(plain.predict(a, p)->ttft_ns))
+      << plain.tilings()[a].what << " against " << stairs.tilings()[b].what;
+}
+
+TEST(Variants, CoverEveryPointOnceAndStateTheirRegret) {
+  Quality q = profile();
+  CostModel costs(machine(), kShape);
+  Grid grid{{256, 1024, 4096}, {1'000'000, 10'000'000, 100'000'000, 1'000'000'000}, 16};
+  Chooser chooser(draw("balanced", input(q, {1, 2, 4, 8})), {3, {}}, costs, "e-first");
+  auto placed = place_variants(chooser, grid);
+  ASSERT_TRUE(placed.ok()) << placed.status().message();
+  EXPECT_GT(placed->size(), 2u);
+  for (int64_t n : {1, 255, 256, 500, 1024, 2047, 4096, 100'000}) {
+    for (int64_t rate :
+         {int64_t{0}, int64_t{1'000'000}, int64_t{7'777'777}, int64_t{100'000'000}, kNoLimit - 1}) {
+      for (int64_t load : {0, 1, 50}) {
+        int covering = 0;
+        for (const PlacedVariant& v : *placed) {
+          covering += n >= v.tokens_min && n < v.tokens_max && rate >= v.rate_min && rate < v.rate_max &&
+                      load >= v.load_min && load < v.load_max;
+        }
+        EXPECT_EQ(covering, 1) << n << " tokens, " << rate << " B/s, " << load << " waiting";
+      }
+    }
+  }
+  // At the grid points a variant is as good as it says.
+  for (int64_t n : grid.tokens) {
+    for (int64_t rate : grid.rates) {
+      Point p{n, 16, rate};
+      int64_t best = chooser.predict(*chooser.best(p), p)->ttft_ns;
+      for (const PlacedVariant& v : *placed) {
+        if (n < v.tokens_min || n >= v.tokens_max || rate < v.rate_min || rate >= v.rate_max ||
+            v.load_min > 0)
+          continue;
+        EXPECT_LE(static_cast<double>(chooser.predict(v.tiling, p)->ttft_ns),
+                  static_cast<double>(best) * (1 + v.regret) + 1);
+      }
+    }
+  }
+}
+
+TEST(Variants, OneTilingIsOneVariant) {
+  CostModel costs(machine(), kShape);
+  PolicyInput in;
+  in.layers = 12;
+  Chooser chooser(draw("full-reuse", in), {}, costs, "best");
+  auto placed = place_variants(chooser, {{256, 1024, 4096}, {1'000'000, 1'000'000'000}, 16});
+  ASSERT_TRUE(placed.ok());
+  ASSERT_EQ(placed->size(), 1u);
+  EXPECT_EQ(placed->front().tokens_max, kNoLimit);
+  EXPECT_EQ(placed->front().rate_max, kNoLimit);
+  EXPECT_EQ(placed->front().regret, 0);
+}
+
+TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
+  CompileOptions base{.receiver = "/nowhere/r", .sender = "/nowhere/s"};
+  auto message = [&](const std::function<void(CompileOptions&)>& set) {
+    CompileOptions o = base;
+    set(o);
+    auto r = compile(o);
+    return r.ok() ? std::string("compiled")
+                  : fmt::format("{}: {}", code_name(r.status().code()), r.status().message());
+  };
+  auto refused = [&](const std::function<void(CompileOptions&)>& set, std::string_view text) {
+    std::string m = message(set);
+    EXPECT_THAT(m, ::testing::StartsWith("invalid argument: "));
+    EXPECT_THAT(m, HasSubstr(std::string(text)));
+  };
+  refused([](auto& o) { o.recompute = "1-2", o.policy = "full-reuse"; },
+          "--recompute contradicts --policy full-reuse");
+  refused([](auto& o) { o.recompute = "1-2", o.slo_loss = 2, o.quality = "q"; },
+          "--slo-loss contradicts --recompute");
+  refused([](auto& o) { o.slo_loss = 2; }, "--slo-loss needs --quality");
+  refused([](auto& o) { o.slo_ttft_ms = 2; }, "--slo-ttft-ms needs --quality");
+  refused([](auto& o) { o.policy = "full-prefill", o.slo_ttft_ms = 2; },
+          "--slo-ttft-ms contradicts --policy full-prefill");
+  refused([](auto& o) { o.policy = "full-prefill", o.quality = "q"; }, "--quality contradicts");
+  refused([](auto& o) { o.quality = "q"; }, "--quality needs an objective");
+  refused([](auto&) {}, "which layers are to be recomputed?");
+  refused([](auto& o) { o.policy = "fastest"; }, "unknown policy 'fastest'");
+  refused([](auto& o) { o.policy = "full-reuse", o.schedule = "fast"; }, "--schedule is 'fast'");
+  refused([](auto& o) { o.policy = "full-reuse", o.chunks = 0; }, "--chunks is 0");
+  refused([](auto& o) { o.policy = "cake", o.recompute = "1-2"; }, "--recompute contradicts --policy cake");
+  refused([](auto& o) { o.policy = "full-reuse", o.emit = "bytes"; }, "--emit is 'bytes'");
+  refused([](auto& o) { o.policy = "full-reuse", o.dtype = "f16"; }, "--dtype is 'f16'");
+  refused([](auto& o) { o.policy = "full-reuse", o.link_rates = "20"; }, "--link-rates: bad rate '20'");
+  refused([](auto& o) { o.policy = "full-reuse", o.link_rates = "20MB/s,160Mb/s"; }, "--link-rates");
+  refused([](auto& o) { o.policy = "full-reuse", o.context_lengths = "9,8"; }, "--context-lengths");
+  refused([](auto& o) { o.policy = "full-reuse", o.suffix_length = 0; }, "--suffix-length is 0");
+  refused([](auto& o) { o.quality = "q", o.slo_loss = std::nan(""); }, "--slo-loss is nan");
+  refused([](auto& o) { o.quality = "q", o.slo_ttft_ms = 0; }, "--slo-ttft-ms is 0");
+  // What can only be seen in files comes after.
+  EXPECT_THAT(message([](auto& o) { o.recompute = "1-2"; }), HasSubstr("not found"));
+}
+
+}  // namespace
+}  // namespace ds
