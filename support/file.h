@@ -16,8 +16,8 @@ namespace ds {
 /// (disk, quota, size limit, memory, descriptors) or kIo.
 Status io_error(std::string_view what, std::string_view path);
 
-/// What changes whenever a file is written, replaced or moved in from elsewhere; equal stamps of one path mean
-/// the same content. (The change time cannot be set back, unlike the time of modification.)
+/// What changes whenever a file is written, replaced or moved in from elsewhere; equal stamps of one path
+/// mean the same content. (The change time cannot be set back, unlike the time of modification.)
 struct FileStamp {
   int64_t device = 0, inode = 0, bytes = 0, modified_ns = 0, changed_ns = 0;
   bool operator==(const FileStamp&) const = default;

@@ -23,7 +23,7 @@ struct LoadedModel {
   ModelIdentity identity;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<DeviceModel> model;
-  LoadReport report;             // of packed weights
+  LoadReport report;                // of packed weights
   bool weights_remembered = false;  // their identity was not read from them
   double load_seconds = 0;
 };
@@ -36,11 +36,13 @@ struct WeightCacheOptions {
 };
 
 inline void add_weight_cache_options(CLI::App& app, WeightCacheOptions& o) {
-  app.add_option("--weight-cache", o.where,
-                 "folder that keeps packed weights, for faster starts; a file as large as the weights per model.\n"
-                 "'off': none; 'auto': $DROIDSPEAK_CACHE, else $XDG_CACHE_HOME/droidspeak, else "
-                 "~/.cache/droidspeak,\n"
-                 "for models of 256 MiB and more. It leaves a twentieth of the disk free, and may be deleted any time")
+  app.add_option(
+         "--weight-cache", o.where,
+         "folder that keeps packed weights, for faster starts; a file as large as the weights per model.\n"
+         "'off': none; 'auto': $DROIDSPEAK_CACHE, else $XDG_CACHE_HOME/droidspeak, else "
+         "~/.cache/droidspeak,\n"
+         "for models of 256 MiB and more. It leaves a twentieth of the disk free, and may be deleted any "
+         "time")
       ->capture_default_str();
   app.add_flag("--verify-weights", o.verify,
                "read and hash all weights, also where files of the same inode, size and times of change were "

@@ -15,12 +15,8 @@ constexpr int64_t kVersion = 1;
 constexpr int64_t kYoungNs = 2'000'000'000;
 
 json stamp_json(const std::string& path, const FileStamp& s) {
-  return {{"path", path},
-          {"device", s.device},
-          {"inode", s.inode},
-          {"bytes", s.bytes},
-          {"modified_ns", s.modified_ns},
-          {"changed_ns", s.changed_ns}};
+  return {{"path", path},     {"device", s.device},           {"inode", s.inode},
+          {"bytes", s.bytes}, {"modified_ns", s.modified_ns}, {"changed_ns", s.changed_ns}};
 }
 
 std::string absolute(const std::string& path) {
@@ -40,16 +36,36 @@ json key_of(const Checkpoint& checkpoint) {
   return key;
 }
 
-/// The weights' hash; empty: not remembered (or not readable, which is the same).
-std::string recall(const std::string& path, const json& key) {
+/// What the last start found in this folder; empty where it is not known or not readable, which is the same.
+struct Memory {
+  json key;
+  std::string weights, fingerprint;
+};
+
+Memory recall(const std::string& path) {
   Result<std::string> text = read_text_file(path, 1 << 20);
-  if (!text.ok()) return "";
+  if (!text.ok()) return {};
   Result<json> found = parse_json(*text, path);
-  if (!found.ok() || !found->is_object() || !found->contains("weights") || !(*found)["weights"].is_string())
-    return "";
-  std::string weights = (*found)["weights"];
-  found->erase("weights");
-  return *found == key && weights.size() == 64 ? weights : "";
+  if (!found.ok() || !found->is_object()) return {};
+  Memory memory{*found, "", ""};
+  for (auto [name, to] : {std::pair("weights", &memory.weights), {"fingerprint", &memory.fingerprint}}) {
+    auto it = memory.key.find(name);
+    if (it == memory.key.end() || !it->is_string() || it->get<std::string>().size() != 64) return {};
+    *to = *it;
+    memory.key.erase(name);
+  }
+  return memory;
+}
+
+/// Packed weights (backends name their files by fingerprint) of what was in this folder before.
+void remove_packed(const std::string& cache, const std::string& fingerprint) {
+  namespace fs = std::filesystem;
+  const std::string prefix = fingerprint.substr(0, 32) + "-";
+  std::error_code ignored;
+  for (fs::directory_iterator it(cache, ignored), end; !ignored && it != end; it.increment(ignored)) {
+    const std::string name = it->path().filename().string();
+    if (name.starts_with(prefix) && name.ends_with(".weights")) fs::remove(it->path(), ignored);
+  }
 }
 
 /// Whether the files are still what they were when they were opened, and old enough for a stamp to tell.
@@ -66,38 +82,34 @@ bool settled(const Checkpoint& checkpoint) {
 
 }  // namespace
 
-Status make_cache_folder(const std::string& folder) {
-  std::error_code failed;
-  std::filesystem::create_directories(folder, failed);
-  if (failed)
-    return error(Code::kIo, "cannot create the cache folder '{}': {}", folder, failed.message());
-  return ok_status();
-}
-
 Result<Verified> verify_checkpoint(const Checkpoint& checkpoint, const VerifyOptions& options) {
   Verified verified;
   if (options.cache.empty() || checkpoint.files().empty()) {
     DS_ASSIGN(verified.identity, checkpoint.verify(options.progress));
     return verified;
   }
-  const std::string path = fmt::format("{}/{:.32}.verified.json", options.cache,
-                                       sha256_hex(absolute(checkpoint.folder())));
+  const std::string path =
+      fmt::format("{}/{:.32}.verified.json", options.cache, sha256_hex(absolute(checkpoint.folder())));
   json key = key_of(checkpoint);
-  if (std::string weights = options.reread ? "" : recall(path, key); !weights.empty()) {
-    DS_ASSIGN(verified.identity, checkpoint.identity_with(std::move(weights)));
+  Memory memory = recall(path);
+  if (!options.reread && memory.key == key) {
+    DS_ASSIGN(verified.identity, checkpoint.identity_with(memory.weights));
     verified.remembered = true;
     return verified;
   }
   DS_ASSIGN(verified.identity, checkpoint.verify(options.progress));
+  if (!memory.fingerprint.empty() && memory.fingerprint != verified.identity.fingerprint)
+    remove_packed(options.cache, memory.fingerprint);
   if (!settled(checkpoint)) return verified;
   key["weights"] = verified.identity.weights;
-  Status status = make_cache_folder(options.cache);
+  key["fingerprint"] = verified.identity.fingerprint;
   const std::string text = key.dump(1) + "\n";
-  auto write = [&](int fd) {
-    return write_fully(fd, std::as_bytes(std::span(text.data(), text.size())), path);
-  };
-  if (status.ok()) status = write_file_atomically(path, write, /*flush=*/false);
-  if (!status.ok()) verified.note = status.message();
+  std::error_code ignored;
+  std::filesystem::create_directories(options.cache, ignored);
+  // What cannot be remembered is read again; the file of packed weights says why a folder takes nothing.
+  (void)write_file_atomically(
+      path, [&](int fd) { return write_fully(fd, std::as_bytes(std::span(text.data(), text.size())), path); },
+      /*flush=*/false);
   return verified;
 }
 

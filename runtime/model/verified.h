@@ -11,24 +11,21 @@
 namespace ds {
 
 struct VerifyOptions {
-  std::string cache;    // folder to remember in; empty: nowhere
-  bool reread = false;  // read the weights although they are remembered
+  std::string cache;                                          // folder to remember in; empty: nowhere
+  bool reread = false;                                        // read the weights although they are remembered
   std::function<void(int64_t done, int64_t total)> progress;  // bytes; may be empty
 };
 
 struct Verified {
   ModelIdentity identity;
   bool remembered = false;  // the weights were not read
-  std::string note;         // why nothing could be remembered; for people, empty: nothing to say
 };
 
 /// As Checkpoint::verify(), but where `cache` remembers the very files (device, inode, size, times of
 /// modification and of change) the weights are taken as they were found then. A file that is written to,
 /// replaced or copied has another stamp, and one that changed in the last two seconds is not remembered: its
-/// clock may not tell the next change from this one.
+/// clock may not tell the next change from this one. Where a folder's model has become another, the packed
+/// weights of the one before are removed from `cache`.
 Result<Verified> verify_checkpoint(const Checkpoint& checkpoint, const VerifyOptions& options);
-
-/// Creates `folder` and what is above it. kInvalidArgument, kIo.
-Status make_cache_folder(const std::string& folder);
 
 }  // namespace ds

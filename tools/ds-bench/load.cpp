@@ -48,8 +48,9 @@ Status bench_load(const LoadBenchOptions& o) {
     for (Start& start : starts) {
       std::error_code failed;
       if (start.empty_before) fs::remove_all(folder, failed);
-      DS_ASSIGN(LoadedModel loaded, load_model(o.model, o.backend, o.threads, o.dtype,
-                                               {start.cached ? folder : "off", start.verify, /*quiet=*/true}));
+      DS_ASSIGN(LoadedModel loaded,
+                load_model(o.model, o.backend, o.threads, o.dtype,
+                           {start.cached ? folder : "off", start.verify, /*quiet=*/true}));
       if (loaded.report.weight_cache != start.expected)
         return error(Code::kInternal, "{}: the weight cache was '{}', expected '{}': {}", start.name,
                      weight_cache_status_name(loaded.report.weight_cache),
@@ -63,15 +64,13 @@ Status bench_load(const LoadBenchOptions& o) {
   bar.finish();
   fmt::print(stderr, "{}, {}, {} packed; {}; page cache warm, median of {}\n", o.model, o.dtype,
              format_bytes(weight_bytes), description, o.repeats);
-  nlohmann::ordered_json out = {{"model", o.model},
-                                {"dtype", o.dtype},
-                                {"backend", description},
-                                {"packed_bytes", weight_bytes},
-                                {"repeats", o.repeats},
-                                {"starts", nlohmann::json::array()}};
+  nlohmann::ordered_json out = {{"model", o.model},       {"dtype", o.dtype},
+                                {"backend", description}, {"packed_bytes", weight_bytes},
+                                {"repeats", o.repeats},   {"starts", nlohmann::json::array()}};
   for (const Start& start : starts) {
     auto [low, high] = std::minmax_element(start.seconds.begin(), start.seconds.end());
-    fmt::print(stderr, "{:<32} {:>8.3f} s  ({:.3f} to {:.3f})\n", start.name, median(start.seconds), *low, *high);
+    fmt::print(stderr, "{:<32} {:>8.3f} s  ({:.3f} to {:.3f})\n", start.name, median(start.seconds), *low,
+               *high);
     out["starts"].push_back({{"start", start.name},
                              {"load_seconds", median(start.seconds)},
                              {"load_seconds_min", *low},
@@ -85,7 +84,8 @@ Status bench_load(const LoadBenchOptions& o) {
 
 Bench add_load(CLI::App& app) {
   auto o = std::make_shared<LoadBenchOptions>();
-  CLI::App* cmd = app.add_subcommand("load", "seconds until a model is ready, at a first start and at later ones");
+  CLI::App* cmd =
+      app.add_subcommand("load", "seconds until a model is ready, at a first start and at later ones");
   cmd->add_option("--model", o->model, "Hugging Face folder (see make-model)")->required();
   cmd->add_option("--weight-cache", o->cache,
                   "where packed weights go meanwhile; default: the folder that the tools use");

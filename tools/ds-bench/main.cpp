@@ -9,7 +9,10 @@ int main(int argc, char** argv) {
       "another.",
       "ds-bench"};
   app.require_subcommand(1);
-  const std::pair<const char*, Bench> benches[] = {{"load", add_load(app)}, {"make-model", add_make_model(app)}, {"prefill", add_prefill(app)}, {"ttft", add_ttft(app)}};
+  const std::pair<const char*, Bench> benches[] = {{"load", add_load(app)},
+                                                   {"make-model", add_make_model(app)},
+                                                   {"prefill", add_prefill(app)},
+                                                   {"ttft", add_ttft(app)}};
   app.footer(
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"

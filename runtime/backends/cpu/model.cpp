@@ -55,9 +55,10 @@ class Loader {
       name += m.name + " ";
     }
     matrices_.push_back({&to, &product, arrays_.size()});
-    arrays_.push_back({name + product.layout(), product.packed_bytes(), [this, &product, parts](std::byte* out) {
-                         return PackedWeights::pack(product, parts, joined_, out);
-                       }});
+    arrays_.push_back(
+        {name + product.layout(), product.packed_bytes(), [this, &product, parts](std::byte* out) {
+           return PackedWeights::pack(product, parts, joined_, out);
+         }});
     return ok_status();
   }
 
@@ -65,13 +66,13 @@ class Loader {
     DS_ASSIGN(TensorView view, take(name, {rows, columns}));
     rows_.push_back({&to, arrays_.size()});
     const int64_t row_bytes = columns * dtype_size(dtype);
-    arrays_.push_back({fmt::format("{} rows {}", name, dtype_name(dtype)), rows * row_bytes,
-                       [=](std::byte* out) {
+    arrays_.push_back(
+        {fmt::format("{} rows {}", name, dtype_name(dtype)), rows * row_bytes, [=](std::byte* out) {
 #pragma omp parallel for schedule(static)
-                         for (int64_t row = 0; row < rows; ++row)
-                           convert(view, row * columns, columns, dtype, out + row * row_bytes);
-                         return ok_status();
-                       }});
+           for (int64_t row = 0; row < rows; ++row)
+             convert(view, row * columns, columns, dtype, out + row * row_bytes);
+           return ok_status();
+         }});
     return ok_status();
   }
 

@@ -114,12 +114,14 @@ Result<MappedFile> open_checked(const Target& target, const LoadOptions& options
   if (header.key_bytes != target.key.size() || header.block_bytes != target.block_bytes ||
       size < target.header_bytes() ||
       std::memcmp(bytes + sizeof(header), target.key.data(), target.key.size()) != 0)
-    return error(Code::kMismatch, "'{}' was packed from another checkpoint or for another layout", target.path);
+    return error(Code::kMismatch, "'{}' was packed from another checkpoint or for another layout",
+                 target.path);
   std::vector<uint64_t> checksums(target.pieces.size());
-  std::memcpy(checksums.data(), bytes + sizeof(header) + target.key.size(), checksums.size() * sizeof(uint64_t));
-  if (header_text(target, checksums).compare(
-          0, std::string::npos, reinterpret_cast<const char*>(bytes),
-          static_cast<size_t>(target.header_bytes())) != 0)
+  std::memcpy(checksums.data(), bytes + sizeof(header) + target.key.size(),
+              checksums.size() * sizeof(uint64_t));
+  if (header_text(target, checksums)
+          .compare(0, std::string::npos, reinterpret_cast<const char*>(bytes),
+                   static_cast<size_t>(target.header_bytes())) != 0)
     return error(Code::kCorrupt, "'{}': the header is damaged", target.path);
   if (size != target.block_offset() + target.block_bytes)
     return error(Code::kCorrupt, "'{}' has {} bytes, expected {}: it is cut short", target.path, size,
@@ -141,6 +143,7 @@ Result<MappedFile> open_checked(const Target& target, const LoadOptions& options
     int64_t sum = done += piece.bytes;
     if (omp_get_thread_num() == 0 && options.progress) options.progress(sum, target.block_bytes);
   }
+  if (options.progress) options.progress(target.block_bytes, target.block_bytes);
   if (damaged >= 0) {
     const Piece& piece = target.pieces[static_cast<size_t>(damaged.load())];
     return error(Code::kCorrupt, "'{}': the {} bytes from {} on do not match their checksum", target.path,
@@ -168,14 +171,15 @@ Status write_file(const Target& target, const std::vector<WeightArray>& arrays, 
   std::error_code failed;
   std::filesystem::create_directories(options.weight_cache, failed);
   if (failed)
-    return error(Code::kIo, "cannot create the cache folder '{}': {}", options.weight_cache, failed.message());
+    return error(Code::kIo, "cannot create the cache folder '{}': {}", options.weight_cache,
+                 failed.message());
   remove_leftovers(target.path);
   const std::filesystem::space_info space = std::filesystem::space(options.weight_cache, failed);
   const int64_t size = target.block_offset() + target.block_bytes;
   if (!failed && static_cast<double>(space.available) - static_cast<double>(size) <
                      static_cast<double>(space.capacity) / 20)
-    return error(Code::kExhausted, "'{}' ({}) would leave less than a twentieth of its disk free", target.path,
-                 format_bytes(size));
+    return error(Code::kExhausted, "'{}' ({}) would leave less than a twentieth of its disk free",
+                 target.path, format_bytes(size));
   auto write = [&](int fd) -> Status {
     // A full disk is found here, before any work.
     if (posix_fallocate(fd, 0, size) == ENOSPC) {
