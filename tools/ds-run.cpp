@@ -249,6 +249,7 @@ int main(int argc, char** argv) {
   app.footer(
       "Examples:\n"
       "  ds-run --receiver agent/ --context report.txt --prompt 'Who signed it?'\n"
+      "  ds-run --receiver agent/ --weight-cache /var/cache/ds-weights --verify-weights --prompt 'Hello'\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --link-rate 20MB/s \\\n"
       "         --context report.txt --prompt 'Who signed it?' --record run.jsonl --json");
   return run_tool(app, argc, argv, [&] { return run(o); });

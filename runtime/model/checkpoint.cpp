@@ -414,6 +414,7 @@ Checkpoint::Reading Checkpoint::read_weights(const std::function<void(int64_t, i
     }
     reading.hashes[i] = XXH3_128bits_digest(state.get());
   });
+  if (progress) progress(total, total);
   return reading;
 }
 
