@@ -33,12 +33,29 @@ Status io_error(std::string_view what, std::string_view path) {
   return error(code, "cannot {} '{}': {}", what, path, std::strerror(number));
 }
 
+namespace {
+
+FileStamp stamp_of(const struct stat& info) {
+  auto ns = [](const timespec& t) { return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec; };
+  return {static_cast<int64_t>(info.st_dev), static_cast<int64_t>(info.st_ino), info.st_size,
+          ns(info.st_mtim), ns(info.st_ctim)};
+}
+
+}  // namespace
+
+Result<FileStamp> file_stamp(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return io_error("stat", path);
+  return stamp_of(info);
+}
+
 MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   std::swap(path_, other.path_);
+  std::swap(stamp_, other.stamp_);
   return *this;
 }
 
@@ -61,6 +78,7 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   }
   MappedFile file;
   file.path_ = path;
+  file.stamp_ = stamp_of(info);
   file.size_ = static_cast<size_t>(info.st_size);
   if (file.size_ > 0) {
     void* data = mmap(nullptr, file.size_, PROT_READ, MAP_SHARED, fd, 0);
@@ -97,7 +115,8 @@ Status write_fully(int fd, std::span<const std::byte> bytes, std::string_view pa
   return ok_status();
 }
 
-Status write_file_atomically(const std::string& path, const std::function<Status(int fd)>& write) {
+Status write_file_atomically(const std::string& path, const std::function<Status(int fd)>& write,
+                             bool flush) {
   if (path == "-") return write(STDOUT_FILENO);
   namespace fs = std::filesystem;
   std::error_code ignored;
@@ -117,7 +136,7 @@ Status write_file_atomically(const std::string& path, const std::function<Status
   if (fd < 0) return io_error("create a file beside", path);
   Status status = write(fd);
   if (status.ok() && fchmod(fd, 0644) != 0) status = io_error("set the mode of", temporary);
-  if (status.ok() && fsync(fd) != 0) status = io_error("flush", temporary);
+  if (status.ok() && flush && fsync(fd) != 0) status = io_error("flush", temporary);
   if (close(fd) != 0 && status.ok()) status = io_error("close", temporary);
   if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0)
     status = io_error("rename into place", path);

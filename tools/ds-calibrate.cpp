@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
   int64_t suffix = 16;
   double rtt_ms = 0;
   int threads = 0;
+  WeightCacheOptions cache;
   app.add_option("--model", model_dir, "the receiver: a Hugging Face folder")->required();
   app.add_option("--context-lengths", lengths, "context lengths to measure, ascending")
       ->capture_default_str();
@@ -26,11 +27,12 @@ int main(int argc, char** argv) {
   app.add_option("--dtype", dtype, "bf16 or f32")->capture_default_str();
   app.add_option("--backend", backend, "cpu or auto")->capture_default_str();
   app.add_option("--threads", threads, "compute threads; 0: all cores")->capture_default_str();
+  add_weight_cache_options(app, cache);
   app.add_option("-o,--output", out, "machine.json to write; '-': stdout")->required();
   app.footer("Example:\n  ds-calibrate --model R/ --context-lengths 256,1024,4096 -o machine.json");
   return run_tool(app, argc, argv, [&]() -> Status {
     DS_ASSIGN(std::vector<int64_t> contexts, parse_int_list(lengths, 1, int64_t{1} << 24));
-    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, backend, threads, dtype));
+    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, backend, threads, dtype, cache));
     ProgressBar bar("measuring");
     DS_ASSIGN(Calibration c, calibrate(*loaded.backend, *loaded.model, contexts, suffix,
                                        [&](int64_t done, int64_t total) { bar.update(done, total); }));

@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
   std::string model_dir, context, context_ids, store_url, dtype = "bf16", salt, backend = "auto";
   std::vector<std::string> plans;
   int threads = 0;
+  WeightCacheOptions cache;
   bool json = false;
   app.add_option("--model", model_dir, "the sender: a Hugging Face folder")->required();
   app.add_option("--context", context, "text file with the shared context");
@@ -28,6 +29,7 @@ int main(int argc, char** argv) {
   app.add_option("--salt", salt, "tenant salt: entries of one salt are never found with another");
   app.add_option("--backend", backend, "cpu or auto")->capture_default_str();
   app.add_option("--threads", threads, "compute threads; 0: all cores")->capture_default_str();
+  add_weight_cache_options(app, cache);
   app.add_flag("--json", json, "print one JSON object to stdout");
   app.footer(
       "Examples:\n"
@@ -45,7 +47,7 @@ int main(int argc, char** argv) {
       DS_ASSIGN(Plan plan, read_plan(path));
       read.push_back(std::move(plan));
     }
-    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, backend, threads, dtype));
+    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, backend, threads, dtype, cache));
     for (size_t i = 0; i < read.size(); ++i) {
       if (read[i].sender.fingerprint != loaded.identity.fingerprint) {
         return error(

@@ -21,6 +21,7 @@ struct Options {
   double link_rtt_ms = 0;
   int threads = 0;
   Sampling sampling;
+  WeightCacheOptions cache;
   bool json = false;
 };
 
@@ -102,7 +103,7 @@ Status run(const Options& o) {
     DS_ASSIGN(store, open_store(o.store));
     if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
   }
-  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype));
+  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
   DS_ASSIGN(std::vector<int32_t> context, context_tokens(loaded, o.context, o.context_ids));
   std::vector<int32_t> prompt;
   if (!o.prompt_ids.empty()) {
@@ -178,6 +179,7 @@ Status run(const Options& o) {
         predicted > 0 ? nlohmann::ordered_json(ms(predicted)) : nlohmann::ordered_json(nullptr);
     out["decode_ms"] = ms(answer.decode_ns);
     out["load_s"] = loaded.load_seconds;
+    out["weight_cache"] = weight_cache_status_name(loaded.report.weight_cache);
     out["context_tokens"] = n;
     out["prompt_token_ids"] = prompt;
     out["output_token_ids"] = answer.tokens;
@@ -242,10 +244,12 @@ int main(int argc, char** argv) {
                  "write the first token's logits: one f32 tensor 'logits' [vocab], safetensors");
   app.add_option("--backend", o.backend, "cpu or auto")->capture_default_str();
   app.add_option("--threads", o.threads, "compute threads; 0: all cores")->capture_default_str();
+  add_weight_cache_options(app, o.cache);
   app.add_flag("--json", o.json, "print one JSON object to stdout instead of the text");
   app.footer(
       "Examples:\n"
       "  ds-run --receiver agent/ --context report.txt --prompt 'Who signed it?'\n"
+      "  ds-run --receiver agent/ --weight-cache /var/cache/ds-weights --verify-weights --prompt 'Hello'\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --link-rate 20MB/s \\\n"
       "         --context report.txt --prompt 'Who signed it?' --record run.jsonl --json");
   return run_tool(app, argc, argv, [&] { return run(o); });

@@ -1,6 +1,7 @@
 // What ds-run, ds-publish and ds-bench share: opening a model folder, reading tokens from text or id files.
 #pragma once
 
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string>
@@ -9,6 +10,7 @@
 #include "runtime/backends/backend.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/tokenizer.h"
+#include "runtime/model/verified.h"
 #include "support/json.h"
 #include "tools/tool.h"
 
@@ -21,8 +23,51 @@ struct LoadedModel {
   ModelIdentity identity;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<DeviceModel> model;
+  LoadReport report;                // of packed weights
+  bool weights_remembered = false;  // their identity was not read from them
   double load_seconds = 0;
 };
+
+/// --weight-cache and --verify-weights.
+struct WeightCacheOptions {
+  std::string where = "auto";  // auto, off or a folder
+  bool verify = false;
+  bool quiet = false;  // no progress and no notes: a benchmark's own are enough
+};
+
+inline void add_weight_cache_options(CLI::App& app, WeightCacheOptions& o) {
+  app.add_option(
+         "--weight-cache", o.where,
+         "folder that keeps packed weights, for faster starts; a file as large as the weights per model.\n"
+         "'off': none; 'auto': $DROIDSPEAK_CACHE, else $XDG_CACHE_HOME/droidspeak, else "
+         "~/.cache/droidspeak,\n"
+         "for models of 256 MiB and more. It leaves a twentieth of the disk free, and may be deleted any "
+         "time")
+      ->capture_default_str();
+  app.add_flag("--verify-weights", o.verify,
+               "read and hash all weights, also where files of the same inode, size and times of change were "
+               "seen before");
+}
+
+/// $DROIDSPEAK_CACHE, else $XDG_CACHE_HOME/droidspeak, else ~/.cache/droidspeak; empty: none of them is set.
+inline std::string default_cache_folder() {
+  auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value != nullptr ? value : "");
+  };
+  if (std::string own = variable("DROIDSPEAK_CACHE"); !own.empty()) return own;
+  if (std::string xdg = variable("XDG_CACHE_HOME"); !xdg.empty()) return xdg + "/droidspeak";
+  std::string home = variable("HOME");
+  return home.empty() ? "" : home + "/.cache/droidspeak";
+}
+
+/// The folder to use for this checkpoint, empty: none.
+inline std::string weight_cache_folder(const std::string& where, const Checkpoint& checkpoint) {
+  constexpr int64_t kLeastBytes = int64_t{256} << 20;
+  if (where == "off" || where.empty()) return "";
+  if (where != "auto") return where;
+  return checkpoint.weight_bytes() >= kLeastBytes ? default_cache_folder() : "";
+}
 
 /// "cpu" (the embedded default).
 inline Result<std::unique_ptr<Backend>> make_backend(const std::string& name, int threads) {
@@ -31,25 +76,42 @@ inline Result<std::unique_ptr<Backend>> make_backend(const std::string& name, in
 }
 
 inline Result<LoadedModel> load_model(const std::string& folder, const std::string& backend, int threads,
-                                      const std::string& dtype) {
+                                      const std::string& dtype, const WeightCacheOptions& cache) {
   auto start = std::chrono::steady_clock::now();
   DS_ASSIGN(DType type, parse_dtype(dtype));
   if (type == DType::kF16) return error(Code::kInvalidArgument, "--dtype f16: models run in bf16 or f32");
   LoadedModel loaded;
   DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder));
   loaded.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
-  DS_TRY(loaded.checkpoint->check_finite());
-  DS_ASSIGN(loaded.identity, loaded.checkpoint->identity());
+  LoadOptions options;
+  using Progress = std::function<void(int64_t, int64_t)>;
+  options.weight_cache = weight_cache_folder(cache.where, *loaded.checkpoint);
+  {
+    ProgressBar bar("checking " + loaded.checkpoint->name());
+    auto progress = [&](int64_t done, int64_t total) { bar.update(done, total); };
+    DS_ASSIGN(Verified verified,
+              verify_checkpoint(*loaded.checkpoint, {options.weight_cache, cache.verify,
+                                                     cache.quiet ? Progress() : Progress(progress)}));
+    loaded.identity = std::move(verified.identity);
+    loaded.weights_remembered = verified.remembered;
+  }
   if (access((folder + "/tokenizer.json").c_str(), F_OK) == 0) {
     DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(folder));
     loaded.tokenizer = std::move(tokenizer);
   }
   DS_ASSIGN(loaded.backend, make_backend(backend, threads));
   ProgressBar bar("loading " + loaded.identity.name);
-  LoadOptions options;
   options.dtype = type;
-  options.progress = [&](int64_t done, int64_t total) { bar.update(done, total); };
+  options.fingerprint = loaded.identity.fingerprint;
+  options.report = &loaded.report;
+  if (!cache.quiet) options.progress = [&](int64_t done, int64_t total) { bar.update(done, total); };
   DS_ASSIGN(loaded.model, loaded.backend->load(*loaded.checkpoint, options));
+  bar.finish();
+  const LoadReport& report = loaded.report;
+  if (!report.reason.empty() && !cache.quiet) fmt::print(stderr, "packed weights: {}\n", report.reason);
+  if (report.weight_cache == WeightCacheStatus::kWritten && !cache.quiet)
+    fmt::print(stderr, "packed weights of '{}' ({}) kept in '{}' for later starts\n", loaded.identity.name,
+               format_bytes(loaded.model->weight_bytes()), report.path);
   loaded.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return loaded;
 }

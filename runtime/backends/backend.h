@@ -96,9 +96,27 @@ class DeviceModel {
                       float* logits) = 0;
 };
 
+/// What became of the file of packed weights at a load.
+enum class WeightCacheStatus : uint8_t {
+  kOff,      // none was asked for, or the backend has none
+  kHit,      // the weights are mapped from it
+  kWritten,  // there was none that fits; the weights were packed, written and mapped
+  kFailed,   // it could not be written; the weights were packed into memory
+};
+std::string_view weight_cache_status_name(WeightCacheStatus status);  // "off", "hit", "written", "failed"
+
+struct LoadReport {
+  WeightCacheStatus weight_cache = WeightCacheStatus::kOff;
+  std::string path;    // of the file
+  std::string reason;  // why a file that was there is not used, or why none could be written
+};
+
 struct LoadOptions {
-  DType dtype = DType::kBF16;                                 // compute and cache type: kBF16 or kF32
-  std::function<void(int64_t done, int64_t total)> progress;  // weight bytes; may be empty
+  DType dtype = DType::kBF16;                                      // compute and cache type: kBF16 or kF32
+  std::function<void(int64_t done, int64_t total)> progress = {};  // weight bytes; may be empty
+  std::string weight_cache = {};  // folder of packed weights; empty: pack into memory at every start
+  std::string fingerprint = {};   // of the checkpoint (ModelIdentity); weight_cache needs it
+  LoadReport* report = nullptr;   // filled where given
 };
 
 class Backend {

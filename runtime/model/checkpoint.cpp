@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <set>
 #include <thread>
@@ -70,25 +71,20 @@ template <typename T>
 int64_t first_special(std::span<const std::byte> bytes, T exponent) {
   const T* p = reinterpret_cast<const T*>(bytes.data());
   const size_t n = bytes.size() / sizeof(T);
-  constexpr size_t kBlock = 16384;
-  for (size_t begin = 0; begin < n; begin += kBlock) {
-    const size_t end = std::min(n, begin + kBlock);
-    if (!any_special(p + begin, end - begin, exponent)) continue;
-    for (size_t i = begin; i < end; ++i) {
-      if ((p[i] & exponent) == exponent) return static_cast<int64_t>(i);
-    }
-  }
-  return -1;
+  if (!any_special(p, n, exponent)) return -1;
+  size_t i = 0;
+  while ((p[i] & exponent) != exponent) ++i;
+  return static_cast<int64_t>(i);
 }
 
-int64_t first_special(const TensorView& t) {
-  switch (t.dtype) {
+int64_t first_special(DType dtype, std::span<const std::byte> bytes) {
+  switch (dtype) {
     case DType::kF32:
-      return first_special<uint32_t>(t.data, 0x7f800000u);
+      return first_special<uint32_t>(bytes, 0x7f800000u);
     case DType::kBF16:
-      return first_special<uint16_t>(t.data, 0x7f80u);
+      return first_special<uint16_t>(bytes, 0x7f80u);
     case DType::kF16:
-      return first_special<uint16_t>(t.data, 0x7c00u);
+      return first_special<uint16_t>(bytes, 0x7c00u);
   }
   return -1;
 }
@@ -371,24 +367,82 @@ Result<TensorView> Checkpoint::tensor(const std::string& name) const {
   return it->second;
 }
 
-Result<ModelIdentity> Checkpoint::identity() const {
-  std::vector<const std::pair<const std::string, TensorView>*> order;  // by name: the map's order
-  for (const auto& named : tensors_) order.push_back(&named);
-  std::vector<XXH128_hash_t> hashes(order.size());
-  parallel_for(order.size(), [&](size_t i) {
-    const auto& data = order[i]->second.data;
-    hashes[i] = XXH3_128bits(data.data(), data.size());
+int64_t Checkpoint::weight_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& [name, tensor] : tensors_) bytes += static_cast<int64_t>(tensor.data.size());
+  return bytes;
+}
+
+/// What one reading of all weights finds, by tensor in the order of names.
+struct Checkpoint::Reading {
+  std::vector<const std::pair<const std::string, TensorView>*> tensors;
+  std::vector<XXH128_hash_t> hashes;
+  std::vector<int64_t> special;  // index of the first NaN or infinity, -1: none
+};
+
+Checkpoint::Reading Checkpoint::read_weights(const std::function<void(int64_t, int64_t)>& progress) const {
+  Reading reading;
+  for (const auto& named : tensors_) reading.tensors.push_back(&named);
+  const size_t count = reading.tensors.size();
+  reading.hashes.resize(count);
+  reading.special.assign(count, -1);
+  // The largest first: a tensor's hash is one chain, and the last to start should be a short one.
+  std::vector<size_t> order(count);
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return reading.tensors[a]->second.data.size() > reading.tensors[b]->second.data.size();
   });
+  const int64_t total = weight_bytes();
+  std::atomic<int64_t> done{0};
+  const std::thread::id caller = std::this_thread::get_id();
+  parallel_for(count, [&](size_t k) {
+    const size_t i = order[k];
+    const TensorView& tensor = reading.tensors[i]->second;
+    std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), &XXH3_freeState);
+    XXH3_128bits_reset(state.get());
+    // Small enough to stay in the second-level cache between the two readers of it.
+    constexpr size_t kBlock = 256 << 10;
+    for (size_t at = 0; at < tensor.data.size(); at += kBlock) {
+      auto block = tensor.data.subspan(at, std::min(kBlock, tensor.data.size() - at));
+      XXH3_128bits_update(state.get(), block.data(), block.size());
+      if (reading.special[i] < 0) {
+        int64_t found = first_special(tensor.dtype, block);
+        if (found >= 0) reading.special[i] = static_cast<int64_t>(at) / dtype_size(tensor.dtype) + found;
+      }
+      int64_t sum = done += static_cast<int64_t>(block.size());
+      if (progress && std::this_thread::get_id() == caller) progress(sum, total);
+    }
+    reading.hashes[i] = XXH3_128bits_digest(state.get());
+  });
+  if (progress) progress(total, total);
+  return reading;
+}
+
+std::string Checkpoint::weights_hash(const Reading& reading) const {
   std::string text;
-  for (size_t i = 0; i < order.size(); ++i) {
-    const TensorView& t = order[i]->second;
-    text += fmt::format("{} {} {} {:016x}{:016x}\n", order[i]->first, dtype_name(t.dtype),
-                        shape_text(t.shape), hashes[i].high64, hashes[i].low64);
+  for (size_t i = 0; i < reading.tensors.size(); ++i) {
+    const auto& [name, t] = *reading.tensors[i];
+    text += fmt::format("{} {} {} {:016x}{:016x}\n", name, dtype_name(t.dtype), shape_text(t.shape),
+                        reading.hashes[i].high64, reading.hashes[i].low64);
   }
+  return sha256_hex(text);
+}
+
+Status Checkpoint::finite(const Reading& reading) const {
+  for (size_t i = 0; i < reading.tensors.size(); ++i) {
+    if (reading.special[i] < 0) continue;
+    const auto& [name, tensor] = *reading.tensors[i];
+    return error(Code::kCorrupt, "checkpoint '{}': tensor '{}' has {} at element {}, expected finite weights",
+                 name_, name, element(tensor, reading.special[i]), reading.special[i]);
+  }
+  return ok_status();
+}
+
+Result<ModelIdentity> Checkpoint::identity_with(std::string weights) const {
   ModelIdentity identity;
   identity.name = name_;
   identity.config = sha256_hex(config_.canonical());
-  identity.weights = sha256_hex(text);
+  identity.weights = std::move(weights);
   const std::string tokenizer = folder_ + "/tokenizer.json";
   if (!folder_.empty() && file_exists(tokenizer)) {
     DS_ASSIGN(MappedFile file, MappedFile::open(tokenizer));
@@ -399,17 +453,14 @@ Result<ModelIdentity> Checkpoint::identity() const {
   return identity;
 }
 
-Status Checkpoint::check_finite() const {
-  std::vector<const std::pair<const std::string, TensorView>*> order;
-  for (const auto& named : tensors_) order.push_back(&named);
-  std::vector<int64_t> found(order.size(), -1);
-  parallel_for(order.size(), [&](size_t i) { found[i] = first_special(order[i]->second); });
-  for (size_t i = 0; i < order.size(); ++i) {
-    if (found[i] < 0) continue;
-    return error(Code::kCorrupt, "checkpoint '{}': tensor '{}' has {} at element {}, expected finite weights",
-                 name_, order[i]->first, element(order[i]->second, found[i]), found[i]);
-  }
-  return ok_status();
+Result<ModelIdentity> Checkpoint::identity() const { return identity_with(weights_hash(read_weights({}))); }
+
+Status Checkpoint::check_finite() const { return finite(read_weights({})); }
+
+Result<ModelIdentity> Checkpoint::verify(const std::function<void(int64_t, int64_t)>& progress) const {
+  const Reading reading = read_weights(progress);
+  DS_TRY(finite(reading));
+  return identity_with(weights_hash(reading));
 }
 
 }  // namespace ds

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -56,10 +57,26 @@ class Checkpoint {
   /// Reads all weights once.
   Result<ModelIdentity> identity() const;
 
-  /// kCorrupt with tensor and index for the first NaN or infinity in any weight.
+  /// kCorrupt with tensor and index for the first NaN or infinity in any weight. Reads all weights once.
   Status check_finite() const;
 
+  /// check_finite() and identity() in one reading, on all cores. `progress` (may be empty): bytes read so far
+  /// and bytes in all.
+  Result<ModelIdentity> verify(const std::function<void(int64_t, int64_t)>& progress) const;
+
+  /// The identity with `weights`, the hash that an earlier reading of the same files gave.
+  Result<ModelIdentity> identity_with(std::string weights) const;
+
+  /// The files that hold the weights; none for random ones.
+  std::span<const MappedFile> files() const { return files_; }
+  const std::string& folder() const { return folder_; }
+  int64_t weight_bytes() const;  // of all tensors, as the files hold them
+
  private:
+  struct Reading;
+  Reading read_weights(const std::function<void(int64_t, int64_t)>& progress) const;
+  std::string weights_hash(const Reading& reading) const;
+  Status finite(const Reading& reading) const;
   ModelConfig config_;
   std::string name_, folder_;
   std::vector<MappedFile> files_;

@@ -11,6 +11,8 @@ namespace ds {
 
 /// Adds a subcommand to `app`; the result runs it, once parsed.
 using Bench = std::function<Status()>;
+Bench add_load(CLI::App& app);
+Bench add_make_model(CLI::App& app);
 Bench add_prefill(CLI::App& app);
 Bench add_ttft(CLI::App& app);
 

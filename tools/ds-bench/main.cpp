@@ -5,17 +5,22 @@ using namespace ds;
 
 int main(int argc, char** argv) {
   CLI::App app{
-      "Measure this machine: full prefill against its FLOP bound, and ways to a first token beside one "
-      "another.",
+      "Measure this machine: full prefill against its FLOP bound, ways to a first token beside one another, "
+      "and starts.",
       "ds-bench"};
   app.require_subcommand(1);
-  const std::pair<const char*, Bench> benches[] = {{"prefill", add_prefill(app)}, {"ttft", add_ttft(app)}};
+  const std::pair<const char*, Bench> benches[] = {{"load", add_load(app)},
+                                                   {"make-model", add_make_model(app)},
+                                                   {"prefill", add_prefill(app)},
+                                                   {"ttft", add_ttft(app)}};
   app.footer(
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"
       "  ds-bench ttft --receiver R/ --store file:cache --context c.txt --prompt 'Where?' --link-rate 20MB/s "
       "\\\n"
-      "      --plan 'full reuse=reuse.dsplan' --plan plan=pair.dsplan");
+      "      --plan 'full reuse=reuse.dsplan' --plan plan=pair.dsplan\n"
+      "  ds-bench make-model --shape llama-1b -o /tmp/llama-1b\n"
+      "  ds-bench load --model /tmp/llama-1b --repeats 5 --json load.json");
   return run_tool(app, argc, argv, [&]() -> Status {
     for (const auto& [name, bench] : benches)
       if (app.got_subcommand(name)) return bench();

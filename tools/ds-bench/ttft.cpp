@@ -20,6 +20,7 @@ struct TtftOptions {
   double link_rtt_ms = 0;
   int64_t max_new_tokens = 16;
   int threads = 0, repeats = 7;
+  WeightCacheOptions cache;
 };
 
 /// One way to answer: the full prefill or a plan.
@@ -54,7 +55,7 @@ Status bench_ttft(const TtftOptions& o) {
   }
   DS_ASSIGN(auto store, open_store(o.store));
   if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
-  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype));
+  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
   // A plan's own full prefill comes with a prediction; without a plan there is none.
   ways[0].plan = ways.size() > 1
                      ? ways[1].plan
@@ -161,6 +162,7 @@ Bench add_ttft(CLI::App& app) {
   cmd->add_option("--repeats", o->repeats, "the median counts")->capture_default_str();
   cmd->add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
   cmd->add_option("--threads", o->threads, "0: all cores")->capture_default_str();
+  add_weight_cache_options(*cmd, o->cache);
   cmd->add_option("--json", o->json, "write figures to FILE; '-': stdout");
   return [o] { return bench_ttft(*o); };
 }

@@ -72,6 +72,7 @@ void pack_panels(const T* w, int64_t in, int64_t out, T* packed) {
   for (int64_t panel = 0; panel < (out + kPanel - 1) / kPanel; ++panel) {
     T* target = packed + panel * in * kPanel;
     int64_t columns = std::min(kPanel, out - panel * kPanel);
+    if (columns < kPanel) std::fill_n(target, in * kPanel, T{});
     for (int64_t k = 0; k < in; ++k)
       for (int64_t c = 0; c < columns; ++c) target[k * kPanel + c] = w[(panel * kPanel + c) * in + k];
   }
@@ -144,15 +145,38 @@ int64_t Product::scratch_bytes() const {
   return most;
 }
 
-Result<PackedWeights> PackedWeights::pack(const Product& product, std::span<const Part> parts) {
-  PackedWeights packed;
-  DS_ASSIGN(packed.buffer_, HostBuffer::make(product.packed_bytes(), "packed weights"));
+std::string Product::layout() const {
+  std::string text = fmt::format("{} x {} {}", in_, out_, dtype_name(weights_dtype_));
+  if (math_ == Math::kPortable) return text + fmt::format(" panels of {}", kPanel);
+  const dnnl_blocking_desc_t& b = packed_.data.format_desc.blocking;
+  text += fmt::format(" {} bytes, strides {} {}, blocks", packed_.get_size(), b.strides[0], b.strides[1]);
+  for (int i = 0; i < b.inner_nblks; ++i)
+    text += fmt::format(" {}{}", b.inner_blks[i], b.inner_idxs[i] == 0 ? "a" : "b");
+  return text;
+}
+
+Result<PackedWeights> PackedWeights::view(const Product& product, const std::byte* data) {
+  PackedWeights weights;
+  weights.data_ = data;
+  if (product.math_ == Math::kPortable) return weights;
+  try {
+    weights.memory_ = memory(product.packed_, engine(), const_cast<std::byte*>(data));
+  } catch (const dnnl::error& e) {
+    return dnnl_failure(e, "packing", 0, product.in_, product.out_);
+  }
+  return weights;
+}
+
+Status PackedWeights::pack(const Product& product, std::span<const Part> parts, HostBuffer& joined,
+                           std::byte* to) {
   DType dtype = product.weights_dtype_;
   const std::byte* source = parts[0].data;
-  HostBuffer joined;  // of one product at a time
   if (parts.size() > 1 || parts[0].dtype != dtype) {
-    DS_ASSIGN(joined,
-              HostBuffer::make(product.in_ * product.out_ * dtype_size(dtype), "weights being packed"));
+    int64_t bytes = product.in_ * product.out_ * dtype_size(dtype);
+    if (joined.size() < bytes) {
+      joined = HostBuffer();
+      DS_ASSIGN(joined, HostBuffer::make(bytes, "weights being packed"));
+    }
     std::byte* at = joined.data();
     for (const Part& part : parts) {
       convert_rows(part, product.in_, dtype, at);
@@ -163,23 +187,23 @@ Result<PackedWeights> PackedWeights::pack(const Product& product, std::span<cons
   if (product.math_ == Math::kPortable) {
     if (dtype == DType::kF32)
       pack_panels(reinterpret_cast<const float*>(source), product.in_, product.out_,
-                  packed.buffer_.as<float>());
+                  reinterpret_cast<float*>(to));
     else
       pack_panels(reinterpret_cast<const uint16_t*>(source), product.in_, product.out_,
-                  packed.buffer_.as<uint16_t>());
-    return packed;
+                  reinterpret_cast<uint16_t*>(to));
+    return ok_status();
   }
   try {
     dnnl::stream stream(engine());
     memory from({{product.in_, product.out_}, dnnl_type(dtype), Tag::ba}, engine(),
                 const_cast<std::byte*>(source));
-    packed.memory_ = memory(product.packed_, engine(), packed.buffer_.data());
-    dnnl::reorder(from, packed.memory_).execute(stream, from, packed.memory_);
+    memory packed(product.packed_, engine(), to);
+    dnnl::reorder(from, packed).execute(stream, from, packed);
     stream.wait();
   } catch (const dnnl::error& e) {
     return dnnl_failure(e, "packing", 0, product.in_, product.out_);
   }
-  return packed;
+  return ok_status();
 }
 
 ProductRunner::ProductRunner(std::shared_ptr<const Product> product)
@@ -201,7 +225,7 @@ Status ProductRunner::run(const PackedWeights& weights, int64_t rows, const std:
         p.kernels_.panel_product(
             {.x = reinterpret_cast<const float*>(x) + k,
              .x_stride = p.in_,
-             .w = weights.buffer_.data() + (panel * p.in_ + k) * kPanel * dtype_size(p.weights_dtype_),
+             .w = weights.data_ + (panel * p.in_ + k) * kPanel * dtype_size(p.weights_dtype_),
              .y = reinterpret_cast<float*>(y) + panel * kPanel,
              .y_stride = p.out_,
              .rows = rows,
@@ -254,7 +278,10 @@ Result<double> measure_flops(Isa isa, DType dtype, int threads) {
   fill(w, kIn * kOut, dtype);
   fill(x, kRows * kIn, active);
   PackedWeights::Part part{w.data(), dtype, kOut};
-  DS_ASSIGN(PackedWeights packed, PackedWeights::pack(*product, {&part, 1}));
+  DS_ASSIGN(HostBuffer block, HostBuffer::make(product->packed_bytes(), "matrix product"));
+  HostBuffer joined;
+  DS_TRY(PackedWeights::pack(*product, {&part, 1}, joined, block.data()));
+  DS_ASSIGN(PackedWeights packed, PackedWeights::view(*product, block.data()));
   ProductRunner runner(product);
   using Clock = std::chrono::steady_clock;
   double best = 0;

@@ -22,6 +22,9 @@ enum class Math : uint8_t { kDnnlBf16, kDnnlF32, kPortable };
 
 /// How a model of `hidden` dtype is computed on a machine of this instruction set.
 Math choose_math(Isa isa, DType hidden);
+inline const char* math_name(Math math) {
+  return math == Math::kDnnlBf16 ? "dnnl_bf16" : math == Math::kDnnlF32 ? "dnnl_f32" : "portable";
+}
 /// What the products read: bf16 only with kDnnlBf16.
 inline DType active_dtype(Math math) { return math == Math::kDnnlBf16 ? DType::kBF16 : DType::kF32; }
 
@@ -41,6 +44,8 @@ class Product {
   int64_t out() const { return out_; }
   int64_t packed_bytes() const;
   int64_t scratch_bytes() const;
+  /// Names the packed layout: packed weights may be exchanged between products whose layouts are equal.
+  std::string layout() const;
 
  private:
   friend class PackedWeights;
@@ -58,21 +63,26 @@ class Product {
   std::vector<Sized> sizes_;  // ascending
 };
 
+/// A matrix as a product reads it; the memory belongs to somebody else.
 class PackedWeights {
  public:
-  /// Packs matrices [out_i][in] one after the other along `out`; the sum of the out_i is product.out().
+  PackedWeights() = default;
+  /// `data`: product.packed_bytes() that pack() wrote, in this process or in another with the same
+  /// product.layout().
+  static Result<PackedWeights> view(const Product& product, const std::byte* data);
+
+  /// Packs matrices [out_i][in] one after the other along `out`, whose sum is product.out(), into `to`.
+  /// `joined` is scratch; it grows as needed.
   struct Part {
     const std::byte* data = nullptr;
     DType dtype = DType::kF32;
     int64_t out = 0;
   };
-  static Result<PackedWeights> pack(const Product& product, std::span<const Part> parts);
-
-  int64_t bytes() const { return buffer_.size(); }
+  static Status pack(const Product& product, std::span<const Part> parts, HostBuffer& joined, std::byte* to);
 
  private:
   friend class ProductRunner;
-  HostBuffer buffer_;
+  const std::byte* data_ = nullptr;
   dnnl::memory memory_;
 };
 

@@ -36,11 +36,87 @@ void convert(const TensorView& from, int64_t first, int64_t count, DType to, std
   }
 }
 
-/// Takes tensors out of a checkpoint, checks their shapes, and reports progress in bytes of the checkpoint.
+/// Lists the arrays that a model needs of a checkpoint, checks their shapes, and says where each goes once
+/// they are loaded.
 class Loader {
  public:
-  Loader(const Checkpoint& checkpoint, const LoadOptions& options, int64_t total)
-      : checkpoint_(checkpoint), options_(options), total_(total) {}
+  explicit Loader(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+
+  struct Matrix {
+    std::string name;
+    int64_t out;
+  };
+  Status matrix(PackedWeights& to, const Product& product, std::initializer_list<Matrix> matrices) {
+    std::vector<PackedWeights::Part> parts;
+    std::string name;
+    for (const Matrix& m : matrices) {
+      DS_ASSIGN(TensorView view, take(m.name, {m.out, product.in()}));
+      parts.push_back({view.data.data(), view.dtype, m.out});
+      name += m.name + " ";
+    }
+    matrices_.push_back({&to, &product, arrays_.size()});
+    arrays_.push_back(
+        {name + product.layout(), product.packed_bytes(), [this, &product, parts](std::byte* out) {
+           return PackedWeights::pack(product, parts, joined_, out);
+         }});
+    return ok_status();
+  }
+
+  Status rows(const std::byte*& to, const std::string& name, int64_t rows, int64_t columns, DType dtype) {
+    DS_ASSIGN(TensorView view, take(name, {rows, columns}));
+    rows_.push_back({&to, arrays_.size()});
+    const int64_t row_bytes = columns * dtype_size(dtype);
+    arrays_.push_back(
+        {fmt::format("{} rows {}", name, dtype_name(dtype)), rows * row_bytes, [=](std::byte* out) {
+#pragma omp parallel for schedule(static)
+           for (int64_t row = 0; row < rows; ++row)
+             convert(view, row * columns, columns, dtype, out + row * row_bytes);
+           return ok_status();
+         }});
+    return ok_status();
+  }
+
+  /// Appends to `to`, in f32.
+  Status vector(std::vector<float>& to, const std::string& name, int64_t n) {
+    DS_ASSIGN(TensorView view, take(name, {n}));
+    vectors_.push_back({&to, view});
+    return ok_status();
+  }
+
+  /// Called once, after all have been listed.
+  Result<Weights> load(std::string_view kind, const LoadOptions& options) {
+    int64_t floats = 0;
+    for (const Vector& v : vectors_) floats += v.view.elements();
+    arrays_.push_back({"vectors f32", floats * 4, [this](std::byte* out) {
+                         for (const Vector& v : vectors_) {
+                           convert(v.view, 0, v.view.elements(), DType::kF32, out);
+                           out += v.view.elements() * 4;
+                         }
+                         return ok_status();
+                       }});
+    DS_ASSIGN(Weights weights, Weights::load(arrays_, kind, options));
+    for (const auto& [to, array] : rows_) *to = weights.data() + arrays_[array].offset;
+    for (const auto& [to, product, array] : matrices_) {
+      DS_ASSIGN(*to, PackedWeights::view(*product, weights.data() + arrays_[array].offset));
+    }
+    const auto* from = reinterpret_cast<const float*>(weights.data() + arrays_.back().offset);
+    for (const Vector& v : vectors_) {
+      v.to->insert(v.to->end(), from, from + v.view.elements());
+      from += v.view.elements();
+    }
+    return weights;
+  }
+
+ private:
+  struct PackedMatrix {
+    PackedWeights* to;
+    const Product* product;
+    size_t array;
+  };
+  struct Vector {
+    std::vector<float>* to;
+    TensorView view;
+  };
 
   Result<TensorView> take(const std::string& name, std::initializer_list<int64_t> shape) {
     DS_ASSIGN(TensorView view, checkpoint_.tensor(name));
@@ -52,37 +128,12 @@ class Loader {
     return view;
   }
 
-  Result<std::vector<float>> vector(const std::string& name, int64_t n) {
-    DS_ASSIGN(TensorView view, take(name, {n}));
-    std::vector<float> out(static_cast<size_t>(n));
-    convert(view, 0, n, DType::kF32, reinterpret_cast<std::byte*>(out.data()));
-    return out;
-  }
-
-  struct Matrix {
-    std::string name;
-    int64_t out;
-  };
-  Result<PackedWeights> pack(const Product& product, std::initializer_list<Matrix> matrices) {
-    std::vector<PackedWeights::Part> parts;
-    for (const Matrix& m : matrices) {
-      DS_ASSIGN(TensorView view, take(m.name, {m.out, product.in()}));
-      parts.push_back({view.data.data(), view.dtype, m.out});
-    }
-    DS_ASSIGN(PackedWeights packed, PackedWeights::pack(product, parts));
-    advance(packed.bytes());
-    return packed;
-  }
-
-  void advance(int64_t bytes) {
-    done_ += bytes;
-    if (options_.progress) options_.progress(std::min(done_, total_), total_);
-  }
-
- private:
   const Checkpoint& checkpoint_;
-  const LoadOptions& options_;
-  int64_t done_ = 0, total_;
+  HostBuffer joined_;
+  std::vector<WeightArray> arrays_;
+  std::vector<PackedMatrix> matrices_;
+  std::vector<std::pair<const std::byte**, size_t>> rows_;
+  std::vector<Vector> vectors_;
 };
 
 const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
@@ -144,45 +195,36 @@ int64_t CpuModel::planned_bytes() const {
 
 Status CpuModel::load_weights(const Checkpoint& checkpoint, const LoadOptions& options) {
   const ModelConfig& c = config_;
-  weight_bytes_ = planned_bytes();
-  Loader loader(checkpoint, options, weight_bytes_);
-
-  DS_ASSIGN(TensorView embedding, loader.take("model.embed_tokens.weight", {c.vocab, c.d_model}));
-  DS_ASSIGN(embedding_, HostBuffer::make(c.vocab * c.d_model * dtype_size(dtype_), "embeddings"));
-#pragma omp parallel for schedule(static)
-  for (int64_t row = 0; row < c.vocab; ++row)
-    convert(embedding, row * c.d_model, c.d_model, dtype_,
-            embedding_.data() + row * c.d_model * dtype_size(dtype_));
-  loader.advance(embedding_.size());
-
+  Loader loader(checkpoint);
+  DS_TRY(loader.rows(embedding_, "model.embed_tokens.weight", c.vocab, c.d_model, dtype_));
   int64_t q_size = c.heads * c.head_dim, kv_size = c.kv_heads * c.head_dim;
+  layers_.resize(static_cast<size_t>(c.layers));
   for (int64_t l = 0; l < c.layers; ++l) {
     std::string prefix = fmt::format("model.layers.{}.", l), attention = prefix + "self_attn.";
-    Layer& layer = layers_.emplace_back();
-    DS_ASSIGN(layer.q, loader.pack(*q_, {{attention + "q_proj.weight", q_size}}));
-    DS_ASSIGN(layer.kv, loader.pack(*kv_, {{attention + "k_proj.weight", kv_size},
-                                           {attention + "v_proj.weight", kv_size}}));
-    DS_ASSIGN(layer.o, loader.pack(*o_, {{attention + "o_proj.weight", c.d_model}}));
-    DS_ASSIGN(layer.gate_up, loader.pack(*gate_up_, {{prefix + "mlp.gate_proj.weight", c.ff},
-                                                     {prefix + "mlp.up_proj.weight", c.ff}}));
-    DS_ASSIGN(layer.down, loader.pack(*down_, {{prefix + "mlp.down_proj.weight", c.d_model}}));
-    DS_ASSIGN(layer.input_norm, loader.vector(prefix + "input_layernorm.weight", c.d_model));
-    DS_ASSIGN(layer.post_norm, loader.vector(prefix + "post_attention_layernorm.weight", c.d_model));
+    Layer& layer = layers_[static_cast<size_t>(l)];
+    DS_TRY(loader.matrix(layer.q, *q_, {{attention + "q_proj.weight", q_size}}));
+    DS_TRY(loader.matrix(layer.kv, *kv_,
+                         {{attention + "k_proj.weight", kv_size}, {attention + "v_proj.weight", kv_size}}));
+    DS_TRY(loader.matrix(layer.o, *o_, {{attention + "o_proj.weight", c.d_model}}));
+    DS_TRY(loader.matrix(layer.gate_up, *gate_up_,
+                         {{prefix + "mlp.gate_proj.weight", c.ff}, {prefix + "mlp.up_proj.weight", c.ff}}));
+    DS_TRY(loader.matrix(layer.down, *down_, {{prefix + "mlp.down_proj.weight", c.d_model}}));
+    DS_TRY(loader.vector(layer.input_norm, prefix + "input_layernorm.weight", c.d_model));
+    DS_TRY(loader.vector(layer.post_norm, prefix + "post_attention_layernorm.weight", c.d_model));
     if (c.qkv_bias) {
-      DS_ASSIGN(layer.q_bias, loader.vector(attention + "q_proj.bias", q_size));
-      DS_ASSIGN(layer.kv_bias, loader.vector(attention + "k_proj.bias", kv_size));
-      DS_ASSIGN(std::vector<float> v_bias, loader.vector(attention + "v_proj.bias", kv_size));
-      layer.kv_bias.insert(layer.kv_bias.end(), v_bias.begin(), v_bias.end());
+      DS_TRY(loader.vector(layer.q_bias, attention + "q_proj.bias", q_size));
+      DS_TRY(loader.vector(layer.kv_bias, attention + "k_proj.bias", kv_size));
+      DS_TRY(loader.vector(layer.kv_bias, attention + "v_proj.bias", kv_size));
     }
     if (c.qk_norm) {
-      DS_ASSIGN(layer.q_norm, loader.vector(attention + "q_norm.weight", c.head_dim));
-      DS_ASSIGN(layer.k_norm, loader.vector(attention + "k_norm.weight", c.head_dim));
+      DS_TRY(loader.vector(layer.q_norm, attention + "q_norm.weight", c.head_dim));
+      DS_TRY(loader.vector(layer.k_norm, attention + "k_norm.weight", c.head_dim));
     }
   }
-  DS_ASSIGN(final_norm_, loader.vector("model.norm.weight", c.d_model));
-  DS_ASSIGN(
-      head_weights_,
-      loader.pack(*head_, {{c.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", c.vocab}}));
+  DS_TRY(loader.vector(final_norm_, "model.norm.weight", c.d_model));
+  DS_TRY(loader.matrix(head_weights_, *head_,
+                       {{c.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", c.vocab}}));
+  DS_ASSIGN(weights_, loader.load(math_name(math_), options));
   return ok_status();
 }
 
@@ -316,7 +358,7 @@ Status CpuModel::run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) 
     if (ids[i] < 0 || ids[i] >= config_.vocab)
       return error(Code::kInvalidArgument, "embed: token {} of {} is {}; the vocabulary has {}", i, rows,
                    ids[i], config_.vocab);
-    std::memcpy(hidden + i * row, embedding_.data() + ids[i] * row, static_cast<size_t>(row));
+    std::memcpy(hidden + i * row, embedding_ + ids[i] * row, static_cast<size_t>(row));
   }
   return ok_status();
 }

@@ -10,6 +10,7 @@
 #include "runtime/backends/cpu/attention_internal.h"
 #include "runtime/backends/cpu/matmul_internal.h"
 #include "runtime/backends/cpu/stream_internal.h"
+#include "runtime/backends/cpu/weights_internal.h"
 
 namespace ds::cpu {
 
@@ -47,7 +48,7 @@ class CpuModel final : public DeviceModel {
 
   const ModelConfig& config() const override { return config_; }
   DType dtype() const override { return dtype_; }
-  int64_t weight_bytes() const override { return weight_bytes_; }
+  int64_t weight_bytes() const override { return weights_.size(); }
   Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) override;
   void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) override;
   void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) override;
@@ -78,10 +79,10 @@ class CpuModel final : public DeviceModel {
   float eps_ = 0;
   std::shared_ptr<const Product> q_, kv_, o_, gate_up_, down_, head_;
   std::vector<Layer> layers_;
-  HostBuffer embedding_;  // [vocab][d_model], hidden's dtype
+  const std::byte* embedding_ = nullptr;  // [vocab][d_model], hidden's dtype
   std::vector<float> final_norm_;
   PackedWeights head_weights_;
-  int64_t weight_bytes_ = 0;
+  Weights weights_;  // what the matrices and the embeddings point into
 };
 
 }  // namespace ds::cpu
