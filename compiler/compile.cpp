@@ -184,6 +184,7 @@ struct Compiler {
     }
     if (options.machine) {
       DS_ASSIGN(machine, MachineModel::read(*options.machine));
+      DS_TRY(machine.check_shape(*options.machine, plan.shape));
       DS_ASSIGN(InputFile file, input_file("machine", *options.machine));
       inputs.push_back(std::move(file));
       if (options.dtype && dtype_name(machine.dtype) != *options.dtype) {
@@ -310,7 +311,7 @@ struct Compiler {
     }
     if (options.emit == "schedule" || options.emit == "flatbuffer") {
       passes.addPass(create_plan_materialize_durations(machine));
-      passes.addPass(create_plan_schedule(options.schedule, machine.link_rtt_ns));
+      passes.addPass(create_plan_schedule(options.schedule, machine.link_release_ns()));
       passes.addPass(create_plan_verify_schedule());
     }
     if (mlir::failed(passes.run(*module))) return session.failure(Code::kInternal, "lowering the tiling");

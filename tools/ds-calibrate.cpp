@@ -1,59 +1,202 @@
-// ds-calibrate: measures this machine's layer times for a model and writes machine.json for ds-compile.
+// ds-calibrate: measures this machine and a model's layers on it, and writes machine.json for ds-compile.
+#include <sys/utsname.h>
 #include <unistd.h>
 
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+
 #include "runtime/core/calibrate.h"
+#include "runtime/core/calibration_json.h"
 #include "support/file.h"
 #include "tools/model_input.h"
 
 using namespace ds;
 
-int main(int argc, char** argv) {
-  CLI::App app{"Measure what the layers of a model cost on this machine, for ds-compile --machine.",
-               "ds-calibrate"};
-  std::string model_dir, dtype = "bf16", backend = "auto", lengths = "256,1024", out;
+namespace {
+
+std::atomic<bool> interrupted{false};
+extern "C" void interrupt(int) { interrupted = true; }
+
+/// "AMD EPYC 9B45"; "" where the system does not say.
+std::string cpu_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("model name") && line.find(": ") != std::string::npos)
+      return line.substr(line.find(": ") + 2);
+  return "";
+}
+
+std::string kernel_name() {
+  utsname name{};
+  return uname(&name) == 0 ? fmt::format("{} {} {}", name.sysname, name.release, name.machine) : "";
+}
+
+/// A folder of its own for the entry that is read, gone when this ends.
+struct TemporaryFolder {
+  std::string path;
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    if (!path.empty()) std::filesystem::remove_all(path, ignored);
+  }
+  Status make() {
+    std::error_code failure;
+    auto base = std::filesystem::temp_directory_path(failure);
+    std::string name = (failure ? std::string("/tmp") : base.string()) + "/ds-calibrate-XXXXXX";
+    if (mkdtemp(name.data()) == nullptr) return io_error("make the folder", name);
+    path = name;
+    return ok_status();
+  }
+};
+
+struct Options {
+  std::string model_dir, shape, dtype = "bf16", backend = "auto", lengths = "256,1024,4096", store, out;
   int64_t suffix = 16;
-  double rtt_ms = 0;
+  double rtt_ms = 0, budget_s = 60;
   int threads = 0;
   WeightCacheOptions cache;
-  app.add_option("--model", model_dir, "the receiver: a Hugging Face folder")->required();
-  app.add_option("--context-lengths", lengths, "context lengths to measure, ascending")
+};
+
+Status run(const Options& o) {
+  if (o.model_dir.empty() == o.shape.empty())
+    return error(Code::kInvalidArgument, "give either --model DIR or --shape NAME");
+  DS_ASSIGN(std::vector<int64_t> contexts, parse_int_list(o.lengths, 1, int64_t{1} << 24));
+  DS_ASSIGN(LoadedModel loaded, o.shape.empty()
+                                    ? load_model(o.model_dir, o.backend, o.threads, o.dtype, o.cache)
+                                    : load_random_model(o.shape, o.backend, o.threads, o.dtype));
+  DS_ASSIGN(std::vector<CallSize> grid, calibration_grid(loaded.model->config(), contexts, o.suffix));
+
+  TemporaryFolder folder;
+  std::string store_url = o.store;
+  if (store_url.empty()) {
+    DS_TRY(folder.make());
+    store_url = "file:" + folder.path;
+  }
+  DS_ASSIGN(auto store, open_store(store_url));
+
+  CalibrationSubject subject{.name = loaded.backend->description(),
+                             .backend = std::string(loaded.backend->name()),
+                             .description = loaded.backend->description(),
+                             .cpu = cpu_name(),
+                             .kernel = kernel_name(),
+                             .threads = o.threads,
+                             .shape = loaded.model->config().shape(),
+                             .dtype = loaded.model->dtype(),
+                             .link_rtt_ns = 0,
+                             .options = fmt::format("{} {} lengths {} suffix {} store {}", kVersion,
+                                                    o.shape.empty() ? loaded.identity.fingerprint : o.shape,
+                                                    o.lengths, o.suffix, o.store)};
+  if (!subject.cpu.empty()) subject.name = subject.cpu + "; " + subject.name;
+  // The look-up and the first read pay one round trip each before a byte of a tensor arrives.
+  subject.link_rtt_ns = static_cast<int64_t>(2 * o.rtt_ms * 1e6);
+
+  const bool to_file = o.out != "-";
+  const std::string partial = o.out + ".partial";
+  Calibration done;
+  if (to_file && access(partial.c_str(), F_OK) == 0) {
+    auto found = read_partial(partial, subject);
+    if (found.ok()) {
+      done = std::move(found).value();
+      fmt::print(stderr, "going on from '{}': {} of {} points are there\n", partial, done.layers.size(),
+                 grid.size());
+    } else {
+      fmt::print(stderr, "measuring from the beginning: {}\n", found.status().message());
+    }
+  }
+
+  struct sigaction action {};
+  action.sa_handler = interrupt;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);  // a second Ctrl-C ends at once
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+
+  ProgressBar bar("measuring");
+  auto written = std::chrono::steady_clock::now();
+  CalibrationOptions options;
+  options.contexts = contexts;
+  options.suffix = o.suffix;
+  options.budget_ns = static_cast<int64_t>(o.budget_s * 1e9);
+  options.store = store.get();
+  options.stop = &interrupted;
+  options.progress = [&](int64_t ns, int64_t total) { bar.update(ns, total); };
+  options.measured = [&](const Calibration& c) -> Status {
+    auto now = std::chrono::steady_clock::now();
+    if (!to_file || now - written < std::chrono::seconds(2)) return ok_status();
+    written = now;
+    return write_file_atomically(partial, partial_json(subject, c));
+  };
+  DS_ASSIGN(Calibration c, calibrate(*loaded.backend, *loaded.model, options, std::move(done)));
+  bar.finish();
+  if (c.stopped) {
+    if (!to_file)
+      return error(Code::kInfeasible, "interrupted after {} of {} points", c.layers.size(), grid.size());
+    DS_TRY(write_file_atomically(partial, partial_json(subject, c)));
+    return error(
+        Code::kInfeasible,
+        "interrupted after {} of {} points; they are kept in '{}', and the same command goes on from "
+        "there",
+        c.layers.size(), grid.size(), partial);
+  }
+  DS_TRY(write_file_atomically(o.out, machine_json(subject, c)));
+  if (to_file) {
+    unlink(partial.c_str());
+    fmt::print(stderr, "wrote {} ({} points in {:.0f} s)\n", o.out, c.layers.size(),
+               static_cast<double>(c.spent_ns) / 1e9);
+  }
+  if (c.disturbed_permille() > 150) {
+    fmt::print(
+        stderr,
+        "the machine was up to {:.0f} % slower at times than at its best: other work runs on it, and times "
+        "may come out too long; measure again when it is quiet, or with more --budget-s\n",
+        static_cast<double>(c.disturbed_permille()) / 10);
+  }
+  if (!c.left_out.empty()) {
+    auto dearest = std::max_element(c.left_out.begin(), c.left_out.end(), [](const auto& a, const auto& b) {
+      return a.rows + a.position < b.rows + b.position;
+    });
+    fmt::print(
+        stderr,
+        "{} points did not fit into {:g} s (up to {} rows from position {}): times there are extrapolated; "
+        "--budget-s gives more time\n",
+        c.left_out.size(), o.budget_s, dearest->rows, dearest->position);
+  }
+  return ok_status();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "Measure what a model's layers, the store and the link cost on this machine, for ds-compile --machine.",
+      "ds-calibrate"};
+  Options o;
+  app.add_option("--model", o.model_dir, "the receiver: a Hugging Face folder");
+  app.add_option("--shape", o.shape,
+                 "random weights instead: llama-1b, llama-8b[:LAYERS], or "
+                 "llama:layers=12,d=1024,ff=2816,heads=16,kv=4,vocab=32000");
+  app.add_option("--context-lengths", o.lengths, "context lengths that plans will see, ascending")
       ->capture_default_str();
-  app.add_option("--suffix-length", suffix, "tokens of a typical prompt")
+  app.add_option("--suffix-length", o.suffix, "tokens of a typical prompt")
       ->capture_default_str()
       ->check(CLI::Range(1, 65536));
-  app.add_option("--link-rtt-ms", rtt_ms, "round trip of the link, as ds-run will be given it")
+  app.add_option("--budget-s", o.budget_s,
+                 "seconds to measure for, after loading; the dearest calls give way")
+      ->capture_default_str()
+      ->check(CLI::Range(1.0, 86400.0));
+  app.add_option("--store", o.store,
+                 "where an entry is written, read and removed again (file:DIR); default: a temporary folder");
+  app.add_option("--link-rtt-ms", o.rtt_ms, "round trip of the link, as ds-run will be given it")
       ->capture_default_str()
       ->check(CLI::Range(0.0, 60000.0));
-  app.add_option("--dtype", dtype, "bf16 or f32")->capture_default_str();
-  app.add_option("--backend", backend, "cpu or auto")->capture_default_str();
-  app.add_option("--threads", threads, "compute threads; 0: all cores")->capture_default_str();
-  add_weight_cache_options(app, cache);
-  app.add_option("-o,--output", out, "machine.json to write; '-': stdout")->required();
-  app.footer("Example:\n  ds-calibrate --model R/ --context-lengths 256,1024,4096 -o machine.json");
-  return run_tool(app, argc, argv, [&]() -> Status {
-    DS_ASSIGN(std::vector<int64_t> contexts, parse_int_list(lengths, 1, int64_t{1} << 24));
-    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, backend, threads, dtype, cache));
-    ProgressBar bar("measuring");
-    DS_ASSIGN(Calibration c, calibrate(*loaded.backend, *loaded.model, contexts, suffix,
-                                       [&](int64_t done, int64_t total) { bar.update(done, total); }));
-    bar.finish();
-    nlohmann::ordered_json json = {
-        {"schema", "droidspeak.machine"},
-        {"version", 1},
-        {"name", loaded.backend->description()},
-        {"backend", loaded.backend->name()},
-        {"dtype", dtype_name(loaded.model->dtype())},
-        {"compute", {{"matmul_flops_per_s", c.matmul_flops}, {"op_overhead_ns", c.op_overhead_ns}}},
-        // The look-up and the first read pay one round trip each before a byte of a tensor arrives.
-        {"link", {{"rtt_ns", static_cast<int64_t>(2 * rtt_ms * 1e6)}}},
-        {"head_ns", c.head_ns},
-        {"layer_ns", nlohmann::ordered_json::array()}};
-    for (const LayerTime& t : c.layers) {
-      json["layer_ns"].push_back(
-          {{"rows", t.rows}, {"query_rows", t.query_rows}, {"position", t.position}, {"ns", t.ns}});
-    }
-    DS_TRY(write_file_atomically(out, json.dump(2) + "\n"));
-    if (out != "-") fmt::print(stderr, "wrote {} ({} measured points)\n", out, c.layers.size());
-    return ok_status();
-  });
+  app.add_option("--dtype", o.dtype, "bf16 or f32")->capture_default_str();
+  app.add_option("--backend", o.backend, "cpu or auto")->capture_default_str();
+  app.add_option("--threads", o.threads, "compute threads; 0: all cores")->capture_default_str();
+  add_weight_cache_options(app, o.cache);
+  app.add_option("-o,--output", o.out, "machine.json to write; '-': stdout")->required();
+  app.footer(
+      "Ctrl-C keeps what is measured in OUTPUT.partial; the same command goes on from there.\n\n"
+      "Examples:\n"
+      "  ds-calibrate --model R/ --context-lengths 256,1024,4096 -o machine.json\n"
+      "  ds-calibrate --shape llama-8b:4 --context-lengths 1024,16384 --budget-s 180 -o machine-8b.json");
+  return run_tool(app, argc, argv, [&] { return run(o); });
 }

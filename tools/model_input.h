@@ -116,6 +116,22 @@ inline Result<LoadedModel> load_model(const std::string& folder, const std::stri
   return loaded;
 }
 
+/// A model of random weights (preset_config), for measurements that need no checkpoint; without identity.
+inline Result<LoadedModel> load_random_model(const std::string& shape, const std::string& backend,
+                                             int threads, const std::string& dtype) {
+  DS_ASSIGN(DType type, parse_dtype(dtype));
+  if (type == DType::kF16) return error(Code::kInvalidArgument, "--dtype f16: models run in bf16 or f32");
+  DS_ASSIGN(ModelConfig config, preset_config(shape));
+  LoadedModel loaded;
+  DS_ASSIGN(loaded.backend, make_backend(backend, threads));
+  // Its tensors are copied by the backend and not kept.
+  DS_ASSIGN(Checkpoint checkpoint, Checkpoint::random(config, 1));
+  ProgressBar bar("loading " + shape);
+  LoadOptions options{type, [&](int64_t done, int64_t total) { bar.update(done, total); }};
+  DS_ASSIGN(loaded.model, loaded.backend->load(checkpoint, options));
+  return loaded;
+}
+
 /// A plain JSON list of token ids.
 inline Result<std::vector<int32_t>> read_ids(const std::string& path) {
   DS_ASSIGN(nlohmann::json json, read_json_file(path));

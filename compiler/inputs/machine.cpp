@@ -1,16 +1,141 @@
 #include "compiler/inputs/machine.h"
 
+#include <array>
+#include <set>
+#include <tuple>
+
 #include "compiler/inputs/schema.h"
 #include "support/json.h"
 
 namespace ds {
+namespace {
+
+constexpr double kMost = 1e21;  // a thousand times what any machine of today does
+constexpr int64_t kSecond = 1'000'000'000, kHour = 3600 * kSecond;
+constexpr int64_t kRows = int64_t{1} << 32;
+constexpr size_t kMostPoints = 4096;
+
+template <typename S>
+auto sizes_of(S& s) {
+  return std::array{std::pair{"d_model", &s.d_model},   std::pair{"ff", &s.ff},
+                    std::pair{"heads", &s.heads},       std::pair{"kv_heads", &s.kv_heads},
+                    std::pair{"head_dim", &s.head_dim}, std::pair{"vocab", &s.vocab}};
+}
+
+Result<Shape> read_shape(const JsonObject& root) {
+  DS_ASSIGN(JsonObject o, root.object("shape"));
+  DS_TRY(check_keys(o, {"family", "layers", "d_model", "ff", "heads", "kv_heads", "head_dim", "vocab"}));
+  Shape shape;
+  DS_ASSIGN(shape.family, o.string("family"));
+  DS_ASSIGN(shape.layers, o.integer("layers", 1, 1 << 16));
+  for (auto& [key, value] : sizes_of(shape)) {
+    DS_ASSIGN(*value, o.integer(key, 1, 1 << 28));
+  }
+  return shape;
+}
+
+Status read_points(const JsonObject& root, const std::string& path, bool with_spread, MachineModel& m) {
+  DS_ASSIGN(const nlohmann::json* points, root.array("layer_ns"));
+  if (points->size() > kMostPoints) {
+    return error(Code::kInvalidArgument, "{}: {} points, expected at most {}", root.at("layer_ns"),
+                 points->size(), kMostPoints);
+  }
+  std::set<std::tuple<int64_t, int64_t, int64_t>> seen;
+  for (size_t i = 0; i < points->size(); ++i) {
+    DS_ASSIGN(JsonObject o, JsonObject::make((*points)[i], fmt::format("{}: layer_ns[{}]", path, i)));
+    LayerPoint p;
+    DS_ASSIGN(p.rows, o.integer("rows", 1, kRows));
+    DS_ASSIGN(p.query_rows, o.integer("query_rows", 0, p.rows));
+    DS_ASSIGN(p.position, o.integer("position", 0, kRows));
+    DS_ASSIGN(p.ns, o.integer("ns", 1, kHour));
+    p.min_ns = p.max_ns = p.ns;
+    if (with_spread) {
+      DS_TRY(
+          check_keys(o, {"rows", "query_rows", "position", "ns", "min_ns", "max_ns", "passes", "probe_ns"}));
+      DS_ASSIGN(p.min_ns, o.integer("min_ns", 1, p.ns));
+      DS_ASSIGN(p.max_ns, o.integer("max_ns", p.ns, kHour));
+      DS_TRY(o.integer("passes", 1, INT32_MAX));
+      DS_TRY(o.integer("probe_ns", 1, kHour));
+    } else {
+      DS_TRY(check_keys(o, {"rows", "query_rows", "position", "ns"}));
+    }
+    if (!seen.insert({p.rows, p.query_rows, p.position}).second) {
+      return error(Code::kInvalidArgument,
+                   "{}: rows {}, query_rows {}, position {} was measured before; expected one entry each",
+                   o.where(), p.rows, p.query_rows, p.position);
+    }
+    m.layer_points.push_back(p);
+  }
+  return ok_status();
+}
+
+Status read_v1(const JsonObject& root, const std::string& path, MachineModel& m) {
+  DS_TRY(check_keys(
+      root, {"schema", "version", "name", "backend", "dtype", "compute", "link", "layer_ns", "head_ns"}));
+  DS_ASSIGN(JsonObject compute, root.object("compute"));
+  DS_TRY(check_keys(compute,
+                    {"matmul_flops_per_s", "attention_flops_per_s", "memory_bytes_per_s", "op_overhead_ns"}));
+  DS_ASSIGN(m.matmul_flops_per_s, compute.number("matmul_flops_per_s", 1, kMost));
+  // Measured points, where there are some, already hold attention and memory; these two only shape what lies
+  // between.
+  MachineModel usual = MachineModel::stand_in(m.dtype);
+  DS_ASSIGN(m.attention_flops_per_s,
+            compute.number_or("attention_flops_per_s", 1, kMost,
+                              m.matmul_flops_per_s * usual.attention_flops_per_s / usual.matmul_flops_per_s));
+  DS_ASSIGN(m.memory_bytes_per_s,
+            compute.number_or("memory_bytes_per_s", 1, kMost, usual.memory_bytes_per_s));
+  DS_ASSIGN(m.op_overhead_ns, compute.integer("op_overhead_ns", 0, kSecond));
+  DS_ASSIGN(JsonObject link, root.object("link"));
+  DS_TRY(check_keys(link, {"rtt_ns"}));
+  DS_ASSIGN(m.link_rtt_ns, link.integer("rtt_ns", 0, kHour));
+  if (root.has("head_ns")) {
+    DS_ASSIGN(m.head_ns, root.integer("head_ns", 1, kHour));
+  }
+  return root.has("layer_ns") ? read_points(root, path, false, m) : ok_status();
+}
+
+Status read_v2(const JsonObject& root, const std::string& path, MachineModel& m) {
+  DS_TRY(check_keys(root, {"schema", "version", "name", "backend", "dtype", "machine", "shape", "compute",
+                           "link", "contention", "embed", "head", "layer_ns"}));
+  DS_TRY(root.object("machine"));
+  DS_ASSIGN(m.shape, read_shape(root));
+  DS_ASSIGN(JsonObject compute, root.object("compute"));
+  DS_TRY(check_keys(compute, {"matmul_flops_per_s", "attention_flops_per_s", "memory_bytes_per_s",
+                              "op_overhead_ns", "wakeup_ns"}));
+  DS_ASSIGN(m.matmul_flops_per_s, compute.number("matmul_flops_per_s", 1, kMost));
+  DS_ASSIGN(m.attention_flops_per_s, compute.number("attention_flops_per_s", 1, kMost));
+  DS_ASSIGN(m.memory_bytes_per_s, compute.number("memory_bytes_per_s", 1, kMost));
+  DS_ASSIGN(m.op_overhead_ns, compute.integer("op_overhead_ns", 0, kSecond));
+  DS_ASSIGN(m.wakeup_ns, compute.integer("wakeup_ns", 0, kSecond));
+  DS_ASSIGN(JsonObject link, root.object("link"));
+  DS_TRY(
+      check_keys(link, {"rtt_ns", "lookup_ns", "read_latency_ns", "read_bytes_per_s", "copy_bytes_per_s"}));
+  DS_ASSIGN(m.link_rtt_ns, link.integer("rtt_ns", 0, kHour));
+  DS_ASSIGN(m.lookup_ns, link.integer("lookup_ns", 0, kHour));
+  DS_ASSIGN(m.read_latency_ns, link.integer("read_latency_ns", 0, kHour));
+  DS_ASSIGN(m.read_bytes_per_s, link.number("read_bytes_per_s", 1, kMost));
+  DS_ASSIGN(m.copy_bytes_per_s, link.number("copy_bytes_per_s", 1, kMost));
+  DS_ASSIGN(JsonObject contention, root.object("contention"));
+  DS_TRY(check_keys(contention, {"kernel_slowdown_permille", "transfer_slowdown_permille"}));
+  DS_ASSIGN(m.kernel_slowdown_permille, contention.integer("kernel_slowdown_permille", 0, 1'000'000));
+  DS_ASSIGN(m.transfer_slowdown_permille, contention.integer("transfer_slowdown_permille", 0, 1'000'000));
+  DS_ASSIGN(JsonObject embed, root.object("embed"));
+  DS_TRY(check_keys(embed, {"ns", "row_ns"}));
+  DS_ASSIGN(m.embed_ns, embed.integer("ns", 1, kHour));
+  DS_ASSIGN(m.embed_row_ns, embed.number("row_ns", 0, 1e12));
+  DS_ASSIGN(JsonObject head, root.object("head"));
+  DS_TRY(check_keys(head, {"ns"}));
+  DS_ASSIGN(m.head_ns, head.integer("ns", 1, kHour));
+  return read_points(root, path, true, m);
+}
+
+}  // namespace
 
 Result<MachineModel> MachineModel::read(const std::string& path) {
   DS_ASSIGN(nlohmann::json json, read_json_file(path));
   DS_ASSIGN(JsonObject root, JsonObject::make(json, path));
-  DS_TRY(check_schema(root, "droidspeak.machine", 1));
-  DS_TRY(check_keys(
-      root, {"schema", "version", "name", "backend", "dtype", "compute", "link", "layer_ns", "head_ns"}));
+  DS_TRY(check_schema(root, "droidspeak.machine", 2));
+  DS_ASSIGN(int64_t version, root.integer("version", 1, 2));
   MachineModel m;
   DS_ASSIGN(m.name, root.string("name"));
   DS_ASSIGN(m.backend, root.string("backend"));
@@ -19,48 +144,23 @@ Result<MachineModel> MachineModel::read(const std::string& path) {
     return error(Code::kInvalidArgument, "{}: found '{}', expected \"bf16\" or \"f32\"", root.at("dtype"),
                  dtype);
   m.dtype = dtype == "bf16" ? DType::kBF16 : DType::kF32;
-
-  constexpr double kMost = 1e21;  // a thousand times what any machine of today does
-  DS_ASSIGN(JsonObject compute, root.object("compute"));
-  DS_TRY(check_keys(compute,
-                    {"matmul_flops_per_s", "attention_flops_per_s", "memory_bytes_per_s", "op_overhead_ns"}));
-  DS_ASSIGN(m.matmul_flops_per_s, compute.number("matmul_flops_per_s", 1, kMost));
-  // Measured points, where there are some, already hold attention and memory; these two only shape what lies
-  // between.
-  MachineModel usual = stand_in(m.dtype);
-  DS_ASSIGN(m.attention_flops_per_s,
-            compute.number_or("attention_flops_per_s", 1, kMost,
-                              m.matmul_flops_per_s * usual.attention_flops_per_s / usual.matmul_flops_per_s));
-  DS_ASSIGN(m.memory_bytes_per_s,
-            compute.number_or("memory_bytes_per_s", 1, kMost, usual.memory_bytes_per_s));
-  DS_ASSIGN(m.op_overhead_ns, compute.integer("op_overhead_ns", 0, 1'000'000'000));
-  DS_ASSIGN(JsonObject link, root.object("link"));
-  DS_TRY(check_keys(link, {"rtt_ns"}));
-  DS_ASSIGN(m.link_rtt_ns, link.integer("rtt_ns", 0, 3'600'000'000'000));
-  if (root.has("head_ns")) {
-    DS_ASSIGN(m.head_ns, root.integer("head_ns", 1, 3'600'000'000'000));
-  }
-  if (root.has("layer_ns")) {
-    DS_ASSIGN(const nlohmann::json* points, root.array("layer_ns"));
-    for (size_t i = 0; i < points->size(); ++i) {
-      DS_ASSIGN(JsonObject o, JsonObject::make((*points)[i], fmt::format("{}: layer_ns[{}]", path, i)));
-      DS_TRY(check_keys(o, {"rows", "query_rows", "position", "ns"}));
-      LayerPoint p;
-      constexpr int64_t kRows = int64_t{1} << 32;
-      DS_ASSIGN(p.rows, o.integer("rows", 1, kRows));
-      DS_ASSIGN(p.query_rows, o.integer("query_rows", 0, p.rows));
-      DS_ASSIGN(p.position, o.integer("position", 0, kRows));
-      DS_ASSIGN(p.ns, o.integer("ns", 1, 3'600'000'000'000));
-      for (const LayerPoint& q : m.layer_points) {
-        if (q.rows == p.rows && q.query_rows == p.query_rows && q.position == p.position)
-          return error(Code::kInvalidArgument,
-                       "{}: rows {}, query_rows {}, position {} was measured before; expected one entry each",
-                       o.where(), p.rows, p.query_rows, p.position);
-      }
-      m.layer_points.push_back(p);
-    }
-  }
+  DS_TRY(version == 1 ? read_v1(root, path, m) : read_v2(root, path, m));
   return m;
+}
+
+Status MachineModel::check_shape(const std::string& path, const Shape& expected) const {
+  if (!shape) return ok_status();
+  auto found = sizes_of(*shape), wanted = sizes_of(expected);
+  std::string differences;
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (*found[i].second == *wanted[i].second) continue;
+    differences += fmt::format("{}{}: found {}, expected {}", differences.empty() ? "" : "; ", found[i].first,
+                               *found[i].second, *wanted[i].second);
+  }
+  if (differences.empty()) return ok_status();
+  return error(Code::kMismatch,
+               "{}: shape: layers of another model were measured ({}); run ds-calibrate for this one", path,
+               differences);
 }
 
 MachineModel MachineModel::stand_in(DType dtype) {

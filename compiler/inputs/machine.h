@@ -1,4 +1,4 @@
-// machine.json: how fast a machine computes and how long its link takes to answer. Schema: schemas.md.
+// machine.json: how fast a machine computes, reads its store and hears from its link. Schema: schemas.md.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "plans/plan.h"
 #include "support/dtype.h"
 #include "support/status.h"
 
@@ -15,7 +16,8 @@ namespace ds {
 /// `query_rows` of them.
 struct LayerPoint {
   int64_t rows = 0, query_rows = 0, position = 0;
-  int64_t ns = 0;
+  int64_t ns = 0;                  // the median
+  int64_t min_ns = 0, max_ns = 0;  // its spread; `ns` where the file has none
 };
 
 struct MachineModel {
@@ -24,13 +26,30 @@ struct MachineModel {
   DType dtype = DType::kBF16;  // of weights and caches
   double matmul_flops_per_s = 0, attention_flops_per_s = 0, memory_bytes_per_s = 0;
   int64_t op_overhead_ns = 0;
-  int64_t link_rtt_ns = 0;
+  int64_t wakeup_ns = 0;    // end of an op to begin of one on another stream that waited for it
+  int64_t link_rtt_ns = 0;  // from issuing the first transfer to its first byte
+  int64_t lookup_ns = 0;    // finding and checking the entry, before anything is issued
+  // A transfer at the store's own speed takes read_latency_ns and bytes / read_bytes_per_s; 0: not known.
+  int64_t read_latency_ns = 0;
+  double read_bytes_per_s = 0, copy_bytes_per_s = 0;
+  // How much longer a kernel takes while a transfer runs at the store's own speed the whole time, and the
+  // transfer meanwhile: permille that come on top. A slower link disturbs in proportion to its rate.
+  int64_t kernel_slowdown_permille = 0, transfer_slowdown_permille = 0;
   std::vector<LayerPoint> layer_points;  // of the pair's shape; may be empty
   std::optional<int64_t> head_ns;
+  std::optional<int64_t> embed_ns;  // of one row
+  double embed_row_ns = 0;          // of each further row; holds with embed_ns
+  std::optional<Shape> shape;       // of the measured layers; none: not stated
 
-  /// Errors: kNotFound, kCorrupt, kUnsupported (a newer version), kInvalidArgument; each names file and
-  /// field.
+  /// When the first byte can arrive.
+  int64_t link_release_ns() const { return lookup_ns + link_rtt_ns; }
+
+  /// Reads versions 1 and 2. Errors: kNotFound, kCorrupt, kUnsupported (another version), kInvalidArgument;
+  /// each names file and field.
   static Result<MachineModel> read(const std::string& path);
+  /// kMismatch when layers of another shape were measured: each differing number, found and expected. The
+  /// numbers of layers may differ, and the family, whose norms and biases take next to no time.
+  Status check_shape(const std::string& path, const Shape& expected) const;
   /// Stands in where none is given: two cores of a current server with bf16 matrix units; no measured points.
   static MachineModel stand_in(DType dtype);
 };

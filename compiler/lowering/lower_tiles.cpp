@@ -249,7 +249,7 @@ Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint
                                 const CostModel& costs, std::string_view scheduler) {
   Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler));
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
-  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().link_rtt_ns), scheduler, false));
+  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().link_release_ns()), scheduler, false));
   return s.cost_ns;
 }
 

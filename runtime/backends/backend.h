@@ -134,6 +134,9 @@ class Backend {
   /// FLOP per second of one large matrix product of this type, measured now: the bound that a prefill is held
   /// against.
   virtual Result<double> measure_matmul_flops(DType dtype) = 0;
+  /// Bytes per second at which the device's memory, not its caches, is read, measured now: the bound that a
+  /// decode step is held against.
+  virtual Result<double> measure_read_bandwidth() = 0;
 };
 
 struct CpuOptions {

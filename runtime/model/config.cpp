@@ -488,6 +488,72 @@ std::vector<std::string> architecture_differences(const ModelConfig& sender, con
   return lines;
 }
 
+namespace {
+
+/// "layers=12,d=1024,..." over a Llama's defaults.
+Result<ModelConfig> spelled_out_config(std::string_view name, std::string_view text, ModelConfig c) {
+  c.layers = 12;
+  c.d_model = 1024;
+  c.ff = 0;
+  c.heads = 16;
+  c.kv_heads = 0;
+  c.head_dim = 0;
+  c.vocab = 32000;
+  struct Key {
+    std::string_view name;
+    int64_t* value;
+    int64_t high;
+  };
+  const Key keys[] = {{"layers", &c.layers, 1024},  {"d", &c.d_model, 1 << 16},
+                      {"ff", &c.ff, 1 << 18},       {"heads", &c.heads, 1024},
+                      {"kv", &c.kv_heads, 1024},    {"head_dim", &c.head_dim, 256},
+                      {"vocab", &c.vocab, 1 << 20}, {"positions", &c.max_positions, 1 << 24}};
+  std::vector<std::string_view> seen;
+  while (!text.empty()) {
+    std::string_view item = text.substr(0, text.find(','));
+    text.remove_prefix(std::min(text.size(), item.size() + 1));
+    std::string_view key = item.substr(0, item.find('='));
+    auto at = std::find_if(std::begin(keys), std::end(keys), [&](const Key& k) { return k.name == key; });
+    if (at == std::end(keys) || key.size() == item.size()) {
+      return error(Code::kInvalidArgument,
+                   "architecture '{}': '{}' is not understood; expected KEY=NUMBER with a key of layers, d, "
+                   "ff, heads, kv, head_dim, vocab, positions",
+                   name, item);
+    }
+    if (std::find(seen.begin(), seen.end(), key) != seen.end())
+      return error(Code::kInvalidArgument, "architecture '{}': '{}' is given twice", name, key);
+    seen.push_back(key);
+    std::string_view digits = item.substr(key.size() + 1);
+    auto [end, failure] = std::from_chars(digits.data(), digits.data() + digits.size(), *at->value);
+    if (failure != std::errc() || end != digits.data() + digits.size() || *at->value < 1 ||
+        *at->value > at->high) {
+      return error(Code::kInvalidArgument, "architecture '{}': {} is '{}', expected 1 to {}", name, key,
+                   digits, at->high);
+    }
+  }
+  if (c.head_dim == 0) {
+    if (c.d_model % c.heads != 0 || c.d_model / c.heads % 2 != 0 || c.d_model / c.heads > 256) {
+      return error(
+          Code::kInvalidArgument,
+          "architecture '{}': d {} over {} heads is no even head_dim of at most 256; choose others or "
+          "give head_dim",
+          name, c.d_model, c.heads);
+    }
+    c.head_dim = c.d_model / c.heads;
+  }
+  if (c.head_dim % 2 != 0)
+    return error(Code::kInvalidArgument, "architecture '{}': head_dim {} is odd", name, c.head_dim);
+  if (c.kv_heads == 0) c.kv_heads = c.heads % 4 == 0 ? c.heads / 4 : c.heads;
+  if (c.heads % c.kv_heads != 0) {
+    return error(Code::kInvalidArgument, "architecture '{}': {} heads are no multiple of {} kv heads", name,
+                 c.heads, c.kv_heads);
+  }
+  if (c.ff == 0) c.ff = (c.d_model * 11 / 4 + 63) / 64 * 64;
+  return c;
+}
+
+}  // namespace
+
 Result<ModelConfig> preset_config(std::string_view name) {
   std::string_view base = name.substr(0, name.find(':'));
   ModelConfig c;
@@ -504,6 +570,10 @@ Result<ModelConfig> preset_config(std::string_view name) {
             .original_max_positions = 8192};
   c.dtype = DType::kBF16;
   c.eos_token_ids = {128001};
+  if (base == "llama" && base.size() < name.size()) {
+    c.eos_token_ids.clear();
+    return spelled_out_config(name, name.substr(base.size() + 1), std::move(c));
+  }
   if (base == "llama-1b") {
     c.layers = 16;
     c.d_model = 2048;
@@ -518,7 +588,9 @@ Result<ModelConfig> preset_config(std::string_view name) {
     c.head_dim = 128;
   } else {
     return error(Code::kInvalidArgument,
-                 "unknown architecture '{}'; expected llama-1b or llama-8b, with ':N' for N layers", name);
+                 "unknown architecture '{}'; expected llama-1b or llama-8b, with ':N' for N layers, or "
+                 "llama:layers=12,d=1024,ff=2816,heads=16,kv=4,vocab=32000",
+                 name);
   }
   if (base.size() < name.size()) {
     std::string_view text = name.substr(base.size() + 1);

@@ -56,7 +56,9 @@ struct ModelConfig {
 };
 
 /// Architectures for benchmarks with random weights: "llama-1b" (Llama 3.2 1B) and "llama-8b" (Llama 3.1 8B),
-/// with ":N" for the first N layers only ("llama-8b:4"). kInvalidArgument lists the names.
+/// with ":N" for the first N layers only ("llama-8b:4"); or a Llama spelled out: "llama:" and KEY=NUMBER,...
+/// with layers (12), d (1024), ff (2.75 d), heads (16), kv (heads / 4), head_dim (d / heads), vocab (32000),
+/// positions (131072). kInvalidArgument lists the names.
 Result<ModelConfig> preset_config(std::string_view name);
 
 /// Empty when the two can share caches; else one line per differing field, with config.json's key:

@@ -453,5 +453,29 @@ TEST(PresetTest, NamesAndLayers) {
   }
 }
 
+TEST(PresetTest, SpelledOut) {
+  Result<ModelConfig> c =
+      preset_config("llama:layers=6,d=512,ff=1408,heads=8,kv=2,vocab=1000,positions=4096");
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  Shape expected{"llama", 6, 512, 1408, 8, 2, 64, 1000};
+  EXPECT_EQ(c->shape(), expected);
+  EXPECT_EQ(c->max_positions, 4096);
+  c = preset_config("llama:d=2048");
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  EXPECT_EQ(c->ff, 5632);
+  EXPECT_EQ(c->kv_heads, 4);
+  EXPECT_EQ(c->head_dim, 128);
+  auto message = [](const char* name) { return preset_config(name).status().message(); };
+  EXPECT_THAT(message("llama:depth=3"), HasSubstr("'depth=3' is not understood"));
+  EXPECT_THAT(message("llama:layers"), HasSubstr("'layers' is not understood"));
+  EXPECT_THAT(message("llama:layers=0"), HasSubstr("layers is '0', expected 1 to 1024"));
+  EXPECT_THAT(message("llama:d=12x"), HasSubstr("d is '12x'"));
+  EXPECT_THAT(message("llama:d=99999999999999999999"), HasSubstr("expected 1 to 65536"));
+  EXPECT_THAT(message("llama:d=512,d=512"), HasSubstr("'d' is given twice"));
+  EXPECT_THAT(message("llama:d=1000,heads=7"), HasSubstr("no even head_dim"));
+  EXPECT_THAT(message("llama:head_dim=63"), HasSubstr("head_dim 63 is odd"));
+  EXPECT_THAT(message("llama:heads=16,kv=3"), HasSubstr("16 heads are no multiple of 3 kv heads"));
+}
+
 }  // namespace
 }  // namespace ds

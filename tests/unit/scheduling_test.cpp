@@ -327,11 +327,14 @@ TEST(CostModel, MeasuredPointsAreMetAndInterpolated) {
   CostModel plain(m, shape_of(4));
   double base_64 = plain.layer_ns(64, 64, 0), base_128 = plain.layer_ns(128, 128, 0),
          base_96 = plain.layer_ns(96, 96, 0);
-  m.layer_points = {{64, 64, 0, std::llround(2 * base_64)}, {128, 128, 0, std::llround(4 * base_128)}};
+  m.layer_points = {{64, 64, 0, std::llround(2 * base_64), 1, 1},
+                    {128, 128, 0, std::llround(4 * base_128), 1, 1}};
   CostModel measured(m, shape_of(4));
   EXPECT_NEAR(measured.layer_ns(64, 64, 0), 2 * base_64, 1);
   EXPECT_NEAR(measured.layer_ns(128, 128, 0), 4 * base_128, 1);
-  EXPECT_NEAR(measured.layer_ns(96, 96, 0), 3 * base_96, 3);
+  // In between as far as the roofline is.
+  EXPECT_NEAR(measured.layer_ns(96, 96, 0),
+              2 * base_64 + (4 * base_128 - 2 * base_64) * (base_96 - base_64) / (base_128 - base_64), 3);
   EXPECT_NEAR(measured.layer_ns(1024, 1024, 0) / plain.layer_ns(1024, 1024, 0), 4,
               0.01);                                                 // kept beyond the end
   EXPECT_EQ(measured.layer_ns(64, 0, 0), plain.layer_ns(64, 0, 0));  // another kind of call: not measured

@@ -96,7 +96,8 @@ Status bench_prefill(const PrefillOptions& o) {
 Bench add_prefill(CLI::App& app) {
   auto o = std::make_shared<PrefillOptions>();
   CLI::App* cmd = app.add_subcommand("prefill", "tokens per second of a full prefill, random weights");
-  cmd->add_option("--shape", o->shape, "llama-1b, llama-8b or llama-8b:LAYERS")->capture_default_str();
+  cmd->add_option("--shape", o->shape, "llama-1b, llama-8b[:LAYERS], or llama:layers=12,d=1024,heads=16,kv=4")
+      ->capture_default_str();
   cmd->add_option("--lengths", o->lengths, "tokens")->capture_default_str();
   cmd->add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
   cmd->add_option("--repeats", o->repeats, "runs of each length, interleaved; the median counts")

@@ -56,6 +56,7 @@ class CpuBackend final : public Backend {
                    dtype_name(dtype));
     return measure_flops(isa_, dtype, threads_);
   }
+  Result<double> measure_read_bandwidth() override { return cpu::measure_read_bandwidth(threads_); }
 
  private:
   Isa isa_;

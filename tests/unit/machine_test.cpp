@@ -1,0 +1,282 @@
+#include "compiler/inputs/machine.h"
+
+#include <gmock/gmock.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <random>
+
+#include "compiler/scheduling/cost_model.h"
+#include "plans/full_prefill.h"
+#include "runtime/core/calibration_json.h"
+#include "support/file.h"
+#include "support/json.h"
+
+namespace ds {
+namespace {
+
+using nlohmann::json;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+const Shape kShape{.family = "llama",
+                   .layers = 4,
+                   .d_model = 1024,
+                   .ff = 2816,
+                   .heads = 16,
+                   .kv_heads = 4,
+                   .head_dim = 64,
+                   .vocab = 32000};
+
+/// A file as ds-calibrate writes it.
+std::string written() {
+  CalibrationSubject subject{.name = "two cores",
+                             .backend = "cpu",
+                             .description = "cpu: two",
+                             .cpu = "c",
+                             .kernel = "k",
+                             .threads = 2,
+                             .shape = kShape,
+                             .dtype = DType::kBF16,
+                             .link_rtt_ns = 700,
+                             .options = ""};
+  Calibration c;
+  c.machine = MachineTimes{.matmul_flops = 4e11,
+                           .attention_flops = 3e11,
+                           .memory_bytes_per_s = 2e10,
+                           .op_overhead_ns = 600,
+                           .wakeup_ns = 6000,
+                           .embed_ns = 500,
+                           .embed_row_ns = 40.5,
+                           .head_ns = 1'700'000,
+                           .lookup_ns = 60'000,
+                           .read_latency_ns = 5000,
+                           .read_bytes_per_s = 9e9,
+                           .copy_bytes_per_s = 1e10,
+                           .kernel_slowdown_permille = 750,
+                           .transfer_slowdown_permille = 10};
+  c.layers = {{{64, 64, 0}, 4'000'000, 3'900'000, 5'000'000, 7, 100},
+              {{64, 64, 7}, 4'200'000, 4'190'000, 4'210'000, 9, 100}};
+  return machine_json(subject, c);
+}
+
+Result<MachineModel> read(const std::string& text) {
+  std::string path = ::testing::TempDir() + "machine-test.json";
+  EXPECT_TRUE(write_file_atomically(path, text).ok());
+  return MachineModel::read(path);
+}
+
+TEST(Machine, ReadsWhatTheCalibrationWrites) {
+  auto m = read(written());
+  ASSERT_TRUE(m.ok()) << m.status().message();
+  EXPECT_EQ(m->matmul_flops_per_s, 4e11);
+  EXPECT_EQ(m->attention_flops_per_s, 3e11);
+  EXPECT_EQ(m->memory_bytes_per_s, 2e10);
+  EXPECT_EQ(m->op_overhead_ns, 600);
+  EXPECT_EQ(m->wakeup_ns, 6000);
+  EXPECT_EQ(m->link_release_ns(), 60'700);
+  EXPECT_EQ(m->read_latency_ns, 5000);
+  EXPECT_EQ(m->read_bytes_per_s, 9e9);
+  EXPECT_EQ(m->copy_bytes_per_s, 1e10);
+  EXPECT_EQ(m->kernel_slowdown_permille, 750);
+  EXPECT_EQ(m->transfer_slowdown_permille, 10);
+  EXPECT_EQ(m->embed_ns, 500);
+  EXPECT_EQ(m->embed_row_ns, 40.5);
+  EXPECT_EQ(m->head_ns, 1'700'000);
+  EXPECT_EQ(m->shape, kShape);
+  ASSERT_EQ(m->layer_points.size(), 2u);
+  const LayerPoint& p = m->layer_points[0];
+  EXPECT_EQ(p.query_rows + p.ns, 64 + 4'000'000);
+  EXPECT_EQ(p.min_ns, 3'900'000);
+  EXPECT_EQ(p.max_ns, 5'000'000);
+}
+
+TEST(Machine, BrokenFilesSayWhereAndWhat) {
+  struct Case {
+    const char *pointer, *value, *message;  // value: JSON; nullptr: the key is taken out
+  };
+  const Case cases[] = {
+      {"/version", "3", "found version 3, this compiler reads up to 2"},
+      {"/version", "0", "'version' is 0"},
+      {"/schema", "\"droidspeak.quality\"", "expected 'droidspeak.machine'"},
+      {"/dtype", "\"f16\"", "found 'f16', expected \"bf16\" or \"f32\""},
+      {"/shape", nullptr, "key 'shape' is missing"},
+      {"/shape/ff", nullptr, "shape: key 'ff' is missing"},
+      {"/shape/heads", "0", "shape: 'heads' is 0"},
+      {"/shape/d_model", "9223372036854775807", "'d_model' is 9223372036854775807"},
+      {"/machine", nullptr, "key 'machine' is missing"},
+      {"/compute", nullptr, "key 'compute' is missing"},
+      {"/compute/matmul_flops_per_s", "null", "key 'matmul_flops_per_s' is missing"},
+      {"/compute/matmul_flops_per_s", "-1", "'matmul_flops_per_s' is -1"},
+      {"/compute/memory_bytes_per_s", "0", "'memory_bytes_per_s' is 0"},
+      {"/compute/wakeup_ns", "-5", "'wakeup_ns' is -5"},
+      {"/compute/speed", "1", "unknown key 'speed'"},
+      {"/link/lookup_ns", nullptr, "link: key 'lookup_ns' is missing"},
+      {"/link/read_bytes_per_s", "\"fast\"", "'read_bytes_per_s' is \"fast\""},
+      {"/contention/kernel_slowdown_permille", "-1", "'kernel_slowdown_permille' is -1"},
+      {"/contention/kernel_slowdown_permille", "1e3", "expected an integer"},
+      {"/embed/row_ns", "-0.5", "'row_ns' is -0.5"},
+      {"/head/ns", "0", "head: 'ns' is 0"},
+      {"/layer_ns", "{}", "'layer_ns' is {}, expected a list"},
+      {"/layer_ns/0/ns", "0", "layer_ns[0]: 'ns' is 0"},
+      {"/layer_ns/1/ns", "-7", "layer_ns[1]: 'ns' is -7"},
+      {"/layer_ns/0/ns", "1.5", "'ns' is 1.5, expected an integer"},
+      {"/layer_ns/0/rows", "4294967297", "layer_ns[0]: 'rows' is 4294967297"},
+      {"/layer_ns/0/query_rows", "65", "'query_rows' is 65, expected an integer in [0, 64]"},
+      {"/layer_ns/0/min_ns", "4000001", "'min_ns' is 4000001"},
+      {"/layer_ns/0/max_ns", "3999999", "'max_ns' is 3999999"},
+      {"/layer_ns/0/passes", "0", "'passes' is 0"},
+      {"/layer_ns/1/position", "0", "layer_ns[1]: rows 64, query_rows 64, position 0 was measured before"},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(fmt::format("{} = {}", c.pointer, c.value != nullptr ? c.value : "(none)"));
+    json file = json::parse(written());
+    json::json_pointer at(c.pointer);
+    if (c.value == nullptr) {
+      file[at.parent_pointer()].erase(at.back());
+    } else {
+      file[at] = json::parse(c.value);
+    }
+    auto m = read(file.dump());
+    ASSERT_FALSE(m.ok());
+    EXPECT_THAT(m.status().message(), AllOf(HasSubstr("machine-test.json"), HasSubstr(c.message)));
+  }
+  std::string nan = written();
+  nan.replace(nan.find("40.5"), 4, "NaN");
+  EXPECT_EQ(read(nan).status().code(), Code::kCorrupt);
+  json many = json::parse(written());
+  for (int i = 0; i < 4096; ++i) {
+    json p = many["layer_ns"][0];
+    p["position"] = i + 1;
+    many["layer_ns"].push_back(p);
+  }
+  EXPECT_THAT(read(many.dump()).status().message(), HasSubstr("4098 points, expected at most 4096"));
+}
+
+TEST(Machine, VersionOneIsStillRead) {
+  std::string text = R"({"schema": "droidspeak.machine", "version": 1, "name": "old", "backend": "cpu",
+    "dtype": "bf16", "compute": {"matmul_flops_per_s": 4e11, "op_overhead_ns": 9}, "link": {"rtt_ns": 5},
+    "layer_ns": [{"rows": 8, "query_rows": 8, "position": 0, "ns": 77}], "head_ns": 3})";
+  auto m = read(text);
+  ASSERT_TRUE(m.ok()) << m.status().message();
+  EXPECT_EQ(m->link_release_ns(), 5);
+  EXPECT_EQ(m->layer_points.at(0).max_ns, 77);
+  EXPECT_FALSE(m->shape.has_value());
+  EXPECT_TRUE(m->check_shape("f", kShape).ok());
+  // A key of version 2 does not belong there.
+  json file = json::parse(text);
+  file["contention"] = json::object();
+  EXPECT_THAT(read(file.dump()).status().message(), HasSubstr("unknown key 'contention'"));
+}
+
+TEST(Machine, AnotherModelsLayersAreRefused) {
+  auto m = read(written());
+  ASSERT_TRUE(m.ok());
+  Shape other = kShape;
+  other.layers = 80;
+  EXPECT_TRUE(m->check_shape("f.json", other).ok());
+  other.ff = 4096;
+  other.kv_heads = 2;
+  Status s = m->check_shape("f.json", other);
+  EXPECT_EQ(s.code(), Code::kMismatch);
+  EXPECT_THAT(s.message(), AllOf(HasSubstr("f.json: shape"), HasSubstr("ff: found 2816, expected 4096"),
+                                 HasSubstr("kv_heads: found 4, expected 2"), HasSubstr("run ds-calibrate")));
+}
+
+/// A machine with points on a grid, each a little off the roofline.
+MachineModel noisy_machine(uint64_t seed, double noise) {
+  MachineModel m = MachineModel::stand_in(DType::kBF16);
+  CostModel plain(m, kShape);
+  std::mt19937_64 random(seed);
+  std::uniform_real_distribution<double> off(1 - noise, 1 + noise);
+  for (int64_t rows : {1, 16, 64, 256, 1024, 4096}) {
+    m.layer_points.push_back(
+        {rows, 0, 0, std::llround(1.3 * off(random) * plain.layer_ns(rows, 0, 0)), 1, 1});
+    for (int64_t position : {0, 512, 2048, 8192}) {
+      double ns = 1.3 * off(random) * plain.layer_ns(rows, rows, position);
+      m.layer_points.push_back({rows, rows, position, std::llround(ns), 1, 1});
+    }
+  }
+  return m;
+}
+
+TEST(CostModel, PointsAreMetAndTimesGrow) {
+  MachineModel quiet = noisy_machine(1, 0);
+  CostModel costs(quiet, kShape);
+  for (const LayerPoint& p : quiet.layer_points) {
+    Cost c = costs.layer(p.rows, p.query_rows, p.position);
+    EXPECT_DOUBLE_EQ(c.ns, static_cast<double>(p.ns));
+    EXPECT_EQ(c.source, CostSource::kMeasured);
+  }
+  // However noisy the points are: more rows, or the same rows further on, never take less.
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    CostModel noisy(noisy_machine(seed, 0.5), kShape);
+    for (int64_t position : {0, 100, 512, 1000, 5000, 8192, 12000}) {
+      double before = 0;
+      for (int64_t rows = 1; rows < 9000; rows += 1 + rows / 9) {
+        double ns = noisy.layer_ns(rows, rows, position), kv = noisy.layer_ns(rows, 0, position);
+        EXPECT_GE(ns * (1 + 1e-12), before) << "seed " << seed << ", rows " << rows << " at " << position;
+        EXPECT_GT(kv, 0);
+        before = ns;
+      }
+    }
+    for (int64_t rows : {1, 3, 16, 100, 1024, 4096, 6000}) {
+      double before = 0;
+      for (int64_t position = 0; position < 20000; position += 97) {
+        double ns = noisy.layer_ns(rows, rows, position);
+        EXPECT_GE(ns * (1 + 1e-12), before) << "seed " << seed << ", rows " << rows << " at " << position;
+        before = ns;
+      }
+    }
+  }
+}
+
+TEST(CostModel, SaysWhatATimeRestsOn) {
+  CostModel costs(noisy_machine(1, 0.02), kShape), plain(MachineModel::stand_in(DType::kBF16), kShape);
+  auto source = [&](int64_t rows, int64_t queries, int64_t position) {
+    return costs.layer(rows, queries, position).source;
+  };
+  EXPECT_EQ(source(64, 64, 512), CostSource::kMeasured);
+  EXPECT_EQ(source(64, 64, 513), CostSource::kInterpolated);
+  EXPECT_EQ(source(65, 65, 512), CostSource::kInterpolated);
+  EXPECT_EQ(source(64, 0, 9999), CostSource::kInterpolated);  // K and V alone: no matter where
+  EXPECT_EQ(source(64, 64, 8193), CostSource::kExtrapolated);
+  EXPECT_EQ(source(4097, 4097, 0), CostSource::kExtrapolated);
+  EXPECT_EQ(source(4096, 1, 0), CostSource::kInterpolated);  // put together
+  EXPECT_EQ(plain.layer(64, 64, 0).source, CostSource::kModelled);
+
+  Variant prefill = full_prefill_variant(kShape.layers);
+  TunedPoint at{.tokens = 1000, .suffix = 16, .rate = 1};
+  MachineModel measured = noisy_machine(1, 0.02);
+  measured.head_ns = 5;
+  measured.embed_ns = 5;
+  Coverage c = CostModel(measured, kShape).coverage(prefill, at);
+  EXPECT_EQ(c.note(), "times: 100 % from measured points");
+  EXPECT_EQ(plain.coverage(prefill, at).note(),
+            "times: 0 % from measured points, 100 % modelled without measurement");
+  at.tokens = 15000;
+  c += CostModel(measured, kShape).coverage(prefill, at);
+  EXPECT_THAT(c.note(), HasSubstr("% extrapolated beyond 12,288 positions"));
+  double sum = 0;
+  for (double ns : c.ns) sum += ns;
+  double expected = 0;
+  for (int64_t n : {1000, 15000})
+    for (const Op& op : prefill.ops)
+      expected += CostModel(measured, kShape).duration(op, {.tokens = n, .suffix = 16, .rate = 1}).ns;
+  EXPECT_NEAR(sum, expected, 1);
+  EXPECT_EQ(Coverage().note(), "");
+}
+
+TEST(CostModel, TheSlowerOfStoreAndLinkDecides) {
+  MachineModel m = MachineModel::stand_in(DType::kBF16);
+  m.read_latency_ns = 1000;
+  m.read_bytes_per_s = 1e9;
+  CostModel costs(m, kShape);
+  Op op{.kind = OpKind::kTransferKv, .layer = 0, .chunk = 0};
+  // 1000 rows of 512 elements of two bytes: 1,024,000 bytes.
+  EXPECT_EQ(costs.duration_ns(op, {.tokens = 1000, .suffix = 1, .rate = 1'000'000}), 1'024'000'000);
+  EXPECT_EQ(costs.duration_ns(op, {.tokens = 1000, .suffix = 1, .rate = kNoLimit}), 1'025'000);
+}
+
+}  // namespace
+}  // namespace ds
