@@ -13,6 +13,7 @@ namespace ds {
 using Bench = std::function<Status()>;
 Bench add_prefill(CLI::App& app);
 Bench add_ttft(CLI::App& app);
+Bench add_overlap(CLI::App& app);
 
 inline double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());
