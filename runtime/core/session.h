@@ -33,7 +33,7 @@ struct Request {
   int64_t link_rate = kNoLimit - 1;  // bytes per second, for the choice of a variant
   bool full_prefill = false;         // ignore the variants
   // From the start of run() until the last transfer must be there; later is a miss. 0: no such limit. Noticed
-  // while a tensor is read (EntryReader::read_rows) and before the next one.
+  // while a tensor is read (EntryReader::read_rows) and before the next one; a look-up is not cut short.
   int64_t link_deadline_ns = 0;
   Sampling sampling;
   int64_t max_new_tokens = 1;
