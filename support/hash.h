@@ -20,18 +20,14 @@ inline std::string sha256_hex(std::string_view text) {
 }
 
 /// XXH3-64 of the bytes, the checksum of entries' tensors.
-inline uint64_t checksum64(std::span<const std::byte> bytes) {
-  return XXH3_64bits(bytes.data(), bytes.size());
-}
+uint64_t checksum64(std::span<const std::byte> bytes);
 
 /// XXH3-64 fed piece by piece; equals checksum64 of the pieces put together.
 class StreamingChecksum {
  public:
   StreamingChecksum() : state_(XXH3_createState()) { reset(); }
   void reset() { XXH3_64bits_reset(state_.get()); }
-  void update(std::span<const std::byte> bytes) {
-    XXH3_64bits_update(state_.get(), bytes.data(), bytes.size());
-  }
+  void update(std::span<const std::byte> bytes);
   uint64_t value() const { return XXH3_64bits_digest(state_.get()); }
 
  private:

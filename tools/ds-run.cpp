@@ -18,7 +18,7 @@ struct Options {
   std::string receiver, plan, store, context, context_ids, prompt, prompt_ids, link_rate, mode,
       dtype = "bf16", record, dump_logits, salt, backend = "auto";
   int64_t max_new_tokens = 64;
-  double link_rtt_ms = 0;
+  double link_rtt_ms = 0, link_deadline_ms = 0;
   int threads = 0;
   Sampling sampling;
   WeightCacheOptions cache;
@@ -42,6 +42,10 @@ Status check(const Options& o) {
     return refuse("--link-rate and --link-rtt-ms shape the way to --store, which is not given");
   }
   if (o.link_rtt_ms < 0 || o.link_rtt_ms > 60000) return refuse("--link-rtt-ms must lie in [0, 60000]");
+  if (o.link_deadline_ms != 0 && o.store.empty())
+    return refuse("--link-deadline-ms is for what comes from --store, which is not given");
+  if (o.link_deadline_ms < 0 || o.link_deadline_ms > 3'600'000)
+    return refuse("--link-deadline-ms must lie in [0, 3600000]");
   if (o.max_new_tokens < 1 || o.max_new_tokens > 1'000'000)
     return refuse("--max-new-tokens must lie in [1, 1000000]");
   if (o.sampling.temperature < 0 || o.sampling.temperature > 100)
@@ -132,6 +136,7 @@ Status run(const Options& o) {
   request.receiver = &loaded.identity;
   request.salt = o.salt;
   if (rate > 0) request.link_rate = static_cast<int64_t>(rate);
+  request.link_deadline_ns = static_cast<int64_t>(o.link_deadline_ms * 1e6);
   request.full_prefill = full;
   request.sampling = o.sampling;
   request.max_new_tokens = o.max_new_tokens;
@@ -232,6 +237,11 @@ int main(int argc, char** argv) {
   app.add_option("--link-rate", o.link_rate,
                  "shape the link to the store: 20MB/s, 8Gb/s; default: not shaped");
   app.add_option("--link-rtt-ms", o.link_rtt_ms, "round trip of that link")->capture_default_str();
+  app.add_option(
+         "--link-deadline-ms", o.link_deadline_ms,
+         "what has not come from the store by then, counted from the request's start, is a miss and a "
+         "full prefill answers; 0: wait")
+      ->capture_default_str();
   app.add_option("--mode", o.mode, "plan (default where a plan is given) or full-prefill")
       ->check(CLI::IsMember({"plan", "full-prefill"}));
   app.add_option("--dtype", o.dtype, "bf16 or f32: of computation and of the entry")->capture_default_str();
@@ -251,6 +261,8 @@ int main(int argc, char** argv) {
       "  ds-run --receiver agent/ --context report.txt --prompt 'Who signed it?'\n"
       "  ds-run --receiver agent/ --weight-cache /var/cache/ds-weights --verify-weights --prompt 'Hello'\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --link-rate 20MB/s \\\n"
-      "         --context report.txt --prompt 'Who signed it?' --record run.jsonl --json");
+      "         --context report.txt --prompt 'Who signed it?' --record run.jsonl --json\n"
+      "  ds-run --receiver agent/ --plan pair.dsplan --store file:/mnt/shared/ds --link-deadline-ms 500 \\\n"
+      "         --context report.txt --prompt 'Who signed it?'");
   return run_tool(app, argc, argv, [&] { return run(o); });
 }

@@ -13,6 +13,8 @@ int64_t now_ns() {
       .count();
 }
 
+constexpr int64_t kNoDeadline = int64_t{1} << 61;  // 73 years: sums do not overflow
+
 /// Which of a variant's hidden buffers `buffer` is, counting from 0.
 int64_t hidden_index(const Variant& variant, int32_t buffer) {
   return std::count_if(variant.buffers.begin(), variant.buffers.begin() + buffer,
@@ -144,6 +146,10 @@ Status Session::check(const Request& request) const {
                  "{}, {} and {}",
                  n, m, request.max_new_tokens, limits_.context, limits_.suffix, limits_.new_tokens);
   }
+  if (request.link_deadline_ns < 0) {
+    return error(Code::kInvalidArgument, "the deadline for transfers is {} ns; expected 0 (none) or more",
+                 request.link_deadline_ns);
+  }
   if (request.max_new_tokens < 1)
     return error(Code::kInvalidArgument, "at least one new token must be asked for");
   for (auto part : {request.context, request.suffix}) {
@@ -162,7 +168,12 @@ void Session::run_transfer(void* context, int64_t) {
   auto& t = *static_cast<Transfer*>(context);
   Session& s = *t.session;
   if (s.transfer_failed_.load(std::memory_order_acquire)) return;
-  Status status = t.entry->read_rows(t.kind, t.layer, t.first, t.rows, t.to);
+  auto in_time = [&t]() -> Status {
+    if (t.session->deadline_ns_ == 0 || now_ns() <= t.session->deadline_ns_) return ok_status();
+    return error(Code::kExhausted, "late: the deadline for transfers passed while {} of layer {} was read",
+                 tensor_kind_name(t.kind), t.layer);
+  };
+  Status status = t.entry->read_rows(t.kind, t.layer, t.first, t.rows, t.to, in_time);
   if (status.ok()) return;
   s.transfer_status_ = std::move(status);
   s.transfer_failed_.store(true, std::memory_order_release);
@@ -253,6 +264,7 @@ Result<Answer> Session::run(const Request& request) {
   auto n = static_cast<int64_t>(request.context.size());
 
   const int64_t start = now_ns();
+  deadline_ns_ = request.link_deadline_ns == 0 ? 0 : start + std::min(request.link_deadline_ns, kNoDeadline);
   std::copy(request.context.begin(), request.context.end(), ids_.begin());
   std::copy(request.suffix.begin(), request.suffix.end(), ids_.begin() + n);
 

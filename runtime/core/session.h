@@ -32,6 +32,9 @@ struct Request {
   std::string salt;  // tenant salt of the entry
   int64_t link_rate = kNoLimit - 1;  // bytes per second, for the choice of a variant
   bool full_prefill = false;         // ignore the variants
+  // From the start of run() until the last transfer must be there; later is a miss. 0: no such limit. Noticed
+  // while a tensor is read (EntryReader::read_rows) and before the next one; a look-up is not cut short.
+  int64_t link_deadline_ns = 0;
   Sampling sampling;
   int64_t max_new_tokens = 1;
   std::span<const int32_t> stop_ids;  // generation ends with one of these, which is not part of the answer
@@ -102,6 +105,7 @@ class Session {
   int32_t next_id_ = 0;
   std::vector<float> logits_, first_logits_;
 
+  int64_t deadline_ns_ = 0;  // of the running request's transfers, on now_ns()'s clock; 0: none
   // The link stream's verdict on the running request.
   std::atomic<bool> transfer_failed_{false};
   Status transfer_status_;

@@ -388,7 +388,8 @@ Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identit
   return reader;
 }
 
-Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out) {
+Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out,
+                              const std::function<Status()>& go_on) {
   const EntryTensor* tensor = header_.find(kind, layer);
   if (tensor == nullptr) {
     return error(Code::kNotFound, "{}: it has no {}; publish it again with the plan that asks for it", where_,
@@ -400,17 +401,24 @@ Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int
                  where_, rows, first, tensor_name(kind, layer), tokens);
   }
   if (rows == 0) return ok_status();
-  std::span<std::byte> target(out, static_cast<size_t>(rows * row));
-  if (Status s = object_->read(tensor->offset + first * row, target); !s.ok()) return s.with_context(where_);
-  bytes_read_ += rows * row;
-
+  if (go_on) DS_TRY(go_on());
   Progress& progress = progress_[static_cast<size_t>(tensor - header_.tensors.data())];
   if (first == 0) {
     progress.next_row = 0;
     progress.checksum.reset();
   }
-  if (first != progress.next_row) return ok_status();  // out of order: nothing to compare with
-  progress.checksum.update(target);
+  bool in_order = first == progress.next_row;  // else there is nothing to compare with
+  // A read that fails leaves the checksum half fed: the tensor is verified again only from its front.
+  if (in_order) progress.next_row = -1;
+  auto arrived = [&](std::span<const std::byte> part) {
+    if (in_order) progress.checksum.update(part);
+    bytes_read_ += static_cast<int64_t>(part.size());
+    return go_on ? go_on() : ok_status();
+  };
+  std::span<std::byte> target(out, static_cast<size_t>(rows * row));
+  if (Status s = object_->read_by_parts(tensor->offset + first * row, target, std::ref(arrived)); !s.ok())
+    return s.with_context(where_);
+  if (!in_order) return ok_status();
   progress.next_row = first + rows;
   if (progress.next_row == tokens && progress.checksum.value() != tensor->checksum) {
     return error(Code::kCorrupt, "{}: {} is damaged: checksum {} of {} bytes, expected {}", where_,

@@ -18,6 +18,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -91,13 +92,17 @@ class EntryReader {
   /// is verified against its checksum with the last row: kCorrupt. Rows read in another order are not
   /// verified. kNotFound: the entry has no such tensor. kInvalidArgument: no such rows. Allocates nothing
   /// when it succeeds. One thread at a time.
-  Status read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out);
+  ///
+  /// `go_on`, where given, is asked before the read and after each of its parts (256 KiB of a file, 4 ms of a
+  /// shaped link); its failure ends the read, which returns it.
+  Status read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out,
+                   const std::function<Status()>& go_on = {});
   /// Bytes of tensors read so far (not those of the header).
   int64_t bytes_read() const { return bytes_read_; }
 
  private:
   struct Progress {
-    int64_t next_row = 0;  // all rows before it have gone into the checksum
+    int64_t next_row = 0;  // all rows before it have gone into the checksum; -1: a read failed
     StreamingChecksum checksum;
   };
   std::unique_ptr<StoreObject> object_;

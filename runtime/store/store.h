@@ -17,12 +17,19 @@ namespace ds {
 /// read.
 class StoreObject {
  public:
+  /// Told of a read's bytes as they come: part by part, in order, each once and while this core's cache holds
+  /// it. A failure ends the read, which returns it.
+  using Arrived = std::function<Status(std::span<const std::byte>)>;
+
   virtual ~StoreObject() = default;
   /// In bytes.
   virtual int64_t size() const = 0;
-  /// Fills `out` with the bytes from `offset` on; kCorrupt when the object ends before that, kIo.
-  /// Thread-safe; may block (shaped links do); allocates nothing when it succeeds.
-  virtual Status read(int64_t offset, std::span<std::byte> out) = 0;
+  /// Fills `out` with the bytes from `offset` on; kCorrupt when the object ends before that, kIo, or what
+  /// `arrived` returned. Thread-safe; may block (shaped links do); allocates nothing when it succeeds.
+  virtual Status read_by_parts(int64_t offset, std::span<std::byte> out, const Arrived& arrived) = 0;
+  Status read(int64_t offset, std::span<std::byte> out) {
+    return read_by_parts(offset, out, [](std::span<const std::byte>) { return ok_status(); });
+  }
 };
 
 /// Thread-safe. Keys: 1 to 200 of the characters A-Z a-z 0-9 . _ -, not starting with '.', without ".tmp-";
@@ -60,9 +67,9 @@ struct LinkOptions {
 /// The link delivers one byte after the other: a read of b bytes that is issued at time t starts to arrive at
 /// s = max(t, end of the reads issued before it), has arrived at s + b/rate, and returns then, or when the
 /// underlying store has really delivered, if that is later. Times are absolute, so that late wake-ups do not
-/// add up; the real bytes are read piece by piece on the way. A read issued within 1 ms after the end of the
-/// one before counts as back to back with it (s = that end): its request was on its way already. So from the
-/// issue of a first read to the return of a last one, never more than rate * time bytes arrive.
+/// add up; the real bytes are read on the way, in pieces of 4 ms. A read issued within 1 ms after the end of
+/// the one before counts as back to back with it (s = that end): its request was on its way already. So from
+/// the issue of a first read to the return of a last one, never more than rate * time bytes arrive.
 ///
 /// Every look-up (open, size) returns one round trip after it was issued, and behind the bytes under way. The
 /// first read of an opened object starts to arrive no earlier than one round trip after it was issued;

@@ -322,6 +322,25 @@ TEST_F(Misses, TornAndDamaged) {
   EXPECT_EQ(answer.cache, CacheStatus::kHit);
 }
 
+TEST_F(Misses, Late) {
+  // The entry has 46 kB and needs over a second on this link.
+  auto slow = shape_link(std::move(store_), {40'000, 0});
+  Request request = make_request();
+  request.store = slow.get();
+  request.link_deadline_ns = 200'000'000;
+  expect_miss(request, Code::kExhausted, "late");
+  request.link_deadline_ns = 1;
+  expect_miss(request, Code::kExhausted, "late");
+}
+
+TEST_F(Misses, InTime) {
+  Request request = make_request();
+  request.link_deadline_ns = INT64_MAX;
+  Answer answer;
+  run_request(receiver_, plan_, request, &answer);
+  EXPECT_EQ(answer.cache, CacheStatus::kHit);
+}
+
 TEST_F(Misses, ASessionGoesOnAfterAMiss) {
   auto session = Session::create(*receiver_.backend, *receiver_.model, plan_, {90, 6, 4});
   ASSERT_TRUE(session.ok());

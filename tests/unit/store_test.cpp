@@ -112,6 +112,40 @@ TEST(FileStore, ReadsRangesAndRefusesThoseOutside) {
   EXPECT_TRUE(object->read(10, {}).ok());
 }
 
+TEST(FileStore, TellsOfBytesAsTheyCome) {
+  Folder folder;
+  auto store = file_store(folder.path());
+  std::string text(1'000'003, '\0');
+  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 131 % 251);
+  ASSERT_TRUE(put_text(*store, "k", text).ok());
+  // Behind a link too.
+  auto shaped = shape_link(file_store(folder.path()), {1e9, 0});
+  for (Store* s : {store.get(), shaped.get()}) {
+    auto object = take(s->open("k"));
+    std::string out(text.size() - 5, '\0'), told;
+    int parts = 0;
+    ASSERT_TRUE(object
+                    ->read_by_parts(5, std::as_writable_bytes(std::span(out)),
+                                    [&](std::span<const std::byte> part) {
+                                      EXPECT_EQ(reinterpret_cast<const char*>(part.data()),
+                                                &out[told.size()]);
+                                      told.append(reinterpret_cast<const char*>(part.data()), part.size());
+                                      ++parts;
+                                      return ok_status();
+                                    })
+                    .ok());
+    EXPECT_EQ(out, text.substr(5));
+    EXPECT_EQ(told, out);
+    EXPECT_GT(parts, 1);
+    // Who is told may end the read.
+    Status status = object->read_by_parts(0, std::as_writable_bytes(std::span(out)), [&](auto) {
+      return --parts > 0 ? ok_status() : error(Code::kMismatch, "enough");
+    });
+    EXPECT_EQ(status.code(), Code::kMismatch);
+    EXPECT_EQ(parts, 0);
+  }
+}
+
 TEST(FileStore, OpenObjectsSurviveReplacementRemovalAndTheStore) {
   Folder folder;
   auto store = file_store(folder.path());
@@ -466,12 +500,12 @@ class MemoryStore final : public Store {
   struct Object final : StoreObject {
     Object(std::string t, int* r) : text(std::move(t)), reads(r) {}
     int64_t size() const override { return static_cast<int64_t>(text.size()); }
-    Status read(int64_t offset, std::span<std::byte> out) override {
+    Status read_by_parts(int64_t offset, std::span<std::byte> out, const Arrived& arrived) override {
       ++*reads;
       if (offset < 0 || offset > size() || static_cast<int64_t>(out.size()) > size() - offset)
         return error(Code::kCorrupt, "outside");
       std::memcpy(out.data(), text.data() + offset, out.size());
-      return ok_status();
+      return arrived(out);
     }
     std::string text;
     int* reads;
@@ -692,6 +726,31 @@ TEST_F(Entry, ADamagedTensorIsNoticedInWhateverPiecesItIsRead) {
   EXPECT_TRUE(reader.read_rows(TensorKind::kKv, 4, 0, 5, out.data()).ok());
   EXPECT_EQ(reader.read_rows(TensorKind::kKv, 4, 0, kTokens, out.data()).code(), Code::kCorrupt);
   EXPECT_EQ(reader.read_rows(TensorKind::kKv, 4, 0, kTokens, out.data()).code(), Code::kCorrupt);
+}
+
+TEST_F(Entry, ReadsThatAreGivenUpEndAndLeaveNothingUnverified) {
+  Folder folder;
+  auto store = file_store(folder.path());
+  ASSERT_TRUE(write(*store).ok());
+  auto reader = take(EntryReader::open(*store, identity_, shape_));
+  std::vector<std::byte> out(static_cast<size_t>(kTokens * 48));
+  int asked = 0;
+  auto give_up_at = [&](int call) {
+    asked = 0;
+    return [&asked, call] { return ++asked == call ? error(Code::kExhausted, "enough") : ok_status(); };
+  };
+  // Before the read nothing moves; after its only part everything has.
+  Status status = reader.read_rows(TensorKind::kKv, 3, 0, kTokens, out.data(), give_up_at(1));
+  EXPECT_EQ(status.code(), Code::kExhausted);
+  EXPECT_EQ(reader.bytes_read(), 0);
+  status = reader.read_rows(TensorKind::kKv, 3, 0, 100, out.data(), give_up_at(2));
+  EXPECT_EQ(status.code(), Code::kExhausted);
+  EXPECT_THAT(status.message(), HasSubstr("enough"));
+  EXPECT_EQ(reader.bytes_read(), 100 * 48);
+  // The rest after it is not taken for a verified tensor nor for a damaged one; from the front all is well.
+  EXPECT_TRUE(reader.read_rows(TensorKind::kKv, 3, 100, kTokens - 100, out.data()).ok());
+  EXPECT_TRUE(reader.read_rows(TensorKind::kKv, 3, 0, kTokens, out.data(), give_up_at(3)).ok());
+  EXPECT_EQ(asked, 2);
 }
 
 TEST_F(Entry, TruncatedOrLongerIsNoticed) {

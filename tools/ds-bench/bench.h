@@ -15,6 +15,7 @@ Bench add_load(CLI::App& app);
 Bench add_make_model(CLI::App& app);
 Bench add_prefill(CLI::App& app);
 Bench add_ttft(CLI::App& app);
+Bench add_overlap(CLI::App& app);
 
 inline double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());

@@ -6,16 +6,18 @@ using namespace ds;
 int main(int argc, char** argv) {
   CLI::App app{
       "Measure this machine: full prefill against its FLOP bound, ways to a first token beside one another, "
-      "and starts.",
+      "transfers beside compute, and starts.",
       "ds-bench"};
   app.require_subcommand(1);
   const std::pair<const char*, Bench> benches[] = {{"load", add_load(app)},
                                                    {"make-model", add_make_model(app)},
+                                                   {"overlap", add_overlap(app)},
                                                    {"prefill", add_prefill(app)},
                                                    {"ttft", add_ttft(app)}};
   app.footer(
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"
+      "  ds-bench overlap --shape llama-1b:4 --rate 1GB/s --json -\n"
       "  ds-bench ttft --receiver R/ --store file:cache --context c.txt --prompt 'Where?' --link-rate 20MB/s "
       "\\\n"
       "      --plan 'full reuse=reuse.dsplan' --plan plan=pair.dsplan\n"

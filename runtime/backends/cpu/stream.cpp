@@ -1,4 +1,5 @@
 #include <omp.h>
+#include <sched.h>
 
 #include <chrono>
 
@@ -18,6 +19,10 @@ void CpuEvent::block() const { done_.wait(0, std::memory_order_acquire); }
 
 CpuStream::CpuStream(StreamKind kind, int64_t capacity, int threads)
     : kind_(kind), capacity_(capacity), ring_(static_cast<size_t>(capacity) + 1) {
+  cpu_set_t set;
+  if (kind == StreamKind::kLink && sched_getaffinity(0, sizeof set, &set) == 0 && threads >= CPU_COUNT(&set))
+    for (int core = 0; core < CPU_SETSIZE; ++core)
+      if (CPU_ISSET(core, &set)) cores_.push_back(core);
   thread_ = std::thread([this, threads] { run(threads); });
 }
 
@@ -82,6 +87,14 @@ void CpuStream::publish() {
   enqueued_.notify_one();
 }
 
+void CpuStream::take_next_core() {
+  if (cores_.empty()) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cores_[core_++ % cores_.size()], &set);
+  (void)sched_setaffinity(0, sizeof set, &set);  // refused: it stays where it is, which is only slower
+}
+
 void CpuStream::run(int threads) {
   if (kind_ == StreamKind::kCompute) omp_set_num_threads(threads);
   size_t tail = 0;
@@ -99,7 +112,9 @@ void CpuStream::run(int threads) {
       case Kind::kHost: {
         HostTask task;
         std::memcpy(&task, command.payload, sizeof(task));
-        if (!skip) task.call(task.context, task.argument);
+        if (skip) break;
+        take_next_core();
+        task.call(task.context, task.argument);
         break;
       }
       case Kind::kCopy: {

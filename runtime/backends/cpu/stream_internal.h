@@ -1,4 +1,10 @@
 // Streams of the CPU backend: a thread each, fed through a ring of commands that is sized when it is made.
+//
+// Threads: a compute stream is one thread and its OpenMP team, as many as the backend was given (all cores by
+// default), never pinned. A link stream is one thread more, of the same priority. Where compute leaves a core
+// free the system places it; where it does not, the thread takes the cores in turn, a transfer on each:
+// matrix products are split evenly, so that a thread that always loses time on the same core makes all others
+// wait for that one, and the loss counts as often as there are threads.
 #pragma once
 
 #include <atomic>
@@ -82,11 +88,14 @@ class CpuStream final : public CommandStream {
   }
   Command* claim();
   void publish();
+  void take_next_core();
   void run(int threads);
   Status not_compute(const char* what) const;
 
   StreamKind kind_;
   int64_t capacity_;
+  std::vector<int> cores_;  // to take in turn; empty: wherever the system likes
+  size_t core_ = 0;
   std::vector<Command> ring_;                      // capacity and one for kStop
   size_t head_ = 0;                                // next slot to fill
   alignas(64) std::atomic<uint32_t> enqueued_{0};  // counts, wrapping; 32 bits: waited on as futexes
