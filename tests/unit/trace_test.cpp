@@ -339,16 +339,81 @@ TEST(Draw, SvgAndHtmlAreWellFormedAndStandAlone) {
   }
 }
 
+/// Ops that an SVG's bars stand for: "op 3: ...", or "12 ops: ..." where narrow ones are joined.
+size_t drawn_ops(const std::string& svg) {
+  size_t ops = 0;
+  for (size_t at = svg.find("<title>"); at != std::string::npos; at = svg.find("<title>", at + 1)) {
+    std::string title = svg.substr(at + 7, svg.find("</title>", at) - at - 7);
+    if (title.rfind("op ", 0) == 0) ++ops;
+    if (size_t n = title.find(" ops: "); n != std::string::npos) ops += std::stoul(title.substr(0, n));
+  }
+  return ops;
+}
+
 TEST(Draw, EveryOpIsThereOnceInEachTrack) {
   Plan plan = make_plan(small_shape(), {3, 6});
   const Variant& v = plan.variants[0];
   RunRecord record = slower_record(v);
   record.ops.pop_back();  // one that did not run
-  std::string svg = draw_schedule_svg({plan, v, &record});
-  size_t bars = 0;
-  for (size_t at = svg.find("<title>op "); at != std::string::npos; at = svg.find("<title>op ", at + 1))
-    ++bars;
-  EXPECT_EQ(bars, 2 * v.ops.size() - 1);
+  EXPECT_EQ(drawn_ops(draw_schedule_svg({plan, v, &record})), 2 * v.ops.size() - 1);
+}
+
+TEST(Draw, ManyOpsAreJoinedAndKeepTheCriticalArrowsOnly) {
+  Plan plan =
+      make_plan(small_shape(80), {20, 59}, "e-first", {.chunks = 16, .tokens = 16384, .rate = 400'000'000});
+  const Variant& v = plan.variants[0];
+  ASSERT_GT(v.ops.size(), 1300u);
+  std::string svg = draw_schedule_svg({plan, v});
+  EXPECT_EQ(drawn_ops(svg), v.ops.size());
+  EXPECT_LT(svg.size(), 60'000u);
+  EXPECT_THAT(svg, AllOf(HasSubstr("16 ops: recompute 20.0 to recompute 20.15,"), Not(HasSubstr("waits for")),
+                         HasSubstr("#k-thick")));
+}
+
+/// "M.. H..": the horizontal strokes of a class, as lengths in the picture's units.
+double drawn_length(const std::string& svg, const std::string& css) {
+  double length = 0;
+  std::string start = "<path class=\"" + css + "\" d=\"M";
+  for (size_t at = svg.find(start); at != std::string::npos; at = svg.find(start, at + 1)) {
+    size_t h = svg.find(" H", at);
+    if (h == std::string::npos || h > svg.find("/>", at)) continue;
+    length += std::stod(svg.substr(h + 2)) - std::stod(svg.substr(at + start.size()));
+  }
+  return length;
+}
+
+TEST(Draw, TheCriticalPathCoversTheWholeTime) {
+  for (const char* schedule : {"e-first", "serial"}) {
+    Plan plan = make_plan(small_shape(), {3, 6}, schedule);
+    const Variant& v = plan.variants[0];
+    std::string svg = draw_schedule_svg({plan, v});
+    EXPECT_NEAR(drawn_length(svg, "c"), 1200 - 104 - 84, 0.5) << schedule;
+    EXPECT_EQ(drawn_length(svg, "c g"), 0) << schedule;
+    EXPECT_THAT(svg, HasSubstr("lower bound " + format_ns(v.lower_bound_ns)));
+    // Nothing but the link's own wait can be on the path before the first transfer of a late run.
+    RunRecord late = slower_record(v);
+    for (OpRecord& op : late.ops) {
+      op.start_ns += v.makespan_ns;
+      op.end_ns += v.makespan_ns;
+    }
+    EXPECT_GT(drawn_length(draw_schedule_svg({plan, v, &late}), "c g"), 300) << schedule;
+  }
+}
+
+TEST(Draw, APageHoldsBothWidthsWithIdsOfTheirOwn) {
+  Plan plan = make_plan(small_shape(), {3, 6}, "e-first", {.chunks = 4});
+  const Variant& v = plan.variants[0];
+  RunRecord record = slower_record(v);
+  std::string html = draw_schedule_html({plan, v, &record});
+  EXPECT_EQ(drawn_ops(html), 4 * v.ops.size());  // two tracks, twice
+  std::set<std::string> ids;
+  for (size_t at = html.find(" id=\""); at != std::string::npos; at = html.find(" id=\"", at + 1)) {
+    EXPECT_TRUE(ids.insert(html.substr(at + 5, html.find('"', at + 5) - at - 5)).second);
+  }
+  for (size_t at = html.find("url(#"); at != std::string::npos; at = html.find("url(#", at + 1)) {
+    EXPECT_TRUE(ids.count(html.substr(at + 5, html.find(')', at) - at - 5)));
+  }
+  EXPECT_THAT(html, AllOf(HasSubstr("What the end waited for"), HasSubstr("max-width:700px")));
 }
 
 TEST(Draw, PredictionIsScaledToTheRunsPoint) {
@@ -371,12 +436,16 @@ TEST(Draw, ChromeTraceHasTwoProcessesAndFlowsInsideTheirOps) {
   nlohmann::json trace = nlohmann::json::parse(draw_schedule_chrome({plan, v, &record}));
   std::map<int, size_t> ops;
   std::map<int64_t, nlohmann::json> flows;
+  std::map<int, double> critical_us;
+  std::map<std::string, int> moments;
   size_t cross = 0;
   for (const Op& op : v.ops) {
     for (int32_t w : op.waits) cross += v.ops[static_cast<size_t>(w)].stream != op.stream ? 1 : 0;
   }
   for (const auto& e : trace["traceEvents"]) {
     if (e["ph"] == "X") ++ops[e["pid"]];
+    if (e["ph"] == "X" && e["args"]["critical"] == true) critical_us[e["pid"]] += e["dur"].get<double>();
+    if (e["ph"] == "i") ++moments[e["name"]];
     if (e["ph"] == "s") flows[e["id"]] = e;
     if (e["ph"] != "f") continue;
     const auto& start = flows.at(e["id"]);
@@ -391,6 +460,8 @@ TEST(Draw, ChromeTraceHasTwoProcessesAndFlowsInsideTheirOps) {
   }
   EXPECT_EQ(ops, (std::map<int, size_t>{{1, v.ops.size()}, {2, v.ops.size()}}));
   EXPECT_EQ(flows.size(), 2 * cross);
+  EXPECT_NEAR(critical_us[1], static_cast<double>(v.makespan_ns) / 1000, 0.01);
+  EXPECT_EQ(moments, (std::map<std::string, int>{{"first token", 2}, {"lower bound", 1}}));
   EXPECT_GT(cross, 0u);
 }
 
