@@ -79,7 +79,8 @@ class DsPlan : public ::testing::Test {
 };
 
 TEST_F(DsPlan, HelpHasExamples) {
-  for (const char* command : {"--help", "dump --help", "verify --help", "simulate --help", "trace --help"}) {
+  for (const char* command : {"--help", "dump --help", "verify --help", "simulate --help", "explain --help",
+                              "diff --help", "trace --help"}) {
     Outcome o = run(command);
     EXPECT_EQ(o.code, 0) << command;
     EXPECT_THAT(o.out, HasSubstr("Examples:\n  ds-plan")) << command;
@@ -176,6 +177,54 @@ TEST_F(DsPlan, SimulateSelectsAsTheRuntimeDoes) {
   EXPECT_EQ(selected("--context-length 2048 --link-rate 999kB/s"), "full-prefill");
   EXPECT_EQ(selected("--link-rate 8Mb/s --context-length 3000"), "v1");
   EXPECT_EQ(selected("--context-length 2048 --variant v0"), "v0");
+}
+
+TEST_F(DsPlan, ExplainSelectsAsTheRuntimeDoes) {
+  EXPECT_THAT(run("explain a.dsplan").out,
+              AllOf(StartsWith("Variant v0 (droidspeak, e-first): the first of the plan"),
+                    HasSubstr("What bounds the time"), HasSubstr("link x 2")));
+  plan_.variants[0].tokens_max = 2048;
+  write(path("short.dsplan"), serialize_plan(plan_));
+  auto explained = [&](const std::string& arguments) {
+    return nlohmann::json::parse(run("explain --json " + arguments).out);
+  };
+  EXPECT_EQ(explained("a.dsplan")["ttft_ns"], plan_.variants[0].makespan_ns);
+  EXPECT_EQ(explained("short.dsplan --tokens 2047")["variant"], "v0");
+  EXPECT_EQ(explained("short.dsplan --context-length 2048")["variant"], "full-prefill");
+  EXPECT_EQ(explained("short.dsplan --context-length 2048 --variant v0")["variant"], "v0");
+  EXPECT_EQ(explained("a.dsplan --link-rate 1kB/s")["bound"], "link");
+  EXPECT_EQ(run("explain a.dsplan --link-rate 5").code, 2);
+  EXPECT_EQ(run("explain absent.dsplan").code, 3);
+}
+
+TEST_F(DsPlan, DiffExitsLikeDiff) {
+  write(path("b.dsplan"), serialize_plan(make_plan(small_shape(), {3, 8})));
+  Outcome same = run("diff a.dsplan a.dsplan");
+  EXPECT_EQ(same.code, 0);
+  EXPECT_EQ(same.out, "");
+  Outcome other = run("diff a.dsplan b.dsplan");
+  EXPECT_EQ(other.code, 1);
+  EXPECT_EQ(other.err, "");
+  EXPECT_THAT(other.out, HasSubstr("gone kv(7), kv(8)"));
+  Outcome json = run("diff a.dsplan b.dsplan --json");
+  EXPECT_EQ(json.code, 1);
+  EXPECT_EQ(nlohmann::json::parse(json.out)["same"], false);
+  EXPECT_EQ(nlohmann::json::parse(run("diff a.dsplan a.dsplan --json").out)["same"], true);
+  EXPECT_EQ(run("diff a.dsplan").code, 2);
+  EXPECT_EQ(run("diff a.dsplan absent.dsplan").code, 3);
+  write(path("bad.dsplan"), "no plan");
+  EXPECT_EQ(run("diff bad.dsplan a.dsplan").code, 4);
+}
+
+TEST_F(DsPlan, PicturesAreXmlToAnotherProgram) {
+  plan_.sender.name = "<script>\"&'";
+  write(path("odd.dsplan"), serialize_plan(plan_));
+  ASSERT_EQ(run("dump odd.dsplan --format svg -o odd.svg").code, 0);
+  std::string command =
+      "python3 -c 'import sys, xml.etree.ElementTree as e; r = e.parse(sys.argv[1]).getroot(); "
+      "sys.exit(r.tag != \"{http://www.w3.org/2000/svg}svg\" or r.find(\".//{*}script\") is not None)' '" +
+      path("odd.svg") + "'";
+  EXPECT_EQ(std::system(command.c_str()), 0);
 }
 
 TEST_F(DsPlan, TraceDrawsBothAndRefusesAnotherPlansRecord) {
