@@ -30,7 +30,7 @@ struct Options {
   std::vector<std::string> files;
   bool json = false, all_ops = false;
   std::string link_rate;
-  int64_t context_length = 0, suffix_length = 0;
+  int64_t context_length = 0, suffix_length = 0, waiting = 0;
 };
 
 struct LoadedPlan {
@@ -90,10 +90,12 @@ struct Selected {
   std::string why;
 };
 /// As the runtime selects.
-Selected select(const Plan& plan, const OperatingPoint& at) {
+Selected select(const Plan& plan, const OperatingPoint& at, int64_t waiting) {
   std::string where =
       fmt::format("{} tokens at {}", format_count(at.tokens), format_rate(static_cast<double>(at.rate)));
-  if (const Variant* v = select_variant(plan, at.tokens, at.rate)) return {v, "its ranges cover " + where};
+  if (waiting > 0) where += fmt::format(" while {} wait", format_count(waiting));
+  if (const Variant* v = select_variant(plan, at.tokens, at.rate, waiting))
+    return {v, "its ranges cover " + where};
   return {&plan.full_prefill, "no variant covers " + where + ": the fall-back"};
 }
 
@@ -211,7 +213,7 @@ Status simulate(const Options& o) {
   const Plan& plan = loaded.plan;
   // What the runtime would choose; what is not given is taken from the first variant's tuned point.
   const Variant& any = plan.variants.empty() ? plan.full_prefill : plan.variants[0];
-  bool free = o.link_rate.empty() && o.context_length == 0 && o.suffix_length == 0;
+  bool free = o.link_rate.empty() && o.context_length == 0 && o.suffix_length == 0 && o.waiting == 0;
   std::vector<Simulated> chosen;
   if (!o.variant.empty()) {
     DS_ASSIGN(const Variant* v, find_variant(loaded, o.variant));
@@ -221,7 +223,7 @@ Status simulate(const Options& o) {
       chosen.push_back({&v, "all variants, each at its own tuned point", {}});
     chosen.push_back({&plan.full_prefill, "the fall-back, at its own tuned point", {}});
   } else {
-    Selected selected = select(plan, point_of(o, rate, any));
+    Selected selected = select(plan, point_of(o, rate, any), o.waiting);
     chosen.push_back({selected.variant, selected.why, {}});
     if (selected.variant != &plan.full_prefill)
       chosen.push_back({&plan.full_prefill, "the fall-back, for comparison", {}});
@@ -289,8 +291,8 @@ Status explain(const Options& o) {
     DS_ASSIGN(chosen.variant, find_variant(loaded, o.variant));
     chosen.why = "named by --variant";
     point = point_of(o, rate, *chosen.variant);
-  } else if (point != tuned_point(first)) {
-    chosen = select(plan, point);
+  } else if (point != tuned_point(first) || o.waiting > 0) {
+    chosen = select(plan, point, o.waiting);
   }
   DS_ASSIGN(Explanation explanation, explain_variant(plan, *chosen.variant, point));
   return write_file_atomically("-", o.json ? json_text(explanation_json(explanation, chosen.why))
@@ -383,6 +385,8 @@ Exit codes: 0 ok, 1 the plans differ (diff), 2 invalid argument, 3 not found, 4 
   simulate->add_option("--link-rate", o.link_rate, "20MB/s, 8Gb/s; default: the rate the plan is tuned for");
   simulate->add_option("--context-length", o.context_length, "context tokens; default: the tuned length")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 32));
+  simulate->add_option("--waiting", o.waiting, "other requests that wait, for the choice of the variant")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
   simulate->add_option("--suffix-length", o.suffix_length, "suffix tokens; default: the tuned length")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 32));
   simulate->add_option("--variant", o.variant,
@@ -406,13 +410,15 @@ multiply-adds. At the tuned point the result is the plan's own.)x");
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 32));
   explain->add_option("--suffix-length", o.suffix_length, "suffix tokens; default: the tuned length")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 32));
+  explain->add_option("--waiting", o.waiting, "other requests that wait, for the choice of the variant")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
   explain->add_flag("--json", o.json, "one object, times in nanoseconds, with the critical path");
   explain->footer(R"x(Examples:
   ds-plan explain pair.dsplan                                        the first variant, where it is tuned
   ds-plan explain pair.dsplan --context-length 8192 --link-rate 1Gb/s  what would run there, and why so long
   ds-plan explain pair.dsplan --variant v2 --json | jq .bound
 
-It tells what the same request would cost by whatever else the plan holds; where the critical path (the operations that
+It tells why this tiling was chosen and what the others would have cost; what the same request would cost by whatever else the plan holds; where the critical path (the operations that
 decide the end) spends its time; how far the schedule is from its lower bound; and what twice the link or twice the compute
 would bring. Away from the tuned point times are scaled as 'ds-plan simulate' does.)x");
 
@@ -424,7 +430,7 @@ would bring. Away from the tuned point times are scaled as 'ds-plan simulate' do
   ds-plan diff old.dsplan new.dsplan --json | jq -r '.changes[] | .where + ": " + .field'
   ds-plan diff old.dsplan new.dsplan >/dev/null && echo same
 
-Variants are matched by their ranges of length and link rate, the others by name. Exit code 0: equal in every field
+Variants are matched by their ranges of length, link rate and load, the others by name. Exit code 0: equal in every field
 (nothing is printed); 1: they differ; above 1: an error.)x");
 
   CLI::App* trace = app.add_subcommand("trace", "Draw what a run measured beside what its plan predicted");

@@ -22,6 +22,16 @@ std::string rate_range_text(const Variant& v) {
   return v.rate_min <= 0 ? "below " + rate(v.rate_max) : rate(v.rate_min) + " to " + rate(v.rate_max);
 }
 
+std::string waiting_range_text(const Variant& v) {
+  if (v.load_max == kNoLimit) return v.load_min <= 0 ? "any" : format_count(v.load_min) + " and more";
+  if (v.load_max == v.load_min + 1) return v.load_min == 0 ? "none" : format_count(v.load_min);
+  return format_count(v.load_min) + " to " + format_count(v.load_max - 1);
+}
+
+std::string regret_text(double regret) {
+  return regret < 0 || std::isnan(regret) ? "not known" : fmt::format("{:.1f} %", 100 * regret);
+}
+
 std::string loss_text(double loss) { return std::isnan(loss) ? "not known" : fmt::format("{:.4g}", loss); }
 
 std::string recomputed_text(const Variant& v) {

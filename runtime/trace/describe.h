@@ -7,9 +7,11 @@
 
 namespace ds {
 
-std::string tokens_range_text(const Variant& variant);  // "1 to 2,047", "2,048 and more", "any"
-std::string rate_range_text(const Variant& variant);    // "20 MB/s to 1 GB/s", "any"
-std::string loss_text(double loss);                     // "1.8", "not known"
+std::string tokens_range_text(const Variant& variant);   // "1 to 2,047", "2,048 and more", "any"
+std::string rate_range_text(const Variant& variant);     // "20 MB/s to 1 GB/s", "any"
+std::string loss_text(double loss);                      // "1.8", "not known"
+std::string waiting_range_text(const Variant& variant);  // other requests: "none", "1 to 3", "any"
+std::string regret_text(double regret);                  // "3.1 %", "not known"
 /// "2-5, 9": layers that are recomputed for some token; "none".
 std::string recomputed_text(const Variant& variant);
 /// "load 0-5, recompute 6-11 from E": layers upward; one part per run of chunks that are alike, "chunks 0-3:

@@ -46,6 +46,7 @@ std::string draw_schedule_chrome(const Picture& p) {
                          {{"op", i},
                           {"layer", op.layer},
                           {"chunk", op.chunk},
+                          {"last_chunk", op.chunk_end() - 1},
                           {"waits", op.waits},
                           {"critical", static_cast<bool>(critical[i])}}}});
       for (int32_t w : op.waits) {

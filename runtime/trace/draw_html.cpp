@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/trace/describe.h"
 #include "runtime/trace/tracks.h"
 #include "support/units.h"
 
@@ -35,6 +36,18 @@ std::string critical_table(const Variant& v, const std::vector<Track>& tracks) {
   return out + "</table></div>\n";
 }
 
+std::string alternatives_table(const Variant& v) {
+  std::string out =
+      "<h2>What else could be had</h2>\n<div class=\"s\"><table><tr><th>choice</th><th>TTFT</th><th>of this "
+      "one's</th><th>quality loss</th><th>compute</th></tr>\n";
+  for (const Alternative& a : v.alternatives) {
+    out += "<tr>" + cell("td", escape_markup(a.what)) + cell("td", format_ns(a.ttft_ns)) +
+           cell("td", fmt::format("{:.0f} %", percent(a.ttft_ns, v.promise.ttft_ns))) +
+           cell("td", loss_text(a.quality_loss)) + cell("td", format_ns(a.compute_ns)) + "</tr>\n";
+  }
+  return out + "</table></div>\n";
+}
+
 }  // namespace
 
 std::string draw_schedule_html(const Picture& p) {
@@ -64,8 +77,11 @@ dl{{overflow:hidden}} summary{{cursor:pointer;font-weight:bold;margin-top:20px}}
   item("shape", fmt::format("{}, {} layers, {}", p.plan.shape.family, p.plan.shape.layers, p.plan.dtype));
   if (!std::isnan(v.promise.quality_loss))
     item("quality loss", fmt::format("{:.4g} points promised", v.promise.quality_loss));
+  if (!v.why.empty()) item("chosen by", v.why);
+  if (v.regret >= 0) item("regret", regret_text(v.regret) + " at worst in its ranges");
   for (const Track& t : tracks) item(t.name + " TTFT", format_ns(t.end) + " (" + t.note + ")");
   if (p.record != nullptr) {
+    if (!p.record->choice.empty()) item("chosen because", p.record->choice);
     if (!p.record->cache_status.empty()) {
       item("cache",
            p.record->cache_status + (p.record->cache_reason.empty() ? "" : ": " + p.record->cache_reason));
@@ -75,6 +91,7 @@ dl{{overflow:hidden}} summary{{cursor:pointer;font-weight:bold;margin-top:20px}}
   add("</dl>\n<figure class=\"page\">\n" + draw_svg(p, false, false) + "</figure>\n");
   add("<figure class=\"phone\">\n" + draw_svg(p, true, false) + "</figure>\n");
   add(critical_table(v, tracks));
+  if (!v.alternatives.empty()) add(alternatives_table(v));
   add("<h2>Where the time went</h2>\n<div class=\"s\"><table><tr><th>stream</th>");
   for (const Track& t : tracks)
     add(fmt::format("<th>{0}, busy</th><th>idle</th><th>share busy</th>", t.name));

@@ -240,7 +240,8 @@ class Svg {
         Group& g = out.back();
         const Op& first = v_.ops[static_cast<size_t>(g.ops.front())];
         bool layer = g.same_layer && op.layer == first.layer;
-        bool chunk = g.same_chunk && op.chunk == first.chunk && op.chunk >= 0;
+        bool chunk =
+            g.same_chunk && op.chunk == first.chunk && op.last_chunk == first.last_chunk && op.chunk >= 0;
         bool small = x(g.end) - x(g.start) < (g.same_layer ? kNumber : kRange);
         if (layer || chunk || small || op.layer == v_.ops[static_cast<size_t>(g.ops.back())].layer) {
           g.ops.push_back(bar.op);
@@ -261,7 +262,10 @@ class Svg {
     const Op& op = v_.ops[static_cast<size_t>(g.ops.front())];
     std::string number = op.layer < 0 ? std::string() : std::to_string(op.layer);
     if (g.ops.size() == 1) {
-      if (op.rows == Rows::kChunk && v_.chunks > 1) number += fmt::format(".{}", op.chunk);
+      if (op.rows == Rows::kChunk && v_.chunks > 1) {
+        number += fmt::format(".{}", op.chunk);
+        if (op.last_chunk > op.chunk) number += fmt::format("-{}", op.last_chunk);
+      }
       return {op_label(op, v_.chunks), number};
     }
     int32_t low = op.layer, high = op.layer;

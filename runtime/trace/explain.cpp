@@ -103,6 +103,19 @@ std::string explanation_text(const Explanation& e, const std::string& why) {
       loss_text(v.promise.quality_loss) + (std::isnan(v.promise.quality_loss) ? "" : " points"));
   if (e.bytes > 0) row("loads", format_bytes(e.bytes));
 
+  out += "\nWhy this tiling\n";
+  row("chosen by", v.why.empty() ? "not recorded" : v.why);
+  row("regret",
+      regret_text(v.regret) + (v.regret < 0 ? "" : " slower than the best choice, at worst in its ranges"));
+  if (v.alternatives.empty()) row("alternatives", "none recorded");
+  for (const Alternative& a : v.alternatives) {
+    row(&a == &v.alternatives.front() ? "alternatives" : "",
+        fmt::format("TTFT {:>9} ({} of this), loss {:>9}, compute {:>9}: {}", format_ns(a.ttft_ns),
+                    ratio(a.ttft_ns, v.promise.ttft_ns), loss_text(a.quality_loss), format_ns(a.compute_ns),
+                    a.what));
+  }
+  if (!v.alternatives.empty() && !e.tuned) row("", "(all of them at the tuned point)");
+
   out += "\nThe same request by what else the plan holds\n";
   if (e.others.empty()) out += "  nothing that can be judged here\n";
   for (const Explanation::Other& o : e.others) {
@@ -148,6 +161,7 @@ Json explanation_json(const Explanation& e, const std::string& why) {
   const Variant& v = *e.variant;
   auto number = [](double value) { return std::isnan(value) ? Json(nullptr) : Json(value); };
   Json streams = Json::array(), others = Json::array(), what_ifs = Json::array(), path = Json::array();
+  Json alternatives = Json::array();
   for (const StreamUse& s : e.streams)
     streams.push_back({{"kind", stream_kind_name(s.kind)}, {"busy_ns", s.busy_ns}, {"idle_ns", s.idle_ns}});
   for (const Explanation::Other& o : e.others) {
@@ -162,6 +176,12 @@ Json explanation_json(const Explanation& e, const std::string& why) {
                         {"link_speed", w.link_speed},
                         {"compute_speed", w.compute_speed},
                         {"ttft_ns", w.ttft_ns}});
+  }
+  for (const Alternative& a : v.alternatives) {
+    alternatives.push_back({{"what", a.what},
+                            {"quality_loss", number(a.quality_loss)},
+                            {"ttft_ns", a.ttft_ns},
+                            {"compute_ns", a.compute_ns}});
   }
   static constexpr const char* kHeldBy[] = {"start", "stream", "wait"};
   for (const CriticalStep& s : e.critical) {
@@ -195,6 +215,9 @@ Json explanation_json(const Explanation& e, const std::string& why) {
             {"compute_ns", e.shares.stream_ns[2]},
             {"gap_ns", e.shares.gap_ns},
             {"steps", path}}},
+          {"why", v.why},
+          {"regret", v.regret < 0 ? Json(nullptr) : Json(v.regret)},
+          {"alternatives", alternatives},
           {"others", others},
           {"what_if", what_ifs}};
 }

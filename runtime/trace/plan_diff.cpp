@@ -17,11 +17,13 @@ bool is_transfer(const Op& op) { return op.kind == OpKind::kTransferE || op.kind
 
 bool same_ranges(const Variant& a, const Variant& b) {
   return a.tokens_min == b.tokens_min && a.tokens_max == b.tokens_max && a.rate_min == b.rate_min &&
-         a.rate_max == b.rate_max;
+         a.rate_max == b.rate_max && a.load_min == b.load_min && a.load_max == b.load_max;
 }
 
 std::string ranges_text(const Variant& v) {
-  return fmt::format("context {}, link {}", tokens_range_text(v), rate_range_text(v));
+  std::string text = fmt::format("context {}, link {}", tokens_range_text(v), rate_range_text(v));
+  std::string waiting = waiting_range_text(v);
+  return waiting == "any" ? text : text + ", waiting " + waiting;
 }
 
 class Diff {
@@ -180,6 +182,10 @@ class Diff {
     if (!same_ranges(a, b)) words("ranges", ranges_text(a), ranges_text(b));
     words("policy", a.policy, b.policy);
     words("scheduler", a.scheduler, b.scheduler);
+    words("why", a.why, b.why);
+    if (a.regret != b.regret)
+      add("regret", a.regret, b.regret, regret_text(a.regret) + " -> " + regret_text(b.regret));
+    if (a.alternatives != b.alternatives) alternatives(a, b);
     number("tuned context", a.tuned_tokens, b.tuned_tokens, format_count);
     number("tuned suffix", a.tuned_suffix, b.tuned_suffix, format_count);
     number("tuned link", a.tuned_rate, b.tuned_rate,
@@ -211,6 +217,17 @@ class Diff {
       number("buffers", count(a.buffers), count(b.buffers), format_count);
     if (changes_.size() == before)
       add("details", nullptr, nullptr, "streams, buffers or tiles are listed otherwise");
+  }
+  void alternatives(const Variant& a, const Variant& b) {
+    auto names = [](const Variant& v) {
+      Json list = Json::array();
+      for (const Alternative& x : v.alternatives) list.push_back(x.what);
+      return list;
+    };
+    Json x = names(a), y = names(b);
+    add("alternatives", x, y,
+        x == y ? fmt::format("the same {}, with other times or losses", x.size())
+               : fmt::format("{} -> {}, others", x.size(), y.size()));
   }
   template <typename T>
   static int64_t count(const std::vector<T>& list) {

@@ -124,17 +124,23 @@ class Text {
 
   /// One row per variant, the full prefill last.
   void table() {
-    std::vector<std::vector<std::string>> rows = {
-        {"variant", "context", "link", "policy", "scheduler", "recompute", "sends", "loss", "TTFT"}};
+    std::vector<std::vector<std::string>> rows = {{"variant", "context", "link", "waiting", "policy",
+                                                   "scheduler", "recompute", "sends", "loss", "TTFT"}};
     std::vector<const Variant*> all;
     for (const Variant& v : p_.variants) all.push_back(&v);
     all.push_back(&p_.full_prefill);
     for (const Variant* v : all) {
-      rows.push_back({v->name, tokens_range_text(*v), rate_range_text(*v), v->policy, v->scheduler,
-                      recomputed_text(*v), format_bytes(bytes_sent(p_, *v)),
+      rows.push_back({v->name, tokens_range_text(*v), rate_range_text(*v), waiting_range_text(*v), v->policy,
+                      v->scheduler, recomputed_text(*v), format_bytes(bytes_sent(p_, *v)),
                       std::isnan(v->promise.quality_loss) ? "?" : loss_text(v->promise.quality_loss),
                       v->makespan_ns > 0 ? format_ns(v->promise.ttft_ns) : "?"});
     }
+    // Most plans do not ask how many wait.
+    constexpr size_t kWaiting = 3;
+    if (std::all_of(rows.begin() + 1, rows.end(), [](const auto& r) { return r[kWaiting] == "any"; })) {
+      for (auto& row : rows) row.erase(row.begin() + kWaiting);
+    }
+    size_t numbers = rows[0].size() - 3;  // sends, loss and TTFT stand to the right
     line("");
     std::vector<size_t> width(rows[0].size(), 0);
     for (const auto& row : rows) {
@@ -143,7 +149,7 @@ class Text {
     for (size_t r = 0; r < rows.size(); ++r) {
       std::string text, rule;
       for (size_t c = 0; c < rows[r].size(); ++c) {
-        text += (c >= 6 ? right(rows[r][c], width[c]) : left(rows[r][c], width[c])) + "  ";
+        text += (c >= numbers ? right(rows[r][c], width[c]) : left(rows[r][c], width[c])) + "  ";
         for (size_t k = 0; k < width[c]; ++k) rule += "─";
         rule += "  ";
       }
@@ -176,6 +182,13 @@ class Text {
       field("Promise", fmt::format("TTFT {}; quality loss {}{}", format_ns(v.promise.ttft_ns),
                                    loss_text(v.promise.quality_loss),
                                    std::isnan(v.promise.quality_loss) ? "" : " points"));
+      if (!v.why.empty()) field("Chosen by", v.why);
+      if (v.regret >= 0)
+        field("Regret", regret_text(v.regret) + " slower than the best choice, at worst in these ranges");
+      if (!v.alternatives.empty()) {
+        field("Instead of",
+              fmt::format("{} alternatives; 'ds-plan explain' lists them", v.alternatives.size()));
+      }
       field("Schedule", fmt::format("{} ops, {}, {}", v.ops.size(), format_ns(v.makespan_ns), bound));
       if (p_.full_prefill.makespan_ns > 0 && &v != &p_.full_prefill &&
           tuned_point(v).tokens == tuned_point(p_.full_prefill).tokens) {

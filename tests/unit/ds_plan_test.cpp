@@ -90,8 +90,8 @@ TEST_F(DsPlan, HelpHasExamples) {
 TEST_F(DsPlan, DumpsEveryFormat) {
   Outcome text = run("dump a.dsplan");
   EXPECT_EQ(text.code, 0);
-  EXPECT_THAT(text.out,
-              AllOf(StartsWith("Plan        a.dsplan   format 1"), HasSubstr("recompute 6 (K, V)")));
+  EXPECT_THAT(text.out, AllOf(StartsWith(fmt::format("Plan        a.dsplan   format {}", kPlanFormatVersion)),
+                              HasSubstr("recompute 6 (K, V)")));
   EXPECT_EQ(text.err, "");
   EXPECT_EQ(run("dump a.dsplan -o a.txt").out, "");
   EXPECT_EQ(read("a.txt"), text.out);
@@ -121,14 +121,15 @@ TEST_F(DsPlan, RefusesByNameWhatContradicts) {
 TEST_F(DsPlan, VerifySaysWhatIsWrongAndExitsByCode) {
   Outcome o = run("verify a.dsplan");
   EXPECT_EQ(o.code, 0);
-  EXPECT_EQ(o.out, "a.dsplan: ok (format 1, 1 variant(s) and the full prefill, 41 ops)\n");
+  EXPECT_EQ(o.out, fmt::format("a.dsplan: ok (format {}, 1 variant(s) and the full prefill, 41 ops)\n",
+                               kPlanFormatVersion));
   write(path("empty.dsplan"), "");
   write(path("text.dsplan"), "not a plan at all");
   Plan broken = plan_;
   broken.variants[0].ops[3].waits.clear();
   write(path("race.dsplan"), serialize_plan(broken));
   Plan newer = plan_;
-  newer.format_version = 2;
+  newer.format_version = kPlanFormatVersion + 1;
   write(path("newer.dsplan"), serialize_plan(newer));
   struct Case {
     const char *file, *message;
@@ -137,7 +138,7 @@ TEST_F(DsPlan, VerifySaysWhatIsWrongAndExitsByCode) {
   for (const Case& c : {Case{"absent.dsplan", "No such file", 3}, Case{"empty.dsplan", "is empty", 4},
                         Case{"text.dsplan", "found \"a pl\" at bytes 4 to 7 of 17 bytes", 4},
                         Case{"race.dsplan", "op 3 (recompute 3) reads hidden states", 4},
-                        Case{"newer.dsplan", "format version 2", 6}}) {
+                        Case{"newer.dsplan", "format version", 6}}) {
     Outcome bad = run(std::string("verify ") + c.file);
     EXPECT_EQ(bad.code, c.code) << c.file;
     EXPECT_THAT(bad.err, AllOf(StartsWith("ds-plan: error: "), HasSubstr(c.file), HasSubstr(c.message)));

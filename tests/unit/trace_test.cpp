@@ -34,6 +34,7 @@ RunRecord slower_record(const Variant& v) {
   r.variant = v.name;
   r.policy = v.policy;
   r.scheduler = v.scheduler;
+  r.choice = "its ranges cover <b>";
   r.mode = "plan";
   r.sender = "S";
   r.receiver = "R \"quoted\" <b>";
@@ -386,6 +387,36 @@ TEST(Explain, WordsAndJsonSayTheSame) {
   EXPECT_EQ(explain_variant(plan, plan.variants[0], {0, 1, 1}).status().code(), Code::kInvalidArgument);
 }
 
+TEST(Explain, TellsWhatElseTheCompilerHad) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  Variant& v = plan.variants[0];
+  v.why = "the least TTFT within 2 points <b>";
+  v.regret = 0.125;
+  v.load_max = 1;
+  v.alternatives = {
+      {"load everything <i>", std::numeric_limits<double>::quiet_NaN(), v.promise.ttft_ns / 2, 0},
+      {"recompute 2-6", 0.5, v.promise.ttft_ns * 3, 123'000'000}};
+  Result<Explanation> e = explain_variant(plan, v, tuned_point(v));
+  ASSERT_TRUE(e.ok());
+  EXPECT_THAT(explanation_text(*e, "because"),
+              AllOf(HasSubstr("chosen by             the least TTFT within 2 points"),
+                    HasSubstr("12.5 % slower"), HasSubstr("(0.50x of this), loss not known"),
+                    HasSubstr("(3.00x of this), loss       0.5"), HasSubstr("123 ms: recompute 2-6")));
+  for (const nlohmann::ordered_json& json :
+       {explanation_json(*e, "because"), plan_to_json(plan)["variants"][0]}) {
+    EXPECT_EQ(json["regret"], 0.125);
+    EXPECT_TRUE(json["alternatives"][0]["quality_loss"].is_null());
+    EXPECT_EQ(json["alternatives"][1]["compute_ns"], 123'000'000);
+  }
+  EXPECT_EQ(plan_to_json(plan)["variants"][0]["load_max"], 1);
+  EXPECT_THAT(
+      plan_to_text(plan, {.origin = "x"}),
+      AllOf(HasSubstr("waiting"), HasSubstr("none"), HasSubstr("Chosen by"), HasSubstr("2 alternatives")));
+  std::string html = draw_schedule_html({plan, v});
+  EXPECT_THAT(html, AllOf(HasSubstr("What else could be had"), HasSubstr("load everything &lt;i&gt;"),
+                          HasSubstr("points &lt;b&gt;"), Not(HasSubstr("<i>")), Not(HasSubstr("<b>"))));
+}
+
 TEST(Describe, TilingsInWords) {
   EXPECT_EQ(tiling_text(make_variant(small_shape(), {3, 6})), "load 0-2, recompute 3-6 from E, load 7-11");
   EXPECT_EQ(tiling_text(make_variant(small_shape(), {0, -1}, "e-first", {.chunks = 3})), "load 0-11");
@@ -416,7 +447,7 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
   // One field at a time, each of another kind: none goes unnoticed.
   using Edit = void (*)(Plan&);
   const std::pair<const char*, Edit> edits[] = {
-      {"plan: format version", [](Plan& p) { p.format_version = 2; }},
+      {"plan: format version", [](Plan& p) { p.format_version += 1; }},
       {"plan: compiler", [](Plan& p) { p.provenance.compiler_version += "9"; }},
       {"plan: flags", [](Plan& p) { p.provenance.flags += " --x 1"; }},
       {"plan: input sender", [](Plan& p) { p.provenance.inputs[0].sha256[0] = '!'; }},
@@ -429,6 +460,10 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
       {"v0: ranges", [](Plan& p) { p.variants[0].tokens_max = 99; }},
       {"v0: policy", [](Plan& p) { p.variants[0].policy += "x"; }},
       {"v0: scheduler", [](Plan& p) { p.variants[0].scheduler += "x"; }},
+      {"v0: ranges", [](Plan& p) { p.variants[0].load_max = 1; }},
+      {"v0: why", [](Plan& p) { p.variants[0].why = p.variants[0].name; }},
+      {"v0: regret", [](Plan& p) { p.variants[0].regret = 0.25; }},
+      {"v0: alternatives", [](Plan& p) { p.variants[0].alternatives.push_back({}); }},
       {"v0: tuned context", [](Plan& p) { p.variants[0].tuned_tokens += 64; }},
       {"v0: tuned suffix", [](Plan& p) { p.variants[0].tuned_suffix += 1; }},
       {"v0: tuned link", [](Plan& p) { p.variants[0].tuned_rate += 1'000'000; }},
@@ -501,9 +536,11 @@ TEST(PlanText, ShowsHeaderLayersTimeAndOps) {
   Plan plan = make_plan(small_shape(32), {10, 21});
   std::string text =
       plan_to_text(plan, {.origin = "pair.dsplan", .file_bytes = 1234, .sha256 = std::string(64, 'e')});
-  EXPECT_THAT(text, AllOf(HasSubstr("Plan        pair.dsplan   format 1, 1.2 KiB, sha256 eeeeeeeeeeeeeeee\n"),
-                          HasSubstr("KV 256 B a layer, 8.0 KiB in all; E 256 B a cut"),
-                          HasSubstr("E of layer 10"), HasSubstr("--recompute 10-21")));
+  EXPECT_THAT(
+      text, AllOf(HasSubstr(fmt::format("Plan        pair.dsplan   format {}, 1.2 KiB", kPlanFormatVersion) +
+                            ", sha256 eeeeeeeeeeeeeeee\n"),
+                  HasSubstr("KV 256 B a layer, 8.0 KiB in all; E 256 B a cut"), HasSubstr("E of layer 10"),
+                  HasSubstr("--recompute 10-21")));
   EXPECT_THAT(text, HasSubstr("            L L L L L L L L L L R R R R R R R R R R R R L L L L L L L L L L\n"
                               "                                ▲\n"));
   EXPECT_THAT(text, AllOf(HasSubstr("recompute 10"), HasSubstr("recompute 21 (K, V)"), HasSubstr("suffix 31"),
