@@ -483,6 +483,7 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
            if (op.kind == OpKind::kTransferKv) sent.push_back(&op);
          }
          std::swap(sent[0]->layer, sent.back()->layer);
+         std::swap(sent[0]->chunk, sent.back()->chunk);
        }},
       {"v0: details", [](Plan& p) { p.variants[0].buffers[0].with_suffix = false; }},
       {"v0: streams", [](Plan& p) { p.variants[0].streams.push_back({StreamKind::kCopy}); }},
