@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plans/critical_path.h"
 #include "plans/work.h"
 
 namespace ds {
@@ -36,7 +37,8 @@ int64_t transfer_bytes(const Plan& plan, const Variant& v, const Op& op, int64_t
          (op.kind == OpKind::kTransferE ? plan.shape.e_row() : plan.shape.kv_row()) * element_bytes(plan);
 }
 
-Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const OperatingPoint& point) {
+Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const OperatingPoint& point,
+                                    double compute_speed) {
   if (point.tokens < 1 || point.tokens > kMaxTokens || point.suffix < 1 || point.suffix > kMaxTokens ||
       point.rate < 0) {
     return error(Code::kInvalidArgument,
@@ -44,6 +46,10 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
                  "each and a rate "
                  "of 0 or more",
                  point.tokens, point.suffix, point.rate, kMaxTokens);
+  }
+  if (!(compute_speed > 0)) {
+    return error(Code::kInvalidArgument, "cannot simulate kernels {} times as fast; expected more than 0",
+                 compute_speed);
   }
   if (v.makespan_ns == 0 || v.tuned_tokens == 0) {
     return error(Code::kInvalidArgument,
@@ -91,9 +97,10 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
                      v.name, point.tokens);
       }
       sim.bytes += bytes;
-    } else if (point != tuned) {
+    } else {
       double before = work(plan, v, op, tuned), now = work(plan, v, op, point);
-      duration = before > 0 ? duration * (now / before) : ns_per_work * now;
+      if (point != tuned) duration = before > 0 ? duration * (now / before) : ns_per_work * now;
+      duration /= compute_speed;
     }
     auto s = static_cast<size_t>(op.stream);
     OpTime time{free[s], 0};
@@ -104,13 +111,14 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
                    "variant '{}' would take more than 70 years at {} B/s; give a higher rate", v.name,
                    point.rate);
     }
-    int64_t whole = point == tuned ? op.duration_ns : std::llround(duration);
+    int64_t whole = point == tuned && compute_speed == 1 ? op.duration_ns : std::llround(duration);
     time.end_ns = time.start_ns + whole;
     free[s] = time.end_ns;
     sim.streams[s].busy_ns += whole;
     sim.ttft_ns = std::max(sim.ttft_ns, time.end_ns);
     sim.ops.push_back(time);
   }
+  sim.lower_bound_ns = schedule_lower_bound_ns(v, sim.ops);
   for (StreamUse& s : sim.streams) s.idle_ns = sim.ttft_ns - s.busy_ns;
   return sim;
 }

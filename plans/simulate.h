@@ -23,6 +23,7 @@ struct StreamUse {
 struct Simulation {
   OperatingPoint point;
   int64_t ttft_ns = 0;             // end of the last op
+  int64_t lower_bound_ns = 0;      // schedule_lower_bound_ns() of these durations
   int64_t bytes = 0;               // over the link
   std::vector<OpTime> ops;         // one per op of the variant
   std::vector<StreamUse> streams;  // one per stream of the variant
@@ -35,10 +36,12 @@ OperatingPoint tuned_point(const Variant& variant);
 /// its waits have ended. Durations are scaled from the tuned ones:
 ///   transfers  what was predicted beyond bytes / rate stays as it is, bytes / rate is taken anew;
 ///   kernels    in proportion to multiply-adds (matrices by rows, attention by pairs of tokens).
+/// `compute_speed` 2: a machine whose kernels take half as long.
 /// At the tuned point durations are the plan's own. Small sizes are thus judged too fast: fixed costs of
 /// kernels and lower efficiency at few rows are in the tuned durations only. kInvalidArgument: a point that
 /// is not one, or a variant without times.
-Result<Simulation> simulate_variant(const Plan& plan, const Variant& variant, const OperatingPoint& point);
+Result<Simulation> simulate_variant(const Plan& plan, const Variant& variant, const OperatingPoint& point,
+                                    double compute_speed = 1);
 
 /// simulate_variant()'s TTFT; 0 where there is nothing to predict from (a variant without times).
 int64_t predicted_ttft_ns(const Plan& plan, const Variant& variant, const OperatingPoint& point);

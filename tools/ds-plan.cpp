@@ -1,4 +1,4 @@
-// ds-plan: reads, checks, draws and simulates plan files.
+// ds-plan: reads, checks, draws, compares, explains and simulates plan files.
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -6,6 +6,8 @@
 #include "plans/plan_file.h"
 #include "plans/simulate.h"
 #include "runtime/trace/draw.h"
+#include "runtime/trace/explain.h"
+#include "runtime/trace/plan_diff.h"
 #include "runtime/trace/plan_json.h"
 #include "runtime/trace/plan_text.h"
 #include "support/file.h"
@@ -28,7 +30,7 @@ struct Options {
   std::vector<std::string> files;
   bool json = false, all_ops = false;
   std::string link_rate;
-  int64_t context_length = 0, suffix_length = 0;
+  int64_t context_length = 0, suffix_length = 0, waiting = 0;
 };
 
 struct LoadedPlan {
@@ -61,6 +63,40 @@ Result<const Variant*> find_variant(const LoadedPlan& loaded, const std::string&
 
 std::string json_text(const Json& json) {
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string drawn(const Picture& picture, const std::string& format) {
+  return format == "svg"    ? draw_schedule_svg(picture)
+         : format == "html" ? draw_schedule_html(picture)
+                            : draw_schedule_chrome(picture);
+}
+
+/// --link-rate in bytes per second; 0: not given.
+Result<int64_t> link_rate(const Options& o) {
+  if (o.link_rate.empty()) return 0;
+  DS_ASSIGN(double parsed, parse_rate(o.link_rate));
+  if (parsed < 1) return error(Code::kInvalidArgument, "--link-rate {} is less than 1 B/s", o.link_rate);
+  return static_cast<int64_t>(parsed);
+}
+
+/// What is not given is taken from where `base` is tuned.
+OperatingPoint point_of(const Options& o, int64_t rate, const Variant& base) {
+  return {o.context_length > 0 ? o.context_length : base.tuned_tokens,
+          o.suffix_length > 0 ? o.suffix_length : base.tuned_suffix, rate > 0 ? rate : base.tuned_rate};
+}
+
+struct Selected {
+  const Variant* variant;
+  std::string why;
+};
+/// As the runtime selects.
+Selected select(const Plan& plan, const OperatingPoint& at, int64_t waiting) {
+  std::string where =
+      fmt::format("{} tokens at {}", format_count(at.tokens), format_rate(static_cast<double>(at.rate)));
+  if (waiting > 0) where += fmt::format(" while {} wait", format_count(waiting));
+  if (const Variant* v = select_variant(plan, at.tokens, at.rate, waiting))
+    return {v, "its ranges cover " + where};
+  return {&plan.full_prefill, "no variant covers " + where + ": the fall-back"};
 }
 
 // --- dump -------------------------------------------------------------------------------------------------
@@ -105,10 +141,7 @@ Status dump(const Options& o) {
     return error(Code::kInvalidArgument,
                  "variant '{}' has no predicted times, so that there is nothing to draw", variant->name);
   }
-  Picture picture{plan, *variant};
-  return write_file_atomically(o.output, format == "svg"    ? draw_schedule_svg(picture)
-                                         : format == "html" ? draw_schedule_html(picture)
-                                                            : draw_schedule_chrome(picture));
+  return write_file_atomically(o.output, drawn({plan, *variant}, format));
 }
 
 // --- verify -----------------------------------------------------------------------------------------------
@@ -175,17 +208,12 @@ Json simulation_json(const Simulated& s) {
 }
 
 Status simulate(const Options& o) {
-  int64_t rate = 0;
-  if (!o.link_rate.empty()) {
-    DS_ASSIGN(double parsed, parse_rate(o.link_rate));
-    rate = static_cast<int64_t>(parsed);
-    if (rate < 1) return error(Code::kInvalidArgument, "--link-rate {} is less than 1 B/s", o.link_rate);
-  }
+  DS_ASSIGN(int64_t rate, link_rate(o));
   DS_ASSIGN(LoadedPlan loaded, load(o.file));
   const Plan& plan = loaded.plan;
   // What the runtime would choose; what is not given is taken from the first variant's tuned point.
   const Variant& any = plan.variants.empty() ? plan.full_prefill : plan.variants[0];
-  bool free = o.link_rate.empty() && o.context_length == 0 && o.suffix_length == 0;
+  bool free = o.link_rate.empty() && o.context_length == 0 && o.suffix_length == 0 && o.waiting == 0;
   std::vector<Simulated> chosen;
   if (!o.variant.empty()) {
     DS_ASSIGN(const Variant* v, find_variant(loaded, o.variant));
@@ -195,24 +223,16 @@ Status simulate(const Options& o) {
       chosen.push_back({&v, "all variants, each at its own tuned point", {}});
     chosen.push_back({&plan.full_prefill, "the fall-back, at its own tuned point", {}});
   } else {
-    int64_t n = o.context_length > 0 ? o.context_length : any.tuned_tokens;
-    int64_t r = rate > 0 ? rate : any.tuned_rate;
-    const Variant* v = select_variant(plan, n, r);
-    std::string where = fmt::format("{} tokens at {}", format_count(n), format_rate(static_cast<double>(r)));
-    if (v != nullptr) {
-      chosen.push_back({v, "its ranges cover " + where, {}});
+    Selected selected = select(plan, point_of(o, rate, any), o.waiting);
+    chosen.push_back({selected.variant, selected.why, {}});
+    if (selected.variant != &plan.full_prefill)
       chosen.push_back({&plan.full_prefill, "the fall-back, for comparison", {}});
-    } else {
-      chosen.push_back({&plan.full_prefill, "no variant covers " + where + ": the fall-back", {}});
-    }
   }
   for (Simulated& s : chosen) {
     // Points that are not given come from the variant at hand when it stands for itself, else from the first
     // one, so that the fall-back is compared at the same length.
     const Variant& base = free || !o.variant.empty() ? *s.variant : any;
-    OperatingPoint point{o.context_length > 0 ? o.context_length : base.tuned_tokens,
-                         o.suffix_length > 0 ? o.suffix_length : base.tuned_suffix,
-                         rate > 0 ? rate : base.tuned_rate};
+    OperatingPoint point = point_of(o, rate, base);
     // Without transfers the rate plays no part: keep the variant's own, so that its tuned point is
     // recognised.
     bool sends = std::any_of(s.variant->streams.begin(), s.variant->streams.end(),
@@ -258,6 +278,44 @@ Status simulate(const Options& o) {
   return write_file_atomically("-", text);
 }
 
+// --- explain ----------------------------------------------------------------------------------------------
+
+Status explain(const Options& o) {
+  DS_ASSIGN(int64_t rate, link_rate(o));
+  DS_ASSIGN(LoadedPlan loaded, load(o.file));
+  const Plan& plan = loaded.plan;
+  const Variant& first = plan.variants.empty() ? plan.full_prefill : plan.variants[0];
+  Selected chosen{&first, "the first of the plan, where it is tuned"};
+  OperatingPoint point = point_of(o, rate, first);
+  if (!o.variant.empty()) {
+    DS_ASSIGN(chosen.variant, find_variant(loaded, o.variant));
+    chosen.why = "named by --variant";
+    point = point_of(o, rate, *chosen.variant);
+  } else if (point != tuned_point(first) || o.waiting > 0) {
+    chosen = select(plan, point, o.waiting);
+  }
+  DS_ASSIGN(Explanation explanation, explain_variant(plan, *chosen.variant, point));
+  return write_file_atomically("-", o.json ? json_text(explanation_json(explanation, chosen.why))
+                                           : explanation_text(explanation, chosen.why));
+}
+
+// --- diff -------------------------------------------------------------------------------------------------
+
+Status diff(const Options& o, bool& differ) {
+  DS_ASSIGN(LoadedPlan a, load(o.files[0]));
+  DS_ASSIGN(LoadedPlan b, load(o.files[1]));
+  std::vector<PlanChange> changes = diff_plans(a.plan, b.plan);
+  differ = !changes.empty();
+  if (!o.json) return write_file_atomically("-", plan_diff_text(changes));
+  auto file = [](const LoadedPlan& l) { return Json{{"file", l.path}, {"sha256", l.sha256}}; };
+  return write_file_atomically("-", json_text({{"schema", "droidspeak.plan_diff"},
+                                               {"version", 1},
+                                               {"same", changes.empty()},
+                                               {"a", file(a)},
+                                               {"b", file(b)},
+                                               {"changes", plan_diff_json(changes)}}));
+}
+
 // --- trace ------------------------------------------------------------------------------------------------
 
 Status trace(const Options& o) {
@@ -277,11 +335,8 @@ Status trace(const Options& o) {
         o.record, record.variant, o.file);
   }
   DS_TRY(check_record(**variant, record, o.record));
-  Picture picture{loaded.plan, **variant, &record};
-  std::string format = o.format.empty() ? "html" : o.format;
-  return write_file_atomically(o.output, format == "svg"    ? draw_schedule_svg(picture)
-                                         : format == "html" ? draw_schedule_html(picture)
-                                                            : draw_schedule_chrome(picture));
+  return write_file_atomically(
+      o.output, drawn({loaded.plan, **variant, &record}, o.format.empty() ? "html" : o.format));
 }
 
 }  // namespace
@@ -289,17 +344,19 @@ Status trace(const Options& o) {
 
 int main(int argc, char** argv) {
   ds::Options o;
-  CLI::App app("Shows, checks, simulates and draws plan files (.dsplan).", "ds-plan");
+  CLI::App app("Shows, checks, explains, compares, simulates and draws plan files (.dsplan).", "ds-plan");
   app.require_subcommand(1);
   app.footer(R"x(Examples:
   ds-plan dump pair.dsplan                        what the plan does, for people
   ds-plan dump pair.dsplan --variant v1           the same for one of several variants
   ds-plan dump pair.dsplan --format svg -o a.svg  a picture of the schedule
   ds-plan verify plans/golden/*.dsplan            every rule of plans/README.md
+  ds-plan explain pair.dsplan                     what bounds its time, and what would change that
+  ds-plan diff old.dsplan new.dsplan              what changed, in words and bytes
   ds-plan simulate pair.dsplan --link-rate 20MB/s --context-length 4096
   ds-run ... --record run.jsonl && ds-plan trace --plan pair.dsplan --record run.jsonl -o run.html
 
-Exit codes: 0 ok, 2 invalid argument, 3 not found, 4 corrupt, 5 mismatch, 6 unsupported, 8 i/o error.
+Exit codes: 0 ok, 1 the plans differ (diff), 2 invalid argument, 3 not found, 4 corrupt, 5 mismatch, 6 unsupported, 8 i/o error.
 'ds-plan COMMAND --help' tells more.)x");
 
   CLI::App* dump = app.add_subcommand("dump", "Print or draw a plan");
@@ -328,6 +385,8 @@ Exit codes: 0 ok, 2 invalid argument, 3 not found, 4 corrupt, 5 mismatch, 6 unsu
   simulate->add_option("--link-rate", o.link_rate, "20MB/s, 8Gb/s; default: the rate the plan is tuned for");
   simulate->add_option("--context-length", o.context_length, "context tokens; default: the tuned length")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 32));
+  simulate->add_option("--waiting", o.waiting, "other requests that wait, for the choice of the variant")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
   simulate->add_option("--suffix-length", o.suffix_length, "suffix tokens; default: the tuned length")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 32));
   simulate->add_option("--variant", o.variant,
@@ -340,6 +399,39 @@ Exit codes: 0 ok, 2 invalid argument, 3 not found, 4 corrupt, 5 mismatch, 6 unsu
 
 Durations are scaled from the tuned point: transfers by bytes / rate (what was predicted beyond that stays), kernels by
 multiply-adds. At the tuned point the result is the plan's own.)x");
+
+  CLI::App* explain = app.add_subcommand("explain", "Why a variant takes as long as it does");
+  explain->add_option("FILE", o.file, "plan file")->required();
+  explain->add_option("--variant", o.variant,
+                      "this variant; default: as the runtime selects, else the first");
+  explain->add_option("--link-rate", o.link_rate, "20MB/s, 8Gb/s; default: the rate it is tuned for");
+  explain
+      ->add_option("--context-length,--tokens", o.context_length, "context tokens; default: the tuned length")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 32));
+  explain->add_option("--suffix-length", o.suffix_length, "suffix tokens; default: the tuned length")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 32));
+  explain->add_option("--waiting", o.waiting, "other requests that wait, for the choice of the variant")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
+  explain->add_flag("--json", o.json, "one object, times in nanoseconds, with the critical path");
+  explain->footer(R"x(Examples:
+  ds-plan explain pair.dsplan                                        the first variant, where it is tuned
+  ds-plan explain pair.dsplan --context-length 8192 --link-rate 1Gb/s  what would run there, and why so long
+  ds-plan explain pair.dsplan --variant v2 --json | jq .bound
+
+It tells why this tiling was chosen and what the others would have cost; what the same request would cost by whatever else the plan holds; where the critical path (the operations that
+decide the end) spends its time; how far the schedule is from its lower bound; and what twice the link or twice the compute
+would bring. Away from the tuned point times are scaled as 'ds-plan simulate' does.)x");
+
+  CLI::App* diff = app.add_subcommand("diff", "What differs between two plans");
+  diff->add_option("FILES", o.files, "two plan files")->required()->expected(2);
+  diff->add_flag("--json", o.json, "one object: {same, a, b, changes: [{where, field, a, b, text}]}");
+  diff->footer(R"x(Examples:
+  ds-plan diff old.dsplan new.dsplan
+  ds-plan diff old.dsplan new.dsplan --json | jq -r '.changes[] | .where + ": " + .field'
+  ds-plan diff old.dsplan new.dsplan >/dev/null && echo same
+
+Variants are matched by their ranges of length, link rate and load, the others by name. Exit code 0: equal in every field
+(nothing is printed); 1: they differ; above 1: an error.)x");
 
   CLI::App* trace = app.add_subcommand("trace", "Draw what a run measured beside what its plan predicted");
   trace->add_option("--plan", o.file, "plan file")->required();
@@ -354,10 +446,14 @@ multiply-adds. At the tuned point the result is the plan's own.)x");
 Ops are joined by their index. Where the run had another length or rate than the plan was tuned for, the prediction
 is scaled to the run's (as ds-plan simulate does), and the picture says so.)x");
 
-  return ds::run_tool(app, argc, argv, [&]() -> ds::Status {
+  bool differ = false;
+  int code = ds::run_tool(app, argc, argv, [&]() -> ds::Status {
     if (dump->parsed()) return ds::dump(o);
     if (verify->parsed()) return ds::verify(o);
     if (simulate->parsed()) return ds::simulate(o);
+    if (explain->parsed()) return ds::explain(o);
+    if (diff->parsed()) return ds::diff(o, differ);
     return ds::trace(o);
   });
+  return code == 0 && differ ? 1 : code;
 }

@@ -54,6 +54,15 @@ Status check(const Options& o) {
   return ok_status();
 }
 
+/// Why this variant ran.
+std::string choice(const Answer& answer, const Plan& plan, const std::string& mode, int64_t n, double rate) {
+  if (mode != "plan") return "no plan was to be followed";
+  if (answer.cache == CacheStatus::kMiss) return "the fall-back: " + answer.miss.message();
+  std::string where = fmt::format("{} tokens{}", format_count(n), rate > 0 ? " at " + format_rate(rate) : "");
+  return answer.variant == &plan.full_prefill ? "the fall-back: no variant covers " + where
+                                              : "its ranges cover " + where;
+}
+
 RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan& plan,
                       const std::string& plan_sha256, const std::string& mode, int64_t n, int64_t m,
                       double rate) {
@@ -63,6 +72,7 @@ RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan
   record.variant = variant.name;
   record.policy = variant.policy;
   record.scheduler = variant.scheduler;
+  record.choice = choice(answer, plan, mode, n, rate);
   record.mode = mode;
   record.sender = answer.cache == CacheStatus::kUnused ? "" : plan.sender.name;
   record.receiver = model.identity.name;

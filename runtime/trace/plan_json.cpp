@@ -9,6 +9,8 @@ using Json = nlohmann::ordered_json;
 
 Json limit(int64_t value) { return value == kNoLimit ? Json(nullptr) : Json(value); }
 
+Json loss_json(double loss) { return std::isnan(loss) ? Json(nullptr) : Json(loss); }
+
 Json op_json(const Variant& v, size_t i) {
   static constexpr const char* kRows[] = {"chunk", "suffix", "all"};
   static constexpr const char* kQueries[] = {"none", "all", "suffix", "last"};
@@ -21,6 +23,7 @@ Json op_json(const Variant& v, size_t i) {
           {"chunk", op.chunk},
           {"rows", kRows[static_cast<size_t>(op.rows)]},
           {"queries", kQueries[static_cast<size_t>(op.queries)]},
+          {"last_chunk", op.chunk_end() - 1},
           {"buffer", op.buffer},
           {"start_ns", op.start_ns},
           {"duration_ns", op.duration_ns},
@@ -45,7 +48,13 @@ Json variant_json(const Variant& v) {
                        {"with_context", b.with_context}});
   }
   for (size_t i = 0; i < v.ops.size(); ++i) ops.push_back(op_json(v, i));
-  double loss = v.promise.quality_loss;
+  Json alternatives = Json::array();
+  for (const Alternative& a : v.alternatives) {
+    alternatives.push_back({{"what", a.what},
+                            {"quality_loss", loss_json(a.quality_loss)},
+                            {"ttft_ns", a.ttft_ns},
+                            {"compute_ns", a.compute_ns}});
+  }
   return {{"name", v.name},
           {"policy", v.policy},
           {"scheduler", v.scheduler},
@@ -53,11 +62,16 @@ Json variant_json(const Variant& v) {
           {"tokens_max", limit(v.tokens_max)},
           {"rate_min", v.rate_min},
           {"rate_max", limit(v.rate_max)},
+          {"load_min", v.load_min},
+          {"load_max", limit(v.load_max)},
+          {"why", v.why},
+          {"regret", v.regret < 0 ? Json(nullptr) : Json(v.regret)},
+          {"alternatives", alternatives},
           {"tuned_tokens", v.tuned_tokens},
           {"tuned_suffix", v.tuned_suffix},
           {"tuned_rate", v.tuned_rate},
           {"chunks", v.chunks},
-          {"quality_loss", std::isnan(loss) ? Json(nullptr) : Json(loss)},
+          {"quality_loss", loss_json(v.promise.quality_loss)},
           {"promised_ttft_ns", v.promise.ttft_ns},
           {"makespan_ns", v.makespan_ns},
           {"lower_bound_ns", v.lower_bound_ns},

@@ -6,6 +6,8 @@
 #include <set>
 
 #include "plans/simulate.h"
+#include "runtime/trace/describe.h"
+#include "runtime/trace/tracks.h"
 #include "support/units.h"
 
 namespace ds {
@@ -26,41 +28,6 @@ std::string left(std::string text, size_t width) {
 std::string right(std::string text, size_t width) {
   size_t have = columns(text);
   return have < width ? std::string(width - have, ' ') + text : text;
-}
-
-std::string tokens_range(const Variant& v) {
-  if (v.tokens_max == kNoLimit) return v.tokens_min <= 1 ? "any" : format_count(v.tokens_min) + " and more";
-  return format_count(v.tokens_min) + " to " + format_count(v.tokens_max - 1);
-}
-std::string rate_range(const Variant& v) {
-  auto rate = [](int64_t r) { return format_rate(static_cast<double>(r)); };
-  if (v.rate_max == kNoLimit) return v.rate_min <= 0 ? "any" : rate(v.rate_min) + " and more";
-  return v.rate_min <= 0 ? "below " + rate(v.rate_max) : rate(v.rate_min) + " to " + rate(v.rate_max);
-}
-std::string loss_text(double loss) { return std::isnan(loss) ? "not known" : fmt::format("{:.4g}", loss); }
-
-/// "2-5, 9": layers that are recomputed for some token.
-std::string recomputed_text(const Variant& v) {
-  std::set<int64_t> layers;
-  for (const Tile& t : v.tiles) {
-    for (int64_t l = t.first_layer; t.mode == Mode::kRecompute && l <= t.last_layer; ++l) layers.insert(l);
-  }
-  std::string text;
-  for (auto it = layers.begin(); it != layers.end();) {
-    LayerRange range{*it, *it};
-    while (++it != layers.end() && *it == range.last + 1) range.last = *it;
-    text += (text.empty() ? "" : ", ") + format_layers(range);
-  }
-  return text.empty() ? "none" : text;
-}
-
-int64_t bytes_sent(const Plan& p, const Variant& v) {
-  int64_t bytes = 0;
-  for (const Op& op : v.ops) {
-    bytes += transfer_bytes(p, v, op, v.tuned_tokens);
-    if (bytes > INT64_MAX / 4) break;  // an absurd plan: one op is below 2^59
-  }
-  return bytes;
 }
 
 char kind_letter(OpKind kind) {
@@ -157,17 +124,23 @@ class Text {
 
   /// One row per variant, the full prefill last.
   void table() {
-    std::vector<std::vector<std::string>> rows = {
-        {"variant", "context", "link", "policy", "scheduler", "recompute", "sends", "loss", "TTFT"}};
+    std::vector<std::vector<std::string>> rows = {{"variant", "context", "link", "waiting", "policy",
+                                                   "scheduler", "recompute", "sends", "loss", "TTFT"}};
     std::vector<const Variant*> all;
     for (const Variant& v : p_.variants) all.push_back(&v);
     all.push_back(&p_.full_prefill);
     for (const Variant* v : all) {
-      rows.push_back({v->name, tokens_range(*v), rate_range(*v), v->policy, v->scheduler, recomputed_text(*v),
-                      format_bytes(bytes_sent(p_, *v)),
+      rows.push_back({v->name, tokens_range_text(*v), rate_range_text(*v), waiting_range_text(*v), v->policy,
+                      v->scheduler, recomputed_text(*v), format_bytes(bytes_sent(p_, *v)),
                       std::isnan(v->promise.quality_loss) ? "?" : loss_text(v->promise.quality_loss),
                       v->makespan_ns > 0 ? format_ns(v->promise.ttft_ns) : "?"});
     }
+    // Most plans do not ask how many wait.
+    constexpr size_t kWaiting = 3;
+    if (std::all_of(rows.begin() + 1, rows.end(), [](const auto& r) { return r[kWaiting] == "any"; })) {
+      for (auto& row : rows) row.erase(row.begin() + kWaiting);
+    }
+    size_t numbers = rows[0].size() - 3;  // sends, loss and TTFT stand to the right
     line("");
     std::vector<size_t> width(rows[0].size(), 0);
     for (const auto& row : rows) {
@@ -176,7 +149,7 @@ class Text {
     for (size_t r = 0; r < rows.size(); ++r) {
       std::string text, rule;
       for (size_t c = 0; c < rows[r].size(); ++c) {
-        text += (c >= 6 ? right(rows[r][c], width[c]) : left(rows[r][c], width[c])) + "  ";
+        text += (c >= numbers ? right(rows[r][c], width[c]) : left(rows[r][c], width[c])) + "  ";
         for (size_t k = 0; k < width[c]; ++k) rule += "─";
         rule += "  ";
       }
@@ -209,6 +182,13 @@ class Text {
       field("Promise", fmt::format("TTFT {}; quality loss {}{}", format_ns(v.promise.ttft_ns),
                                    loss_text(v.promise.quality_loss),
                                    std::isnan(v.promise.quality_loss) ? "" : " points"));
+      if (!v.why.empty()) field("Chosen by", v.why);
+      if (v.regret >= 0)
+        field("Regret", regret_text(v.regret) + " slower than the best choice, at worst in these ranges");
+      if (!v.alternatives.empty()) {
+        field("Instead of",
+              fmt::format("{} alternatives; 'ds-plan explain' lists them", v.alternatives.size()));
+      }
       field("Schedule", fmt::format("{} ops, {}, {}", v.ops.size(), format_ns(v.makespan_ns), bound));
       if (p_.full_prefill.makespan_ns > 0 && &v != &p_.full_prefill &&
           tuned_point(v).tokens == tuned_point(p_.full_prefill).tokens) {
@@ -273,17 +253,6 @@ class Text {
       }
       if (any) field("", marks);
     }
-  }
-
-  std::vector<std::string> stream_names(const Variant& v) {
-    std::vector<std::string> names;
-    for (size_t s = 0; s < v.streams.size(); ++s) {
-      auto same = std::count(v.streams.begin(), v.streams.end(), v.streams[s]);
-      auto number = std::count(v.streams.begin(), v.streams.begin() + static_cast<int64_t>(s), v.streams[s]);
-      std::string name(stream_kind_name(v.streams[s].kind));
-      names.push_back(same > 1 ? fmt::format("{} {}", name, number) : name);
-    }
-    return names;
   }
 
   /// One line per stream: each column shows the kind that holds it longest, or nothing but idle time.

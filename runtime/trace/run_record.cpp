@@ -34,6 +34,7 @@ Status read_header(const JsonObject& o, RunRecord& r) {
   DS_ASSIGN(r.variant, o.string("variant"));
   DS_ASSIGN(r.policy, o.string_or("policy", ""));
   DS_ASSIGN(r.scheduler, o.string_or("scheduler", ""));
+  DS_ASSIGN(r.choice, o.string_or("choice", ""));
   DS_ASSIGN(r.mode, o.string_or("mode", ""));
   DS_ASSIGN(r.sender, o.string_or("sender", ""));
   DS_ASSIGN(r.receiver, o.string_or("receiver", ""));
@@ -82,6 +83,7 @@ std::string run_record_text(const RunRecord& r) {
                            {"variant", r.variant},
                            {"policy", r.policy},
                            {"scheduler", r.scheduler},
+                           {"choice", r.choice},
                            {"mode", r.mode},
                            {"sender", r.sender},
                            {"receiver", r.receiver},

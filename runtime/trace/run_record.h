@@ -38,6 +38,7 @@ struct RunRecord {
   std::string plan_sha256;        // of the plan file's bytes; "" where no plan file was given
   std::string variant;            // Variant::name; "full-prefill" for the fall-back
   std::string policy, scheduler;  // of that variant
+  std::string choice;             // why it ran: "its ranges cover 403 tokens at 200 MB/s"
   std::string mode;               // as ds-run reports it: "plan", "full-prefill"
   std::string sender, receiver;   // ModelIdentity::name; sender "" where none took part
   std::string backend;            // "cpu"

@@ -79,7 +79,8 @@ class DsPlan : public ::testing::Test {
 };
 
 TEST_F(DsPlan, HelpHasExamples) {
-  for (const char* command : {"--help", "dump --help", "verify --help", "simulate --help", "trace --help"}) {
+  for (const char* command : {"--help", "dump --help", "verify --help", "simulate --help", "explain --help",
+                              "diff --help", "trace --help"}) {
     Outcome o = run(command);
     EXPECT_EQ(o.code, 0) << command;
     EXPECT_THAT(o.out, HasSubstr("Examples:\n  ds-plan")) << command;
@@ -89,8 +90,8 @@ TEST_F(DsPlan, HelpHasExamples) {
 TEST_F(DsPlan, DumpsEveryFormat) {
   Outcome text = run("dump a.dsplan");
   EXPECT_EQ(text.code, 0);
-  EXPECT_THAT(text.out,
-              AllOf(StartsWith("Plan        a.dsplan   format 1"), HasSubstr("recompute 6 (K, V)")));
+  EXPECT_THAT(text.out, AllOf(StartsWith(fmt::format("Plan        a.dsplan   format {}", kPlanFormatVersion)),
+                              HasSubstr("recompute 6 (K, V)")));
   EXPECT_EQ(text.err, "");
   EXPECT_EQ(run("dump a.dsplan -o a.txt").out, "");
   EXPECT_EQ(read("a.txt"), text.out);
@@ -120,14 +121,15 @@ TEST_F(DsPlan, RefusesByNameWhatContradicts) {
 TEST_F(DsPlan, VerifySaysWhatIsWrongAndExitsByCode) {
   Outcome o = run("verify a.dsplan");
   EXPECT_EQ(o.code, 0);
-  EXPECT_EQ(o.out, "a.dsplan: ok (format 1, 1 variant(s) and the full prefill, 41 ops)\n");
+  EXPECT_EQ(o.out, fmt::format("a.dsplan: ok (format {}, 1 variant(s) and the full prefill, 41 ops)\n",
+                               kPlanFormatVersion));
   write(path("empty.dsplan"), "");
   write(path("text.dsplan"), "not a plan at all");
   Plan broken = plan_;
   broken.variants[0].ops[3].waits.clear();
   write(path("race.dsplan"), serialize_plan(broken));
   Plan newer = plan_;
-  newer.format_version = 2;
+  newer.format_version = kPlanFormatVersion + 1;
   write(path("newer.dsplan"), serialize_plan(newer));
   struct Case {
     const char *file, *message;
@@ -136,7 +138,7 @@ TEST_F(DsPlan, VerifySaysWhatIsWrongAndExitsByCode) {
   for (const Case& c : {Case{"absent.dsplan", "No such file", 3}, Case{"empty.dsplan", "is empty", 4},
                         Case{"text.dsplan", "found \"a pl\" at bytes 4 to 7 of 17 bytes", 4},
                         Case{"race.dsplan", "op 3 (recompute 3) reads hidden states", 4},
-                        Case{"newer.dsplan", "format version 2", 6}}) {
+                        Case{"newer.dsplan", "format version", 6}}) {
     Outcome bad = run(std::string("verify ") + c.file);
     EXPECT_EQ(bad.code, c.code) << c.file;
     EXPECT_THAT(bad.err, AllOf(StartsWith("ds-plan: error: "), HasSubstr(c.file), HasSubstr(c.message)));
@@ -176,6 +178,54 @@ TEST_F(DsPlan, SimulateSelectsAsTheRuntimeDoes) {
   EXPECT_EQ(selected("--context-length 2048 --link-rate 999kB/s"), "full-prefill");
   EXPECT_EQ(selected("--link-rate 8Mb/s --context-length 3000"), "v1");
   EXPECT_EQ(selected("--context-length 2048 --variant v0"), "v0");
+}
+
+TEST_F(DsPlan, ExplainSelectsAsTheRuntimeDoes) {
+  EXPECT_THAT(run("explain a.dsplan").out,
+              AllOf(StartsWith("Variant v0 (droidspeak, e-first): the first of the plan"),
+                    HasSubstr("What bounds the time"), HasSubstr("link x 2")));
+  plan_.variants[0].tokens_max = 2048;
+  write(path("short.dsplan"), serialize_plan(plan_));
+  auto explained = [&](const std::string& arguments) {
+    return nlohmann::json::parse(run("explain --json " + arguments).out);
+  };
+  EXPECT_EQ(explained("a.dsplan")["ttft_ns"], plan_.variants[0].makespan_ns);
+  EXPECT_EQ(explained("short.dsplan --tokens 2047")["variant"], "v0");
+  EXPECT_EQ(explained("short.dsplan --context-length 2048")["variant"], "full-prefill");
+  EXPECT_EQ(explained("short.dsplan --context-length 2048 --variant v0")["variant"], "v0");
+  EXPECT_EQ(explained("a.dsplan --link-rate 1kB/s")["bound"], "link");
+  EXPECT_EQ(run("explain a.dsplan --link-rate 5").code, 2);
+  EXPECT_EQ(run("explain absent.dsplan").code, 3);
+}
+
+TEST_F(DsPlan, DiffExitsLikeDiff) {
+  write(path("b.dsplan"), serialize_plan(make_plan(small_shape(), {3, 8})));
+  Outcome same = run("diff a.dsplan a.dsplan");
+  EXPECT_EQ(same.code, 0);
+  EXPECT_EQ(same.out, "");
+  Outcome other = run("diff a.dsplan b.dsplan");
+  EXPECT_EQ(other.code, 1);
+  EXPECT_EQ(other.err, "");
+  EXPECT_THAT(other.out, HasSubstr("gone kv(7), kv(8)"));
+  Outcome json = run("diff a.dsplan b.dsplan --json");
+  EXPECT_EQ(json.code, 1);
+  EXPECT_EQ(nlohmann::json::parse(json.out)["same"], false);
+  EXPECT_EQ(nlohmann::json::parse(run("diff a.dsplan a.dsplan --json").out)["same"], true);
+  EXPECT_EQ(run("diff a.dsplan").code, 2);
+  EXPECT_EQ(run("diff a.dsplan absent.dsplan").code, 3);
+  write(path("bad.dsplan"), "no plan");
+  EXPECT_EQ(run("diff bad.dsplan a.dsplan").code, 4);
+}
+
+TEST_F(DsPlan, PicturesAreXmlToAnotherProgram) {
+  plan_.sender.name = "<script>\"&'";
+  write(path("odd.dsplan"), serialize_plan(plan_));
+  ASSERT_EQ(run("dump odd.dsplan --format svg -o odd.svg").code, 0);
+  std::string command =
+      "python3 -c 'import sys, xml.etree.ElementTree as e; r = e.parse(sys.argv[1]).getroot(); "
+      "sys.exit(r.tag != \"{http://www.w3.org/2000/svg}svg\" or r.find(\".//{*}script\") is not None)' '" +
+      path("odd.svg") + "'";
+  EXPECT_EQ(std::system(command.c_str()), 0);
 }
 
 TEST_F(DsPlan, TraceDrawsBothAndRefusesAnotherPlansRecord) {

@@ -5,8 +5,12 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "plans/critical_path.h"
 #include "plans/simulate.h"
+#include "runtime/trace/describe.h"
 #include "runtime/trace/draw.h"
+#include "runtime/trace/explain.h"
+#include "runtime/trace/plan_diff.h"
 #include "runtime/trace/plan_json.h"
 #include "runtime/trace/plan_text.h"
 #include "runtime/trace/run_record.h"
@@ -30,6 +34,7 @@ RunRecord slower_record(const Variant& v) {
   r.variant = v.name;
   r.policy = v.policy;
   r.scheduler = v.scheduler;
+  r.choice = "its ranges cover <b>";
   r.mode = "plan";
   r.sender = "S";
   r.receiver = "R \"quoted\" <b>";
@@ -240,6 +245,291 @@ TEST(Simulate, RefusesPointsThatAreNone) {
               HasSubstr("no predicted times"));
 }
 
+// --- The critical path
+// ---------------------------------------------------------------------------------------------
+
+/// Two streams and five ops, times by hand:
+///   link     0: [0, 4)   1: [4, 6)
+///   compute  2: [0, 1)   3: [4, 9) after 0   4: [9, 10) after 1
+Variant hand_made() {
+  Variant v;
+  v.streams = {{StreamKind::kLink}, {StreamKind::kCompute}};
+  auto op = [&](OpKind kind, int32_t stream, std::vector<int32_t> waits) {
+    Op o{.kind = kind, .stream = stream, .layer = static_cast<int32_t>(v.ops.size())};
+    o.waits = std::move(waits);
+    v.ops.push_back(std::move(o));
+  };
+  op(OpKind::kTransferE, 0, {});
+  op(OpKind::kTransferKv, 0, {});
+  op(OpKind::kEmbed, 1, {});
+  op(OpKind::kRecompute, 1, {0});
+  op(OpKind::kSuffix, 1, {1});
+  return v;
+}
+std::vector<int32_t> ops_of(const std::vector<CriticalStep>& path) {
+  std::vector<int32_t> ops;
+  for (const CriticalStep& s : path) ops.push_back(s.op);
+  return ops;
+}
+
+TEST(CriticalPath, GoesBackThroughWhateverEndedLast) {
+  Variant v = hand_made();
+  std::vector<CriticalStep> path = critical_path(v, {{0, 4}, {4, 6}, {0, 1}, {4, 9}, {9, 10}});
+  EXPECT_EQ(ops_of(path), (std::vector<int32_t>{0, 3, 4}));
+  EXPECT_EQ(path[0].by, HeldBy::kStart);
+  EXPECT_EQ(path[1].by, HeldBy::kWait);
+  EXPECT_EQ(path[2].by, HeldBy::kStream);
+  CriticalShares shares = critical_shares(v, path);
+  EXPECT_EQ(shares.stream_ns[0], 4);
+  EXPECT_EQ(shares.stream_ns[2], 6);
+  EXPECT_EQ(shares.gap_ns, 0);
+  // A slow link holds up the suffix instead.
+  EXPECT_EQ(ops_of(critical_path(v, {{0, 4}, {4, 12}, {0, 1}, {4, 9}, {12, 13}})),
+            (std::vector<int32_t>{0, 1, 4}));
+  // A tie goes to the wait: it was late data as much as a busy stream.
+  path = critical_path(v, {{0, 4}, {4, 9}, {0, 1}, {4, 9}, {9, 10}});
+  EXPECT_EQ(ops_of(path), (std::vector<int32_t>{0, 1, 4}));
+  EXPECT_EQ(path[2].by, HeldBy::kWait);
+}
+
+TEST(CriticalPath, GapsAndOpsThatDidNotRun) {
+  Variant v = hand_made();
+  std::vector<CriticalStep> path = critical_path(v, {{2, 4}, {4, 6}, {0, 1}, {5, 9}, {9, 10}});
+  EXPECT_EQ(ops_of(path), (std::vector<int32_t>{0, 3, 4}));
+  EXPECT_EQ(path[0].gap_ns, 2);
+  EXPECT_EQ(path[1].gap_ns, 1);
+  EXPECT_EQ(critical_shares(v, path).total_ns(), 10);
+  // Measured clocks may overlap; the path still adds up to the end.
+  path = critical_path(v, {{0, 5}, {5, 6}, {0, 1}, {4, 9}, {8, 10}});
+  EXPECT_EQ(critical_shares(v, path).total_ns(), 10);
+  path = critical_path(v, {{-1, -1}, {4, 6}, {-1, -1}, {-1, -1}, {9, 10}});
+  EXPECT_EQ(ops_of(path), (std::vector<int32_t>{1, 4}));
+  EXPECT_EQ(critical_shares(v, path).gap_ns, 7);
+  EXPECT_TRUE(critical_path(v, std::vector<OpTime>(5, OpTime{-1, -1})).empty());
+}
+
+TEST(CriticalPath, AddsUpToTheMakespanOfEverySchedule) {
+  for (LayerRange group : {LayerRange{0, -1}, LayerRange{3, 6}, LayerRange{0, 3}, LayerRange{0, 11}}) {
+    for (const char* schedule : {"e-first", "kv-preload", "serial"}) {
+      for (int32_t chunks : {1, 5}) {
+        Plan plan = make_plan(small_shape(), group, schedule, {.chunks = chunks});
+        const Variant& v = plan.variants[0];
+        Result<Simulation> sim = simulate_variant(plan, v, tuned_point(v));
+        ASSERT_TRUE(sim.ok());
+        CriticalShares shares = critical_shares(v, critical_path(v, sim->ops));
+        EXPECT_EQ(shares.gap_ns, 0);
+        EXPECT_EQ(shares.total_ns(), v.makespan_ns);
+        EXPECT_LE(sim->lower_bound_ns, v.makespan_ns);
+      }
+    }
+  }
+}
+
+TEST(CriticalPath, LowerBoundCountsWhatMustLieBeforeAndBehind) {
+  // Compute cannot begin its last two before 4 and 6, and works 1 + 5 + 1; the chain 0, 3 takes 9.
+  std::vector<OpTime> times = {{0, 4}, {4, 6}, {0, 1}, {4, 9}, {9, 10}};
+  EXPECT_EQ(schedule_lower_bound_ns(hand_made(), times), 9);
+  // The link is busy for 14, and an op of 1 must follow its last transfer.
+  times = {{0, 4}, {4, 14}, {0, 1}, {4, 5}, {14, 15}};
+  EXPECT_EQ(schedule_lower_bound_ns(hand_made(), times), 15);
+}
+
+// --- Explanations
+// ---------------------------------------------------------------------------------------------
+
+TEST(Explain, TellsWhatBoundsTheTime) {
+  Plan slow = make_plan(small_shape(), {3, 6}, "e-first", {.rate = 1'000'000});
+  Plan fast = make_plan(small_shape(), {3, 6}, "e-first", {.rate = 100'000'000'000});
+  Plan serial = make_plan(small_shape(), {3, 6}, "serial", {.rate = 400'000'000});
+  auto explain = [](const Plan& plan) {
+    Result<Explanation> e = explain_variant(plan, plan.variants[0], tuned_point(plan.variants[0]));
+    EXPECT_TRUE(e.ok()) << e.status().message();
+    return *e;
+  };
+  EXPECT_EQ(bound_name(explain(slow)), "link");
+  EXPECT_EQ(bound_name(explain(fast)), "compute");
+  Explanation e = explain(serial);
+  EXPECT_EQ(bound_name(e), "chain");
+  EXPECT_EQ(e.ttft_ns, serial.variants[0].makespan_ns);
+  // Load, then compute: each half as long with twice the speed, and both together exactly half.
+  int64_t link = e.shares.stream_ns[0], compute = e.shares.stream_ns[2];
+  EXPECT_EQ(link + compute, e.ttft_ns);
+  std::map<std::string, int64_t> ttft;
+  for (const Explanation::WhatIf& w : e.what_ifs) ttft[w.what] = w.ttft_ns;
+  EXPECT_NEAR(static_cast<double>(ttft["link x 2"]), static_cast<double>(compute + link / 2), 50);
+  EXPECT_NEAR(static_cast<double>(ttft["compute x 2"]), static_cast<double>(link + compute / 2), 50);
+  EXPECT_NEAR(static_cast<double>(ttft["both x 2"]), static_cast<double>(e.ttft_ns) / 2, 50);
+  EXPECT_NEAR(static_cast<double>(ttft["link without limit"]), static_cast<double>(compute), 50);
+  EXPECT_NEAR(static_cast<double>(ttft["compute without limit"]), static_cast<double>(link), 50);
+  ASSERT_EQ(e.others.size(), 1u);
+  EXPECT_EQ(e.others[0].ttft_ns, serial.full_prefill.makespan_ns);
+}
+
+TEST(Explain, WordsAndJsonSayTheSame) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.variants[0].promise.quality_loss = std::numeric_limits<double>::quiet_NaN();
+  Result<Explanation> e = explain_variant(plan, plan.variants[0], {2048, 16, 10'000'000});
+  ASSERT_TRUE(e.ok());
+  EXPECT_FALSE(e->tuned);
+  std::string text = explanation_text(*e, "because");
+  EXPECT_THAT(text, AllOf(HasSubstr("Variant v0 (droidspeak, e-first): because"),
+                          HasSubstr("load 0-2, recompute 3-6 from E, load 7-11"), HasSubstr("bound by link"),
+                          HasSubstr("scaled from the tuned point"),
+                          HasSubstr("quality loss          not known"), HasSubstr(format_ns(e->ttft_ns))));
+  nlohmann::json json = nlohmann::json::parse(explanation_json(*e, "because").dump());
+  EXPECT_EQ(json["bound"], "link");
+  EXPECT_EQ(json["ttft_ns"], e->ttft_ns);
+  EXPECT_TRUE(json["quality_loss"].is_null());
+  int64_t sum = 0;
+  for (const auto& step : json["critical_path"]["steps"])
+    sum += step["gap_ns"].get<int64_t>() + step["time_ns"].get<int64_t>();
+  EXPECT_EQ(sum, e->ttft_ns);
+  EXPECT_EQ(explain_variant(plan, plan.variants[0], {0, 1, 1}).status().code(), Code::kInvalidArgument);
+}
+
+TEST(Explain, TellsWhatElseTheCompilerHad) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  Variant& v = plan.variants[0];
+  v.why = "the least TTFT within 2 points <b>";
+  v.regret = 0.125;
+  v.load_max = 1;
+  v.alternatives = {
+      {"load everything <i>", std::numeric_limits<double>::quiet_NaN(), v.promise.ttft_ns / 2, 0},
+      {"recompute 2-6", 0.5, v.promise.ttft_ns * 3, 123'000'000}};
+  Result<Explanation> e = explain_variant(plan, v, tuned_point(v));
+  ASSERT_TRUE(e.ok());
+  EXPECT_THAT(explanation_text(*e, "because"),
+              AllOf(HasSubstr("chosen by             the least TTFT within 2 points"),
+                    HasSubstr("12.5 % slower"), HasSubstr("(0.50x of this), loss not known"),
+                    HasSubstr("(3.00x of this), loss       0.5"), HasSubstr("123 ms: recompute 2-6")));
+  for (const nlohmann::ordered_json& json :
+       {explanation_json(*e, "because"), plan_to_json(plan)["variants"][0]}) {
+    EXPECT_EQ(json["regret"], 0.125);
+    EXPECT_TRUE(json["alternatives"][0]["quality_loss"].is_null());
+    EXPECT_EQ(json["alternatives"][1]["compute_ns"], 123'000'000);
+  }
+  EXPECT_EQ(plan_to_json(plan)["variants"][0]["load_max"], 1);
+  EXPECT_THAT(
+      plan_to_text(plan, {.origin = "x"}),
+      AllOf(HasSubstr("waiting"), HasSubstr("none"), HasSubstr("Chosen by"), HasSubstr("2 alternatives")));
+  std::string html = draw_schedule_html({plan, v});
+  EXPECT_THAT(html, AllOf(HasSubstr("What else could be had"), HasSubstr("load everything &lt;i&gt;"),
+                          HasSubstr("points &lt;b&gt;"), Not(HasSubstr("<i>")), Not(HasSubstr("<b>"))));
+}
+
+TEST(Describe, TilingsInWords) {
+  EXPECT_EQ(tiling_text(make_variant(small_shape(), {3, 6})), "load 0-2, recompute 3-6 from E, load 7-11");
+  EXPECT_EQ(tiling_text(make_variant(small_shape(), {0, -1}, "e-first", {.chunks = 3})), "load 0-11");
+  Variant stairs;
+  stairs.chunks = 4;
+  stairs.tiles = {{Mode::kLoad, 0, 2, 0, 3, false}, {Mode::kRecompute, 3, 5, 0, 1, true},
+                  {Mode::kLoad, 6, 7, 0, 1, false}, {Mode::kRecompute, 3, 6, 2, 2, true},
+                  {Mode::kLoad, 7, 7, 2, 2, false}, {Mode::kRecompute, 3, 7, 3, 3, true}};
+  EXPECT_EQ(tiling_text(stairs),
+            "chunks 0-1: load 0-2, recompute 3-5 from E, load 6-7; chunk 2: load 0-2, recompute 3-6 from E, "
+            "load 7; chunk 3: load 0-2, recompute 3-7 from E");
+}
+
+// --- Comparisons
+// ---------------------------------------------------------------------------------------------
+
+std::map<std::string, std::string> changes(const Plan& a, const Plan& b) {
+  std::map<std::string, std::string> texts;
+  for (const PlanChange& c : diff_plans(a, b)) texts[c.where + ": " + c.field] = c.text;
+  return texts;
+}
+
+TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
+  Plan plan = make_plan(small_shape(), {3, 6}, "e-first", {.chunks = 2});
+  plan.variants[0].promise.quality_loss = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_TRUE(diff_plans(plan, plan).empty());
+  EXPECT_EQ(plan_diff_text({}), "");
+  // One field at a time, each of another kind: none goes unnoticed.
+  using Edit = void (*)(Plan&);
+  const std::pair<const char*, Edit> edits[] = {
+      {"plan: format version", [](Plan& p) { p.format_version += 1; }},
+      {"plan: compiler", [](Plan& p) { p.provenance.compiler_version += "9"; }},
+      {"plan: flags", [](Plan& p) { p.provenance.flags += " --x 1"; }},
+      {"plan: input sender", [](Plan& p) { p.provenance.inputs[0].sha256[0] = '!'; }},
+      {"plan: inputs", [](Plan& p) { std::swap(p.provenance.inputs[0], p.provenance.inputs[1]); }},
+      {"plan: sender", [](Plan& p) { p.sender.weights += "w"; }},
+      {"plan: receiver", [](Plan& p) { p.receiver.name += "n"; }},
+      {"plan: shape", [](Plan& p) { p.shape.vocab += 1; }},
+      {"plan: element type", [](Plan& p) { p.dtype += "f32"; }},
+      {"v0: name", [](Plan& p) { p.variants[0].name += "w"; }},
+      {"v0: ranges", [](Plan& p) { p.variants[0].tokens_max = 99; }},
+      {"v0: policy", [](Plan& p) { p.variants[0].policy += "x"; }},
+      {"v0: scheduler", [](Plan& p) { p.variants[0].scheduler += "x"; }},
+      {"v0: ranges", [](Plan& p) { p.variants[0].load_max = 1; }},
+      {"v0: why", [](Plan& p) { p.variants[0].why = p.variants[0].name; }},
+      {"v0: regret", [](Plan& p) { p.variants[0].regret = 0.25; }},
+      {"v0: alternatives", [](Plan& p) { p.variants[0].alternatives.push_back({}); }},
+      {"v0: tuned context", [](Plan& p) { p.variants[0].tuned_tokens += 64; }},
+      {"v0: tuned suffix", [](Plan& p) { p.variants[0].tuned_suffix += 1; }},
+      {"v0: tuned link", [](Plan& p) { p.variants[0].tuned_rate += 1'000'000; }},
+      {"v0: tiling", [](Plan& p) { p.variants[0].tiles[1].cut = false; }},
+      {"v0: promised loss", [](Plan& p) { p.variants[0].promise.quality_loss = 3; }},
+      {"v0: promised TTFT", [](Plan& p) { p.variants[0].promise.ttft_ns += 1; }},
+      {"v0: makespan", [](Plan& p) { p.variants[0].makespan_ns += 1; }},
+      {"v0: lower bound", [](Plan& p) { p.variants[0].lower_bound_ns -= 1; }},
+      {"v0: proof", [](Plan& p) { p.variants[0].proven_optimal = !p.variants[0].proven_optimal; }},
+      {"v0: durations", [](Plan& p) { p.variants[0].ops[2].duration_ns += 1; }},
+      {"v0: starts", [](Plan& p) { p.variants[0].ops[2].start_ns += 1; }},
+      {"v0: operations", [](Plan& p) { p.variants[0].ops.back().waits.push_back(0); }},
+      {"v0: order of transfers",
+       [](Plan& p) {
+         std::vector<Op*> sent;
+         for (Op& op : p.variants[0].ops) {
+           if (op.kind == OpKind::kTransferKv) sent.push_back(&op);
+         }
+         std::swap(sent[0]->layer, sent.back()->layer);
+         std::swap(sent[0]->chunk, sent.back()->chunk);
+       }},
+      {"v0: details", [](Plan& p) { p.variants[0].buffers[0].with_suffix = false; }},
+      {"v0: streams", [](Plan& p) { p.variants[0].streams.push_back({StreamKind::kCopy}); }},
+      {"full-prefill: promised TTFT", [](Plan& p) { p.full_prefill.promise.ttft_ns += 1; }},
+  };
+  for (const auto& [field, edit] : edits) {
+    Plan other = plan;
+    edit(other);
+    EXPECT_TRUE(changes(plan, other).count(field)) << field;
+  }
+}
+
+TEST(PlanDiff, SaysWhatChangedInWordsAndBytes) {
+  Plan a = make_plan(small_shape(), {3, 6}), b = make_plan(small_shape(), {3, 8});
+  std::map<std::string, std::string> c = changes(a, b);
+  EXPECT_EQ(c["plan: flags"], "--recompute 3-6 -> --recompute 3-8");
+  EXPECT_EQ(c["v0: tiling"],
+            "load 0-2, recompute 3-6 from E, load 7-11 -> load 0-2, recompute 3-8 from E, load 9-11");
+  EXPECT_EQ(c["v0: transfers"], "9 -> 7; gone kv(7), kv(8)");
+  // 1024 tokens of 128 elements of 2 bytes: 256 KiB a layer of KV, 256 KiB the cut.
+  EXPECT_EQ(c["v0: bytes moved"], "2.25 MiB -> 1.75 MiB (-22.2 %)");
+  std::string text = plan_diff_text(diff_plans(a, b));
+  EXPECT_THAT(text, AllOf(HasSubstr("The plan as a whole\n  flags "), HasSubstr("\nVariant v0\n")));
+  nlohmann::json json = nlohmann::json::parse(plan_diff_json(diff_plans(a, b)).dump());
+  EXPECT_EQ(json[0]["field"], "flags");
+}
+
+TEST(PlanDiff, VariantsAreMatchedByRange) {
+  Plan a = make_plan(small_shape(), {3, 6});
+  a.variants[0].tokens_max = 2048;
+  Plan b = a;
+  b.variants[0].name = "v7";
+  b.variants.insert(b.variants.begin(), make_variant(b.shape, {0, -1}, "e-first", {.tokens = 4096}));
+  b.variants[0].tokens_min = 2048;
+  b.variants[0].name = "v8";
+  std::map<std::string, std::string> c = changes(a, b);
+  EXPECT_EQ(c.size(), 2u);
+  EXPECT_EQ(c["v0: name"], "v0 -> v7");
+  EXPECT_THAT(c["v8: variant"], HasSubstr("only in the second: context 2,048 and more, link any; load 0-11"));
+  EXPECT_THAT(changes(b, a)["v8: variant"], HasSubstr("only in the first"));
+  Plan turned = b;
+  std::swap(turned.variants[0], turned.variants[1]);
+  EXPECT_EQ(changes(b, turned), (std::map<std::string, std::string>{
+                                    {"plan: order of variants", "the same variants in another order"}}));
+}
+
 // --- Text
 // ---------------------------------------------------------------------------------------------------
 
@@ -247,9 +537,11 @@ TEST(PlanText, ShowsHeaderLayersTimeAndOps) {
   Plan plan = make_plan(small_shape(32), {10, 21});
   std::string text =
       plan_to_text(plan, {.origin = "pair.dsplan", .file_bytes = 1234, .sha256 = std::string(64, 'e')});
-  EXPECT_THAT(text, AllOf(HasSubstr("Plan        pair.dsplan   format 1, 1.2 KiB, sha256 eeeeeeeeeeeeeeee\n"),
-                          HasSubstr("KV 256 B a layer, 8.0 KiB in all; E 256 B a cut"),
-                          HasSubstr("E of layer 10"), HasSubstr("--recompute 10-21")));
+  EXPECT_THAT(
+      text, AllOf(HasSubstr(fmt::format("Plan        pair.dsplan   format {}, 1.2 KiB", kPlanFormatVersion) +
+                            ", sha256 eeeeeeeeeeeeeeee\n"),
+                  HasSubstr("KV 256 B a layer, 8.0 KiB in all; E 256 B a cut"), HasSubstr("E of layer 10"),
+                  HasSubstr("--recompute 10-21")));
   EXPECT_THAT(text, HasSubstr("            L L L L L L L L L L R R R R R R R R R R R R L L L L L L L L L L\n"
                               "                                ▲\n"));
   EXPECT_THAT(text, AllOf(HasSubstr("recompute 10"), HasSubstr("recompute 21 (K, V)"), HasSubstr("suffix 31"),
@@ -339,16 +631,81 @@ TEST(Draw, SvgAndHtmlAreWellFormedAndStandAlone) {
   }
 }
 
+/// Ops that an SVG's bars stand for: "op 3: ...", or "12 ops: ..." where narrow ones are joined.
+size_t drawn_ops(const std::string& svg) {
+  size_t ops = 0;
+  for (size_t at = svg.find("<title>"); at != std::string::npos; at = svg.find("<title>", at + 1)) {
+    std::string title = svg.substr(at + 7, svg.find("</title>", at) - at - 7);
+    if (title.rfind("op ", 0) == 0) ++ops;
+    if (size_t n = title.find(" ops: "); n != std::string::npos) ops += std::stoul(title.substr(0, n));
+  }
+  return ops;
+}
+
 TEST(Draw, EveryOpIsThereOnceInEachTrack) {
   Plan plan = make_plan(small_shape(), {3, 6});
   const Variant& v = plan.variants[0];
   RunRecord record = slower_record(v);
   record.ops.pop_back();  // one that did not run
-  std::string svg = draw_schedule_svg({plan, v, &record});
-  size_t bars = 0;
-  for (size_t at = svg.find("<title>op "); at != std::string::npos; at = svg.find("<title>op ", at + 1))
-    ++bars;
-  EXPECT_EQ(bars, 2 * v.ops.size() - 1);
+  EXPECT_EQ(drawn_ops(draw_schedule_svg({plan, v, &record})), 2 * v.ops.size() - 1);
+}
+
+TEST(Draw, ManyOpsAreJoinedAndKeepTheCriticalArrowsOnly) {
+  Plan plan =
+      make_plan(small_shape(80), {20, 59}, "e-first", {.chunks = 16, .tokens = 16384, .rate = 400'000'000});
+  const Variant& v = plan.variants[0];
+  ASSERT_GT(v.ops.size(), 1300u);
+  std::string svg = draw_schedule_svg({plan, v});
+  EXPECT_EQ(drawn_ops(svg), v.ops.size());
+  EXPECT_LT(svg.size(), 60'000u);
+  EXPECT_THAT(svg, AllOf(HasSubstr("16 ops: recompute 20.0 to recompute 20.15,"), Not(HasSubstr("waits for")),
+                         HasSubstr("#k-thick")));
+}
+
+/// "M.. H..": the horizontal strokes of a class, as lengths in the picture's units.
+double drawn_length(const std::string& svg, const std::string& css) {
+  double length = 0;
+  std::string start = "<path class=\"" + css + "\" d=\"M";
+  for (size_t at = svg.find(start); at != std::string::npos; at = svg.find(start, at + 1)) {
+    size_t h = svg.find(" H", at);
+    if (h == std::string::npos || h > svg.find("/>", at)) continue;
+    length += std::stod(svg.substr(h + 2)) - std::stod(svg.substr(at + start.size()));
+  }
+  return length;
+}
+
+TEST(Draw, TheCriticalPathCoversTheWholeTime) {
+  for (const char* schedule : {"e-first", "serial"}) {
+    Plan plan = make_plan(small_shape(), {3, 6}, schedule);
+    const Variant& v = plan.variants[0];
+    std::string svg = draw_schedule_svg({plan, v});
+    EXPECT_NEAR(drawn_length(svg, "c"), 1200 - 104 - 84, 0.5) << schedule;
+    EXPECT_EQ(drawn_length(svg, "c g"), 0) << schedule;
+    EXPECT_THAT(svg, HasSubstr("lower bound " + format_ns(v.lower_bound_ns)));
+    // Nothing but the link's own wait can be on the path before the first transfer of a late run.
+    RunRecord late = slower_record(v);
+    for (OpRecord& op : late.ops) {
+      op.start_ns += v.makespan_ns;
+      op.end_ns += v.makespan_ns;
+    }
+    EXPECT_GT(drawn_length(draw_schedule_svg({plan, v, &late}), "c g"), 300) << schedule;
+  }
+}
+
+TEST(Draw, APageHoldsBothWidthsWithIdsOfTheirOwn) {
+  Plan plan = make_plan(small_shape(), {3, 6}, "e-first", {.chunks = 4});
+  const Variant& v = plan.variants[0];
+  RunRecord record = slower_record(v);
+  std::string html = draw_schedule_html({plan, v, &record});
+  EXPECT_EQ(drawn_ops(html), 4 * v.ops.size());  // two tracks, twice
+  std::set<std::string> ids;
+  for (size_t at = html.find(" id=\""); at != std::string::npos; at = html.find(" id=\"", at + 1)) {
+    EXPECT_TRUE(ids.insert(html.substr(at + 5, html.find('"', at + 5) - at - 5)).second);
+  }
+  for (size_t at = html.find("url(#"); at != std::string::npos; at = html.find("url(#", at + 1)) {
+    EXPECT_TRUE(ids.count(html.substr(at + 5, html.find(')', at) - at - 5)));
+  }
+  EXPECT_THAT(html, AllOf(HasSubstr("What the end waited for"), HasSubstr("max-width:700px")));
 }
 
 TEST(Draw, PredictionIsScaledToTheRunsPoint) {
@@ -371,12 +728,16 @@ TEST(Draw, ChromeTraceHasTwoProcessesAndFlowsInsideTheirOps) {
   nlohmann::json trace = nlohmann::json::parse(draw_schedule_chrome({plan, v, &record}));
   std::map<int, size_t> ops;
   std::map<int64_t, nlohmann::json> flows;
+  std::map<int, double> critical_us;
+  std::map<std::string, int> moments;
   size_t cross = 0;
   for (const Op& op : v.ops) {
     for (int32_t w : op.waits) cross += v.ops[static_cast<size_t>(w)].stream != op.stream ? 1 : 0;
   }
   for (const auto& e : trace["traceEvents"]) {
     if (e["ph"] == "X") ++ops[e["pid"]];
+    if (e["ph"] == "X" && e["args"]["critical"] == true) critical_us[e["pid"]] += e["dur"].get<double>();
+    if (e["ph"] == "i") ++moments[e["name"]];
     if (e["ph"] == "s") flows[e["id"]] = e;
     if (e["ph"] != "f") continue;
     const auto& start = flows.at(e["id"]);
@@ -391,6 +752,8 @@ TEST(Draw, ChromeTraceHasTwoProcessesAndFlowsInsideTheirOps) {
   }
   EXPECT_EQ(ops, (std::map<int, size_t>{{1, v.ops.size()}, {2, v.ops.size()}}));
   EXPECT_EQ(flows.size(), 2 * cross);
+  EXPECT_NEAR(critical_us[1], static_cast<double>(v.makespan_ns) / 1000, 0.01);
+  EXPECT_EQ(moments, (std::map<std::string, int>{{"first token", 2}, {"lower bound", 1}}));
   EXPECT_GT(cross, 0u);
 }
 

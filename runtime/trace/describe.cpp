@@ -1,0 +1,94 @@
+#include "runtime/trace/describe.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "plans/simulate.h"
+#include "support/units.h"
+
+namespace ds {
+
+std::string tokens_range_text(const Variant& v) {
+  if (v.tokens_max == kNoLimit) return v.tokens_min <= 1 ? "any" : format_count(v.tokens_min) + " and more";
+  return format_count(v.tokens_min) + " to " + format_count(v.tokens_max - 1);
+}
+
+std::string rate_range_text(const Variant& v) {
+  auto rate = [](int64_t r) { return format_rate(static_cast<double>(r)); };
+  if (v.rate_max == kNoLimit) return v.rate_min <= 0 ? "any" : rate(v.rate_min) + " and more";
+  return v.rate_min <= 0 ? "below " + rate(v.rate_max) : rate(v.rate_min) + " to " + rate(v.rate_max);
+}
+
+std::string waiting_range_text(const Variant& v) {
+  if (v.load_max == kNoLimit) return v.load_min <= 0 ? "any" : format_count(v.load_min) + " and more";
+  if (v.load_max == v.load_min + 1) return v.load_min == 0 ? "none" : format_count(v.load_min);
+  return format_count(v.load_min) + " to " + format_count(v.load_max - 1);
+}
+
+std::string regret_text(double regret) {
+  return regret < 0 || std::isnan(regret) ? "not known" : fmt::format("{:.1f} %", 100 * regret);
+}
+
+std::string loss_text(double loss) { return std::isnan(loss) ? "not known" : fmt::format("{:.4g}", loss); }
+
+std::string recomputed_text(const Variant& v) {
+  std::set<int64_t> layers;
+  for (const Tile& t : v.tiles) {
+    for (int64_t l = t.first_layer; t.mode == Mode::kRecompute && l <= t.last_layer; ++l) layers.insert(l);
+  }
+  std::string text;
+  for (auto it = layers.begin(); it != layers.end();) {
+    LayerRange range{*it, *it};
+    while (++it != layers.end() && *it == range.last + 1) range.last = *it;
+    text += (text.empty() ? "" : ", ") + format_layers(range);
+  }
+  return text.empty() ? "none" : text;
+}
+
+std::string tiling_text(const Variant& v) {
+  std::vector<Tile> tiles = v.tiles;
+  std::sort(tiles.begin(), tiles.end(),
+            [](const Tile& a, const Tile& b) { return a.first_layer < b.first_layer; });
+  // Between two neighbouring edges all chunks are alike.
+  std::set<int32_t> edges = {0, v.chunks};
+  for (const Tile& t : tiles) edges.insert({t.first_chunk, t.last_chunk + 1});
+  std::string text, last;
+  int32_t first_chunk = 0;
+  auto flush = [&](int32_t end) {
+    if (last.empty()) return;
+    text += text.empty() ? "" : "; ";
+    if (v.chunks > 1 && end - first_chunk < v.chunks) {
+      text += end - first_chunk == 1 ? fmt::format("chunk {}: ", first_chunk)
+                                     : fmt::format("chunks {}-{}: ", first_chunk, end - 1);
+    }
+    text += last;
+  };
+  for (auto edge = edges.begin(); edge != edges.end() && *edge < v.chunks; ++edge) {
+    std::string row;
+    for (const Tile& t : tiles) {
+      if (*edge < t.first_chunk || *edge > t.last_chunk) continue;
+      row += fmt::format("{}{} {}{}", row.empty() ? "" : ", ", mode_name(t.mode),
+                         format_layers({t.first_layer, t.last_layer}), t.cut ? " from E" : "");
+    }
+    if (row == last) continue;
+    flush(*edge);
+    first_chunk = *edge;
+    last = row;
+  }
+  flush(v.chunks);
+  return text;
+}
+
+int64_t bytes_sent(const Plan& plan, const Variant& v) {
+  int64_t bytes = 0;
+  for (const Op& op : v.ops) {
+    bytes += transfer_bytes(plan, v, op, v.tuned_tokens);
+    if (bytes > INT64_MAX / 4) break;  // an absurd plan: one op is below 2^59
+  }
+  return bytes;
+}
+
+}  // namespace ds

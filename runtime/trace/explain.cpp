@@ -1,0 +1,225 @@
+#include "runtime/trace/explain.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/trace/describe.h"
+#include "runtime/trace/tracks.h"
+#include "support/units.h"
+
+namespace ds {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr double kWithoutEnd = 1e6;  // a speed that leaves nothing of what it divides
+constexpr int64_t kMaxRate = 1'000'000'000'000'000;
+
+bool sends(const Variant& v) {
+  return std::any_of(v.streams.begin(), v.streams.end(),
+                     [](const Stream& s) { return s.kind == StreamKind::kLink; });
+}
+
+int64_t faster(int64_t rate, double speed) {
+  return static_cast<int64_t>(std::min(static_cast<double>(rate) * speed, static_cast<double>(kMaxRate)));
+}
+
+std::string ratio(int64_t ns, int64_t to) {
+  return to > 0 ? fmt::format("{:.2f}x", static_cast<double>(ns) / static_cast<double>(to)) : "-";
+}
+
+double share(int64_t part, const Explanation& e) { return percent(part, e.ttft_ns); }
+
+}  // namespace
+
+std::string_view bound_name(const Explanation& e) {
+  for (StreamKind kind : {StreamKind::kLink, StreamKind::kCopy, StreamKind::kCompute}) {
+    if (share(e.shares.stream_ns[static_cast<size_t>(kind)], e) >= 90) return stream_kind_name(kind);
+  }
+  return "chain";
+}
+
+Result<Explanation> explain_variant(const Plan& plan, const Variant& v, const OperatingPoint& point) {
+  Explanation e;
+  e.plan = &plan;
+  e.variant = &v;
+  e.point = point;
+  e.tuned = point == tuned_point(v);
+  DS_ASSIGN(Simulation sim, simulate_variant(plan, v, point));
+  e.bytes = sim.bytes;
+  e.streams = sim.streams;
+  e.ttft_ns = e.simulated_ns = sim.ttft_ns;
+  e.lower_bound_ns = sim.lower_bound_ns;
+  std::vector<OpTime> times = sim.ops;
+  if (e.tuned) {
+    times.clear();
+    for (const Op& op : v.ops) times.push_back({op.start_ns, op.start_ns + op.duration_ns});
+    e.ttft_ns = v.makespan_ns;
+    e.lower_bound_ns = v.lower_bound_ns;
+    for (StreamUse& s : e.streams) s.idle_ns = v.makespan_ns - s.busy_ns;
+  }
+  e.critical = critical_path(v, times);
+  e.shares = critical_shares(v, e.critical);
+
+  auto other = [&](const Variant& o) {
+    if (&o == &v) return;
+    // A plan without times, or a rate that the other cannot be judged at, is no reason to explain nothing.
+    Result<Simulation> s = simulate_variant(plan, o, point);
+    if (s.ok()) e.others.push_back({&o, s->ttft_ns, s->bytes});
+  };
+  for (const Variant& o : plan.variants) other(o);
+  other(plan.full_prefill);
+
+  auto what_if = [&](std::string what, double link, double compute) -> Status {
+    OperatingPoint at = point;
+    if (sends(v)) at.rate = faster(point.rate, link);
+    DS_ASSIGN(Simulation s, simulate_variant(plan, v, at, compute));
+    e.what_ifs.push_back({std::move(what), link, compute, s.ttft_ns});
+    return ok_status();
+  };
+  if (sends(v)) DS_TRY(what_if("link x 2", 2, 1));
+  DS_TRY(what_if("compute x 2", 1, 2));
+  if (sends(v)) {
+    DS_TRY(what_if("both x 2", 2, 2));
+    DS_TRY(what_if("link without limit", kWithoutEnd, 1));
+    DS_TRY(what_if("compute without limit", 1, kWithoutEnd));
+  }
+  return e;
+}
+
+std::string explanation_text(const Explanation& e, const std::string& why) {
+  const Variant& v = *e.variant;
+  std::string out = fmt::format("Variant {} ({}, {}): {}\n", v.name, v.policy, v.scheduler, why);
+  auto row = [&](std::string_view name, const std::string& text) {
+    out += fmt::format("  {:<21} {}\n", name, text);
+  };
+  row("at", fmt::format("{} context and {} suffix tokens{}{}", format_count(e.point.tokens),
+                        format_count(e.point.suffix),
+                        sends(v) ? ", link " + format_rate(static_cast<double>(e.point.rate)) : "",
+                        e.tuned ? " (the tuned point)" : " (scaled from the tuned point)"));
+  row("tiling", tiling_text(v));
+  row("TTFT", format_ns(e.ttft_ns) + " predicted");
+  row("quality loss",
+      loss_text(v.promise.quality_loss) + (std::isnan(v.promise.quality_loss) ? "" : " points"));
+  if (e.bytes > 0) row("loads", format_bytes(e.bytes));
+
+  out += "\nWhy this tiling\n";
+  row("chosen by", v.why.empty() ? "not recorded" : v.why);
+  row("regret",
+      regret_text(v.regret) + (v.regret < 0 ? "" : " slower than the best choice, at worst in its ranges"));
+  if (v.alternatives.empty()) row("alternatives", "none recorded");
+  for (const Alternative& a : v.alternatives) {
+    row(&a == &v.alternatives.front() ? "alternatives" : "",
+        fmt::format("TTFT {:>9} ({} of this), loss {:>9}, compute {:>9}: {}", format_ns(a.ttft_ns),
+                    ratio(a.ttft_ns, v.promise.ttft_ns), loss_text(a.quality_loss), format_ns(a.compute_ns),
+                    a.what));
+  }
+  if (!v.alternatives.empty() && !e.tuned) row("", "(all of them at the tuned point)");
+
+  out += "\nThe same request by what else the plan holds\n";
+  if (e.others.empty()) out += "  nothing that can be judged here\n";
+  for (const Explanation::Other& o : e.others) {
+    row(o.variant->name,
+        fmt::format("TTFT {:>9} ({} of this), recomputes {}, loads {}, loss {}", format_ns(o.ttft_ns),
+                    ratio(o.ttft_ns, e.simulated_ns), recomputed_text(*o.variant), format_bytes(o.bytes),
+                    loss_text(o.variant->promise.quality_loss)));
+  }
+
+  out += "\nWhat bounds the time\n";
+  std::string path;
+  auto part = [&](std::string_view name, int64_t ns) {
+    if (ns > 0)
+      path += fmt::format("{}{} {} ({:.1f} %)", path.empty() ? "" : ", ", name, format_ns(ns), share(ns, e));
+  };
+  for (StreamKind kind : {StreamKind::kLink, StreamKind::kCopy, StreamKind::kCompute})
+    part(stream_kind_name(kind), e.shares.stream_ns[static_cast<size_t>(kind)]);
+  part("time not in the plan", e.shares.gap_ns);
+  row("critical path", path);
+  std::vector<std::string> names = stream_names(v);
+  for (size_t s = 0; s < e.streams.size(); ++s) {
+    row(names[s], fmt::format("busy {}, idle {} ({:.1f} % busy)", format_ns(e.streams[s].busy_ns),
+                              format_ns(e.streams[s].idle_ns), share(e.streams[s].busy_ns, e)));
+  }
+  double above = percent(e.ttft_ns - e.lower_bound_ns, e.lower_bound_ns);
+  row("lower bound", fmt::format("{}: {}", format_ns(e.lower_bound_ns),
+                                 e.tuned && v.proven_optimal
+                                     ? std::string("no order of these operations ends earlier than this one")
+                                     : fmt::format("this order ends {:.2f} % above it", above)));
+  std::string_view bound = bound_name(e);
+  row("so it is", bound == "chain" ? std::string("a chain: transfers and kernels that wait for one another")
+                                   : fmt::format("bound by {}", bound));
+
+  out += "\nWhat other hardware would bring (the same tiling in the same order)\n";
+  for (const Explanation::WhatIf& w : e.what_ifs)
+    row(w.what,
+        fmt::format("TTFT {:>9}, {} as fast", format_ns(w.ttft_ns), ratio(e.simulated_ns, w.ttft_ns)));
+  out += "  A plan compiled for that hardware may choose another tiling and gain more.\n";
+  return out;
+}
+
+Json explanation_json(const Explanation& e, const std::string& why) {
+  const Variant& v = *e.variant;
+  auto number = [](double value) { return std::isnan(value) ? Json(nullptr) : Json(value); };
+  Json streams = Json::array(), others = Json::array(), what_ifs = Json::array(), path = Json::array();
+  Json alternatives = Json::array();
+  for (const StreamUse& s : e.streams)
+    streams.push_back({{"kind", stream_kind_name(s.kind)}, {"busy_ns", s.busy_ns}, {"idle_ns", s.idle_ns}});
+  for (const Explanation::Other& o : e.others) {
+    others.push_back({{"variant", o.variant->name},
+                      {"ttft_ns", o.ttft_ns},
+                      {"bytes", o.bytes},
+                      {"recomputed_layers", recomputed_layers(*o.variant)},
+                      {"quality_loss", number(o.variant->promise.quality_loss)}});
+  }
+  for (const Explanation::WhatIf& w : e.what_ifs) {
+    what_ifs.push_back({{"what", w.what},
+                        {"link_speed", w.link_speed},
+                        {"compute_speed", w.compute_speed},
+                        {"ttft_ns", w.ttft_ns}});
+  }
+  for (const Alternative& a : v.alternatives) {
+    alternatives.push_back({{"what", a.what},
+                            {"quality_loss", number(a.quality_loss)},
+                            {"ttft_ns", a.ttft_ns},
+                            {"compute_ns", a.compute_ns}});
+  }
+  static constexpr const char* kHeldBy[] = {"start", "stream", "wait"};
+  for (const CriticalStep& s : e.critical) {
+    path.push_back({{"op", s.op},
+                    {"label", op_label(v.ops[static_cast<size_t>(s.op)], v.chunks)},
+                    {"held_by", kHeldBy[static_cast<size_t>(s.by)]},
+                    {"gap_ns", s.gap_ns},
+                    {"time_ns", s.time_ns}});
+  }
+  return {{"schema", "droidspeak.explanation"},
+          {"version", 1},
+          {"variant", v.name},
+          {"policy", v.policy},
+          {"scheduler", v.scheduler},
+          {"selected_because", why},
+          {"context_tokens", e.point.tokens},
+          {"suffix_tokens", e.point.suffix},
+          {"link_rate", e.point.rate},
+          {"at_tuned_point", e.tuned},
+          {"tiling", tiling_text(v)},
+          {"quality_loss", number(v.promise.quality_loss)},
+          {"ttft_ns", e.ttft_ns},
+          {"lower_bound_ns", e.lower_bound_ns},
+          {"proven_optimal", e.tuned && v.proven_optimal},
+          {"bytes", e.bytes},
+          {"bound", bound_name(e)},
+          {"streams", streams},
+          {"critical_path",
+           {{"link_ns", e.shares.stream_ns[0]},
+            {"copy_ns", e.shares.stream_ns[1]},
+            {"compute_ns", e.shares.stream_ns[2]},
+            {"gap_ns", e.shares.gap_ns},
+            {"steps", path}}},
+          {"why", v.why},
+          {"regret", v.regret < 0 ? Json(nullptr) : Json(v.regret)},
+          {"alternatives", alternatives},
+          {"others", others},
+          {"what_if", what_ifs}};
+}
+
+}  // namespace ds

@@ -1,0 +1,53 @@
+// Why a variant takes as long as it does, and what would change it: `ds-plan explain`.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "plans/critical_path.h"
+#include "plans/simulate.h"
+
+namespace ds {
+
+struct Explanation {
+  const Plan* plan = nullptr;
+  const Variant* variant = nullptr;
+  OperatingPoint point;
+  /// At the tuned point the plan's own times, else simulated ones.
+  bool tuned = false;
+  int64_t ttft_ns = 0, lower_bound_ns = 0, bytes = 0;
+  int64_t simulated_ns = 0;  // what the others and the what-ifs compare with; the plan may start ops later
+  std::vector<StreamUse> streams;
+  std::vector<CriticalStep> critical;
+  CriticalShares shares;
+
+  /// Another variant of the plan, or its full prefill, at the same point. In a plan for several ranges those
+  /// were tuned elsewhere.
+  struct Other {
+    const Variant* variant;
+    int64_t ttft_ns, bytes;
+  };
+  std::vector<Other> others;
+
+  /// The same tiling in the same order on other hardware.
+  struct WhatIf {
+    std::string what;  // "link x 2"
+    double link_speed, compute_speed;
+    int64_t ttft_ns;
+  };
+  std::vector<WhatIf> what_ifs;
+};
+
+/// What decides the time: "link" or "compute" where nine tenths of the critical path lie on it, else "chain":
+/// transfers and kernels that wait for one another.
+std::string_view bound_name(const Explanation& explanation);
+
+/// kInvalidArgument as simulate_variant(). `variant` belongs to `plan`; both outlive the result.
+Result<Explanation> explain_variant(const Plan& plan, const Variant& variant, const OperatingPoint& point);
+
+/// `why`: why this variant, "its ranges cover 4,096 tokens at 20 MB/s".
+std::string explanation_text(const Explanation& explanation, const std::string& why);
+nlohmann::ordered_json explanation_json(const Explanation& explanation, const std::string& why);
+
+}  // namespace ds
