@@ -80,6 +80,9 @@ struct Kernels {
   void (*attend)(const TileAttention& tile) = nullptr;
 
   void (*panel_product)(const PanelProduct& product) = nullptr;
+
+  /// Reads all bytes (a multiple of 1024, 64-byte aligned), for measuring memory; returns their exclusive or.
+  uint32_t (*read)(const std::byte* data, int64_t bytes) = nullptr;
 };
 
 /// Instruction sets that the kernels are compiled for.

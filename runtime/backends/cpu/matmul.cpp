@@ -1,7 +1,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
 #include "runtime/backends/cpu/matmul_internal.h"
@@ -22,12 +21,13 @@ memory::data_type dnnl_type(DType t) {
                            : (t == DType::kF16 ? memory::data_type::f16 : memory::data_type::f32);
 }
 
-/// Finely spaced: the work on padding stays below a quarter, below a tenth from 128 rows on.
+/// Every size up to kExactRows, where rows are few and each costs; then so finely spaced that the work on
+/// padding stays below a quarter, below a tenth from 128 rows on.
 std::vector<int64_t> row_sizes(int64_t most) {
   std::vector<int64_t> sizes;
-  for (int64_t rows : {1, 2, 4, 8})
-    if (rows < most) sizes.push_back(rows);
-  for (int64_t rows = 16; rows < most; rows += rows < 64 ? 8 : rows < 128 ? 16 : 32) sizes.push_back(rows);
+  for (int64_t rows = 1; rows < std::min(most, kExactRows); ++rows) sizes.push_back(rows);
+  for (int64_t rows = kExactRows; rows < most; rows += rows < 64 ? 8 : rows < 128 ? 16 : 32)
+    sizes.push_back(rows);
   sizes.push_back(most);
   return sizes;
 }
@@ -225,47 +225,6 @@ Status ProductRunner::run(const PackedWeights& weights, int64_t rows, const std:
   if (status != dnnl_success)
     return dnnl_failure(dnnl::error(status, "execution failed"), "run", rows, p.in_, p.out_);
   return ok_status();
-}
-
-Result<double> measure_flops(Isa isa, DType dtype, int threads) {
-  constexpr int64_t kRows = 512, kIn = 2048, kOut = 8192;
-  ThreadScope scope(threads);
-  Math math = choose_math(isa, dtype);
-  DType active = active_dtype(math);
-  DS_ASSIGN(auto product,
-            Product::make(math, select_kernels(isa, dtype, active), dtype, kIn, kOut, kRows, active));
-  // Ordinary numbers: on zeros some machines run faster than they ever do.
-  auto fill = [](HostBuffer& buffer, int64_t count, DType type) {
-    uint32_t state = 1;
-    for (int64_t i = 0; i < count; ++i) {
-      state = state * 1664525u + 1013904223u;
-      float value = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
-      uint16_t half = f32_to_bf16(value);
-      if (type == DType::kF32)
-        std::memcpy(buffer.data() + i * 4, &value, 4);
-      else
-        std::memcpy(buffer.data() + i * 2, &half, 2);
-    }
-  };
-  DS_ASSIGN(HostBuffer w, HostBuffer::make(kIn * kOut * dtype_size(dtype), "matrix product"));
-  DS_ASSIGN(HostBuffer x, HostBuffer::make(kRows * kIn * dtype_size(active), "matrix product"));
-  DS_ASSIGN(HostBuffer y, HostBuffer::make(kRows * kOut * dtype_size(active), "matrix product"));
-  DS_ASSIGN(HostBuffer scratch, HostBuffer::make(product->scratch_bytes(), "matrix product"));
-  fill(w, kIn * kOut, dtype);
-  fill(x, kRows * kIn, active);
-  PackedWeights::Part part{w.data(), dtype, kOut};
-  DS_ASSIGN(PackedWeights packed, PackedWeights::pack(*product, {&part, 1}));
-  ProductRunner runner(product);
-  using Clock = std::chrono::steady_clock;
-  double best = 0;
-  auto begin = Clock::now();
-  for (int i = 0; i < 4 || Clock::now() - begin < std::chrono::milliseconds(400); ++i) {
-    auto start = Clock::now();
-    DS_TRY(runner.run(packed, kRows, x.data(), y.data(), scratch.data()));
-    double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    best = std::max(best, 2.0 * kRows * kIn * kOut / seconds);
-  }
-  return best;
 }
 
 }  // namespace ds::cpu

@@ -25,8 +25,9 @@ Math choose_math(Isa isa, DType hidden);
 /// What the products read: bf16 only with kDnnlBf16.
 inline DType active_dtype(Math math) { return math == Math::kDnnlBf16 ? DType::kBF16 : DType::kF32; }
 
-/// Rows are rounded up to one of few sizes, each with a primitive of its own, so that none is made while a
-/// request runs. Operands must have room for kMaxPadding rows more than are asked for.
+/// Rows above kExactRows are rounded up to one of few sizes, each with a primitive of its own, so that none
+/// is made while a request runs. Operands must then have room for kMaxPadding rows more than are asked for.
+inline constexpr int64_t kExactRows = 32;
 inline constexpr int64_t kMaxPadding = 31;
 
 /// One product's shape, shared by all layers.
@@ -80,7 +81,8 @@ class PackedWeights {
 class ProductRunner {
  public:
   explicit ProductRunner(std::shared_ptr<const Product> product);
-  /// x and y have room for kMaxPadding more rows (what lies there is arbitrary, and is overwritten in y).
+  /// Above kExactRows rows, x and y have room for kMaxPadding more (what lies there is arbitrary, and is
+  /// overwritten in y).
   Status run(const PackedWeights& weights, int64_t rows, const std::byte* x, std::byte* y,
              std::byte* scratch);
 
@@ -94,9 +96,6 @@ class ProductRunner {
   std::vector<Call> calls_;
   dnnl::stream stream_;
 };
-
-/// FLOP per second of a product large enough to be bound by arithmetic alone.
-Result<double> measure_flops(Isa isa, DType dtype, int threads);
 
 /// Sets the number of OpenMP threads of the calling thread, on which oneDNN's choices depend, for a scope.
 class ThreadScope {
