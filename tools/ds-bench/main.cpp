@@ -5,14 +5,20 @@ using namespace ds;
 
 int main(int argc, char** argv) {
   CLI::App app{
-      "Measure this machine: full prefill against its FLOP bound, and ways to a first token beside one "
-      "another.",
+      "Measure this machine: prefill and attention against the matrix products' speed, decoding against the "
+      "memory's, and ways to a first token beside one another.",
       "ds-bench"};
   app.require_subcommand(1);
-  const std::pair<const char*, Bench> benches[] = {{"prefill", add_prefill(app)}, {"ttft", add_ttft(app)}};
+  const std::pair<const char*, Bench> benches[] = {{"prefill", add_prefill(app)},
+                                                   {"attention", add_attention(app)},
+                                                   {"decode", add_decode(app)},
+                                                   {"ttft", add_ttft(app)}};
   app.footer(
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"
+      "  ds-bench prefill --lengths 2048 --profile\n"
+      "  ds-bench attention --shape llama-8b --lengths 512,2048,4096\n"
+      "  ds-bench decode --shape llama-1b --context 1024 --batch 1,2,4,8,16,32 --json -\n"
       "  ds-bench ttft --receiver R/ --store file:cache --context c.txt --prompt 'Where?' --link-rate 20MB/s "
       "\\\n"
       "      --plan 'full reuse=reuse.dsplan' --plan plan=pair.dsplan");
