@@ -98,9 +98,8 @@ Math choose_math(Isa isa, DType hidden) {
   return isa == Isa::kAvx512 || isa == Isa::kAvx512Bf16 ? Math::kDnnlF32 : Math::kPortable;
 }
 
-Result<std::shared_ptr<const Product>> Product::make(Math math, const Kernels& kernels, DType weights_dtype,
-                                                     int64_t in, int64_t out, int64_t most_rows,
-                                                     DType out_dtype) {
+Result<std::shared_ptr<Product>> Product::make(Math math, const Kernels& kernels, DType weights_dtype,
+                                               int64_t in, int64_t out, int64_t most_rows, DType out_dtype) {
   auto product = std::make_shared<Product>();
   product->math_ = math;
   product->kernels_ = kernels;
@@ -108,7 +107,7 @@ Result<std::shared_ptr<const Product>> Product::make(Math math, const Kernels& k
   product->out_dtype_ = out_dtype;
   product->in_ = in;
   product->out_ = out;
-  if (math == Math::kPortable) return std::shared_ptr<const Product>(product);
+  if (math == Math::kPortable) return product;
   int64_t rows = most_rows;
   try {
     dnnl::primitive_attr attributes;
@@ -130,7 +129,7 @@ Result<std::shared_ptr<const Product>> Product::make(Math math, const Kernels& k
   } catch (const dnnl::error& e) {
     return dnnl_failure(e, "preparation", rows, in, out);
   }
-  return std::shared_ptr<const Product>(product);
+  return product;
 }
 
 int64_t Product::packed_bytes() const {
@@ -182,8 +181,8 @@ Result<PackedWeights> PackedWeights::pack(const Product& product, std::span<cons
   return packed;
 }
 
-ProductRunner::ProductRunner(std::shared_ptr<const Product> product)
-    : product_(std::move(product)), stream_(engine()) {
+ProductRunner::ProductRunner(std::shared_ptr<const Product> product, bool allow_thin)
+    : product_(std::move(product)), stream_(engine()), allow_thin_(allow_thin) {
   for (const Product::Sized& s : product_->sizes_)
     calls_.push_back({s.rows, memory(s.x, engine(), nullptr), memory(s.y, engine(), nullptr),
                       memory(s.scratch, engine(), nullptr), s.primitive});
@@ -210,6 +209,10 @@ Status ProductRunner::run(const PackedWeights& weights, int64_t rows, const std:
              .accumulate = k > 0});
     return ok_status();
   }
+  if (p.thin_ && allow_thin_ && rows <= kThinRows) {
+    run_thin(weights, rows, x, y);
+    return ok_status();
+  }
   auto call = std::find_if(calls_.begin(), calls_.end(), [&](const Call& c) { return c.rows >= rows; });
   if (call == calls_.end())
     return error(Code::kInternal, "product of {} rows; made for at most {}", rows, calls_.back().rows);
@@ -224,6 +227,52 @@ Status ProductRunner::run(const PackedWeights& weights, int64_t rows, const std:
   if (status == dnnl_success) status = dnnl_stream_wait(stream_.get());
   if (status != dnnl_success)
     return dnnl_failure(dnnl::error(status, "execution failed"), "run", rows, p.in_, p.out_);
+  return ok_status();
+}
+
+void ProductRunner::run_thin(const PackedWeights& weights, int64_t rows, const std::byte* x,
+                             std::byte* y) const {
+  const Product& p = *product_;
+  int64_t panels = (p.out_ + kThinPanel - 1) / kThinPanel, panel_bytes = p.packed_bytes() / panels;
+#pragma omp parallel for schedule(static) if (worth_threads(rows, p.in_, p.out_))
+  for (int64_t panel = 0; panel < panels; ++panel)
+    p.kernels_.thin_product({.x = x,
+                             .x_stride = p.in_,
+                             .w = weights.buffer_.data() + panel * panel_bytes,
+                             .y = y + panel * kThinPanel * dtype_size(p.out_dtype_),
+                             .y_stride = p.out_,
+                             .y_dtype = p.out_dtype_,
+                             .rows = rows,
+                             .pairs = p.in_ / 2,
+                             .columns = std::min(kThinPanel, p.out_ - panel * kThinPanel)});
+}
+
+Status Product::try_thin(const PackedWeights& weights) {
+  if (math_ != Math::kDnnlBf16 || in_ % 2 != 0 ||
+      packed_ != memory::desc({in_, out_}, memory::data_type::bf16, Tag::BA16a64b2a))
+    return ok_status();
+  int64_t y_bytes = kThinRows * out_ * dtype_size(out_dtype_);
+  DS_ASSIGN(HostBuffer x, HostBuffer::make(kThinRows * in_ * 2, "product being checked"));
+  DS_ASSIGN(HostBuffer expected, HostBuffer::make(y_bytes, "product being checked"));
+  DS_ASSIGN(HostBuffer found, HostBuffer::make(y_bytes, "product being checked"));
+  DS_ASSIGN(HostBuffer scratch, HostBuffer::make(scratch_bytes(), "product being checked"));
+  uint32_t state = 1;
+  for (int64_t i = 0; i < kThinRows * in_; ++i) {
+    state = state * 1664525u + 1013904223u;
+    x.as<uint16_t>()[i] = f32_to_bf16(static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f);
+  }
+  std::shared_ptr<const Product> self(std::shared_ptr<const Product>(),
+                                      this);  // lives longer than the runner
+  ProductRunner runner(self, false);
+  bool same = true;
+  for (int64_t rows : {int64_t{1}, kThinRows}) {
+    if (rows > sizes_.back().rows) continue;
+    DS_TRY(runner.run(weights, rows, x.data(), expected.data(), scratch.data()));
+    runner.run_thin(weights, rows, x.data(), found.data());
+    same = same &&
+           std::memcmp(expected.data(), found.data(), static_cast<size_t>(y_bytes / kThinRows * rows)) == 0;
+  }
+  thin_ = same;
   return ok_status();
 }
 

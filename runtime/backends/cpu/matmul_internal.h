@@ -30,18 +30,22 @@ inline DType active_dtype(Math math) { return math == Math::kDnnlBf16 ? DType::k
 inline constexpr int64_t kExactRows = 32;
 inline constexpr int64_t kMaxPadding = 31;
 
+class PackedWeights;
+
 /// One product's shape, shared by all layers.
 class Product {
  public:
   /// `most_rows`: in one call. `out_dtype`: kF32, or kBF16 with kDnnlBf16. `threads` as at run time.
-  static Result<std::shared_ptr<const Product>> make(Math math, const Kernels& kernels, DType weights_dtype,
-                                                     int64_t in, int64_t out, int64_t most_rows,
-                                                     DType out_dtype);
+  static Result<std::shared_ptr<Product>> make(Math math, const Kernels& kernels, DType weights_dtype,
+                                               int64_t in, int64_t out, int64_t most_rows, DType out_dtype);
 
   int64_t in() const { return in_; }
   int64_t out() const { return out_; }
   int64_t packed_bytes() const;
   int64_t scratch_bytes() const;
+  /// Lets few rows go through a kernel of our own that reads memory faster, if on these weights it gives what
+  /// oneDNN gives, to the bit: how oneDNN orders its sums is its own affair.
+  Status try_thin(const PackedWeights& weights);
 
  private:
   friend class PackedWeights;
@@ -57,6 +61,7 @@ class Product {
   int64_t in_ = 0, out_ = 0;
   dnnl::memory::desc packed_;
   std::vector<Sized> sizes_;  // ascending
+  bool thin_ = false;
 };
 
 class PackedWeights {
@@ -80,7 +85,7 @@ class PackedWeights {
 /// A product as one stream calls it; holds oneDNN's handles, so that a call allocates no memory of ours.
 class ProductRunner {
  public:
-  explicit ProductRunner(std::shared_ptr<const Product> product);
+  explicit ProductRunner(std::shared_ptr<const Product> product, bool allow_thin = true);
   /// Above kExactRows rows, x and y have room for kMaxPadding more (what lies there is arbitrary, and is
   /// overwritten in y).
   Status run(const PackedWeights& weights, int64_t rows, const std::byte* x, std::byte* y,
@@ -92,9 +97,13 @@ class ProductRunner {
     dnnl::memory x, y, scratch;
     dnnl::primitive primitive;
   };
+  friend class Product;
+  void run_thin(const PackedWeights& weights, int64_t rows, const std::byte* x, std::byte* y) const;
+
   std::shared_ptr<const Product> product_;
   std::vector<Call> calls_;
   dnnl::stream stream_;
+  bool allow_thin_;
 };
 
 /// Sets the number of OpenMP threads of the calling thread, on which oneDNN's choices depend, for a scope.

@@ -115,7 +115,7 @@ Result<std::unique_ptr<DeviceModel>> CpuModel::load(const Checkpoint& checkpoint
   m.kernels_ = select_kernels(isa, m.dtype_, m.active_);
   m.eps_ = static_cast<float>(c.rms_norm_eps);
   struct {
-    std::shared_ptr<const Product>& product;
+    std::shared_ptr<Product>& product;
     int64_t in, out, rows;
     DType out_dtype;
   } products[] = {
@@ -133,6 +133,13 @@ Result<std::unique_ptr<DeviceModel>> CpuModel::load(const Checkpoint& checkpoint
                       fmt::format("weights of '{}' in {}", checkpoint.name(), dtype_name(m.dtype_))));
   DS_TRY(m.load_weights(checkpoint, options)
              .with_context(fmt::format("loading '{}' on the cpu backend", checkpoint.name())));
+  const Layer& layer = m.layers_.front();
+  DS_TRY(m.q_->try_thin(layer.q));
+  DS_TRY(m.kv_->try_thin(layer.kv));
+  DS_TRY(m.o_->try_thin(layer.o));
+  DS_TRY(m.gate_up_->try_thin(layer.gate_up));
+  DS_TRY(m.down_->try_thin(layer.down));
+  DS_TRY(m.head_->try_thin(m.head_weights_));
   return std::unique_ptr<DeviceModel>(std::move(model));
 }
 

@@ -96,7 +96,7 @@ class CpuModel final : public DeviceModel {
   int threads_ = 1;
   Kernels kernels_;
   float eps_ = 0;
-  std::shared_ptr<const Product> q_, kv_, o_, gate_up_, down_, head_;
+  std::shared_ptr<Product> q_, kv_, o_, gate_up_, down_, head_;
   std::vector<Layer> layers_;
   HostBuffer embedding_;  // [vocab][d_model], hidden's dtype
   std::vector<float> final_norm_;
