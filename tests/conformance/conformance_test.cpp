@@ -44,7 +44,12 @@ TEST(ConformanceSetup, InstructionSetIsLimited) {
   ASSERT_EQ(kLimited, 0);
   auto backend = cpu();
   ASSERT_TRUE(backend.ok());
-  EXPECT_EQ((*backend)->description().find("AVX-512"), std::string::npos) << (*backend)->description();
+  std::string description = (*backend)->description();
+  auto has = [&](const char* what) { return description.find(what) != std::string::npos; };
+  EXPECT_FALSE(has("with bf16")) << description;
+  std::string_view limit = DS_CONFORMANCE_ISA;
+  if (limit != "AVX512_CORE") EXPECT_FALSE(has("AVX-512")) << description;
+  if (limit == "SSE41") EXPECT_TRUE(has("no vector extension")) << description;
   (void)cpu_one_thread;
 }
 #else
@@ -539,6 +544,27 @@ TEST_P(Conformance, ProfileCountsEveryPhaseAndChangesNothing) {
   PhaseTimes before = times;
   EXPECT_TRUE(run() == without);
   EXPECT_TRUE(std::equal(before.ns, before.ns + kPhases, times.ns));
+}
+
+TEST_P(Conformance, FewRowsEqualManyToTheBit) {
+  // Deep enough for products that are summed in several pieces; few rows may take another way than many.
+  ModelConfig config = shaped(Family::kLlama, 1100, 2310, 6, 2, 48);
+  config.layers = 1;
+  constexpr int64_t kRows = 100;
+  Rig rig(GetParam(), config, kRows);
+  rig.fill_hidden(5);
+  rig.enqueue(0, 0, kRows, kRows);
+  ASSERT_OK(rig.stream->synchronize());
+  auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+  for (int64_t step : {1, 2, 3, 5, 7, 12, 31, 32, 33}) {
+    rig.fill_hidden(5);
+    rig.fill_cache(6);
+    for (int64_t at = 0; at < kRows; at += step)
+      rig.enqueue(0, at, std::min(step, kRows - at), std::min(step, kRows - at));
+    ASSERT_OK(rig.stream->synchronize());
+    EXPECT_TRUE(rig.hidden_bytes() == hidden) << step;
+    EXPECT_TRUE(rig.cache_bytes() == cache) << step;
+  }
 }
 
 // ---- nothing later is seen
