@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -78,6 +79,38 @@ struct LayerCall {
   int64_t query_rows = 0;      // the last of them that go through Q, attention, MLP; 0: K and V only
 };
 
+/// What a batched call does with one sequence: `rows` rows from `position` on, of a cache of its own.
+/// Decoding is one row.
+struct SequenceRows {
+  std::byte* cache = nullptr;  // of the layer; as in LayerCall
+  int64_t position = 0;
+  int64_t rows = 1;
+  int64_t query_rows = 1;
+};
+
+/// Where the time of a model's kernels goes.
+enum class Phase : uint8_t {
+  kEmbed,
+  kNorm,  // and the residual
+  kQkv,
+  kRope,  // and what is written to the cache
+  kAttentionPack,
+  kAttention,
+  kO,
+  kGateUp,
+  kSwiglu,
+  kDown,
+  kLogits,
+};
+inline constexpr std::string_view kPhaseNames[] = {
+    "embed",     "norm+residual",   "qkv product", "rope+cache",   "attention pack", "attention",
+    "o product", "gate|up product", "silu*up",     "down product", "logits"};
+inline constexpr size_t kPhases = std::size(kPhaseNames);
+struct PhaseTimes {
+  int64_t ns[kPhases] = {};
+  int64_t& operator[](Phase phase) { return ns[static_cast<size_t>(phase)]; }
+};
+
 /// The weights of one model, laid out for a backend, and its kernels. Results do not depend on how rows are
 /// split into calls beyond rounding; the conformance suite says where they are equal to the bit.
 class DeviceModel {
@@ -91,9 +124,21 @@ class DeviceModel {
   /// `ids` (host memory, in [0, vocab), living until the stream has run) -> `rows` rows of hidden states.
   virtual void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) = 0;
   virtual void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) = 0;
+  /// The same for many sequences at once, which read the weights once. `hidden` holds the rows of the first
+  /// sequence, then those of the second, and so on. Every row's result is that of layer() to the bit.
+  /// `sequences` (host memory) lives until the stream has run.
+  virtual void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
+                           std::span<const SequenceRows> sequences) = 0;
   /// Final norm and lm_head of one row -> `vocab` f32 logits in host memory.
   virtual void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
                       float* logits) = 0;
+  /// The same for many rows: rows[i] of `hidden` -> logits[i][vocab]. `rows` (host memory, each >= 0) lives
+  /// until the stream has run.
+  virtual void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                            std::span<const int64_t> rows, float* logits) = 0;
+  /// From now on kernels add their times to `times` (null: no longer). Only while no stream runs; as long as
+  /// it is set, one stream at a time may run this model.
+  virtual void set_profile(PhaseTimes* times) = 0;
 };
 
 /// What became of the file of packed weights at a load.
@@ -134,8 +179,8 @@ class Backend {
   /// FLOP per second of one large matrix product of this type, measured now: the bound that a prefill is held
   /// against.
   virtual Result<double> measure_matmul_flops(DType dtype) = 0;
-  /// Bytes per second at which the device's memory, not its caches, is read, measured now: the bound that a
-  /// decode step is held against.
+  /// Bytes per second that all threads together read from memory, measured now over a buffer far larger than
+  /// the caches: the bound that decoding is held against.
   virtual Result<double> measure_read_bandwidth() = 0;
 };
 

@@ -44,7 +44,12 @@ TEST(ConformanceSetup, InstructionSetIsLimited) {
   ASSERT_EQ(kLimited, 0);
   auto backend = cpu();
   ASSERT_TRUE(backend.ok());
-  EXPECT_EQ((*backend)->description().find("AVX-512"), std::string::npos) << (*backend)->description();
+  std::string description = (*backend)->description();
+  auto has = [&](const char* what) { return description.find(what) != std::string::npos; };
+  EXPECT_FALSE(has("with bf16")) << description;
+  std::string_view limit = DS_CONFORMANCE_ISA;
+  EXPECT_TRUE(limit == "AVX512_CORE" || !has("AVX-512")) << description;
+  EXPECT_TRUE(limit != "SSE41" || has("no vector extension")) << description;
   (void)cpu_one_thread;
 }
 #else
@@ -401,6 +406,167 @@ TEST_P(Conformance, TheSameCallTwiceGivesTheSameBits) {
   }
 }
 
+// ---- batches: many sequences, each with a cache of its own
+
+/// Ragged: on both sides of a tile of keys and of queries and of what is processed at once; K and V only.
+std::vector<SequenceRows> ragged_batch() {
+  return {{nullptr, 0, 1, 1},   {nullptr, 63, 1, 1},  {nullptr, 64, 1, 1},    {nullptr, 0, 90, 90},
+          {nullptr, 70, 40, 1}, {nullptr, 17, 9, 0},  {nullptr, 5, 600, 333}, {nullptr, 199, 1, 1},
+          {nullptr, 130, 3, 3}, {nullptr, 0, 17, 17}, {nullptr, 640, 2, 1}};
+}
+
+TEST_P(Conformance, BatchEqualsSingleCallsToTheBit) {
+  for (const auto& [name, config] : models()) {
+    SCOPED_TRACE(name);
+    constexpr int64_t kContext = 650;
+    auto sequences = ragged_batch();
+    int64_t rows = 0;
+    for (const SequenceRows& s : sequences) rows += s.rows;
+    auto count = static_cast<int64_t>(sequences.size());
+    Rig rig(GetParam(), config, std::max(rows, count * kContext));  // a cache per sequence, one after another
+    auto workspace = take(rig.model->make_workspace(kContext));
+    rig.fill_hidden(5);
+    rig.fill_cache(6);
+    int64_t at = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      SequenceRows& s = sequences[static_cast<size_t>(i)];
+      s.cache = rig.cache->data() + i * kContext * rig.cache_row();
+      rig.model->layer(*rig.stream, *workspace,
+                       {.layer = 1,
+                        .hidden = rig.hidden_at(at),
+                        .cache = s.cache,
+                        .position = s.position,
+                        .rows = s.rows,
+                        .query_rows = s.query_rows});
+      at += s.rows;
+    }
+    ASSERT_OK(rig.stream->synchronize());
+    auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+    rig.fill_hidden(5);
+    rig.fill_cache(6);
+    rig.model->layer_batch(*rig.stream, *workspace, 1, rig.hidden->data(), sequences);
+    ASSERT_OK(rig.stream->synchronize());
+    EXPECT_TRUE(rig.hidden_bytes() == hidden);
+    EXPECT_TRUE(rig.cache_bytes() == cache);
+  }
+}
+
+TEST_P(Conformance, OneCacheMayBeInABatchTwice) {
+  // Two pieces of one sequence, the second longer than a tile of queries: it reads what the first has
+  // written.
+  Rig rig(GetParam(), small(Family::kLlama), 300);
+  rig.fill_hidden(5);
+  rig.enqueue(0, 0, 300, 300);
+  ASSERT_OK(rig.stream->synchronize());
+  auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+  rig.fill_hidden(5);
+  rig.fill_cache(6);
+  const SequenceRows pieces[] = {{rig.cache->data(), 0, 110, 110}, {rig.cache->data(), 110, 190, 190}};
+  rig.model->layer_batch(*rig.stream, *rig.workspace, 0, rig.hidden->data(), pieces);
+  ASSERT_OK(rig.stream->synchronize());
+  EXPECT_TRUE(rig.hidden_bytes() == hidden);
+  EXPECT_TRUE(rig.cache_bytes() == cache);
+}
+
+TEST_P(Conformance, BatchedLogitsEqualSingleOnesToTheBit) {
+  for (const auto& [name, config] : models()) {
+    SCOPED_TRACE(name);
+    Rig rig(GetParam(), config, 80);
+    rig.fill_hidden(5);
+    std::vector<int64_t> rows;  // every number of rows up to 40, out of order
+    for (int64_t i = 0; i < 40; ++i) rows.push_back((i * 37 + 11) % 80);
+    auto vocab = static_cast<size_t>(config.vocab);
+    std::vector<float> single(rows.size() * vocab);
+    for (size_t i = 0; i < rows.size(); ++i)
+      rig.model->logits(*rig.stream, *rig.workspace, rig.hidden_at(rows[i]), single.data() + i * vocab);
+    ASSERT_OK(rig.stream->synchronize());
+    for (size_t count = 1; count <= rows.size(); ++count) {
+      // What lies behind the last row must stay as it is.
+      std::vector<float> batch(count * vocab + 1, -1.0f);
+      rig.model->logits_batch(*rig.stream, *rig.workspace, rig.hidden->data(), std::span(rows).first(count),
+                              batch.data());
+      ASSERT_OK(rig.stream->synchronize());
+      EXPECT_EQ(std::memcmp(batch.data(), single.data(), count * vocab * sizeof(float)), 0) << count;
+      EXPECT_EQ(batch.back(), -1.0f) << count;
+    }
+  }
+}
+
+TEST_P(Conformance, NothingInABatchIsNoWork) {
+  Rig rig(GetParam(), small(Family::kLlama), 16);
+  rig.fill_hidden(5);
+  auto hidden = rig.hidden_bytes();
+  rig.model->layer_batch(*rig.stream, *rig.workspace, 0, rig.hidden->data(), {});
+  rig.model->logits_batch(*rig.stream, *rig.workspace, rig.hidden->data(), {}, nullptr);
+  ASSERT_OK(rig.stream->synchronize());
+  EXPECT_TRUE(rig.hidden_bytes() == hidden);
+}
+
+TEST_P(Conformance, ImpossibleSequencesAreRefusedByNumber) {
+  Rig rig(GetParam(), small(Family::kLlama), 32);
+  const SequenceRows good{rig.cache->data(), 3, 4, 4};
+  auto hidden = rig.hidden_bytes();
+  auto expect_refused = [&](const char* what, auto change) {
+    SequenceRows bad = good;
+    change(bad);
+    const SequenceRows batch[] = {good, bad};
+    rig.model->layer_batch(*rig.stream, *rig.workspace, 0, rig.hidden->data(), batch);
+    Status status = rig.stream->synchronize();
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << what;
+    EXPECT_NE(status.message().find("sequence 1 of 2"), std::string::npos) << status.message();
+  };
+  expect_refused("no rows", [](SequenceRows& s) { s.rows = s.query_rows = 0; });
+  expect_refused("more queries than rows", [](SequenceRows& s) { s.query_rows = 5; });
+  expect_refused("past the workspace", [](SequenceRows& s) { s.position = 29; });
+  expect_refused("negative position", [](SequenceRows& s) { s.position = -1; });
+  expect_refused("no cache", [](SequenceRows& s) { s.cache = nullptr; });
+  EXPECT_TRUE(rig.hidden_bytes() == hidden) << "nothing of a refused batch runs";
+}
+
+TEST_P(Conformance, ProfileCountsEveryPhaseAndChangesNothing) {
+  Rig rig(GetParam(), small(Family::kLlama), 200);
+  auto run = [&] {
+    const std::vector<int32_t> ids(100, 3);
+    std::vector<float> logits(static_cast<size_t>(rig.config().vocab));
+    rig.fill_hidden(5);
+    rig.model->embed(*rig.stream, ids.data(), 100, rig.hidden->data());
+    rig.enqueue(0, 0, 200, 200);
+    rig.model->logits(*rig.stream, *rig.workspace, rig.hidden_at(199), logits.data());
+    EXPECT_TRUE(rig.stream->synchronize().ok());
+    return std::pair(rig.hidden_bytes(), logits);
+  };
+  auto without = run();
+  PhaseTimes times;
+  rig.model->set_profile(&times);
+  EXPECT_TRUE(run() == without);
+  for (size_t i = 0; i < kPhases; ++i) EXPECT_GT(times.ns[i], 0) << kPhaseNames[i];
+  rig.model->set_profile(nullptr);
+  PhaseTimes before = times;
+  EXPECT_TRUE(run() == without);
+  EXPECT_TRUE(std::equal(before.ns, before.ns + kPhases, times.ns));
+}
+
+TEST_P(Conformance, FewRowsEqualManyToTheBit) {
+  // Deep enough for products that are summed in several pieces; few rows may take another way than many.
+  ModelConfig config = shaped(Family::kLlama, 1100, 2310, 6, 2, 48);
+  config.layers = 1;
+  constexpr int64_t kRows = 100;
+  Rig rig(GetParam(), config, kRows);
+  rig.fill_hidden(5);
+  rig.enqueue(0, 0, kRows, kRows);
+  ASSERT_OK(rig.stream->synchronize());
+  auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+  for (int64_t step : {1, 2, 3, 5, 7, 12, 31, 32, 33}) {
+    rig.fill_hidden(5);
+    rig.fill_cache(6);
+    for (int64_t at = 0; at < kRows; at += step)
+      rig.enqueue(0, at, std::min(step, kRows - at), std::min(step, kRows - at));
+    ASSERT_OK(rig.stream->synchronize());
+    EXPECT_TRUE(rig.hidden_bytes() == hidden) << step;
+    EXPECT_TRUE(rig.cache_bytes() == cache) << step;
+  }
+}
+
 // ---- nothing later is seen
 
 TEST_P(Conformance, LaterRowsAreNotSeen) {
@@ -750,6 +916,12 @@ TEST_P(Conformance, MatmulSpeedIsMeasured) {
   EXPECT_GT(flops, 1e8);
   EXPECT_LT(flops, 1e18);
   EXPECT_EQ(backend->measure_matmul_flops(DType::kF16).status().code(), Code::kUnsupported);
+}
+
+TEST_P(Conformance, ReadBandwidthIsMeasured) {
+  double bytes = take(take(GetParam().make())->measure_read_bandwidth());
+  EXPECT_GT(bytes, 1e7);
+  EXPECT_LT(bytes, 1e14);
 }
 
 }  // namespace

@@ -3,8 +3,12 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
+#include <string>
 #include <vector>
 
+#include "runtime/backends/backend.h"
+#include "tools/model_input.h"
 #include "tools/tool.h"
 
 namespace ds {
@@ -13,6 +17,8 @@ namespace ds {
 using Bench = std::function<Status()>;
 Bench add_load(CLI::App& app);
 Bench add_make_model(CLI::App& app);
+Bench add_attention(CLI::App& app);
+Bench add_decode(CLI::App& app);
 Bench add_prefill(CLI::App& app);
 Bench add_ttft(CLI::App& app);
 Bench add_overlap(CLI::App& app);
@@ -21,6 +27,48 @@ inline double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());
   size_t n = v.size();
   return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
+}
+
+/// A model of a preset shape with random weights, and how to run it.
+struct RandomModelOptions {
+  std::string shape = "llama-1b", dtype = "bf16", backend = "auto", json;
+  int threads = 0, repeats = 3;
+};
+
+inline void add_random_model(CLI::App& cmd, RandomModelOptions& o) {
+  cmd.add_option("--shape", o.shape, "llama-1b, llama-8b or llama-8b:LAYERS")->capture_default_str();
+  cmd.add_option("--dtype", o.dtype, "bf16 or f32")->capture_default_str();
+  cmd.add_option("--repeats", o.repeats, "runs of each, interleaved; the median counts")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  cmd.add_option("--threads", o.threads, "0: all cores")->capture_default_str();
+  cmd.add_option("--backend", o.backend, "cpu or auto")->capture_default_str();
+  cmd.add_option("--json", o.json, "write figures to FILE; '-': stdout");
+}
+
+struct RandomModel {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<DeviceModel> model;
+  DType dtype = DType::kBF16;
+};
+
+inline Result<RandomModel> load_random_model(const RandomModelOptions& o, const ModelConfig& config) {
+  RandomModel loaded;
+  DS_ASSIGN(loaded.dtype, parse_dtype(o.dtype));
+  DS_ASSIGN(loaded.backend, make_backend(o.backend, o.threads));
+  DS_ASSIGN(Checkpoint checkpoint, Checkpoint::random(config, 1));
+  ProgressBar bar("loading " + o.shape);
+  LoadOptions load{loaded.dtype, [&](int64_t done, int64_t total) { bar.update(done, total); }};
+  DS_ASSIGN(loaded.model, loaded.backend->load(checkpoint, load));
+  return loaded;
+}
+
+/// Token ids without a pattern.
+inline std::vector<int32_t> scattered_ids(int64_t count, int64_t vocab) {
+  std::vector<int32_t> ids(static_cast<size_t>(count));
+  for (size_t i = 0; i < ids.size(); ++i)
+    ids[i] = static_cast<int32_t>((i * 7919 + 13) % static_cast<size_t>(vocab));
+  return ids;
 }
 
 }  // namespace ds

@@ -5,11 +5,13 @@ using namespace ds;
 
 int main(int argc, char** argv) {
   CLI::App app{
-      "Measure this machine: full prefill against its FLOP bound, ways to a first token beside one another, "
-      "transfers beside compute, and starts.",
+      "Measure this machine: prefill and attention against the matrix products' speed, decoding against the "
+      "memory's, ways to a first token beside one another, transfers beside compute, and starts.",
       "ds-bench"};
   app.require_subcommand(1);
-  const std::pair<const char*, Bench> benches[] = {{"load", add_load(app)},
+  const std::pair<const char*, Bench> benches[] = {{"attention", add_attention(app)},
+                                                   {"decode", add_decode(app)},
+                                                   {"load", add_load(app)},
                                                    {"make-model", add_make_model(app)},
                                                    {"overlap", add_overlap(app)},
                                                    {"prefill", add_prefill(app)},
@@ -18,6 +20,9 @@ int main(int argc, char** argv) {
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"
       "  ds-bench overlap --shape llama-1b:4 --rate 1GB/s --json -\n"
+      "  ds-bench prefill --lengths 2048 --profile\n"
+      "  ds-bench attention --shape llama-8b --lengths 512,2048,4096\n"
+      "  ds-bench decode --shape llama-1b --context 1024 --batch 1,2,4,8,16,32 --json -\n"
       "  ds-bench ttft --receiver R/ --store file:cache --context c.txt --prompt 'Where?' --link-rate 20MB/s "
       "\\\n"
       "      --plan 'full reuse=reuse.dsplan' --plan plan=pair.dsplan\n"

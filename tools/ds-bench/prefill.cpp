@@ -7,7 +7,6 @@
 #include "runtime/core/session.h"
 #include "support/file.h"
 #include "tools/ds-bench/bench.h"
-#include "tools/model_input.h"
 
 namespace ds {
 namespace {
@@ -22,31 +21,71 @@ double prefill_flops(const Shape& shape, int64_t n) {
 }
 
 struct PrefillOptions {
-  std::string shape = "llama-1b", lengths = "512,2048,4096", dtype = "bf16", backend = "auto", json;
-  int threads = 0, repeats = 3;
+  RandomModelOptions model;
+  std::string lengths = "512,2048,4096";
+  bool profile = false;
 };
 
-Status bench_prefill(const PrefillOptions& o) {
-  DS_ASSIGN(ModelConfig config, preset_config(o.shape));
-  DS_ASSIGN(std::vector<int64_t> lengths, parse_int_list(o.lengths, 1, config.max_positions - 1));
-  DS_ASSIGN(DType dtype, parse_dtype(o.dtype));
-  DS_ASSIGN(auto backend, make_backend(o.backend, o.threads));
-  std::unique_ptr<DeviceModel> model;
-  {
-    DS_ASSIGN(Checkpoint checkpoint, Checkpoint::random(config, 1));
-    ProgressBar bar("loading " + o.shape);
-    LoadOptions load{dtype, [&](int64_t done, int64_t total) { bar.update(done, total); }};
-    DS_ASSIGN(model, backend->load(checkpoint, load));
+/// Where the time goes, means over all runs: a column per length.
+struct PhaseTable {
+  std::map<int64_t, PhaseTimes> times;
+  std::map<int64_t, double> wall_ns;  // sums too
+  int repeats = 1;
+
+  double ms(double ns) const { return ns / 1e6 / repeats; }
+  double between(int64_t n) {
+    PhaseTimes& t = times[n];
+    return static_cast<double>(t[Phase::kNorm] + t[Phase::kRope] + t[Phase::kSwiglu]);
   }
+  double rest(int64_t n) {
+    double known = 0;
+    for (int64_t ns : times[n].ns) known += static_cast<double>(ns);
+    return wall_ns[n] - known;
+  }
+
+  void print(const std::vector<int64_t>& lengths) {
+    fmt::print(stderr, "\n{:<22}", "phase");
+    for (int64_t n : lengths) fmt::print(stderr, " {:>10} tokens", n);
+    fmt::print(stderr, "\n");
+    auto line = [&](std::string_view name, auto ns) {
+      fmt::print(stderr, "{:<22}", name);
+      for (int64_t n : lengths)
+        fmt::print(stderr, " {:>7.1f} ms {:>5.1f}%", ms(ns(n)), 100 * ns(n) / wall_ns[n]);
+      fmt::print(stderr, "\n");
+    };
+    for (size_t i = 0; i < kPhases; ++i)
+      line(kPhaseNames[i], [&](int64_t n) { return static_cast<double>(times[n].ns[i]); });
+    line("everything else", [&](int64_t n) { return rest(n); });
+    line("whole", [&](int64_t n) { return wall_ns[n]; });
+    line("norm, rope, silu: sum", [&](int64_t n) { return between(n); });
+  }
+
+  nlohmann::ordered_json json(int64_t n) {
+    nlohmann::ordered_json out;
+    auto add = [&](std::string_view name, double ns) {
+      out.push_back({{"phase", name}, {"ms", ms(ns)}, {"share", ns / wall_ns[n]}});
+    };
+    for (size_t i = 0; i < kPhases; ++i) add(kPhaseNames[i], static_cast<double>(times[n].ns[i]));
+    add("everything else", rest(n));
+    return out;
+  }
+};
+
+Status bench_prefill(const PrefillOptions& options) {
+  const RandomModelOptions& o = options.model;
+  DS_ASSIGN(ModelConfig config, preset_config(o.shape));
+  DS_ASSIGN(std::vector<int64_t> lengths, parse_int_list(options.lengths, 1, config.max_positions - 1));
+  DS_ASSIGN(RandomModel loaded, load_random_model(o, config));
+  auto& [backend, model, dtype] = loaded;
   Plan plan = full_prefill_plan({}, config.shape(), o.dtype);
   DS_ASSIGN(auto session, Session::create(*backend, *model, plan, {lengths.back() - 1, 1, 1}));
   DS_TRY(session->warm_up());
-  std::vector<int32_t> ids(static_cast<size_t>(lengths.back()));
-  for (size_t i = 0; i < ids.size(); ++i)
-    ids[i] = static_cast<int32_t>((i * 7919 + 13) % static_cast<size_t>(config.vocab));
+  std::vector<int32_t> ids = scattered_ids(lengths.back(), config.vocab);
 
   std::map<int64_t, std::vector<double>> seconds;
   std::vector<double> peaks;
+  PhaseTable phases;
+  phases.repeats = o.repeats;
   ProgressBar bar("measuring");
   int64_t done = 0, total = static_cast<int64_t>(lengths.size()) * o.repeats;
   for (int r = 0; r < o.repeats; ++r) {
@@ -57,7 +96,10 @@ Status bench_prefill(const PrefillOptions& o) {
       request.context = std::span(ids).first(static_cast<size_t>(n - 1));
       request.suffix = std::span(ids).subspan(static_cast<size_t>(n - 1), 1);
       request.full_prefill = true;
+      if (options.profile) model->set_profile(&phases.times[n]);
       DS_ASSIGN(Answer answer, session->run(request));
+      model->set_profile(nullptr);
+      phases.wall_ns[n] += static_cast<double>(answer.ttft_ns);
       seconds[n].push_back(static_cast<double>(answer.ttft_ns) / 1e9);
       bar.update(++done, total);
     }
@@ -86,7 +128,9 @@ Status bench_prefill(const PrefillOptions& o) {
                               {"tokens_per_second", tokens / s},
                               {"bound_tokens_per_second", tokens / bound},
                               {"share", bound / s}});
+    if (options.profile) out["lengths"].back()["phases"] = phases.json(n);
   }
+  if (options.profile) phases.print(lengths);
   if (!o.json.empty()) DS_TRY(write_file_atomically(o.json, out.dump(2) + "\n"));
   return ok_status();
 }
@@ -96,16 +140,9 @@ Status bench_prefill(const PrefillOptions& o) {
 Bench add_prefill(CLI::App& app) {
   auto o = std::make_shared<PrefillOptions>();
   CLI::App* cmd = app.add_subcommand("prefill", "tokens per second of a full prefill, random weights");
-  cmd->add_option("--shape", o->shape, "llama-1b, llama-8b[:LAYERS], or llama:layers=12,d=1024,heads=16,kv=4")
-      ->capture_default_str();
+  add_random_model(*cmd, o->model);
   cmd->add_option("--lengths", o->lengths, "tokens")->capture_default_str();
-  cmd->add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
-  cmd->add_option("--repeats", o->repeats, "runs of each length, interleaved; the median counts")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1000));
-  cmd->add_option("--threads", o->threads, "0: all cores")->capture_default_str();
-  cmd->add_option("--backend", o->backend, "cpu or auto")->capture_default_str();
-  cmd->add_option("--json", o->json, "write figures to FILE; '-': stdout");
+  cmd->add_flag("--profile", o->profile, "also where the time goes, by phase, means over all runs");
   return [o] { return bench_prefill(*o); };
 }
 

@@ -83,39 +83,77 @@ KeyTileSource Attention::source(const std::byte* cache, int64_t head, int64_t ti
   return {.k = k, .v = k + row / 2, .stride = row, .keys = std::min(kKeyTile, end - tile * kKeyTile)};
 }
 
-void Attention::run(const std::byte* cache, int64_t first, int64_t tokens, std::byte* out) {
-  int64_t end = first + tokens, tiles = (end + kKeyTile - 1) / kKeyTile;
-  int64_t per_tile = tile_tokens(shape_), query_tiles = (tokens + per_tile - 1) / per_tile;
-  // With one tile of queries (decoding) each packed tile is used once: packed by its user, it stays in its
-  // cache.
-  bool pack_here = query_tiles == 1;
-  bool many = tokens * end * shape_.heads * shape_.head_dim > (int64_t{1} << 20);
-#pragma omp parallel if (many)
-  {
-    if (!pack_here) {
-      int64_t fresh = tiles - packed_tiles_;
-#pragma omp for schedule(static)
-      for (int64_t i = 0; i < fresh * shape_.kv_heads; ++i) {
-        int64_t head = i / fresh, tile = packed_tiles_ + i % fresh, at = (head * tiles_ + tile) * tile_bytes_;
-        KeyTileSource from = source(cache, head, tile, end);
-        kernels_.pack_keys(from, shape_.head_dim, keys_ + at);
-        kernels_.pack_values(from, shape_.head_dim, values_ + at);
-      }
+int64_t Attention::query_tiles(const Segment& segment) const {
+  int64_t per_tile = tile_tokens(shape_);
+  return (segment.tokens + per_tile - 1) / per_tile;
+}
+
+bool Attention::worth_threads(const Segment& s) const {
+  return s.tokens * (s.first + s.tokens) * shape_.heads * shape_.head_dim > (int64_t{1} << 20);
+}
+
+void Attention::run(std::span<const Segment> segments, std::byte* out, LapTimer& timer) {
+  int64_t queries = segments.back().at + segments.back().tokens;
+  for (size_t i = 0; i < segments.size();) {
+    size_t end = i;
+    while (end < segments.size() && query_tiles(segments[end]) == 1) ++end;
+    if (end > i) {
+      run_unpacked(segments.subspan(i, end - i), queries, out);
+      timer.lap(Phase::kAttention);
+      i = end;
+    } else {
+      run_packed(segments[i++], queries, out, timer);
     }
+  }
+}
+
+/// Many tiles of queries read the same keys and values: packed once for all of them.
+void Attention::run_packed(const Segment& s, int64_t queries, std::byte* out, LapTimer& timer) {
+  if (s.cache != packed_cache_) {
+    packed_cache_ = s.cache;
+    packed_tiles_ = 0;
+  }
+  int64_t end = s.first + s.tokens, tiles = (end + kKeyTile - 1) / kKeyTile, fresh = tiles - packed_tiles_;
+  int64_t per_tile = tile_tokens(shape_), query_tiles = this->query_tiles(s);
+#pragma omp parallel if (worth_threads(s))
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < fresh * shape_.kv_heads; ++i) {
+      int64_t head = i / fresh, tile = packed_tiles_ + i % fresh, at = (head * tiles_ + tile) * tile_bytes_;
+      KeyTileSource from = source(s.cache, head, tile, end);
+      kernels_.pack_keys(from, shape_.head_dim, keys_ + at);
+      kernels_.pack_values(from, shape_.head_dim, values_ + at);
+    }
+#pragma omp master
+    timer.lap(Phase::kAttentionPack);
     const Scratch& scratch = scratch_[static_cast<size_t>(omp_get_thread_num())];
     // The last queries see most keys: they go first, so that threads end together.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < query_tiles * shape_.kv_heads; ++i) {
       int64_t token = (query_tiles - 1 - i / shape_.kv_heads) * per_tile;
-      tile(cache, i % shape_.kv_heads, first, tokens, token, std::min(per_tile, tokens - token), pack_here,
-           scratch, out);
+      tile(s, i % shape_.kv_heads, queries, token, std::min(per_tile, s.tokens - token), false, scratch, out);
     }
   }
-  if (!pack_here) packed_tiles_ = end / kKeyTile;  // a last, partial tile is packed again next time
+  packed_tiles_ = end / kKeyTile;  // a last, partial tile is packed again next time
+  timer.lap(Phase::kAttention);
 }
 
-void Attention::tile(const std::byte* cache, int64_t head, int64_t first, int64_t tokens, int64_t token,
-                     int64_t count, bool pack_here, const Scratch& s, std::byte* out) const {
+/// One tile of queries each (decoding): a tile of keys is used once, so its user packs it, into its own
+/// cache.
+void Attention::run_unpacked(std::span<const Segment> segments, int64_t queries, std::byte* out) {
+  bool many = segments.size() > 1 || worth_threads(segments[0]);
+  auto count = static_cast<int64_t>(segments.size()) * shape_.kv_heads;
+#pragma omp parallel for schedule(dynamic, 1) if (many)
+  for (int64_t i = 0; i < count; ++i) {
+    const Segment& s = segments[static_cast<size_t>(i / shape_.kv_heads)];
+    tile(s, i % shape_.kv_heads, queries, 0, s.tokens, true,
+         scratch_[static_cast<size_t>(omp_get_thread_num())], out);
+  }
+}
+
+void Attention::tile(const Segment& segment, int64_t head, int64_t queries, int64_t token, int64_t count,
+                     bool pack_here, const Scratch& s, std::byte* out) const {
+  int64_t first = segment.first;
   int64_t group = shape_.group(), depth = shape_.padded_dim();
   int64_t rows = (count * group + kRowBlock - 1) / kRowBlock * kRowBlock;
   std::fill_n(s.o, rows * depth, 0.0f);
@@ -123,7 +161,7 @@ void Attention::tile(const std::byte* cache, int64_t head, int64_t first, int64_
   std::fill_n(s.sum, rows * kSumLanes, 0.0f);
   TileAttention t{.rows = rows,
                   .depth = depth,
-                  .q = query(tokens, token, head * group),
+                  .q = query(queries, segment.at + token, head * group),
                   .o = s.o,
                   .maximum = s.maximum,
                   .sum = s.sum,
@@ -139,7 +177,7 @@ void Attention::tile(const std::byte* cache, int64_t head, int64_t first, int64_
     t.k = keys_ + at;
     t.v = values_ + at;
     if (pack_here) {
-      KeyTileSource from = source(cache, head, key / kKeyTile, first + tokens);
+      KeyTileSource from = source(segment.cache, head, key / kKeyTile, first + segment.tokens);
       kernels_.pack_keys(from, shape_.head_dim, s.keys);
       kernels_.pack_values(from, shape_.head_dim, s.values);
       t.k = s.keys;
@@ -149,7 +187,7 @@ void Attention::tile(const std::byte* cache, int64_t head, int64_t first, int64_
   }
   int64_t element = dtype_size(shape_.active), width = shape_.heads * shape_.head_dim;
   for (int64_t r = 0; r < count * group; ++r) {
-    int64_t at = (token + r / group) * width + (head * group + r % group) * shape_.head_dim;
+    int64_t at = (segment.at + token + r / group) * width + (head * group + r % group) * shape_.head_dim;
     float sum = 0;
     for (int64_t lane = 0; lane < kSumLanes; ++lane) sum += s.sum[r * kSumLanes + lane];
     kernels_.scale(s.o + r * depth, 1.0f / sum, shape_.head_dim, out + at * element);

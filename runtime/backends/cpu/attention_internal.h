@@ -2,10 +2,12 @@
 // Memory for scores does not grow with the context; what is packed of the keys and values grows linearly.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "runtime/backends/cpu/kernels_internal.h"
 #include "runtime/backends/cpu/memory_internal.h"
+#include "runtime/backends/cpu/profile_internal.h"
 #include "support/status.h"
 
 namespace ds::cpu {
@@ -29,11 +31,17 @@ class Attention {
 
   /// Packed keys and values are kept from one run() to the next of the same cache, for whole tiles; begin()
   /// forgets them.
-  void begin() { packed_tiles_ = 0; }
+  void begin() { packed_cache_ = nullptr; }
 
-  /// Queries at positions first .. first + tokens - 1, each over the cache rows up to its own position; out
-  /// is active, [tokens][heads * head_dim].
-  void run(const std::byte* cache, int64_t first, int64_t tokens, std::byte* out);
+  /// Queries of one sequence at positions first .. first + tokens - 1, each over the cache rows up to its
+  /// own.
+  struct Segment {
+    const std::byte* cache = nullptr;
+    int64_t first = 0, tokens = 0;
+    int64_t at = 0;  // of its first query among all of the call
+  };
+  /// out is active, [tokens of all segments][heads * head_dim].
+  void run(std::span<const Segment> segments, std::byte* out, LapTimer& timer);
 
  private:
   struct Scratch {  // of one thread
@@ -42,12 +50,18 @@ class Attention {
     std::byte *keys = nullptr, *values = nullptr;
   };
   KeyTileSource source(const std::byte* cache, int64_t head, int64_t tile, int64_t end) const;
-  void tile(const std::byte* cache, int64_t head, int64_t first, int64_t tokens, int64_t token, int64_t count,
+  int64_t query_tiles(const Segment& segment) const;
+  bool worth_threads(const Segment& segment) const;
+  void run_packed(const Segment& segment, int64_t queries, std::byte* out, LapTimer& timer);
+  void run_unpacked(std::span<const Segment> segments, int64_t queries, std::byte* out);
+  /// Queries token .. token + count - 1 of a segment and one kv head; `queries`: of the whole call.
+  void tile(const Segment& segment, int64_t head, int64_t queries, int64_t token, int64_t count,
             bool pack_here, const Scratch& scratch, std::byte* out) const;
 
   AttentionShape shape_;
   Kernels kernels_;
   int64_t max_context_ = 0, tile_bytes_ = 0, tiles_ = 0;
+  const std::byte* packed_cache_ = nullptr;  // whose first packed_tiles_ tiles are packed
   int64_t packed_tiles_ = 0;
   HostBuffer buffer_;
   std::byte *queries_ = nullptr, *keys_ = nullptr, *values_ = nullptr;

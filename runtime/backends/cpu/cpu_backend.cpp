@@ -1,6 +1,7 @@
 // The CPU backend: instruction set and threads are found once; the rest is in model.cpp, stream.cpp,
 // matmul.cpp, attention.cpp and the kernels.
 #include "runtime/backends/backend.h"
+#include "runtime/backends/cpu/measure_internal.h"
 #include "runtime/backends/cpu/memory_internal.h"
 #include "runtime/backends/cpu/model_internal.h"
 #include "runtime/backends/cpu/stream_internal.h"
@@ -56,7 +57,7 @@ class CpuBackend final : public Backend {
                    dtype_name(dtype));
     return measure_flops(isa_, dtype, threads_);
   }
-  Result<double> measure_read_bandwidth() override { return cpu::measure_read_bandwidth(threads_); }
+  Result<double> measure_read_bandwidth() override { return measure_bandwidth(isa_, threads_); }
 
  private:
   Isa isa_;

@@ -50,10 +50,20 @@ inline void transpose(__m512i (&r)[16]) {
   for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
+/// A head's part of a row one tile further on: such parts lie so far apart that the hardware, which does not
+/// look beyond a page, fetches none of them ahead. May reach past the cache's end, which a prefetch may.
+inline void fetch_ahead(const std::byte* row, int64_t stride, int64_t head_dim) {
+  for (int64_t at = 0; at < head_dim * 2; at += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(row) +
+                                                     static_cast<uintptr_t>(kKeyTile * stride + at)),
+                       0, 2);
+}
+
 void pack_keys_bf16(const KeyTileSource& source, int64_t head_dim, std::byte* packed) {
   auto* out = reinterpret_cast<uint32_t*>(packed);
   int64_t pairs = (head_dim + kHeadAlign - 1) / kHeadAlign * kHeadAlign / 2;
   for (int64_t j = 0; j < kKeyTile; j += 16) {
+    for (int64_t i = 0; i < 16; ++i) fetch_ahead(source.k + (j + i) * source.stride, source.stride, head_dim);
     for (int64_t p = 0; p < pairs; p += 16) {
       int64_t words = head_dim / 2 - p;  // head_dim is even
       auto mask = static_cast<__mmask16>(words >= 16 ? 0xffff : words > 0 ? (1 << words) - 1 : 0);
@@ -73,6 +83,7 @@ void pack_values_bf16(const KeyTileSource& source, int64_t head_dim, std::byte* 
   auto* out = reinterpret_cast<uint32_t*>(packed);
   int64_t depth = (head_dim + kHeadAlign - 1) / kHeadAlign * kHeadAlign;
   for (int64_t j = 0; j < kKeyTile; j += 2, out += depth) {
+    for (int64_t i = 0; i < 2; ++i) fetch_ahead(source.v + (j + i) * source.stride, source.stride, head_dim);
     for (int64_t i = 0; i < depth; i += 16) {
       int64_t left = head_dim - i;
       auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
@@ -162,6 +173,89 @@ void attend_bf16(const TileAttention& t) {
   }
 }
 
+// ---- few rows against packed weights: bound by memory, so what comes next is fetched while this is computed
+
+/// sums[Rows][kThinPanel] (+)= one chain of `pairs`; Fetch: lines fetched ahead per pair.
+template <int Rows, int Fetch>
+__attribute__((noinline)) void thin_rows(const uint32_t* x, int64_t x_stride, const uint32_t* w,
+                                         int64_t pairs, const std::byte* ahead, bool first, float* sums) {
+  constexpr int kColumns = kThinPanel / 16;
+  __m512 acc[Rows][kColumns] = {};
+  for (int64_t p = 0; p < pairs; ++p, w += kThinPanel, ahead += 64 * Fetch) {
+    for (int f = 0; f < Fetch; ++f) __builtin_prefetch(ahead + 64 * f, 0, 2);
+    __m512i columns[kColumns];
+    for (int c = 0; c < kColumns; ++c) columns[c] = _mm512_loadu_si512(w + c * 16);
+    for (int r = 0; r < Rows; ++r) {
+      __m512i a = _mm512_set1_epi32(static_cast<int>(x[r * x_stride + p]));
+      for (int c = 0; c < kColumns; ++c)
+        acc[r][c] = _mm512_dpbf16_ps(acc[r][c], (__m512bh)a, (__m512bh)columns[c]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r)
+    for (int c = 0; c < kColumns; ++c) {
+      float* sum = sums + r * kThinPanel + c * 16;
+      _mm512_storeu_ps(sum, first ? acc[r][c] : _mm512_add_ps(_mm512_loadu_ps(sum), acc[r][c]));
+    }
+}
+
+template <int Rows>
+void thin_rows(int64_t fetch, const uint32_t* x, int64_t x_stride, const uint32_t* w, int64_t pairs,
+               const std::byte* ahead, bool first, float* sums) {
+  if (fetch >= 3) return thin_rows<Rows, 4>(x, x_stride, w, pairs, ahead, first, sums);
+  if (fetch == 2) return thin_rows<Rows, 2>(x, x_stride, w, pairs, ahead, first, sums);
+  thin_rows<Rows, 1>(x, x_stride, w, pairs, ahead, first, sums);
+}
+
+void thin_product(const ThinProduct& t) {
+  constexpr int64_t kMost = 6;  // rows whose sums stay in registers
+  alignas(64) float sums[kThinRows][kThinPanel];
+  auto* w = reinterpret_cast<const uint32_t*>(t.w);
+  auto* x = reinterpret_cast<const uint32_t*>(t.x);
+  int64_t stride = t.x_stride / 2, passes = (t.rows + kMost - 1) / kMost, fetch = (4 + passes - 1) / passes;
+  for (int64_t pair = 0; pair < t.pairs; pair += kThinDepth / 2) {
+    int64_t left = t.pairs - pair, pairs = left < kThinDepth / 2 ? left : kThinDepth / 2;
+    // Each pass fetches its share of as many bytes as are read here, from behind them.
+    auto* ahead = reinterpret_cast<const std::byte*>(w + pairs * kThinPanel);
+    for (int64_t row = 0; row < t.rows; row += kMost, ahead += 64 * fetch * pairs) {
+      auto pass = [&](auto rows) {
+        thin_rows<decltype(rows)::value>(fetch, x + row * stride + pair, stride, w, pairs, ahead, pair == 0,
+                                         sums[row]);
+      };
+      switch (t.rows - row) {
+        case 1:
+          pass(Count<1>{});
+          break;
+        case 2:
+          pass(Count<2>{});
+          break;
+        case 3:
+          pass(Count<3>{});
+          break;
+        case 4:
+          pass(Count<4>{});
+          break;
+        case 5:
+          pass(Count<5>{});
+          break;
+        default:
+          pass(Count<6>{});
+      }
+    }
+    w += pairs * kThinPanel;
+  }
+  for (int64_t row = 0; row < t.rows; ++row)
+    for (int64_t c = 0; c < t.columns; c += 16) {
+      int64_t left = t.columns - c, at = row * t.y_stride + c;
+      auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+      __m512 sum = _mm512_load_ps(sums[row] + c);
+      if (t.y_dtype == DType::kF32)
+        _mm512_mask_storeu_ps(reinterpret_cast<float*>(t.y) + at, mask, sum);
+      else
+        _mm256_mask_storeu_epi16(reinterpret_cast<uint16_t*>(t.y) + at, mask,
+                                 (__m256i)_mm512_cvtneps_pbh(sum));
+    }
+}
+
 constexpr Kernels bf16_kernels() {
   Kernels k = f32_kernels<Bf16>();
   k.norm = norm<Bf16, Bf16>;
@@ -172,6 +266,7 @@ constexpr Kernels bf16_kernels() {
   k.pack_keys = pack_keys_bf16;
   k.pack_values = pack_values_bf16;
   k.attend = attend_bf16;
+  k.thin_product = thin_product;
   return k;
 }
 }  // namespace avx512

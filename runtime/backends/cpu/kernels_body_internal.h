@@ -372,6 +372,18 @@ void panel_product(const PanelProduct& p) {
   panel_blocks<float>(widened);
 }
 
+inline uint32_t read_bytes(const std::byte* data, int64_t bytes) {
+  typedef uint32_t Words __attribute__((vector_size(4 * kWidth), may_alias));
+  Words all[4] = {};
+  auto* end = reinterpret_cast<const Words*>(data + bytes);
+  for (auto* p = reinterpret_cast<const Words*>(data); p != end; p += 4)
+    for (int i = 0; i < 4; ++i) all[i] ^= p[i];
+  Words folded = all[0] ^ all[1] ^ all[2] ^ all[3];
+  uint32_t result = 0;
+  for (int i = 0; i < kWidth; ++i) result ^= folded[i];
+  return result;
+}
+
 template <typename T>
 constexpr Kernels f32_kernels() {
   Kernels k;
@@ -386,5 +398,6 @@ constexpr Kernels f32_kernels() {
   k.pack_values = pack_values_f32<T>;
   k.attend = attend_f32;
   k.panel_product = panel_product<T>;
+  k.read = read_bytes;
   return k;
 }

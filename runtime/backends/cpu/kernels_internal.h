@@ -55,6 +55,19 @@ struct PanelProduct {
   bool accumulate = false;
 };
 
+/// A few rows times one panel of bf16 weights as oneDNN packs them: y[rows][columns] = x[rows][2 pairs] . w.
+/// Sums in oneDNN's order: chains of kThinDepth, added up.
+struct ThinProduct {
+  const std::byte* x = nullptr;  // bf16
+  int64_t x_stride = 0;          // elements
+  const std::byte* w = nullptr;  // [pairs][kThinPanel][2]; what follows is read next, and fetched ahead
+  std::byte* y = nullptr;
+  int64_t y_stride = 0;  // elements
+  DType y_dtype = DType::kF32;
+  int64_t rows = 0, pairs = 0, columns = 0;  // rows <= kThinRows, columns <= kThinPanel
+};
+inline constexpr int64_t kThinRows = 32, kThinPanel = 64, kThinDepth = 1024;
+
 struct Kernels {
   /// out = active(hidden / rms(hidden) * weight), n elements.
   void (*norm)(const std::byte* hidden, const float* weight, float eps, int64_t n, std::byte* out) = nullptr;
@@ -80,6 +93,11 @@ struct Kernels {
   void (*attend)(const TileAttention& tile) = nullptr;
 
   void (*panel_product)(const PanelProduct& product) = nullptr;
+
+  void (*thin_product)(const ThinProduct& product) = nullptr;  // with bf16 active elements only
+
+  /// Reads all bytes (a multiple of 1024, 64-byte aligned), for measuring memory; returns their exclusive or.
+  uint32_t (*read)(const std::byte* data, int64_t bytes) = nullptr;
 };
 
 /// Instruction sets that the kernels are compiled for.

@@ -1,7 +1,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
 #include "runtime/backends/cpu/matmul_internal.h"
@@ -22,12 +21,13 @@ memory::data_type dnnl_type(DType t) {
                            : (t == DType::kF16 ? memory::data_type::f16 : memory::data_type::f32);
 }
 
-/// Finely spaced: the work on padding stays below a quarter, below a tenth from 128 rows on.
+/// Every size up to kExactRows, where rows are few and each costs; then so finely spaced that the work on
+/// padding stays below a quarter, below a tenth from 128 rows on.
 std::vector<int64_t> row_sizes(int64_t most) {
   std::vector<int64_t> sizes;
-  for (int64_t rows : {1, 2, 4, 8})
-    if (rows < most) sizes.push_back(rows);
-  for (int64_t rows = 16; rows < most; rows += rows < 64 ? 8 : rows < 128 ? 16 : 32) sizes.push_back(rows);
+  for (int64_t rows = 1; rows < std::min(most, kExactRows); ++rows) sizes.push_back(rows);
+  for (int64_t rows = kExactRows; rows < most; rows += rows < 64 ? 8 : rows < 128 ? 16 : 32)
+    sizes.push_back(rows);
   sizes.push_back(most);
   return sizes;
 }
@@ -99,9 +99,8 @@ Math choose_math(Isa isa, DType hidden) {
   return isa == Isa::kAvx512 || isa == Isa::kAvx512Bf16 ? Math::kDnnlF32 : Math::kPortable;
 }
 
-Result<std::shared_ptr<const Product>> Product::make(Math math, const Kernels& kernels, DType weights_dtype,
-                                                     int64_t in, int64_t out, int64_t most_rows,
-                                                     DType out_dtype) {
+Result<std::shared_ptr<Product>> Product::make(Math math, const Kernels& kernels, DType weights_dtype,
+                                               int64_t in, int64_t out, int64_t most_rows, DType out_dtype) {
   auto product = std::make_shared<Product>();
   product->math_ = math;
   product->kernels_ = kernels;
@@ -109,7 +108,7 @@ Result<std::shared_ptr<const Product>> Product::make(Math math, const Kernels& k
   product->out_dtype_ = out_dtype;
   product->in_ = in;
   product->out_ = out;
-  if (math == Math::kPortable) return std::shared_ptr<const Product>(product);
+  if (math == Math::kPortable) return product;
   int64_t rows = most_rows;
   try {
     dnnl::primitive_attr attributes;
@@ -131,7 +130,7 @@ Result<std::shared_ptr<const Product>> Product::make(Math math, const Kernels& k
   } catch (const dnnl::error& e) {
     return dnnl_failure(e, "preparation", rows, in, out);
   }
-  return std::shared_ptr<const Product>(product);
+  return product;
 }
 
 int64_t Product::packed_bytes() const {
@@ -206,8 +205,8 @@ Status PackedWeights::pack(const Product& product, std::span<const Part> parts, 
   return ok_status();
 }
 
-ProductRunner::ProductRunner(std::shared_ptr<const Product> product)
-    : product_(std::move(product)), stream_(engine()) {
+ProductRunner::ProductRunner(std::shared_ptr<const Product> product, bool allow_thin)
+    : product_(std::move(product)), stream_(engine()), allow_thin_(allow_thin) {
   for (const Product::Sized& s : product_->sizes_)
     calls_.push_back({s.rows, memory(s.x, engine(), nullptr), memory(s.y, engine(), nullptr),
                       memory(s.scratch, engine(), nullptr), s.primitive});
@@ -234,6 +233,10 @@ Status ProductRunner::run(const PackedWeights& weights, int64_t rows, const std:
              .accumulate = k > 0});
     return ok_status();
   }
+  if (p.thin_ && allow_thin_ && rows <= kThinRows) {
+    run_thin(weights, rows, x, y);
+    return ok_status();
+  }
   auto call = std::find_if(calls_.begin(), calls_.end(), [&](const Call& c) { return c.rows >= rows; });
   if (call == calls_.end())
     return error(Code::kInternal, "product of {} rows; made for at most {}", rows, calls_.back().rows);
@@ -251,48 +254,50 @@ Status ProductRunner::run(const PackedWeights& weights, int64_t rows, const std:
   return ok_status();
 }
 
-Result<double> measure_flops(Isa isa, DType dtype, int threads) {
-  constexpr int64_t kRows = 512, kIn = 2048, kOut = 8192;
-  ThreadScope scope(threads);
-  Math math = choose_math(isa, dtype);
-  DType active = active_dtype(math);
-  DS_ASSIGN(auto product,
-            Product::make(math, select_kernels(isa, dtype, active), dtype, kIn, kOut, kRows, active));
-  // Ordinary numbers: on zeros some machines run faster than they ever do.
-  auto fill = [](HostBuffer& buffer, int64_t count, DType type) {
-    uint32_t state = 1;
-    for (int64_t i = 0; i < count; ++i) {
-      state = state * 1664525u + 1013904223u;
-      float value = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
-      uint16_t half = f32_to_bf16(value);
-      if (type == DType::kF32)
-        std::memcpy(buffer.data() + i * 4, &value, 4);
-      else
-        std::memcpy(buffer.data() + i * 2, &half, 2);
-    }
-  };
-  DS_ASSIGN(HostBuffer w, HostBuffer::make(kIn * kOut * dtype_size(dtype), "matrix product"));
-  DS_ASSIGN(HostBuffer x, HostBuffer::make(kRows * kIn * dtype_size(active), "matrix product"));
-  DS_ASSIGN(HostBuffer y, HostBuffer::make(kRows * kOut * dtype_size(active), "matrix product"));
-  DS_ASSIGN(HostBuffer scratch, HostBuffer::make(product->scratch_bytes(), "matrix product"));
-  fill(w, kIn * kOut, dtype);
-  fill(x, kRows * kIn, active);
-  PackedWeights::Part part{w.data(), dtype, kOut};
-  DS_ASSIGN(HostBuffer block, HostBuffer::make(product->packed_bytes(), "matrix product"));
-  HostBuffer joined;
-  DS_TRY(PackedWeights::pack(*product, {&part, 1}, joined, block.data()));
-  DS_ASSIGN(PackedWeights packed, PackedWeights::view(*product, block.data()));
-  ProductRunner runner(product);
-  using Clock = std::chrono::steady_clock;
-  double best = 0;
-  auto begin = Clock::now();
-  for (int i = 0; i < 4 || Clock::now() - begin < std::chrono::milliseconds(400); ++i) {
-    auto start = Clock::now();
-    DS_TRY(runner.run(packed, kRows, x.data(), y.data(), scratch.data()));
-    double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    best = std::max(best, 2.0 * kRows * kIn * kOut / seconds);
+void ProductRunner::run_thin(const PackedWeights& weights, int64_t rows, const std::byte* x,
+                             std::byte* y) const {
+  const Product& p = *product_;
+  int64_t panels = (p.out_ + kThinPanel - 1) / kThinPanel, panel_bytes = p.packed_bytes() / panels;
+#pragma omp parallel for schedule(static) if (worth_threads(rows, p.in_, p.out_))
+  for (int64_t panel = 0; panel < panels; ++panel)
+    p.kernels_.thin_product({.x = x,
+                             .x_stride = p.in_,
+                             .w = weights.data_ + panel * panel_bytes,
+                             .y = y + panel * kThinPanel * dtype_size(p.out_dtype_),
+                             .y_stride = p.out_,
+                             .y_dtype = p.out_dtype_,
+                             .rows = rows,
+                             .pairs = p.in_ / 2,
+                             .columns = std::min(kThinPanel, p.out_ - panel * kThinPanel)});
+}
+
+Status Product::try_thin(const PackedWeights& weights) {
+  if (math_ != Math::kDnnlBf16 || in_ % 2 != 0 ||
+      packed_ != memory::desc({in_, out_}, memory::data_type::bf16, Tag::BA16a64b2a))
+    return ok_status();
+  int64_t y_bytes = kThinRows * out_ * dtype_size(out_dtype_);
+  DS_ASSIGN(HostBuffer x, HostBuffer::make(kThinRows * in_ * 2, "product being checked"));
+  DS_ASSIGN(HostBuffer expected, HostBuffer::make(y_bytes, "product being checked"));
+  DS_ASSIGN(HostBuffer found, HostBuffer::make(y_bytes, "product being checked"));
+  DS_ASSIGN(HostBuffer scratch, HostBuffer::make(scratch_bytes(), "product being checked"));
+  uint32_t state = 1;
+  for (int64_t i = 0; i < kThinRows * in_; ++i) {
+    state = state * 1664525u + 1013904223u;
+    x.as<uint16_t>()[i] = f32_to_bf16(static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f);
   }
-  return best;
+  std::shared_ptr<const Product> self(std::shared_ptr<const Product>(),
+                                      this);  // lives longer than the runner
+  ProductRunner runner(self, false);
+  bool same = true;
+  for (int64_t rows : {int64_t{1}, kThinRows}) {
+    if (rows > sizes_.back().rows) continue;
+    DS_TRY(runner.run(weights, rows, x.data(), expected.data(), scratch.data()));
+    runner.run_thin(weights, rows, x.data(), found.data());
+    same = same &&
+           std::memcmp(expected.data(), found.data(), static_cast<size_t>(y_bytes / kThinRows * rows)) == 0;
+  }
+  thin_ = same;
+  return ok_status();
 }
 
 }  // namespace ds::cpu

@@ -28,17 +28,19 @@ inline const char* math_name(Math math) {
 /// What the products read: bf16 only with kDnnlBf16.
 inline DType active_dtype(Math math) { return math == Math::kDnnlBf16 ? DType::kBF16 : DType::kF32; }
 
-/// Rows are rounded up to one of few sizes, each with a primitive of its own, so that none is made while a
-/// request runs. Operands must have room for kMaxPadding rows more than are asked for.
+/// Rows above kExactRows are rounded up to one of few sizes, each with a primitive of its own, so that none
+/// is made while a request runs. Operands must then have room for kMaxPadding rows more than are asked for.
+inline constexpr int64_t kExactRows = 32;
 inline constexpr int64_t kMaxPadding = 31;
+
+class PackedWeights;
 
 /// One product's shape, shared by all layers.
 class Product {
  public:
   /// `most_rows`: in one call. `out_dtype`: kF32, or kBF16 with kDnnlBf16. `threads` as at run time.
-  static Result<std::shared_ptr<const Product>> make(Math math, const Kernels& kernels, DType weights_dtype,
-                                                     int64_t in, int64_t out, int64_t most_rows,
-                                                     DType out_dtype);
+  static Result<std::shared_ptr<Product>> make(Math math, const Kernels& kernels, DType weights_dtype,
+                                               int64_t in, int64_t out, int64_t most_rows, DType out_dtype);
 
   int64_t in() const { return in_; }
   int64_t out() const { return out_; }
@@ -46,6 +48,9 @@ class Product {
   int64_t scratch_bytes() const;
   /// Names the packed layout: packed weights may be exchanged between products whose layouts are equal.
   std::string layout() const;
+  /// Lets few rows go through a kernel of our own that reads memory faster, if on these weights it gives what
+  /// oneDNN gives, to the bit: how oneDNN orders its sums is its own affair.
+  Status try_thin(const PackedWeights& weights);
 
  private:
   friend class PackedWeights;
@@ -61,6 +66,7 @@ class Product {
   int64_t in_ = 0, out_ = 0;
   dnnl::memory::desc packed_;
   std::vector<Sized> sizes_;  // ascending
+  bool thin_ = false;
 };
 
 /// A matrix as a product reads it; the memory belongs to somebody else.
@@ -89,8 +95,9 @@ class PackedWeights {
 /// A product as one stream calls it; holds oneDNN's handles, so that a call allocates no memory of ours.
 class ProductRunner {
  public:
-  explicit ProductRunner(std::shared_ptr<const Product> product);
-  /// x and y have room for kMaxPadding more rows (what lies there is arbitrary, and is overwritten in y).
+  explicit ProductRunner(std::shared_ptr<const Product> product, bool allow_thin = true);
+  /// Above kExactRows rows, x and y have room for kMaxPadding more (what lies there is arbitrary, and is
+  /// overwritten in y).
   Status run(const PackedWeights& weights, int64_t rows, const std::byte* x, std::byte* y,
              std::byte* scratch);
 
@@ -100,13 +107,14 @@ class ProductRunner {
     dnnl::memory x, y, scratch;
     dnnl::primitive primitive;
   };
+  friend class Product;
+  void run_thin(const PackedWeights& weights, int64_t rows, const std::byte* x, std::byte* y) const;
+
   std::shared_ptr<const Product> product_;
   std::vector<Call> calls_;
   dnnl::stream stream_;
+  bool allow_thin_;
 };
-
-/// FLOP per second of a product large enough to be bound by arithmetic alone.
-Result<double> measure_flops(Isa isa, DType dtype, int threads);
 
 /// Sets the number of OpenMP threads of the calling thread, on which oneDNN's choices depend, for a scope.
 class ThreadScope {

@@ -102,22 +102,4 @@ Result<HostBuffer> HostBuffer::make(int64_t bytes, std::string_view what) {
   return buffer;
 }
 
-Result<double> measure_read_bandwidth(int threads) {
-  constexpr int64_t kWords = (int64_t{256} << 20) / 8;  // more than any cache
-  DS_ASSIGN(HostBuffer buffer, HostBuffer::make(kWords * 8, "memory bandwidth"));
-  const auto* words = buffer.as<const uint64_t>();
-  double best = 0;
-  uint64_t sum = 0;
-  for (int i = 0; i < 6; ++i) {
-    auto begin = std::chrono::steady_clock::now();
-#pragma omp parallel for simd schedule(static) num_threads(threads) reduction(+ : sum)
-    for (int64_t w = 0; w < kWords; ++w) sum += words[w];
-    std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-    best = std::max(best, static_cast<double>(kWords * 8) / seconds.count());
-  }
-  // All words are zero; asking keeps the loop.
-  if (sum != 0) return error(Code::kInternal, "memory bandwidth: fresh memory is not zero");
-  return best;
-}
-
 }  // namespace ds::cpu

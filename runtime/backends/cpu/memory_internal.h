@@ -39,7 +39,5 @@ int64_t available_memory();
 Status check_memory(int64_t bytes, std::string_view what);
 /// Cores that this process may use: its affinity, or less where a control group limits it.
 int usable_cores();
-/// Bytes per second at which `threads` threads read memory that no cache holds.
-Result<double> measure_read_bandwidth(int threads);
 
 }  // namespace ds::cpu

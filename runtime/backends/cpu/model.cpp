@@ -166,7 +166,7 @@ Result<std::unique_ptr<DeviceModel>> CpuModel::load(const Checkpoint& checkpoint
   m.kernels_ = select_kernels(isa, m.dtype_, m.active_);
   m.eps_ = static_cast<float>(c.rms_norm_eps);
   struct {
-    std::shared_ptr<const Product>& product;
+    std::shared_ptr<Product>& product;
     int64_t in, out, rows;
     DType out_dtype;
   } products[] = {
@@ -175,7 +175,7 @@ Result<std::unique_ptr<DeviceModel>> CpuModel::load(const Checkpoint& checkpoint
       {m.o_, c.heads * c.head_dim, c.d_model, kBlockRows, DType::kF32},
       {m.gate_up_, c.d_model, 2 * c.ff, kBlockRows, m.active_},
       {m.down_, c.ff, c.d_model, kBlockRows, DType::kF32},
-      {m.head_, c.d_model, c.vocab, 1, DType::kF32},
+      {m.head_, c.d_model, c.vocab, kLogitRows, DType::kF32},
   };
   for (auto& p : products) {
     DS_ASSIGN(p.product, Product::make(m.math_, m.kernels_, m.dtype_, p.in, p.out, p.rows, p.out_dtype));
@@ -184,6 +184,13 @@ Result<std::unique_ptr<DeviceModel>> CpuModel::load(const Checkpoint& checkpoint
                       fmt::format("weights of '{}' in {}", checkpoint.name(), dtype_name(m.dtype_))));
   DS_TRY(m.load_weights(checkpoint, options)
              .with_context(fmt::format("loading '{}' on the cpu backend", checkpoint.name())));
+  const Layer& layer = m.layers_.front();
+  DS_TRY(m.q_->try_thin(layer.q));
+  DS_TRY(m.kv_->try_thin(layer.kv));
+  DS_TRY(m.o_->try_thin(layer.o));
+  DS_TRY(m.gate_up_->try_thin(layer.gate_up));
+  DS_TRY(m.down_->try_thin(layer.down));
+  DS_TRY(m.head_->try_thin(m.head_weights_));
   return std::unique_ptr<DeviceModel>(std::move(model));
 }
 
@@ -243,8 +250,10 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   CpuWorkspace& w = *workspace;
   w.model_ = &m;
   w.max_context_ = max_context;
-  int64_t block = std::min(kBlockRows, max_context),
-          rows = std::min(kBlockRows, block + kMaxPadding) + kMaxPadding;
+  w.rows_.reserve(kBlockRows);
+  w.query_rows_.reserve(kBlockRows);
+  w.segments_.reserve(kBlockRows);
+  int64_t rows = kBlockRows + kMaxPadding;
   int64_t active = dtype_size(m.active_), q_size = c.heads * c.head_dim;
   int64_t projected = align(rows * std::max({q_size, c.kv_row(), c.d_model}) * 4);
   int64_t normed = align(rows * c.d_model * active), attended = align(rows * q_size * active);
@@ -256,9 +265,9 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   AttentionShape shape{c.heads, c.kv_heads, c.head_dim, m.dtype_, m.active_};
   int64_t bytes = normed + projected + attended + gate_up + activated + scratch + 2 * table;
   std::string what = fmt::format("workspace for a context of {} tokens", max_context);
-  DS_TRY(check_memory(bytes + Attention::scratch_bytes(shape, max_context, block, m.threads_), what));
+  DS_TRY(check_memory(bytes + Attention::scratch_bytes(shape, max_context, kBlockRows, m.threads_), what));
   DS_ASSIGN(w.buffer_, HostBuffer::make(bytes, what));
-  DS_ASSIGN(Attention attention, Attention::make(shape, m.kernels_, max_context, block, m.threads_));
+  DS_ASSIGN(Attention attention, Attention::make(shape, m.kernels_, max_context, kBlockRows, m.threads_));
   w.attention_ = std::make_unique<Attention>(std::move(attention));
 
   std::byte* at = w.buffer_.data();
@@ -309,50 +318,96 @@ void CpuModel::embed(CommandStream& stream, const int32_t* ids, int64_t rows, st
       Call{this, ids, rows, hidden});
 }
 
+Status CpuModel::check_sequence(const CpuWorkspace& w, int64_t layer, const std::byte* hidden,
+                                const SequenceRows& s) const {
+  if (w.model_ == this && layer >= 0 && layer < config_.layers && s.rows >= 1 && s.position >= 0 &&
+      s.position + s.rows <= w.max_context_ && s.query_rows >= 0 && s.query_rows <= s.rows &&
+      hidden != nullptr && s.cache != nullptr)
+    return ok_status();
+  return error(
+      Code::kInvalidArgument,
+      "layer {} (of {}) over rows {} to {} with {} query rows, {}, in a workspace {} for {} positions", layer,
+      config_.layers, s.position, s.position + s.rows, s.query_rows,
+      hidden == nullptr    ? "without hidden states"
+      : s.cache == nullptr ? "without a cache"
+                           : "with hidden states and cache",
+      w.model_ == this ? "of this model" : "of another model", w.max_context_);
+}
+
 void CpuModel::layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) {
   struct Call {
     const CpuModel* model;
     CpuWorkspace* workspace;
-    LayerCall call;
+    int64_t layer;
+    std::byte* hidden;
+    SequenceRows sequence;
   };
   auto& cpu_stream = static_cast<CpuStream&>(stream);
   auto& w = static_cast<CpuWorkspace&>(workspace);
-  if (w.model_ != this || call.layer < 0 || call.layer >= config_.layers || call.rows < 1 ||
-      call.position < 0 || call.position + call.rows > w.max_context_ || call.query_rows < 0 ||
-      call.query_rows > call.rows || call.hidden == nullptr || call.cache == nullptr)
-    return cpu_stream.fail(
-        error(Code::kInvalidArgument,
-              "layer {} (of {}) over rows {} to {} with {} query rows, in a workspace {} for {} positions",
-              call.layer, config_.layers, call.position, call.position + call.rows, call.query_rows,
-              w.model_ == this ? "of this model" : "of another model", w.max_context_));
+  SequenceRows sequence{call.cache, call.position, call.rows, call.query_rows};
+  if (Status status = check_sequence(w, call.layer, call.hidden, sequence); !status.ok())
+    return cpu_stream.fail(std::move(status));
   cpu_stream.kernel(
       "layer",
       [](const void* payload) {
         auto* c = static_cast<const Call*>(payload);
-        return c->model->run_layer(*c->workspace, c->call);
+        return c->model->run_layer(*c->workspace, c->layer, c->hidden, {&c->sequence, 1});
       },
-      Call{this, &w, call});
+      Call{this, &w, call.layer, call.hidden, sequence});
+}
+
+void CpuModel::layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
+                           std::span<const SequenceRows> sequences) {
+  struct Call {
+    const CpuModel* model;
+    CpuWorkspace* workspace;
+    int64_t layer;
+    std::byte* hidden;
+    const SequenceRows* sequences;
+    size_t count;
+  };
+  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& w = static_cast<CpuWorkspace&>(workspace);
+  for (size_t i = 0; i < sequences.size(); ++i)
+    if (Status status = check_sequence(w, layer, hidden, sequences[i]); !status.ok())
+      return cpu_stream.fail(status.with_context(fmt::format("sequence {} of {}", i, sequences.size())));
+  cpu_stream.kernel(
+      "layer",
+      [](const void* payload) {
+        auto* c = static_cast<const Call*>(payload);
+        return c->model->run_layer(*c->workspace, c->layer, c->hidden, {c->sequences, c->count});
+      },
+      Call{this, &w, layer, hidden, sequences.data(), sequences.size()});
 }
 
 void CpuModel::logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) {
+  static constexpr int64_t kFirst = 0;
+  logits_batch(stream, workspace, hidden, {&kFirst, 1}, logits);
+}
+
+void CpuModel::logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                            std::span<const int64_t> rows, float* logits) {
   struct Call {
     const CpuModel* model;
     CpuWorkspace* workspace;
     const std::byte* hidden;
+    const int64_t* rows;
+    size_t count;
     float* logits;
   };
   static_cast<CpuStream&>(stream).kernel(
       "logits",
       [](const void* payload) {
         auto* c = static_cast<const Call*>(payload);
-        return c->model->run_logits(*c->workspace, c->hidden, c->logits);
+        return c->model->run_logits(*c->workspace, c->hidden, {c->rows, c->count}, c->logits);
       },
-      Call{this, static_cast<CpuWorkspace*>(&workspace), hidden, logits});
+      Call{this, static_cast<CpuWorkspace*>(&workspace), hidden, rows.data(), rows.size(), logits});
 }
 
 // ---- running
 
 Status CpuModel::run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const {
+  LapTimer timer(profile_);
   int64_t row = config_.d_model * dtype_size(dtype_);
   for (int64_t i = 0; i < rows; ++i) {
     if (ids[i] < 0 || ids[i] >= config_.vocab)
@@ -360,59 +415,87 @@ Status CpuModel::run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) 
                    ids[i], config_.vocab);
     std::memcpy(hidden + i * row, embedding_ + ids[i] * row, static_cast<size_t>(row));
   }
+  timer.lap(Phase::kEmbed);
   return ok_status();
 }
 
-Status CpuModel::run_layer(CpuWorkspace& w, const LayerCall& call) const {
+Status CpuModel::run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
+                           std::span<const SequenceRows> sequences) const {
+  int64_t row_bytes = config_.d_model * dtype_size(dtype_);
+  auto clear = [&] {
+    w.rows_.clear();
+    w.query_rows_.clear();
+    w.segments_.clear();
+  };
+  auto flush = [&]() -> Status {
+    DS_TRY(run_block(w, layers_[static_cast<size_t>(layer)])
+               .with_context(fmt::format("layer {}, {} rows", layer, w.rows_.size())));
+    clear();
+    return ok_status();
+  };
+  clear();  // what a failed call left
   w.attention_->begin();
-  for (int64_t row = 0; row < call.rows; row += kBlockRows) {
-    Status status = run_block(w, layers_[static_cast<size_t>(call.layer)], call, row,
-                              std::min(kBlockRows, call.rows - row));
-    if (!status.ok())
-      return status.with_context(fmt::format("layer {} over positions {} to {}, {} query rows", call.layer,
-                                             call.position, call.position + call.rows, call.query_rows));
-  }
-  return ok_status();
+  for (const SequenceRows& s : sequences)
+    for (int64_t at = 0; at < s.rows;) {
+      int64_t used = static_cast<int64_t>(w.rows_.size()), count = std::min(kBlockRows - used, s.rows - at);
+      int64_t first_query = std::max(at, s.rows - s.query_rows);
+      if (first_query < at + count)
+        w.segments_.push_back({s.cache, s.position + first_query, at + count - first_query,
+                               static_cast<int64_t>(w.query_rows_.size())});
+      for (; count > 0; --count, ++at, hidden += row_bytes) {
+        CpuWorkspace::Row row{hidden, s.cache, s.position + at};
+        if (at >= first_query) w.query_rows_.push_back(row);
+        w.rows_.push_back(row);
+      }
+      if (w.rows_.size() == kBlockRows) DS_TRY(flush());
+    }
+  return w.rows_.empty() ? ok_status() : flush();
 }
 
-Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer, const LayerCall& call, int64_t row,
-                           int64_t rows) const {
+Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
   const ModelConfig& c = config_;
   const Kernels& k = kernels_;
   int64_t d = c.d_model, q_size = c.heads * c.head_dim, kv_size = c.kv_heads * c.head_dim,
           half = c.head_dim / 2;
   int64_t active = dtype_size(active_), wire = dtype_size(dtype_);
-  int64_t position = call.position + row;
-  std::byte* hidden = call.hidden + row * d * wire;
+  auto rows = static_cast<int64_t>(w.rows_.size()), queries = static_cast<int64_t>(w.query_rows_.size());
   bool many = rows * d > (int64_t{1} << 15);  // less is not worth waking threads for
+  LapTimer timer(profile_);
 
   // K and V of every row.
 #pragma omp parallel for schedule(static) if (many)
   for (int64_t r = 0; r < rows; ++r)
-    k.norm(hidden + r * d * wire, layer.input_norm.data(), eps_, d, w.normed_ + r * d * active);
+    k.norm(w.rows_[r].hidden, layer.input_norm.data(), eps_, d, w.normed_ + r * d * active);
+  timer.lap(Phase::kNorm);
   DS_TRY(w.kv_->run(layer.kv, rows, w.normed_, reinterpret_cast<std::byte*>(w.projected_), w.scratch_));
+  timer.lap(Phase::kQkv);
 #pragma omp parallel for schedule(static) if (many)
   for (int64_t r = 0; r < rows; ++r) {
+    int64_t position = w.rows_[r].position;
     const float* x = w.projected_ + r * 2 * kv_size;
-    std::byte* out = call.cache + (position + r) * 2 * kv_size * wire;
-    const float *cos = w.cos_ + (position + r) * half, *sin = w.sin_ + (position + r) * half;
+    std::byte* out = w.rows_[r].cache + position * 2 * kv_size * wire;
+    const float *cos = w.cos_ + position * half, *sin = w.sin_ + position * half;
     const float* bias = or_null(layer.kv_bias);
     for (int64_t h = 0; h < c.kv_heads; ++h)
       k.key_head(x + h * c.head_dim, bias ? bias + h * c.head_dim : nullptr, or_null(layer.k_norm), eps_, cos,
                  sin, c.head_dim, c.head_dim, out + h * c.head_dim * wire);
     k.value(x + kv_size, bias ? bias + kv_size : nullptr, kv_size, out + kv_size * wire);
   }
+  timer.lap(Phase::kRope);
 
-  // The rest of the layer for the last rows only.
-  int64_t first = std::max<int64_t>(call.rows - call.query_rows - row, 0), queries = rows - first;
-  if (queries <= 0) return ok_status();
-  position += first;
-  hidden += first * d * wire;
-  DS_TRY(w.q_->run(layer.q, queries, w.normed_ + first * d * active,
-                   reinterpret_cast<std::byte*>(w.projected_), w.scratch_));
+  // The rest of the layer for the rows with a query only.
+  if (queries == 0) return ok_status();
+  if (queries < rows)
+    for (int64_t r = 0, q = 0; q < queries; ++r)
+      if (w.rows_[r].hidden == w.query_rows_[q].hidden)
+        std::memmove(w.normed_ + q++ * d * active, w.normed_ + r * d * active,
+                     static_cast<size_t>(d * active));
+  DS_TRY(w.q_->run(layer.q, queries, w.normed_, reinterpret_cast<std::byte*>(w.projected_), w.scratch_));
+  timer.lap(Phase::kQkv);
 #pragma omp parallel for schedule(static) if (many)
   for (int64_t r = 0; r < queries; ++r) {
-    const float *cos = w.cos_ + (position + r) * half, *sin = w.sin_ + (position + r) * half;
+    int64_t position = w.query_rows_[r].position;
+    const float *cos = w.cos_ + position * half, *sin = w.sin_ + position * half;
     const float* bias = or_null(layer.q_bias);
     for (int64_t h = 0; h < c.heads; ++h)
       k.query_head(w.projected_ + r * q_size + h * c.head_dim, bias ? bias + h * c.head_dim : nullptr,
@@ -420,30 +503,49 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer, const LayerCall&
                    (c.head_dim + kHeadAlign - 1) / kHeadAlign * kHeadAlign,
                    w.attention_->query(queries, r, h));
   }
-  w.attention_->run(call.cache, position, queries, w.attended_);
+  timer.lap(Phase::kRope);
+  w.attention_->run(w.segments_, w.attended_, timer);
   DS_TRY(w.o_->run(layer.o, queries, w.attended_, reinterpret_cast<std::byte*>(w.projected_), w.scratch_));
+  timer.lap(Phase::kO);
 #pragma omp parallel for schedule(static) if (many)
   for (int64_t r = 0; r < queries; ++r)
-    k.add_norm(hidden + r * d * wire, w.projected_ + r * d, layer.post_norm.data(), eps_, d,
+    k.add_norm(w.query_rows_[r].hidden, w.projected_ + r * d, layer.post_norm.data(), eps_, d,
                w.normed_ + r * d * active);
+  timer.lap(Phase::kNorm);
   DS_TRY(w.gate_up_product_->run(layer.gate_up, queries, w.normed_, w.gate_up_, w.scratch_));
+  timer.lap(Phase::kGateUp);
 #pragma omp parallel for schedule(static) if (many)
   for (int64_t r = 0; r < queries; ++r) {
     const std::byte* gate = w.gate_up_ + r * 2 * c.ff * active;
     k.swiglu(gate, gate + c.ff * active, c.ff, w.activated_ + r * c.ff * active);
   }
+  timer.lap(Phase::kSwiglu);
   DS_TRY(w.down_->run(layer.down, queries, w.activated_, reinterpret_cast<std::byte*>(w.projected_),
                       w.scratch_));
+  timer.lap(Phase::kDown);
 #pragma omp parallel for schedule(static) if (many)
   for (int64_t r = 0; r < queries; ++r)
-    k.add_norm(hidden + r * d * wire, w.projected_ + r * d, nullptr, eps_, d, nullptr);
+    k.add_norm(w.query_rows_[r].hidden, w.projected_ + r * d, nullptr, eps_, d, nullptr);
+  timer.lap(Phase::kNorm);
   return ok_status();
 }
 
-Status CpuModel::run_logits(CpuWorkspace& w, const std::byte* hidden, float* logits) const {
-  kernels_.norm(hidden, final_norm_.data(), eps_, config_.d_model, w.normed_);
-  return w.head_->run(head_weights_, 1, w.normed_, reinterpret_cast<std::byte*>(logits), w.scratch_)
-      .with_context("logits");
+Status CpuModel::run_logits(CpuWorkspace& w, const std::byte* hidden, std::span<const int64_t> rows,
+                            float* logits) const {
+  LapTimer timer(profile_);
+  int64_t d = config_.d_model, active = dtype_size(active_);
+  while (!rows.empty()) {
+    auto count = std::min(static_cast<int64_t>(rows.size()), kLogitRows);
+    for (int64_t i = 0; i < count; ++i)
+      kernels_.norm(hidden + rows[i] * d * dtype_size(dtype_), final_norm_.data(), eps_, d,
+                    w.normed_ + i * d * active);
+    DS_TRY(w.head_->run(head_weights_, count, w.normed_, reinterpret_cast<std::byte*>(logits), w.scratch_)
+               .with_context("logits"));
+    logits += count * config_.vocab;
+    rows = rows.subspan(static_cast<size_t>(count));
+  }
+  timer.lap(Phase::kLogits);
+  return ok_status();
 }
 
 }  // namespace ds::cpu

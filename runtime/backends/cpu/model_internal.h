@@ -3,12 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "runtime/backends/backend.h"
 #include "runtime/backends/cpu/attention_internal.h"
 #include "runtime/backends/cpu/matmul_internal.h"
+#include "runtime/backends/cpu/profile_internal.h"
 #include "runtime/backends/cpu/stream_internal.h"
 #include "runtime/backends/cpu/weights_internal.h"
 
@@ -20,6 +22,9 @@ class CpuModel;
 /// products, few enough that what lies between two products stays in the last-level cache.
 inline constexpr int64_t kBlockRows = 512;
 
+/// Most rows of one call of the product that makes logits.
+inline constexpr int64_t kLogitRows = 32;
+
 class CpuWorkspace final : public Workspace {
  public:
   static Result<std::unique_ptr<CpuWorkspace>> make(const CpuModel& model, int64_t max_context);
@@ -28,6 +33,12 @@ class CpuWorkspace final : public Workspace {
   friend class CpuModel;
   const CpuModel* model_ = nullptr;
   int64_t max_context_ = 0;
+  struct Row {
+    std::byte *hidden, *cache;  // cache: row of position 0
+    int64_t position;
+  };
+  std::vector<Row> rows_, query_rows_;        // of a block; query_rows_: those with a query
+  std::vector<Attention::Segment> segments_;  // the latter, by sequence
   HostBuffer buffer_;
   // Rows of one block, with room for a product's padding. `active` elements unless f32 is said.
   std::byte* normed_ = nullptr;            // [rows][d_model]
@@ -52,7 +63,12 @@ class CpuModel final : public DeviceModel {
   Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) override;
   void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) override;
   void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) override;
+  void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
+                   std::span<const SequenceRows> sequences) override;
   void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) override;
+  void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                    std::span<const int64_t> rows, float* logits) override;
+  void set_profile(PhaseTimes* times) override { profile_ = times; }
 
  private:
   friend class CpuWorkspace;
@@ -66,10 +82,14 @@ class CpuModel final : public DeviceModel {
   Status load_weights(const Checkpoint& checkpoint, const LoadOptions& options);
   int64_t planned_bytes() const;
   Status run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const;
-  Status run_layer(CpuWorkspace& w, const LayerCall& call) const;
-  Status run_block(CpuWorkspace& w, const Layer& layer, const LayerCall& call, int64_t row,
-                   int64_t rows) const;
-  Status run_logits(CpuWorkspace& w, const std::byte* hidden, float* logits) const;
+  Status check_sequence(const CpuWorkspace& w, int64_t layer, const std::byte* hidden,
+                        const SequenceRows& sequence) const;
+  Status run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
+                   std::span<const SequenceRows> sequences) const;
+  /// One block: the rows that the workspace's lists name.
+  Status run_block(CpuWorkspace& w, const Layer& layer) const;
+  Status run_logits(CpuWorkspace& w, const std::byte* hidden, std::span<const int64_t> rows,
+                    float* logits) const;
 
   ModelConfig config_;
   DType dtype_ = DType::kBF16, active_ = DType::kBF16;
@@ -77,12 +97,13 @@ class CpuModel final : public DeviceModel {
   int threads_ = 1;
   Kernels kernels_;
   float eps_ = 0;
-  std::shared_ptr<const Product> q_, kv_, o_, gate_up_, down_, head_;
+  std::shared_ptr<Product> q_, kv_, o_, gate_up_, down_, head_;
   std::vector<Layer> layers_;
   const std::byte* embedding_ = nullptr;  // [vocab][d_model], hidden's dtype
   std::vector<float> final_norm_;
   PackedWeights head_weights_;
   Weights weights_;  // what the matrices and the embeddings point into
+  PhaseTimes* profile_ = nullptr;
 };
 
 }  // namespace ds::cpu
