@@ -146,6 +146,11 @@ std::optional<Fault> find_pool_fault(const Problem& p, const std::vector<int64_t
     std::map<int32_t, int64_t> holders;  // task, amount
     for (const Change& c : changes[k]) {
       if (c.amount > p.pools[k].capacity - used) {
+        if (holders.empty()) {  // only where check() has not been asked
+          return Fault{c.task, -1,
+                       fmt::format("'{}' takes {} of pool '{}', whose capacity is {}", task(p, c.task).name,
+                                   c.amount, p.pools[k].name, p.pools[k].capacity)};
+        }
         // Of those that are in the way, the one that takes most.
         auto most = std::max_element(holders.begin(), holders.end(),
                                      [](const auto& a, const auto& b) { return a.second < b.second; });
