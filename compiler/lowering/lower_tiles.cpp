@@ -240,6 +240,8 @@ Problem problem_of(const Variant& v, int64_t link_release_ns) {
     t.duration_ns = op.duration_ns;
     t.release_ns = t.role == TaskRole::kCompute ? 0 : link_release_ns;
     t.after = op.waits;
+    t.layer = op.layer;
+    t.chunk = op.chunk;
     p.tasks.push_back(std::move(t));
   }
   return p;

@@ -1,43 +1,45 @@
 #include <algorithm>
 #include <numeric>
 
-#include "compiler/scheduling/heads_tails.h"
-#include "compiler/scheduling/list_schedule.h"
+#include "compiler/scheduling/bounds.h"
+#include "compiler/scheduling/branch_and_bound.h"
+#include "compiler/scheduling/local_search.h"
+#include "compiler/scheduling/ranks.h"
 #include "compiler/scheduling/schedulers.h"
 
 namespace ds {
 namespace {
 
-/// Ranks by descending key; the problem's order where keys are equal.
-std::vector<int64_t> rank_by(const std::vector<int64_t>& key) {
-  std::vector<int32_t> order(key.size());
+// Work limits, in tasks visited, so that a result never depends on how fast the machine is. Together some
+// tens of milliseconds.
+constexpr int64_t kOrderVisits = 1'000'000;
+constexpr int64_t kSearchVisits = 1'000'000;
+
+/// Ranks by start; what takes no time first.
+std::vector<int64_t> ascending(const Times& times) {
+  std::vector<int32_t> order(times.start_ns.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return key[static_cast<size_t>(a)] > key[static_cast<size_t>(b)];
+    auto x = static_cast<size_t>(a), y = static_cast<size_t>(b);
+    return std::pair(times.start_ns[x], times.end_ns[x]) < std::pair(times.start_ns[y], times.end_ns[y]);
   });
-  std::vector<int64_t> rank(key.size());
+  std::vector<int64_t> rank(order.size());
   for (size_t k = 0; k < order.size(); ++k) rank[static_cast<size_t>(order[k])] = static_cast<int64_t>(k);
   return rank;
 }
 
-/// Ranks from scheduling backward in time: what the reversed problem starts last goes first. It knows, unlike
-/// tails, that kernels share a stream.
-std::vector<int64_t> rank_reversed(const Problem& p) {
-  Problem r = p;
-  for (Task& t : r.tasks) {
-    t.after.clear();
-    t.release_ns = 0;
-  }
+/// The problem backward in time, without releases, room and slowdowns: only orders are taken from it.
+Problem reversed(const Problem& p) {
+  Problem r{.name = p.name, .streams = p.streams, .jobs = p.jobs, .tasks = std::vector<Task>(p.tasks.size())};
   for (Job& j : r.jobs) j.arrival_ns = 0;
-  for (size_t i = 0; i < p.tasks.size(); ++i)
-    for (int32_t w : p.tasks[i].after)
-      r.tasks[static_cast<size_t>(w)].after.push_back(static_cast<int32_t>(i));
-  std::vector<int32_t> all(p.tasks.size());
-  std::iota(all.begin(), all.end(), 0);
-  PartialSchedule partial = empty_schedule(r);
-  list_schedule(r, all, rank_by(tails(r)), 0, partial);
-  for (size_t i = 0; i < p.tasks.size(); ++i) partial.start_ns[i] += p.tasks[i].duration_ns;
-  return rank_by(partial.start_ns);
+  for (size_t i = 0; i < p.tasks.size(); ++i) {
+    const Task& t = p.tasks[i];
+    r.tasks[i].stream = t.stream;
+    r.tasks[i].job = t.job;
+    r.tasks[i].duration_ns = t.duration_ns;
+    for (int32_t w : t.after) r.tasks[static_cast<size_t>(w)].after.push_back(static_cast<int32_t>(i));
+  }
+  return r;
 }
 
 /// Loads ranked by one, kernels by the other.
@@ -49,47 +51,142 @@ std::vector<int64_t> mix(const Problem& p, const std::vector<int64_t>& loads,
   return rank;
 }
 
+std::vector<std::vector<int32_t>> job_orders(const Problem& p) {
+  std::vector<std::vector<int32_t>> orders = {jobs_by_arrival(p)};
+  if (p.jobs.size() < 2) return orders;
+  std::vector<int64_t> work(p.jobs.size(), 0);
+  for (const Task& t : p.tasks) work[static_cast<size_t>(t.job)] += t.duration_ns;
+  orders.push_back(orders[0]);
+  std::stable_sort(orders[1].begin(), orders[1].end(), [&](int32_t a, int32_t b) {
+    return work[static_cast<size_t>(a)] < work[static_cast<size_t>(b)];
+  });
+  return orders;
+}
+
+class Best {
+ public:
+  Best(const Problem& p, bool thorough)
+      : p_(p),
+        holds_(has_holds(p)),
+        thorough_(thorough),
+        bound_(thorough ? lower_bound(p) : 0),
+        forward_(p),
+        backward_problem_(reversed(p)),
+        backward_(backward_problem_) {}
+
+  Result<Schedule> run() {
+    families();
+    bool small = p_.tasks.size() <= kSearchTasks, searched = false;
+    if (!found_ && small) searched = search();
+    for (int round = 0; round < 4 && found_ && !done(); ++round)
+      if (!there_and_back()) break;
+    if (thorough_ && found_ && !searched && !done()) {
+      improve_orders(p_, bound_, kOrderVisits, times_, cost_);
+      if (!done() && small) searched = search();
+    }
+    if (!found_) {
+      return error(
+          Code::kInfeasible, "no schedule for '{}': {}; {}; give the pools more room", p_.name,
+          forward_.stuck(),
+          searched ? "a search through all orders found none" : "none was found, though one may exist");
+    }
+    Schedule s;
+    s.start_ns = std::move(times_.start_ns);
+    s.end_ns = std::move(times_.end_ns);
+    s.lower_bound_ns = searched ? cost_ : bound_;
+    if (thorough_ && cost_ == s.lower_bound_ns) s.proof = cost_ == bound_ ? Proof::kBound : Proof::kSearch;
+    return s;
+  }
+
+ private:
+  bool done() const { return found_ && cost_ == bound_; }
+
+  bool offer(const Priorities& by) {
+    if (!forward_.run(by, trial_)) return false;
+    int64_t cost = cost_of(p_, trial_.end_ns);
+    if (found_ && cost >= cost_) return false;
+    found_ = true;
+    cost_ = cost;
+    std::swap(times_, trial_);
+    return true;
+  }
+
+  /// With and without tasks that pass those that wait for room, where there are any.
+  bool offer_both(Priorities by) {
+    bool better = offer(by);
+    by.overtake = true;
+    return (holds_ && offer(by)) || better;
+  }
+
+  void families() {
+    std::vector<int64_t> e_first = rank_loads(p_, TaskRole::kLoadE),
+                         kv_first = rank_loads(p_, TaskRole::kLoadKv);
+    std::vector<int64_t> by_tail = rank_by_descending(tails(p_));
+    // Backward in time; knows, unlike tails, that kernels share a stream.
+    std::vector<int64_t> by_reverse = e_first;
+    if (backward_.run({rank_by_descending(tails(backward_problem_)), {}, {}}, trial_))
+      by_reverse = rank_by_descending(trial_.end_ns);
+    std::vector<int64_t> ranks[] = {
+        e_first, mix(p_, e_first, by_tail), kv_first,   mix(p_, kv_first, by_tail),
+        by_tail, mix(p_, by_tail, e_first), by_reverse, mix(p_, by_reverse, by_tail)};
+    auto orders = job_orders(p_);
+    for (auto& rank : ranks) {
+      for (const auto& jobs : orders) {
+        if (done()) return;
+        offer_both({rank, p_.jobs.size() > 1 ? job_turns(p_, jobs) : std::vector<int32_t>(), {}});
+      }
+      if (p_.jobs.size() > 1 && !done()) offer_both({std::move(rank), {}, {}});
+    }
+  }
+
+  /// Everything as late as the best schedule's order allows, then as early as the order found by that allows.
+  bool there_and_back() {
+    if (!backward_.run({rank_by_descending(times_.end_ns), {}, {}}, trial_)) return false;
+    return offer_both({rank_by_descending(trial_.end_ns), {}, {}});
+  }
+
+  /// True: nothing costs less than what has been found.
+  bool search() {
+    auto nodes = kSearchVisits / static_cast<int64_t>(p_.tasks.size());
+    if (!has_contention(p_)) {
+      SearchResult r = branch_and_bound(p_, found_ ? cost_ : INT64_MAX, bound_, nodes);
+      if (r.found) {
+        found_ = true;
+        cost_ = r.cost;
+        times_ = std::move(r.times);
+      }
+      return r.exhausted;
+    }
+    if (found_) return false;
+    // Every tried order got stuck. One that fits without slowdowns may fit with them; and if there is none,
+    // there is none with them either.
+    Problem alone = p_;
+    std::fill(alone.slow_permille.begin(), alone.slow_permille.end(), 0);
+    SearchResult r = branch_and_bound(alone, INT64_MAX, 0, nodes);
+    if (r.found) {
+      // One after another they fit for certain: what is still held when all before a task have ended was held
+      // at its start in the order found, too.
+      std::vector<int64_t> rank = ascending(r.times);
+      std::vector<int32_t> turn(rank.begin(), rank.end());
+      if (!offer({rank, turn, {}})) offer({rank, {}, turn});
+      return false;
+    }
+    return r.exhausted;
+  }
+
+  const Problem& p_;
+  bool holds_, thorough_;
+  int64_t bound_;
+  Dispatcher forward_;
+  Problem backward_problem_;
+  Dispatcher backward_;
+  Times times_, trial_;
+  int64_t cost_ = 0;
+  bool found_ = false;
+};
+
 }  // namespace
 
-Result<Schedule> schedule_best(const Problem& p) {
-  std::vector<int64_t> e_first = rank_loads(p, TaskRole::kLoadE), kv_first = rank_loads(p, TaskRole::kLoadKv);
-  std::vector<int64_t> by_tail = rank_by(tails(p)), reversed = rank_reversed(p);
-  const std::vector<int64_t> ranks[] = {
-      e_first, mix(p, e_first, by_tail), kv_first, mix(p, kv_first, by_tail),
-      by_tail, mix(p, by_tail, e_first), reversed, mix(p, reversed, by_tail)};
-
-  std::vector<std::vector<int32_t>> job_orders = {jobs_by_arrival(p)};
-  if (p.jobs.size() > 1) {
-    std::vector<int64_t> work(p.jobs.size(), 0);
-    for (const Task& t : p.tasks) work[static_cast<size_t>(t.job)] += t.duration_ns;
-    std::vector<int32_t> by_work = job_orders[0];
-    std::stable_sort(by_work.begin(), by_work.end(), [&](int32_t a, int32_t b) {
-      return work[static_cast<size_t>(a)] < work[static_cast<size_t>(b)];
-    });
-    job_orders.push_back(by_work);
-  }
-
-  Schedule best;
-  auto offer = [&](std::vector<int64_t> start) {
-    int64_t cost = cost_of(p, start);
-    if (!best.start_ns.empty() && cost >= best.cost_ns) return;
-    best.start_ns = std::move(start);
-    best.cost_ns = cost;
-  };
-  for (const auto& rank : ranks) {
-    for (const auto& jobs : job_orders) {
-      PartialSchedule partial = empty_schedule(p);
-      for (int32_t job : jobs) list_schedule(p, tasks_of(p, job), rank, 0, partial);
-      offer(std::move(partial.start_ns));
-    }
-    if (p.jobs.size() < 2) continue;
-    PartialSchedule mixed = empty_schedule(p);
-    std::vector<int32_t> all(p.tasks.size());
-    std::iota(all.begin(), all.end(), 0);
-    list_schedule(p, all, rank, 0, mixed);
-    offer(std::move(mixed.start_ns));
-  }
-  return best;
-}
+Result<Schedule> schedule_best(const Problem& p, bool thorough) { return Best(p, thorough).run(); }
 
 }  // namespace ds

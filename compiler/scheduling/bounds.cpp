@@ -1,24 +1,106 @@
-// Lower bounds of scheduling problems.
+// Lower bounds of scheduling problems. Slowdowns and room in pools can only add to them, and are left out.
 //
 // Every task has a head (no schedule starts it earlier) and a tail (at least so much follows its end). A head
 // is the longest path up to the task, and at least the work of its ancestors on any one stream; a tail
 // likewise. Each stream by itself, with heads and tails, is a one-machine problem whose preemptive optimum
 // (Jackson: run the released task with the longest tail) is a bound of the whole.
-#include <algorithm>
-#include <numeric>
-#include <queue>
+//
+// Sum over jobs: each job has a bound by itself; and on each stream, the k-th job that is through with it is
+// so no earlier than the k-th under the rule of shortest remaining work, which gets k jobs through before any
+// other rule does, for every k. Both hold for the sorted ends, so the larger of the two does, for every k.
+#include "compiler/scheduling/bounds.h"
 
-#include "compiler/scheduling/heads_tails.h"
-#include "compiler/scheduling/problem.h"
+#include <algorithm>
+#include <bit>
+#include <queue>
 
 namespace ds {
 namespace {
 
-using Bits = std::vector<uint64_t>;
+using Neighbours = std::vector<std::vector<int32_t>>;
+
+/// Longest paths: raises heads by what lies directly `before` each task.
+void raise_by_paths(const Problem& p, const std::vector<int32_t>& order, const Neighbours& before,
+                    std::vector<int64_t>& head) {
+  for (int32_t id : order) {
+    auto i = static_cast<size_t>(id);
+    for (int32_t w : before[i]) {
+      auto b = static_cast<size_t>(w);
+      head[i] = std::max(head[i], head[b] + p.tasks[b].duration_ns);
+    }
+  }
+}
+
+/// And by the work of the ancestors on each stream: they all end before i starts, and none starts before the
+/// earliest of their own heads.
+void raise_by_work(const Problem& p, const std::vector<int32_t>& order, const Neighbours& before,
+                   std::vector<int64_t>& head) {
+  size_t n = p.tasks.size(), words = (n + 63) / 64, streams = p.streams.size();
+  std::vector<uint64_t> rows(n * words, 0);  // one row of bits per task: its ancestors
+  std::vector<int64_t> work(n * streams, 0), first(n * streams, INT64_MAX);
+  for (int32_t id : order) {
+    auto i = static_cast<size_t>(id);
+    uint64_t* row = &rows[i * words];
+    auto add = [&](size_t a) {
+      work[i * streams + static_cast<size_t>(p.tasks[a].stream)] += p.tasks[a].duration_ns;
+    };
+    for (size_t k = 0; k < before[i].size(); ++k) {
+      auto b = static_cast<size_t>(before[i][k]);
+      const uint64_t* other = &rows[b * words];
+      head[i] = std::max(head[i], head[b] + p.tasks[b].duration_ns);
+      if (k == 0) {
+        std::copy_n(other, words, row);
+        std::copy_n(&work[b * streams], streams, &work[i * streams]);
+      } else {
+        for (size_t w = 0; w < words; ++w) {
+          for (uint64_t fresh = other[w] & ~row[w]; fresh != 0; fresh &= fresh - 1)
+            add(w * 64 + static_cast<size_t>(std::countr_zero(fresh)));
+          row[w] |= other[w];
+        }
+      }
+      if ((row[b / 64] >> (b % 64) & 1) == 0) add(b);
+      row[b / 64] |= uint64_t{1} << (b % 64);
+      for (size_t s = 0; s < streams; ++s)
+        first[i * streams + s] = std::min(first[i * streams + s], first[b * streams + s]);
+      int64_t& f = first[i * streams + static_cast<size_t>(p.tasks[b].stream)];
+      f = std::min(f, head[b]);
+    }
+    for (size_t s = 0; s < streams; ++s) {
+      int64_t f = first[i * streams + s];
+      if (f != INT64_MAX) head[i] = std::max(head[i], f + work[i * streams + s]);
+    }
+  }
+}
+
+/// Ends under the rule of shortest remaining work, ascending.
+std::vector<int64_t> ends_by_shortest_remaining(std::vector<StreamWork> jobs) {
+  std::sort(jobs.begin(), jobs.end(),
+            [](const StreamWork& a, const StreamWork& b) { return a.head < b.head; });
+  std::priority_queue<int64_t, std::vector<int64_t>, std::greater<>> remaining;
+  std::vector<int64_t> ends;
+  int64_t now = 0;
+  size_t next = 0;
+  while (next < jobs.size() || !remaining.empty()) {
+    if (remaining.empty()) now = std::max(now, jobs[next].head);
+    for (; next < jobs.size() && jobs[next].head <= now; ++next) remaining.push(jobs[next].work);
+    int64_t left = remaining.top(), until = next < jobs.size() ? jobs[next].head : INT64_MAX;
+    int64_t run = std::min(left, until - now);
+    remaining.pop();
+    now += run;
+    if (run == left) {
+      ends.push_back(now);
+    } else {
+      remaining.push(left - run);
+    }
+  }
+  return ends;
+}
+
+}  // namespace
 
 std::vector<int32_t> topological_order(const Problem& p) {
   std::vector<int32_t> open(p.tasks.size(), 0), order;
-  std::vector<std::vector<int32_t>> followers(p.tasks.size());
+  Neighbours followers(p.tasks.size());
   for (size_t i = 0; i < p.tasks.size(); ++i) {
     for (int32_t w : p.tasks[i].after) {
       followers[static_cast<size_t>(w)].push_back(static_cast<int32_t>(i));
@@ -34,85 +116,68 @@ std::vector<int32_t> topological_order(const Problem& p) {
   return order;
 }
 
-/// Raises heads by the work of the ancestors (`before[i]`: direct predecessors) on each stream: they all end
-/// before i starts, and none starts before the earliest of their own heads.
-void raise_heads(const Problem& p, const std::vector<int32_t>& order,
-                 const std::vector<std::vector<int32_t>>& before, std::vector<int64_t>& head) {
-  size_t n = p.tasks.size(), words = (n + 63) / 64;
-  Bits ancestors(n * words, 0);  // one row of bits per task
-  for (int32_t id : order) {
-    auto i = static_cast<size_t>(id);
-    for (int32_t w : before[i]) {
-      auto b = static_cast<size_t>(w);
-      head[i] = std::max(head[i], head[b] + p.tasks[b].duration_ns);
-      for (size_t k = 0; k < words; ++k) ancestors[i * words + k] |= ancestors[b * words + k];
-      ancestors[i * words + b / 64] |= uint64_t{1} << (b % 64);
-    }
-    std::vector<int64_t> work(p.streams.size(), 0), first(p.streams.size(), INT64_MAX);
-    for (size_t a = 0; a < n; ++a) {
-      if ((ancestors[i * words + a / 64] >> (a % 64) & 1) == 0) continue;
-      auto s = static_cast<size_t>(p.tasks[a].stream);
-      work[s] += p.tasks[a].duration_ns;
-      first[s] = std::min(first[s], head[a]);
-    }
-    for (size_t s = 0; s < work.size(); ++s)
-      if (first[s] != INT64_MAX) head[i] = std::max(head[i], first[s] + work[s]);
-  }
-}
-
-/// Jackson's preemptive schedule of the tasks on one stream: the largest end plus tail.
-int64_t one_machine_bound(const Problem& p, std::vector<int32_t> tasks, const std::vector<int64_t>& head,
-                          const std::vector<int64_t>& tail) {
-  std::sort(tasks.begin(), tasks.end(), [&](int32_t a, int32_t b) {
-    return std::pair(head[static_cast<size_t>(a)], a) < std::pair(head[static_cast<size_t>(b)], b);
+int64_t one_machine_bound(std::vector<StreamWork>& tasks) {
+  std::sort(tasks.begin(), tasks.end(), [](const StreamWork& a, const StreamWork& b) {
+    return std::pair(a.head, b.tail) < std::pair(b.head, a.tail);
   });
-  std::priority_queue<std::pair<int64_t, int32_t>> released;  // by tail
-  std::vector<int64_t> left(p.tasks.size());
-  for (int32_t t : tasks) left[static_cast<size_t>(t)] = p.tasks[static_cast<size_t>(t)].duration_ns;
+  std::priority_queue<std::pair<int64_t, int64_t>> released;  // tail, work left
   int64_t now = 0, bound = 0;
   size_t next = 0;
   while (next < tasks.size() || !released.empty()) {
-    if (released.empty()) now = std::max(now, head[static_cast<size_t>(tasks[next])]);
-    while (next < tasks.size() && head[static_cast<size_t>(tasks[next])] <= now) {
-      released.push({tail[static_cast<size_t>(tasks[next])], tasks[next]});
-      ++next;
-    }
-    auto [q, t] = released.top();
-    int64_t until = next < tasks.size() ? head[static_cast<size_t>(tasks[next])] : INT64_MAX;
-    int64_t run = std::min(left[static_cast<size_t>(t)], until - now);
+    if (released.empty()) now = std::max(now, tasks[next].head);
+    for (; next < tasks.size() && tasks[next].head <= now; ++next)
+      released.push({tasks[next].tail, tasks[next].work});
+    auto [tail, left] = released.top();
+    int64_t until = next < tasks.size() ? tasks[next].head : INT64_MAX;
+    int64_t run = std::min(left, until - now);
+    released.pop();
     now += run;
-    left[static_cast<size_t>(t)] -= run;
-    if (left[static_cast<size_t>(t)] == 0) {
-      released.pop();
-      bound = std::max(bound, now + q);
+    if (run == left) {
+      bound = std::max(bound, now + tail);
+    } else {
+      released.push({tail, left - run});
     }
   }
   return bound;
 }
 
-/// Earliest possible end of the last of these jobs' tasks.
-int64_t makespan_bound(const Problem& p, const HeadsTails& ht, int32_t job) {
-  int64_t bound = 0;
-  std::vector<std::vector<int32_t>> by_stream(p.streams.size());
-  for (size_t i = 0; i < p.tasks.size(); ++i) {
-    if (job >= 0 && p.tasks[i].job != job) continue;
-    bound = std::max(bound, ht.head[i] + p.tasks[i].duration_ns + ht.tail[i]);
-    by_stream[static_cast<size_t>(p.tasks[i].stream)].push_back(static_cast<int32_t>(i));
+int64_t sum_of_ends_bound(const std::vector<int64_t>& alone,
+                          const std::vector<std::vector<StreamWork>>& on_stream) {
+  int64_t sum = 0;
+  for (int64_t a : alone) sum += a;
+  int64_t bound = sum;
+  for (const std::vector<StreamWork>& stream : on_stream) {
+    std::vector<StreamWork> jobs;
+    std::vector<int64_t> ends;  // by themselves, of the jobs that are on this stream
+    int64_t tail = INT64_MAX, rest = sum;
+    for (size_t j = 0; j < stream.size(); ++j) {
+      if (stream[j].work < 0) continue;
+      jobs.push_back(stream[j]);
+      ends.push_back(alone[j]);
+      tail = std::min(tail, stream[j].tail);
+      rest -= alone[j];
+    }
+    if (jobs.size() < 2) continue;
+    std::sort(ends.begin(), ends.end());
+    std::vector<int64_t> through = ends_by_shortest_remaining(jobs);
+    int64_t kth = rest;
+    for (size_t k = 0; k < ends.size(); ++k) kth += std::max(ends[k], through[k] + tail);
+    // Some job is the last one on this stream: it has its own tail behind all work.
+    int64_t last = INT64_MAX;
+    for (size_t j = 0; j < stream.size(); ++j) {
+      if (stream[j].work >= 0)
+        last = std::min(last, std::max<int64_t>(0, through.back() + stream[j].tail - alone[j]));
+    }
+    bound = std::max({bound, kth, sum + last});
   }
-  for (auto& tasks : by_stream)
-    bound = std::max(bound, one_machine_bound(p, std::move(tasks), ht.head, ht.tail));
-  for (size_t j = 0; j < p.jobs.size(); ++j)
-    if (job < 0 || static_cast<size_t>(job) == j) bound = std::max(bound, p.jobs[j].arrival_ns);
   return bound;
 }
-
-}  // namespace
 
 HeadsTails heads_and_tails(const Problem& p) {
   HeadsTails ht;
   size_t n = p.tasks.size();
   std::vector<int32_t> order = topological_order(p);
-  std::vector<std::vector<int32_t>> before(n), behind(n);
+  Neighbours before(n), behind(n);
   ht.head.resize(n);
   for (size_t i = 0; i < n; ++i) {
     before[i] = p.tasks[i].after;
@@ -120,9 +185,16 @@ HeadsTails heads_and_tails(const Problem& p) {
     ht.head[i] = std::max(p.tasks[i].release_ns, p.jobs[static_cast<size_t>(p.tasks[i].job)].arrival_ns);
   }
   ht.tail.assign(n, 0);
-  raise_heads(p, order, before, ht.head);
+  auto raise = n <= kAncestorLimit ? raise_by_work : raise_by_paths;
+  raise(p, order, before, ht.head);
   std::reverse(order.begin(), order.end());
-  raise_heads(p, order, behind, ht.tail);
+  // A task may have others of later jobs behind it; only its own job's end counts for the sum.
+  if (p.objective == Objective::kSum) {
+    for (size_t i = 0; i < n; ++i)
+      std::erase_if(behind[i],
+                    [&](int32_t b) { return p.tasks[static_cast<size_t>(b)].job != p.tasks[i].job; });
+  }
+  raise(p, order, behind, ht.tail);
   return ht;
 }
 
@@ -141,36 +213,29 @@ std::vector<int64_t> tails(const Problem& p) {
 
 int64_t lower_bound(const Problem& p) {
   HeadsTails ht = heads_and_tails(p);
-  if (p.objective == Objective::kMakespan) return makespan_bound(p, ht, -1);
-
-  // Sum over jobs: each job by itself; and on each stream some job is the last one, which then ends no
-  // earlier than all work on that stream has been done.
-  std::vector<int64_t> alone(p.jobs.size());
-  int64_t sum = 0;
-  for (size_t j = 0; j < p.jobs.size(); ++j) {
-    alone[j] = makespan_bound(p, ht, static_cast<int32_t>(j)) - p.jobs[j].arrival_ns;
-    sum += alone[j];
+  size_t jobs = p.jobs.size(), streams = p.streams.size();
+  bool sum = p.objective == Objective::kSum;
+  // Whose end is asked for: each job's, or that of all together.
+  size_t groups = sum ? jobs : 1;
+  std::vector<int64_t> ends(groups, 0);
+  for (size_t j = 0; j < jobs; ++j) ends[sum ? j : 0] = std::max(ends[sum ? j : 0], p.jobs[j].arrival_ns);
+  std::vector<std::vector<StreamWork>> by_group(groups * streams);
+  std::vector<std::vector<StreamWork>> totals(streams,
+                                              std::vector<StreamWork>(groups, {INT64_MAX, -1, INT64_MAX}));
+  for (size_t i = 0; i < p.tasks.size(); ++i) {
+    size_t g = sum ? static_cast<size_t>(p.tasks[i].job) : 0, s = static_cast<size_t>(p.tasks[i].stream);
+    int64_t work = p.tasks[i].duration_ns;
+    ends[g] = std::max(ends[g], ht.head[i] + work + ht.tail[i]);
+    by_group[g * streams + s].push_back({ht.head[i], work, ht.tail[i]});
+    StreamWork& t = totals[s][g];
+    t = {std::min(t.head, ht.head[i]), std::max<int64_t>(t.work, 0) + work, std::min(t.tail, ht.tail[i])};
   }
-  int64_t bound = sum;
-  for (size_t s = 0; s < p.streams.size(); ++s) {
-    std::vector<int32_t> tasks;
-    std::vector<int64_t> least_tail(p.jobs.size(), INT64_MAX);
-    for (size_t i = 0; i < p.tasks.size(); ++i) {
-      if (static_cast<size_t>(p.tasks[i].stream) != s) continue;
-      tasks.push_back(static_cast<int32_t>(i));
-      int64_t& t = least_tail[static_cast<size_t>(p.tasks[i].job)];
-      t = std::min(t, ht.tail[i]);
-    }
-    if (tasks.empty()) continue;
-    int64_t all_done = one_machine_bound(p, tasks, ht.head, std::vector<int64_t>(p.tasks.size(), 0));
-    int64_t best = INT64_MAX;
-    for (size_t j = 0; j < p.jobs.size(); ++j) {
-      if (least_tail[j] == INT64_MAX) continue;  // not on this stream, so not last on it
-      int64_t last = all_done + least_tail[j] - p.jobs[j].arrival_ns;
-      best = std::min(best, sum - alone[j] + std::max(alone[j], last));
-    }
-    bound = std::max(bound, best);
-  }
+  for (size_t g = 0; g < groups; ++g)
+    for (size_t s = 0; s < streams; ++s)
+      ends[g] = std::max(ends[g], one_machine_bound(by_group[g * streams + s]));
+  if (!sum) return ends[0];
+  int64_t bound = sum_of_ends_bound(ends, totals);
+  for (const Job& job : p.jobs) bound -= job.arrival_ns;
   return bound;
 }
 

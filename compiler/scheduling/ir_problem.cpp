@@ -1,6 +1,8 @@
 #include "compiler/scheduling/ir_problem.h"
 
 #include "llvm/ADT/DenseMap.h"
+#include "llvm/ADT/StringMap.h"
+#include "llvm/ADT/TypeSwitch.h"
 
 namespace ds {
 namespace {
@@ -14,6 +16,33 @@ class Builder {
     out_.problem.streams.push_back(plan::stringifyStreamKind(op.getKind()).str());
   }
 
+  void pool(plan::PoolOp op) {
+    pools_[op.getResult()] = static_cast<int32_t>(out_.problem.pools.size());
+    out_.problem.pools.push_back({op.getTitle().str(), static_cast<int64_t>(op.getCapacity())});
+  }
+
+  /// All of them at once: the table is as wide as there are classes.
+  void slowdowns(plan::ProblemOp problem) {
+    auto ops = problem.getBody().getOps<plan::SlowdownOp>();
+    for (auto op : ops) {
+      (void)class_of(op.getSlowed());
+      (void)class_of(op.getBeside());
+    }
+    size_t n = out_.problem.classes.size();
+    out_.problem.slow_permille.assign(n * n, 0);
+    for (auto op : ops) {
+      auto at =
+          static_cast<size_t>(class_of(op.getSlowed())) * n + static_cast<size_t>(class_of(op.getBeside()));
+      out_.problem.slow_permille[at] = static_cast<int64_t>(op.getPermille());
+    }
+  }
+
+  void hold(plan::HoldOp op) {
+    Hold h{.pool = pools_.lookup(op.getPool()), .amount = static_cast<int64_t>(op.getAmount())};
+    for (mlir::Value u : op.getUntil()) h.until.push_back(tasks_.lookup(u));
+    out_.problem.tasks[static_cast<size_t>(tasks_.lookup(op.getTask()))].holds.push_back(std::move(h));
+  }
+
   void task(plan::OperationInterface op, int64_t release_ns) {
     Task t;
     t.name = op.label();
@@ -22,6 +51,21 @@ class Builder {
     t.job = static_cast<int32_t>(out_.problem.jobs.size()) - 1;
     t.duration_ns = static_cast<int64_t>(op.getDuration().value_or(0));
     t.release_ns = release_ns;
+    llvm::TypeSwitch<mlir::Operation*>(op.getOperation())
+        .Case<plan::TransferOp, plan::RecomputeOp>([&](auto o) {
+          t.layer = static_cast<int32_t>(o.getLayer());
+          t.chunk = static_cast<int32_t>(o.getChunk());
+        })
+        .Case<plan::SuffixOp, plan::PrefillOp>([&](auto o) { t.layer = static_cast<int32_t>(o.getLayer()); })
+        .Case<plan::TaskOp>([&](plan::TaskOp o) {
+          t.layer = static_cast<int32_t>(o.getLayer().value_or(0));
+          t.chunk = static_cast<int32_t>(o.getChunk().value_or(0));
+          // A class that no slowdown names is as good as none.
+          if (auto name = o.getContention()) {
+            auto found = classes_.find(*name);
+            if (found != classes_.end()) t.contention = found->second;
+          }
+        });
     for (mlir::Value w : op.getAfter()) t.after.push_back(tasks_.lookup(w));
     tasks_[op->getResult(0)] = static_cast<int32_t>(out_.problem.tasks.size());
     out_.problem.tasks.push_back(std::move(t));
@@ -29,13 +73,21 @@ class Builder {
   }
 
  private:
+  int32_t class_of(llvm::StringRef name) {
+    auto [at, fresh] = classes_.insert({name, static_cast<int32_t>(out_.problem.classes.size())});
+    if (fresh) out_.problem.classes.push_back(name.str());
+    return at->second;
+  }
+
   IrProblem& out_;
-  llvm::DenseMap<mlir::Value, int32_t> streams_, tasks_;
+  llvm::DenseMap<mlir::Value, int32_t> streams_, tasks_, pools_;
+  llvm::StringMap<int32_t> classes_;
 };
 
 static_assert(static_cast<int>(plan::Role::load_e) == static_cast<int>(TaskRole::kLoadE));
 static_assert(static_cast<int>(plan::Role::compute) == static_cast<int>(TaskRole::kCompute));
 static_assert(static_cast<int>(plan::Objective::sum) == static_cast<int>(Objective::kSum));
+static_assert(static_cast<int>(plan::Proof::search) == static_cast<int>(Proof::kSearch));
 
 }  // namespace
 
@@ -57,13 +109,16 @@ IrProblem problem_of(plan::ProblemOp problem) {
   out.problem.name = problem.getSymName().str();
   out.problem.objective = static_cast<Objective>(problem.getObjective());
   Builder b(out);
+  b.slowdowns(problem);
   for (mlir::Operation& op : problem.getBody().front()) {
     if (auto stream = mlir::dyn_cast<plan::StreamOp>(op)) b.stream(stream);
+    if (auto pool = mlir::dyn_cast<plan::PoolOp>(op)) b.pool(pool);
     auto job = mlir::dyn_cast<plan::JobOp>(op);
     if (!job) continue;
     out.problem.jobs.push_back({job.getSymName().str(), static_cast<int64_t>(job.getArrival())});
     for (auto task : job.getBody().getOps<plan::TaskOp>())
       b.task(task, static_cast<int64_t>(task.getRelease().value_or(0)));
+    for (auto hold : job.getBody().getOps<plan::HoldOp>()) b.hold(hold);
   }
   return out;
 }
@@ -77,8 +132,8 @@ mlir::LogicalResult require_durations(const IrProblem& p) {
   return mlir::success();
 }
 
-mlir::FailureOr<std::vector<int64_t>> starts_of(const IrProblem& p) {
-  std::vector<int64_t> starts;
+mlir::FailureOr<Times> times_of(const IrProblem& p) {
+  Times times;
   if (mlir::failed(require_durations(p))) return mlir::failure();
   for (plan::OperationInterface op : p.ops) {
     if (!op.getAt()) {
@@ -86,9 +141,13 @@ mlir::FailureOr<std::vector<int64_t>> starts_of(const IrProblem& p) {
                      << "' has no start ('at'): illegal for this phase, expected to have been scheduled";
       return mlir::failure();
     }
-    starts.push_back(static_cast<int64_t>(*op.getAt()));
+    times.start_ns.push_back(static_cast<int64_t>(*op.getAt()));
+    auto task = mlir::dyn_cast<plan::TaskOp>(op.getOperation());
+    times.end_ns.push_back(task && task.getEnds()
+                               ? static_cast<int64_t>(*task.getEnds())
+                               : times.start_ns.back() + static_cast<int64_t>(*op.getDuration()));
   }
-  return starts;
+  return times;
 }
 
 mlir::LogicalResult report(mlir::Operation* whole, const IrProblem& p, const Fault& fault) {

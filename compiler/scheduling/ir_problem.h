@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "compiler/scheduling/problem.h"
+#include "compiler/scheduling/dispatch.h"
 #include "dialects/plan/PlanDialect.h"
 
 namespace ds {
@@ -18,8 +18,8 @@ struct IrProblem {
 IrProblem problem_of(plan::VariantOp variant, int64_t link_release_ns);
 IrProblem problem_of(plan::ProblemOp problem);
 
-/// Start times; emits an error at the first operation without one, or without a duration.
-mlir::FailureOr<std::vector<int64_t>> starts_of(const IrProblem& problem);
+/// Starts and ends; emits an error at the first operation without a start, or without a duration.
+mlir::FailureOr<Times> times_of(const IrProblem& problem);
 mlir::LogicalResult require_durations(const IrProblem& problem);
 
 /// Emits a fault at its operation, with a note at the other one.

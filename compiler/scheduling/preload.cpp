@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "compiler/scheduling/list_schedule.h"
+#include "compiler/scheduling/ranks.h"
 
 namespace ds {
 
@@ -17,35 +17,31 @@ Result<Schedule> schedule_preloaded(const Problem& p, TaskRole first, std::strin
                    t.name, before.name);
     }
   }
-  Schedule s;
-  PartialSchedule partial = empty_schedule(p);
-  std::vector<int64_t> rank = rank_loads(p, first);
-  int64_t now = 0;
-  for (int32_t job : jobs_by_arrival(p)) {
-    std::vector<int32_t> loads = tasks_of(p, job, true), kernels = tasks_of(p, job, false);
-    auto end_of = [&](int32_t i) {
-      return partial.start_ns[static_cast<size_t>(i)] + p.tasks[static_cast<size_t>(i)].duration_ns;
-    };
-    list_schedule(p, loads, rank, now, partial);
-    std::vector<int32_t> last_load(p.streams.size(), -1);
-    for (int32_t i : loads) {
-      now = std::max(now, end_of(i));
-      int32_t& last = last_load[static_cast<size_t>(p.tasks[static_cast<size_t>(i)].stream)];
-      if (last < 0 || end_of(i) >= end_of(last)) last = i;
+  Priorities by{.rank = rank_loads(p, first), .turn = {}, .phase = job_turns(p, jobs_by_arrival(p))};
+  for (size_t i = 0; i < p.tasks.size(); ++i)
+    by.phase[i] = 2 * by.phase[i] + (p.tasks[i].role == TaskRole::kCompute ? 1 : 0);
+  DS_ASSIGN(Schedule s, dispatch(p, by, name));
+
+  // Streams run in order, so it is enough that each one's first kernel of a job waits for each one's last
+  // load of the job.
+  size_t streams = p.streams.size();
+  std::vector<int32_t> last_load(p.jobs.size() * streams, -1), first_kernel(p.jobs.size() * streams, -1);
+  for (size_t i = 0; i < p.tasks.size(); ++i) {
+    const Task& t = p.tasks[i];
+    size_t at = static_cast<size_t>(t.job) * streams + static_cast<size_t>(t.stream);
+    int32_t& f = first_kernel[at];
+    int32_t& l = last_load[at];
+    if (t.role == TaskRole::kCompute) {
+      if (f < 0 || s.start_ns[i] < s.start_ns[static_cast<size_t>(f)]) f = static_cast<int32_t>(i);
+    } else if (l < 0 || s.end_ns[i] >= s.end_ns[static_cast<size_t>(l)]) {
+      l = static_cast<int32_t>(i);
     }
-    list_schedule(p, kernels, rank, now, partial);
-    // Streams run in order, so it is enough that each one's first kernel waits.
-    std::vector<int32_t> first_kernel(p.streams.size(), -1);
-    for (int32_t i : kernels) {
-      now = std::max(now, end_of(i));
-      int32_t& f = first_kernel[static_cast<size_t>(p.tasks[static_cast<size_t>(i)].stream)];
-      if (f < 0 || partial.start_ns[static_cast<size_t>(i)] < partial.start_ns[static_cast<size_t>(f)]) f = i;
-    }
-    for (int32_t f : first_kernel)
-      for (int32_t l : last_load)
-        if (f >= 0 && l >= 0) s.barriers.push_back({f, l});
   }
-  s.start_ns = std::move(partial.start_ns);
+  for (size_t j = 0; j < p.jobs.size(); ++j) {
+    for (size_t a = j * streams; a < (j + 1) * streams; ++a)
+      for (size_t b = j * streams; b < (j + 1) * streams; ++b)
+        if (first_kernel[a] >= 0 && last_load[b] >= 0) s.barriers.push_back({first_kernel[a], last_load[b]});
+  }
   return s;
 }
 

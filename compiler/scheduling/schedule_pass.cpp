@@ -61,6 +61,14 @@ struct SchedulePass : ModulePass<SchedulePass> {
     problem.setCost(static_cast<uint64_t>(s->cost_ns));
     problem.setLowerBound(static_cast<uint64_t>(s->lower_bound_ns));
     problem.setProvenOptimal(s->proven_optimal);
+    problem.removeProofAttr();
+    if (s->proven_optimal) problem.setProof(static_cast<plan::Proof>(s->proof));
+    for (size_t i = 0; i < ir.ops.size(); ++i) {
+      auto task = mlir::cast<plan::TaskOp>(ir.ops[i].getOperation());
+      task.removeEndsAttr();
+      if (s->end_ns[i] - s->start_ns[i] != ir.problem.tasks[i].duration_ns)
+        task.setEnds(static_cast<uint64_t>(s->end_ns[i]));
+    }
     return mlir::success();
   }
 
@@ -79,7 +87,7 @@ struct SchedulePass : ModulePass<SchedulePass> {
     std::iota(order.begin(), order.end(), 0);
     auto key = [&](int32_t i) {
       auto k = static_cast<size_t>(i);
-      return std::pair(s->start_ns[k], s->start_ns[k] + ir.problem.tasks[k].duration_ns);
+      return std::pair(s->start_ns[k], s->end_ns[k]);
     };
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return key(a) < key(b); });
     mlir::Block& body = variant.getBody().front();
@@ -102,7 +110,8 @@ struct SchedulePass : ModulePass<SchedulePass> {
   }
 
   Option<std::string> scheduler_{
-      *this, "scheduler", llvm::cl::desc("a scheduler; an unknown name lists them"), llvm::cl::init("best")};
+      *this, "scheduler", llvm::cl::desc("best, cake, e-first, kv-first, kv-preload, serial or two-pointer"),
+      llvm::cl::init("best")};
   Option<int64_t> link_release_ns_{*this, "link-release-ns",
                                    llvm::cl::desc("when the first load of a variant can start"),
                                    llvm::cl::init(0)};

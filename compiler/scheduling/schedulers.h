@@ -8,16 +8,17 @@
 
 namespace ds {
 
-/// Runs the scheduler of that name ("best", "e-first", "kv-first", "kv-preload", "serial"), check() before
-/// and verify() after it, and fills in cost, lower bound and proof; without `with_bound` the bound is 0 and
-/// nothing is proven (for searching through many problems). kInvalidArgument: the problem, or a name that is
-/// not known.
+/// Runs the scheduler of that name, check() before and verify() after it, and fills in cost, lower bound and
+/// proof. Without `with_bound` the bound is 0, nothing is proven and `best` only constructs, without any
+/// search: for comparing many problems. kInvalidArgument: the problem, or a name that is not known.
+/// kInfeasible: no schedule was found in which all tasks find room in their pools.
 Result<Schedule> schedule(const Problem& problem, std::string_view scheduler, bool with_bound = true);
 
 /// Names, as the command line takes them.
 std::vector<std::string_view> scheduler_names();
 
-// Below: start times and barriers only. Minimise nothing unless they say so.
+// Below: times and barriers only. All but `best` minimise nothing; none of them looks at slowdowns. In all, a
+// load or kernel that has no room in its pools makes its stream wait for it (kInfeasible if for ever).
 
 /// The baseline without overlap. Jobs one after another in the order of their arrival; in each all loads (E,
 /// then KV upward), then all kernels. Optimal only where nothing can overlap. Fails (kInvalidArgument) where
@@ -37,10 +38,28 @@ Result<Schedule> schedule_e_first(const Problem& problem);
 /// As e-first, with KV before E: the counter-example, good where the group lies on top and is short.
 Result<Schedule> schedule_kv_first(const Problem& problem);
 
-/// Minimises the objective over a fixed portfolio: e-first, kv-first, longest tail first, and the order of
-/// the schedule of the reversed problem, each with kernels in the problem's order and by longest tail, for
-/// job orders by arrival and by work, jobs kept apart or mixed. Never worse than e-first. Optimal where
-/// proven_optimal says so, which is not searched for: the bound happens to be met.
-Result<Schedule> schedule_best(const Problem& problem);
+/// Cake's order on a fixed tiling. Jobs in the order of their arrival; loads from the last token chunk to the
+/// first (upward by layer within a chunk, E and KV alike), kernels from the first chunk to the last (upward
+/// within a chunk), neither waiting for the other but where it must. Which cells are loaded and which
+/// computed is the policy's choice; Cake's own meeting point is one such choice. Optimal nowhere in
+/// particular: with one chunk it is the order of the layers.
+Result<Schedule> schedule_cake(const Problem& problem);
+
+/// The two pointers over layers (CacheFlow's order) on a fixed tiling: loads from the top layer downward,
+/// kernels from the bottom upward, chunks ascending within a layer. Right where the top is loaded while the
+/// bottom is computed and they meet; wrong where the suffix needs the bottom's KV first.
+Result<Schedule> schedule_two_pointer(const Problem& problem);
+
+/// Minimises the objective, in steps that end as soon as the lower bound is met:
+/// - a portfolio: e-first, kv-first, longest tail first, and the order of the schedule of the reversed
+///   problem, each with kernels in the problem's order and by longest tail, for job orders by arrival and by
+///   work, jobs kept apart or mixed; the best of them backward and forward again;
+/// - local search on the streams' orders (local_search.h);
+/// - for up to kSearchTasks tasks without slowdowns, branch and bound (branch_and_bound.h).
+/// The last two only if `thorough`, and within limits counted in tasks visited, never in seconds. Never worse
+/// than e-first. Optimal where proven_optimal says so: the bound is met, or the search has left nothing out,
+/// and then the optimum is the bound. With slowdowns only the former proves anything; idling on purpose,
+/// which can then pay, is never tried. kInfeasible says whether the search has excluded every order.
+Result<Schedule> schedule_best(const Problem& problem, bool thorough = true);
 
 }  // namespace ds

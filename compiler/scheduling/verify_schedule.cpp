@@ -21,7 +21,8 @@ struct VerifySchedule : ModulePass<VerifySchedule> {
                  mlir::failed(check_order(variant));
       } else if (auto problem = mlir::dyn_cast<plan::ProblemOp>(op)) {
         failed = mlir::failed(check(problem, problem_of(problem), "cost", problem.getCost(),
-                                    problem.getLowerBound(), problem.getProvenOptimal()));
+                                    problem.getLowerBound(), problem.getProvenOptimal())) ||
+                 mlir::failed(check_proof(problem));
       } else {
         return mlir::WalkResult::advance();
       }
@@ -34,10 +35,11 @@ struct VerifySchedule : ModulePass<VerifySchedule> {
                                    std::optional<uint64_t> cost, std::optional<uint64_t> bound,
                                    bool optimal) {
     if (auto fault = find_problem_fault(ir.problem)) return report(op, ir, *fault);
-    auto starts = starts_of(ir);
-    if (mlir::failed(starts)) return mlir::failure();
-    if (auto fault = find_schedule_fault(ir.problem, *starts)) return report(op, ir, *fault);
-    int64_t found = cost_of(ir.problem, *starts);
+    auto times = times_of(ir);
+    if (mlir::failed(times)) return mlir::failure();
+    if (auto fault = find_schedule_fault(ir.problem, times->start_ns, times->end_ns))
+      return report(op, ir, *fault);
+    int64_t found = cost_of(ir.problem, times->end_ns);
     if (cost && static_cast<int64_t>(*cost) != found)
       return op->emitError() << "states " << what << " " << *cost << ", but its start times give " << found;
     if (bound && static_cast<int64_t>(*bound) > found) {
@@ -49,6 +51,15 @@ struct VerifySchedule : ModulePass<VerifySchedule> {
                              << " is not met by its lower_bound";
     }
     return mlir::success();
+  }
+
+  /// A bound that is not from a search can be had again.
+  static mlir::LogicalResult check_proof(plan::ProblemOp problem) {
+    if (problem.getProof() != plan::Proof::bound) return mlir::success();
+    int64_t bound = lower_bound(problem_of(problem).problem);
+    if (static_cast<int64_t>(*problem.getLowerBound()) <= bound) return mlir::success();
+    return problem.emitError() << "states proven_optimal by bound, but the problem's bound is " << bound
+                               << ", below " << static_cast<int64_t>(*problem.getLowerBound());
   }
 
   /// The executor runs each stream in the order in which the operations stand.

@@ -6,9 +6,12 @@ namespace ds::plan {
 
 mlir::LogicalResult ProblemOp::verifyRegions() {
   for (mlir::Operation& op : getBody().front()) {
-    if (!mlir::isa<StreamOp, JobOp>(op))
-      return op.emitOpError() << "is neither a stream nor a job; a problem holds nothing else";
+    if (!mlir::isa<StreamOp, PoolOp, SlowdownOp, JobOp>(op))
+      return op.emitOpError()
+             << "is neither a stream, a pool, a slowdown nor a job; a problem holds nothing else";
   }
+  if (getProof() && !getProvenOptimal())
+    return emitOpError() << "says how it was proven ('by'), but not that it was ('proven_optimal')";
   return mlir::success();
 }
 
@@ -18,7 +21,8 @@ mlir::LogicalResult JobOp::verifyRegions() {
                          << ", expected 0 or later (times count from 0)";
   }
   for (mlir::Operation& op : getBody().front()) {
-    if (!mlir::isa<TaskOp, DoneOp>(op)) return op.emitOpError() << "is not a task; a job holds nothing else";
+    if (!mlir::isa<TaskOp, HoldOp, DoneOp>(op))
+      return op.emitOpError() << "is neither a task nor a hold; a job holds nothing else";
   }
   return mlir::success();
 }

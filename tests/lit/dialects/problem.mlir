@@ -23,3 +23,21 @@ plan.problem @two minimize sum scheduler "e-first" cost 6 lower_bound 5 {
     plan.done %k
   }
 }
+
+// CHECK-LABEL: plan.problem @rules minimize makespan scheduler "best" cost 15 lower_bound 15 proven_optimal by search {
+// CHECK:         %0 = plan.pool "staging" capacity 4
+// CHECK-NEXT:    plan.slowdown "copy" beside "memory" by 500
+// CHECK:           plan.task "kv(0) c1" load_kv layer 0 chunk 1 on %link class "copy" at 0 until 15 for 10
+// CHECK:           plan.hold %1 takes 3 of %0 until %2
+plan.problem @rules minimize makespan scheduler "best" cost 15 lower_bound 15 proven_optimal by search {
+  %link = plan.stream link
+  %compute = plan.stream compute
+  %staging = plan.pool "staging" capacity 4
+  plan.slowdown "copy" beside "memory" by 500
+  plan.job @A arrives 0 {
+    %k = plan.task "kv(0) c1" load_kv layer 0 chunk 1 on %link class "copy" at 0 until 15 for 10
+    %n = plan.task "norm" compute on %compute class "memory" at 0 for 20
+    plan.hold %k takes 3 of %staging until %n
+    plan.done %n
+  }
+}

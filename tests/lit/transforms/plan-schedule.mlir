@@ -37,7 +37,7 @@
 // RTT: %embed = plan.embed {{.*}} at 0 for 5
 // RTT: %e1 = plan.transfer e(1) {{.*}} at 100 for 10
 
-// UNKNOWN: error: unknown scheduler 'fastest'; known are best, e-first, kv-first, kv-preload, serial
+// UNKNOWN: error: unknown scheduler 'fastest'; known are best, cake, e-first, kv-first, kv-preload, serial, two-pointer
 
 plan.variant @v policy "p" scheduler "none" tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {

@@ -1,0 +1,21 @@
+// Room for two layers: one arrives while the other is used; the third waits for room, and it costs nothing.
+// RUN: ds-opt %s --plan-schedule=scheduler=best --plan-verify-schedule | FileCheck %s
+
+// CHECK: cost 14 lower_bound 14 proven_optimal by bound
+plan.problem @staging_2 minimize makespan {
+  %link = plan.stream link
+  %compute = plan.stream compute
+  %staging = plan.pool "staging" capacity 2
+  plan.job @A arrives 0 {
+    %k0 = plan.task "kv(0)" load_kv on %link for 2
+    %k1 = plan.task "kv(1)" load_kv on %link for 2
+    %k2 = plan.task "kv(2)" load_kv on %link for 2
+    %s0 = plan.task "suffix 0" compute on %compute after %k0 for 4
+    %s1 = plan.task "suffix 1" compute on %compute after %s0, %k1 for 4
+    %s2 = plan.task "suffix 2" compute on %compute after %s1, %k2 for 4
+    plan.hold %k0 takes 1 of %staging until %s0
+    plan.hold %k1 takes 1 of %staging until %s1
+    plan.hold %k2 takes 1 of %staging until %s2
+    plan.done %s2
+  }
+}

@@ -1,0 +1,25 @@
+// The sum over requests wants the short one first, though it arrives second; in the order of arrival it costs more:
+// 21 + 22 against 24 + 3.
+// RUN: ds-opt %s --plan-schedule=scheduler=e-first --plan-verify-schedule | FileCheck %s --check-prefix=EFIRST
+// RUN: ds-opt %s --plan-schedule=scheduler=best --plan-verify-schedule | FileCheck %s
+
+// EFIRST: cost 43 lower_bound 26 {
+// CHECK: cost 27 lower_bound 27 proven_optimal by search
+plan.problem @short_first minimize sum {
+  %link = plan.stream link
+  %compute = plan.stream compute
+  plan.job @long arrives 0 {
+    %e = plan.task "long e" load_e on %link for 10
+    %k = plan.task "long kv" load_kv on %link for 10
+    %r = plan.task "long recompute" compute on %compute after %e for 10
+    %s = plan.task "long suffix" compute on %compute after %r, %k for 1
+    plan.done %s
+  }
+  plan.job @short arrives 1 {
+    %e = plan.task "short e" load_e on %link for 1
+    %k = plan.task "short kv" load_kv on %link for 1
+    %r = plan.task "short recompute" compute on %compute after %e for 1
+    %s = plan.task "short suffix" compute on %compute after %r, %k for 1
+    plan.done %s
+  }
+}
