@@ -106,7 +106,8 @@ Result<Request> check_options(const CompileOptions& o) {
   }
   if (o.quality && o.policy && *o.policy == "full-prefill")
     return refuse("--quality", "--policy full-prefill", "the full prefill loses nothing");
-  r.policy = o.policy.value_or("balanced");
+  // Layers that the user named are recomputed, and no others.
+  r.policy = o.policy.value_or(o.recompute ? "droidspeak" : "balanced");
   if (o.chunks < 1 || o.chunks > kMaxChunks)
     return error(Code::kInvalidArgument, "--chunks is {}, expected 1 to {}", o.chunks, kMaxChunks);
   for (int64_t chunks = 1; chunks < o.chunks; chunks *= 2) r.chunks.push_back(static_cast<int32_t>(chunks));

@@ -15,7 +15,8 @@ namespace ds {
 struct CompileOptions {
   std::string receiver, sender;          // model folders
   std::optional<std::string> recompute;  // "A-B"
-  std::optional<std::string> policy;     // balanced, droidspeak, cake, full-prefill, full-reuse
+  std::optional<std::string> policy;     // balanced, droidspeak, cake, full-prefill, full-reuse; default:
+                                         // droidspeak with `recompute`, else balanced
   std::optional<std::string> quality;    // quality.json
   std::optional<std::string> machine;    // machine.json
   std::optional<double> slo_loss;        // points

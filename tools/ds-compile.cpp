@@ -31,7 +31,7 @@ int main(int argc, char** argv) {
   app.add_option("--recompute", o.recompute, "Layers that the receiver recomputes")->type_name("A-B");
   app.add_option(
          "--policy", o.policy,
-         "balanced (a group of layers, and stairs on it where the link is slow; the default), "
+         "balanced (a group of layers, and stairs on it where the link is slow; the default without --recompute), "
          "droidspeak (a group of layers), cake (a split along the tokens), full-prefill or full-reuse")
       ->type_name("NAME");
   app.add_option("--quality", o.quality, "Quality profile of the pair, from ds-profile")->type_name("FILE");

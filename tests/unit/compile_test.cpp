@@ -114,7 +114,7 @@ TEST(Choice, KeepsTheObjective) {
   EXPECT_EQ(chosen({2, {}}, kSlow), "full prefill");
   // A bound on the TTFT: the least loss within it.
   EXPECT_EQ(chosen({{}, 1'000'000'000}, kFast), "recompute 2-8");
-  EXPECT_EQ(chosen({{}, 5'700'000}, kFast), "recompute 3-7");
+  EXPECT_EQ(chosen({{}, 4'600'000}, kFast), "recompute 3-7");
   EXPECT_THAT(chosen({1, 1'000'000}, kFast),
               HasSubstr("a loss of at most 1 points and a TTFT of at most 1 ms"));
   EXPECT_THAT(chosen({1, 1'000'000}, kFast), HasSubstr("recompute 3-7"));
