@@ -17,7 +17,7 @@ namespace {
 struct Options {
   std::string receiver, plan, store, context, context_ids, prompt, prompt_ids, link_rate, mode,
       dtype = "bf16", record, dump_logits, salt, backend = "auto";
-  int64_t max_new_tokens = 64;
+  int64_t max_new_tokens = 64, waiting = 0;
   double link_rtt_ms = 0, link_deadline_ms = 0;
   int threads = 0;
   Sampling sampling;
@@ -55,24 +55,28 @@ Status check(const Options& o) {
 }
 
 /// Why this variant ran.
-std::string choice(const Answer& answer, const Plan& plan, const std::string& mode, int64_t n, double rate) {
+std::string choice(const Answer& answer, const Plan& plan, const std::string& mode, int64_t n) {
   if (mode != "plan") return "no plan was to be followed";
   if (answer.cache == CacheStatus::kMiss) return "the fall-back: " + answer.miss.message();
-  std::string where = fmt::format("{} tokens{}", format_count(n), rate > 0 ? " at " + format_rate(rate) : "");
+  std::string where = format_count(n) + " tokens";
+  if (answer.link_rate > 0) {
+    where += fmt::format(" at {}{}", format_rate(static_cast<double>(answer.link_rate)),
+                         answer.rate_source == RateSource::kMeasured ? " (as measured)" : "");
+  }
+  if (answer.waiting > 0) where += fmt::format(" with {} waiting", answer.waiting);
   return answer.variant == &plan.full_prefill ? "the fall-back: no variant covers " + where
                                               : "its ranges cover " + where;
 }
 
 RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan& plan,
-                      const std::string& plan_sha256, const std::string& mode, int64_t n, int64_t m,
-                      double rate) {
+                      const std::string& plan_sha256, const std::string& mode, int64_t n, int64_t m) {
   const Variant& variant = *answer.variant;
   RunRecord record;
   record.plan_sha256 = plan_sha256;
   record.variant = variant.name;
   record.policy = variant.policy;
   record.scheduler = variant.scheduler;
-  record.choice = choice(answer, plan, mode, n, rate);
+  record.choice = choice(answer, plan, mode, n);
   record.mode = mode;
   record.sender = answer.cache == CacheStatus::kUnused ? "" : plan.sender.name;
   record.receiver = model.identity.name;
@@ -80,7 +84,8 @@ RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan
   record.dtype = dtype_name(model.model->dtype());
   record.context_tokens = n;
   record.suffix_tokens = m;
-  record.link_rate = static_cast<int64_t>(rate);
+  record.link_rate = answer.link_rate;
+  record.waiting = answer.waiting;
   record.ttft_ns = answer.ttft_ns;
   record.bytes_loaded = answer.bytes_loaded;
   record.cache_status = cache_status_name(answer.cache);
@@ -146,6 +151,7 @@ Status run(const Options& o) {
   request.receiver = &loaded.identity;
   request.salt = o.salt;
   if (rate > 0) request.link_rate = static_cast<int64_t>(rate);
+  request.waiting = o.waiting;
   request.link_deadline_ns = static_cast<int64_t>(o.link_deadline_ms * 1e6);
   request.full_prefill = full;
   request.sampling = o.sampling;
@@ -173,11 +179,11 @@ Status run(const Options& o) {
   }
   std::string mode = full ? "full-prefill" : "plan";
   if (!o.record.empty()) {
-    DS_TRY(write_run_record(o.record, make_record(answer, loaded, *plan, plan_sha256, mode, n, m, rate)));
+    DS_TRY(write_run_record(o.record, make_record(answer, loaded, *plan, plan_sha256, mode, n, m)));
   }
   const Variant& variant = *answer.variant;
   auto ms = [](int64_t ns) { return static_cast<double>(ns) / 1e6; };
-  int64_t predicted = predicted_ttft_ns(*plan, variant, {n, m, request.link_rate});
+  int64_t predicted = predicted_ttft_ns(*plan, variant, {n, m, answer.link_rate > 0 ? answer.link_rate : kNoLimit - 1});
   std::string cache(cache_status_name(answer.cache));
   if (o.json) {
     nlohmann::ordered_json out;
@@ -246,6 +252,9 @@ int main(int argc, char** argv) {
   app.add_option("--max-new-tokens", o.max_new_tokens, "most tokens to generate")->capture_default_str();
   app.add_option("--link-rate", o.link_rate,
                  "shape the link to the store: 20MB/s, 8Gb/s; default: not shaped");
+  app.add_option("--waiting", o.waiting, "other requests that wait: a plan may have variants for that")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1'000'000));
   app.add_option("--link-rtt-ms", o.link_rtt_ms, "round trip of that link")->capture_default_str();
   app.add_option(
          "--link-deadline-ms", o.link_deadline_ms,

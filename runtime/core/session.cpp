@@ -146,6 +146,11 @@ Status Session::check(const Request& request) const {
                  "{}, {} and {}",
                  n, m, request.max_new_tokens, limits_.context, limits_.suffix, limits_.new_tokens);
   }
+  if (request.link_rate < 0 || request.waiting < 0) {
+    return error(Code::kInvalidArgument,
+                 "the link rate is {} B/s and {} requests wait; expected 0 or more of each", request.link_rate,
+                 request.waiting);
+  }
   if (request.link_deadline_ns < 0) {
     return error(Code::kInvalidArgument, "the deadline for transfers is {} ns; expected 0 (none) or more",
                  request.link_deadline_ns);
@@ -268,7 +273,14 @@ Result<Answer> Session::run(const Request& request) {
   std::copy(request.context.begin(), request.context.end(), ids_.begin());
   std::copy(request.suffix.begin(), request.suffix.end(), ids_.begin() + n);
 
-  const Variant* variant = request.full_prefill ? nullptr : select_variant(plan_, n, request.link_rate);
+  answer.waiting = request.waiting;
+  answer.link_rate = request.link_rate > 0 ? request.link_rate : link_estimate_.rate();
+  answer.rate_source = request.link_rate > 0  ? RateSource::kGiven
+                       : answer.link_rate > 0 ? RateSource::kMeasured
+                                              : RateSource::kUnknown;
+  const int64_t rate = answer.link_rate > 0 ? answer.link_rate : kNoLimit - 1;
+  const Variant* variant =
+      request.full_prefill ? nullptr : select_variant(plan_, n, rate, request.waiting);
   bool wants_entry = variant != nullptr && std::any_of(variant->ops.begin(), variant->ops.end(), is_transfer);
   Status miss;
   bool done = false;
@@ -293,7 +305,10 @@ Result<Answer> Session::run(const Request& request) {
         miss = execute(*variant, request, &*entry, start, answer);
         answer.bytes_loaded = entry->bytes_read();
         done = miss.ok();
-        if (done) answer.cache = CacheStatus::kHit;
+        if (done) {
+          answer.cache = CacheStatus::kHit;
+          link_estimate_.add(answer.bytes_loaded, answer.link_ns);
+        }
       }
     }
   } else if (variant != nullptr) {

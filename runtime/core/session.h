@@ -11,6 +11,7 @@
 
 #include "plans/plan.h"
 #include "runtime/backends/backend.h"
+#include "runtime/core/link_estimate.h"
 #include "runtime/core/sampler.h"
 #include "runtime/store/entry.h"
 #include "support/status.h"
@@ -30,7 +31,10 @@ struct Request {
   const ModelIdentity* receiver =
       nullptr;       // who answers; a plan for another receiver is a miss. nullptr: not checked
   std::string salt;  // tenant salt of the entry
-  int64_t link_rate = kNoLimit - 1;  // bytes per second, for the choice of a variant
+  // For the choice of a variant: the link's rate in bytes per second (0: what this session's transfers have shown
+  // lately; as fast as can be while none have run), and how many other requests wait.
+  int64_t link_rate = 0;
+  int64_t waiting = 0;
   bool full_prefill = false;         // ignore the variants
   // From the start of run() until the last transfer must be there; later is a miss. 0: no such limit. Noticed
   // while a tensor is read (EntryReader::read_rows) and before the next one; a look-up is not cut short.
@@ -41,6 +45,9 @@ struct Request {
   std::function<void(int32_t token)> on_token;  // called as tokens come; may be empty
 };
 
+/// Where the link rate came from that a variant was chosen by.
+enum class RateSource : uint8_t { kGiven, kMeasured, kUnknown };
+
 enum class CacheStatus : uint8_t { kUnused, kHit, kMiss };
 std::string_view cache_status_name(CacheStatus status);  // "unused", "hit", "miss"
 
@@ -48,6 +55,8 @@ struct Answer {
   std::vector<int32_t> tokens;       // without the stop token
   bool stopped = false;              // ended by a stop token, not by max_new_tokens
   const Variant* variant = nullptr;  // what ran in the end
+  int64_t link_rate = 0, waiting = 0;  // what it was chosen by, besides the context's length
+  RateSource rate_source = RateSource::kUnknown;
   CacheStatus cache = CacheStatus::kUnused;
   Status miss;                          // why the cache missed
   int64_t ttft_ns = 0;                  // tokens in hand -> first token chosen
@@ -75,6 +84,9 @@ class Session {
   /// and the full prefill answers. Errors: tokens outside the vocabulary or the limits (kInvalidArgument),
   /// kernel failures.
   Result<Answer> run(const Request& request);
+
+  /// Bytes per second, from the transfers of requests so far; 0: none yet.
+  int64_t measured_link_rate() const { return link_estimate_.rate(); }
 
   /// Logits of the last run's first token: `vocab` values, valid until the next run.
   std::span<const float> first_logits() const { return first_logits_; }
@@ -105,6 +117,7 @@ class Session {
   int32_t next_id_ = 0;
   std::vector<float> logits_, first_logits_;
 
+  LinkEstimate link_estimate_;
   int64_t deadline_ns_ = 0;  // of the running request's transfers, on now_ns()'s clock; 0: none
   // The link stream's verdict on the running request.
   std::atomic<bool> transfer_failed_{false};

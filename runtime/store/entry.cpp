@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstring>
 #include <tuple>
+#include <utility>
 
 #include "support/json.h"
 
@@ -56,6 +57,8 @@ std::string escaped(std::string_view bytes) {
 
 std::string hex64(uint64_t v) { return fmt::format("{:016x}", v); }
 
+int64_t checksum_blocks(int64_t tokens) { return (tokens + kChecksumRows - 1) / kChecksumRows; }
+
 Status check_shape(const Shape& s, const std::string& where) {
   auto bad = [&](std::string_view name, int64_t found, int64_t high) {
     return error(Code::kInvalidArgument, "{}: {} is {}, expected 1 to {}", where, name, found, high);
@@ -95,11 +98,13 @@ std::string header_json(const EntryHeader& h) {
   j["shape"]["family"] = h.shape.family;
   j["tensors"] = nlohmann::json::array();
   for (const EntryTensor& t : h.tensors) {
+    std::string digits;
+    for (uint64_t checksum : t.checksums) digits += hex64(checksum);
     j["tensors"].push_back({{"kind", tensor_kind_name(t.kind)},
                             {"layer", t.layer},
                             {"offset", t.offset},
                             {"bytes", t.bytes},
-                            {"checksum", hex64(t.checksum)}});
+                            {"checksums", digits}});
   }
   // A folder's name need not be UTF-8; it is for people only.
   return j.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
@@ -122,7 +127,7 @@ Status expect_field(std::string_view field, const T& found, const T& expected) {
   return error(Code::kMismatch, "{} is '{}' there, expected '{}'", field, found, expected);
 }
 
-Result<EntryTensor> parse_tensor(const nlohmann::json& item, const std::string& where) {
+Result<EntryTensor> parse_tensor(const nlohmann::json& item, int64_t tokens, const std::string& where) {
   DS_ASSIGN(JsonObject o, JsonObject::make(item, where));
   EntryTensor t;
   DS_ASSIGN(std::string kind, o.string("kind"));
@@ -134,11 +139,19 @@ Result<EntryTensor> parse_tensor(const nlohmann::json& item, const std::string& 
   t.layer = static_cast<int32_t>(layer);
   DS_ASSIGN(t.offset, o.integer("offset", 0, INT64_MAX / 2));
   DS_ASSIGN(t.bytes, o.integer("bytes", 1, INT64_MAX / 2));
-  DS_ASSIGN(std::string checksum, o.string("checksum"));
-  auto [end, failure] = std::from_chars(checksum.data(), checksum.data() + checksum.size(), t.checksum, 16);
-  if (failure != std::errc() || hex64(t.checksum) != checksum) {
-    return error(Code::kCorrupt, "{}: 'checksum' is '{:.40}', expected 16 hexadecimal digits", where,
-                 escaped(checksum));
+  DS_ASSIGN(std::string digits, o.string("checksums"));
+  int64_t blocks = checksum_blocks(tokens);
+  if (static_cast<int64_t>(digits.size()) != 16 * blocks) {
+    return error(Code::kCorrupt, "{}: 'checksums' has {} digits, expected 16 for each of {} blocks", where,
+                 digits.size(), blocks);
+  }
+  for (size_t at = 0; at < digits.size(); at += 16) {
+    uint64_t& checksum = t.checksums.emplace_back();
+    auto [end, failure] = std::from_chars(digits.data() + at, digits.data() + at + 16, checksum, 16);
+    if (failure != std::errc() || hex64(checksum) != digits.substr(at, 16)) {
+      return error(Code::kCorrupt, "{}: 'checksums' holds '{}', expected 16 hexadecimal digits", where,
+                   escaped(digits.substr(at, 16)));
+    }
   }
   return t;
 }
@@ -198,7 +211,7 @@ Result<EntryHeader> parse_header(std::string_view text, int64_t tensors_from, in
   int64_t end = tensors_from;
   for (size_t i = 0; i < list->size(); ++i) {
     std::string where = fmt::format("header: tensor {}", i);
-    DS_ASSIGN(EntryTensor t, parse_tensor((*list)[i], where));
+    DS_ASSIGN(EntryTensor t, parse_tensor((*list)[i], h.identity.tokens, where));
     where += " " + tensor_name(t.kind, t.layer);
     if (t.layer >= h.shape.layers) {
       return error(Code::kCorrupt, "{}: layer {} is not one of the model's {}", where, t.layer,
@@ -286,7 +299,10 @@ Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const M
       return error(Code::kInvalidArgument, "publishing an entry: {} has {} bytes, expected {}", name,
                    s.data.size(), bytes);
     }
-    h.tensors.push_back({s.kind, s.layer, 0, bytes, checksum64(s.data)});
+    EntryTensor& t = h.tensors.emplace_back(EntryTensor{s.kind, s.layer, 0, bytes, {}});
+    const auto block = static_cast<size_t>(kChecksumRows * h.row_bytes(s.kind));
+    for (size_t at = 0; at < s.data.size(); at += block)
+      t.checksums.push_back(checksum64(s.data.subspan(at, std::min(block, s.data.size() - at))));
   }
 
   // Offsets depend on the length of the header, which depends on the digits of the offsets: lay out from a
@@ -384,7 +400,6 @@ Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identit
     return Status(code, header.status().message()).with_context(reader.where_);
   }
   reader.header_ = std::move(*header);
-  reader.progress_.resize(reader.header_.tensors.size());
   return reader;
 }
 
@@ -402,29 +417,40 @@ Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int
   }
   if (rows == 0) return ok_status();
   if (go_on) DS_TRY(go_on());
-  Progress& progress = progress_[static_cast<size_t>(tensor - header_.tensors.data())];
-  if (first == 0) {
-    progress.next_row = 0;
-    progress.checksum.reset();
-  }
-  bool in_order = first == progress.next_row;  // else there is nothing to compare with
-  // A read that fails leaves the checksum half fed: the tensor is verified again only from its front.
-  if (in_order) progress.next_row = -1;
-  auto arrived = [&](std::span<const std::byte> part) {
-    if (in_order) progress.checksum.update(part);
+  // Blocks are hashed as they pass; rows in front of the first whole one are only copied.
+  const int64_t block_bytes = kChecksumRows * row;
+  int64_t at = first * row, block_end = (at + block_bytes - 1) / block_bytes * block_bytes;
+  bool whole =
+      std::exchange(open_, nullptr) == tensor && open_at_ == at;  // the block at `at` from its beginning
+  block_end = std::min(block_end, tensor->bytes);
+  auto arrived = [&](std::span<const std::byte> part) -> Status {
     bytes_read_ += static_cast<int64_t>(part.size());
+    while (!part.empty()) {
+      if (at == block_end) {
+        block_end = std::min(at + block_bytes, tensor->bytes);
+        whole = true;
+        checksum_.reset();
+      }
+      auto piece = part.first(std::min(part.size(), static_cast<size_t>(block_end - at)));
+      if (whole) checksum_.update(piece);
+      at += static_cast<int64_t>(piece.size());
+      part = part.subspan(piece.size());
+      if (at < block_end || !whole) continue;
+      int64_t block = (block_end - 1) / block_bytes;
+      uint64_t expected = tensor->checksums[static_cast<size_t>(block)];
+      if (checksum_.value() != expected) {
+        return error(Code::kCorrupt, "{} is damaged: checksum {} of rows {} to {}, expected {}",
+                     tensor_name(kind, layer), hex64(checksum_.value()), block * kChecksumRows,
+                     block_end / row - 1, hex64(expected));
+      }
+    }
     return go_on ? go_on() : ok_status();
   };
   std::span<std::byte> target(out, static_cast<size_t>(rows * row));
   if (Status s = object_->read_by_parts(tensor->offset + first * row, target, std::ref(arrived)); !s.ok())
     return s.with_context(where_);
-  if (!in_order) return ok_status();
-  progress.next_row = first + rows;
-  if (progress.next_row == tokens && progress.checksum.value() != tensor->checksum) {
-    return error(Code::kCorrupt, "{}: {} is damaged: checksum {} of {} bytes, expected {}", where_,
-                 tensor_name(kind, layer), hex64(progress.checksum.value()), tensor->bytes,
-                 hex64(tensor->checksum));
-  }
+  if (whole) open_ = tensor;
+  open_at_ = at;
   return ok_status();
 }
 

@@ -2,15 +2,16 @@
 //
 // Layout (little-endian; a byte with no meaning is zero and is not looked at when reading):
 //     0   magic "DSENTRY1"
-//     8   u32 version, 1
+//     8   u32 version, 2
 //    12   u64 length of the JSON header, at most 16 MiB
 //    20   JSON header, keys sorted: context, layout, sender, shape, tensors
 //   20+L  u64 XXH3 of bytes 0 to 20+L
 //         zeros up to a multiple of 4096
 //         tensors in plan order, E first, then K and V, each by layer and each at a multiple of 4096; zeros
 //         between them, none behind the last
-// These rules up to the header's checksum hold for every version. Every tensor has an XXH3 of its own in the
-// header, so that a flipped bit in any byte with a meaning is noticed.
+// These rules up to the header's checksum hold for every version. Every 64 rows of a tensor have an XXH3 of
+// their own in the header (16 hexadecimal digits each, in one text), so that a flipped bit in any byte with a
+// meaning is noticed before a kernel reads it, whichever chunks are read in whichever order.
 //
 // E of a layer: [n][d_model]; KV of a layer: [n][2][kv_heads][head_dim], K after RoPE, then V. Token-major,
 // so that a chunk of tokens is one byte range.
@@ -32,7 +33,10 @@
 
 namespace ds {
 
-inline constexpr uint32_t kEntryVersion = 1;
+inline constexpr uint32_t kEntryVersion = 2;
+
+/// Rows under one checksum. Chunks of a context begin at multiples of it (chunk_begin).
+inline constexpr int64_t kChecksumRows = 64;
 
 /// What an entry is for. All of it is in the key and again in the header (the salt as its SHA-256).
 struct EntryIdentity {
@@ -51,9 +55,9 @@ std::string_view tensor_kind_name(TensorKind kind);  // "e", "kv"
 struct EntryTensor {
   TensorKind kind = TensorKind::kKv;
   int32_t layer = 0;
-  int64_t offset = 0;     // in the object, multiple of 4096
-  int64_t bytes = 0;      // tokens * row_bytes
-  uint64_t checksum = 0;  // XXH3-64
+  int64_t offset = 0;               // in the object, multiple of 4096
+  int64_t bytes = 0;                // tokens * row_bytes
+  std::vector<uint64_t> checksums;  // XXH3-64, one for every kChecksumRows rows
 };
 
 struct EntryHeader {
@@ -88,10 +92,10 @@ class EntryReader {
   static Result<EntryReader> open(Store& store, const EntryIdentity& identity, const Shape& shape);
 
   const EntryHeader& header() const { return header_; }
-  /// Rows [first, first + rows) of a tensor into `out`. A tensor that is read front to back, in any pieces,
-  /// is verified against its checksum with the last row: kCorrupt. Rows read in another order are not
-  /// verified. kNotFound: the entry has no such tensor. kInvalidArgument: no such rows. Allocates nothing
-  /// when it succeeds. One thread at a time.
+  /// Rows [first, first + rows) of a tensor into `out`. Every block of kChecksumRows rows that lies in them
+  /// whole (the last one of a tensor may be shorter) is verified as it arrives: kCorrupt. kNotFound: the
+  /// entry has no such tensor. kInvalidArgument: no such rows. Allocates nothing when it succeeds. One thread
+  /// at a time.
   ///
   /// `go_on`, where given, is asked before the read and after each of its parts (256 KiB of a file, 4 ms of a
   /// shaped link); its failure ends the read, which returns it.
@@ -101,14 +105,13 @@ class EntryReader {
   int64_t bytes_read() const { return bytes_read_; }
 
  private:
-  struct Progress {
-    int64_t next_row = 0;  // all rows before it have gone into the checksum; -1: a read failed
-    StreamingChecksum checksum;
-  };
   std::unique_ptr<StoreObject> object_;
   std::string where_;  // for messages
   EntryHeader header_;
-  std::vector<Progress> progress_;  // per tensor
+  // The block that the last read ended in, so that one read going on from it is verified too.
+  const EntryTensor* open_ = nullptr;
+  int64_t open_at_ = 0;  // byte of the tensor
+  StreamingChecksum checksum_;
   int64_t bytes_read_ = 0;
 };
 

@@ -43,6 +43,7 @@ Status read_header(const JsonObject& o, RunRecord& r) {
   DS_ASSIGN(r.context_tokens, o.integer("context_tokens", 0, INT64_MAX));
   DS_ASSIGN(r.suffix_tokens, o.integer("suffix_tokens", 0, INT64_MAX));
   DS_ASSIGN(r.link_rate, o.integer_or("link_rate", 0, INT64_MAX, 0));
+  DS_ASSIGN(r.waiting, o.integer_or("waiting", 0, INT64_MAX, 0));
   return ok_status();
 }
 
@@ -91,7 +92,8 @@ std::string run_record_text(const RunRecord& r) {
                            {"dtype", r.dtype},
                            {"context_tokens", r.context_tokens},
                            {"suffix_tokens", r.suffix_tokens},
-                           {"link_rate", r.link_rate}});
+                           {"link_rate", r.link_rate},
+                           {"waiting", r.waiting}});
   for (const OpRecord& op : r.ops) {
     text += line({{"op", op.op},
                   {"label", op.label},

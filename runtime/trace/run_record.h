@@ -45,7 +45,8 @@ struct RunRecord {
   std::string dtype;              // "bf16", "f32"
   int64_t context_tokens = 0;     // n
   int64_t suffix_tokens = 0;      // m
-  int64_t link_rate = 0;          // bytes per second; 0: the link was not shaped
+  int64_t link_rate = 0;          // bytes per second that the variant was chosen by; 0: not known
+  int64_t waiting = 0;            // other requests that waited
 
   std::vector<OpRecord> ops;  // any order; every op index at most once
 

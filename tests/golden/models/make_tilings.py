@@ -1,0 +1,111 @@
+"""Makes tilings.json and tilings.safetensors of every model here that has a sender: what transformers, in float32,
+computes for tilings of the layer x token plane in several chunks. The models themselves are make_models.py's.
+
+    python make_tilings.py [OUT]        OUT: this folder
+"""
+import json, os, sys
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import torch
+from safetensors.torch import save_file
+from transformers import DynamicCache
+from make_models import MODELS, full, load
+
+CONTEXT, SUFFIX, CHUNKS = 200, 5, 3
+
+
+def begin(chunk):
+    """The first token of a chunk: multiples of 64, as plans/plan.h says."""
+    return CONTEXT if chunk >= CHUNKS else CONTEXT * chunk // CHUNKS // 64 * 64
+
+
+class Mix:
+    """Stands in for a cache in one layer's call: the sender's rows, but where the receiver computes its own."""
+    def __init__(self, k, v, rows): self.k, self.v, self.rows = k.clone(), v.clone(), rows
+    def update(self, k, v, layer, *a, **kw):
+        self.k[:, :, self.rows], self.v[:, :, self.rows] = k, v
+        return self.k, self.v
+    def get_seq_length(self, *a): return 0
+
+
+@torch.no_grad()
+def answer(R, S, context, suffix, tiles):
+    """Cell by cell: `x` holds, for each token, the hidden states that enter the layer, where somebody computes it."""
+    c = torch.tensor([context]); n = len(context)
+    s = S(c, use_cache=True, output_hidden_states=True)
+    embedded = R.model.embed_tokens(c)
+    x, known = torch.zeros_like(embedded), torch.full((n,), -1)
+    mix = DynamicCache(config=R.config)
+    for l in range(R.config.num_hidden_layers):
+        rows = []
+        for t in tiles:
+            if t["mode"] != "recompute" or not t["layers"][0] <= l <= t["layers"][1]: continue
+            span = list(range(begin(t["chunks"][0]), begin(t["chunks"][1] + 1)))
+            rows += span
+            if l > t["layers"][0]: continue
+            if t["cut"]: x[:, span], known[span] = s.hidden_states[l][:, span], l
+            elif l == 0: x[:, span], known[span] = embedded[:, span], 0
+        rows.sort()
+        k, v = s.past_key_values.layers[l].keys, s.past_key_values.layers[l].values
+        if rows:
+            assert (known[rows] == l).all(), "a tile that stands on nothing"
+            positions = torch.tensor([rows])
+            mask = torch.where(torch.arange(n)[None] > positions[0][:, None], float("-inf"), 0.0)[None, None]
+            cache = Mix(k, v, rows)
+            y = R.model.layers[l](x[:, rows], attention_mask=mask, position_ids=positions, past_key_values=cache,
+                                  position_embeddings=R.model.rotary_emb(x, positions), use_cache=True)
+            x[:, rows], known[rows] = (y[0] if isinstance(y, tuple) else y), l + 1
+            k, v = cache.k, cache.v
+        mix.update(k, v, l)
+    return R(torch.tensor([suffix]), past_key_values=mix, use_cache=True).logits[0, -1]
+
+
+def tile(mode, first, last, first_chunk, last_chunk, cut=False):
+    return dict(mode=mode, layers=[first, last], chunks=[first_chunk, last_chunk], cut=cut)
+
+
+def tilings(layers):
+    """From the bottom up, in the order of their first layers."""
+    top = layers - 1
+    yield "a band on a cut", [tile("load", 0, 0, 0, 2), tile("recompute", 1, 2, 0, 2, True), tile("load", 3, top, 0, 2)]
+    yield "a band whose first chunk comes from the embeddings", [
+        tile("recompute", 0, top, 0, 0), tile("load", 0, 0, 1, 2), tile("recompute", 1, 2, 1, 2, True), tile("load", 3, top, 1, 2)]
+    yield "a band whose first chunk goes on to the top", [
+        tile("load", 0, 0, 0, 2), tile("recompute", 1, 2, 0, 2, True), tile("recompute", 3, top, 0, 0), tile("load", 3, top, 1, 2)]
+    yield "stairs on both sides", [
+        tile("recompute", 0, top, 0, 0), tile("load", 0, 0, 1, 2), tile("recompute", 1, 2, 1, 2, True),
+        tile("recompute", 3, top, 1, 1), tile("load", 3, top, 2, 2)]
+    yield "a split along the tokens", [tile("recompute", 0, top, 0, 1), tile("load", 0, top, 2, 2)]
+    yield "the last chunk alone, from a cut", [
+        tile("load", 0, 0, 0, 2), tile("load", 1, top, 0, 1), tile("recompute", 1, top, 2, 2, True)]
+    yield "two cuts, one over the other", [
+        tile("load", 0, 0, 0, 2), tile("recompute", 1, 1, 0, 2, True), tile("load", 2, 2, 0, 2), tile("recompute", 3, top, 0, 2, True)]
+    yield "nothing but loads, in pieces", [tile("load", 0, 1, 0, 0), tile("load", 0, 1, 1, 2), tile("load", 2, top, 0, 2)]
+
+
+def main(out):
+    for name, spec in MODELS.items():
+        if not spec["sender"]: continue
+        folder = os.path.join(out, name)
+        R, S = load(f"{folder}/receiver"), load(f"{folder}/sender")
+        g = torch.Generator().manual_seed(spec["seed"] + 300)
+        tokens = torch.randint(0, spec["shape"]["vocab_size"], (CONTEXT + SUFFIX,), generator=g).tolist()
+        context, suffix = tokens[:CONTEXT], tokens[CONTEXT:]
+        whole = full(R, context, suffix)
+        cases, tensors, seen = [], {}, []
+        for what, tiles in tilings(R.config.num_hidden_layers):
+            same = answer(R, R, context, suffix, tiles)  # the law that S = R gives the full prefill
+            assert (same - whole).abs().max() < 2e-5, (name, what)
+            logits = answer(R, S, context, suffix, tiles)
+            assert all((logits - other).abs().max() > 1e-2 for other in seen), f"{name}: '{what}' could be another one"
+            seen.append(logits)
+            tensors[f"tiling.{len(cases)}"] = logits.contiguous()
+            cases.append(dict(what=what, tensor=f"tiling.{len(cases)}", tiles=tiles))
+        save_file(tensors, f"{folder}/tilings.safetensors")
+        os.chmod(f"{folder}/tilings.safetensors", 0o644)
+        with open(f"{folder}/tilings.json", "w") as f:
+            f.write(f'{{\n "tokens": {json.dumps(tokens)},\n "context": {CONTEXT}, "suffix": {SUFFIX}, "chunks": {CHUNKS},\n "cases": [\n  '
+                    + ",\n  ".join(json.dumps(c) for c in cases) + "\n ]\n}\n")
+        print(f"{name}: {len(cases)} tilings")
+
+
+if __name__ == "__main__": main(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__)))

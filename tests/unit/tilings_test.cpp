@@ -1,0 +1,205 @@
+// Tilings in several chunks, run for real: logits against transformers (tests/golden/models/README.md), and
+// the law that a sender equal to the receiver gives the full prefill, to the bit.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <numeric>
+
+#include "compiler/lowering/lower_tiles.h"
+#include "compiler/policy/policy.h"
+#include "compiler/scheduling/schedulers.h"
+#include "plans/full_prefill.h"
+#include "plans/plan_file.h"
+#include "runtime/core/publish.h"
+#include "runtime/core/session.h"
+#include "runtime/model/safetensors.h"
+#include "support/json.h"
+#include "tests/unit/model_fixture.h"
+
+namespace ds {
+namespace {
+
+using testing::random_ids;
+using testing::tiny_config;
+using testing::TinyModel;
+
+/// As the compiler makes it: lowered, timed by a simple rule, scheduled, in the order of starts, verified.
+Plan compile_tiles(const std::vector<Tile>& tiles, int32_t chunks, std::string_view scheduler,
+                   const Shape& shape, const ModelIdentity& sender, const ModelIdentity& receiver) {
+  Plan plan = full_prefill_plan(receiver, shape, "f32");
+  plan.sender = sender;
+  Variant v = lower_tiles(tiles, shape.layers, chunks, moves_whole_entry(scheduler));
+  for (Op& op : v.ops) op.duration_ns = op.kind == OpKind::kHead ? 1 : 10 + 3 * (op.chunk_end() - op.chunk);
+  if (!moves_whole_entry(scheduler)) {
+    // What nobody waits for is not sent (plan-elide-loads); lowering without the whole entry makes none.
+    for (size_t i = 0; i + 1 < v.ops.size(); ++i) {
+      bool used = false;
+      for (const Op& op : v.ops)
+        used = used || std::count(op.waits.begin(), op.waits.end(), static_cast<int32_t>(i));
+      EXPECT_TRUE(used) << op_label(v.ops[i], chunks) << " is for nobody";
+    }
+  }
+  auto s = schedule(problem_of(v, 2), scheduler);
+  EXPECT_TRUE(s.ok()) << s.status().message();
+  if (!s.ok()) return plan;
+  for (auto [task, before] : s->barriers) v.ops[static_cast<size_t>(task)].waits.push_back(before);
+  std::vector<int32_t> order(v.ops.size()), place(v.ops.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return s->start_ns[static_cast<size_t>(a)] < s->start_ns[static_cast<size_t>(b)];
+  });
+  for (size_t k = 0; k < order.size(); ++k) place[static_cast<size_t>(order[k])] = static_cast<int32_t>(k);
+  std::vector<Op> ops;
+  for (int32_t i : order) {
+    Op op = v.ops[static_cast<size_t>(i)];
+    op.start_ns = s->start_ns[static_cast<size_t>(i)];
+    for (int32_t& w : op.waits) w = place[static_cast<size_t>(w)];
+    std::sort(op.waits.begin(), op.waits.end());
+    op.waits.erase(std::unique(op.waits.begin(), op.waits.end()), op.waits.end());
+    ops.push_back(std::move(op));
+  }
+  v.ops = std::move(ops);
+  v.name = "v0";
+  v.policy = "test";
+  v.scheduler = scheduler;
+  v.tuned_tokens = 200;
+  v.tuned_suffix = 5;
+  v.tuned_rate = 1000;
+  v.makespan_ns = s->cost_ns;
+  v.lower_bound_ns = s->lower_bound_ns;
+  v.proven_optimal = s->proven_optimal;
+  plan.variants = {std::move(v)};
+  Status status = verify_plan(plan, "a test's plan");
+  EXPECT_TRUE(status.ok()) << status.message();
+  return plan;
+}
+
+std::string fresh_folder(const std::string& name) {
+  std::string folder = ::testing::TempDir() + "/ds_tilings_" + name + std::to_string(getpid());
+  std::filesystem::remove_all(folder);
+  return folder;
+}
+
+std::vector<float> run(Backend& backend, DeviceModel& model, const Plan& plan, const Request& request) {
+  auto session = Session::create(
+      backend, model, plan,
+      {static_cast<int64_t>(request.context.size()), static_cast<int64_t>(request.suffix.size()), 1});
+  EXPECT_TRUE(session.ok()) << session.status().message();
+  if (!session.ok()) return {};
+  auto answer = (*session)->run(request);
+  EXPECT_TRUE(answer.ok()) << answer.status().message();
+  if (!answer.ok()) return {};
+  if (!request.full_prefill) EXPECT_TRUE(answer->miss.ok()) << answer->miss.message();
+  auto logits = (*session)->first_logits();
+  return {logits.begin(), logits.end()};
+}
+
+constexpr std::string_view kSchedulers[] = {"serial", "kv-preload", "e-first", "best", "cake", "two-pointer"};
+
+class Tilings : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(Tilings, LogitsAgreeWithTransformersTo1e4) {
+  std::string folder = DS_SOURCE_DIR "/tests/golden/models/" + GetParam();
+  auto made = make_cpu_backend();
+  ASSERT_TRUE(made.ok());
+  Backend& backend = **made;
+  std::unique_ptr<DeviceModel> models[2];
+  ModelIdentity identities[2];
+  for (int i = 0; i < 2; ++i) {
+    auto checkpoint = Checkpoint::open(folder + (i == 0 ? "/sender" : "/receiver"));
+    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().message();
+    auto model = backend.load(*checkpoint, {.dtype = DType::kF32});
+    ASSERT_TRUE(model.ok()) << model.status().message();
+    models[i] = std::move(*model);
+    identities[i] = *checkpoint->identity();
+  }
+  auto json = read_json_file(folder + "/tilings.json");
+  ASSERT_TRUE(json.ok()) << json.status().message();
+  auto expected = SafetensorsFile::open(folder + "/tilings.safetensors");
+  ASSERT_TRUE(expected.ok()) << expected.status().message();
+  auto tokens = (*json)["tokens"].get<std::vector<int32_t>>();
+  auto n = (*json)["context"].get<size_t>();
+  auto chunks = (*json)["chunks"].get<int32_t>();
+  const Shape shape = models[1]->config().shape();
+  auto store = open_store("file:" + fresh_folder(GetParam()));
+  ASSERT_TRUE(store.ok());
+  Request request;
+  request.context = std::span(tokens).first(n);
+  request.suffix = std::span(tokens).subspan(n);
+  request.store = store->get();
+  std::vector<int32_t> cuts;
+  for (int32_t l = 1; l < shape.layers; ++l) cuts.push_back(l);
+  ASSERT_TRUE(publish(backend, *models[0], identities[0], request.context, **store, {.cuts = cuts}).ok());
+  int checked = 0;
+  for (const auto& c : (*json)["cases"]) {
+    std::vector<Tile> tiles;
+    for (const auto& t : c["tiles"]) {
+      tiles.push_back({t["mode"] == "load" ? Mode::kLoad : Mode::kRecompute, t["layers"][0].get<int32_t>(),
+                       t["layers"][1].get<int32_t>(), t["chunks"][0].get<int32_t>(),
+                       t["chunks"][1].get<int32_t>(), t["cut"].get<bool>()});
+    }
+    std::vector<float> want(static_cast<size_t>(shape.vocab));
+    const auto& entry = expected->entries().at(c["tensor"].get<std::string>());
+    ASSERT_EQ(entry.data.size(), want.size() * sizeof(float));
+    std::memcpy(want.data(), entry.data.data(), entry.data.size());
+    for (std::string_view scheduler : kSchedulers) {
+      SCOPED_TRACE(fmt::format("{}, {}", c["what"].get<std::string>(), scheduler));
+      Plan plan = compile_tiles(tiles, chunks, scheduler, shape, identities[0], identities[1]);
+      std::vector<float> found = run(backend, *models[1], plan, request);
+      ASSERT_EQ(found.size(), want.size());
+      float worst = 0;
+      for (size_t i = 0; i < want.size(); ++i) worst = std::max(worst, std::abs(found[i] - want[i]));
+      EXPECT_LT(worst, 1e-4f);
+      ++checked;
+    }
+  }
+  EXPECT_GE(checked, 40);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Tilings, ::testing::Values("llama", "qwen2", "qwen3"));
+
+TEST(TilingLaws, SenderIsReceiverGivesTheFullPrefillToTheBitWhateverTheTiling) {
+  for (DType dtype : {DType::kBF16, DType::kF32}) {
+    TinyModel model(tiny_config(Family::kLlama), 11, dtype);
+    ASSERT_NE(model.model, nullptr);
+    const Shape shape = model.model->config().shape();
+    const auto layers = static_cast<int32_t>(shape.layers);
+    auto context = random_ids(333, shape.vocab, 1), suffix = random_ids(3, shape.vocab, 2);
+    auto store = open_store("file:" + fresh_folder("law"));
+    ASSERT_TRUE(store.ok());
+    std::vector<int32_t> cuts(static_cast<size_t>(layers) - 1);
+    std::iota(cuts.begin(), cuts.end(), 1);
+    ASSERT_TRUE(publish(*model.backend, *model.model, model.identity, context, **store, {.cuts = cuts}).ok());
+    Request request;
+    request.context = context;
+    request.suffix = suffix;
+    request.store = store->get();
+    request.full_prefill = true;
+    auto want = run(*model.backend, *model.model, full_prefill_plan(model.identity, shape, "bf16"), request);
+    request.full_prefill = false;
+    for (int32_t chunks : {2, 5}) {
+      for (LayerRange group :
+           {LayerRange{}, LayerRange{1, 2}, LayerRange{0, 1}, LayerRange{layers - 1, layers - 1}}) {
+        for (int32_t below = 0; below <= chunks; below += 2) {
+          for (int32_t above = 0; above + below <= chunks; above += 2) {
+            if (above > 0 && (group.empty() || group.last == layers - 1)) continue;
+            SCOPED_TRACE(fmt::format("group {}, {} chunks, {} from the embeddings, {} to the top",
+                                     format_layers(group), chunks, below, above));
+            auto tiles = tiles_for_group(group, layers, chunks, below, above);
+            Plan plan = compile_tiles(tiles, chunks, below % 4 == 0 ? "best" : "cake", shape, model.identity,
+                                      model.identity);
+            auto found = run(*model.backend, *model.model, plan, request);
+            ASSERT_EQ(found.size(), want.size());
+            EXPECT_EQ(std::memcmp(found.data(), want.data(), want.size() * sizeof(float)), 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ds
