@@ -284,6 +284,15 @@ struct Compiler {
     return v;
   }
 
+  /// What the predicted times rest on.
+  void note_coverage(const Plan& compiled) {
+    CostModel costs(machine, compiled.shape);
+    Coverage all;
+    for (const Variant& v : compiled.variants)
+      all += costs.coverage(v, {v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks});
+    if (std::string note = all.note(); !note.empty()) out.notes.push_back(std::move(note));
+  }
+
   Status run() {
     DS_TRY(read_inputs());
     DS_TRY(check_lengths());
@@ -322,6 +331,7 @@ struct Compiler {
     }
     DS_ASSIGN(Plan compiled, export_file(*module->getOps<plan::FileOp>().begin()));
     DS_TRY(verify_plan(compiled, "the compiled plan"));
+    if (options.machine) note_coverage(compiled);
     out.bytes = serialize_plan(compiled);
     out.plan = std::move(compiled);
     return ok_status();

@@ -387,6 +387,70 @@ TEST_F(Misses, BadRequestsAreErrors) {
             Code::kInvalidArgument);
 }
 
+TEST(Choice, ByLengthLinkAndLoad) {
+  TinyModel model(tiny_config(Family::kLlama), 11, DType::kBF16);
+  ASSERT_NE(model.model, nullptr);
+  auto context = random_ids(2000, 300, 6), suffix = random_ids(4, 300, 7);
+  auto files = open_store("file:" + fresh_folder("choice"));
+  ASSERT_TRUE(publish(*model.backend, *model.model, model.identity, context, **files, {.cuts = {1}}).ok());
+  // Full reuse above 10 MB/s, a group below; under load full reuse everywhere.
+  Plan plan = plan_for(model, model, {}, "e-first"), group = plan_for(model, model, {1, 3}, "e-first");
+  for (Variant& v : plan.variants) v.tuned_rate = 0, v.tuned_tokens = 0, v.tuned_suffix = 0;
+  plan.variants.push_back(group.variants[0]);
+  plan.variants.push_back(plan.variants[0]);
+  plan.variants[0].name = "fast";
+  plan.variants[0].rate_min = 10'000'000;
+  plan.variants[0].load_max = 1;
+  plan.variants[1].name = "slow";
+  plan.variants[1].rate_max = 10'000'000;
+  plan.variants[1].load_max = 1;
+  plan.variants[2].name = "loaded";
+  plan.variants[2].load_min = 1;
+  constexpr double kRate = 4e6;
+  auto store = shape_link(std::move(*files), {kRate, 0});
+  auto session = Session::create(*model.backend, *model.model, plan, {2000, 4, 1});
+  ASSERT_TRUE(session.ok()) << session.status().message();
+  Request request;
+  request.context = context;
+  request.suffix = suffix;
+  request.store = store.get();
+  auto runs = [&](const char* variant, RateSource source) {
+    auto answer = (*session)->run(request);
+    ASSERT_TRUE(answer.ok()) << answer.status().message();
+    EXPECT_EQ(answer->variant->name, variant);
+    EXPECT_EQ(answer->rate_source, source);
+    EXPECT_EQ(answer->waiting, request.waiting);
+    EXPECT_TRUE(answer->miss.ok()) << answer->miss.message();
+  };
+  EXPECT_EQ((*session)->measured_link_rate(), 0);
+  runs("fast", RateSource::kUnknown);  // nothing known: as fast as can be
+  // The transfers of that request showed what the link does.
+  EXPECT_NEAR(static_cast<double>((*session)->measured_link_rate()), kRate, 0.1 * kRate);
+  runs("slow", RateSource::kMeasured);
+  request.waiting = 3;
+  runs("loaded", RateSource::kMeasured);
+  request.waiting = 0;
+  request.link_rate = 1'000'000'000;
+  runs("fast", RateSource::kGiven);
+  request.waiting = -1;
+  EXPECT_EQ((*session)->run(request).status().code(), Code::kInvalidArgument);
+}
+
+TEST(Choice, AnEstimateFollowsTheLinkAndIgnoresTrifles) {
+  LinkEstimate link;
+  EXPECT_EQ(link.rate(), 0);
+  link.add(1000, 1);  // too little to say anything
+  EXPECT_EQ(link.rate(), 0);
+  link.add(100 << 20, 1'000'000'000);
+  EXPECT_EQ(link.rate(), 100 << 20);
+  link.add(1 << 20, 1'000'000'000);  // a short hiccup counts for little
+  EXPECT_GT(link.rate(), 45 << 20);
+  for (int i = 0; i < 20; ++i) link.add(64 << 20, 6'400'000'000);  // a tenth of the rate, for long
+  EXPECT_NEAR(static_cast<double>(link.rate()), static_cast<double>(10 << 20), 1 << 20);
+  link.add(1 << 30, 0);  // no time: not a rate
+  EXPECT_NEAR(static_cast<double>(link.rate()), static_cast<double>(10 << 20), 1 << 20);
+}
+
 TEST(Sampling, GreedyAndSeeded) {
   std::vector<float> logits = {0.1f, 2.0f, 1.9f, -3.0f, 2.0f};
   Sampler greedy({}, 5);
