@@ -31,6 +31,10 @@ Result<Quality> Quality::read(const std::string& path) {
   DS_ASSIGN(q.receiver_score, root.number("receiver_score", 0, 100));
   DS_ASSIGN(q.full_reuse_score, root.number("full_reuse_score", 0, 100));
   DS_ASSIGN(const nlohmann::json* groups, root.array("groups"));
+  if (groups->empty()) {
+    return error(Code::kInvalidArgument,
+                 "{}: 'groups' is empty, expected the scores of at least one group of layers", path);
+  }
   for (size_t i = 0; i < groups->size(); ++i) {
     DS_ASSIGN(JsonObject o, JsonObject::make((*groups)[i], fmt::format("{}: groups[{}]", path, i)));
     DS_TRY(check_keys(o, {"first", "last", "score", "stderr"}));
