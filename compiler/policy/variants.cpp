@@ -197,10 +197,34 @@ bool same_ranges(const PlacedVariant& a, const PlacedVariant& b) {
 
 }  // namespace
 
+namespace {
+
+/// Adds rates between neighbours where what is placed leaves too much to be wished for.
+Result<std::vector<PlacedVariant>> place(Chooser& chooser, Grid grid, bool waiting) {
+  for (int round = 0;; ++round) {
+    DS_ASSIGN(std::vector<PlacedVariant> placed, Placement(chooser, grid, waiting).run());
+    std::vector<int64_t> rates = grid.rates;
+    for (const PlacedVariant& v : placed) {
+      if (round == 2 || v.regret <= kTolerated) continue;
+      for (int64_t edge : {v.rate_min, v.rate_max}) {
+        auto above = std::lower_bound(grid.rates.begin(), grid.rates.end(), edge);
+        if (above == grid.rates.begin() || above == grid.rates.end()) continue;
+        rates.push_back(geometric_mean(*(above - 1), *above));
+      }
+    }
+    std::sort(rates.begin(), rates.end());
+    rates.erase(std::unique(rates.begin(), rates.end()), rates.end());
+    if (rates == grid.rates) return placed;
+    grid.rates = std::move(rates);
+  }
+}
+
+}  // namespace
+
 Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& grid) {
-  DS_ASSIGN(std::vector<PlacedVariant> all, Placement(chooser, grid, false).run());
+  DS_ASSIGN(std::vector<PlacedVariant> all, place(chooser, grid, false));
   if (!chooser.counts_busy({.waiting = true})) return all;
-  DS_ASSIGN(std::vector<PlacedVariant> loaded, Placement(chooser, grid, true).run());
+  DS_ASSIGN(std::vector<PlacedVariant> loaded, place(chooser, grid, true));
   if (all.size() == loaded.size() && std::equal(all.begin(), all.end(), loaded.begin(), same_ranges)) {
     for (size_t i = 0; i < all.size(); ++i) all[i].regret = std::max(all[i].regret, loaded[i].regret);
     return all;
