@@ -760,6 +760,26 @@ TEST(GoldenPlans, MeanWhatTheyMeant) {
   ASSERT_TRUE(plan.ok()) << plan.status().message();
   EXPECT_TRUE(std::isnan(plan->variants[0].promise.quality_loss));
   EXPECT_EQ(plan->dtype, "f32");
+
+  plan = read_plan(folder + "v2-compiled-pair.dsplan");
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_EQ(plan->format_version, 2);
+  ASSERT_EQ(plan->variants.size(), 7u);
+  const Variant& stairs = plan->variants[0];
+  EXPECT_EQ(select_variant(*plan, 1000, 50'000'000), &stairs);
+  EXPECT_EQ(select_variant(*plan, 1000, 50'000'000, 1), &plan->variants[4]);
+  EXPECT_EQ(stairs.load_max, 1);
+  EXPECT_EQ(stairs.chunks, 8);
+  EXPECT_EQ(stairs.tiles, (std::vector<Tile>{{Mode::kRecompute, 0, 11, 0, 4, false},
+                                             {Mode::kLoad, 0, 5, 5, 7, false},
+                                             {Mode::kRecompute, 6, 11, 5, 7, true}}));
+  EXPECT_EQ(stairs.ops[2].chunk, 0);
+  EXPECT_EQ(stairs.ops[2].last_chunk, 4);
+  EXPECT_EQ(stairs.why, "least TTFT with a loss of at most 5 points");
+  EXPECT_NEAR(stairs.regret, 0.1223, 0.0001);
+  ASSERT_FALSE(stairs.alternatives.empty());
+  EXPECT_EQ(stairs.alternatives[0].what, "recompute 0-1, 6 of 8 chunks to the top");
+  EXPECT_EQ(stairs.alternatives[0].quality_loss, 37.08);
 }
 
 }  // namespace
