@@ -45,7 +45,7 @@ void report(const std::string& what, int64_t n, double predicted, int64_t measur
 /// Operations in the order of a schedule; `ttft_ns` is its length.
 Result<Variant> scheduled(Variant v, const CostModel& costs, const TunedPoint& at, int64_t& ttft_ns) {
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, at);
-  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().link_release_ns()), "e-first"));
+  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().releases()), "e-first"));
   std::vector<size_t> order(v.ops.size()), index(v.ops.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::stable_sort(order.begin(), order.end(),
@@ -143,7 +143,7 @@ struct Check {
     int64_t predicted = 0;
     Plan plan = full_prefill_plan({}, shape, std::string(dtype_name(model.dtype())));
     plan.sender.fingerprint = std::string(64, 'a');
-    DS_ASSIGN(Variant v, scheduled(lower_tiles(tiles, shape.layers, false), costs, at, predicted));
+    DS_ASSIGN(Variant v, scheduled(lower_tiles(tiles, shape.layers, 1, false), costs, at, predicted));
     v.tiles = tiles;
     plan.variants = {std::move(v)};
 

@@ -3,12 +3,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <utility>
 
 #include "compiler/emit/convert.h"
 #include "compiler/emit/session.h"
-#include "compiler/inputs/models.h"
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/passes.h"
 #include "compiler/policy/build_reuse.h"
@@ -59,13 +60,9 @@ Status refuse(std::string_view a, std::string_view b, std::string_view why) {
   return error(Code::kInvalidArgument, "{} contradicts {}: {}", a, b, why);
 }
 
-/// Everything that can be refused without opening a file.
-Result<Request> check_options(const CompileOptions& o) {
+/// Everything that can be refused without opening a file. `quality`: there is a profile.
+Result<Request> check_options(const CompileOptions& o, bool quality) {
   Request r;
-  if (o.receiver.empty() || o.sender.empty()) {
-    return error(Code::kInvalidArgument, "{} is missing; a plan is for one sender and one receiver",
-                 o.receiver.empty() ? "--receiver" : "--sender");
-  }
   DS_TRY(one_of("--schedule", o.schedule, scheduler_names()));
   DS_TRY(one_of("--emit", o.emit, kEmits));
   if (o.dtype && *o.dtype != "bf16" && *o.dtype != "f32")
@@ -89,12 +86,12 @@ Result<Request> check_options(const CompileOptions& o) {
     return refuse(slo, "--policy " + *o.policy, "that policy has nothing to choose from");
   if (!slo.empty() && o.recompute)
     return refuse(slo, "--recompute", "the layers are either given or chosen for an objective");
-  if (!slo.empty() && !o.quality) {
+  if (!slo.empty() && !quality) {
     return error(Code::kInvalidArgument,
                  "{} needs --quality: without a profile nobody knows what a group of layers costs", slo);
   }
   if (!o.recompute && !fixed_policy) {
-    if (!o.quality) {
+    if (!quality) {
       return error(
           Code::kInvalidArgument,
           "which layers are to be recomputed? Give --recompute A-B, --quality FILE with --slo-loss or "
@@ -104,7 +101,7 @@ Result<Request> check_options(const CompileOptions& o) {
       return error(Code::kInvalidArgument,
                    "--quality needs an objective: give --slo-loss, --slo-ttft-ms or both");
   }
-  if (o.quality && o.policy && *o.policy == "full-prefill")
+  if (quality && o.policy && *o.policy == "full-prefill")
     return refuse("--quality", "--policy full-prefill", "the full prefill loses nothing");
   // Layers that the user named are recomputed, and no others.
   r.policy = o.policy.value_or(o.recompute ? "droidspeak" : "balanced");
@@ -136,7 +133,7 @@ std::string base_name(const std::string& path) {
 }
 
 std::string canonical_flags(const CompileOptions& o, const Request& r,
-                            const std::optional<LayerRange>& recompute, DType dtype) {
+                            const std::optional<LayerRange>& recompute, DType dtype, bool stand_in) {
   std::string flags = "--policy " + r.policy;
   if (recompute) flags += " --recompute " + format_layers(*recompute);
   if (o.slo_loss) flags += fmt::format(" --slo-loss {}", *o.slo_loss);
@@ -147,7 +144,7 @@ std::string canonical_flags(const CompileOptions& o, const Request& r,
       " --context-lengths {} --suffix-length {} --link-rates {} --chunks {} --schedule {} --dtype {}",
       fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.chunks, o.schedule,
       dtype_name(dtype));
-  flags += o.machine ? "" : " (machine: stand-in)";
+  flags += stand_in ? " (machine: stand-in)" : "";
   return flags;
 }
 
@@ -157,41 +154,64 @@ Result<InputFile> input_file(std::string role, const std::string& path) {
   return InputFile{std::move(role), base_name(path), sha256_hex(text)};
 }
 
+Result<CompileInputs> read_inputs(const CompileFiles& files) {
+  CompileInputs in;
+  DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver));
+  in.files.push_back({"sender", base_name(files.sender), in.pair.sender.fingerprint});
+  in.files.push_back({"receiver", base_name(files.receiver), in.pair.receiver.fingerprint});
+  const Shape shape = in.pair.config.shape();
+  if (files.quality) {
+    DS_ASSIGN(in.quality, Quality::read(*files.quality));
+    DS_TRY(in.quality->check_pair(*files.quality, in.pair.sender.fingerprint, in.pair.receiver.fingerprint,
+                                  shape.layers));
+    DS_ASSIGN(InputFile file, input_file("quality", *files.quality));
+    in.files.push_back(std::move(file));
+  }
+  if (files.machine) {
+    DS_ASSIGN(in.machine, MachineModel::read(*files.machine));
+    DS_TRY(in.machine->check_shape(*files.machine, shape));
+    DS_ASSIGN(InputFile file, input_file("machine", *files.machine));
+    in.files.push_back(std::move(file));
+  }
+  return in;
+}
+
+class Stopwatch {
+ public:
+  /// Nanoseconds since the last call.
+  int64_t lap() {
+    auto now = std::chrono::steady_clock::now();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(now - std::exchange(last_, now)).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
 struct Compiler {
+  const CompileInputs& inputs;
   const CompileOptions& options;
   Request request;
   CompileOutput out;
-  ModelPair pair;
   MachineModel machine;
-  std::optional<Quality> quality;
   std::optional<LayerRange> recompute;
   Plan plan;                                     // head, and variants as chosen: ranges, tiles, promise
   std::vector<std::pair<Variant, bool>> chosen;  // and whether it is the fall-back
 
-  Status read_inputs() {
-    DS_ASSIGN(pair, read_pair(options.sender, options.receiver));
-    plan.sender = pair.sender;
-    plan.receiver = pair.receiver;
-    plan.shape = pair.config.shape();
-    auto& inputs = plan.provenance.inputs;
-    inputs.push_back({"sender", base_name(options.sender), pair.sender.fingerprint});
-    inputs.push_back({"receiver", base_name(options.receiver), pair.receiver.fingerprint});
-    if (options.quality) {
-      DS_ASSIGN(quality, Quality::read(*options.quality));
-      DS_TRY(quality->check_pair(*options.quality, pair.sender.fingerprint, pair.receiver.fingerprint,
-                                 plan.shape.layers));
-      DS_ASSIGN(InputFile file, input_file("quality", *options.quality));
-      inputs.push_back(std::move(file));
-    }
-    if (options.machine) {
-      DS_ASSIGN(machine, MachineModel::read(*options.machine));
-      DS_TRY(machine.check_shape(*options.machine, plan.shape));
-      DS_ASSIGN(InputFile file, input_file("machine", *options.machine));
-      inputs.push_back(std::move(file));
+  Status take_inputs() {
+    plan.sender = inputs.pair.sender;
+    plan.receiver = inputs.pair.receiver;
+    plan.shape = inputs.pair.config.shape();
+    plan.provenance.inputs = inputs.files;
+    if (inputs.machine) {
+      machine = *inputs.machine;
       if (options.dtype && dtype_name(machine.dtype) != *options.dtype) {
+        std::string name = machine.name;
+        for (const InputFile& file : inputs.files)
+          if (file.role == "machine") name = file.name;
         return error(Code::kMismatch,
                      "--dtype is {}, but '{}' was measured in {}; leave --dtype out or measure anew",
-                     *options.dtype, *options.machine, dtype_name(machine.dtype));
+                     *options.dtype, name, dtype_name(machine.dtype));
       }
     } else {
       machine = MachineModel::stand_in(options.dtype == "f32" ? DType::kF32 : DType::kBF16);
@@ -204,8 +224,8 @@ struct Compiler {
   }
 
   Status check_lengths() {
-    int64_t longest = pair.config.max_positions - options.suffix_length;
-    if (pair.config.max_positions <= 0) return ok_status();
+    int64_t longest = inputs.pair.config.max_positions - options.suffix_length;
+    if (inputs.pair.config.max_positions <= 0) return ok_status();
     auto too_long =
         std::find_if(request.lengths.begin(), request.lengths.end(), [&](int64_t n) { return n > longest; });
     if (too_long == request.lengths.end()) return ok_status();
@@ -213,11 +233,11 @@ struct Compiler {
       return error(Code::kInvalidArgument,
                    "--context-lengths: {} tokens and a suffix of {} do not fit the models' {} positions "
                    "(max_position_embeddings); expected at most {}",
-                   *too_long, options.suffix_length, pair.config.max_positions, longest);
+                   *too_long, options.suffix_length, inputs.pair.config.max_positions, longest);
     }
     out.notes.push_back(
         fmt::format("default context lengths from {} on are left out: the models have {} positions",
-                    *too_long, pair.config.max_positions));
+                    *too_long, inputs.pair.config.max_positions));
     request.lengths.erase(too_long, request.lengths.end());
     return ok_status();
   }
@@ -230,7 +250,7 @@ struct Compiler {
       if (!group.ok()) return group.status().with_context("--recompute");
       in.recompute = recompute = *group;
     }
-    if (quality) in.quality = &*quality;
+    if (inputs.quality) in.quality = &*inputs.quality;
     in.chunks = request.chunks;
     DS_ASSIGN(Policy policy, find_policy(request.policy));
     DS_ASSIGN(std::vector<Tiling> tilings, policy(in));
@@ -294,11 +314,13 @@ struct Compiler {
   }
 
   Status run() {
-    DS_TRY(read_inputs());
+    Stopwatch watch;
+    DS_TRY(take_inputs());
     DS_TRY(check_lengths());
     DS_TRY(choose_tiles());
+    out.times.choose_ns = watch.lap();
     plan.provenance.compiler_version = options.compiler_version;
-    plan.provenance.flags = canonical_flags(options, request, recompute, machine.dtype);
+    plan.provenance.flags = canonical_flags(options, request, recompute, machine.dtype, !inputs.machine);
 
     MlirSession session;
     mlir::OpBuilder b(&session.context());
@@ -312,39 +334,63 @@ struct Compiler {
 
     // The order matters: loads are left out before anything is scheduled, and each phase is verified before
     // the next one relies on it.
-    mlir::PassManager passes(&session.context());
-    passes.addPass(create_reuse_verify_tiling());
-    if (options.emit != "reuse") {
+    auto run = [&](auto add) -> Status {
+      mlir::PassManager passes(&session.context());
+      add(passes);
+      if (mlir::succeeded(passes.run(*module))) return ok_status();
+      return session.failure(Code::kInternal, "lowering the tiling");
+    };
+    DS_TRY(run([&](mlir::PassManager& passes) {
+      passes.addPass(create_reuse_verify_tiling());
+      if (options.emit == "reuse") return;
       passes.addPass(create_convert_reuse_to_plan());
       if (!moves_whole_entry(options.schedule)) passes.addPass(create_plan_elide_loads());
       passes.addPass(create_plan_verify_lowered());
-    }
+      if (options.emit != "plan") passes.addPass(create_plan_materialize_durations(machine));
+    }));
+    out.times.lower_ns = watch.lap();
     if (options.emit == "schedule" || options.emit == "flatbuffer") {
-      passes.addPass(create_plan_materialize_durations(machine));
-      passes.addPass(create_plan_schedule(options.schedule, machine.link_release_ns()));
-      passes.addPass(create_plan_verify_schedule());
+      DS_TRY(run([&](mlir::PassManager& passes) {
+        passes.addPass(create_plan_schedule(options.schedule, machine.releases()));
+        passes.addPass(create_plan_verify_schedule());
+      }));
+      out.times.schedule_ns = watch.lap();
     }
-    if (mlir::failed(passes.run(*module))) return session.failure(Code::kInternal, "lowering the tiling");
     if (options.emit != "flatbuffer") {
       out.bytes = print_module(*module);
       return ok_status();
     }
     DS_ASSIGN(Plan compiled, export_file(*module->getOps<plan::FileOp>().begin()));
     DS_TRY(verify_plan(compiled, "the compiled plan"));
-    if (options.machine) note_coverage(compiled);
+    if (inputs.machine) note_coverage(compiled);
     out.bytes = serialize_plan(compiled);
     out.plan = std::move(compiled);
+    out.times.emit_ns = watch.lap();
     return ok_status();
   }
 };
 
-}  // namespace
-
-Result<CompileOutput> compile(const CompileOptions& options) {
-  DS_ASSIGN(Request request, check_options(options));
-  Compiler compiler{.options = options, .request = std::move(request)};
+Result<CompileOutput> run(const CompileInputs& inputs, const CompileOptions& options, Request request) {
+  Compiler compiler{.inputs = inputs, .options = options, .request = std::move(request)};
   DS_TRY(compiler.run());
   return std::move(compiler.out);
+}
+
+}  // namespace
+
+Result<CompileOutput> compile(const CompileInputs& inputs, const CompileOptions& options) {
+  DS_ASSIGN(Request request, check_options(options, inputs.quality.has_value()));
+  return run(inputs, options, std::move(request));
+}
+
+Result<CompileOutput> compile(const CompileFiles& files, const CompileOptions& options) {
+  if (files.receiver.empty() || files.sender.empty()) {
+    return error(Code::kInvalidArgument, "{} is missing; a plan is for one sender and one receiver",
+                 files.receiver.empty() ? "--receiver" : "--sender");
+  }
+  DS_ASSIGN(Request request, check_options(options, files.quality.has_value()));
+  DS_ASSIGN(CompileInputs inputs, read_inputs(files));
+  return run(inputs, options, std::move(request));
 }
 
 }  // namespace ds

@@ -1,4 +1,4 @@
-// The compiler as a function: two model folders and what is wanted -> a plan, or the IR of any phase on the
+// The compiler as a function: a pair of models and what is wanted -> a plan, or the IR of any phase on the
 // way.
 #pragma once
 
@@ -6,19 +6,19 @@
 #include <string>
 #include <vector>
 
+#include "compiler/inputs/machine.h"
+#include "compiler/inputs/models.h"
+#include "compiler/inputs/quality.h"
 #include "plans/plan.h"
 #include "support/status.h"
 
 namespace ds {
 
-/// As typed on ds-compile's command line; compile() checks all of it before it opens any file.
+/// What is wanted, as typed on ds-compile's command line.
 struct CompileOptions {
-  std::string receiver, sender;          // model folders
   std::optional<std::string> recompute;  // "A-B"
   std::optional<std::string> policy;     // balanced, droidspeak, cake, full-prefill, full-reuse; default:
                                          // droidspeak with `recompute`, else balanced
-  std::optional<std::string> quality;    // quality.json
-  std::optional<std::string> machine;    // machine.json
   std::optional<double> slo_loss;        // points
   std::optional<double> slo_ttft_ms;
   std::optional<std::string> context_lengths;  // "256,1024"
@@ -35,15 +35,41 @@ inline constexpr const char* kDefaultContextLengths = "256,1024,4096,16384";
 inline constexpr const char* kDefaultLinkRates =
     "1MB/s,3MB/s,10MB/s,30MB/s,100MB/s,300MB/s,1GB/s,3GB/s,10GB/s";
 
+/// Where the inputs are.
+struct CompileFiles {
+  std::string receiver, sender;        // model folders
+  std::optional<std::string> quality;  // quality.json
+  std::optional<std::string> machine;  // machine.json
+};
+
+/// The inputs, read.
+struct CompileInputs {
+  ModelPair pair;
+  std::optional<Quality> quality;
+  std::optional<MachineModel> machine;  // none: a stand-in
+  std::vector<InputFile> files;         // for the provenance
+};
+
+/// Where the compiler's time went.
+struct CompileTimes {
+  int64_t choose_ns = 0;    // tilings, and the ranges of variants
+  int64_t lower_ns = 0;     // to the plan dialect, and verified
+  int64_t schedule_ns = 0;  // with the verification of schedules
+  int64_t emit_ns = 0;      // the plan, verified, as bytes
+};
+
 struct CompileOutput {
   std::string bytes;               // a .dsplan file, or text (--emit)
   std::optional<Plan> plan;        // where it was compiled to the end
   std::vector<std::string> notes;  // for people: what was assumed, what was left out
+  CompileTimes times;
 };
 
 /// Errors: kInvalidArgument (options that contradict each other, by name), kMismatch (models, profile or
 /// machine that do not belong together), kInfeasible (no tiling meets the objectives; lists what can be had),
-/// and what the inputs' readers report. The same input gives the same bytes.
-Result<CompileOutput> compile(const CompileOptions& options);
+/// and what the inputs' readers report. The same input gives the same bytes. Options are checked before any
+/// file is opened.
+Result<CompileOutput> compile(const CompileFiles& files, const CompileOptions& options);
+Result<CompileOutput> compile(const CompileInputs& inputs, const CompileOptions& options);
 
 }  // namespace ds

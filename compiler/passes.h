@@ -25,7 +25,7 @@ std::unique_ptr<mlir::Pass> create_plan_verify_lowered();
 std::unique_ptr<mlir::Pass> create_plan_materialize_durations();
 std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine);
 std::unique_ptr<mlir::Pass> create_plan_schedule();
-std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, int64_t link_release_ns);
+std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, const Releases& releases);
 std::unique_ptr<mlir::Pass> create_plan_verify_schedule();
 
 void register_passes();

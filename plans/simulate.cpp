@@ -82,7 +82,11 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
   sim.point = point;
   sim.streams.resize(v.streams.size());
   for (size_t s = 0; s < v.streams.size(); ++s) sim.streams[s].kind = v.streams[s].kind;
-  std::vector<int64_t> free(v.streams.size(), 0);
+  // What a stream begins with starts when the entry has been found and the link has answered, wherever that
+  // is not for an op of another stream.
+  std::vector<int64_t> free(v.streams.size(), -1);
+  for (const Op& op : v.ops)
+    if (int64_t& at = free[static_cast<size_t>(op.stream)]; at < 0) at = op.waits.empty() ? op.start_ns : 0;
   constexpr double kMaxNs = 9e18 / 4;
   for (const Op& op : v.ops) {
     double duration = static_cast<double>(op.duration_ns);

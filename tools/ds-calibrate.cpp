@@ -1,14 +1,12 @@
 // ds-calibrate: measures this machine and a model's layers on it, and writes machine.json for ds-compile.
-#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <csignal>
-#include <filesystem>
-#include <fstream>
 
 #include "runtime/core/calibrate.h"
 #include "runtime/core/calibration_json.h"
 #include "support/file.h"
+#include "tools/host.h"
 #include "tools/model_input.h"
 
 using namespace ds;
@@ -17,37 +15,6 @@ namespace {
 
 std::atomic<bool> interrupted{false};
 extern "C" void interrupt(int) { interrupted = true; }
-
-/// "AMD EPYC 9B45"; "" where the system does not say.
-std::string cpu_name() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);)
-    if (line.starts_with("model name") && line.find(": ") != std::string::npos)
-      return line.substr(line.find(": ") + 2);
-  return "";
-}
-
-std::string kernel_name() {
-  utsname name{};
-  return uname(&name) == 0 ? fmt::format("{} {} {}", name.sysname, name.release, name.machine) : "";
-}
-
-/// A folder of its own for the entry that is read, gone when this ends.
-struct TemporaryFolder {
-  std::string path;
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    if (!path.empty()) std::filesystem::remove_all(path, ignored);
-  }
-  Status make() {
-    std::error_code failure;
-    auto base = std::filesystem::temp_directory_path(failure);
-    std::string name = (failure ? std::string("/tmp") : base.string()) + "/ds-calibrate-XXXXXX";
-    if (mkdtemp(name.data()) == nullptr) return io_error("make the folder", name);
-    path = name;
-    return ok_status();
-  }
-};
 
 struct Options {
   std::string model_dir, shape, dtype = "bf16", backend = "auto", lengths = "256,1024,4096", store, out;
@@ -69,7 +36,7 @@ Status run(const Options& o) {
   TemporaryFolder folder;
   std::string store_url = o.store;
   if (store_url.empty()) {
-    DS_TRY(folder.make());
+    DS_TRY(folder.make("ds-calibrate"));
     store_url = "file:" + folder.path;
   }
   DS_ASSIGN(auto store, open_store(store_url));
@@ -87,8 +54,6 @@ Status run(const Options& o) {
                                                     o.shape.empty() ? loaded.identity.fingerprint : o.shape,
                                                     o.lengths, o.suffix, o.store)};
   if (!subject.cpu.empty()) subject.name = subject.cpu + "; " + subject.name;
-  // The look-up and the first read pay one round trip each before a byte of a tensor arrives.
-  subject.link_rtt_ns = static_cast<int64_t>(2 * o.rtt_ms * 1e6);
 
   const bool to_file = o.out != "-";
   const std::string partial = o.out + ".partial";
@@ -137,6 +102,8 @@ Status run(const Options& o) {
         "there",
         c.layers.size(), grid.size(), partial);
   }
+  // Opening the entry and reading its header take a round trip each; transfers are pipelined behind them.
+  c.machine->lookup_ns += static_cast<int64_t>(2 * o.rtt_ms * 1e6);
   DS_TRY(write_file_atomically(o.out, machine_json(subject, c)));
   if (to_file) {
     unlink(partial.c_str());

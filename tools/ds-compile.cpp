@@ -19,13 +19,14 @@ int main(int argc, char** argv) {
       "  The tiling as text, then the schedule as text:\n"
       "    ds-compile --receiver base --sender tuned --recompute 3-6 --emit reuse -o -\n"
       "    ds-compile --receiver base --sender tuned --recompute 3-6 --emit schedule -o - | less");
+  CompileFiles files;
   CompileOptions o;
   o.compiler_version = kVersion;
   std::string output;
-  app.add_option("--receiver", o.receiver, "Model folder of the receiver, who answers")
+  app.add_option("--receiver", files.receiver, "Model folder of the receiver, who answers")
       ->required()
       ->type_name("DIR");
-  app.add_option("--sender", o.sender, "Model folder of the sender, whose caches are reused")
+  app.add_option("--sender", files.sender, "Model folder of the sender, whose caches are reused")
       ->required()
       ->type_name("DIR");
   app.add_option("--recompute", o.recompute, "Layers that the receiver recomputes")->type_name("A-B");
@@ -34,8 +35,9 @@ int main(int argc, char** argv) {
          "balanced (a group of layers, and stairs on it where the link is slow; the default without --recompute), "
          "droidspeak (a group of layers), cake (a split along the tokens), full-prefill or full-reuse")
       ->type_name("NAME");
-  app.add_option("--quality", o.quality, "Quality profile of the pair, from ds-profile")->type_name("FILE");
-  app.add_option("--machine", o.machine, "Machine profile, from ds-calibrate; without it a stand-in")
+  app.add_option("--quality", files.quality, "Quality profile of the pair, from ds-profile")
+      ->type_name("FILE");
+  app.add_option("--machine", files.machine, "Machine profile, from ds-calibrate; without it a stand-in")
       ->type_name("FILE");
   app.add_option("--slo-loss", o.slo_loss, "Most points of the metric that may be lost")->type_name("POINTS");
   app.add_option("--slo-ttft-ms", o.slo_ttft_ms, "Longest predicted time to first token")->type_name("MS");
@@ -73,7 +75,7 @@ int main(int argc, char** argv) {
                      "-o is missing; a plan file goes to a file, or to standard output with -o -");
       output = "-";
     }
-    DS_ASSIGN(CompileOutput out, compile(o));
+    DS_ASSIGN(CompileOutput out, compile(files, o));
     for (const std::string& note : out.notes) fmt::print(stderr, "ds-compile: note: {}\n", note);
     return write_file_atomically(output, out.bytes);
   });

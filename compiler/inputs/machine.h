@@ -20,6 +20,11 @@ struct LayerPoint {
   int64_t min_ns = 0, max_ns = 0;  // its spread; `ns` where the file has none
 };
 
+/// When operations of a request that looks an entry up may start, from its beginning.
+struct Releases {
+  int64_t kernels_ns = 0, loads_ns = 0;
+};
+
 struct MachineModel {
   std::string name;
   std::string backend;
@@ -41,8 +46,8 @@ struct MachineModel {
   double embed_row_ns = 0;          // of each further row; holds with embed_ns
   std::optional<Shape> shape;       // of the measured layers; none: not stated
 
-  /// When the first byte can arrive.
-  int64_t link_release_ns() const { return lookup_ns + link_rtt_ns; }
+  /// Nothing starts before the entry has been found; the first byte of a load is a round trip later.
+  Releases releases() const { return {lookup_ns, lookup_ns + link_rtt_ns}; }
 
   /// Reads versions 1 and 2. Errors: kNotFound, kCorrupt, kUnsupported (another version), kInvalidArgument;
   /// each names file and field.

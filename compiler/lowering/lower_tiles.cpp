@@ -225,7 +225,10 @@ Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chun
   return Lowering(tiles, layers, chunks, whole_entry).run();
 }
 
-Problem problem_of(const Variant& v, int64_t link_release_ns) {
+Problem problem_of(const Variant& v, const Releases& releases) {
+  bool loads = std::any_of(v.ops.begin(), v.ops.end(), [](const Op& op) {
+    return op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv;
+  });
   Problem p;
   p.name = v.name;
   p.jobs = {Job{"request", 0}};
@@ -238,7 +241,7 @@ Problem problem_of(const Variant& v, int64_t link_release_ns) {
                                               : TaskRole::kCompute;
     t.stream = op.stream;
     t.duration_ns = op.duration_ns;
-    t.release_ns = t.role == TaskRole::kCompute ? 0 : link_release_ns;
+    t.release_ns = !loads ? 0 : t.role == TaskRole::kCompute ? releases.kernels_ns : releases.loads_ns;
     t.after = op.waits;
     t.layer = op.layer;
     t.chunk = op.chunk;
@@ -251,7 +254,7 @@ Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint
                                 const CostModel& costs, std::string_view scheduler) {
   Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler));
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
-  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().link_release_ns()), scheduler, false));
+  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().releases()), scheduler, false));
   return s.cost_ns;
 }
 

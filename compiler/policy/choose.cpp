@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <unordered_map>
 
 #include "compiler/lowering/lower_tiles.h"
 
@@ -35,15 +36,20 @@ const std::vector<Chooser::Kind>& Chooser::kinds(size_t tiling) {
   std::vector<Kind>& kinds = kinds_[tiling];
   if (!kinds.empty()) return kinds;
   const Tiling& t = tilings_[tiling];
-  auto key = [](const Op& op) { return std::tuple(op.kind, op.chunk, op.last_chunk, op.rows, op.queries); };
+  // Deep models have tens of thousands of operations, of a few hundred kinds.
+  auto key = [](const Op& op) {
+    return static_cast<uint64_t>(op.chunk + 1) << 32 | static_cast<uint64_t>(op.last_chunk + 1) << 8 |
+           static_cast<uint64_t>(op.kind) << 4 | static_cast<uint64_t>(op.rows) << 2 |
+           static_cast<uint64_t>(op.queries);
+  };
+  std::unordered_map<uint64_t, size_t> index;
   for (Op& op : lower_tiles(t.tiles, costs_.shape().layers, t.chunks, moves_whole_entry(scheduler_)).ops) {
-    auto same = std::find_if(kinds.begin(), kinds.end(), [&](const Kind& k) { return key(k.op) == key(op); });
-    if (same != kinds.end()) {
-      ++same->count;
-    } else {
+    auto [at, fresh] = index.try_emplace(key(op), kinds.size());
+    if (fresh) {
       op.waits.clear();
-      kinds.push_back({std::move(op), 1});
+      kinds.push_back({std::move(op), 0});
     }
+    ++kinds[at->second].count;
   }
   return kinds;
 }
@@ -65,7 +71,9 @@ Predicted Chooser::bound(size_t tiling, const Point& p) {
   }
   double wire = static_cast<double>(bytes) / static_cast<double>(std::max<int64_t>(p.rate, 1)) * 1e9;
   int64_t link = std::llround(std::min(wire, 1e17));
-  return {std::max(compute, bytes == 0 ? 0 : costs_.machine().link_rtt_ns + link), compute, link};
+  if (bytes == 0) return {compute, compute, link};
+  Releases from = costs_.machine().releases();
+  return {std::max(from.kernels_ns + compute, from.loads_ns + link), compute, link};
 }
 
 Result<Predicted> Chooser::predict(size_t tiling, const Point& p) {

@@ -195,10 +195,6 @@ bool same_ranges(const PlacedVariant& a, const PlacedVariant& b) {
          a.rate_min == b.rate_min && a.rate_max == b.rate_max;
 }
 
-}  // namespace
-
-namespace {
-
 /// Adds rates between neighbours where what is placed leaves too much to be wished for.
 Result<std::vector<PlacedVariant>> place(Chooser& chooser, Grid grid, bool waiting) {
   for (int round = 0;; ++round) {
@@ -225,11 +221,15 @@ Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& 
   DS_ASSIGN(std::vector<PlacedVariant> all, place(chooser, grid, false));
   if (!chooser.counts_busy({.waiting = true})) return all;
   DS_ASSIGN(std::vector<PlacedVariant> loaded, place(chooser, grid, true));
-  if (all.size() == loaded.size() && std::equal(all.begin(), all.end(), loaded.begin(), same_ranges)) {
-    for (size_t i = 0; i < all.size(); ++i) all[i].regret = std::max(all[i].regret, loaded[i].regret);
-    return all;
+  for (PlacedVariant& v : all) {
+    auto same = std::find_if(loaded.begin(), loaded.end(), [&](const auto& l) { return same_ranges(v, l); });
+    if (same == loaded.end()) {
+      v.load_max = 1;
+    } else {  // one for every load
+      v.regret = std::max(v.regret, same->regret);
+      loaded.erase(same);
+    }
   }
-  for (PlacedVariant& v : all) v.load_max = 1;
   for (PlacedVariant& v : loaded) v.load_min = 1;
   all.insert(all.end(), loaded.begin(), loaded.end());
   return all;

@@ -91,7 +91,8 @@ static_assert(static_cast<int>(plan::Proof::search) == static_cast<int>(Proof::k
 
 }  // namespace
 
-IrProblem problem_of(plan::VariantOp variant, int64_t link_release_ns) {
+IrProblem problem_of(plan::VariantOp variant, const Releases& releases) {
+  bool loads = !variant.getBody().getOps<plan::TransferOp>().empty();
   IrProblem out;
   out.problem.name = variant.getSymName().str();
   out.problem.jobs = {Job{"request", 0}};
@@ -99,7 +100,9 @@ IrProblem problem_of(plan::VariantOp variant, int64_t link_release_ns) {
   for (mlir::Operation& op : variant.getBody().front()) {
     if (auto stream = mlir::dyn_cast<plan::StreamOp>(op)) b.stream(stream);
     if (auto streamed = mlir::dyn_cast<plan::OperationInterface>(op))
-      b.task(streamed, streamed.role() == plan::Role::compute ? 0 : link_release_ns);
+      b.task(streamed, !loads                                   ? 0
+                       : streamed.role() == plan::Role::compute ? releases.kernels_ns
+                                                                : releases.loads_ns);
   }
   return out;
 }

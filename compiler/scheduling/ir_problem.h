@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "compiler/inputs/machine.h"
 #include "compiler/scheduling/dispatch.h"
 #include "dialects/plan/PlanDialect.h"
 
@@ -13,9 +14,9 @@ struct IrProblem {
   std::vector<plan::OperationInterface> ops;  // of each task
 };
 
-/// One job that arrives at 0; loads are released at `link_release_ns`. Durations that are not there count as
+/// One job that arrives at 0; where there are loads, `releases` hold. Durations that are not there count as
 /// 0.
-IrProblem problem_of(plan::VariantOp variant, int64_t link_release_ns);
+IrProblem problem_of(plan::VariantOp variant, const Releases& releases);
 IrProblem problem_of(plan::ProblemOp problem);
 
 /// Starts and ends; emits an error at the first operation without a start, or without a duration.

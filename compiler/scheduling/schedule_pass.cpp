@@ -18,9 +18,10 @@ struct SchedulePass : ModulePass<SchedulePass> {
       "Sets when each operation of a variant or problem starts";
 
   SchedulePass() = default;
-  SchedulePass(std::string scheduler, int64_t link_release_ns) {
+  SchedulePass(std::string scheduler, const Releases& releases) {
     scheduler_ = std::move(scheduler);
-    link_release_ns_ = link_release_ns;
+    release_ns_ = releases.kernels_ns;
+    link_release_ns_ = releases.loads_ns;
   }
   SchedulePass(const SchedulePass& other) : ModulePass(other) {}
 
@@ -73,7 +74,7 @@ struct SchedulePass : ModulePass<SchedulePass> {
   }
 
   mlir::LogicalResult run(plan::VariantOp variant) {
-    IrProblem ir = problem_of(variant, link_release_ns_);
+    IrProblem ir = problem_of(variant, {release_ns_, std::max<int64_t>(release_ns_, link_release_ns_)});
     auto s = solve(variant, ir);
     if (mlir::failed(s)) return mlir::failure();
     variant.setScheduler(scheduler_);
@@ -112,16 +113,18 @@ struct SchedulePass : ModulePass<SchedulePass> {
   Option<std::string> scheduler_{
       *this, "scheduler", llvm::cl::desc("best, cake, e-first, kv-first, kv-preload, serial or two-pointer"),
       llvm::cl::init("best")};
-  Option<int64_t> link_release_ns_{*this, "link-release-ns",
-                                   llvm::cl::desc("when the first load of a variant can start"),
-                                   llvm::cl::init(0)};
+  Option<int64_t> release_ns_{*this, "release-ns",
+                              llvm::cl::desc("when operations of a variant with loads can start"),
+                              llvm::cl::init(0)};
+  Option<int64_t> link_release_ns_{
+      *this, "link-release-ns", llvm::cl::desc("when its first load can start, if later"), llvm::cl::init(0)};
 };
 
 }  // namespace
 
 std::unique_ptr<mlir::Pass> create_plan_schedule() { return std::make_unique<SchedulePass>(); }
-std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, int64_t link_release_ns) {
-  return std::make_unique<SchedulePass>(std::move(scheduler), link_release_ns);
+std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, const Releases& releases) {
+  return std::make_unique<SchedulePass>(std::move(scheduler), releases);
 }
 
 }  // namespace ds

@@ -16,7 +16,7 @@ struct VerifySchedule : ModulePass<VerifySchedule> {
     auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
       bool failed = false;
       if (auto variant = mlir::dyn_cast<plan::VariantOp>(op)) {
-        failed = mlir::failed(check(variant, problem_of(variant, 0), "makespan", variant.getMakespan(),
+        failed = mlir::failed(check(variant, problem_of(variant, {}), "makespan", variant.getMakespan(),
                                     variant.getLowerBound(), variant.getProvenOptimal())) ||
                  mlir::failed(check_order(variant));
       } else if (auto problem = mlir::dyn_cast<plan::ProblemOp>(op)) {

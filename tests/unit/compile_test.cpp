@@ -214,29 +214,31 @@ TEST(Variants, OneTilingIsOneVariant) {
 }
 
 TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
-  CompileOptions base{.receiver = "/nowhere/r", .sender = "/nowhere/s"};
-  auto message = [&](const std::function<void(CompileOptions&)>& set) {
-    CompileOptions o = base;
+  struct Call : CompileOptions {
+    CompileFiles files{.receiver = "/nowhere/r", .sender = "/nowhere/s"};
+  };
+  auto message = [&](const std::function<void(Call&)>& set) {
+    Call o;
     set(o);
-    auto r = compile(o);
+    auto r = compile(o.files, o);
     return r.ok() ? std::string("compiled")
                   : fmt::format("{}: {}", code_name(r.status().code()), r.status().message());
   };
-  auto refused = [&](const std::function<void(CompileOptions&)>& set, std::string_view text) {
+  auto refused = [&](const std::function<void(Call&)>& set, std::string_view text) {
     std::string m = message(set);
     EXPECT_THAT(m, ::testing::StartsWith("invalid argument: "));
     EXPECT_THAT(m, HasSubstr(std::string(text)));
   };
   refused([](auto& o) { o.recompute = "1-2", o.policy = "full-reuse"; },
           "--recompute contradicts --policy full-reuse");
-  refused([](auto& o) { o.recompute = "1-2", o.slo_loss = 2, o.quality = "q"; },
+  refused([](auto& o) { o.recompute = "1-2", o.slo_loss = 2, o.files.quality = "q"; },
           "--slo-loss contradicts --recompute");
   refused([](auto& o) { o.slo_loss = 2; }, "--slo-loss needs --quality");
   refused([](auto& o) { o.slo_ttft_ms = 2; }, "--slo-ttft-ms needs --quality");
   refused([](auto& o) { o.policy = "full-prefill", o.slo_ttft_ms = 2; },
           "--slo-ttft-ms contradicts --policy full-prefill");
-  refused([](auto& o) { o.policy = "full-prefill", o.quality = "q"; }, "--quality contradicts");
-  refused([](auto& o) { o.quality = "q"; }, "--quality needs an objective");
+  refused([](auto& o) { o.policy = "full-prefill", o.files.quality = "q"; }, "--quality contradicts");
+  refused([](auto& o) { o.files.quality = "q"; }, "--quality needs an objective");
   refused([](auto&) {}, "which layers are to be recomputed?");
   refused([](auto& o) { o.policy = "fastest"; }, "unknown policy 'fastest'");
   refused([](auto& o) { o.policy = "full-reuse", o.schedule = "fast"; }, "--schedule is 'fast'");
@@ -248,8 +250,8 @@ TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
   refused([](auto& o) { o.policy = "full-reuse", o.link_rates = "20MB/s,160Mb/s"; }, "--link-rates");
   refused([](auto& o) { o.policy = "full-reuse", o.context_lengths = "9,8"; }, "--context-lengths");
   refused([](auto& o) { o.policy = "full-reuse", o.suffix_length = 0; }, "--suffix-length is 0");
-  refused([](auto& o) { o.quality = "q", o.slo_loss = std::nan(""); }, "--slo-loss is nan");
-  refused([](auto& o) { o.quality = "q", o.slo_ttft_ms = 0; }, "--slo-ttft-ms is 0");
+  refused([](auto& o) { o.files.quality = "q", o.slo_loss = std::nan(""); }, "--slo-loss is nan");
+  refused([](auto& o) { o.files.quality = "q", o.slo_ttft_ms = 0; }, "--slo-ttft-ms is 0");
   // What can only be seen in files comes after.
   EXPECT_THAT(message([](auto& o) { o.recompute = "1-2"; }), HasSubstr("not found"));
 }

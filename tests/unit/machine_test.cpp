@@ -74,7 +74,8 @@ TEST(Machine, ReadsWhatTheCalibrationWrites) {
   EXPECT_EQ(m->memory_bytes_per_s, 2e10);
   EXPECT_EQ(m->op_overhead_ns, 600);
   EXPECT_EQ(m->wakeup_ns, 6000);
-  EXPECT_EQ(m->link_release_ns(), 60'700);
+  EXPECT_EQ(m->releases().kernels_ns, 60'000);
+  EXPECT_EQ(m->releases().loads_ns, 60'700);
   EXPECT_EQ(m->read_latency_ns, 5000);
   EXPECT_EQ(m->read_bytes_per_s, 9e9);
   EXPECT_EQ(m->copy_bytes_per_s, 1e10);
@@ -159,7 +160,7 @@ TEST(Machine, VersionOneIsStillRead) {
     "layer_ns": [{"rows": 8, "query_rows": 8, "position": 0, "ns": 77}], "head_ns": 3})";
   auto m = read(text);
   ASSERT_TRUE(m.ok()) << m.status().message();
-  EXPECT_EQ(m->link_release_ns(), 5);
+  EXPECT_EQ(m->releases().loads_ns, 5);
   EXPECT_EQ(m->layer_points.at(0).max_ns, 77);
   EXPECT_FALSE(m->shape.has_value());
   EXPECT_TRUE(m->check_shape("f", kShape).ok());

@@ -42,7 +42,7 @@ Plan compile_tiles(const std::vector<Tile>& tiles, int32_t chunks, std::string_v
       EXPECT_TRUE(used) << op_label(v.ops[i], chunks) << " is for nobody";
     }
   }
-  auto s = schedule(problem_of(v, 2), scheduler);
+  auto s = schedule(problem_of(v, {0, 2}), scheduler);
   EXPECT_TRUE(s.ok()) << s.status().message();
   if (!s.ok()) return plan;
   for (auto [task, before] : s->barriers) v.ops[static_cast<size_t>(task)].waits.push_back(before);

@@ -22,6 +22,9 @@ Bench add_decode(CLI::App& app);
 Bench add_prefill(CLI::App& app);
 Bench add_ttft(CLI::App& app);
 Bench add_overlap(CLI::App& app);
+// With the compiler only.
+Bench add_compile(CLI::App& app);
+Bench add_sweep(CLI::App& app);
 
 inline double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());
@@ -36,7 +39,9 @@ struct RandomModelOptions {
 };
 
 inline void add_random_model(CLI::App& cmd, RandomModelOptions& o) {
-  cmd.add_option("--shape", o.shape, "llama-1b, llama-8b or llama-8b:LAYERS")->capture_default_str();
+  cmd.add_option("--shape", o.shape,
+                 "llama-1b, llama-8b, llama-8b:LAYERS, or spelled out: llama:layers=12,d=1024,...")
+      ->capture_default_str();
   cmd.add_option("--dtype", o.dtype, "bf16 or f32")->capture_default_str();
   cmd.add_option("--repeats", o.repeats, "runs of each, interleaved; the median counts")
       ->capture_default_str()

@@ -6,16 +6,17 @@ using namespace ds;
 int main(int argc, char** argv) {
   CLI::App app{
       "Measure this machine: prefill and attention against the matrix products' speed, decoding against the "
-      "memory's, ways to a first token beside one another, transfers beside compute, and starts.",
+      "memory's, ways to a first token beside one another, transfers beside compute, starts, and the "
+      "compiler.",
       "ds-bench"};
   app.require_subcommand(1);
-  const std::pair<const char*, Bench> benches[] = {{"attention", add_attention(app)},
-                                                   {"decode", add_decode(app)},
-                                                   {"load", add_load(app)},
-                                                   {"make-model", add_make_model(app)},
-                                                   {"overlap", add_overlap(app)},
-                                                   {"prefill", add_prefill(app)},
-                                                   {"ttft", add_ttft(app)}};
+  const std::pair<const char*, Bench> benches[] = {
+      {"attention", add_attention(app)},
+#ifdef DS_HAVE_COMPILER
+      {"compile", add_compile(app)},     {"sweep", add_sweep(app)},
+#endif
+      {"decode", add_decode(app)},       {"load", add_load(app)},       {"make-model", add_make_model(app)},
+      {"overlap", add_overlap(app)},     {"prefill", add_prefill(app)}, {"ttft", add_ttft(app)}};
   app.footer(
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"
@@ -26,6 +27,10 @@ int main(int argc, char** argv) {
       "  ds-bench ttft --receiver R/ --store file:cache --context c.txt --prompt 'Where?' --link-rate 20MB/s "
       "\\\n"
       "      --plan 'full reuse=reuse.dsplan' --plan plan=pair.dsplan\n"
+#ifdef DS_HAVE_COMPILER
+      "  ds-bench compile --layers 80 --chunks 16 --json -\n"
+      "  ds-bench sweep --lengths 512,1024,2048 --budget-s 240 --json sweep.json --html sweep.html\n"
+#endif
       "  ds-bench make-model --shape llama-1b -o /tmp/llama-1b\n"
       "  ds-bench load --model /tmp/llama-1b --repeats 5 --json load.json");
   return run_tool(app, argc, argv, [&]() -> Status {
