@@ -206,7 +206,7 @@ Plan plan_for(const LayerRange& group, int64_t layers, std::string_view schedule
   auto make = [&](const LayerRange& range) {
     Variant v = lower_tiles(tiles_for_group(range, layers), layers, 1, moves_whole_entry(scheduler));
     for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
-    Problem p = problem_of(v, 0);
+    Problem p = problem_of(v, {});
     Schedule s = *schedule(p, scheduler);
     std::vector<int32_t> order(v.ops.size());
     std::iota(order.begin(), order.end(), 0);
