@@ -256,5 +256,68 @@ TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
   EXPECT_THAT(message([](auto& o) { o.recompute = "1-2"; }), HasSubstr("not found"));
 }
 
+CompileInputs inputs_in_memory(MachineModel machine) {
+  CompileInputs in;
+  in.pair.config = *preset_config("llama:layers=12,d=512,ff=1408,heads=8,kv=2,vocab=1000");
+  for (ModelIdentity* model : {&in.pair.sender, &in.pair.receiver})
+    *model = {.name = "m",
+              .fingerprint = std::string(64, 'a'),
+              .config = std::string(64, 'b'),
+              .weights = std::string(64, 'c'),
+              .tokenizer = ""};
+  in.machine = std::move(machine);
+  return in;
+}
+
+TEST(Compile, NothingStartsBeforeTheEntryHasBeenFound) {
+  MachineModel m = machine();
+  m.lookup_ns = 1'000'000;
+  m.link_rtt_ns = 500'000;
+  // Layers 0 to 5 need no cut, so that their kernels could start at once.
+  for (const char* scheduler : {"best", "e-first", "kv-preload", "serial"}) {
+    CompileOptions o{.recompute = "0-5", .context_lengths = "1024", .link_rates = "100MB/s"};
+    o.schedule = scheduler;
+    auto out = compile(inputs_in_memory(m), o);
+    ASSERT_TRUE(out.ok()) << out.status().message();
+    ASSERT_EQ(out->plan->variants.size(), 1u);
+    const Variant& v = out->plan->variants[0];
+    int64_t first_kernel = INT64_MAX, first_load = INT64_MAX;
+    for (const Op& op : v.ops) {
+      bool load = op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv;
+      (load ? first_load : first_kernel) = std::min(load ? first_load : first_kernel, op.start_ns);
+    }
+    EXPECT_EQ(first_load, 1'500'000) << scheduler;
+    EXPECT_GE(first_kernel, 1'000'000) << scheduler;
+    if (std::string_view(scheduler) == "best") {
+      EXPECT_EQ(first_kernel, 1'000'000);
+    }
+    EXPECT_EQ(out->plan->full_prefill.ops[0].start_ns, 0);
+
+    // A simulation keeps that head start, whatever the rate.
+    OperatingPoint at = tuned_point(v);
+    EXPECT_EQ(predicted_ttft_ns(*out->plan, v, at), v.makespan_ns) << scheduler;
+    auto fast = simulate_variant(*out->plan, v, {at.tokens, at.suffix, int64_t{1} << 50});
+    ASSERT_TRUE(fast.ok());
+    for (size_t i = 0; i < v.ops.size(); ++i) EXPECT_GE(fast->ops[i].start_ns, 1'000'000) << scheduler << i;
+  }
+}
+
+TEST(Compile, TakesInputsThatWereReadBefore) {
+  CompileInputs in = inputs_in_memory(machine());
+  CompileOptions o{.policy = "balanced", .slo_loss = 3};
+  EXPECT_THAT(compile(in, o).status().message(), HasSubstr("needs --quality"));
+  in.quality = profile();
+  auto once = compile(in, o), again = compile(in, o);
+  ASSERT_TRUE(once.ok()) << once.status().message();
+  EXPECT_EQ(once->bytes, again->bytes);
+  EXPECT_TRUE(once->notes.empty());
+  EXPECT_GT(once->times.choose_ns, 0);
+  EXPECT_GT(once->times.schedule_ns, 0);
+  in.machine.reset();
+  auto stand_in = compile(in, o);
+  ASSERT_TRUE(stand_in.ok());
+  EXPECT_THAT(stand_in->plan->provenance.flags, HasSubstr("stand-in"));
+}
+
 }  // namespace
 }  // namespace ds
