@@ -1,4 +1,5 @@
 // ds-bench prefill: tokens per second of a full prefill beside its FLOP bound.
+#include <iostream>
 #include <map>
 #include <memory>
 
@@ -23,7 +24,7 @@ double prefill_flops(const Shape& shape, int64_t n) {
 struct PrefillOptions {
   RandomModelOptions model;
   std::string lengths = "512,2048,4096";
-  bool profile = false;
+  bool profile = false, turns = false;
 };
 
 /// Where the time goes, means over all runs: a column per length.
@@ -86,21 +87,43 @@ Status bench_prefill(const PrefillOptions& options) {
   std::vector<double> peaks;
   PhaseTable phases;
   phases.repeats = o.repeats;
+  auto measure = [&](int64_t n) -> Status {  // with the bound beside each: a shared machine drifts
+    DS_ASSIGN(double peak, backend->measure_matmul_flops(dtype));
+    peaks.push_back(peak);
+    Request request;
+    request.context = std::span(ids).first(static_cast<size_t>(n - 1));
+    request.suffix = std::span(ids).subspan(static_cast<size_t>(n - 1), 1);
+    request.full_prefill = true;
+    if (options.profile) model->set_profile(&phases.times[n]);
+    DS_ASSIGN(Answer answer, session->run(request));
+    model->set_profile(nullptr);
+    phases.wall_ns[n] += static_cast<double>(answer.ttft_ns);
+    seconds[n].push_back(static_cast<double>(answer.ttft_ns) / 1e9);
+    return ok_status();
+  };
+
+  if (options.turns) {
+    auto say = [](const nlohmann::ordered_json& line) { std::cout << line.dump() << std::endl; };
+    say({{"ready", o.shape}, {"dtype", o.dtype}, {"backend", backend->description()}});
+    for (std::string line; std::getline(std::cin, line);) {
+      DS_ASSIGN(std::vector<int64_t> turn, parse_int_list(line, 1, lengths.back()));
+      for (int64_t n : turn) {
+        DS_TRY(measure(n));
+        double s = seconds[n].back(), gflops = peaks.back() / 1e9;
+        say({{"tokens", n},
+             {"seconds", s},
+             {"matmul_gflops", gflops},
+             {"share", prefill_flops(config.shape(), n) / gflops / 1e9 / s}});
+      }
+    }
+    return ok_status();
+  }
+
   ProgressBar bar("measuring");
   int64_t done = 0, total = static_cast<int64_t>(lengths.size()) * o.repeats;
   for (int r = 0; r < o.repeats; ++r) {
-    for (int64_t n : lengths) {  // interleaved, with the bound measured beside each: a shared machine drifts
-      DS_ASSIGN(double peak, backend->measure_matmul_flops(dtype));
-      peaks.push_back(peak);
-      Request request;
-      request.context = std::span(ids).first(static_cast<size_t>(n - 1));
-      request.suffix = std::span(ids).subspan(static_cast<size_t>(n - 1), 1);
-      request.full_prefill = true;
-      if (options.profile) model->set_profile(&phases.times[n]);
-      DS_ASSIGN(Answer answer, session->run(request));
-      model->set_profile(nullptr);
-      phases.wall_ns[n] += static_cast<double>(answer.ttft_ns);
-      seconds[n].push_back(static_cast<double>(answer.ttft_ns) / 1e9);
+    for (int64_t n : lengths) {
+      DS_TRY(measure(n));
       bar.update(++done, total);
     }
   }
@@ -143,6 +166,9 @@ Bench add_prefill(CLI::App& app) {
   add_random_model(*cmd, o->model);
   cmd->add_option("--lengths", o->lengths, "tokens")->capture_default_str();
   cmd->add_flag("--profile", o->profile, "also where the time goes, by phase, means over all runs");
+  cmd->add_flag("--turns", o->turns,
+                "measure when told to, in turns with another program: one line of standard input names a "
+                "length (up to the longest of --lengths), one line of JSON answers");
   return [o] { return bench_prefill(*o); };
 }
 

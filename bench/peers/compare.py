@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""Full prefills of droidspeak and of llama.cpp (or a fork of it) in turns, on one machine.
+
+Both models stay loaded. One measures while the other is stopped, so that two neighbouring measurements form a pair, and
+a machine whose speed drifts does not favour either; who goes first changes from pair to pair. Loading and a
+first prefill of each are not counted.
+"""
+import argparse, atexit, datetime, json, os, pathlib, signal, statistics, subprocess, sys, tempfile
+import random_gguf
+
+
+# Of the peer's runs of one prompt the last counts: the first one meets memory that nothing has touched yet, which ours does
+# not, and llama-bench's own warm-up may be a single token.
+REPEATS = 2
+
+
+def fail(message): sys.exit(f"error: {message}")
+
+
+def say(message):
+    if sys.stderr.isatty(): print(f"\r\033[K{message}", end="", file=sys.stderr, flush=True)
+
+
+class Program:
+    """A benchmark that answers in JSON objects on stdout, one per measurement, and is ended with this script."""
+
+    def __init__(self, name, command):
+        self.name, self.errors, self.text = name, tempfile.TemporaryFile(), ""
+        try:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        except OSError as e:
+            fail(f"{name} cannot be started: {command[0]}: {e.strerror}; build it and give its path")
+        atexit.register(self.end)
+
+    def end(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def answer(self):
+        """The next JSON object."""
+        while True:
+            start = self.text.find("{")
+            if start >= 0:
+                try:
+                    value, end = json.JSONDecoder().raw_decode(self.text, start)
+                    self.text = self.text[end:]
+                    return value
+                except json.JSONDecodeError:
+                    pass  # not whole yet
+            more = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not more: self.stopped_early()
+            self.text += more.decode(errors="replace")
+
+    def stopped_early(self):
+        code = self.process.wait()
+        self.errors.seek(0)
+        last = self.errors.read().decode(errors="replace").strip().splitlines()[-5:]
+        seen = f"; its output was: {self.text.strip()[:300]}" if self.text.strip() else ""
+        fail(f"{self.name} ended (exit status {code}) before its measurements were done{seen}"
+             + "".join("\n  " + line for line in last))
+
+    def number(self, answer, key):
+        value = answer.get(key)
+        if isinstance(value, list) and value: value = value[-1]
+        if not isinstance(value, (int, float)) or not value > 0:
+            fail(f"{self.name}: an answer without a usable '{key}', expected a number above 0, found {value!r} in "
+                 + json.dumps(answer)[:300])
+        return value
+
+
+class Ours(Program):
+    def __init__(self, path, shape, lengths, threads):
+        super().__init__("ds-bench", [path, "prefill", "--turns", "--backend", "cpu", "--shape", shape, "--threads", str(threads),
+                                      "--lengths", ",".join(map(str, lengths))])
+        self.about = self.answer()
+
+    def measure(self, tokens):
+        try:
+            self.process.stdin.write(f"{tokens}\n".encode())
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self.stopped_early()
+        a = self.answer()
+        if a.get("tokens") != tokens: fail(f"ds-bench was told to measure {tokens} tokens and answered {json.dumps(a)}")
+        return {"tokens_per_second": tokens / self.number(a, "seconds"), "matmul_gflops": self.number(a, "matmul_gflops"),
+                "share": self.number(a, "share")}
+
+
+class Peer(Program):
+    """llama-bench runs a list of prompts without asking; stopping its process between two of them makes it wait."""
+
+    def __init__(self, path, model, turns, threads, ub, flags):
+        prompts = ",".join(map(str, [16] + turns))  # the first one tells that the model is loaded
+        super().__init__("llama-bench", [path, "-m", model, "-p", prompts, "-n", "0", "-r", str(REPEATS), "-t", str(threads),
+                                         "-b", str(max(ub, 2048)), "-ub", str(ub), "-o", "json"] + flags)
+        self.about = self.answer()
+        self.process.send_signal(signal.SIGSTOP)
+
+    def measure(self, tokens):
+        self.process.send_signal(signal.SIGCONT)
+        a = self.answer()
+        self.process.send_signal(signal.SIGSTOP)
+        if a.get("n_prompt") != tokens:
+            fail(f"llama-bench was to measure {tokens} tokens and answered {json.dumps(a)[:300]}")
+        return tokens / self.number(a, "samples_ns") * 1e9
+
+
+def pair(ours, peer, tokens, ours_first):
+    """One measurement of each, neighbours in time."""
+    if ours_first: a, b = ours.measure(tokens), peer.measure(tokens)
+    else: b, a = peer.measure(tokens), ours.measure(tokens)
+    return {**a, "peer_tokens_per_second": b, "ratio": a["tokens_per_second"] / b}
+
+
+def numbers(text, name):
+    parts = text.split(",")
+    if not all(p.isdecimal() and int(p) > 0 for p in parts): fail(f"{name} is '{text}', expected numbers above 0, as in 512,2048")
+    return [int(p) for p in parts]
+
+
+def parse():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog="""examples:
+  compare.py --llama-bench ik_llama.cpp/build/bin/llama-bench --ds-bench build/release/bin/ds-bench
+  compare.py --llama-bench llama.cpp/build/bin/llama-bench --ds-bench build/release/bin/ds-bench --peer-flags "-fa 1" \\
+             --shapes llama-8b:4 --lengths 512 --rounds 9 --json results.jsonl""")
+    p.add_argument("--llama-bench", required=True, metavar="FILE", help="the peer's llama-bench")
+    p.add_argument("--ds-bench", required=True, metavar="FILE")
+    p.add_argument("--shapes", default="llama-1b,llama-8b:4", help="llama-1b, llama-8b, each with ':N' for N layers (%(default)s)")
+    p.add_argument("--lengths", default="512,2048,4096", help="tokens (%(default)s)")
+    p.add_argument("--rounds", default=3, type=int, help="pairs per length (%(default)s)")
+    p.add_argument("--threads", default=os.cpu_count(), type=int, help="of both (%(default)s)")
+    p.add_argument("--peer-flags", default="-fa 1 -rtr 1", help="further flags of llama-bench; those of ik_llama.cpp by default "
+                   "('%(default)s'), llama.cpp has no -rtr")
+    p.add_argument("--ub", default="512,1024,2048", help="the peer's micro-batches: each is tried in two pairs at the longest length up "
+                   "to 2048, and its best, by the ratio, is kept for the shape; one number: no trial (%(default)s)")
+    p.add_argument("--models", metavar="DIR", help="keeps the peer's models there; default: a folder that is deleted at the end")
+    p.add_argument("--json", metavar="FILE", help="append one line of JSON per shape and length")
+    return p.parse_args()
+
+
+def choose_ub(make_peer, ours, candidates, length):
+    """Of those that differ at this length, the one with which the peer comes off best beside ours."""
+    candidates = sorted({min(u, length) for u in candidates})
+    if len(candidates) == 1: return candidates[0], {}
+    ratios = {}
+    for ub in candidates:
+        peer = make_peer([length] * 2, ub)
+        ratios[ub] = statistics.median(pair(ours, peer, length, first)["ratio"] for first in (True, False))
+        peer.end()
+    return min(ratios, key=ratios.get), ratios
+
+
+def compare_shape(o, shape, lengths, ubs, folder):
+    model = pathlib.Path(folder) / f"{shape.replace(':', '-')}.gguf"
+    if not model.exists():
+        say(f"writing {model.name}")
+        try: random_gguf.write(shape, str(model))
+        except OSError as e: fail(f"the peer's model cannot be written: {model}: {e.strerror}")
+    flags = o.peer_flags.split()
+    make_peer = lambda turns, ub: Peer(o.llama_bench, str(model), turns, o.threads, ub, flags)
+    say(f"{shape}: loading")
+    ours = Ours(o.ds_bench, shape, lengths, o.threads)
+    ours.measure(min(lengths))  # not counted
+    ub, tried = choose_ub(make_peer, ours, ubs, max([n for n in lengths if n <= 2048], default=min(lengths)))
+    peer = make_peer([n for n in lengths for _ in range(o.rounds)], ub)
+    for tokens in lengths:
+        pairs = []
+        for r in range(o.rounds):
+            say(f"{shape}: {tokens} tokens, pair {r + 1} of {o.rounds}")
+            pairs.append(pair(ours, peer, tokens, r % 2 == 0))
+        say("")
+        yield {"date": datetime.date.today().isoformat(), "shape": shape, "tokens": tokens, "threads": o.threads,
+               "backend": ours.about["backend"], "cpu": peer.about.get("cpu_info"), "peer_build": peer.about.get("build_commit"),
+               "peer_flags": o.peer_flags, "peer_ub": ub, "ub_ratios": tried, "pairs": pairs}
+    ours.end()
+    peer.end()
+
+
+def main():
+    o = parse()
+    lengths, ubs, shapes = sorted(numbers(o.lengths, "--lengths")), numbers(o.ub, "--ub"), o.shapes.split(",")
+    if o.rounds < 1 or o.threads < 1: fail("--rounds and --threads are 1 or more")
+    for shape in shapes:
+        try: random_gguf.sizes(shape)
+        except ValueError as e: fail(e)
+    for path in (o.llama_bench, o.ds_bench):
+        if not os.access(path, os.X_OK) or os.path.isdir(path): fail(f"no program at {path}; build it and give its path")
+    if o.models and not os.path.isdir(o.models): fail(f"--models: {o.models} is not a folder")
+    with tempfile.TemporaryDirectory() as scratch:
+        print(f"{'shape':12} {'tokens':>7} {'tokens/s':>9} {'peer':>7} {'-ub':>5} {'ratio':>6}  {'min to max':14} {'GFLOP/s':>8} {'share':>6}")
+        for shape in shapes:
+            for row in compare_shape(o, shape, lengths, ubs, o.models or scratch):
+                of = lambda key: [p[key] for p in row["pairs"]]
+                mid = lambda key: statistics.median(of(key))
+                print(f"{shape:12} {row['tokens']:7} {mid('tokens_per_second'):9.1f} {mid('peer_tokens_per_second'):7.1f} "
+                      f"{row['peer_ub']:5} {mid('ratio'):6.2f}  {min(of('ratio')):5.2f} to {max(of('ratio')):5.2f} "
+                      f"{mid('matmul_gflops'):8.0f} {100 * mid('share'):5.0f}%", flush=True)
+                if o.json:
+                    try:
+                        with open(o.json, "a") as f: f.write(json.dumps(row) + "\n")
+                    except OSError as e: fail(f"the results cannot be written: {o.json}: {e.strerror}")
+
+
+if __name__ == "__main__":
+    try: main()
+    except KeyboardInterrupt: sys.exit(130)
