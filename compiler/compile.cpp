@@ -107,6 +107,9 @@ Result<Request> check_options(const CompileOptions& o, bool quality) {
   r.policy = o.policy.value_or(o.recompute ? "droidspeak" : "balanced");
   if (o.chunks < 1 || o.chunks > kMaxChunks)
     return error(Code::kInvalidArgument, "--chunks is {}, expected 1 to {}", o.chunks, kMaxChunks);
+  if (o.max_variants < 1 || o.max_variants > static_cast<int64_t>(kMaxVariants))
+    return error(Code::kInvalidArgument, "--max-variants is {}, expected 1 to {}", o.max_variants,
+                 kMaxVariants);
   for (int64_t chunks = 1; chunks < o.chunks; chunks *= 2) r.chunks.push_back(static_cast<int32_t>(chunks));
   r.chunks.push_back(static_cast<int32_t>(o.chunks));
 
@@ -141,8 +144,9 @@ std::string canonical_flags(const CompileOptions& o, const Request& r,
   std::vector<std::string> rates;
   for (int64_t rate : r.rates) rates.push_back(fmt::format("{}B/s", rate));
   flags += fmt::format(
-      " --context-lengths {} --suffix-length {} --link-rates {} --chunks {} --schedule {} --dtype {}",
-      fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.chunks, o.schedule,
+      " --context-lengths {} --suffix-length {} --link-rates {} --chunks {} --max-variants {} --schedule {} "
+      "--dtype {}",
+      fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.chunks, o.max_variants, o.schedule,
       dtype_name(dtype));
   flags += stand_in ? " (machine: stand-in)" : "";
   return flags;
@@ -259,11 +263,17 @@ struct Compiler {
     CostModel costs(machine, plan.shape);
     Chooser chooser(std::move(tilings), slo, costs, options.schedule);
     Grid grid{request.lengths, request.rates, options.suffix_length};
-    DS_ASSIGN(std::vector<PlacedVariant> placed, place_variants(chooser, grid));
-    if (placed.size() > kMaxVariants)
+    DS_ASSIGN(std::vector<PlacedVariant> placed,
+              place_variants(chooser, grid, static_cast<size_t>(options.max_variants)));
+    if (placed.size() > kMaxVariants) {
       return error(Code::kInvalidArgument,
                    "{} variants are needed, expected at most {}; give fewer lengths or rates", placed.size(),
                    kMaxVariants);
+    }
+    if (static_cast<int64_t>(placed.size()) > options.max_variants) {
+      out.notes.push_back(fmt::format("the objective needs {} variants, more than --max-variants {}",
+                                      placed.size(), options.max_variants));
+    }
     for (const PlacedVariant& p : placed) {
       DS_ASSIGN(Predicted predicted, chooser.predict(p.tiling, p.tuned));
       DS_ASSIGN(std::vector<Alternative> alternatives, chooser.alternatives(p.tuned));

@@ -25,6 +25,7 @@ struct CompileOptions {
   std::optional<std::string> link_rates;       // "20MB/s,8Gb/s"
   int64_t suffix_length = 32;
   int64_t chunks = 16;  // most parts into which the context is divided
+  int64_t max_variants = 64;
   std::string schedule = "best";
   std::optional<std::string> dtype;  // bf16, f32; by default the machine's, else bf16
   std::string emit = "flatbuffer";   // reuse, plan, schedule, flatbuffer

@@ -32,7 +32,8 @@ int main(int argc, char** argv) {
   app.add_option("--recompute", o.recompute, "Layers that the receiver recomputes")->type_name("A-B");
   app.add_option(
          "--policy", o.policy,
-         "balanced (a group of layers, and stairs on it where the link is slow; the default without --recompute), "
+         "balanced (a group of layers, and stairs on it where the link is slow; the default without "
+         "--recompute), "
          "droidspeak (a group of layers), cake (a split along the tokens), full-prefill or full-reuse")
       ->type_name("NAME");
   app.add_option("--quality", files.quality, "Quality profile of the pair, from ds-profile")
@@ -55,6 +56,10 @@ int main(int argc, char** argv) {
   app.add_option("--chunks", o.chunks,
                  "Most parts into which the context is divided, so that recomputation starts with the first "
                  "part of E; 1: no parts")
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--max-variants", o.max_variants,
+                 "Where more would come of it, neighbours that differ least share one")
       ->capture_default_str()
       ->type_name("N");
   app.add_option("--schedule", o.schedule,

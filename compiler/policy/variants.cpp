@@ -30,8 +30,9 @@ struct Band {
 
 class Placement {
  public:
-  Placement(Chooser& chooser, const Grid& grid, bool waiting)
-      : chooser_(chooser), grid_(grid), waiting_(waiting) {}
+  /// `worth`: kWorthAVariant, or more.
+  Placement(Chooser& chooser, const Grid& grid, bool waiting, double worth)
+      : chooser_(chooser), grid_(grid), waiting_(waiting), worth_(worth) {}
 
   Result<std::vector<PlacedVariant>> run() {
     std::vector<Band> bands;
@@ -75,7 +76,7 @@ class Placement {
     for (const Segment& s : row) {
       for (size_t r = s.first; r <= s.last; ++r) {
         DS_ASSIGN(double share, regret(s.tiling, at(n, r)));
-        if (share > kWorthAVariant) return false;
+        if (share > worth_) return false;
       }
     }
     return true;
@@ -100,7 +101,7 @@ class Placement {
       bool serves = true;
       for (size_t k = s.first; serves && k <= r; ++k) {
         DS_ASSIGN(double share, regret(tiling, at(n, k)));
-        serves = share <= kWorthAVariant;
+        serves = share <= worth_;
       }
       if (!serves) continue;
       s.tiling = tiling;
@@ -188,6 +189,7 @@ class Placement {
   Chooser& chooser_;
   const Grid& grid_;
   const bool waiting_;
+  const double worth_;
 };
 
 bool same_ranges(const PlacedVariant& a, const PlacedVariant& b) {
@@ -196,12 +198,12 @@ bool same_ranges(const PlacedVariant& a, const PlacedVariant& b) {
 }
 
 /// Adds rates between neighbours where what is placed leaves too much to be wished for.
-Result<std::vector<PlacedVariant>> place(Chooser& chooser, Grid grid, bool waiting) {
+Result<std::vector<PlacedVariant>> place(Chooser& chooser, Grid grid, bool waiting, double worth) {
   for (int round = 0;; ++round) {
-    DS_ASSIGN(std::vector<PlacedVariant> placed, Placement(chooser, grid, waiting).run());
+    DS_ASSIGN(std::vector<PlacedVariant> placed, Placement(chooser, grid, waiting, worth).run());
     std::vector<int64_t> rates = grid.rates;
     for (const PlacedVariant& v : placed) {
-      if (round == 2 || v.regret <= kTolerated) continue;
+      if (round == 2 || v.regret <= worth / kWorthAVariant * kTolerated) continue;
       for (int64_t edge : {v.rate_min, v.rate_max}) {
         auto above = std::lower_bound(grid.rates.begin(), grid.rates.end(), edge);
         if (above == grid.rates.begin() || above == grid.rates.end()) continue;
@@ -215,12 +217,10 @@ Result<std::vector<PlacedVariant>> place(Chooser& chooser, Grid grid, bool waiti
   }
 }
 
-}  // namespace
-
-Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& grid) {
-  DS_ASSIGN(std::vector<PlacedVariant> all, place(chooser, grid, false));
+Result<std::vector<PlacedVariant>> place_all(Chooser& chooser, const Grid& grid, double worth) {
+  DS_ASSIGN(std::vector<PlacedVariant> all, place(chooser, grid, false, worth));
   if (!chooser.counts_busy({.waiting = true})) return all;
-  DS_ASSIGN(std::vector<PlacedVariant> loaded, place(chooser, grid, true));
+  DS_ASSIGN(std::vector<PlacedVariant> loaded, place(chooser, grid, true, worth));
   for (PlacedVariant& v : all) {
     auto same = std::find_if(loaded.begin(), loaded.end(), [&](const auto& l) { return same_ranges(v, l); });
     if (same == loaded.end()) {
@@ -233,6 +233,15 @@ Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& 
   for (PlacedVariant& v : loaded) v.load_min = 1;
   all.insert(all.end(), loaded.begin(), loaded.end());
   return all;
+}
+
+}  // namespace
+
+Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& grid, size_t most) {
+  for (double worth = kWorthAVariant;; worth *= 2) {
+    DS_ASSIGN(std::vector<PlacedVariant> all, place_all(chooser, grid, worth));
+    if (all.size() <= most || worth > 1000) return all;
+  }
 }
 
 }  // namespace ds

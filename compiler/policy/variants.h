@@ -28,13 +28,17 @@ struct PlacedVariant {
 /// variant that gains less is not worth its bytes.
 inline constexpr double kWorthAVariant = 0.01;
 
-/// Where two neighbouring rates' tilings are both worse than the best by more than this between them, a rate is
-/// added there; up to three between two given ones.
+/// Where two neighbouring rates' tilings are both worse than the best by more than this between them, a rate
+/// is added there; up to three between two given ones.
 inline constexpr double kTolerated = 0.10;
+
+inline constexpr size_t kManyVariants = 64;
 
 /// Covers every length, rate and load exactly once. Edges lie where the tilings on both sides are equally
 /// good (bisected between grid points). Loads are told apart only where a waiting request changes the choice.
-/// kInfeasible: at some grid point nothing keeps the objective.
-Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& grid);
+/// Where more than `most` come of it, both shares above are doubled until they fit, as far as the objective
+/// allows. kInfeasible: at some grid point nothing keeps the objective.
+Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& grid,
+                                                  size_t most = kManyVariants);
 
 }  // namespace ds

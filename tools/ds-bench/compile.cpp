@@ -13,7 +13,7 @@ namespace ds {
 namespace {
 
 struct CompileBenchOptions {
-  int64_t layers = 80, chunks = 16;
+  int64_t layers = 80, chunks = 16, variants = 12;
   std::string machine, policy = "balanced", lengths = "1024,4096,16384", rates = "300kB/s,1MB/s,3MB/s", json;
   double slo_loss = 4;
   int repeats = 3;
@@ -54,6 +54,7 @@ Status bench_compile(const CompileBenchOptions& o) {
   options.context_lengths = o.lengths;
   options.link_rates = o.rates;
   options.chunks = o.chunks;
+  options.max_variants = o.variants;
   options.compiler_version = kVersion;
 
   CompileOutput out;
@@ -135,6 +136,8 @@ Bench add_compile(CLI::App& app) {
       "the compiler's time, its plan's size and gap to the bound; Llama-3-70B's shape, no checkpoint");
   cmd->add_option("--layers", o->layers, "of the model")->capture_default_str()->check(CLI::Range(2, 10000));
   cmd->add_option("--chunks", o->chunks, "most parts of the context")->capture_default_str();
+  cmd->add_option("--variants", o->variants, "most variants, as ds-compile --max-variants")
+      ->capture_default_str();
   cmd->add_option("--policy", o->policy, "as ds-compile")->capture_default_str();
   cmd->add_option("--slo-loss", o->slo_loss, "points that may be lost, of the synthetic profile's 30")
       ->capture_default_str();
