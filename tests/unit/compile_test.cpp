@@ -69,7 +69,7 @@ TEST(Policy, EveryTilingOfEveryPolicyIsAPlanThatTheVerifierAccepts) {
         Variant v = lower_tiles(t.tiles, 12, t.chunks, moves_whole_entry(scheduler));
         TunedPoint at{2048, 16, 20'000'000, t.chunks};
         for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, at);
-        auto s = schedule(problem_of(v, 1000), scheduler, false);
+        auto s = schedule(problem_of(v, {0, 1000}), scheduler, false);
         ASSERT_TRUE(s.ok()) << s.status().message();
         EXPECT_GE(s->cost_ns, costs.duration_ns(v.ops.back(), at));
       }
