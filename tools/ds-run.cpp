@@ -183,7 +183,8 @@ Status run(const Options& o) {
   }
   const Variant& variant = *answer.variant;
   auto ms = [](int64_t ns) { return static_cast<double>(ns) / 1e6; };
-  int64_t predicted = predicted_ttft_ns(*plan, variant, {n, m, answer.link_rate > 0 ? answer.link_rate : kNoLimit - 1});
+  int64_t predicted =
+      predicted_ttft_ns(*plan, variant, {n, m, answer.link_rate > 0 ? answer.link_rate : kNoLimit - 1});
   std::string cache(cache_status_name(answer.cache));
   if (o.json) {
     nlohmann::ordered_json out;

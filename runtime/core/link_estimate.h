@@ -8,9 +8,9 @@
 
 namespace ds {
 
-/// A moving estimate from what transfers took: a mean of nanoseconds per byte in which what was moved before the
-/// last 64 MiB counts half, before the last 128 MiB a quarter. Large transfers thus count for more than small
-/// ones, whose round trips say little about the rate.
+/// A moving estimate from what transfers took: a mean of nanoseconds per byte in which what was moved before
+/// the last 64 MiB counts half, before the last 128 MiB a quarter. Large transfers thus count for more than
+/// small ones, whose round trips say little about the rate.
 class LinkEstimate {
  public:
   /// One request's transfers: bytes, and the time for which they kept the link busy.

@@ -148,8 +148,8 @@ Status Session::check(const Request& request) const {
   }
   if (request.link_rate < 0 || request.waiting < 0) {
     return error(Code::kInvalidArgument,
-                 "the link rate is {} B/s and {} requests wait; expected 0 or more of each", request.link_rate,
-                 request.waiting);
+                 "the link rate is {} B/s and {} requests wait; expected 0 or more of each",
+                 request.link_rate, request.waiting);
   }
   if (request.link_deadline_ns < 0) {
     return error(Code::kInvalidArgument, "the deadline for transfers is {} ns; expected 0 (none) or more",
@@ -279,8 +279,7 @@ Result<Answer> Session::run(const Request& request) {
                        : answer.link_rate > 0 ? RateSource::kMeasured
                                               : RateSource::kUnknown;
   const int64_t rate = answer.link_rate > 0 ? answer.link_rate : kNoLimit - 1;
-  const Variant* variant =
-      request.full_prefill ? nullptr : select_variant(plan_, n, rate, request.waiting);
+  const Variant* variant = request.full_prefill ? nullptr : select_variant(plan_, n, rate, request.waiting);
   bool wants_entry = variant != nullptr && std::any_of(variant->ops.begin(), variant->ops.end(), is_transfer);
   Status miss;
   bool done = false;

@@ -31,11 +31,11 @@ struct Request {
   const ModelIdentity* receiver =
       nullptr;       // who answers; a plan for another receiver is a miss. nullptr: not checked
   std::string salt;  // tenant salt of the entry
-  // For the choice of a variant: the link's rate in bytes per second (0: what this session's transfers have shown
-  // lately; as fast as can be while none have run), and how many other requests wait.
+  // For the choice of a variant: the link's rate in bytes per second (0: what this session's transfers have
+  // shown lately; as fast as can be while none have run), and how many other requests wait.
   int64_t link_rate = 0;
   int64_t waiting = 0;
-  bool full_prefill = false;         // ignore the variants
+  bool full_prefill = false;  // ignore the variants
   // From the start of run() until the last transfer must be there; later is a miss. 0: no such limit. Noticed
   // while a tensor is read (EntryReader::read_rows) and before the next one; a look-up is not cut short.
   int64_t link_deadline_ns = 0;
@@ -52,9 +52,9 @@ enum class CacheStatus : uint8_t { kUnused, kHit, kMiss };
 std::string_view cache_status_name(CacheStatus status);  // "unused", "hit", "miss"
 
 struct Answer {
-  std::vector<int32_t> tokens;       // without the stop token
-  bool stopped = false;              // ended by a stop token, not by max_new_tokens
-  const Variant* variant = nullptr;  // what ran in the end
+  std::vector<int32_t> tokens;         // without the stop token
+  bool stopped = false;                // ended by a stop token, not by max_new_tokens
+  const Variant* variant = nullptr;    // what ran in the end
   int64_t link_rate = 0, waiting = 0;  // what it was chosen by, besides the context's length
   RateSource rate_source = RateSource::kUnknown;
   CacheStatus cache = CacheStatus::kUnused;
