@@ -87,7 +87,8 @@ std::string draw_sweep_html(const std::string& title, const std::vector<SweepCel
   for (const SweepCell& cell : cells) by_length[cell.tokens].push_back(&cell);
   std::string page = fmt::format(
       "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{0}</title></head>\n"
-      "<body style=\"font-family:sans-serif;max-width:720px;margin:auto\">\n<h1>{0}</h1>\n"
+      "<body style=\"font-family:sans-serif;max-width:720px;margin:auto\">\n<h1 "
+      "style=\"font-size:20px;overflow-wrap:anywhere\">{0}</h1>\n"
       "<p>Time to first token by link rate. Solid: measured (median); dashed: predicted.</p>\n",
       title);
   for (auto& [tokens, panels] : by_length) {
