@@ -11,15 +11,10 @@
 
 #include "plans/work.h"
 #include "runtime/store/entry.h"
+#include "support/clock.h"
 
 namespace ds {
 namespace {
-
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 int64_t median(std::vector<int64_t> v) {
   std::nth_element(v.begin(), v.begin() + static_cast<int64_t>(v.size() / 2), v.end());

@@ -1,17 +1,12 @@
 #include "runtime/core/session.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
+
+#include "support/clock.h"
 
 namespace ds {
 namespace {
-
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 constexpr int64_t kNoDeadline = int64_t{1} << 61;  // 73 years: sums do not overflow
 

@@ -1,16 +1,13 @@
 #include <omp.h>
 #include <sched.h>
 
-#include <chrono>
-
 #include "runtime/backends/cpu/stream_internal.h"
+#include "support/clock.h"
 
 namespace ds::cpu {
 
 void CpuEvent::complete() {
-  time_ns_ = std::chrono::duration_cast<std::chrono::nanoseconds>(
-                 std::chrono::steady_clock::now().time_since_epoch())
-                 .count();
+  time_ns_ = now_ns();
   done_.store(1, std::memory_order_release);
   done_.notify_all();
 }
