@@ -8,7 +8,7 @@
 
 #include "compiler/inputs/machine.h"
 #include "compiler/inputs/models.h"
-#include "compiler/inputs/quality.h"
+#include "plans/quality.h"
 #include "plans/plan.h"
 #include "support/status.h"
 

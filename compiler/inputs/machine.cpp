@@ -4,7 +4,7 @@
 #include <set>
 #include <tuple>
 
-#include "compiler/inputs/schema.h"
+#include "support/schema.h"
 #include "support/json.h"
 
 namespace ds {

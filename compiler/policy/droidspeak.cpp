@@ -13,13 +13,15 @@ constexpr size_t kManyGroups = 64;
 /// Of each number of layers the group that loses least, and the one that loses least of those from layer 0
 /// (which need no cut): in link and compute time groups of one size hardly differ.
 std::vector<LayerRange> best_of_each_size(const Quality& quality) {
-  std::map<std::pair<int64_t, bool>, GroupScore> best;
-  for (const GroupScore& g : quality.groups) {
-    auto [at, fresh] = best.try_emplace({g.group.size(), g.group.first == 0}, g);
-    if (!fresh && g.score > at->second.score) at->second = g;
+  std::map<std::pair<int64_t, bool>, const WayScore*> best;
+  for (const WayScore& w : quality.ways) {
+    if (w.way.kind != WayKind::kGroup || w.dropped) continue;
+    const LayerRange& group = w.way.layers[0];
+    auto [at, fresh] = best.try_emplace({group.size(), group.first == 0}, &w);
+    if (!fresh && w.score.value > at->second->score.value) at->second = &w;
   }
   std::vector<LayerRange> groups;
-  for (const auto& [key, g] : best) groups.push_back(g.group);
+  for (const auto& [key, w] : best) groups.push_back(w->way.layers[0]);
   return groups;
 }
 
@@ -32,18 +34,16 @@ Result<std::vector<LayerRange>> groups_of(const PolicyInput& in) {
                  "--slo-loss or --slo-ttft-ms");
   }
   std::vector<LayerRange> groups;
-  if (in.quality->groups.size() > kManyGroups) {
-    groups = best_of_each_size(*in.quality);
-  } else {
-    for (const GroupScore& g : in.quality->groups) groups.push_back(g.group);
-  }
+  for (const WayScore& w : in.quality->ways)
+    if (w.way.kind == WayKind::kGroup && !w.dropped) groups.push_back(w.way.layers[0]);
+  if (groups.size() > kManyGroups) groups = best_of_each_size(*in.quality);
   std::erase_if(groups, [&](const LayerRange& g) { return g.size() == in.layers; });
   return groups;
 }
 
 double loss_of(const PolicyInput& in, const LayerRange& group) {
   if (group.size() == in.layers) return 0;
-  return in.quality ? in.quality->loss(group) : std::nan("");
+  return in.quality ? in.quality->loss(group).value : std::nan("");
 }
 
 std::string name_of(const PolicyInput& in, const LayerRange& group, int32_t chunks) {

@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "compiler/inputs/quality.h"
+#include "plans/quality.h"
 #include "plans/plan.h"
 #include "support/status.h"
 

@@ -1,4 +1,4 @@
-// What the compiler's JSON inputs share: schema name, version, and no key that nobody reads.
+// What our JSON files share: schema name, version, and no key that nobody reads.
 #pragma once
 
 #include <fmt/ranges.h>
@@ -20,7 +20,7 @@ inline Status check_schema(const JsonObject& root, std::string_view schema, int6
   if (v > version) {
     return error(
         Code::kUnsupported,
-        "{}: found version {}, this compiler reads up to {}; use a newer droidspeak or write the file anew",
+        "{}: found version {}, this program reads up to {}; use a newer droidspeak or write the file anew",
         root.at("version"), v, version);
   }
   return ok_status();
