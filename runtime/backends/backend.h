@@ -80,12 +80,14 @@ struct LayerCall {
 };
 
 /// What a batched call does with one sequence: `rows` rows from `position` on, of a cache of its own.
-/// Decoding is one row.
+/// Decoding is one row. Many sequences may share what they have in common as a `prefix`, which is only read.
 struct SequenceRows {
-  std::byte* cache = nullptr;  // of the layer; as in LayerCall
-  int64_t position = 0;
+  std::byte* cache = nullptr;  // of the layer; as in LayerCall, but its row 0 is position `prefix_rows`
+  int64_t position = 0;        // >= prefix_rows
   int64_t rows = 1;
   int64_t query_rows = 1;
+  const std::byte* prefix = nullptr;  // the layer's cache of positions 0 .. prefix_rows - 1
+  int64_t prefix_rows = 0;
 };
 
 /// Where the time of a model's kernels goes.

@@ -451,6 +451,61 @@ TEST_P(Conformance, BatchEqualsSingleCallsToTheBit) {
   }
 }
 
+TEST_P(Conformance, SharedPrefixEqualsOwnRowsToTheBit) {
+  struct Tail {
+    int64_t prefix_rows, position, rows, query_rows;
+  };
+  // Prefixes that end within a tile of keys and on its edge; tails of one tile of queries and of several.
+  const Tail tails[] = {{150, 150, 3, 3},    {150, 150, 200, 200}, {150, 170, 130, 1}, {64, 64, 100, 100},
+                        {150, 150, 90, 90},  {192, 192, 150, 150}, {37, 90, 1, 1},     {192, 192, 1, 1},
+                        {192, 200, 120, 70}, {1, 1, 70, 70},       {0, 0, 80, 80}};
+  constexpr int64_t kContext = 400, kPrefix = 192;
+  constexpr auto kCount = static_cast<int64_t>(std::size(tails));
+  for (const auto& [name, config] : models()) {
+    SCOPED_TRACE(name);
+    Rig rig(GetParam(), config, (kCount + 1) * kContext);
+    auto workspace = take(rig.model->make_workspace(kContext));
+    const int64_t row = rig.cache_row();
+    std::byte* prefix = rig.cache->data() + kCount * kContext * row;
+    rig.fill_cache(6);
+    auto before = rig.cache_bytes();
+    auto own = [&](int64_t i) { return rig.cache->data() + i * kContext * row; };
+    // Each with the shared rows copied in front of its own.
+    rig.fill_hidden(5);
+    for (int64_t i = 0, at = 0; i < kCount; at += tails[i].rows, ++i) {
+      std::memcpy(own(i), prefix, static_cast<size_t>(tails[i].prefix_rows * row));
+      rig.model->layer(*rig.stream, *workspace,
+                       {1, rig.hidden_at(at), own(i), tails[i].position, tails[i].rows, tails[i].query_rows});
+    }
+    ASSERT_OK(rig.stream->synchronize());
+    auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+    // Not copied. Behind what a sequence does not own lies NaN.
+    std::memcpy(rig.cache->data(), before.data(), before.size());
+    std::vector<SequenceRows> sequences;
+    for (int64_t i = 0; i < kCount; ++i) {
+      const Tail& t = tails[i];
+      std::vector<double> nan(static_cast<size_t>(t.prefix_rows * config.kv_row()), std::nan(""));
+      if (!nan.empty()) from_doubles(nan, rig.dtype, own(i));
+      sequences.push_back({own(i) + t.prefix_rows * row, t.position, t.rows, t.query_rows,
+                           t.prefix_rows > 0 ? prefix : nullptr, t.prefix_rows});
+    }
+    rig.fill_hidden(5);
+    rig.model->layer_batch(*rig.stream, *workspace, 1, rig.hidden->data(), sequences);
+    ASSERT_OK(rig.stream->synchronize());
+    EXPECT_TRUE(rig.hidden_bytes() == hidden);
+    for (int64_t i = 0; i < kCount; ++i) {
+      int64_t first = i * kContext + tails[i].prefix_rows, end = (i + 1) * kContext;
+      EXPECT_EQ(std::memcmp(rig.cache->data() + first * row, cache.data() + first * row,
+                            static_cast<size_t>((end - first) * row)),
+                0)
+          << i;
+    }
+    EXPECT_EQ(
+        std::memcmp(prefix, before.data() + kCount * kContext * row, static_cast<size_t>(kPrefix * row)), 0)
+        << "a prefix is only read";
+  }
+}
+
 TEST_P(Conformance, OneCacheMayBeInABatchTwice) {
   // Two pieces of one sequence, the second longer than a tile of queries: it reads what the first has
   // written.
@@ -520,6 +575,11 @@ TEST_P(Conformance, ImpossibleSequencesAreRefusedByNumber) {
   expect_refused("past the workspace", [](SequenceRows& s) { s.position = 29; });
   expect_refused("negative position", [](SequenceRows& s) { s.position = -1; });
   expect_refused("no cache", [](SequenceRows& s) { s.cache = nullptr; });
+  expect_refused("no prefix", [](SequenceRows& s) { s.prefix_rows = 2; });
+  expect_refused("begins within its prefix", [](SequenceRows& s) {
+    s.prefix = s.cache;
+    s.prefix_rows = 4;
+  });
   EXPECT_TRUE(rig.hidden_bytes() == hidden) << "nothing of a refused batch runs";
 }
 

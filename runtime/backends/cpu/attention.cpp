@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "runtime/backends/cpu/attention_internal.h"
 
@@ -18,7 +19,7 @@ int64_t tile_rows(const AttentionShape& s) {
 }
 
 struct Sizes {
-  int64_t queries, tile, packed, o, maxima, sums, limits;
+  int64_t queries, tile, packed, o, maxima, sums, limits, joined;
   Sizes(const AttentionShape& s, int64_t max_context, int64_t most_queries) {
     int64_t element = dtype_size(s.active), depth = s.padded_dim();
     // A tile's last row-block may reach past the last query.
@@ -29,8 +30,9 @@ struct Sizes {
     maxima = align(tile_rows(s) * 4);
     sums = align(tile_rows(s) * kSumLanes * 4);
     limits = align(tile_rows(s) * 4);
+    joined = align(2 * kKeyTile * s.head_dim * dtype_size(s.hidden));
   }
-  int64_t thread() const { return o + maxima + sums + limits + 2 * tile; }
+  int64_t thread() const { return o + maxima + sums + limits + 2 * tile + joined; }
 };
 
 }  // namespace
@@ -65,6 +67,7 @@ Result<Attention> Attention::make(const AttentionShape& shape, const Kernels& ke
     s.limit = reinterpret_cast<int32_t*>(take(sizes.limits));
     s.keys = take(sizes.tile);
     s.values = take(sizes.tile);
+    s.joined = take(sizes.joined);
     a.scratch_.push_back(s);
   }
   return a;
@@ -77,10 +80,22 @@ std::byte* Attention::query(int64_t tokens, int64_t token, int64_t head) const {
   return queries_ + row * shape_.padded_dim() * dtype_size(shape_.active);
 }
 
-KeyTileSource Attention::source(const std::byte* cache, int64_t head, int64_t tile, int64_t end) const {
-  int64_t element = dtype_size(shape_.hidden), row = 2 * shape_.kv_heads * shape_.head_dim * element;
-  const std::byte* k = cache + tile * kKeyTile * row + head * shape_.head_dim * element;
-  return {.k = k, .v = k + row / 2, .stride = row, .keys = std::min(kKeyTile, end - tile * kKeyTile)};
+KeyTileSource Attention::source(const Segment& s, int64_t head, int64_t tile, int64_t end,
+                                const Scratch& scratch) const {
+  int64_t width = shape_.head_dim * dtype_size(shape_.hidden), row = 2 * shape_.kv_heads * width;
+  int64_t first = tile * kKeyTile, keys = std::min(kKeyTile, end - first);
+  auto at = [&](int64_t key) {
+    return (key < s.prefix_rows ? s.prefix + key * row : s.cache + (key - s.prefix_rows) * row) +
+           head * width;
+  };
+  if (first >= s.prefix_rows || first + keys <= s.prefix_rows)
+    return {.k = at(first), .v = at(first) + row / 2, .stride = row, .keys = keys};
+  for (int64_t key = 0; key < keys; ++key) {
+    std::memcpy(scratch.joined + 2 * key * width, at(first + key), static_cast<size_t>(width));
+    std::memcpy(scratch.joined + (2 * key + 1) * width, at(first + key) + row / 2,
+                static_cast<size_t>(width));
+  }
+  return {.k = scratch.joined, .v = scratch.joined + width, .stride = 2 * width, .keys = keys};
 }
 
 int64_t Attention::query_tiles(const Segment& segment) const {
@@ -109,24 +124,29 @@ void Attention::run(std::span<const Segment> segments, std::byte* out, LapTimer&
 
 /// Many tiles of queries read the same keys and values: packed once for all of them.
 void Attention::run_packed(const Segment& s, int64_t queries, std::byte* out, LapTimer& timer) {
-  if (s.cache != packed_cache_) {
+  if (s.cache != packed_cache_ || s.prefix != packed_prefix_) {
+    // What the last segment packed of a prefix that is this one's too.
+    bool shared = s.prefix != nullptr && s.prefix == packed_prefix_;
+    int64_t common = std::min(s.prefix_rows, packed_prefix_rows_) / kKeyTile;
+    packed_tiles_ = shared ? std::min(packed_tiles_, common) : 0;
     packed_cache_ = s.cache;
-    packed_tiles_ = 0;
+    packed_prefix_ = s.prefix;
+    packed_prefix_rows_ = s.prefix_rows;
   }
   int64_t end = s.first + s.tokens, tiles = (end + kKeyTile - 1) / kKeyTile, fresh = tiles - packed_tiles_;
   int64_t per_tile = tile_tokens(shape_), query_tiles = this->query_tiles(s);
 #pragma omp parallel if (worth_threads(s))
   {
+    const Scratch& scratch = scratch_[static_cast<size_t>(omp_get_thread_num())];
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < fresh * shape_.kv_heads; ++i) {
       int64_t head = i / fresh, tile = packed_tiles_ + i % fresh, at = (head * tiles_ + tile) * tile_bytes_;
-      KeyTileSource from = source(s.cache, head, tile, end);
+      KeyTileSource from = source(s, head, tile, end, scratch);
       kernels_.pack_keys(from, shape_.head_dim, keys_ + at);
       kernels_.pack_values(from, shape_.head_dim, values_ + at);
     }
 #pragma omp master
     timer.lap(Phase::kAttentionPack);
-    const Scratch& scratch = scratch_[static_cast<size_t>(omp_get_thread_num())];
     // The last queries see most keys: they go first, so that threads end together.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < query_tiles * shape_.kv_heads; ++i) {
@@ -177,7 +197,7 @@ void Attention::tile(const Segment& segment, int64_t head, int64_t queries, int6
     t.k = keys_ + at;
     t.v = values_ + at;
     if (pack_here) {
-      KeyTileSource from = source(segment.cache, head, key / kKeyTile, first + segment.tokens);
+      KeyTileSource from = source(segment, head, key / kKeyTile, first + segment.tokens, s);
       kernels_.pack_keys(from, shape_.head_dim, s.keys);
       kernels_.pack_values(from, shape_.head_dim, s.values);
       t.k = s.keys;

@@ -31,14 +31,16 @@ class Attention {
 
   /// Packed keys and values are kept from one run() to the next of the same cache, for whole tiles; begin()
   /// forgets them.
-  void begin() { packed_cache_ = nullptr; }
+  void begin() { packed_cache_ = packed_prefix_ = nullptr; }
 
   /// Queries of one sequence at positions first .. first + tokens - 1, each over the cache rows up to its
   /// own.
   struct Segment {
     const std::byte* cache = nullptr;
     int64_t first = 0, tokens = 0;
-    int64_t at = 0;  // of its first query among all of the call
+    int64_t at = 0;                     // of its first query among all of the call
+    const std::byte* prefix = nullptr;  // rows 0 .. prefix_rows - 1; those of `cache` follow them
+    int64_t prefix_rows = 0;
   };
   /// out is active, [tokens of all segments][heads * head_dim].
   void run(std::span<const Segment> segments, std::byte* out, LapTimer& timer);
@@ -48,8 +50,10 @@ class Attention {
     float *o = nullptr, *maximum = nullptr, *sum = nullptr;
     int32_t* limit = nullptr;
     std::byte *keys = nullptr, *values = nullptr;
+    std::byte* joined = nullptr;  // one head's K and V of a tile that begins in a prefix and ends behind it
   };
-  KeyTileSource source(const std::byte* cache, int64_t head, int64_t tile, int64_t end) const;
+  KeyTileSource source(const Segment& segment, int64_t head, int64_t tile, int64_t end,
+                       const Scratch& scratch) const;
   int64_t query_tiles(const Segment& segment) const;
   bool worth_threads(const Segment& segment) const;
   void run_packed(const Segment& segment, int64_t queries, std::byte* out, LapTimer& timer);
@@ -61,8 +65,9 @@ class Attention {
   AttentionShape shape_;
   Kernels kernels_;
   int64_t max_context_ = 0, tile_bytes_ = 0, tiles_ = 0;
-  const std::byte* packed_cache_ = nullptr;  // whose first packed_tiles_ tiles are packed
-  int64_t packed_tiles_ = 0;
+  const std::byte *packed_cache_ = nullptr,
+                  *packed_prefix_ = nullptr;  // whose first packed_tiles_ tiles are packed
+  int64_t packed_tiles_ = 0, packed_prefix_rows_ = 0;
   HostBuffer buffer_;
   std::byte *queries_ = nullptr, *keys_ = nullptr, *values_ = nullptr;
   std::vector<Scratch> scratch_;

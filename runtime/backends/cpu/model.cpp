@@ -322,16 +322,18 @@ Status CpuModel::check_sequence(const CpuWorkspace& w, int64_t layer, const std:
                                 const SequenceRows& s) const {
   if (w.model_ == this && layer >= 0 && layer < config_.layers && s.rows >= 1 && s.position >= 0 &&
       s.position + s.rows <= w.max_context_ && s.query_rows >= 0 && s.query_rows <= s.rows &&
+      s.prefix_rows >= 0 && s.prefix_rows <= s.position && (s.prefix != nullptr || s.prefix_rows == 0) &&
       hidden != nullptr && s.cache != nullptr)
     return ok_status();
-  return error(
-      Code::kInvalidArgument,
-      "layer {} (of {}) over rows {} to {} with {} query rows, {}, in a workspace {} for {} positions", layer,
-      config_.layers, s.position, s.position + s.rows, s.query_rows,
-      hidden == nullptr    ? "without hidden states"
-      : s.cache == nullptr ? "without a cache"
-                           : "with hidden states and cache",
-      w.model_ == this ? "of this model" : "of another model", w.max_context_);
+  return error(Code::kInvalidArgument,
+               "layer {} (of {}) over rows {} to {} with {} query rows behind a prefix of {}, {}, in a "
+               "workspace {} for "
+               "{} positions",
+               layer, config_.layers, s.position, s.position + s.rows, s.query_rows, s.prefix_rows,
+               hidden == nullptr    ? "without hidden states"
+               : s.cache == nullptr ? "without a cache"
+                                    : "with hidden states and cache",
+               w.model_ == this ? "of this model" : "of another model", w.max_context_);
 }
 
 void CpuModel::layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) {
@@ -422,6 +424,7 @@ Status CpuModel::run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) 
 Status CpuModel::run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
                            std::span<const SequenceRows> sequences) const {
   int64_t row_bytes = config_.d_model * dtype_size(dtype_);
+  int64_t kv_bytes = config_.kv_row() * dtype_size(dtype_);
   auto clear = [&] {
     w.rows_.clear();
     w.query_rows_.clear();
@@ -441,9 +444,10 @@ Status CpuModel::run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
       int64_t first_query = std::max(at, s.rows - s.query_rows);
       if (first_query < at + count)
         w.segments_.push_back({s.cache, s.position + first_query, at + count - first_query,
-                               static_cast<int64_t>(w.query_rows_.size())});
+                               static_cast<int64_t>(w.query_rows_.size()), s.prefix, s.prefix_rows});
       for (; count > 0; --count, ++at, hidden += row_bytes) {
-        CpuWorkspace::Row row{hidden, s.cache, s.position + at};
+        int64_t position = s.position + at;
+        CpuWorkspace::Row row{hidden, s.cache + (position - s.prefix_rows) * kv_bytes, position};
         if (at >= first_query) w.query_rows_.push_back(row);
         w.rows_.push_back(row);
       }
@@ -473,7 +477,7 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
   for (int64_t r = 0; r < rows; ++r) {
     int64_t position = w.rows_[r].position;
     const float* x = w.projected_ + r * 2 * kv_size;
-    std::byte* out = w.rows_[r].cache + position * 2 * kv_size * wire;
+    std::byte* out = w.rows_[r].kv;
     const float *cos = w.cos_ + position * half, *sin = w.sin_ + position * half;
     const float* bias = or_null(layer.kv_bias);
     for (int64_t h = 0; h < c.kv_heads; ++h)

@@ -34,7 +34,7 @@ class CpuWorkspace final : public Workspace {
   const CpuModel* model_ = nullptr;
   int64_t max_context_ = 0;
   struct Row {
-    std::byte *hidden, *cache;  // cache: row of position 0
+    std::byte *hidden, *kv;  // kv: where its K and V go
     int64_t position;
   };
   std::vector<Row> rows_, query_rows_;        // of a block; query_rows_: those with a query
