@@ -186,9 +186,9 @@ Status read_list(const JsonObject& root, std::string_view key, std::vector<T>& t
   return ok_status();
 }
 
-Result<Task> read_task(const JsonObject& o) {
+Result<QualityTask> read_task(const JsonObject& o) {
   DS_TRY(check_keys(o, {"name", "metric", "items", "contexts"}));
-  Task t;
+  QualityTask t;
   DS_ASSIGN(t.name, o.string("name"));
   DS_ASSIGN(t.metric, o.string("metric"));
   DS_ASSIGN(t.items, o.integer("items", 1, INT32_MAX));
@@ -385,7 +385,7 @@ Json Quality::to_json() const {
   for (const Input& d : data) root["data"].push_back(input(d));
   root["template"] = input(prompt_template);
   root["tasks"] = Json::array();
-  for (const Task& t : tasks)
+  for (const QualityTask& t : tasks)
     root["tasks"].push_back(
         {{"name", t.name}, {"metric", t.metric}, {"items", t.items}, {"contexts", t.contexts}});
   root["receiver_score"] = number(receiver_score);

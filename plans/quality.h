@@ -66,7 +66,8 @@ struct WayScore {
   std::vector<double> margin;   // probability of the first less that of the second
 };
 
-struct Task {
+/// A data set.
+struct QualityTask {
   std::string name, metric;  // metric: qa_f1, rouge_l, code_sim, exact_match
   int64_t items = 0, contexts = 0;
 };
@@ -106,7 +107,7 @@ struct Quality {
   };
   std::vector<Input> data;  // as read, in order
   Input prompt_template;
-  std::vector<Task> tasks;
+  std::vector<QualityTask> tasks;
   double receiver_score = 0;    // with the receiver's own full prefill
   double full_reuse_score = 0;  // nothing recomputed
   std::vector<WayScore> ways;

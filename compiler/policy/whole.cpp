@@ -11,7 +11,7 @@ Result<std::vector<Tiling>> draw_full_prefill(const PolicyInput& in) {
 }
 
 Result<std::vector<Tiling>> draw_full_reuse(const PolicyInput& in) {
-  double loss = in.quality ? in.quality->loss({}) : std::nan("");
+  double loss = in.quality ? in.quality->loss({}).value : std::nan("");
   return std::vector<Tiling>{{"full reuse", tiles_for_group({}, in.layers), 1, loss, {}}};
 }
 

@@ -14,12 +14,21 @@ namespace ds {
 /// lies. Of each size (about 40 of them) the best group is kept.
 inline Quality synthetic_quality(int64_t layers) {
   constexpr double kReceiver = 70, kFullReuse = 40, kCut = 4;
-  Quality q{.layers = layers,
-            .metric = "synthetic",
-            .items = 1,
-            .receiver_score = kReceiver,
-            .full_reuse_score = kFullReuse,
-            .groups = {}};
+  Quality q;
+  q.layers = layers;
+  q.metric = "synthetic";
+  q.items = q.contexts = 1;
+  q.receiver_score = kReceiver;
+  q.full_reuse_score = kFullReuse;
+  auto add = [&](Way way, double score) {
+    WayScore w;
+    w.way = std::move(way);
+    w.items = w.contexts = 1;
+    w.score = {score, 0};
+    w.loss = {kReceiver - score, 0};
+    q.ways.push_back(std::move(w));
+  };
+  add({WayKind::kFullReuse}, kFullReuse);
   std::vector<double> until(static_cast<size_t>(layers) + 1, 0);  // shares of the layers below
   for (size_t l = 0; l < static_cast<size_t>(layers); ++l) {
     double x = (static_cast<double>(l) + 0.5) / static_cast<double>(layers) - 0.55;
@@ -28,14 +37,17 @@ inline Quality synthetic_quality(int64_t layers) {
   for (double& share : until) share /= until.back();
   int64_t step = (layers + 39) / 40;
   for (int64_t size = step; size < layers; size += step) {
-    GroupScore best{.group = {}, .score = -1};
+    LayerRange best;
+    double best_score = -1;
     for (int64_t first = 0; first + size <= layers; ++first) {
       double saved = until[static_cast<size_t>(first + size)] - until[static_cast<size_t>(first)];
       double cut = first == 0 ? 0 : kCut * static_cast<double>(first) / static_cast<double>(layers);
       double score = std::clamp(kReceiver - (kReceiver - kFullReuse) * (1 - saved) - cut, 0.0, 100.0);
-      if (score > best.score) best = {{first, first + size - 1}, score, 0};
+      if (score <= best_score) continue;
+      best = {first, first + size - 1};
+      best_score = score;
     }
-    q.groups.push_back(best);
+    add(Way::group(best), best_score);
   }
   return q;
 }
