@@ -8,8 +8,8 @@
 
 #include "compiler/inputs/machine.h"
 #include "compiler/inputs/models.h"
-#include "plans/quality.h"
 #include "plans/plan.h"
+#include "plans/quality.h"
 #include "support/status.h"
 
 namespace ds {

@@ -47,7 +47,8 @@ Result<Way> read_way(const JsonObject& o, int64_t layers) {
       DS_ASSIGN(way.share, o.number("share", 1e-6, 1));
       break;
     }
-    default: break;
+    default:
+      break;
   }
   return way;
 }
@@ -197,7 +198,8 @@ Result<QualityTask> read_task(const JsonObject& o) {
 }
 
 Result<Selection> read_selection(const JsonObject& o) {
-  DS_TRY(check_keys(o, {"chosen_on", "scored_on", "layers", "group", "chosen_score", "other_score", "best_score"}));
+  DS_TRY(check_keys(
+      o, {"chosen_on", "scored_on", "layers", "group", "chosen_score", "other_score", "best_score"}));
   Selection s;
   DS_ASSIGN(s.chosen_on, o.string("chosen_on"));
   DS_ASSIGN(s.scored_on, o.string("scored_on"));
@@ -229,15 +231,17 @@ Result<Example> read_example(const JsonObject& o) {
 }
 
 Status read_version_2(const JsonObject& root, Quality& q) {
-  DS_TRY(check_keys(root, {"schema", "version", "made_by", "pair", "layers", "metric", "dtype", "granularity",
-                           "seed", "items", "contexts", "data", "template", "tasks", "receiver_score",
-                           "full_reuse_score", "pareto", "ways", "k_deviation", "selections", "examples", "cost"}));
+  DS_TRY(check_keys(root, {"schema",           "version", "made_by",     "pair",        "layers",
+                           "metric",           "dtype",   "granularity", "seed",        "items",
+                           "contexts",         "data",    "template",    "tasks",       "receiver_score",
+                           "full_reuse_score", "pareto",  "ways",        "k_deviation", "selections",
+                           "examples",         "cost"}));
   DS_ASSIGN(q.dtype, root.string("dtype"));
   DS_ASSIGN(q.granularity, root.integer("granularity", 1, q.layers));
   DS_ASSIGN(q.seed, root.integer("seed", 0, INT64_MAX));
   DS_ASSIGN(q.contexts, root.integer("contexts", 1, q.items));
-  DS_TRY(read_list(root, "data", q.data,
-                   [](const JsonObject& o) { return read_input(o.json(), o.where()); }));
+  DS_TRY(
+      read_list(root, "data", q.data, [](const JsonObject& o) { return read_input(o.json(), o.where()); }));
   if (root.has("template")) {
     DS_ASSIGN(q.prompt_template, read_input(root.json()["template"], root.at("template")));
   }
@@ -311,12 +315,18 @@ Result<std::vector<LayerRange>> parse_layer_set(std::string_view text, int64_t l
 
 std::string Way::name() const {
   switch (kind) {
-    case WayKind::kGroup: return "recompute " + format_layer_set(layers);
-    case WayKind::kScattered: return "scattered " + format_layer_set(layers);
-    case WayKind::kReuseOnly: return "reuse only " + format_layer_set(layers);
-    case WayKind::kRestore: return "restore " + format_layer_set(layers);
-    case WayKind::kSelect: return fmt::format("select {:g} %", share * 100);
-    default: return std::string(kWayKindNames[static_cast<size_t>(kind)]);
+    case WayKind::kGroup:
+      return "recompute " + format_layer_set(layers);
+    case WayKind::kScattered:
+      return "scattered " + format_layer_set(layers);
+    case WayKind::kReuseOnly:
+      return "reuse only " + format_layer_set(layers);
+    case WayKind::kRestore:
+      return "restore " + format_layer_set(layers);
+    case WayKind::kSelect:
+      return fmt::format("select {:g} %", share * 100);
+    default:
+      return std::string(kWayKindNames[static_cast<size_t>(kind)]);
   }
 }
 

@@ -59,7 +59,7 @@ struct WayScore {
   Mean score;                       // points, 0 to 100: the average over the tasks
   Mean loss;                        // points: the full prefill's score less this one, paired by context
   Mean exact;                       // exact matches, points
-  Mean divergence;          // nats per token of the reference answer: KL(full prefill || this), at temperature 1
+  Mean divergence;  // nats per token of the reference answer: KL(full prefill || this), at temperature 1
   std::vector<Mean> tasks;  // points by task, in the order of Quality::tasks
   // What the gate compares a request with: sorted samples of the first token's distribution. Empty: not kept.
   std::vector<double> entropy;  // nats
@@ -111,8 +111,8 @@ struct Quality {
   double receiver_score = 0;    // with the receiver's own full prefill
   double full_reuse_score = 0;  // nothing recomputed
   std::vector<WayScore> ways;
-  std::vector<std::string> pareto;     // names of groups: the best of its size, better than all smaller ones
-  std::vector<double> k_deviation;     // sorted samples by context; see runtime/core/gate.h
+  std::vector<std::string> pareto;  // names of groups: the best of its size, better than all smaller ones
+  std::vector<double> k_deviation;  // sorted samples by context; see runtime/core/gate.h
   std::vector<Selection> selections;
   std::vector<Example> examples;
   nlohmann::ordered_json cost;  // counts of work, for people; may be null

@@ -21,7 +21,7 @@ struct LoadedModel {
   std::unique_ptr<Checkpoint> checkpoint;
   std::optional<Tokenizer> tokenizer;  // none: the folder has no tokenizer.json
   ModelIdentity identity;
-  std::unique_ptr<Backend> backend;
+  std::shared_ptr<Backend> backend;
   std::unique_ptr<DeviceModel> model;
   LoadReport report;                // of packed weights
   bool weights_remembered = false;  // their identity was not read from them
@@ -70,13 +70,18 @@ inline std::string weight_cache_folder(const std::string& where, const Checkpoin
 }
 
 /// "cpu" (the embedded default).
-inline Result<std::unique_ptr<Backend>> make_backend(const std::string& name, int threads) {
-  if (name == "cpu" || name == "auto") return make_cpu_backend({threads});
+inline Result<std::shared_ptr<Backend>> make_backend(const std::string& name, int threads) {
+  if (name == "cpu" || name == "auto") {
+    DS_ASSIGN(std::shared_ptr<Backend> backend, make_cpu_backend({threads}));
+    return backend;
+  }
   return error(Code::kInvalidArgument, "unknown backend '{}'; this build has: cpu", name);
 }
 
+/// `shared`: the backend of a model that runs beside this one, instead of one of its own.
 inline Result<LoadedModel> load_model(const std::string& folder, const std::string& backend, int threads,
-                                      const std::string& dtype, const WeightCacheOptions& cache) {
+                                      const std::string& dtype, const WeightCacheOptions& cache,
+                                      std::shared_ptr<Backend> shared = nullptr) {
   auto start = std::chrono::steady_clock::now();
   DS_ASSIGN(DType type, parse_dtype(dtype));
   if (type == DType::kF16) return error(Code::kInvalidArgument, "--dtype f16: models run in bf16 or f32");
@@ -99,7 +104,10 @@ inline Result<LoadedModel> load_model(const std::string& folder, const std::stri
     DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(folder));
     loaded.tokenizer = std::move(tokenizer);
   }
-  DS_ASSIGN(loaded.backend, make_backend(backend, threads));
+  loaded.backend = std::move(shared);
+  if (!loaded.backend) {
+    DS_ASSIGN(loaded.backend, make_backend(backend, threads));
+  }
   ProgressBar bar("loading " + loaded.identity.name);
   options.dtype = type;
   options.fingerprint = loaded.identity.fingerprint;

@@ -4,8 +4,8 @@
 #include <set>
 #include <tuple>
 
-#include "support/schema.h"
 #include "support/json.h"
+#include "support/schema.h"
 
 namespace ds {
 namespace {

@@ -8,14 +8,7 @@ Result<ModelPair> read_pair(const std::string& sender, const std::string& receiv
   ModelPair pair;
   DS_ASSIGN(ModelConfig sender_config, ModelConfig::read(sender));
   DS_ASSIGN(pair.config, ModelConfig::read(receiver));
-  std::vector<std::string> differences = architecture_differences(sender_config, pair.config);
-  if (!differences.empty()) {
-    std::string message =
-        fmt::format("sender '{}' and receiver '{}' cannot share caches; they differ in {} field{}:", sender,
-                    receiver, differences.size(), differences.size() == 1 ? "" : "s");
-    for (const std::string& line : differences) message += "\n  " + line;
-    return Status(Code::kMismatch, std::move(message));
-  }
+  DS_TRY(check_same_architecture(sender_config, pair.config, sender, receiver));
   auto identity = [](const std::string& folder) -> Result<ModelIdentity> {
     DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder));
     return checkpoint.identity();

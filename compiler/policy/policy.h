@@ -10,8 +10,8 @@
 #include <string_view>
 #include <vector>
 
-#include "plans/quality.h"
 #include "plans/plan.h"
+#include "plans/quality.h"
 #include "support/status.h"
 
 namespace ds {

@@ -1,5 +1,7 @@
 #include "runtime/model/config.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <array>
 #include <charconv>
@@ -486,6 +488,15 @@ std::vector<std::string> architecture_differences(const ModelConfig& sender, con
     }
   }
   return lines;
+}
+
+Status check_same_architecture(const ModelConfig& sender, const ModelConfig& receiver,
+                               const std::string& sender_name, const std::string& receiver_name) {
+  std::vector<std::string> differences = architecture_differences(sender, receiver);
+  if (differences.empty()) return ok_status();
+  return error(Code::kMismatch, "sender '{}' and receiver '{}' cannot share caches; they differ in {} field{}:\n  {}",
+               sender_name, receiver_name, differences.size(), differences.size() == 1 ? "" : "s",
+               fmt::join(differences, "\n  "));
 }
 
 namespace {

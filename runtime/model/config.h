@@ -65,5 +65,8 @@ Result<ModelConfig> preset_config(std::string_view name);
 /// "num_key_value_heads: sender 2, receiver 4". Tied embeddings do not count: they change the logits, not the
 /// caches.
 std::vector<std::string> architecture_differences(const ModelConfig& sender, const ModelConfig& receiver);
+/// The same as a kMismatch that names both models.
+Status check_same_architecture(const ModelConfig& sender, const ModelConfig& receiver,
+                               const std::string& sender_name, const std::string& receiver_name);
 
 }  // namespace ds

@@ -1,0 +1,430 @@
+#include "profiler/engine.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "support/clock.h"
+#include "support/units.h"
+
+namespace ds {
+namespace {
+
+constexpr size_t kSenderSet = 0;
+/// Logits that are read back at once.
+constexpr int64_t kLogitBytes = int64_t{64} << 20;
+
+int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+bool has_kind(const std::vector<Way>& ways, WayKind kind) {
+  return std::any_of(ways.begin(), ways.end(), [&](const Way& w) { return w.kind == kind; });
+}
+
+/// Logits -> log-probabilities, in place. Returns the index of the largest, the first of equals.
+int64_t log_softmax(std::span<float> x) {
+  auto best = std::max_element(x.begin(), x.end());
+  const double top = *best;
+  double sum = 0;
+  for (float v : x) sum += std::exp(static_cast<double>(v) - top);
+  const double shift = top + std::log(sum);
+  auto index = best - x.begin();
+  for (float& v : x) v = static_cast<float>(static_cast<double>(v) - shift);
+  return index;
+}
+
+double divergence(std::span<const float> p, std::span<const float> q) {
+  double sum = 0;
+  for (size_t i = 0; i < p.size(); ++i)
+    sum += std::exp(static_cast<double>(p[i])) * (static_cast<double>(p[i]) - static_cast<double>(q[i]));
+  return sum;
+}
+
+}  // namespace
+
+/// One question over one way's caches.
+struct Engine::Sequence {
+  size_t way = 0, question = 0;
+  const Question* ask = nullptr;
+  const std::vector<size_t>* sources = nullptr;  // by layer
+  int64_t forced = 0;       // tokens of the reference answer that are read with the question
+  int64_t tail_rows = 0;    // its rows of tails_
+  int64_t tail = 0;         // the first of them
+  int64_t row = 0;          // its first row in hidden_
+  int64_t position = 0;     // where the next token goes
+  int32_t next = 0;         // that token
+  bool decoding = false;
+};
+
+Engine::Engine(Backend& backend, DeviceModel& sender, DeviceModel& receiver, const std::vector<Way>& ways,
+               const EngineLimits& limits, std::vector<int32_t> stop_ids)
+    : backend_(backend),
+      sender_(sender),
+      receiver_(receiver),
+      ways_(ways),
+      limits_(limits),
+      stop_ids_(std::move(stop_ids)) {}
+
+Engine::~Engine() = default;
+
+Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
+                                               const std::vector<Way>& ways, const EngineLimits& limits,
+                                               std::vector<int32_t> stop_ids) {
+  if (!(sender.config().shape() == receiver.config().shape()) || sender.dtype() != receiver.dtype())
+    return error(Code::kMismatch, "sender and receiver differ in shape or in the type that they compute in");
+  if (limits.context < 1 || limits.question < 2)
+    return error(Code::kInvalidArgument, "limits: {} context and {} question rows; expected at least 1 and 2",
+                 limits.context, limits.question);
+  int64_t positions = receiver.config().max_positions;
+  if (limits.context + limits.question > positions)
+    return error(Code::kInvalidArgument,
+                 "context, question and answer come to {} positions ({} + {}), the models have {}",
+                 limits.context + limits.question, limits.context, limits.question, positions);
+  std::unique_ptr<Engine> engine(new Engine(backend, sender, receiver, ways, limits, std::move(stop_ids)));
+  engine->limits_.batch_rows = std::max(limits.batch_rows, limits.question);
+  DS_TRY(engine->reserve());
+  return engine;
+}
+
+int64_t Engine::memory_bytes(const ModelConfig& config, DType dtype, const std::vector<Way>& ways,
+                             const EngineLimits& limits) {
+  const int64_t layers = config.layers, element = dtype_size(dtype);
+  SharedRuns runs = shared_runs(ways, std::vector<bool>(ways.size(), true), layers);
+  int64_t cached_layers = layers;
+  for (int64_t first : runs.first) cached_layers += layers - first;
+  if (has_kind(ways, WayKind::kRestore)) cached_layers += layers;
+  for (const Way& w : ways) cached_layers += w.kind == WayKind::kSelect ? layers : 0;
+  int64_t batch = std::max(limits.batch_rows, limits.question);
+  return cached_layers * limits.context * config.kv_row() * element +
+         layers * limits.context * config.d_model * element +
+         std::max(limits.context, batch) * config.d_model * element + layers * batch * config.kv_row() * element;
+}
+
+Status Engine::reserve() {
+  const ModelConfig& config = receiver_.config();
+  layers_ = config.layers;
+  vocab_ = config.vocab;
+  const int64_t element = dtype_size(receiver_.dtype()), n = limits_.context, batch = limits_.batch_rows;
+  hidden_row_ = config.d_model * element;
+  kv_row_ = config.kv_row() * element;
+  runs_ = shared_runs(ways_, std::vector<bool>(ways_.size(), true), layers_);
+  auto add_set = [&](int64_t first) -> Status {
+    DS_ASSIGN(auto memory, backend_.allocate((layers_ - first) * align(n * kv_row_)));
+    sets_.push_back({first, layers_ - first, std::move(memory)});
+    return ok_status();
+  };
+  DS_TRY(add_set(0));
+  for (int64_t first : runs_.first) DS_TRY(add_set(first));
+  restore_set_ = sets_.size();
+  if (has_kind(ways_, WayKind::kRestore)) DS_TRY(add_set(0));
+  select_set_ = sets_.size();
+  for (const Way& w : ways_)
+    if (w.kind == WayKind::kSelect) DS_TRY(add_set(0));
+  DS_ASSIGN(entering_, backend_.allocate(layers_ * align(n * hidden_row_)));
+  DS_ASSIGN(hidden_, backend_.allocate(std::max(n, batch) * hidden_row_));
+  DS_ASSIGN(tails_, backend_.allocate(layers_ * align(batch * kv_row_)));
+  DS_ASSIGN(sender_workspace_, sender_.make_workspace(n + limits_.question));
+  DS_ASSIGN(receiver_workspace_, receiver_.make_workspace(n + limits_.question));
+  DS_ASSIGN(stream_, backend_.make_stream(StreamKind::kCompute,
+                                          std::max(3 * layers_ + 8, KeyDeviation::kCommands)));
+  DS_ASSIGN(deviation_, KeyDeviation::create(backend_, receiver_));
+  return ok_status();
+}
+
+std::byte* Engine::cache(size_t set, int64_t layer) const {
+  const CacheSet& s = sets_[set];
+  return s.memory->data() + (layer - s.first) * align(limits_.context * kv_row_);
+}
+
+std::vector<size_t> Engine::sources(const Way& way) const {
+  std::vector<size_t> from(static_cast<size_t>(layers_), kSenderSet);
+  auto run_from = [&](int64_t first) {
+    return 1 + static_cast<size_t>(std::find(runs_.first.begin(), runs_.first.end(), first) -
+                                   runs_.first.begin());
+  };
+  auto take = [&](const LayerRange& range, size_t set) {
+    for (int64_t l = range.first; l <= range.last; ++l) from[static_cast<size_t>(l)] = set;
+  };
+  switch (way.kind) {
+    case WayKind::kFullPrefill: take({0, layers_ - 1}, run_from(0)); break;
+    case WayKind::kGroup:
+    case WayKind::kScattered:
+      for (const LayerRange& range : way.layers) take(range, run_from(range.first));
+      break;
+    case WayKind::kReuseOnly:
+      take({0, layers_ - 1}, run_from(0));
+      take(way.layers[0], kSenderSet);
+      break;
+    case WayKind::kRestore: take(way.layers[0], restore_set_); break;
+    case WayKind::kSelect: {
+      size_t set = select_set_;
+      for (const Way& w : ways_) {
+        if (w == way) break;
+        set += w.kind == WayKind::kSelect;
+      }
+      take({0, layers_ - 1}, set);
+      break;
+    }
+    case WayKind::kFullReuse:
+    case WayKind::kSenderAlone: break;
+  }
+  return from;
+}
+
+Status Engine::run_sender(std::span<const int32_t> context) {
+  const auto n = static_cast<int64_t>(context.size());
+  sender_.embed(*stream_, context.data(), n, hidden_->data());
+  for (int64_t l = 0; l < layers_; ++l) {
+    stream_->copy(entering_->data() + l * align(limits_.context * hidden_row_), hidden_->data(), n * hidden_row_);
+    int64_t queries = l + 1 < layers_ ? n : 0;
+    sender_.layer(*stream_, *sender_workspace_, {l, hidden_->data(), cache(kSenderSet, l), 0, n, queries});
+  }
+  work_.layer_runs += layers_;
+  return stream_->synchronize();
+}
+
+Status Engine::run_receiver(std::span<const int32_t> context, const std::vector<bool>& active) {
+  const auto n = static_cast<int64_t>(context.size());
+  SharedRuns needed = shared_runs(ways_, active, layers_);
+  for (size_t i = 0; i < needed.first.size(); ++i) {
+    const int64_t first = needed.first[i], top = needed.top[i];
+    const size_t set = 1 + static_cast<size_t>(std::lower_bound(runs_.first.begin(), runs_.first.end(), first) -
+                                               runs_.first.begin());
+    if (first == 0) {
+      receiver_.embed(*stream_, context.data(), n, hidden_->data());
+    } else {
+      stream_->copy(hidden_->data(), entering_->data() + first * align(limits_.context * hidden_row_),
+                    n * hidden_row_);
+    }
+    for (int64_t l = first; l < top; ++l)
+      receiver_.layer(*stream_, *receiver_workspace_,
+                      {l, hidden_->data(), cache(set, l), 0, n, l + 1 < top ? n : 0});
+    work_.layer_runs += top - first;
+    DS_TRY(stream_->synchronize());
+  }
+  return ok_status();
+}
+
+Status Engine::run_restore(std::span<const int32_t> context) {
+  const auto n = static_cast<int64_t>(context.size());
+  receiver_.embed(*stream_, context.data(), n, hidden_->data());
+  for (int64_t l = 0; l < layers_; ++l) {
+    std::byte* from = l == 0 ? hidden_->data() : entering_->data() + l * align(limits_.context * hidden_row_);
+    receiver_.layer(*stream_, *receiver_workspace_, {l, from, cache(restore_set_, l), 0, n, 0});
+  }
+  work_.kv_runs += layers_;
+  return stream_->synchronize();
+}
+
+bool Engine::stops(int32_t token) const {
+  return std::find(stop_ids_.begin(), stop_ids_.end(), token) != stop_ids_.end();
+}
+
+Status Engine::answer_batch(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
+                            ContextAnswers& out) {
+  const int64_t n = context_tokens_;
+  std::vector<int32_t> ids;
+  int64_t tail = 0;
+  for (Sequence& s : batch) {
+    s.row = static_cast<int64_t>(ids.size());
+    s.tail = tail;
+    tail += s.tail_rows;
+    ids.insert(ids.end(), s.ask->suffix.begin(), s.ask->suffix.end());
+    ids.insert(ids.end(), s.ask->reference.begin(), s.ask->reference.begin() + s.forced);
+  }
+  model.embed(*stream_, ids.data(), static_cast<int64_t>(ids.size()), hidden_->data());
+  std::vector<std::vector<SequenceRows>> rows(static_cast<size_t>(layers_));
+  for (int64_t l = 0; l < layers_; ++l) {
+    for (const Sequence& s : batch) {
+      const auto m = static_cast<int64_t>(s.ask->suffix.size()), all = m + s.forced;
+      // The top layer's output is read from the last token of the question on.
+      rows[static_cast<size_t>(l)].push_back(
+          {tails_->data() + l * align(limits_.batch_rows * kv_row_) + s.tail * kv_row_, n, all,
+           l + 1 < layers_ ? all : s.forced + 1, cache((*s.sources)[static_cast<size_t>(l)], l), n});
+    }
+    model.layer_batch(*stream_, workspace, l, hidden_->data(), rows[static_cast<size_t>(l)]);
+  }
+  work_.answer_rows += static_cast<int64_t>(ids.size());
+  DS_TRY(stream_->synchronize());
+  DS_TRY(read_logits(model, workspace, batch, out));
+  return decode(model, workspace, batch, out);
+}
+
+/// The first token's proxies, the divergence over the reference answer, and as much of the greedy answer as the
+/// reference's tokens tell: while they are what greedy decoding gives, it goes on from them.
+Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
+                           ContextAnswers& out) {
+  const int64_t most = std::max<int64_t>(1, kLogitBytes / (vocab_ * 4));
+  std::vector<float> logits;
+  for (size_t at = 0; at < batch.size();) {
+    std::vector<int64_t> rows;
+    size_t end = at;
+    for (; end < batch.size(); ++end) {
+      const Sequence& s = batch[end];
+      if (end > at && static_cast<int64_t>(rows.size()) + s.forced + 1 > most) break;
+      for (int64_t i = 0; i <= s.forced; ++i)
+        rows.push_back(s.row + static_cast<int64_t>(s.ask->suffix.size()) - 1 + i);
+    }
+    logits.resize(rows.size() * static_cast<size_t>(vocab_));
+    model.logits_batch(*stream_, workspace, hidden_->data(), rows, logits.data());
+    DS_TRY(stream_->synchronize());
+    int64_t begin = now_ns();
+    std::vector<size_t> offset(end - at);
+    for (size_t i = at, sum = 0; i < end; sum += static_cast<size_t>(batch[i].forced) + 1, ++i) offset[i - at] = sum;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (size_t i = at; i < end; ++i) {
+      Sequence& s = batch[i];
+      WayAnswer& answer = out.ways[s.way][s.question];
+      const auto vocab = static_cast<size_t>(vocab_);
+      auto row = [&](int64_t j) {
+        return std::span(logits).subspan((offset[i - at] + static_cast<size_t>(j)) * vocab, vocab);
+      };
+      ProxyValues proxies = first_token_proxies(row(0));
+      answer.entropy = proxies[Proxy::kEntropy];
+      answer.margin = proxies[Proxy::kMargin];
+      std::vector<int32_t> greedy;
+      for (int64_t j = 0; j <= s.forced; ++j) greedy.push_back(static_cast<int32_t>(log_softmax(row(j))));
+      const int64_t compared = std::max<int64_t>(s.forced, 1);
+      std::vector<float>& reference = reference_[s.question];
+      if (ways_[s.way].kind == WayKind::kFullPrefill)
+        reference.assign(row(0).begin(), row(0).begin() + compared * vocab_);
+      double sum = 0;
+      for (int64_t j = 0; j < compared; ++j)
+        sum += divergence(std::span(reference).subspan(static_cast<size_t>(j) * vocab, vocab), row(j));
+      answer.divergence = ways_[s.way].kind == WayKind::kSenderAlone ? std::nan("")
+                                                                     : sum / static_cast<double>(compared);
+      int64_t j = 0;
+      const int64_t longest = s.ask->max_new_tokens;
+      while (j < s.forced && greedy[static_cast<size_t>(j)] == s.ask->reference[static_cast<size_t>(j)] &&
+             !stops(greedy[static_cast<size_t>(j)]) && j + 1 < longest)
+        answer.tokens.push_back(greedy[static_cast<size_t>(j++)]);
+      s.next = greedy[static_cast<size_t>(j)];
+      s.position = static_cast<int64_t>(s.ask->suffix.size()) + j;
+      s.decoding = !stops(s.next);
+      if (s.decoding) answer.tokens.push_back(s.next);
+      if (static_cast<int64_t>(answer.tokens.size()) >= longest) s.decoding = false;
+    }
+    work_.scores_ns += now_ns() - begin;
+    at = end;
+  }
+  return ok_status();
+}
+
+Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch, ContextAnswers& out) {
+  std::vector<Sequence*> open;
+  for (Sequence& s : batch)
+    if (s.decoding) open.push_back(&s);
+  const int64_t most = std::max<int64_t>(1, kLogitBytes / (vocab_ * 4));
+  const int64_t n = context_tokens_;
+  std::vector<float> logits;
+  while (!open.empty()) {
+    std::vector<int32_t> ids;
+    for (const Sequence* s : open) ids.push_back(s->next);
+    model.embed(*stream_, ids.data(), static_cast<int64_t>(ids.size()), hidden_->data());
+    std::vector<std::vector<SequenceRows>> rows(static_cast<size_t>(layers_));
+    for (int64_t l = 0; l < layers_; ++l) {
+      for (const Sequence* s : open) {
+        rows[static_cast<size_t>(l)].push_back(
+            {tails_->data() + l * align(limits_.batch_rows * kv_row_) + s->tail * kv_row_, n + s->position, 1, 1,
+             cache((*s->sources)[static_cast<size_t>(l)], l), n});
+      }
+      model.layer_batch(*stream_, workspace, l, hidden_->data(), rows[static_cast<size_t>(l)]);
+    }
+    DS_TRY(stream_->synchronize());
+    work_.answer_rows += static_cast<int64_t>(open.size());
+    for (size_t at = 0; at < open.size(); at += static_cast<size_t>(most)) {
+      size_t end = std::min(open.size(), at + static_cast<size_t>(most));
+      std::vector<int64_t> picked;
+      for (size_t i = at; i < end; ++i) picked.push_back(static_cast<int64_t>(i));
+      logits.resize(picked.size() * static_cast<size_t>(vocab_));
+      model.logits_batch(*stream_, workspace, hidden_->data(), picked, logits.data());
+      DS_TRY(stream_->synchronize());
+      for (size_t i = at; i < end; ++i) {
+        Sequence& s = *open[i];
+        auto row = std::span(logits).subspan((i - at) * static_cast<size_t>(vocab_), static_cast<size_t>(vocab_));
+        std::vector<int32_t>& tokens = out.ways[s.way][s.question].tokens;
+        s.next = static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
+        ++s.position;
+        s.decoding = !stops(s.next);
+        if (s.decoding) tokens.push_back(s.next);
+        if (static_cast<int64_t>(tokens.size()) >= s.ask->max_new_tokens) s.decoding = false;
+      }
+    }
+    std::erase_if(open, [](const Sequence* s) { return !s->decoding; });
+  }
+  return ok_status();
+}
+
+Status Engine::answer(const std::vector<size_t>& ways, std::span<const Question> questions, ContextAnswers& out) {
+  std::vector<std::vector<size_t>> from;
+  for (size_t way : ways) from.push_back(sources(ways_[way]));
+  bool sender = !ways.empty() && ways_[ways[0]].kind == WayKind::kSenderAlone;
+  DeviceModel& model = sender ? sender_ : receiver_;
+  Workspace& workspace = sender ? *sender_workspace_ : *receiver_workspace_;
+  std::vector<Sequence> batch;
+  int64_t rows = 0;
+  auto flush = [&]() -> Status {
+    DS_TRY(answer_batch(model, workspace, batch, out));
+    batch.clear();
+    rows = 0;
+    return ok_status();
+  };
+  for (size_t i = 0; i < ways.size(); ++i) {
+    out.ways[ways[i]].resize(questions.size());
+    for (size_t q = 0; q < questions.size(); ++q) {
+      Sequence s{.way = ways[i], .question = q, .ask = &questions[q], .sources = &from[i]};
+      s.forced = std::min<int64_t>(static_cast<int64_t>(questions[q].reference.size()), kDivergenceTokens);
+      s.tail_rows = static_cast<int64_t>(questions[q].suffix.size()) +
+                    std::max(s.forced, questions[q].max_new_tokens);
+      if (rows + s.tail_rows > limits_.batch_rows) DS_TRY(flush());
+      rows += s.tail_rows;
+      batch.push_back(s);
+    }
+  }
+  return batch.empty() ? ok_status() : flush();
+}
+
+Result<ContextAnswers> Engine::run(std::span<const int32_t> context, std::span<const Question> questions,
+                                   const std::vector<bool>& active) {
+  const auto n = static_cast<int64_t>(context.size());
+  if (n < 1 || n > limits_.context)
+    return error(Code::kInvalidArgument, "a context of {} tokens; expected 1 to {}", n, limits_.context);
+  for (const Question& q : questions) {
+    auto m = static_cast<int64_t>(q.suffix.size());
+    int64_t forced = std::min<int64_t>(static_cast<int64_t>(q.reference.size()), kDivergenceTokens);
+    if (m < 1 || q.max_new_tokens < 1 || m + std::max(forced, q.max_new_tokens) > limits_.question)
+      return error(Code::kInvalidArgument,
+                   "a question of {} tokens with {} new ones; expected at least 1 of each, {} together", m,
+                   q.max_new_tokens, limits_.question);
+  }
+  context_tokens_ = n;
+  reference_.assign(questions.size(), {});
+  ContextAnswers out;
+  out.ways.resize(ways_.size());
+
+  int64_t begin = now_ns();
+  DS_TRY(run_sender(context));
+  work_.sender_ns += now_ns() - begin;
+  begin = now_ns();
+  DS_TRY(run_receiver(context, active));
+  std::vector<size_t> mixed, alone;
+  bool restore = false;
+  for (size_t i = 1; i < ways_.size(); ++i) {
+    if (!active[i]) continue;
+    (ways_[i].kind == WayKind::kSenderAlone ? alone : mixed).push_back(i);
+    restore = restore || ways_[i].kind == WayKind::kRestore;
+  }
+  if (restore) DS_TRY(run_restore(context));
+  for (size_t i : mixed)
+    if (ways_[i].kind == WayKind::kSelect) DS_TRY(run_select(context, ways_[i].share, sources(ways_[i])[0]));
+  DS_ASSIGN(out.k_deviation,
+            deviation_->measure(*stream_, *receiver_workspace_, context, cache(kSenderSet, 0)));
+  work_.runs_ns += now_ns() - begin;
+  begin = now_ns();
+  // The full prefill first: the others diverge from it.
+  DS_TRY(answer({0}, questions, out));
+  DS_TRY(answer(mixed, questions, out));
+  DS_TRY(answer(alone, questions, out));
+  work_.answers_ns += now_ns() - begin;
+  return out;
+}
+
+}  // namespace ds

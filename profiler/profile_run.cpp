@@ -1,0 +1,446 @@
+#include "profiler/profile_run.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "profiler/aggregate.h"
+#include "support/file.h"
+#include "support/hash.h"
+#include "support/json.h"
+#include "support/schema.h"
+#include "support/student.h"
+
+namespace ds {
+namespace {
+
+using Json = nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+std::string record_path(const std::string& folder, int64_t index, std::string_view extension) {
+  return fmt::format("{}/context-{:06}.{}", folder, index, extension);
+}
+
+bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
+
+/// A lock on one context, held by this process until it ends or this object does.
+class ContextLock {
+ public:
+  ContextLock() = default;
+  ContextLock(const ContextLock&) = delete;
+  ~ContextLock() {
+    if (fd_ < 0) return;
+    unlink(path_.c_str());
+    close(fd_);
+  }
+  /// False: another process has it.
+  Result<bool> take(std::string path) {
+    int fd = open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644);
+    if (fd < 0) return io_error("make the lock", path);
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      close(fd);
+      return false;
+    }
+    path_ = std::move(path);
+    fd_ = fd;
+    return true;
+  }
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+};
+
+Json identity_json(const RunIdentity& run) {
+  auto model = [](const ModelIdentity& m) { return Json{{"name", m.name}, {"fingerprint", m.fingerprint}}; };
+  const WayOptions& w = run.options.ways;
+  Json json;
+  json["schema"] = "droidspeak.profile-run";
+  json["version"] = 1;
+  json["sender"] = model(run.sender);
+  json["receiver"] = model(run.receiver);
+  json["layers"] = run.layers;
+  json["dtype"] = run.dtype;
+  json["backend"] = run.backend;
+  json["data"] = Json::array();
+  for (const auto& d : run.data) json["data"].push_back({{"name", d.name}, {"sha256", d.sha256}});
+  json["template"] = {{"name", run.prompts.name}, {"sha256", run.prompts.sha256}};
+  json["granularity"] = w.granularity;
+  json["scattered"] = w.scattered;
+  json["seed"] = w.seed;
+  json["select"] = w.select_shares;
+  json["restore"] = w.restore;
+  json["reuse_only"] = w.reuse_only;
+  json["sender_alone"] = w.sender_alone;
+  json["truncate"] = run.options.truncate;
+  json["race"] = run.options.race ? Json(*run.options.race) : Json(nullptr);
+  json["race_round"] = run.options.race_round;
+  json["contexts"] = run.contexts;
+  return json;
+}
+
+/// Fields in which two runs differ that must not.
+std::vector<std::string> differences(const nlohmann::json& a, const nlohmann::json& b,
+                                     std::initializer_list<std::string_view> may_differ) {
+  std::vector<std::string> found;
+  for (const auto& [key, value] : a.items()) {
+    if (std::find(may_differ.begin(), may_differ.end(), key) != may_differ.end()) continue;
+    auto at = b.find(key);
+    // Folders may be renamed; what a model or a file is, its hash says.
+    auto content = [](const nlohmann::json& v) {
+      nlohmann::json copy = v;
+      auto strip = [](nlohmann::json& o) {
+        if (o.is_object()) o.erase("name");
+      };
+      strip(copy);
+      if (copy.is_array())
+        for (auto& o : copy) strip(o);
+      return copy;
+    };
+    if (at == b.end() || content(*at) != content(value))
+      found.push_back(fmt::format("{} ({} there, {} here)", key, at == b.end() ? "nothing" : at->dump(), value.dump()));
+  }
+  return found;
+}
+
+Result<std::vector<int32_t>> encode_context(const std::string& text, const Tokenizer& tokenizer, int64_t truncate) {
+  DS_ASSIGN(std::vector<int32_t> ids, tokenizer.encode(text, true));
+  auto n = static_cast<int64_t>(ids.size());
+  if (truncate > 0 && n > truncate) {
+    // As LongBench does: what matters stands at the ends more often than in the middle.
+    std::vector<int32_t> kept(ids.begin(), ids.begin() + truncate / 2);
+    kept.insert(kept.end(), ids.end() - (truncate - truncate / 2), ids.end());
+    return kept;
+  }
+  return ids;
+}
+
+Result<ContextRecord> work_on(const ProfileWork& work, const Tokenizer& tokenizer, Engine& engine, int64_t index,
+                              const std::vector<bool>& active) {
+  const ProfileContext& context = work.contexts[static_cast<size_t>(index)];
+  DS_ASSIGN(ContextAnswers answers, engine.run(context.tokens, context.questions, active));
+  ContextRecord record{index, static_cast<int64_t>(context.tokens.size()), answers.k_deviation, {}};
+  for (size_t q = 0; q < context.questions.size(); ++q) {
+    const ProfileContext::Origin& origin = context.origins[q];
+    ItemRecord item{origin.source, origin.task, origin.item->input, origin.item->metric, origin.item->answers, {}};
+    item.ways.resize(work.ways.size());
+    for (size_t w = 0; w < work.ways.size(); ++w) {
+      if (answers.ways[w].empty()) continue;
+      const WayAnswer& a = answers.ways[w][q];
+      WayResult& r = item.ways[w];
+      DS_ASSIGN(std::string text, tokenizer.decode(a.tokens, true));
+      r.text = std::string(cut_answer(*origin.prompt, origin.task, text));
+      r.scored = true;
+      r.score = score(item.metric, r.text, item.references);
+      r.exact = score(Metric::kExactMatch, r.text, item.references);
+      r.divergence = a.divergence;
+      r.entropy = a.entropy;
+      r.margin = a.margin;
+    }
+    record.items.push_back(std::move(item));
+  }
+  return record;
+}
+
+}  // namespace
+
+Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemplates& prompts,
+                              const Tokenizer& tokenizer, const ModelConfig& config, const ProfileOptions& options) {
+  ProfileWork work;
+  DS_ASSIGN(work.ways, all_ways(config.layers, options.ways));
+  std::map<std::string, size_t> by_text;
+  for (const Dataset& set : data) {
+    for (const Item& item : set.items) {
+      DS_ASSIGN(const PromptTemplate* prompt, prompts.find(item.task));
+      DS_ASSIGN(Prompt text, render(*prompt, item));
+      auto [at, fresh] = by_text.try_emplace(text.context, work.contexts.size());
+      if (fresh) {
+        ProfileContext context;
+        auto ids = encode_context(text.context, tokenizer, options.truncate);
+        if (!ids.ok()) return ids.status().with_context(item.where);
+        context.tokens = std::move(*ids);
+        work.contexts.push_back(std::move(context));
+      }
+      ProfileContext& context = work.contexts[at->second];
+      Question question;
+      auto suffix = tokenizer.encode(text.suffix, false);
+      if (!suffix.ok()) return suffix.status().with_context(item.where);
+      auto reference = tokenizer.encode(prompt->answer_prefix + item.answers[0], false);
+      if (!reference.ok()) return reference.status().with_context(item.where);
+      question.suffix = std::move(*suffix);
+      question.reference = std::move(*reference);
+      question.max_new_tokens = prompt->max_new_tokens;
+      if (context.tokens.empty() || question.suffix.empty())
+        return error(Code::kInvalidArgument, "{}: {} has no tokens; expected at least one", item.where,
+                     context.tokens.empty() ? "the context" : "the question");
+      auto n = static_cast<int64_t>(context.tokens.size()), m = static_cast<int64_t>(question.suffix.size());
+      int64_t forced = std::min<int64_t>(static_cast<int64_t>(question.reference.size()), kDivergenceTokens);
+      int64_t rows = m + std::max(forced, question.max_new_tokens);
+      if (n + rows > config.max_positions)
+        return error(Code::kInvalidArgument,
+                     "{}: {} tokens of context and {} of question and answer do not fit the models' {} positions; "
+                     "give --truncate {} or shorten it",
+                     item.where, n, rows, config.max_positions, std::max<int64_t>(config.max_positions - rows, 1));
+      work.limits.context = std::max(work.limits.context, n);
+      work.limits.question = std::max(work.limits.question, rows);
+      context.questions.push_back(std::move(question));
+      context.origins.push_back({&item, prompt, fmt::format("{}:{}", set.sha256, item.line), item.task});
+    }
+  }
+  // Files are often sorted by kind; a run that is looked at early should have seen some of each.
+  std::mt19937_64 random(options.ways.seed);
+  for (size_t i = work.contexts.size(); i > 1; --i) std::swap(work.contexts[i - 1], work.contexts[random() % i]);
+  SharedRuns runs = shared_runs(work.ways, std::vector<bool>(work.ways.size(), true), config.layers);
+  for (const ProfileContext& c : work.contexts) {
+    work.tokens += static_cast<int64_t>(c.tokens.size());
+    work.questions += static_cast<int64_t>(c.questions.size());
+    work.layer_runs += runs.layer_runs(config.layers);
+    work.naive_layer_runs += naive_layer_runs(work.ways, config.layers);
+  }
+  return work;
+}
+
+Status open_run(const std::string& folder, const RunIdentity& identity) {
+  std::error_code failure;
+  fs::create_directories(folder, failure);
+  if (failure) return error(Code::kIo, "cannot make the folder '{}': {}", folder, failure.message());
+  Json json = identity_json(identity);
+  const std::string path = folder + "/run.json";
+  if (!exists(path)) return write_file_atomically(path, json.dump(1) + "\n");
+  auto found = read_json_file(path);
+  if (!found.ok())
+    return found.status().with_context("this run cannot be gone on with; remove its folder or give another --state");
+  DS_ASSIGN(JsonObject root, JsonObject::make(*found, path));
+  DS_TRY(check_schema(root, "droidspeak.profile-run", 1));
+  std::vector<std::string> differ = differences(nlohmann::json(json), *found, {});
+  if (differ.empty()) return ok_status();
+  return error(Code::kMismatch,
+               "'{}' holds another run; it differs in {}; give another --state, or remove the folder to begin anew",
+               folder, fmt::join(differ, ", "));
+}
+
+Result<RunRecords> read_records(const std::string& folder, size_t ways) {
+  RunRecords out;
+  std::vector<std::string> paths;
+  std::error_code failure;
+  for (const auto& entry : fs::directory_iterator(folder, failure))
+    if (entry.path().filename().string().starts_with("context-") && entry.path().extension() == ".jsonl")
+      paths.push_back(entry.path().string());
+  if (failure) return error(Code::kNotFound, "cannot read the folder '{}': {}", folder, failure.message());
+  std::sort(paths.begin(), paths.end());
+  for (const std::string& path : paths) {
+    auto text = read_text_file(path);
+    auto record = text.ok() ? parse_record(*text, path, ways) : text.status();
+    if (record.ok()) {
+      out.records.push_back(std::move(*record));
+    } else {
+      out.damaged.push_back(record.status().message());
+    }
+  }
+  std::sort(out.records.begin(), out.records.end(),
+            [](const ContextRecord& a, const ContextRecord& b) { return a.index < b.index; });
+  return out;
+}
+
+std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers, const std::vector<ContextRecord>& records,
+                              const ProfileOptions& o, int64_t index) {
+  std::vector<bool> active(ways.size(), true);
+  if (!o.race) return active;
+  std::vector<size_t> groups;
+  for (size_t i = 0; i < ways.size(); ++i)
+    if (ways[i].kind == WayKind::kGroup) groups.push_back(i);
+  // Every comparison of every look may err; all together no more often than 1 - confidence.
+  const auto pairs = static_cast<double>(groups.size() * groups.size());
+  for (int64_t end = o.race_round; end <= index; end += o.race_round) {
+    std::vector<bool> seen(records.size());
+    int64_t count = 0;
+    for (size_t i = 0; i < records.size(); ++i) {
+      seen[i] = records[i].index < end;
+      count += seen[i];
+    }
+    Scores scores(ways, records);
+    // Looks have shares of the risk that halve, so that the total does not depend on how many follow.
+    auto look = static_cast<double>(end / o.race_round);
+    double risk = (1 - *o.race) / pairs * std::pow(0.5, look);
+    double t = student_quantile(1 - risk, std::max<int64_t>(count - 1, 1));
+    std::vector<bool> before = active;
+    for (size_t g : groups) {
+      if (!before[g]) continue;
+      for (size_t h : groups) {
+        if (h == g || !before[h] || ways[h].recomputed(layers) > ways[g].recomputed(layers)) continue;
+        Mean d = scores.difference(h, g, Scores::score, {&seen});
+        // Contexts that all agree have no spread to judge by: one more that says the opposite is thinkable.
+        double floor = 100.0 / static_cast<double>(count * count);
+        if (d.value - t * std::max(d.standard_error, floor) > 0) {
+          active[g] = false;
+          break;
+        }
+      }
+    }
+  }
+  return active;
+}
+
+Status run_contexts(const std::string& folder, const ProfileWork& work, const ProfileOptions& options,
+                    const Tokenizer& tokenizer, int64_t layers, Engine& engine, const std::atomic<bool>& stop,
+                    const std::function<void(const RunProgress&)>& progress) {
+  const auto total = static_cast<int64_t>(work.contexts.size());
+  std::set<int64_t> done;
+  DS_ASSIGN(RunRecords before, read_records(folder, work.ways.size()));
+  for (const ContextRecord& r : before.records)
+    if (r.index < total) done.insert(r.index);
+  auto interrupted = [&]() -> Status {
+    return error(Code::kInfeasible,
+                 "stopped after {} of {} contexts; they are kept in '{}', and the same command goes on from there",
+                 done.size(), total, folder);
+  };
+  std::vector<bool> active(work.ways.size(), true);
+  int64_t decided = -1;  // the round that `active` is for
+  while (static_cast<int64_t>(done.size()) < total) {
+    bool worked = false;
+    for (int64_t index = 0; index < total; ++index) {
+      if (stop.load()) return interrupted();
+      progress({static_cast<int64_t>(done.size()), total});
+      if (done.contains(index)) continue;
+      if (exists(record_path(folder, index, "jsonl"))) {
+        auto text = read_text_file(record_path(folder, index, "jsonl"));
+        if (text.ok() && parse_record(*text, folder, work.ways.size()).ok()) {
+          done.insert(index);  // by another process, meanwhile
+          continue;
+        }
+      }
+      if (int64_t round = options.race ? index / options.race_round : 0; options.race && round != decided) {
+        // All of the earlier rounds must be there, wherever they were made.
+        bool complete = true;
+        for (int64_t i = 0; i < round * options.race_round; ++i) complete = complete && done.contains(i);
+        if (!complete) break;
+        DS_ASSIGN(RunRecords seen, read_records(folder, work.ways.size()));
+        active = racing_ways(work.ways, layers, seen.records, options, round * options.race_round);
+        decided = round;
+      }
+      ContextLock lock;
+      DS_ASSIGN(bool mine, lock.take(record_path(folder, index, "lock")));
+      if (!mine) continue;
+      auto text = read_text_file(record_path(folder, index, "jsonl"));
+      if (!text.ok() || !parse_record(*text, folder, work.ways.size()).ok()) {
+        DS_ASSIGN(ContextRecord record, work_on(work, tokenizer, engine, index, active));
+        DS_TRY(write_file_atomically(record_path(folder, index, "jsonl"), record_text(record))
+                   .with_context(fmt::format("{} contexts are kept in '{}'; the same command goes on from there",
+                                             done.size(), folder)));
+      }
+      done.insert(index);
+      worked = true;
+    }
+    if (!worked && static_cast<int64_t>(done.size()) < total)
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));  // others work on what is left
+  }
+  progress({total, total});
+  return ok_status();
+}
+
+Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Quality* other_pair) {
+  Quality q;
+  nlohmann::json first;
+  std::vector<Way> ways;
+  std::vector<ContextRecord> all;
+  std::set<std::string> sources;
+  ProfileOptions options;
+  int64_t layers = 0;
+  for (const std::string& folder : folders) {
+    const std::string path = folder + "/run.json";
+    DS_ASSIGN(nlohmann::json json, read_json_file(path));
+    DS_ASSIGN(JsonObject root, JsonObject::make(json, path));
+    DS_TRY(check_schema(root, "droidspeak.profile-run", 1));
+    if (first.is_null()) {
+      first = json;
+      DS_ASSIGN(layers, root.integer("layers", 1, 100'000));
+      WayOptions& w = options.ways;
+      DS_ASSIGN(w.granularity, root.integer("granularity", 1, layers));
+      DS_ASSIGN(w.scattered, root.integer("scattered", 0, INT32_MAX));
+      DS_ASSIGN(int64_t seed, root.integer("seed", 0, INT64_MAX));
+      w.seed = static_cast<uint64_t>(seed);
+      DS_ASSIGN(const nlohmann::json* shares, root.array("select"));
+      w.select_shares.clear();
+      for (const auto& s : *shares)
+        if (s.is_number()) w.select_shares.push_back(s.get<double>());
+      DS_ASSIGN(w.restore, root.boolean("restore"));
+      DS_ASSIGN(w.reuse_only, root.boolean("reuse_only"));
+      DS_ASSIGN(w.sender_alone, root.boolean("sender_alone"));
+      if (root.has("race")) {
+        DS_ASSIGN(options.race, root.number("race", 0.5, 1));
+      }
+      DS_ASSIGN(options.race_round, root.integer("race_round", 1, INT32_MAX));
+      DS_ASSIGN(ways, all_ways(layers, w));
+      DS_ASSIGN(JsonObject sender, root.object("sender"));
+      DS_ASSIGN(q.sender_name, sender.string("name"));
+      DS_ASSIGN(q.sender_fingerprint, sender.string("fingerprint"));
+      DS_ASSIGN(JsonObject receiver, root.object("receiver"));
+      DS_ASSIGN(q.receiver_name, receiver.string("name"));
+      DS_ASSIGN(q.receiver_fingerprint, receiver.string("fingerprint"));
+      DS_ASSIGN(q.dtype, root.string("dtype"));
+      DS_ASSIGN(JsonObject prompts, root.object("template"));
+      DS_ASSIGN(q.prompt_template.name, prompts.string("name"));
+      DS_ASSIGN(q.prompt_template.sha256, prompts.string("sha256"));
+      q.layers = layers;
+      q.granularity = w.granularity;
+      q.seed = seed;
+    } else if (auto differ = differences(json, first, {"data", "contexts", "backend"}); !differ.empty()) {
+      return error(Code::kMismatch, "'{}' cannot be merged with '{}': they differ in {}", folder, folders[0],
+                   fmt::join(differ, ", "));
+    } else if (options.race) {
+      return error(Code::kInvalidArgument,
+                   "'{}': a run that raced dropped groups by its own data; merge runs made without --race", folder);
+    }
+    DS_ASSIGN(const nlohmann::json* data, root.array("data"));
+    for (const auto& d : *data) {
+      DS_ASSIGN(JsonObject o, JsonObject::make(d, path + ": data"));
+      Quality::Input input;
+      DS_ASSIGN(input.name, o.string("name"));
+      DS_ASSIGN(input.sha256, o.string("sha256"));
+      if (std::find(q.data.begin(), q.data.end(), input) == q.data.end()) q.data.push_back(std::move(input));
+    }
+    DS_ASSIGN(int64_t contexts, root.integer("contexts", 1, INT32_MAX));
+    DS_ASSIGN(RunRecords found, read_records(folder, ways.size()));
+    if (!found.damaged.empty())
+      return error(Code::kCorrupt, "{}; run ds-profile again with the same options to make it anew", found.damaged[0]);
+    if (static_cast<int64_t>(found.records.size()) != contexts)
+      return error(Code::kInfeasible, "'{}' has {} of {} contexts; run ds-profile again with the same options to finish it",
+                   folder, found.records.size(), contexts);
+    const auto offset = static_cast<int64_t>(all.size());
+    for (ContextRecord& r : found.records) {
+      r.index += offset;
+      std::erase_if(r.items, [&](const ItemRecord& item) { return !sources.insert(item.source).second; });
+      if (!r.items.empty()) all.push_back(std::move(r));
+    }
+  }
+  AggregateOptions a;
+  a.layers = layers;
+  a.seed = options.ways.seed;
+  a.other_pair = other_pair;
+  SharedRuns runs = shared_runs(ways, std::vector<bool>(ways.size(), true), layers);
+  const auto contexts = static_cast<int64_t>(all.size());
+  if (options.race) {
+    std::vector<bool> active = racing_ways(ways, layers, all, options, contexts);
+    a.dropped.resize(ways.size());
+    for (size_t i = 0; i < ways.size(); ++i) a.dropped[i] = !active[i];
+  }
+  int64_t answers = 0;
+  for (const ContextRecord& r : all)
+    for (const ItemRecord& item : r.items)
+      answers += std::count_if(item.ways.begin(), item.ways.end(), [](const WayResult& w) { return w.scored; });
+  aggregate(ways, std::move(all), a, q);
+  q.cost = {{"answers", answers},
+            {"layer_runs", contexts * runs.layer_runs(layers)},
+            {"layer_runs_each_way_by_itself", contexts * naive_layer_runs(ways, layers)}};
+  return q;
+}
+
+}  // namespace ds

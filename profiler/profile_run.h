@@ -1,0 +1,100 @@
+// A profile's run: every context once, each kept as a file as soon as it is done, so that a run may be stopped at
+// any moment, go on later, and be shared by several processes; the result does not depend on any of that.
+//
+// A run is a folder:
+//   run.json                   what it is a run of; another command line's run is refused, by field
+//   context-000017.jsonl       one context's answers (record.h), written whole or not at all
+//   context-000017.lock        held (flock) by the process that works on it; the kernel frees it with the process
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "plans/plan.h"
+#include "profiler/dataset.h"
+#include "profiler/engine.h"
+#include "profiler/prompt.h"
+#include "profiler/record.h"
+#include "runtime/model/tokenizer.h"
+#include "support/status.h"
+
+namespace ds {
+
+struct ProfileOptions {
+  WayOptions ways;
+  int64_t truncate = 0;  // contexts of more tokens keep the first and last halves of this many; 0: never
+  /// Drop groups while running that are beaten, with this confidence that none of those dropped was the best of
+  /// its size, by one with no more layers. Looked at after every round of contexts.
+  std::optional<double> race;
+  int64_t race_round = 10;
+};
+
+/// One context and what is asked about it.
+struct ProfileContext {
+  std::vector<int32_t> tokens;
+  std::vector<Question> questions;
+  struct Origin {
+    const Item* item = nullptr;
+    const PromptTemplate* prompt = nullptr;
+    std::string source, task;
+  };
+  std::vector<Origin> origins;  // by question
+};
+
+/// What a run will do, in the order in which it does it.
+struct ProfileWork {
+  std::vector<Way> ways;
+  std::vector<ProfileContext> contexts;  // shuffled by the seed
+  EngineLimits limits;
+  int64_t tokens = 0, questions = 0;
+  int64_t layer_runs = 0, naive_layer_runs = 0;  // without racing
+};
+
+/// Renders, encodes and groups the items by context. `data` and `prompts` outlive the result. Errors name the
+/// item: a context, question and answer longer than the model's positions (says what to do), no tokens.
+Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemplates& prompts,
+                              const Tokenizer& tokenizer, const ModelConfig& config, const ProfileOptions& options);
+
+/// What a run's files must agree on.
+struct RunIdentity {
+  ModelIdentity sender, receiver;
+  std::string dtype, backend;
+  std::vector<Quality::Input> data;
+  Quality::Input prompts;
+  ProfileOptions options;
+  int64_t layers = 0, contexts = 0;
+};
+
+/// Makes the folder, or finds the same run in it. kMismatch names the field that differs.
+Status open_run(const std::string& folder, const RunIdentity& identity);
+
+/// What was read back of a run.
+struct RunRecords {
+  std::vector<ContextRecord> records;  // by index
+  std::vector<std::string> damaged;    // messages about files that will be made again
+};
+Result<RunRecords> read_records(const std::string& folder, size_t ways);
+
+/// Ways that take part in context `index`, given the records of all contexts of earlier rounds.
+std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers, const std::vector<ContextRecord>& records,
+                              const ProfileOptions& options, int64_t index);
+
+struct RunProgress {
+  int64_t done = 0, total = 0;  // contexts, those of other processes included
+};
+
+/// Works on contexts until all are done, by this process or others; kInfeasible where `stop` was set (between
+/// two contexts): says what is kept.
+Status run_contexts(const std::string& folder, const ProfileWork& work, const ProfileOptions& options,
+                    const Tokenizer& tokenizer, int64_t layers, Engine& engine, const std::atomic<bool>& stop,
+                    const std::function<void(const RunProgress&)>& progress);
+
+/// The profile of one finished run, or of several of the same pair, template and ways (merged; a question that
+/// is in two of them counts once). Errors: kInfeasible where contexts are missing, kMismatch by field.
+Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Quality* other_pair);
+
+}  // namespace ds

@@ -1,0 +1,111 @@
+#include "profiler/ways.h"
+
+#include <algorithm>
+#include <map>
+#include <random>
+#include <set>
+
+namespace ds {
+namespace {
+
+/// std::uniform_int_distribution differs between standard libraries; profiles must not.
+uint64_t below(std::mt19937_64& random, uint64_t bound) { return random() % bound; }
+
+std::vector<LayerRange> ranges_of(const std::vector<int64_t>& blocks, int64_t granularity, int64_t layers) {
+  std::vector<LayerRange> ranges;
+  for (int64_t block : blocks) {
+    int64_t first = block * granularity, last = std::min(first + granularity, layers) - 1;
+    if (!ranges.empty() && ranges.back().last + 1 == first) {
+      ranges.back().last = last;
+    } else {
+      ranges.push_back({first, last});
+    }
+  }
+  return ranges;
+}
+
+/// Sets of `count` of the blocks above the first with as many parts as can be, drawn at random, all different.
+void add_scattered(int64_t blocks, int64_t count, const WayOptions& o, int64_t layers,
+                   std::mt19937_64& random, std::vector<Way>& ways) {
+  std::set<std::string> seen;
+  // Block 0 needs no transition, so that a set with it would not be a control for one without.
+  const int64_t most_parts = std::min(count, (blocks - 1 - count) + 1);
+  if (most_parts < 2) return;
+  constexpr int kTries = 2000;
+  for (int tries = 0; tries < kTries && static_cast<int64_t>(seen.size()) < o.scattered; ++tries) {
+    std::vector<int64_t> pool(static_cast<size_t>(blocks - 1));
+    for (size_t i = 0; i < pool.size(); ++i) pool[i] = static_cast<int64_t>(i) + 1;
+    for (size_t i = pool.size(); i > 1; --i) std::swap(pool[i - 1], pool[below(random, i)]);
+    pool.resize(static_cast<size_t>(count));
+    std::sort(pool.begin(), pool.end());
+    Way way{WayKind::kScattered, ranges_of(pool, o.granularity, layers)};
+    // Half of the tries insist on the most parts, the rest take two or more.
+    auto parts = static_cast<int64_t>(way.layers.size());
+    if (parts < (tries < kTries / 2 ? std::min<int64_t>(most_parts, 3) : 2)) continue;
+    if (seen.insert(way.name()).second) ways.push_back(std::move(way));
+  }
+}
+
+}  // namespace
+
+Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
+  if (o.granularity < 1 || o.granularity > layers)
+    return error(Code::kInvalidArgument, "--granularity {}: expected 1 to {}, the number of layers",
+                 o.granularity, layers);
+  for (double share : o.select_shares)
+    if (!(share > 0 && share < 1))
+      return error(Code::kInvalidArgument, "--select {:g} %: expected shares of the tokens between 0 and 100 %",
+                   share * 100);
+  std::vector<Way> ways{{WayKind::kFullPrefill}, {WayKind::kFullReuse}};
+  const int64_t blocks = (layers + o.granularity - 1) / o.granularity;
+  auto edge = [&](int64_t block) { return std::min(block * o.granularity, layers); };
+  for (int64_t size = 1; size < blocks; ++size)
+    for (int64_t first = 0; first + size <= blocks; ++first)
+      ways.push_back(Way::group({edge(first), edge(first + size) - 1}));
+  std::mt19937_64 random(o.seed);
+  if (o.scattered > 0)
+    for (int64_t count = 2; count < blocks - 1; ++count)
+      add_scattered(blocks, count, o, layers, random, ways);
+  if (o.reuse_only)
+    for (int64_t l = 0; l < layers; ++l) ways.push_back(Way::reuse_only(l));
+  if (o.restore)
+    for (int64_t first = 0; first < blocks; ++first) ways.push_back(Way::restore({edge(first), layers - 1}));
+  for (double share : o.select_shares) ways.push_back(Way::select(share));
+  if (o.sender_alone) ways.push_back({WayKind::kSenderAlone});
+  return ways;
+}
+
+SharedRuns shared_runs(const std::vector<Way>& ways, const std::vector<bool>& active, int64_t layers) {
+  std::map<int64_t, int64_t> top{{0, layers}};  // the receiver's own is always needed
+  for (size_t i = 0; i < ways.size(); ++i) {
+    if (!active[i] || (ways[i].kind != WayKind::kGroup && ways[i].kind != WayKind::kScattered)) continue;
+    for (const LayerRange& r : ways[i].layers) {
+      int64_t& t = top[r.first];
+      t = std::max(t, r.last + 1);
+    }
+  }
+  SharedRuns runs;
+  for (auto [first, end] : top) {
+    runs.first.push_back(first);
+    runs.top.push_back(end);
+  }
+  return runs;
+}
+
+int64_t SharedRuns::layer_runs(int64_t layers) const {
+  int64_t sum = layers;  // the sender's
+  for (size_t i = 0; i < first.size(); ++i) sum += top[i] - first[i];
+  return sum;
+}
+
+int64_t naive_layer_runs(const std::vector<Way>& ways, int64_t layers) {
+  int64_t sum = layers;
+  for (const Way& way : ways) {
+    if (way.kind == WayKind::kSenderAlone) continue;
+    // Reusing one layer is the full prefill, which stays, with one cache exchanged.
+    sum += way.kind == WayKind::kReuseOnly ? 0 : way.recomputed(layers);
+  }
+  return sum;
+}
+
+}  // namespace ds
