@@ -1,0 +1,70 @@
+// Prompt templates: how an item becomes the shared context and what only the receiver sees.
+//
+//   {"schema": "droidspeak.prompts", "version": 1,
+//    "tasks": {"notes_qa": {"prompt": "{context}\nQuestion: {input}\nAnswer:", "max_new_tokens": 8,
+//                           "metric": "qa_f1", "answer_prefix": " ", "stop": ["\n"]},
+//              "*": {"prompt": "{context}\n\n{input}"}}}
+//
+// `prompt` has {context} once and {input} at most once, after it; {{ and }} are braces, as in Python's
+// str.format, so that LongBench's own prompts can be used as they are. All up to and including {context} is
+// the shared text.
+// "*" is for the tasks that are not listed.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "profiler/dataset.h"
+#include "support/json.h"
+
+namespace ds {
+
+inline constexpr int64_t kPromptsVersion = 1;
+
+struct PromptTemplate {
+  std::string before_context, before_input, after_input;
+  bool has_input = false;  // without {input}, before_input is all that follows {context}
+  int64_t max_new_tokens = 64;
+  std::optional<Metric> metric;     // of items that name none
+  std::string answer_prefix = " ";  // between the prompt and a reference answer
+  std::vector<std::string> stop;    // a generated text ends before the first of them
+  std::optional<bool> first_line;  // only the first line is scored; not given: as LongBench does for the task
+};
+
+/// One item's texts. The receiver reads `context` + `suffix`; the sender has read `context`.
+struct Prompt {
+  std::string context, suffix;  // neither is empty
+};
+
+/// kInvalidArgument (with the item's place) where nothing would follow the context.
+Result<Prompt> render(const PromptTemplate& prompt, const Item& item);
+
+/// The part of a generated text that is scored: up to the first stop string, then the first line where asked.
+std::string_view cut_answer(const PromptTemplate& prompt, std::string_view task, std::string_view text);
+
+class PromptTemplates {
+ public:
+  /// "{context}{input}" and 64 new tokens for every task.
+  static const PromptTemplates& builtin();
+  /// Errors name file and key: kNotFound, kIo, kCorrupt, kMismatch (another schema), kUnsupported (a newer
+  /// version), kInvalidArgument (unknown keys, bad values, placeholders).
+  static Result<PromptTemplates> read(const std::string& path);
+
+  const std::string& name() const { return name_; }      // the path, or "builtin"
+  const std::string& sha256() const { return sha256_; }  // of the file's bytes, or of the built-in text
+  /// kNotFound where neither the task nor "*" is listed.
+  Result<const PromptTemplate*> find(std::string_view task) const;
+  /// The template's metric, else LongBench's: what read_dataset() asks for.
+  std::optional<Metric> metric(std::string_view task) const;
+
+ private:
+  std::string name_, sha256_;
+  std::map<std::string, PromptTemplate, std::less<>> tasks_;
+  const PromptTemplate* listed(std::string_view task) const;
+  static Result<PromptTemplates> parse(std::string name, std::string_view text);
+};
+
+}  // namespace ds
