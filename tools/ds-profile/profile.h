@@ -1,0 +1,14 @@
+// ds-profile's actions: one file each, registered in main.cpp.
+#pragma once
+
+#include <functional>
+
+#include "tools/tool.h"
+
+namespace ds {
+
+/// Adds an action to `app`; the result runs it, once parsed.
+using Action = std::function<Status()>;
+Action add_score(CLI::App& app);
+
+}  // namespace ds
