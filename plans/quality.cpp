@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <set>
 
@@ -276,7 +277,7 @@ Status read_version_2(const JsonObject& root, Quality& q) {
 /// Six significant digits at most: what a profile knows, and files that people can compare.
 Json number(double x) {
   if (!std::isfinite(x)) return nullptr;
-  return std::stod(fmt::format("{:.6g}", x));
+  return profile_precision(x);
 }
 
 Json mean_json(const Mean& m) {
@@ -293,6 +294,14 @@ Json samples_json(const std::vector<double>& samples) {
 }
 
 }  // namespace
+
+double profile_precision(double x) {
+  if (!std::isfinite(x)) return x;
+  char text[32];
+  char* end = fmt::format_to_n(text, sizeof text, "{:.6g}", x).out;
+  std::from_chars(text, end, x);
+  return x;
+}
 
 std::string format_layer_set(const std::vector<LayerRange>& ranges) {
   std::vector<std::string> parts;
@@ -449,16 +458,16 @@ Json Quality::to_json() const {
 }
 
 Status Quality::check_pair(const std::string& path, const std::string& sender, const std::string& receiver,
-                           int64_t model_layers) const {
+                           int64_t model_layers, std::string_view whose) const {
   if (layers != model_layers)
     return error(Code::kMismatch, "{}: 'layers' is {}, but the models have {}", path, layers, model_layers);
   auto same = [&](std::string_view role, const std::string& name, const std::string& found,
                   const std::string& expected) -> Status {
     if (found == expected) return ok_status();
     return error(Code::kMismatch,
-                 "{}: pair.{}.fingerprint is {} ('{}'), but --{} has {}; the profile is of another pair, run "
+                 "{}: pair.{}.fingerprint is {} ('{}'), but {}{} has {}; the profile is of another pair, run "
                  "ds-profile for this one",
-                 path, role, found, name, role, expected);
+                 path, role, found, name, whose, role, expected);
   };
   DS_TRY(same("sender", sender_name, sender_fingerprint, sender));
   return same("receiver", receiver_name, receiver_fingerprint, receiver);

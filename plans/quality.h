@@ -130,10 +130,16 @@ struct Quality {
   /// names file and field.
   static Result<Quality> read(const std::string& path);
   nlohmann::ordered_json to_json() const;
-  /// kMismatch where the profile is not of this pair: says which field, found and expected.
+  /// kMismatch where the profile is not of this pair: says which field, found and expected. `whose`: where
+  /// the pair comes from, as the message puts it before "sender" and "receiver".
   Status check_pair(const std::string& path, const std::string& sender_fingerprint,
-                    const std::string& receiver_fingerprint, int64_t layers) const;
+                    const std::string& receiver_fingerprint, int64_t layers,
+                    std::string_view whose = "--") const;
 };
+
+/// As a profile holds it: six significant digits. Whatever is compared with a profile's samples is rounded
+/// like them first.
+double profile_precision(double x);
 
 /// "2,5-7": several ranges in one text.
 std::string format_layer_set(const std::vector<LayerRange>& ranges);

@@ -57,6 +57,21 @@ std::string format_rate(double r) {
   return fmt::format("{:.4g} B/s", r);
 }
 
+Result<double> parse_percent(std::string_view text) {
+  std::string_view s = trim(text);
+  double number = 0;
+  auto [end, ec] = std::from_chars(s.data(), s.data() + s.size(), number);
+  std::string_view unit = ec == std::errc() ? trim(s.substr(static_cast<size_t>(end - s.data()))) : "";
+  if (unit != "%" || !(number > 0 && number <= 100)) {
+    return error(Code::kInvalidArgument,
+                 "bad share '{}'; expected more than 0% and at most 100%, with the sign, for example 1%",
+                 text);
+  }
+  return number / 100;
+}
+
+std::string format_percent(double share) { return fmt::format("{:.3g} %", 100 * share); }
+
 std::string format_bytes(int64_t bytes) {
   double b = static_cast<double>(bytes);
   if (bytes >= (int64_t{1} << 30)) return fmt::format("{:.2f} GiB", b / (1 << 30));

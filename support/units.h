@@ -16,6 +16,11 @@ Result<double> parse_rate(std::string_view text);
 /// "20 MB/s"
 std::string format_rate(double bytes_per_second);
 
+/// "1%", "0.5 %": never a bare number. Result: the share, in (0, 1].
+Result<double> parse_percent(std::string_view text);
+/// "1 %", "0.333 %"
+std::string format_percent(double share);
+
 /// "1.25 MiB"
 std::string format_bytes(int64_t bytes);
 /// "412 ms", "3.3 us"

@@ -1,8 +1,13 @@
 // ds-run: the receiver's side. Answers a prompt about a context, by a plan from a sender's entry or by a full
 // prefill.
+#include <cmath>
+#include <filesystem>
+
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "plans/simulate.h"
+#include "runtime/core/drift.h"
+#include "runtime/core/gate.h"
 #include "runtime/core/session.h"
 #include "runtime/model/safetensors.h"
 #include "runtime/store/store.h"
@@ -16,8 +21,9 @@ namespace {
 
 struct Options {
   std::string receiver, plan, store, context, context_ids, prompt, prompt_ids, link_rate, mode,
-      dtype = "bf16", record, dump_logits, salt, backend = "auto";
-  int64_t max_new_tokens = 64, waiting = 0;
+      dtype = "bf16", record, dump_logits, salt, backend = "auto", gate, gate_false_alarms = "1%",
+      gate_window;
+  int64_t max_new_tokens = 64, waiting = 0, gate_window_requests = DriftWindow::kDefaultRequests;
   double link_rtt_ms = 0, link_deadline_ms = 0;
   int threads = 0;
   Sampling sampling;
@@ -38,6 +44,9 @@ Status check(const Options& o) {
   if (!o.plan.empty() && o.store.empty() && o.mode != "full-prefill")
     return refuse("--plan needs --store URL (or --mode full-prefill)");
   if (o.plan.empty() && !o.store.empty()) return refuse("--store needs --plan FILE");
+  if (o.plan.empty() && !o.gate.empty())
+    return refuse("--gate looks at answers by a plan: it needs --plan FILE");
+  if (o.gate.empty() && !o.gate_window.empty()) return refuse("--gate-window needs --gate FILE");
   if (o.store.empty() && (!o.link_rate.empty() || o.link_rtt_ms != 0)) {
     return refuse("--link-rate and --link-rtt-ms shape the way to --store, which is not given");
   }
@@ -54,10 +63,129 @@ Status check(const Options& o) {
   return ok_status();
 }
 
+/// The gate of this run, and where its window is kept.
+struct GateSetup {
+  Gate gate;
+  std::string profile_sha256;
+  std::optional<DriftReport> drift;  // of the way that was looked at; none without a window
+
+  GateSetup(Gate made, std::string sha256) : gate(std::move(made)), profile_sha256(std::move(sha256)) {}
+};
+
+/// Everything that could refuse the gate later is refused before the model is loaded.
+Result<std::unique_ptr<GateSetup>> set_up_gate(const Options& o, const Plan& plan) {
+  auto false_alarms = parse_percent(o.gate_false_alarms);
+  if (!false_alarms.ok()) return false_alarms.status().with_context("--gate-false-alarms");
+  DS_ASSIGN(Quality quality, Quality::read(o.gate));
+  DS_TRY(quality.check_pair(o.gate, plan.sender.fingerprint, plan.receiver.fingerprint, plan.shape.layers,
+                            "the plan's "));
+  DS_ASSIGN(std::string bytes, read_text_file(o.gate));
+  std::string sha256 = sha256_hex(bytes);
+  for (const InputFile& input : plan.provenance.inputs) {
+    if (input.role != "quality" || input.sha256 == sha256) continue;
+    fmt::print(
+        stderr,
+        "warning: the plan was compiled from '{}' ({:.12}...), --gate is '{}' ({:.12}...): its promise "
+        "rests on another profile than the gate\n",
+        input.name, input.sha256, o.gate, sha256);
+  }
+  DS_ASSIGN(Gate gate, Gate::create(plan, quality, o.gate, *false_alarms));
+  if (!o.gate_window.empty()) {
+    std::filesystem::path folder = std::filesystem::path(o.gate_window).parent_path();
+    if (!folder.empty() && !std::filesystem::is_directory(folder))
+      return error(Code::kNotFound, "--gate-window '{}': there is no folder '{}'; make it first",
+                   o.gate_window, folder.string());
+    DS_TRY(DriftWindow::read(o.gate_window, sha256, o.gate_window_requests));
+  }
+  return std::make_unique<GateSetup>(std::move(gate), std::move(sha256));
+}
+
+/// Adds what the gate saw to its window, where one is kept.
+Status update_window(const Options& o, const GateVerdict& verdict, GateSetup& setup) {
+  if (o.gate_window.empty() || !verdict.checked) return ok_status();
+  const GateReference& reference = *setup.gate.reference(*verdict.variant);
+  DS_ASSIGN(DriftWindow window, update_drift_window(o.gate_window, setup.profile_sha256,
+                                                    o.gate_window_requests, reference.way, verdict));
+  setup.drift = window.report(reference, setup.gate.false_alarms());
+  return ok_status();
+}
+
+/// Proxies that were looked at.
+std::vector<Proxy> watched(const GateVerdict& verdict) {
+  std::vector<Proxy> proxies;
+  for (size_t p = 0; p < kProxies; ++p)
+    if (!std::isnan(verdict.thresholds.of[p])) proxies.push_back(static_cast<Proxy>(p));
+  return proxies;
+}
+
+std::string_view name_of(Proxy proxy) { return kProxyNames[static_cast<size_t>(proxy)]; }
+
+GateRecord gate_record(const Answer& answer, const GateSetup& setup) {
+  const GateVerdict& verdict = answer.gate;
+  GateRecord record;
+  record.status = verdict.alarmed ? "alarm" : "passed";
+  record.variant = verdict.variant->name;
+  record.way = setup.gate.reference(*verdict.variant)->way.name();
+  for (Proxy p : watched(verdict))
+    record.proxies.push_back(
+        {std::string(name_of(p)), verdict.values[p], verdict.thresholds[p], verdict.alarms(p)});
+  record.gate_ns = verdict.gate_ns;
+  record.lost_ns = answer.lost_ns;
+  if (setup.drift) record.drift = setup.drift->text();
+  return record;
+}
+
+nlohmann::ordered_json gate_json(const Answer& answer, const GateSetup* setup) {
+  const GateVerdict& verdict = answer.gate;
+  if (setup == nullptr || !verdict.checked) return {{"status", "off"}};
+  nlohmann::ordered_json out, proxies, thresholds;
+  nlohmann::ordered_json alarms = nlohmann::ordered_json::array();
+  for (Proxy p : watched(verdict)) {
+    std::string name(name_of(p));
+    proxies[name] = verdict.values[p];  // not a number: null
+    thresholds[name] = verdict.thresholds[p];
+    if (verdict.alarms(p)) alarms.push_back(name);
+  }
+  out["status"] = verdict.alarmed ? "alarm" : "passed";
+  out["variant"] = verdict.variant->name;
+  out["way"] = setup->gate.reference(*verdict.variant)->way.name();
+  out["false_alarms"] = setup->gate.false_alarms();
+  out["alarms"] = alarms;
+  out["proxies"] = proxies;
+  out["thresholds"] = thresholds;
+  out["gate_ms"] = static_cast<double>(verdict.gate_ns) / 1e6;
+  out["drift"] = nullptr;
+  if (setup->drift) {
+    const DriftReport& drift = *setup->drift;
+    nlohmann::ordered_json p_values = nlohmann::ordered_json::object();
+    for (size_t p = 0; p < kProxies; ++p)
+      if (drift.tests[p].tested) p_values[std::string(kProxyNames[p])] = drift.tests[p].result.p;
+    out["drift"] = {{"status", drift_state_name(drift.state)},
+                    {"text", drift.text()},
+                    {"requests", drift.requests},
+                    {"alarms", drift.alarms},
+                    {"p", p_values}};
+  }
+  return out;
+}
+
+/// "gate passed: ...", for people.
+std::string gate_text(const Answer& answer, const GateSetup& setup) {
+  const GateVerdict& verdict = answer.gate;
+  if (!verdict.checked) return "gate off: nothing was reused";
+  std::string text =
+      fmt::format("gate {}: {}", verdict.alarmed ? "alarm" : "passed", gate_verdict_text(verdict));
+  if (verdict.alarmed) text += fmt::format("; a full prefill answered, {} lost", format_ns(answer.lost_ns));
+  return setup.drift ? text + "\nlast requests: " + setup.drift->text() : text;
+}
+
 /// Why this variant ran.
 std::string choice(const Answer& answer, const Plan& plan, const std::string& mode, int64_t n) {
   if (mode != "plan") return "no plan was to be followed";
   if (answer.cache == CacheStatus::kMiss) return "the fall-back: " + answer.miss.message();
+  if (answer.gate.alarmed)
+    return fmt::format("the fall-back: the gate's alarm at variant '{}': {}", answer.gate.variant->name,
+                       gate_verdict_text(answer.gate));
   std::string where = format_count(n) + " tokens";
   if (answer.link_rate > 0) {
     where += fmt::format(" at {}{}", format_rate(static_cast<double>(answer.link_rate)),
@@ -122,6 +250,10 @@ Status run(const Options& o) {
     DS_ASSIGN(store, open_store(o.store));
     if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
   }
+  std::unique_ptr<GateSetup> gate;
+  if (!o.gate.empty()) {
+    DS_ASSIGN(gate, set_up_gate(o, *plan));
+  }
   DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
   DS_ASSIGN(std::vector<int32_t> context, context_tokens(loaded, o.context, o.context_ids));
   std::vector<int32_t> prompt;
@@ -154,6 +286,7 @@ Status run(const Options& o) {
   request.waiting = o.waiting;
   request.link_deadline_ns = static_cast<int64_t>(o.link_deadline_ms * 1e6);
   request.full_prefill = full;
+  if (gate) request.gate = &gate->gate;
   request.sampling = o.sampling;
   request.max_new_tokens = o.max_new_tokens;
   request.stop_ids = loaded.model->config().eos_token_ids;
@@ -178,8 +311,11 @@ Status run(const Options& o) {
     DS_TRY(write_safetensors(o.dump_logits, {&logits, 1}));
   }
   std::string mode = full ? "full-prefill" : "plan";
+  if (gate) DS_TRY(update_window(o, answer.gate, *gate));
   if (!o.record.empty()) {
-    DS_TRY(write_run_record(o.record, make_record(answer, loaded, *plan, plan_sha256, mode, n, m)));
+    RunRecord record = make_record(answer, loaded, *plan, plan_sha256, mode, n, m);
+    if (answer.gate.checked) record.gate = gate_record(answer, *gate);
+    DS_TRY(write_run_record(o.record, record));
   }
   const Variant& variant = *answer.variant;
   auto ms = [](int64_t ns) { return static_cast<double>(ns) / 1e6; };
@@ -194,7 +330,8 @@ Status run(const Options& o) {
     out["schedule"] = variant.scheduler;
     out["ttft_ms"] = ms(answer.ttft_ns);
     out["parts_ms"] = {{"lookup", ms(answer.lookup_ns)},
-                       {"lost_to_miss", ms(answer.lost_ns)},
+                       {"lost_to_miss", answer.gate.alarmed ? 0 : ms(answer.lost_ns)},
+                       {"lost_to_gate", answer.gate.alarmed ? ms(answer.lost_ns) : 0},
                        {"link_busy", ms(answer.link_ns)},
                        {"compute_busy", ms(answer.compute_ns)}};
     out["predicted_ttft_ms"] =
@@ -217,6 +354,7 @@ Status run(const Options& o) {
     out["cache"] = {{"status", cache},
                     {"reason", answer.miss.ok() ? nlohmann::ordered_json(nullptr)
                                                 : nlohmann::ordered_json(answer.miss.message())}};
+    out["gate"] = gate_json(answer, gate.get());
     out["dtype"] = dtype_name(loaded.model->dtype());
     out["backend"] = loaded.backend->description();
     fmt::print("{}\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
@@ -231,6 +369,7 @@ Status run(const Options& o) {
   fmt::print(stderr, "; {} + {} tokens; {}, {} of {} layers recomputed; {} loaded; cache {}{}{}\n", n, m, way,
              recomputed_layers(variant), plan->shape.layers, format_bytes(answer.bytes_loaded), cache,
              answer.miss.ok() ? "" : ": ", answer.miss.message());
+  if (gate) fmt::print(stderr, "{}\n", gate_text(answer, *gate));
   return ok_status();
 }
 
@@ -262,6 +401,17 @@ int main(int argc, char** argv) {
          "what has not come from the store by then, counted from the request's start, is a miss and a "
          "full prefill answers; 0: wait")
       ->capture_default_str();
+  app.add_option("--gate", o.gate,
+                 "quality profile of the pair (ds-profile): a request that is not like its data is answered "
+                 "by a full prefill");
+  app.add_option("--gate-false-alarms", o.gate_false_alarms,
+                 "how many requests like the profile's may be taken for others, at most")
+      ->capture_default_str();
+  app.add_option("--gate-window", o.gate_window,
+                 "file in which the last requests are kept and held against the profile together");
+  app.add_option("--gate-window-requests", o.gate_window_requests, "how many of each way are kept there")
+      ->capture_default_str()
+      ->check(CLI::Range(DriftWindow::kLeastRequests, DriftWindow::kMostRequests));
   app.add_option("--mode", o.mode, "plan (default where a plan is given) or full-prefill")
       ->check(CLI::IsMember({"plan", "full-prefill"}));
   app.add_option("--dtype", o.dtype, "bf16 or f32: of computation and of the entry")->capture_default_str();
@@ -283,6 +433,10 @@ int main(int argc, char** argv) {
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --link-rate 20MB/s \\\n"
       "         --context report.txt --prompt 'Who signed it?' --record run.jsonl --json\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/mnt/shared/ds --link-deadline-ms 500 \\\n"
-      "         --context report.txt --prompt 'Who signed it?'");
+      "         --context report.txt --prompt 'Who signed it?'\n"
+      "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --gate quality.json \\\n"
+      "         --gate-false-alarms 0.5% --gate-window requests.json --context report.txt --prompt 'Who "
+      "signed "
+      "it?'");
   return run_tool(app, argc, argv, [&] { return run(o); });
 }

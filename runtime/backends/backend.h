@@ -76,7 +76,8 @@ struct LayerCall {
   std::byte* cache = nullptr;  // this layer's cache, row 0 = position 0; rows before `position` are read
   int64_t position = 0;        // position of the first row
   int64_t rows = 0;            // K and V are computed and stored for all of them
-  int64_t query_rows = 0;      // the last of them that go through Q, attention, MLP; 0: K and V only
+  int64_t query_rows = 0;      // the last of them that go through Q, attention, MLP; 0: K and V only, and the
+                               // cache's rows before `position` need not exist
 };
 
 /// What a batched call does with one sequence: `rows` rows from `position` on, of a cache of its own.

@@ -1,6 +1,7 @@
 #include "runtime/core/session.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "support/clock.h"
@@ -99,8 +100,9 @@ Status Session::reserve() {
     hidden_.push_back(std::move(memory));
   }
   DS_ASSIGN(workspace_, model_.make_workspace(rows + limits_.new_tokens));
+  DS_ASSIGN(key_deviation_, KeyDeviation::create(backend_, model_));
   // Per op: its waits, two events, itself. Decoding enqueues embed, the layers and logits per token.
-  int64_t capacity = static_cast<int64_t>(3 * ops + waits) + shape.layers + 8;
+  int64_t capacity = static_cast<int64_t>(3 * ops + waits) + shape.layers + 8 + KeyDeviation::kCommands;
   DS_ASSIGN(link_, backend_.make_stream(StreamKind::kLink, capacity));
   DS_ASSIGN(compute_, backend_.make_stream(StreamKind::kCompute, capacity));
   for (size_t i = 0; i < ops; ++i) {
@@ -141,6 +143,9 @@ Status Session::check(const Request& request) const {
                  "{}, {} and {}",
                  n, m, request.max_new_tokens, limits_.context, limits_.suffix, limits_.new_tokens);
   }
+  if (request.gate != nullptr && &request.gate->plan() != &plan_)
+    return error(Code::kInvalidArgument,
+                 "the request's gate was made for another plan than this session's; make one for this plan");
   if (request.link_rate < 0 || request.waiting < 0) {
     return error(Code::kInvalidArgument,
                  "the link rate is {} B/s and {} requests wait; expected 0 or more of each",
@@ -254,6 +259,29 @@ Status Session::execute(const Variant& variant, const Request& request, EntryRea
   return ok_status();
 }
 
+/// Fills answer.gate from first_logits_ and the caches; both streams are idle.
+Status Session::check_gate(const Gate& gate, const Variant& variant, int64_t n, Answer& answer) {
+  const ProxyValues* thresholds = gate.thresholds(variant);
+  if (thresholds == nullptr) return ok_status();
+  const int64_t start = now_ns();
+  GateVerdict& verdict = answer.gate;
+  verdict.checked = true;
+  verdict.variant = &variant;
+  verdict.thresholds = *thresholds;
+  verdict.values = first_token_proxies(first_logits_);
+  if (!std::isnan((*thresholds)[Proxy::kKDeviation])) {
+    auto context = std::span<const int32_t>(ids_).first(static_cast<size_t>(n));
+    DS_ASSIGN(verdict.values[Proxy::kKDeviation],
+              key_deviation_->measure(*compute_, *workspace_, context, caches_[0]->data()));
+  }
+  for (double& value : verdict.values.of) value = profile_precision(value);
+  for (size_t p = 0; p < kProxies; ++p) verdict.alarmed |= verdict.alarms(static_cast<Proxy>(p));
+  verdict.gate_ns = now_ns() - start;
+  ++gate_checks_;
+  gate_alarms_ += verdict.alarmed ? 1 : 0;
+  return ok_status();
+}
+
 Result<Answer> Session::run(const Request& request) {
   DS_TRY(check(request));
   Answer answer;
@@ -309,8 +337,9 @@ Result<Answer> Session::run(const Request& request) {
     DS_TRY(execute(*variant, request, nullptr, start, answer));
     done = true;
   }
-  if (!done) {
-    if (!miss.ok()) {
+  if (done && request.gate != nullptr) DS_TRY(check_gate(*request.gate, *variant, n, answer));
+  if (!done || answer.gate.alarmed) {
+    if (!miss.ok() || answer.gate.alarmed) {
       answer.miss = miss;
       answer.lost_ns = now_ns() - start;
     }

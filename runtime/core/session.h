@@ -11,6 +11,7 @@
 
 #include "plans/plan.h"
 #include "runtime/backends/backend.h"
+#include "runtime/core/gate.h"
 #include "runtime/core/link_estimate.h"
 #include "runtime/core/sampler.h"
 #include "runtime/store/entry.h"
@@ -39,6 +40,9 @@ struct Request {
   // From the start of run() until the last transfer must be there; later is a miss. 0: no such limit. Noticed
   // while a tensor is read (EntryReader::read_rows) and before the next one; a look-up is not cut short.
   int64_t link_deadline_ns = 0;
+  /// Looks at the answer of a variant that reuses something before its first token is chosen; an alarm makes
+  /// the full prefill answer. Of this session's plan. nullptr: none.
+  const Gate* gate = nullptr;
   Sampling sampling;
   int64_t max_new_tokens = 1;
   std::span<const int32_t> stop_ids;  // generation ends with one of these, which is not part of the answer
@@ -61,10 +65,12 @@ struct Answer {
   Status miss;                          // why the cache missed
   int64_t ttft_ns = 0;                  // tokens in hand -> first token chosen
   int64_t lookup_ns = 0;                // finding and checking the entry
-  int64_t lost_ns = 0;                  // spent before a miss was noticed
+  GateVerdict gate;                     // after an alarm `cache` stays "hit" and the full prefill answers
+  int64_t lost_ns = 0;                  // spent before a miss was noticed, or the gate's alarm
   int64_t link_ns = 0, compute_ns = 0;  // busy times of the streams, in the run that gave the answer
   int64_t decode_ns = 0;                // first token -> last token
-  int64_t bytes_loaded = 0;      // tensors moved over the link, including those of an attempt that missed
+  int64_t bytes_loaded =
+      0;  // tensors moved over the link, including those of an attempt that missed or alarmed
   std::vector<OpTime> op_times;  // of `variant`, by op index
 };
 
@@ -88,6 +94,10 @@ class Session {
   /// Bytes per second, from the transfers of requests so far; 0: none yet.
   int64_t measured_link_rate() const { return link_estimate_.rate(); }
 
+  /// Answers that a gate has looked at, and those that it threw away, so far.
+  int64_t gate_checks() const { return gate_checks_; }
+  int64_t gate_alarms() const { return gate_alarms_; }
+
   /// Logits of the last run's first token: `vocab` values, valid until the next run.
   std::span<const float> first_logits() const { return first_logits_; }
 
@@ -99,6 +109,7 @@ class Session {
   void enqueue(const Variant& variant, const Request& request, EntryReader* entry);
   Status execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
                  Answer& answer);
+  Status check_gate(const Gate& gate, const Variant& variant, int64_t n, Answer& answer);
   static void run_transfer(void* context, int64_t argument);
 
   Backend& backend_;
@@ -116,6 +127,9 @@ class Session {
   std::vector<int32_t> ids_;  // context and suffix, together
   int32_t next_id_ = 0;
   std::vector<float> logits_, first_logits_;
+
+  std::unique_ptr<KeyDeviation> key_deviation_;
+  int64_t gate_checks_ = 0, gate_alarms_ = 0;
 
   LinkEstimate link_estimate_;
   int64_t deadline_ns_ = 0;  // of the running request's transfers, on now_ns()'s clock; 0: none

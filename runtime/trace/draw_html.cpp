@@ -86,6 +86,7 @@ dl{{overflow:hidden}} summary{{cursor:pointer;font-weight:bold;margin-top:20px}}
       item("cache",
            p.record->cache_status + (p.record->cache_reason.empty() ? "" : ": " + p.record->cache_reason));
     }
+    if (p.record->gate) item("gate", p.record->gate->text());
     item("loaded", format_bytes(p.record->bytes_loaded));
   }
   add("</dl>\n<figure class=\"page\">\n" + draw_svg(p, false, false) + "</figure>\n");

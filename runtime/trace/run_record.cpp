@@ -1,9 +1,11 @@
 #include "runtime/trace/run_record.h"
 
+#include <cmath>
 #include <unordered_set>
 
 #include "support/file.h"
 #include "support/json.h"
+#include "support/units.h"
 
 namespace ds {
 namespace {
@@ -58,6 +60,38 @@ Status read_op(const JsonObject& o, OpRecord& op) {
   return ok_status();
 }
 
+Result<GateRecord> read_gate(const JsonObject& o) {
+  GateRecord gate;
+  DS_ASSIGN(gate.status, o.string("status"));
+  DS_ASSIGN(gate.variant, o.string_or("variant", ""));
+  DS_ASSIGN(gate.way, o.string_or("way", ""));
+  DS_ASSIGN(const nlohmann::json* proxies, o.array("proxies"));
+  for (size_t i = 0; i < proxies->size(); ++i) {
+    DS_ASSIGN(JsonObject p, JsonObject::make((*proxies)[i], fmt::format("{}: proxies[{}]", o.where(), i)));
+    GateRecord::Proxy proxy;
+    DS_ASSIGN(proxy.name, p.string("name"));
+    DS_ASSIGN(proxy.value, p.number_or("value", -1e308, 1e308, std::nan("")));
+    DS_ASSIGN(proxy.threshold, p.number("threshold", -1e308, 1e308));
+    DS_ASSIGN(proxy.alarm, p.boolean_or("alarm", false));
+    gate.proxies.push_back(std::move(proxy));
+  }
+  DS_ASSIGN(gate.gate_ns, o.integer_or("gate_ns", 0, INT64_MAX, 0));
+  DS_ASSIGN(gate.lost_ns, o.integer_or("lost_ns", 0, INT64_MAX, 0));
+  DS_ASSIGN(gate.drift, o.string_or("drift", ""));
+  return gate;
+}
+
+nlohmann::ordered_json gate_json(const GateRecord& gate) {
+  nlohmann::ordered_json proxies = nlohmann::ordered_json::array();
+  for (const GateRecord::Proxy& p : gate.proxies) {
+    nlohmann::ordered_json value = nullptr;
+    if (std::isfinite(p.value)) value = p.value;
+    proxies.push_back({{"name", p.name}, {"value", value}, {"threshold", p.threshold}, {"alarm", p.alarm}});
+  }
+  return {{"status", gate.status},   {"variant", gate.variant}, {"way", gate.way},    {"proxies", proxies},
+          {"gate_ns", gate.gate_ns}, {"lost_ns", gate.lost_ns}, {"drift", gate.drift}};
+}
+
 Status read_summary(const JsonObject& o, RunRecord& r) {
   DS_ASSIGN(int64_t ops, o.integer("ops", 0, INT64_MAX));
   if (ops != static_cast<int64_t>(r.ops.size())) {
@@ -68,6 +102,10 @@ Status read_summary(const JsonObject& o, RunRecord& r) {
   DS_ASSIGN(r.ttft_ns, o.integer("ttft_ns", 0, INT64_MAX));
   DS_ASSIGN(r.bytes_loaded, o.integer_or("bytes_loaded", 0, INT64_MAX, 0));
   DS_ASSIGN(r.dropped, o.integer_or("dropped", 0, INT64_MAX, 0));
+  if (o.has("gate")) {
+    DS_ASSIGN(JsonObject gate, o.object("gate"));
+    DS_ASSIGN(r.gate, read_gate(gate));
+  }
   if (!o.has("cache")) return ok_status();
   DS_ASSIGN(JsonObject cache, o.object("cache"));
   DS_ASSIGN(r.cache_status, cache.string_or("status", ""));
@@ -76,6 +114,17 @@ Status read_summary(const JsonObject& o, RunRecord& r) {
 }
 
 }  // namespace
+
+std::string GateRecord::text() const {
+  std::string out = status;
+  for (size_t i = 0; i < proxies.size(); ++i) {
+    const Proxy& p = proxies[i];
+    out += fmt::format("{}{} {:.4g} ({}threshold {:.4g})", i == 0 ? ": " : ", ", p.name, p.value,
+                       p.alarm ? "alarm; " : "", p.threshold);
+  }
+  if (lost_ns > 0) out += fmt::format("; variant '{}' was tried and {} lost", variant, format_ns(lost_ns));
+  return drift.empty() ? out : out + "; last requests: " + drift;
+}
 
 std::string run_record_text(const RunRecord& r) {
   std::string text = line({{"schema", kSchema},
@@ -107,6 +156,7 @@ std::string run_record_text(const RunRecord& r) {
                                     {"bytes_loaded", r.bytes_loaded},
                                     {"cache", {{"status", r.cache_status}, {"reason", r.cache_reason}}},
                                     {"dropped", r.dropped}};
+  if (r.gate) summary["gate"] = gate_json(*r.gate);
   return text + line({{"summary", summary}});
 }
 

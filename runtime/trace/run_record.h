@@ -5,12 +5,14 @@
 //   {"schema": "droidspeak.run_record", "version": 1, "plan_sha256": "...", "variant": "v0", ...},
 // one object per op that ran
 //   {"op": 3, "label": "recompute 4", "stream": "compute", "start_ns": 3300, "end_ns": 5200, "bytes": 0},
-// and last {"summary": {"ops": 25, "ttft_ns": 41200000, "bytes_loaded": 123, "cache": {...}, "dropped": 0}}.
+// and last {"summary": {"ops": 25, "ttft_ns": 41200000, "bytes_loaded": 123, "cache": {...}, "dropped": 0}},
+// with a "gate" object where a gate looked at the answer.
 // A file without its summary was cut off while being written. Unknown keys are ignored: fields are only
 // added.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,6 +35,30 @@ struct OpRecord {
   bool operator==(const OpRecord&) const = default;
 };
 
+/// What the gate said (runtime/core/gate.h).
+struct GateRecord {
+  std::string status;        // "passed", "alarm": the record's ops are then those of the full prefill
+  std::string variant, way;  // whose answer was looked at; its way in the profile
+  struct Proxy {
+    std::string name;  // "k_deviation", "entropy", "margin"
+    double value = 0;  // NaN: not a number
+    double threshold = 0;
+    bool alarm = false;
+    bool operator==(const Proxy& o) const {
+      return name == o.name && (value == o.value || (value != value && o.value != o.value)) &&
+             threshold == o.threshold && alarm == o.alarm;
+    }
+  };
+  std::vector<Proxy> proxies;
+  int64_t gate_ns = 0;  // what looking took
+  int64_t lost_ns = 0;  // start of the request to the alarm; 0: none
+  std::string drift;    // of the last requests, for people; "" where no window was kept
+  bool operator==(const GateRecord&) const = default;
+
+  /// "alarm: entropy 3.2 (alarm; threshold 2.1); variant 'v0' was tried and 4.2 ms lost", "passed: ...".
+  std::string text() const;
+};
+
 struct RunRecord {
   // Header: what ran, and at which point.
   std::string plan_sha256;        // of the plan file's bytes; "" where no plan file was given
@@ -51,11 +77,12 @@ struct RunRecord {
   std::vector<OpRecord> ops;  // any order; every op index at most once
 
   // Summary.
-  int64_t ttft_ns = 0;       // start of the request to the first token chosen
-  int64_t bytes_loaded = 0;  // from the entry
-  std::string cache_status;  // "hit", "miss", "unused"
-  std::string cache_reason;  // why not "hit"; "" otherwise
-  int64_t dropped = 0;       // ops that ran but could not be recorded
+  int64_t ttft_ns = 0;             // start of the request to the first token chosen
+  int64_t bytes_loaded = 0;        // from the entry
+  std::string cache_status;        // "hit", "miss", "unused"
+  std::string cache_reason;        // why not "hit"; "" otherwise
+  int64_t dropped = 0;             // ops that ran but could not be recorded
+  std::optional<GateRecord> gate;  // none: no gate looked at this request
   bool operator==(const RunRecord&) const = default;
 };
 

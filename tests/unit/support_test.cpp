@@ -88,6 +88,18 @@ TEST(Units, RatesInBytesAndBits) {
   }
 }
 
+TEST(Units, SharesHaveTheirSign) {
+  EXPECT_DOUBLE_EQ(*parse_percent("1%"), 0.01);
+  EXPECT_DOUBLE_EQ(*parse_percent(" 0.5 % "), 0.005);
+  EXPECT_DOUBLE_EQ(*parse_percent("100%"), 1);
+  for (const char* bad : {"", "%", "1", "0.01", "0%", "-1%", "101%", "nan%", "inf%", "1%%", "1 percent"}) {
+    EXPECT_EQ(parse_percent(bad).status().code(), Code::kInvalidArgument) << bad;
+  }
+  EXPECT_NE(parse_percent("5").status().message().find("bad share '5'"), std::string::npos);
+  EXPECT_EQ(format_percent(0.01), "1 %");
+  EXPECT_EQ(format_percent(1.0 / 300), "0.333 %");
+}
+
 TEST(Units, LayersIncludeBothEnds) {
   EXPECT_EQ(*parse_layers("3-6", 12), (LayerRange{3, 6}));
   EXPECT_EQ(*parse_layers("11", 12), (LayerRange{11, 11}));

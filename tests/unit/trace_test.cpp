@@ -75,6 +75,37 @@ TEST(RunRecord, SurvivesItsFile) {
   std::filesystem::remove(path);
 }
 
+TEST(RunRecord, HoldsWhatTheGateSaid) {
+  RunRecord record = slower_record(make_variant(small_shape(), {3, 6}));
+  record.gate = GateRecord{
+      .status = "alarm", .variant = "v0", .way = "recompute 3-6", .gate_ns = 5, .lost_ns = 4'200'000};
+  record.gate->proxies = {{"entropy", 3.25, 2.5, true}, {"margin", std::nan(""), 0.125, false}};
+  record.gate->drift = "in line with the profile";
+  Result<RunRecord> read = parse_run_record(run_record_text(record), "x");
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(*read, record);
+  const std::string text =
+      "alarm: entropy 3.25 (alarm; threshold 2.5), margin nan (threshold 0.125); variant 'v0' was tried "
+      "and " +
+      format_ns(4'200'000) + " lost; last requests: in line with the profile";
+  EXPECT_EQ(record.gate->text(), text);
+  Plan plan = make_plan(small_shape(), {3, 6});
+  std::string with = draw_schedule_html({plan, plan.variants[0], &record});
+  EXPECT_THAT(with, HasSubstr("<dt>gate</dt><dd>alarm: entropy 3.25"));
+  record.gate.reset();
+  read = parse_run_record(run_record_text(record), "x");
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_FALSE(read->gate.has_value());
+  EXPECT_THAT(draw_schedule_html({plan, plan.variants[0], &record}), Not(HasSubstr("<dt>gate</dt>")));
+  Result<RunRecord> bad = parse_run_record(
+      R"({"schema":"droidspeak.run_record","version":1,"variant":"v","context_tokens":1,"suffix_tokens":1}
+{"summary":{"ops":0,"ttft_ns":2,"gate":{"status":"passed","proxies":[{"name":"entropy"}]}}}
+)",
+      "x");
+  EXPECT_THAT(bad.status().message(),
+              AllOf(HasSubstr("x line 2"), HasSubstr("proxies[0]"), HasSubstr("threshold")));
+}
+
 TEST(RunRecord, NothingRanIsARecordToo) {
   RunRecord record;
   record.variant = "full-prefill";

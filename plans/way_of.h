@@ -1,0 +1,13 @@
+// Which way of a profile a variant is.
+#pragma once
+
+#include "plans/plan.h"
+#include "plans/quality.h"
+
+namespace ds {
+
+/// By the layers that every token gets recomputed, as promises are (compiler/policy/policy.h): all: the full
+/// prefill; none: full reuse; else that group, or several.
+Way way_of(const Variant& variant);
+
+}  // namespace ds
