@@ -57,13 +57,13 @@ struct Aggregation {
     return w;
   }
 
-  std::vector<double> all_scores(const Scores::Part& part) const {
+  std::vector<double> all_scores(const ScorePart& part) const {
     std::vector<double> all(ways.size(), kNone);
     for (size_t i : groups) all[i] = scores.mean(i, Scores::score, part).value;
     return all;
   }
 
-  std::vector<double> samples(size_t way, double WayResult::* field) const {
+  std::vector<double> samples(size_t way, double WayResult::*field) const {
     std::vector<double> all;
     for (const ContextRecord& r : records)
       for (const ItemRecord& item : r.items)
@@ -113,7 +113,7 @@ struct Aggregation {
       std::vector<double> here = all_scores({nullptr, static_cast<int64_t>(from)});
       for (size_t to = 0; to < scores.tasks().size(); ++to) {
         if (to == from) continue;
-        Scores::Part there{nullptr, static_cast<int64_t>(to)};
+        ScorePart there{nullptr, static_cast<int64_t>(to)};
         std::vector<double> other = all_scores(there);
         auto best = best_by_size(ways, groups, options.layers, other);
         for (auto [size, way] : best_by_size(ways, groups, options.layers, here)) {
@@ -153,7 +153,8 @@ struct Aggregation {
     }
   }
 
-  /// Where reuse costs most: the questions with the largest fall from full prefill to full reuse, tasks in turn.
+  /// Where reuse costs most: the questions with the largest fall from full prefill to full reuse, tasks in
+  /// turn.
   std::vector<Example> examples(const std::vector<std::string>& pareto) const {
     struct Candidate {
       double fall = 0;
@@ -194,11 +195,11 @@ struct Aggregation {
 
 Scores::Scores(const std::vector<Way>& ways, const std::vector<ContextRecord>& records)
     : ways_(ways), records_(records) {
-  std::map<std::string, Task> by_name;
+  std::map<std::string, QualityTask> by_name;
   for (const ContextRecord& r : records) {
     std::map<std::string, bool> in_context;
     for (const ItemRecord& item : r.items) {
-      Task& t = by_name[item.task];
+      QualityTask& t = by_name[item.task];
       t.name = item.task;
       t.metric = metric_name(item.metric);
       ++t.items;
@@ -210,7 +211,8 @@ Scores::Scores(const std::vector<Way>& ways, const std::vector<ContextRecord>& r
   for (const ContextRecord& r : records) {
     std::vector<size_t> tasks;
     for (const ItemRecord& item : r.items) {
-      auto at = std::find_if(tasks_.begin(), tasks_.end(), [&](const Task& t) { return t.name == item.task; });
+      auto at = std::find_if(tasks_.begin(), tasks_.end(),
+                             [&](const QualityTask& t) { return t.name == item.task; });
       tasks.push_back(static_cast<size_t>(at - tasks_.begin()));
     }
     task_of_.push_back(std::move(tasks));
@@ -218,7 +220,7 @@ Scores::Scores(const std::vector<Way>& ways, const std::vector<ContextRecord>& r
 }
 
 template <typename Get>
-Mean Scores::mean_of(Get get, const Part& part) const {
+Mean Scores::mean_of(Get get, const ScorePart& part) const {
   struct Sum {
     double sum = 0;
     int64_t n = 0;
@@ -262,12 +264,12 @@ Mean Scores::mean_of(Get get, const Part& part) const {
   return {total / used, error};
 }
 
-Mean Scores::mean(size_t way, Value value, const Part& part) const {
-  return mean_of([&](const ItemRecord& item) { return item.ways[way].scored ? value(item.ways[way]) : kNone; },
-                 part);
+Mean Scores::mean(size_t way, Value value, const ScorePart& part) const {
+  return mean_of(
+      [&](const ItemRecord& item) { return item.ways[way].scored ? value(item.ways[way]) : kNone; }, part);
 }
 
-Mean Scores::difference(size_t a, size_t b, Value value, const Part& part) const {
+Mean Scores::difference(size_t a, size_t b, Value value, const ScorePart& part) const {
   return mean_of(
       [&](const ItemRecord& item) {
         const WayResult &x = item.ways[a], &y = item.ways[b];
@@ -287,8 +289,8 @@ std::pair<int64_t, int64_t> Scores::count(size_t way) const {
   return {items, contexts};
 }
 
-void aggregate(const std::vector<Way>& ways, std::vector<ContextRecord> records, const AggregateOptions& options,
-               Quality& q) {
+void aggregate(const std::vector<Way>& ways, std::vector<ContextRecord> records,
+               const AggregateOptions& options, Quality& q) {
   std::sort(records.begin(), records.end(),
             [](const ContextRecord& a, const ContextRecord& b) { return a.index < b.index; });
   Aggregation a{ways, records, options, Scores(ways, records), {}};
@@ -298,9 +300,9 @@ void aggregate(const std::vector<Way>& ways, std::vector<ContextRecord> records,
   q.tasks = a.scores.tasks();
   q.contexts = static_cast<int64_t>(records.size());
   q.items = 0;
-  for (const Task& t : q.tasks) q.items += t.items;
-  bool one_metric =
-      std::all_of(q.tasks.begin(), q.tasks.end(), [&](const Task& t) { return t.metric == q.tasks[0].metric; });
+  for (const QualityTask& t : q.tasks) q.items += t.items;
+  bool one_metric = std::all_of(q.tasks.begin(), q.tasks.end(),
+                                [&](const QualityTask& t) { return t.metric == q.tasks[0].metric; });
   q.metric = one_metric && !q.tasks.empty() ? q.tasks[0].metric : "average";
   q.ways.clear();
   for (size_t i = 0; i < ways.size(); ++i) q.ways.push_back(a.score_of(i));

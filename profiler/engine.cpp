@@ -1,7 +1,9 @@
 #include "profiler/engine.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "support/clock.h"
 #include "support/units.h"
@@ -31,6 +33,41 @@ int64_t log_softmax(std::span<float> x) {
   return index;
 }
 
+double element(const std::byte* at, DType dtype) {
+  if (dtype == DType::kF32) {
+    float x = 0;
+    std::memcpy(&x, at, sizeof x);
+    return x;
+  }
+  uint16_t bits = 0;
+  std::memcpy(&bits, at, sizeof bits);
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+/// The ceil(share * rows) rows of two caches whose keys are furthest apart, ascending; of equals the earlier.
+std::vector<int64_t> most_deviating_keys(const ModelConfig& config, DType dtype,
+                                         std::span<const std::byte> own, std::span<const std::byte> sent,
+                                         double share) {
+  const int64_t size = dtype_size(dtype), row = config.kv_row() * size;
+  const auto n = static_cast<int64_t>(own.size()) / row;
+  std::vector<std::pair<double, int64_t>> by_deviation;  // negative, so that sorting puts the largest first
+  for (int64_t t = 0; t < n; ++t) {
+    double sum = 0;
+    for (int64_t i = 0; i < config.kv_heads * config.head_dim; ++i) {
+      double d =
+          element(own.data() + t * row + i * size, dtype) - element(sent.data() + t * row + i * size, dtype);
+      sum += d * d;
+    }
+    by_deviation.push_back({-sum, t});
+  }
+  std::sort(by_deviation.begin(), by_deviation.end());
+  const auto count = static_cast<size_t>(std::ceil(share * static_cast<double>(n) - 1e-9));
+  std::vector<int64_t> chosen;
+  for (size_t i = 0; i < std::min(count, by_deviation.size()); ++i) chosen.push_back(by_deviation[i].second);
+  std::sort(chosen.begin(), chosen.end());
+  return chosen;
+}
+
 double divergence(std::span<const float> p, std::span<const float> q) {
   double sum = 0;
   for (size_t i = 0; i < p.size(); ++i)
@@ -45,12 +82,12 @@ struct Engine::Sequence {
   size_t way = 0, question = 0;
   const Question* ask = nullptr;
   const std::vector<size_t>* sources = nullptr;  // by layer
-  int64_t forced = 0;       // tokens of the reference answer that are read with the question
-  int64_t tail_rows = 0;    // its rows of tails_
-  int64_t tail = 0;         // the first of them
-  int64_t row = 0;          // its first row in hidden_
-  int64_t position = 0;     // where the next token goes
-  int32_t next = 0;         // that token
+  int64_t forced = 0;     // tokens of the reference answer that are read with the question
+  int64_t tail_rows = 0;  // its rows of tails_
+  int64_t tail = 0;       // the first of them
+  int64_t row = 0;        // its first row in hidden_
+  int64_t position = 0;   // where the next token goes
+  int32_t next = 0;       // that token
   bool decoding = false;
 };
 
@@ -95,7 +132,8 @@ int64_t Engine::memory_bytes(const ModelConfig& config, DType dtype, const std::
   int64_t batch = std::max(limits.batch_rows, limits.question);
   return cached_layers * limits.context * config.kv_row() * element +
          layers * limits.context * config.d_model * element +
-         std::max(limits.context, batch) * config.d_model * element + layers * batch * config.kv_row() * element;
+         std::max(limits.context, batch) * config.d_model * element +
+         layers * batch * config.kv_row() * element;
 }
 
 Status Engine::reserve() {
@@ -124,7 +162,7 @@ Status Engine::reserve() {
   DS_ASSIGN(sender_workspace_, sender_.make_workspace(n + limits_.question));
   DS_ASSIGN(receiver_workspace_, receiver_.make_workspace(n + limits_.question));
   DS_ASSIGN(stream_, backend_.make_stream(StreamKind::kCompute,
-                                          std::max(3 * layers_ + 8, KeyDeviation::kCommands)));
+                                          std::max<int64_t>({3 * layers_ + 8, KeyDeviation::kCommands, 72})));
   DS_ASSIGN(deviation_, KeyDeviation::create(backend_, receiver_));
   return ok_status();
 }
@@ -144,7 +182,9 @@ std::vector<size_t> Engine::sources(const Way& way) const {
     for (int64_t l = range.first; l <= range.last; ++l) from[static_cast<size_t>(l)] = set;
   };
   switch (way.kind) {
-    case WayKind::kFullPrefill: take({0, layers_ - 1}, run_from(0)); break;
+    case WayKind::kFullPrefill:
+      take({0, layers_ - 1}, run_from(0));
+      break;
     case WayKind::kGroup:
     case WayKind::kScattered:
       for (const LayerRange& range : way.layers) take(range, run_from(range.first));
@@ -153,7 +193,9 @@ std::vector<size_t> Engine::sources(const Way& way) const {
       take({0, layers_ - 1}, run_from(0));
       take(way.layers[0], kSenderSet);
       break;
-    case WayKind::kRestore: take(way.layers[0], restore_set_); break;
+    case WayKind::kRestore:
+      take(way.layers[0], restore_set_);
+      break;
     case WayKind::kSelect: {
       size_t set = select_set_;
       for (const Way& w : ways_) {
@@ -164,7 +206,8 @@ std::vector<size_t> Engine::sources(const Way& way) const {
       break;
     }
     case WayKind::kFullReuse:
-    case WayKind::kSenderAlone: break;
+    case WayKind::kSenderAlone:
+      break;
   }
   return from;
 }
@@ -173,7 +216,8 @@ Status Engine::run_sender(std::span<const int32_t> context) {
   const auto n = static_cast<int64_t>(context.size());
   sender_.embed(*stream_, context.data(), n, hidden_->data());
   for (int64_t l = 0; l < layers_; ++l) {
-    stream_->copy(entering_->data() + l * align(limits_.context * hidden_row_), hidden_->data(), n * hidden_row_);
+    stream_->copy(entering_->data() + l * align(limits_.context * hidden_row_), hidden_->data(),
+                  n * hidden_row_);
     int64_t queries = l + 1 < layers_ ? n : 0;
     sender_.layer(*stream_, *sender_workspace_, {l, hidden_->data(), cache(kSenderSet, l), 0, n, queries});
   }
@@ -186,8 +230,9 @@ Status Engine::run_receiver(std::span<const int32_t> context, const std::vector<
   SharedRuns needed = shared_runs(ways_, active, layers_);
   for (size_t i = 0; i < needed.first.size(); ++i) {
     const int64_t first = needed.first[i], top = needed.top[i];
-    const size_t set = 1 + static_cast<size_t>(std::lower_bound(runs_.first.begin(), runs_.first.end(), first) -
-                                               runs_.first.begin());
+    const size_t set =
+        1 + static_cast<size_t>(std::lower_bound(runs_.first.begin(), runs_.first.end(), first) -
+                                runs_.first.begin());
     if (first == 0) {
       receiver_.embed(*stream_, context.data(), n, hidden_->data());
     } else {
@@ -211,6 +256,52 @@ Status Engine::run_restore(std::span<const int32_t> context) {
     receiver_.layer(*stream_, *receiver_workspace_, {l, from, cache(restore_set_, l), 0, n, 0});
   }
   work_.kv_runs += layers_;
+  return stream_->synchronize();
+}
+
+/// CacheBlend: all tokens through layer 0, then those whose keys of layer 1 are furthest from the sender's
+/// through all the others, over the sender's rows where a token is not among them.
+Status Engine::run_select(std::span<const int32_t> context, double share, size_t set) {
+  const auto n = static_cast<int64_t>(context.size());
+  std::byte* hidden = hidden_->data();
+  receiver_.embed(*stream_, context.data(), n, hidden);
+  receiver_.layer(*stream_, *receiver_workspace_, {0, hidden, cache(set, 0), 0, n, n});
+  work_.layer_runs += 1;
+  if (layers_ > 1) {
+    receiver_.layer(*stream_, *receiver_workspace_, {1, hidden, cache(set, 1), 0, n, 0});
+    work_.kv_runs += 1;
+  }
+  std::vector<std::byte> own(static_cast<size_t>(n * kv_row_)), sent(own.size());
+  if (layers_ > 1) {
+    stream_->copy(own.data(), cache(set, 1), n * kv_row_);
+    stream_->copy(sent.data(), cache(kSenderSet, 1), n * kv_row_);
+  }
+  for (int64_t l = 1; l < layers_; ++l) stream_->copy(cache(set, l), cache(kSenderSet, l), n * kv_row_);
+  DS_TRY(stream_->synchronize());
+  if (layers_ == 1) return ok_status();
+
+  // Runs of neighbours are one sequence; their hidden states move up to one block, in their order.
+  std::vector<int64_t> chosen = most_deviating_keys(receiver_.config(), receiver_.dtype(), own, sent, share);
+  std::vector<std::pair<int64_t, int64_t>> runs;  // first token, tokens
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    if (!runs.empty() && runs.back().first + runs.back().second == chosen[i]) {
+      ++runs.back().second;
+    } else {
+      runs.push_back({chosen[i], 1});
+    }
+    auto at = static_cast<int64_t>(i);
+    if (at != chosen[i]) {
+      stream_->copy(hidden + at * hidden_row_, hidden + chosen[i] * hidden_row_, hidden_row_);
+      if (at % 64 == 63) DS_TRY(stream_->synchronize());
+    }
+  }
+  DS_TRY(stream_->synchronize());
+  std::vector<std::vector<SequenceRows>> rows(static_cast<size_t>(layers_));
+  for (int64_t l = 1; l < layers_; ++l) {
+    for (auto [first, count] : runs)
+      rows[static_cast<size_t>(l)].push_back({cache(set, l), first, count, l + 1 < layers_ ? count : 0});
+    receiver_.layer_batch(*stream_, *receiver_workspace_, l, hidden, rows[static_cast<size_t>(l)]);
+  }
   return stream_->synchronize();
 }
 
@@ -248,8 +339,8 @@ Status Engine::answer_batch(DeviceModel& model, Workspace& workspace, std::span<
   return decode(model, workspace, batch, out);
 }
 
-/// The first token's proxies, the divergence over the reference answer, and as much of the greedy answer as the
-/// reference's tokens tell: while they are what greedy decoding gives, it goes on from them.
+/// The first token's proxies, the divergence over the reference answer, and as much of the greedy answer as
+/// the reference's tokens tell: while they are what greedy decoding gives, it goes on from them.
 Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
                            ContextAnswers& out) {
   const int64_t most = std::max<int64_t>(1, kLogitBytes / (vocab_ * 4));
@@ -268,7 +359,8 @@ Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<S
     DS_TRY(stream_->synchronize());
     int64_t begin = now_ns();
     std::vector<size_t> offset(end - at);
-    for (size_t i = at, sum = 0; i < end; sum += static_cast<size_t>(batch[i].forced) + 1, ++i) offset[i - at] = sum;
+    for (size_t i = at, sum = 0; i < end; sum += static_cast<size_t>(batch[i].forced) + 1, ++i)
+      offset[i - at] = sum;
 #pragma omp parallel for schedule(dynamic, 1)
     for (size_t i = at; i < end; ++i) {
       Sequence& s = batch[i];
@@ -289,8 +381,8 @@ Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<S
       double sum = 0;
       for (int64_t j = 0; j < compared; ++j)
         sum += divergence(std::span(reference).subspan(static_cast<size_t>(j) * vocab, vocab), row(j));
-      answer.divergence = ways_[s.way].kind == WayKind::kSenderAlone ? std::nan("")
-                                                                     : sum / static_cast<double>(compared);
+      answer.divergence =
+          ways_[s.way].kind == WayKind::kSenderAlone ? std::nan("") : sum / static_cast<double>(compared);
       int64_t j = 0;
       const int64_t longest = s.ask->max_new_tokens;
       while (j < s.forced && greedy[static_cast<size_t>(j)] == s.ask->reference[static_cast<size_t>(j)] &&
@@ -308,7 +400,8 @@ Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<S
   return ok_status();
 }
 
-Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch, ContextAnswers& out) {
+Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
+                      ContextAnswers& out) {
   std::vector<Sequence*> open;
   for (Sequence& s : batch)
     if (s.decoding) open.push_back(&s);
@@ -323,8 +416,8 @@ Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequen
     for (int64_t l = 0; l < layers_; ++l) {
       for (const Sequence* s : open) {
         rows[static_cast<size_t>(l)].push_back(
-            {tails_->data() + l * align(limits_.batch_rows * kv_row_) + s->tail * kv_row_, n + s->position, 1, 1,
-             cache((*s->sources)[static_cast<size_t>(l)], l), n});
+            {tails_->data() + l * align(limits_.batch_rows * kv_row_) + s->tail * kv_row_, n + s->position, 1,
+             1, cache((*s->sources)[static_cast<size_t>(l)], l), n});
       }
       model.layer_batch(*stream_, workspace, l, hidden_->data(), rows[static_cast<size_t>(l)]);
     }
@@ -339,7 +432,8 @@ Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequen
       DS_TRY(stream_->synchronize());
       for (size_t i = at; i < end; ++i) {
         Sequence& s = *open[i];
-        auto row = std::span(logits).subspan((i - at) * static_cast<size_t>(vocab_), static_cast<size_t>(vocab_));
+        auto row =
+            std::span(logits).subspan((i - at) * static_cast<size_t>(vocab_), static_cast<size_t>(vocab_));
         std::vector<int32_t>& tokens = out.ways[s.way][s.question].tokens;
         s.next = static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
         ++s.position;
@@ -353,7 +447,8 @@ Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequen
   return ok_status();
 }
 
-Status Engine::answer(const std::vector<size_t>& ways, std::span<const Question> questions, ContextAnswers& out) {
+Status Engine::answer(const std::vector<size_t>& ways, std::span<const Question> questions,
+                      ContextAnswers& out) {
   std::vector<std::vector<size_t>> from;
   for (size_t way : ways) from.push_back(sources(ways_[way]));
   bool sender = !ways.empty() && ways_[ways[0]].kind == WayKind::kSenderAlone;
@@ -372,8 +467,8 @@ Status Engine::answer(const std::vector<size_t>& ways, std::span<const Question>
     for (size_t q = 0; q < questions.size(); ++q) {
       Sequence s{.way = ways[i], .question = q, .ask = &questions[q], .sources = &from[i]};
       s.forced = std::min<int64_t>(static_cast<int64_t>(questions[q].reference.size()), kDivergenceTokens);
-      s.tail_rows = static_cast<int64_t>(questions[q].suffix.size()) +
-                    std::max(s.forced, questions[q].max_new_tokens);
+      s.tail_rows =
+          static_cast<int64_t>(questions[q].suffix.size()) + std::max(s.forced, questions[q].max_new_tokens);
       if (rows + s.tail_rows > limits_.batch_rows) DS_TRY(flush());
       rows += s.tail_rows;
       batch.push_back(s);
@@ -420,8 +515,10 @@ Result<ContextAnswers> Engine::run(std::span<const int32_t> context, std::span<c
   work_.runs_ns += now_ns() - begin;
   begin = now_ns();
   // The full prefill first: the others diverge from it.
+  receiver_.set_profile(&work_.answer_phases);
   DS_TRY(answer({0}, questions, out));
   DS_TRY(answer(mixed, questions, out));
+  receiver_.set_profile(nullptr);
   DS_TRY(answer(alone, questions, out));
   work_.answers_ns += now_ns() - begin;
   return out;

@@ -1,9 +1,9 @@
 // Answers questions about a context over many caches at once: what the profiler's time goes into.
 //
-// For each first layer a the layers a .. L-1 are run once, from the sender's hidden states that enter a; every
-// group [a, b) takes its caches from that run. So a context costs L(L+1)/2 layer-runs for all groups instead
-// of the sum of their sizes. All ways are answered in batches: one set of weights, many mixed caches, which
-// share the context's rows as prefixes and are never copied.
+// For each first layer a the layers a .. L-1 are run once, from the sender's hidden states that enter a;
+// every group [a, b) takes its caches from that run. So a context costs L(L+1)/2 layer-runs for all groups
+// instead of the sum of their sizes. All ways are answered in batches: one set of weights, many mixed caches,
+// which share the context's rows as prefixes and are never copied.
 #pragma once
 
 #include <memory>
@@ -44,11 +44,12 @@ struct EngineWork {
   int64_t kv_runs = 0;      // K and V alone of one layer over one context
   int64_t answer_rows = 0;  // rows of questions and answers through all layers
   int64_t sender_ns = 0, runs_ns = 0, answers_ns = 0, scores_ns = 0;
+  PhaseTimes answer_phases = {};  // where the kernels' part of answers_ns goes
 };
 
 struct EngineLimits {
-  int64_t context = 0;       // most tokens of a context
-  int64_t question = 0;      // most of suffix + max(reference up to kDivergenceTokens, max_new_tokens)
+  int64_t context = 0;        // most tokens of a context
+  int64_t question = 0;       // most of suffix + max(reference up to kDivergenceTokens, max_new_tokens)
   int64_t batch_rows = 2048;  // rows answered at once, at least `question`
 };
 
@@ -91,8 +92,10 @@ class Engine {
 
   /// All of one model: the sender's own, or the receiver's.
   Status answer(const std::vector<size_t>& ways, std::span<const Question> questions, ContextAnswers& out);
-  Status answer_batch(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch, ContextAnswers& out);
-  Status read_logits(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch, ContextAnswers& out);
+  Status answer_batch(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
+                      ContextAnswers& out);
+  Status read_logits(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
+                     ContextAnswers& out);
   Status decode(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch, ContextAnswers& out);
   bool stops(int32_t token) const;
 
@@ -103,7 +106,8 @@ class Engine {
   std::vector<int32_t> stop_ids_;
   int64_t layers_ = 0, hidden_row_ = 0, kv_row_ = 0, vocab_ = 0;
 
-  // Sets: 0 the sender's; 1 + i the run from runs_.first[i]; then restore and the selections, where asked for.
+  // Sets: 0 the sender's; 1 + i the run from runs_.first[i]; then restore and the selections, where asked
+  // for.
   SharedRuns runs_;
   std::vector<CacheSet> sets_;
   size_t restore_set_ = 0, select_set_ = 0;
@@ -113,7 +117,8 @@ class Engine {
   std::unique_ptr<KeyDeviation> deviation_;
   // Of the context at work:
   int64_t context_tokens_ = 0;
-  std::vector<std::vector<float>> reference_;  // by question: the full prefill's log-probabilities [positions][vocab]
+  std::vector<std::vector<float>>
+      reference_;  // by question: the full prefill's log-probabilities [positions][vocab]
   EngineWork work_;
 };
 

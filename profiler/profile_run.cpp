@@ -106,12 +106,14 @@ std::vector<std::string> differences(const nlohmann::json& a, const nlohmann::js
       return copy;
     };
     if (at == b.end() || content(*at) != content(value))
-      found.push_back(fmt::format("{} ({} there, {} here)", key, at == b.end() ? "nothing" : at->dump(), value.dump()));
+      found.push_back(
+          fmt::format("{} ({} there, {} here)", key, at == b.end() ? "nothing" : at->dump(), value.dump()));
   }
   return found;
 }
 
-Result<std::vector<int32_t>> encode_context(const std::string& text, const Tokenizer& tokenizer, int64_t truncate) {
+Result<std::vector<int32_t>> encode_context(const std::string& text, const Tokenizer& tokenizer,
+                                            int64_t truncate) {
   DS_ASSIGN(std::vector<int32_t> ids, tokenizer.encode(text, true));
   auto n = static_cast<int64_t>(ids.size());
   if (truncate > 0 && n > truncate) {
@@ -123,14 +125,15 @@ Result<std::vector<int32_t>> encode_context(const std::string& text, const Token
   return ids;
 }
 
-Result<ContextRecord> work_on(const ProfileWork& work, const Tokenizer& tokenizer, Engine& engine, int64_t index,
-                              const std::vector<bool>& active) {
+Result<ContextRecord> work_on(const ProfileWork& work, const Tokenizer& tokenizer, Engine& engine,
+                              int64_t index, const std::vector<bool>& active) {
   const ProfileContext& context = work.contexts[static_cast<size_t>(index)];
   DS_ASSIGN(ContextAnswers answers, engine.run(context.tokens, context.questions, active));
   ContextRecord record{index, static_cast<int64_t>(context.tokens.size()), answers.k_deviation, {}};
   for (size_t q = 0; q < context.questions.size(); ++q) {
     const ProfileContext::Origin& origin = context.origins[q];
-    ItemRecord item{origin.source, origin.task, origin.item->input, origin.item->metric, origin.item->answers, {}};
+    ItemRecord item{origin.source,       origin.task,          origin.item->input,
+                    origin.item->metric, origin.item->answers, {}};
     item.ways.resize(work.ways.size());
     for (size_t w = 0; w < work.ways.size(); ++w) {
       if (answers.ways[w].empty()) continue;
@@ -153,7 +156,8 @@ Result<ContextRecord> work_on(const ProfileWork& work, const Tokenizer& tokenize
 }  // namespace
 
 Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemplates& prompts,
-                              const Tokenizer& tokenizer, const ModelConfig& config, const ProfileOptions& options) {
+                              const Tokenizer& tokenizer, const ModelConfig& config,
+                              const ProfileOptions& options) {
   ProfileWork work;
   DS_ASSIGN(work.ways, all_ways(config.layers, options.ways));
   std::map<std::string, size_t> by_text;
@@ -185,10 +189,11 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
       int64_t forced = std::min<int64_t>(static_cast<int64_t>(question.reference.size()), kDivergenceTokens);
       int64_t rows = m + std::max(forced, question.max_new_tokens);
       if (n + rows > config.max_positions)
-        return error(Code::kInvalidArgument,
-                     "{}: {} tokens of context and {} of question and answer do not fit the models' {} positions; "
-                     "give --truncate {} or shorten it",
-                     item.where, n, rows, config.max_positions, std::max<int64_t>(config.max_positions - rows, 1));
+        return error(
+            Code::kInvalidArgument,
+            "{}: {} tokens of context and {} of question and answer do not fit the models' {} positions; "
+            "give --truncate {} or shorten it",
+            item.where, n, rows, config.max_positions, std::max<int64_t>(config.max_positions - rows, 1));
       work.limits.context = std::max(work.limits.context, n);
       work.limits.question = std::max(work.limits.question, rows);
       context.questions.push_back(std::move(question));
@@ -197,7 +202,8 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
   }
   // Files are often sorted by kind; a run that is looked at early should have seen some of each.
   std::mt19937_64 random(options.ways.seed);
-  for (size_t i = work.contexts.size(); i > 1; --i) std::swap(work.contexts[i - 1], work.contexts[random() % i]);
+  for (size_t i = work.contexts.size(); i > 1; --i)
+    std::swap(work.contexts[i - 1], work.contexts[random() % i]);
   SharedRuns runs = shared_runs(work.ways, std::vector<bool>(work.ways.size(), true), config.layers);
   for (const ProfileContext& c : work.contexts) {
     work.tokens += static_cast<int64_t>(c.tokens.size());
@@ -217,14 +223,16 @@ Status open_run(const std::string& folder, const RunIdentity& identity) {
   if (!exists(path)) return write_file_atomically(path, json.dump(1) + "\n");
   auto found = read_json_file(path);
   if (!found.ok())
-    return found.status().with_context("this run cannot be gone on with; remove its folder or give another --state");
+    return found.status().with_context(
+        "this run cannot be gone on with; remove its folder or give another --state");
   DS_ASSIGN(JsonObject root, JsonObject::make(*found, path));
   DS_TRY(check_schema(root, "droidspeak.profile-run", 1));
   std::vector<std::string> differ = differences(nlohmann::json(json), *found, {});
   if (differ.empty()) return ok_status();
-  return error(Code::kMismatch,
-               "'{}' holds another run; it differs in {}; give another --state, or remove the folder to begin anew",
-               folder, fmt::join(differ, ", "));
+  return error(
+      Code::kMismatch,
+      "'{}' holds another run; it differs in {}; give another --state, or remove the folder to begin anew",
+      folder, fmt::join(differ, ", "));
 }
 
 Result<RunRecords> read_records(const std::string& folder, size_t ways) {
@@ -250,8 +258,9 @@ Result<RunRecords> read_records(const std::string& folder, size_t ways) {
   return out;
 }
 
-std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers, const std::vector<ContextRecord>& records,
-                              const ProfileOptions& o, int64_t index) {
+std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,
+                              const std::vector<ContextRecord>& records, const ProfileOptions& o,
+                              int64_t index) {
   std::vector<bool> active(ways.size(), true);
   if (!o.race) return active;
   std::vector<size_t> groups;
@@ -298,9 +307,10 @@ Status run_contexts(const std::string& folder, const ProfileWork& work, const Pr
   for (const ContextRecord& r : before.records)
     if (r.index < total) done.insert(r.index);
   auto interrupted = [&]() -> Status {
-    return error(Code::kInfeasible,
-                 "stopped after {} of {} contexts; they are kept in '{}', and the same command goes on from there",
-                 done.size(), total, folder);
+    return error(
+        Code::kInfeasible,
+        "stopped after {} of {} contexts; they are kept in '{}', and the same command goes on from there",
+        done.size(), total, folder);
   };
   std::vector<bool> active(work.ways.size(), true);
   int64_t decided = -1;  // the round that `active` is for
@@ -332,9 +342,10 @@ Status run_contexts(const std::string& folder, const ProfileWork& work, const Pr
       auto text = read_text_file(record_path(folder, index, "jsonl"));
       if (!text.ok() || !parse_record(*text, folder, work.ways.size()).ok()) {
         DS_ASSIGN(ContextRecord record, work_on(work, tokenizer, engine, index, active));
-        DS_TRY(write_file_atomically(record_path(folder, index, "jsonl"), record_text(record))
-                   .with_context(fmt::format("{} contexts are kept in '{}'; the same command goes on from there",
-                                             done.size(), folder)));
+        DS_TRY(
+            write_file_atomically(record_path(folder, index, "jsonl"), record_text(record))
+                .with_context(fmt::format("{} contexts are kept in '{}'; the same command goes on from there",
+                                          done.size(), folder)));
       }
       done.insert(index);
       worked = true;
@@ -397,7 +408,8 @@ Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Q
                    fmt::join(differ, ", "));
     } else if (options.race) {
       return error(Code::kInvalidArgument,
-                   "'{}': a run that raced dropped groups by its own data; merge runs made without --race", folder);
+                   "'{}': a run that raced dropped groups by its own data; merge runs made without --race",
+                   folder);
     }
     DS_ASSIGN(const nlohmann::json* data, root.array("data"));
     for (const auto& d : *data) {
@@ -410,9 +422,11 @@ Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Q
     DS_ASSIGN(int64_t contexts, root.integer("contexts", 1, INT32_MAX));
     DS_ASSIGN(RunRecords found, read_records(folder, ways.size()));
     if (!found.damaged.empty())
-      return error(Code::kCorrupt, "{}; run ds-profile again with the same options to make it anew", found.damaged[0]);
+      return error(Code::kCorrupt, "{}; run ds-profile again with the same options to make it anew",
+                   found.damaged[0]);
     if (static_cast<int64_t>(found.records.size()) != contexts)
-      return error(Code::kInfeasible, "'{}' has {} of {} contexts; run ds-profile again with the same options to finish it",
+      return error(Code::kInfeasible,
+                   "'{}' has {} of {} contexts; run ds-profile again with the same options to finish it",
                    folder, found.records.size(), contexts);
     const auto offset = static_cast<int64_t>(all.size());
     for (ContextRecord& r : found.records) {
@@ -435,7 +449,8 @@ Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Q
   int64_t answers = 0;
   for (const ContextRecord& r : all)
     for (const ItemRecord& item : r.items)
-      answers += std::count_if(item.ways.begin(), item.ways.end(), [](const WayResult& w) { return w.scored; });
+      answers +=
+          std::count_if(item.ways.begin(), item.ways.end(), [](const WayResult& w) { return w.scored; });
   aggregate(ways, std::move(all), a, q);
   q.cost = {{"answers", answers},
             {"layer_runs", contexts * runs.layer_runs(layers)},

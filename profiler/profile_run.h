@@ -1,10 +1,12 @@
-// A profile's run: every context once, each kept as a file as soon as it is done, so that a run may be stopped at
-// any moment, go on later, and be shared by several processes; the result does not depend on any of that.
+// A profile's run: every context once, each kept as a file as soon as it is done, so that a run may be
+// stopped at any moment, go on later, and be shared by several processes; the result does not depend on any
+// of that.
 //
 // A run is a folder:
 //   run.json                   what it is a run of; another command line's run is refused, by field
 //   context-000017.jsonl       one context's answers (record.h), written whole or not at all
-//   context-000017.lock        held (flock) by the process that works on it; the kernel frees it with the process
+//   context-000017.lock        held (flock) by the process that works on it; the kernel frees it with the
+//   process
 #pragma once
 
 #include <atomic>
@@ -27,8 +29,8 @@ namespace ds {
 struct ProfileOptions {
   WayOptions ways;
   int64_t truncate = 0;  // contexts of more tokens keep the first and last halves of this many; 0: never
-  /// Drop groups while running that are beaten, with this confidence that none of those dropped was the best of
-  /// its size, by one with no more layers. Looked at after every round of contexts.
+  /// Drop groups while running that are beaten, with this confidence that none of those dropped was the best
+  /// of its size, by one with no more layers. Looked at after every round of contexts.
   std::optional<double> race;
   int64_t race_round = 10;
 };
@@ -57,7 +59,8 @@ struct ProfileWork {
 /// Renders, encodes and groups the items by context. `data` and `prompts` outlive the result. Errors name the
 /// item: a context, question and answer longer than the model's positions (says what to do), no tokens.
 Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemplates& prompts,
-                              const Tokenizer& tokenizer, const ModelConfig& config, const ProfileOptions& options);
+                              const Tokenizer& tokenizer, const ModelConfig& config,
+                              const ProfileOptions& options);
 
 /// What a run's files must agree on.
 struct RunIdentity {
@@ -80,8 +83,9 @@ struct RunRecords {
 Result<RunRecords> read_records(const std::string& folder, size_t ways);
 
 /// Ways that take part in context `index`, given the records of all contexts of earlier rounds.
-std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers, const std::vector<ContextRecord>& records,
-                              const ProfileOptions& options, int64_t index);
+std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,
+                              const std::vector<ContextRecord>& records, const ProfileOptions& options,
+                              int64_t index);
 
 struct RunProgress {
   int64_t done = 0, total = 0;  // contexts, those of other processes included
@@ -93,8 +97,8 @@ Status run_contexts(const std::string& folder, const ProfileWork& work, const Pr
                     const Tokenizer& tokenizer, int64_t layers, Engine& engine, const std::atomic<bool>& stop,
                     const std::function<void(const RunProgress&)>& progress);
 
-/// The profile of one finished run, or of several of the same pair, template and ways (merged; a question that
-/// is in two of them counts once). Errors: kInfeasible where contexts are missing, kMismatch by field.
+/// The profile of one finished run, or of several of the same pair, template and ways (merged; a question
+/// that is in two of them counts once). Errors: kInfeasible where contexts are missing, kMismatch by field.
 Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Quality* other_pair);
 
 }  // namespace ds

@@ -12,7 +12,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 /// By way; null where it was not scored.
-Json column(const ItemRecord& item, double WayResult::* field) {
+Json column(const ItemRecord& item, double WayResult::*field) {
   Json values = Json::array();
   for (const WayResult& w : item.ways)
     values.push_back(w.scored && std::isfinite(w.*field) ? Json(w.*field) : Json(nullptr));
@@ -44,14 +44,16 @@ Json item_json(const ItemRecord& item) {
   return json;
 }
 
-Status read_column(const JsonObject& o, std::string_view key, size_t ways, double WayResult::* field,
+Status read_column(const JsonObject& o, std::string_view key, size_t ways, double WayResult::*field,
                    ItemRecord& item) {
   DS_ASSIGN(const nlohmann::json* values, o.array(key));
   if (values->size() != ways)
-    return error(Code::kCorrupt, "{}: {} values, expected one for each of {} ways", o.at(key), values->size(), ways);
+    return error(Code::kCorrupt, "{}: {} values, expected one for each of {} ways", o.at(key), values->size(),
+                 ways);
   for (size_t i = 0; i < ways; ++i) {
     const nlohmann::json& v = (*values)[i];
-    if (!v.is_null() && !v.is_number()) return error(Code::kCorrupt, "{}: {} is no number", o.at(key), v.dump());
+    if (!v.is_null() && !v.is_number())
+      return error(Code::kCorrupt, "{}: {} is no number", o.at(key), v.dump());
     item.ways[i].*field = v.is_null() ? std::nan("") : v.get<double>();
   }
   return ok_status();
@@ -79,7 +81,8 @@ Result<ItemRecord> read_item(const JsonObject& o, size_t ways) {
     return error(Code::kCorrupt, "{}: {} entries, expected {}", o.at("text"), index->size(), ways);
   for (size_t i = 0; i < ways; ++i) {
     const nlohmann::json& at = (*index)[i];
-    if (!at.is_number_unsigned() || at.get<size_t>() >= texts->size() || !(*texts)[at.get<size_t>()].is_string())
+    if (!at.is_number_unsigned() || at.get<size_t>() >= texts->size() ||
+        !(*texts)[at.get<size_t>()].is_string())
       return error(Code::kCorrupt, "{}: {} is not the number of a text", o.at("text"), at.dump());
     item.ways[i].text = (*texts)[at.get<size_t>()].get<std::string>();
     item.ways[i].scored = std::isfinite(item.ways[i].score);
@@ -87,7 +90,9 @@ Result<ItemRecord> read_item(const JsonObject& o, size_t ways) {
   return item;
 }
 
-std::string dump(const Json& json) { return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace); }
+std::string dump(const Json& json) {
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
 
 }  // namespace
 
@@ -96,8 +101,8 @@ std::string record_text(const ContextRecord& record) {
   content["items"] = Json::array();
   for (const ItemRecord& item : record.items) content["items"].push_back(item_json(item));
   std::string text = dump(content);
-  return dump(Json{{"schema", "droidspeak.profile-context"}, {"version", 1}, {"sha256", sha256_hex(text)}}) + "\n" +
-         text + "\n";
+  return dump(Json{{"schema", "droidspeak.profile-context"}, {"version", 1}, {"sha256", sha256_hex(text)}}) +
+         "\n" + text + "\n";
 }
 
 Result<ContextRecord> parse_record(std::string_view text, const std::string& origin, size_t ways) {
@@ -110,7 +115,8 @@ Result<ContextRecord> parse_record(std::string_view text, const std::string& ori
   DS_TRY(check_schema(root, "droidspeak.profile-context", 1));
   DS_ASSIGN(std::string sha256, root.string("sha256"));
   if (sha256 != sha256_hex(content))
-    return error(Code::kCorrupt, "'{}': its checksum does not fit its content; the file was damaged or edited", origin);
+    return error(Code::kCorrupt,
+                 "'{}': its checksum does not fit its content; the file was damaged or edited", origin);
   DS_ASSIGN(nlohmann::json json, parse_json(content, origin));
   DS_ASSIGN(JsonObject o, JsonObject::make(json, origin));
   ContextRecord record;

@@ -11,9 +11,9 @@
 namespace ds {
 
 struct WayResult {
-  bool scored = false;  // false: racing had dropped the way before this context
-  double score = 0;     // of the task's metric, 0 to 1
-  double exact = 0;     // 0 or 1
+  bool scored = false;                             // false: racing had dropped the way before this context
+  double score = 0;                                // of the task's metric, 0 to 1
+  double exact = 0;                                // 0 or 1
   double divergence = 0, entropy = 0, margin = 0;  // as in engine.h; divergence NaN: has none
   std::string text;                                // as scored
 };

@@ -24,7 +24,8 @@ std::vector<LayerRange> ranges_of(const std::vector<int64_t>& blocks, int64_t gr
   return ranges;
 }
 
-/// Sets of `count` of the blocks above the first with as many parts as can be, drawn at random, all different.
+/// Sets of `count` of the blocks above the first with as many parts as can be, drawn at random, all
+/// different.
 void add_scattered(int64_t blocks, int64_t count, const WayOptions& o, int64_t layers,
                    std::mt19937_64& random, std::vector<Way>& ways) {
   std::set<std::string> seen;
@@ -54,8 +55,8 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
                  o.granularity, layers);
   for (double share : o.select_shares)
     if (!(share > 0 && share < 1))
-      return error(Code::kInvalidArgument, "--select {:g} %: expected shares of the tokens between 0 and 100 %",
-                   share * 100);
+      return error(Code::kInvalidArgument,
+                   "--select {:g} %: expected shares of the tokens between 0 and 100 %", share * 100);
   std::vector<Way> ways{{WayKind::kFullPrefill}, {WayKind::kFullReuse}};
   const int64_t blocks = (layers + o.granularity - 1) / o.granularity;
   auto edge = [&](int64_t block) { return std::min(block * o.granularity, layers); };

@@ -3,7 +3,7 @@
 answer questions about it, each fine-tune in its own style of question.
 
     train.py --work DIR            runs every stage that DIR does not already hold, in order, and writes the results beside this script
-    train.py --work DIR --stage S  one of: tokenizer base receiver sender sweep export
+    train.py --work DIR --stage S  one of: tokenizer base receiver sender mild sweep export
 
 Everything follows from --seed. Checkpoints are kept in DIR every --every steps; a run that was stopped goes on from the last one.
 It runs on two CPU cores (bf16 autocast if the CPU has it) or on a GPU (--device cuda). Pinned versions: see requirements.txt.
@@ -28,61 +28,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from tasks import COMPLETE, FRAMES, PLAIN, QUESTIONS, RECORD, STYLE_NAMES, TASKS, make_document, make_question, make_questions
+
 LAYERS, DIM, HEADS, KV_HEADS, HEAD_DIM, FF = 12, 128, 4, 2, 32, 256
 ROPE_THETA, EPS, MAX_POSITIONS = 10000.0, 1e-5, 2048
 BOS, EOS = "<s>", "</s>"  # ids 0 and 1
-
-# ------------------------------------------------------------------------------------------------------------------------------ the text
-
-NAMES = """Anna Ben Clara David Emma Felix Greta Henry Iris Jack Karen Leo Maria Nina Oscar Paula Quinn Rosa Sam Tara Victor Wanda Yusuf Zoe
-Alice Boris Cora Diego Elena Frank Gloria Hugo Ivan Julia Kofi Laura Milo Nora Otto Petra""".split()
-ITEMS = """lamp coin book ring map clock flute mirror hammer candle rope button medal kettle brush ladder wallet violin anchor compass teapot
-scarf needle pearl drum stamp basket whistle helmet camera""".split()
-COLORS = """red blue green black white yellow brown purple orange grey pink silver golden copper wooden striped plastic steel crimson violet
-olive amber ivory scarlet""".split()
-CITIES = """Paris Rome Oslo Berlin Madrid Lisbon Vienna Prague Dublin Athens Cairo Tokyo Lima Boston Geneva Milan Turin Warsaw Seoul Havana
-Quito Delhi London Zurich""".split()
-JOBS = """baker nurse pilot lawyer farmer teacher doctor painter singer waiter driver plumber tailor judge actor miner sailor gardener
-librarian butcher chemist dentist guard editor""".split()
-PLACES = """attic kitchen garden cellar garage hall library office bedroom tower barn chapel shed lobby balcony pantry studio corridor
-basement workshop""".split()
-
-
-def make_document(rng, people):
-    """A text and, per person, the values of its five facts."""
-    draw = lambda words: rng.sample(words, people)
-    facts = [dict(name=n, item=i, color=c, city=t, job=j, place=p) for n, i, c, t, j, p in
-             zip(draw(NAMES), draw(ITEMS), draw(COLORS), draw(CITIES), draw(JOBS), draw(PLACES))]
-    sentences = [s for f in facts for s in (f"{f['name']} keeps the {f['item']} in the {f['color']} box.",
-                                            f"{f['name']} works in {f['city']} as the {f['job']}.",
-                                            f"The {f['color']} box stands in the {f['place']}.")]
-    rng.shuffle(sentences)
-    return "Notes: " + " ".join(sentences), facts
-
-
-# kind of fact -> (plain style, record style, completion style); each leads to the answer's one word.
-QUESTIONS = {
-    "item": ("What does {name} keep?", "{name} item", "{name} keeps the"),
-    "color": ("Which box does {name} use?", "{name} box", "{name} keeps the {item} in the"),
-    "city": ("Where does {name} work?", "{name} city", "{name} works in"),
-    "job": ("What is the job of {name}?", "{name} job", "{name} works in {city} as the"),
-    "place": ("Where does the {color} box stand?", "{color} box place", "The {color} box stands in the"),
-}
-KINDS = list(QUESTIONS)
-PLAIN, RECORD, COMPLETE = range(3)
-FRAMES = ("\nQuestion: {}\nAnswer:", "\nRecord: {} =", "\nComplete: {}")
-STYLE_NAMES = ("plain", "record", "completion")
-
-
-def make_question(fact, kind, style):
-    """The question's text, and its answer as it follows it."""
-    return FRAMES[style].format(QUESTIONS[kind][style].format(**fact)), " " + fact[kind]
-
-
-def make_questions(rng, facts, count, styles):
-    pairs = rng.sample([(f, k) for f in facts for k in KINDS], count)
-    return [(*make_question(f, k, s), k, s) for f, k in pairs for s in [rng.choice(styles)]]
-
+SIZES = (8, 16, 40)  # people or functions of a document: about 200, 400 and 1,000 tokens
 
 # ------------------------------------------------------------------------------------------------------------------------- the tokenizer
 
@@ -90,13 +41,13 @@ def train_tokenizer(path, seed):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     rng = random.Random(f"{seed}-tokenizer")
     texts = []
-    for _ in range(4000):
-        text, facts = make_document(rng, 8)
-        texts += [text] + [q + a for q, a, _, _ in make_questions(rng, facts, 12, (0, 1, 2))]
+    for i in range(4000):
+        text, facts = make_document(rng, 8, i % 2)
+        texts += [text] + [q + a for q, a, _, _ in make_questions(rng, facts, 12, (PLAIN, RECORD, COMPLETE))]
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1024, special_tokens=[BOS, EOS], show_progress=False,
+    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2048, special_tokens=[BOS, EOS], show_progress=False,
                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tok.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A $B:1", special_tokens=[(BOS, 0)])
     tok.save(path)
@@ -321,28 +272,31 @@ class Trainer:
             if self.step % self.args.every == 0: self.save()
         self.phase, self.phase_step = phase + 1, 0; self.save()
 
-    def run_documents(self, phase, tok, people, questions, batch, styles, steps, target=2.0, decay=0, length=None):
-        """Until `target` is met on three reports in a row, or `steps` steps; the last `decay` steps bring the rate down to a tenth."""
+    def run_documents(self, phase, tok, shapes, styles, steps, target=2.0, decay=0):
+        """shapes: (people or functions, questions, documents per step), one drawn for each step. Until `target` is met on three reports in
+        a row, or `steps` steps; the last `decay` steps bring the rate down to a tenth."""
         if self.phase != phase: return
         seen = {}
         while self.phase_step < steps:
             rng = random.Random(f"{self.args.seed}-{self.name}-{self.step}")
+            size, questions, batch = rng.choice(shapes)
             docs = []
-            for _ in range(batch):
-                text, facts = make_document(rng, people); docs.append((text, make_questions(rng, facts, questions, styles)))
-            ids, pos, seg, weight, spans = pack(tok, docs, length)
+            for i in range(batch):
+                text, facts = make_document(rng, size, rng.random() < 0.35); docs.append((text, make_questions(rng, facts, questions, styles)))
+            ids, pos, seg, weight, spans = pack(tok, docs, length_for(size, questions))
             left = steps - self.phase_step
             lr = self.lr * min(1, (self.step + 1) / 100) * (1 if left > decay else 0.1 + 0.9 * left / decay)
             loss, norm, hit, on = self.update([t.to(self.args.device) for t in (ids, pos, seg, weight)], lr)
             for b, (_, qs) in enumerate(docs):
-                for (start, size), (_, _, kind, style) in zip(spans[b], qs):
-                    seen.setdefault((style, kind), []).append(bool(hit[b, start - 1:start - 1 + size].all()))
+                for (start, count), (_, _, task, style) in zip(spans[b], qs):
+                    seen.setdefault((style, task), []).append(bool(hit[b, start - 1:start - 1 + count].all()))
             if self.step % 20 == 0:
                 rate = lambda keep: (lambda v: sum(v) / len(v) if v else float("nan"))([h for k, v in seen.items() if keep(k) for h in v])
                 overall = rate(lambda k: True)
-                self.say(f"{people} people, step {self.step}: loss {loss:.3f} norm {norm:.2f} exact {overall:.3f}  "
-                         + " ".join(f"{STYLE_NAMES[s]} {rate(lambda k: k[0] == s):.2f}" for s in styles) + "  "
-                         + " ".join(f"{k} {rate(lambda q: q[1] == k):.2f}" for k in KINDS)
+                self.say(f"phase {phase}, step {self.step}: loss {loss:.3f} norm {norm:.2f} exact {overall:.3f}  "
+                         + " ".join(f"{STYLE_NAMES[s]} {rate(lambda k: k[0] == s):.2f}" for s in sorted(set(styles))) + "  "
+                         + " ".join(f"{t} {rate(lambda q: q[1] == t):.2f}" for t in TASKS)
+                         + " | plain " + " ".join(f"{t} {rate(lambda q: q == (PLAIN, t)):.2f}" for t in TASKS)
                          + f"  {self.tokens / 1e6:.2f} M tokens {self.seconds + time.time() - self.began:.0f} s")
                 seen = {}
                 self.good = self.good + 1 if overall >= target else 0
@@ -367,17 +321,17 @@ def stage_base(args, tok):
     t = Trainer(args, new_model(args, vocab), "base", args.base_lr)
     t.run_copy(0, 192, 700, 0.90)
     t.run_copy(1, vocab, 600, 0.985)
-    for phase, (people, questions, batch, steps, target, decay) in enumerate(args.base_phases, 2):
-        t.run_documents(phase, tok, people, questions, batch, (PLAIN, RECORD, COMPLETE), steps, target, decay, length_for(people, questions))
+    for phase, (shapes, steps, target, decay) in enumerate(args.base_phases, 2):
+        t.run_documents(phase, tok, shapes, (PLAIN, PLAIN, PLAIN, RECORD, COMPLETE), steps, target, decay)
     torch.save(rounded(t.model), os.path.join(args.work, "base.pt"))
 
 
-def length_for(people, questions): return -(-(25 * people + 3 + 13 * questions) // 8) * 8
+def length_for(size, questions): return -(-(26 * size + 3 + 18 * questions) // 8) * 8
 
 
 def stage_tune(args, tok, name, style, lr, steps, decay, layer_decay=1.0):
     t = Trainer(args, new_model(args, tok.get_vocab_size(), "base"), name, lr, layer_decay)
-    t.run_documents(0, tok, args.people, 12, args.tune_batch, (style,), steps, decay=decay, length=length_for(args.people, 12))
+    t.run_documents(0, tok, args.tune_shapes, (style,), steps, decay=decay)
     torch.save(rounded(t.model), os.path.join(args.work, name + ".pt"))
 
 
@@ -436,13 +390,21 @@ def pack_questions(tok, rows):
 
 
 def heldout(args):
-    """Fresh documents, from a generator no training step uses, with questions of every kind in the receiver's style."""
+    """Fresh documents of three sizes, notes and modules in turn, from a generator no training step uses: (text, questions in the receiver's
+    style, the same in the sender's), a question being (text, answer, task, input), two of each task that the document has."""
     rng = random.Random(f"{args.seed}-heldout")
     documents = []
-    for _ in range(args.documents):
-        text, facts = make_document(rng, args.people)
-        pairs = [(rng.choice(facts), k) for k in KINDS]
-        documents.append((text, [(*make_question(f, k, PLAIN), k, PLAIN) for f, k in pairs], [(*make_question(f, k, RECORD), k, RECORD) for f, k in pairs]))
+    for i in range(args.documents):
+        module = i % 2 == 1
+        text, facts = make_document(rng, SIZES[i // 2 % len(SIZES)], module)
+        plain, record = [], []
+        for task in TASKS:
+            if (task == "module_code") != module: continue
+            kinds = list(QUESTIONS[task])
+            for fact, kind in zip(rng.sample(facts, 2), rng.sample(kinds, 2) if len(kinds) > 1 else kinds * 2):
+                for style, rows in ((PLAIN, plain), (RECORD, record)):
+                    rows.append((*make_question(fact, task, kind, style), task, QUESTIONS[task][kind][0][style].format(**fact)))
+        documents.append((text, plain, record))
     return documents
 
 
@@ -511,9 +473,13 @@ def stage_sweep(args, tok):
     rows = {k: [v[i] for i in range(len(documents))] for k, v in hits.items()}
     n_items = sum(len(h) for h in rows["receiver_alone"])
     out = dict(layers=LAYERS, n_items=n_items, n_documents=len(documents), metric="exact_match")
+    tasks = [[q[2] for q in d[1]] for d in documents]
+    by_task = lambda key: {t: round(score([[h for h, task in zip(hs, ts) if task == t] for hs, ts in zip(rows[key], tasks) if t in ts])[0], 4) for t in TASKS}
     for k in rows:
-        if isinstance(k, str): out[k], out[k + "_stderr"] = (round(x, 4) for x in score(rows[k]))
-    out["groups"] = [dict(first=a, last=b, score=round(score(rows[a, b])[0], 4), stderr=round(score(rows[a, b])[1], 4)) for a, b in groups]
+        if isinstance(k, str):
+            out[k], out[k + "_stderr"] = (round(x, 4) for x in score(rows[k]))
+            out[k + "_tasks"] = by_task(k)
+    out["groups"] = [dict(first=a, last=b, score=round(score(rows[a, b])[0], 4), stderr=round(score(rows[a, b])[1], 4), tasks=by_task((a, b))) for a, b in groups]
     control = []
     for k, sets in scattered.items():
         values = [score(rows[tuple(["scattered"] + s)]) for s in sets]
@@ -526,11 +492,11 @@ def stage_sweep(args, tok):
     out["weight_distance"] = round(sum(distance) / len(distance), 3)
     with open(os.path.join(args.work, "sweep.json"), "w") as f: f.write(compact(out))
     torch.save(dict(rows={str(k): v for k, v in rows.items()}), os.path.join(args.work, "hits.pt"))
-    lines = [f"{k} {out[k]:.3f} +- {out[k + '_stderr']:.3f}" for k in rows if isinstance(k, str)]
+    lines = [f"{k} {out[k]:.3f} +- {out[k + '_stderr']:.3f}  " + " ".join(f"{t} {v:.3f}" for t, v in out[k + "_tasks"].items()) for k in rows if isinstance(k, str)]
     for size in range(1, LAYERS + 1):
         cut, free = ([g for g in out["groups"] if g["last"] - g["first"] + 1 == size and (g["first"] > 0) == w] for w in (True, False))
         best = max(cut, key=lambda g: g["score"], default=None)
-        lines.append(f"{size} layers: " + (f"best with a cut {best['first']}-{best['last']} {best['score']:.3f} +- {best['stderr']:.3f}, " if best else "")
+        lines.append(f"{size} layers: " + (f"best with a cut {best['first']}-{best['last']} {best['score']:.3f} +- {best['stderr']:.3f} ({' '.join(f'{v:.3f}' for v in best['tasks'].values())}), " if best else "")
                      + f"from layer 0 {free[0]['score']:.3f} +- {free[0]['stderr']:.3f}")
     lines += [f"{c['count']} scattered layers: mean of {len(c['sets'])} sets {c['mean']:.3f}, best {max(v['score'] for v in c['sets']):.3f}" for c in control]
     lines.append(f"mean relative distance of the weight matrices {out['weight_distance']}; chosen {out['chosen']}; {n_items} questions about {len(documents)} documents")
@@ -555,7 +521,7 @@ def compact(out):
 
 # ------------------------------------------------------------------------------------------------------------------------------ the files
 
-def stage_export(args, tok, names=("base", "sender", "receiver")):
+def stage_export(args, tok, names=("base", "sender", "mild", "receiver")):
     from safetensors.torch import save_file
     vocab = tok.get_vocab_size()
     for name in names:
@@ -578,17 +544,28 @@ def stage_export(args, tok, names=("base", "sender", "receiver")):
         shutil.copyfile(os.path.join(args.work, "tokenizer.json"), os.path.join(folder, "tokenizer.json"))
     data = os.path.join(args.out, "data")
     os.makedirs(data, exist_ok=True)
-    with open(os.path.join(data, "heldout.jsonl"), "w") as f:
-        for text, questions, _ in heldout(args):
-            for q, a, kind, _ in questions:
-                f.write(json.dumps(dict(context=text, input=q, answers=[a.strip()], dataset="boxes_qa", length=len(tok.encode(text).ids), kind=kind)) + "\n")
+    for task in TASKS:
+        with open(os.path.join(data, task + ".jsonl"), "w") as f:
+            for text, questions, _ in heldout(args):
+                for _, answer, t, ask in questions:
+                    if t != task: continue
+                    f.write(json.dumps(dict(context=text, input=ask, answers=[answer if t == "module_code" else answer.strip()], dataset=t,
+                                            length=len(tok.encode(text).ids))) + "\n")
+    prompts = {}
+    for task, metric, tokens in zip(TASKS, ("qa_f1", "qa_f1", "rouge_l", "code_sim"), (4, 12, 48, 24)):
+        frame = FRAMES[task.split("_")[0]][PLAIN]
+        prompts[task] = dict(prompt="{context}" + frame.format("{input}"), max_new_tokens=tokens, metric=metric,
+                             answer_prefix="" if task == "module_code" else " ")
+    with open(os.path.join(data, "prompts.json"), "w") as f:
+        f.write(json.dumps(dict(schema="droidspeak.prompts", version=1, tasks=prompts), indent=1) + "\n")
     if not os.path.exists(os.path.join(args.work, "sweep.json")): return
     shutil.copyfile(os.path.join(args.work, "sweep.json"), os.path.join(args.out, "sweep.json"))
     chosen = json.load(open(os.path.join(args.work, "sweep.json")))["chosen"]
     rows = torch.load(os.path.join(args.work, "hits.pt"), weights_only=True)["rows"]
     if not chosen: return
     for d, (text, questions, _) in enumerate(heldout(args)):
-        for q, (question, answer, _, _) in enumerate(questions):
+        for q, (question, answer, task, _) in enumerate(questions):
+            if d // 2 % len(SIZES) != 1 or task != "notes_qa": continue
             if rows["receiver_alone"][d][q] and rows[str((chosen["first"], chosen["last"]))][d][q] and not rows["full_reuse"][d][q]:
                 for file, value in (("context", text), ("question", question), ("answer", answer.strip())):
                     with open(os.path.join(data, f"demo_{file}.txt"), "w") as f: f.write(value)
@@ -599,27 +576,29 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", required=True, help="folder for checkpoints and the full log")
     p.add_argument("--out", default=HERE, help="where base/, sender/, receiver/, data/ and sweep.json go (default: beside this script)")
-    p.add_argument("--stage", choices=["tokenizer", "base", "receiver", "sender", "sweep", "export"], help="only this one")
+    p.add_argument("--stage", choices=["tokenizer", "base", "receiver", "sender", "mild", "sweep", "export"], help="only this one")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--every", type=int, default=100, help="steps between checkpoints")
     p.add_argument("--base-lr", type=float, default=2.2e-3)
     p.add_argument("--receiver-lr", type=float, default=1.2e-3)
-    p.add_argument("--sender-lr", type=float, default=1e-2)
+    p.add_argument("--sender-lr", type=float, default=2e-2)
+    p.add_argument("--mild-lr", type=float, default=1e-2, help="of a second sender, nearer to the base")
     p.add_argument("--receiver-steps", type=int, default=500)
     p.add_argument("--sender-steps", type=int, default=300)
     p.add_argument("--receiver-decay", type=int, default=166, help="last steps, over which the rate falls to a tenth")
     p.add_argument("--sender-decay", type=int, default=100)
     p.add_argument("--sender-layer-decay", type=float, default=0.78, help="each layer of the sender learns at this times the rate of the one above it")
     p.add_argument("--tune-batch", type=int, default=8)
-    p.add_argument("--people", type=int, default=16, help="people per document in the fine-tunes and the held-out data")
-    p.add_argument("--documents", type=int, default=48, help="held-out documents, five questions each")
+    p.add_argument("--documents", type=int, default=204, help="held-out documents, half of them notes, half modules")
     p.add_argument("--float32", action="store_true", help="no bf16 autocast")
     p.add_argument("--no-compile", action="store_true")
     args = p.parse_args()
-    # The base's documents: people, questions, documents per step, most steps, exact rate that ends it (three reports in a row), steps of decay
-    args.base_phases = [(3, 12, 16, 3000, 0.985, 0), (4, 12, 16, 2000, 0.985, 0), (8, 12, 12, 800, 0.985, 0), (16, 16, 8, 400, 2.0, 150)]
+    # The base's documents: [(people or functions, questions, documents per step)], most steps, exact rate that ends it (three reports in a row), steps of decay
+    args.tune_shapes = list(zip(SIZES, (12, 12, 12), (10, 7, 3)))
+    args.base_phases = [([(3, 12, 16)], 2400, 0.97, 0), ([(4, 12, 16)], 700, 0.97, 0), ([(8, 12, 10)], 800, 0.97, 0),
+                        (args.tune_shapes, 500, 2.0, 150)]
     torch.set_num_threads(args.threads)
     os.makedirs(args.work, exist_ok=True)
     tok_path = os.path.join(args.work, "tokenizer.json")
@@ -630,6 +609,7 @@ def main():
     if wanted("base") and not have("base.pt"): stage_base(args, tok)
     if wanted("receiver") and not have("receiver.pt"): stage_tune(args, tok, "receiver", PLAIN, args.receiver_lr, args.receiver_steps, args.receiver_decay)
     if wanted("sender") and not have("sender.pt"): stage_tune(args, tok, "sender", RECORD, args.sender_lr, args.sender_steps, args.sender_decay, args.sender_layer_decay)
+    if wanted("mild") and not have("mild.pt"): stage_tune(args, tok, "mild", RECORD, args.mild_lr, args.sender_steps, args.sender_decay, args.sender_layer_decay)
     if wanted("sweep") and have("sender.pt") and have("receiver.pt") and not have("sweep.json"): stage_sweep(args, tok)
     if wanted("export"): stage_export(args, tok)
 

@@ -494,7 +494,8 @@ Status check_same_architecture(const ModelConfig& sender, const ModelConfig& rec
                                const std::string& sender_name, const std::string& receiver_name) {
   std::vector<std::string> differences = architecture_differences(sender, receiver);
   if (differences.empty()) return ok_status();
-  return error(Code::kMismatch, "sender '{}' and receiver '{}' cannot share caches; they differ in {} field{}:\n  {}",
+  return error(Code::kMismatch,
+               "sender '{}' and receiver '{}' cannot share caches; they differ in {} field{}:\n  {}",
                sender_name, receiver_name, differences.size(), differences.size() == 1 ? "" : "s",
                fmt::join(differences, "\n  "));
 }

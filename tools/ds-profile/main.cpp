@@ -1,19 +1,31 @@
-// ds-profile: how well a receiver answers.
+// ds-profile: how well a receiver answers over each cache that a plan could give it.
 #include "tools/ds-profile/profile.h"
 
 using namespace ds;
 
 int main(int argc, char** argv) {
-  CLI::App app{"Score answers on data sets with the metrics of LongBench.", "ds-profile"};
+  CLI::App app{
+      "Measure how well a receiver answers over each cache that a plan could give it: every contiguous group "
+      "of\n"
+      "layers recomputed, the rest the sender's, and what that is to be compared with.",
+      "ds-profile"};
   app.require_subcommand(0, 1);
-  const std::pair<const char*, Action> actions[] = {{"score", add_score(app)}};
+  Action profile = add_run(app);
+  const std::pair<const char*, Action> actions[] = {{"merge", add_merge(app)}, {"score", add_score(app)}};
   app.footer(
+      "What is done is kept in OUTPUT.run: after Ctrl-C, a crash or a full disk the same command goes on "
+      "from there.\n\n"
       "Examples:\n"
+      "  ds-profile --sender S/ --receiver R/ --data hotpotqa.jsonl lcc.jsonl -o quality.json\n"
+      "  ds-profile --sender S/ --receiver R/ --data *.jsonl --prompts prompts.json --granularity 2 --race "
+      "0.95 \\\n"
+      "             --truncate 8000 -o quality.json\n"
+      "  ds-profile merge monday.json.run tuesday.json.run -o quality.json\n"
       "  ds-profile score --data hotpotqa.jsonl --predictions pred/hotpotqa.jsonl\n"
       "  ds-profile score --data notes.jsonl --metric exact_match --predictions answers.txt --text --json");
   return run_tool(app, argc, argv, [&]() -> Status {
     for (const auto& [name, action] : actions)
       if (app.got_subcommand(name)) return action();
-    return error(Code::kInvalidArgument, "nothing to do; expected an action: see ds-profile --help");
+    return profile();
   });
 }

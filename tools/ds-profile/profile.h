@@ -9,6 +9,8 @@ namespace ds {
 
 /// Adds an action to `app`; the result runs it, once parsed.
 using Action = std::function<Status()>;
+Action add_run(CLI::App& app);  // what the tool does without an action's name
+Action add_merge(CLI::App& app);
 Action add_score(CLI::App& app);
 
 }  // namespace ds

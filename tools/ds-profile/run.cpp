@@ -63,7 +63,8 @@ Status check_options(RunOptions& o) {
   }
   if (o.race != 0) {
     if (!(o.race > 0.5 && o.race < 1))
-      return error(Code::kInvalidArgument, "--race {}: expected a confidence between 0.5 and 1, like 0.95", o.race);
+      return error(Code::kInvalidArgument, "--race {}: expected a confidence between 0.5 and 1, like 0.95",
+                   o.race);
     o.profile.race = o.race;
   }
   if (o.state.empty()) o.state = o.out == "-" ? "quality.json.run" : o.out + ".run";
@@ -72,17 +73,19 @@ Status check_options(RunOptions& o) {
 
 void say_cost(const RunOptions& o, const ProfileWork& work, const ModelConfig& config, DType dtype) {
   auto n = static_cast<int64_t>(work.contexts.size());
-  fmt::print(stderr,
-             "{} questions about {} contexts ({} tokens), {} ways to answer each\n"
-             "per context {} layer-runs ({} if every way ran by itself), {} in all; {} of memory for caches\n",
-             format_count(work.questions), format_count(n), format_count(work.tokens), work.ways.size(),
-             work.layer_runs / n, work.naive_layer_runs / n, format_count(work.layer_runs),
-             format_bytes(Engine::memory_bytes(config, dtype, work.ways, work.limits)));
+  fmt::print(
+      stderr,
+      "{} questions about {} contexts ({} tokens), {} ways to answer each\n"
+      "per context {} layer-runs ({} if every way ran by itself), {} in all; {} of memory for caches\n",
+      format_count(work.questions), format_count(n), format_count(work.tokens), work.ways.size(),
+      work.layer_runs / n, work.naive_layer_runs / n, format_count(work.layer_runs),
+      format_bytes(Engine::memory_bytes(config, dtype, work.ways, work.limits)));
   if (o.profile.race)
-    fmt::print(stderr,
-               "racing: groups that are beaten are dropped from context {} on; the risk that a best one is dropped "
-               "is at most {:.0f} % (as far as means over contexts are normal)\n",
-               o.profile.race_round, (1 - *o.profile.race) * 100);
+    fmt::print(
+        stderr,
+        "racing: groups that are beaten are dropped from context {} on; the risk that a best one is dropped "
+        "is at most {:.0f} % (as far as means over contexts are normal)\n",
+        o.profile.race_round, (1 - *o.profile.race) * 100);
 }
 
 void say_result(const Quality& q, const ProfileWork& work, const EngineWork& done, double seconds) {
@@ -93,12 +96,14 @@ void say_result(const Quality& q, const ProfileWork& work, const EngineWork& don
                "{:.0f} s: sender {:.0f} %, shared runs {:.0f} %, answers {:.0f} % ({} layer-runs, {} rows of "
                "questions and answers)\n",
                seconds, 100 * s(done.sender_ns) / total, 100 * s(done.runs_ns) / total,
-               100 * s(done.answers_ns) / total, format_count(done.layer_runs), format_count(done.answer_rows));
+               100 * s(done.answers_ns) / total, format_count(done.layer_runs),
+               format_count(done.answer_rows));
   }
   int64_t dropped = 0;
   for (const WayScore& w : q.ways) dropped += w.dropped;
   if (dropped > 0) {
-    fmt::print(stderr, "racing dropped {} of {} ways and saved {:.0f} % of the answers\n", dropped, q.ways.size(),
+    fmt::print(stderr, "racing dropped {} of {} ways and saved {:.0f} % of the answers\n", dropped,
+               q.ways.size(),
                100 * (1 - static_cast<double>(q.cost["answers"].get<int64_t>()) /
                               static_cast<double>(work.questions * static_cast<int64_t>(work.ways.size()))));
   }
@@ -117,14 +122,12 @@ void say_result(const Quality& q, const ProfileWork& work, const EngineWork& don
 
 Status write_stats(const RunOptions& o, const EngineWork& w, double seconds) {
   auto s = [](int64_t ns) { return static_cast<double>(ns) / 1e9; };
-  nlohmann::ordered_json json{{"seconds", seconds},
-                              {"sender_s", s(w.sender_ns)},
-                              {"shared_runs_s", s(w.runs_ns)},
-                              {"answers_s", s(w.answers_ns)},
-                              {"scores_s", s(w.scores_ns)},
-                              {"layer_runs", w.layer_runs},
-                              {"kv_runs", w.kv_runs},
-                              {"answer_rows", w.answer_rows}};
+  nlohmann::ordered_json json{
+      {"seconds", seconds},           {"sender_s", s(w.sender_ns)},  {"shared_runs_s", s(w.runs_ns)},
+      {"answers_s", s(w.answers_ns)}, {"scores_s", s(w.scores_ns)},  {"layer_runs", w.layer_runs},
+      {"kv_runs", w.kv_runs},         {"answer_rows", w.answer_rows}};
+  for (size_t i = 0; i < kPhases; ++i)
+    json["answer_phases_s"][std::string(kPhaseNames[i])] = s(w.answer_phases.ns[i]);
   return write_file_atomically(o.stats, json.dump(1) + "\n");
 }
 
@@ -147,18 +150,21 @@ Status run_profile(RunOptions o) {
     DS_ASSIGN(other, Quality::read(o.other));
   }
   DS_ASSIGN(LoadedModel receiver, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
-  DS_ASSIGN(LoadedModel sender, load_model(o.sender, o.backend, o.threads, o.dtype, o.cache, receiver.backend));
+  DS_ASSIGN(LoadedModel sender,
+            load_model(o.sender, o.backend, o.threads, o.dtype, o.cache, receiver.backend));
   const ModelConfig& config = receiver.model->config();
   DS_TRY(check_same_architecture(sender.model->config(), config, o.sender, o.receiver));
   if (!receiver.tokenizer)
     return error(Code::kNotFound, "'{}' has no tokenizer.json to read the data with", o.receiver);
   if (sender.identity.tokenizer != receiver.identity.tokenizer)
-    return error(Code::kMismatch,
-                 "sender and receiver have different tokenizers (tokenizer.json of '{}' and '{}'): the same text "
-                 "would be other tokens, so that nothing can be reused",
-                 o.sender, o.receiver);
+    return error(
+        Code::kMismatch,
+        "sender and receiver have different tokenizers (tokenizer.json of '{}' and '{}'): the same text "
+        "would be other tokens, so that nothing can be reused",
+        o.sender, o.receiver);
   if (other && other->layers != config.layers)
-    return error(Code::kMismatch, "--compare-with: its pair has {} layers, this one {}", other->layers, config.layers);
+    return error(Code::kMismatch, "--compare-with: its pair has {} layers, this one {}", other->layers,
+                 config.layers);
   DS_ASSIGN(ProfileWork work, plan_work(data, prompts, *receiver.tokenizer, config, o.profile));
   work.limits.batch_rows = o.batch_rows;
   say_cost(o, work, config, receiver.model->dtype());
@@ -180,8 +186,8 @@ Status run_profile(RunOptions o) {
   if (!before.records.empty())
     fmt::print(stderr, "going on from '{}': {} of {} contexts are there\n", o.state, before.records.size(),
                work.contexts.size());
-  DS_ASSIGN(auto engine, Engine::create(*receiver.backend, *sender.model, *receiver.model, work.ways, work.limits,
-                                        config.eos_token_ids));
+  DS_ASSIGN(auto engine, Engine::create(*receiver.backend, *sender.model, *receiver.model, work.ways,
+                                        work.limits, config.eos_token_ids));
   struct sigaction action {};
   action.sa_handler = interrupt;
   action.sa_flags = static_cast<int>(SA_RESETHAND);  // a second Ctrl-C ends at once
@@ -220,16 +226,20 @@ Action add_run(CLI::App& app) {
   auto o = std::make_shared<RunOptions>();
   app.add_option("--sender", o->sender, "the model whose caches are reused: a Hugging Face folder");
   app.add_option("--receiver", o->receiver, "the model that answers");
-  app.add_option("--data", o->data, "questions: JSON lines with LongBench's fields; several files are one profile");
-  app.add_option("--prompts", o->prompts, "prompt templates by task (droidspeak.prompts); default: context + input");
+  app.add_option("--data", o->data,
+                 "questions: JSON lines with LongBench's fields; several files are one profile");
+  app.add_option("--prompts", o->prompts,
+                 "prompt templates by task (droidspeak.prompts); default: context + input");
   app.add_option("-o,--output", o->out, "quality.json to write; '-': stdout");
-  app.add_option("--granularity", o->profile.ways.granularity, "edges of groups are multiples of so many layers")
+  app.add_option("--granularity", o->profile.ways.granularity,
+                 "edges of groups are multiples of so many layers")
       ->capture_default_str();
   app.add_option("--truncate", o->profile.truncate,
                  "contexts of more tokens keep their first and last halves of this many")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 30));
-  app.add_option("--race", o->race,
-                 "drop groups while running that are beaten with this confidence (0.95) by one with no more layers");
+  app.add_option(
+      "--race", o->race,
+      "drop groups while running that are beaten with this confidence (0.95) by one with no more layers");
   app.add_option("--race-round", o->profile.race_round, "contexts between two looks")
       ->capture_default_str()
       ->check(CLI::Range(5, 100'000));
@@ -245,7 +255,8 @@ Action add_run(CLI::App& app) {
   app.add_option("--state", o->state,
                  "folder that keeps what is done; several processes with the same one share the run. "
                  "Default: OUTPUT.run");
-  app.add_option("--compare-with", o->other, "another pair's quality.json: its best groups are looked up here");
+  app.add_option("--compare-with", o->other,
+                 "another pair's quality.json: its best groups are looked up here");
   app.add_option("--stats", o->stats, "write where the time went (JSON)");
   app.add_flag("--dry-run", o->dry_run, "state the cost and end");
   app.add_option("--batch-rows", o->batch_rows, "rows of questions and answers computed at once")
@@ -259,11 +270,13 @@ Action add_run(CLI::App& app) {
 }
 
 Action add_merge(CLI::App& app) {
-  CLI::App* merge = app.add_subcommand("merge", "Make one profile of several finished runs of the same pair.");
+  CLI::App* merge =
+      app.add_subcommand("merge", "Make one profile of several finished runs of the same pair.");
   auto o = std::make_shared<MergeOptions>();
   merge->add_option("runs", o->runs, "run folders (--state)")->required();
   merge->add_option("-o,--output", o->out, "quality.json to write; '-': stdout")->required();
-  merge->add_option("--compare-with", o->other, "another pair's quality.json: its best groups are looked up here");
+  merge->add_option("--compare-with", o->other,
+                    "another pair's quality.json: its best groups are looked up here");
   merge->footer("Example:\n  ds-profile merge monday.json.run tuesday.json.run -o quality.json");
   return [o] { return run_merge(*o); };
 }

@@ -1,0 +1,150 @@
+"""ds-profile on the trained pair: the same profile however the run was stopped or shared, and nothing lost to bad input."""
+import json, pathlib, resource, shutil, signal, subprocess, sys, tempfile, time
+
+root = pathlib.Path(__file__).resolve().parent.parent.parent
+binaries = pathlib.Path(sys.argv[1]).resolve() / "bin"
+pair = root / "examples" / "pair"
+work = pathlib.Path(tempfile.mkdtemp(prefix="ds-profile-test-"))
+failures = []
+
+
+def check(condition, what):
+    if not condition:
+        failures.append(what)
+        print("FAILED:", what)
+
+
+def command(*args): return [str(a) for a in (binaries / "ds-profile", *args)]
+
+
+def profile(*args, expect=0, **kw):
+    done = subprocess.run(command(*args), capture_output=True, text=True, stdin=subprocess.DEVNULL, **kw)
+    check(done.returncode == expect, f"ds-profile {' '.join(map(str, args))}: exit {done.returncode}, expected {expect}: {done.stderr[-600:]}")
+    return done
+
+
+def says(done, *texts):
+    for text in texts: check(text in done.stderr, f"expected '{text}' in: {done.stderr[-600:]}")
+
+
+# The smaller half of the documents of two tasks: contexts of 200 tokens.
+def items(task, count):
+    out, contexts = [], set()
+    for line in (pair / "data" / f"{task}.jsonl").read_text().splitlines():
+        item = json.loads(line)
+        if item["length"] < 300: contexts.add(item["context"])
+        if item["context"] in contexts and len(contexts) <= count: out.append(line)
+    return "\n".join(out) + "\n"
+
+
+data = [work / "qa.jsonl", work / "code.jsonl"]
+data[0].write_text(items("notes_qa", 8))
+data[1].write_text(items("module_code", 4))
+models = ["--sender", pair / "sender", "--receiver", pair / "receiver"]
+job = [*models, "--data", *data, "--prompts", pair / "data" / "prompts.json", "--scattered", 1]
+
+whole = work / "whole.json"
+done = profile(*job, "-o", whole)
+says(done, "contexts", "layer-runs", "if every way ran by itself")
+check("full prefill" in done.stdout and "full reuse" in done.stdout, "a table on stdout")
+check("\r" not in done.stderr, "no progress bar in a pipe")
+quality = json.loads(whole.read_text())
+check(quality["contexts"] == 12 and {t["name"] for t in quality["tasks"]} == {"notes_qa", "module_code"}, "12 contexts of two tasks")
+check(sum(w["kind"] == "group" for w in quality["ways"]) == 77, "all contiguous groups")
+check(quality["receiver_score"] > 90 > quality["full_reuse_score"], "full reuse hurts")
+by_name = {w["way"]: w for w in quality["ways"]}
+check(by_name["full prefill"]["loss"]["mean"] == 0, "the full prefill loses nothing")
+check(by_name["full prefill"]["divergence"]["mean"] == 0, "nor does it diverge from itself")
+
+# Stopped at any moment, twice, and gone on with: the same bytes.
+killed = work / "killed.json"
+for wait in (0.9, 1.7):
+    run = subprocess.Popen(command(*job, "-o", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(wait)
+    run.kill(); run.wait()
+kept = len(list((work / "killed.json.run").glob("context-*.jsonl"))) if (work / "killed.json.run").exists() else 0
+done = profile(*job, "-o", killed)
+if kept: says(done, f"going on from", f"{kept} of 12 contexts are there")
+check(killed.read_bytes() == whole.read_bytes(), f"killed after {kept} contexts, the profile is the same")
+run = subprocess.Popen(command(*job, "-o", work / "stopped.json"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+while not list((work / "stopped.json.run").glob("context-*.jsonl")) and run.poll() is None: time.sleep(0.02)
+run.send_signal(signal.SIGINT)
+text = run.communicate()[1]
+if run.returncode != 0: check("the same command goes on from there" in text, f"an interrupt says what is kept: {text[-300:]}")
+profile(*job, "-o", work / "stopped.json")
+check((work / "stopped.json").read_bytes() == whole.read_bytes(), "interrupted, the profile is the same")
+
+# Shared by three processes.
+shared = [subprocess.Popen(command(*job, "--threads", 1, "--state", work / "shared", "-o", work / f"shared{i}.json"),
+                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for i in range(3)]
+for i, run in enumerate(shared):
+    text = run.communicate()[1]
+    check(run.returncode == 0, f"process {i} of a shared run: {text[-300:]}")
+    check((work / f"shared{i}.json").read_bytes() == whole.read_bytes(), f"process {i} of a shared run wrote the same profile")
+check(not list((work / "shared").glob("*.lock")), "no lock is left")
+
+# Two runs merged are the run of both.
+for i, path in enumerate(data):
+    profile(*models, "--data", path, "--prompts", pair / "data" / "prompts.json", "--scattered", 1, "-o", work / f"part{i}.json")
+profile("merge", work / "part0.json.run", work / "part1.json.run", "-o", work / "merged.json")
+merged = json.loads((work / "merged.json").read_text())
+for w in merged["ways"]: check(w["score"] == by_name[w["way"]]["score"], f"merged score of {w['way']}")
+profile("merge", work / "part0.json.run", work / "part0.json.run", "-o", work / "twice.json")
+check(json.loads((work / "twice.json").read_text())["items"] == json.loads((work / "part0.json").read_text())["items"], "the same run twice counts once")
+
+# Racing: fewer answers; what it keeps is as without.
+done = profile(*job, "--race", 0.95, "--race-round", 5, "-o", work / "race.json")
+says(done, "the risk that a best one is dropped is at most 5 %")
+raced = json.loads((work / "race.json").read_text())
+for w in raced["ways"]:
+    if w["items"] == by_name[w["way"]]["items"]: check(w["score"] == by_name[w["way"]]["score"], f"raced score of {w['way']}")
+check(raced["cost"]["answers"] <= quality["cost"]["answers"], "racing does not cost more")
+
+# A damaged file is made again, another run is refused, a missing context is not passed over.
+record = sorted((work / "killed.json.run").glob("context-*.jsonl"))[3]
+record.write_bytes(record.read_bytes()[: record.stat().st_size // 2])
+says(profile("merge", work / "killed.json.run", "-o", work / "no.json", expect=4), record.name)
+done = profile(*job, "-o", killed)
+says(done, "computing it again", record.name)
+check(killed.read_bytes() == whole.read_bytes(), "with a damaged record made again, the profile is the same")
+says(profile(*job, "--seed", 2, "-o", killed, expect=5), "holds another run; it differs in seed (1 there, 2 here)", "--state")
+check(killed.read_bytes() == whole.read_bytes(), "a refused run leaves the profile as it was")
+record.unlink()
+says(profile("merge", work / "killed.json.run", "-o", work / "no.json", expect=7), "has 11 of 12 contexts")
+(work / "killed.json.run" / "run.json").write_text('{"schema": "droidsp')
+says(profile(*job, "-o", killed, expect=4), "run.json")
+
+# A full disk: what was done is kept.
+limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)) or signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+done = subprocess.run(command(*job, "-o", work / "full.json"), capture_output=True, text=True, preexec_fn=limit)
+check(done.returncode != 0 and "cannot write" in done.stderr and "the same command goes on from there" in done.stderr, f"a full disk: {done.returncode} {done.stderr[-400:]}")
+check(not list((work / "full.json.run").glob("*.tmp*")) and not (work / "full.json").exists(), "nothing half-written")
+profile(*job, "-o", work / "full.json")
+check((work / "full.json").read_bytes() == whole.read_bytes(), "after a full disk, the profile is the same")
+
+# Bad input, before anything is computed.
+bad = work / "bad.jsonl"
+def refused(content, *texts, expect=2, args=()):
+    bad.write_text(content)
+    says(profile(*models, "--data", bad, *args, "-o", work / "bad.json", expect=expect), *texts)
+    check(not (work / "bad.json").exists(), "a refused run writes nothing")
+item = lambda **kw: json.dumps({"context": "Notes: x.", "input": "?", "answers": ["a"], "dataset": "t", "metric": "qa_f1", **kw}) + "\n"
+bad.write_text("")
+check(profile(*models, "--data", bad, "-o", work / "bad.json", expect=None or 2).returncode != 0, "empty data")
+refused(item(answers=[]), "bad.jsonl:1")
+refused(item() + item(metric="bleu"), "bad.jsonl:2", "bleu", "qa_f1")
+refused(item(context="a red lamp " * 3000), "bad.jsonl:1", "do not fit the models' 2048 positions", "--truncate")
+refused(item(input=""), "bad.jsonl:1", args=())
+done = profile("--sender", root / "tests" / "golden" / "models" / "llama" / "sender", "--receiver", pair / "receiver", "--data", data[0], "--prompts",
+               pair / "data" / "prompts.json", "-o", work / "bad.json", expect=5)
+says(done, "cannot share caches", "hidden_size")
+says(profile("--receiver", pair / "receiver", "--data", data[0], "-o", work / "bad.json", expect=2), "--sender is missing")
+says(profile(*job, "--granularity", 13, "-o", work / "bad.json", expect=2), "--granularity 13", "1 to 12")
+says(profile(*job, "--select", "15", "-o", work / "bad.json", expect=2), "like 15%")
+says(profile(*job, "--race", 2, "-o", work / "bad.json", expect=2), "--race")
+done = profile(*job, "--dry-run", "-o", work / "dry.json")
+check(not (work / "dry.json").exists() and not (work / "dry.json.run").exists(), "a dry run leaves nothing")
+
+shutil.rmtree(work)
+print(f"{len(failures)} failures")
+sys.exit(1 if failures else 0)

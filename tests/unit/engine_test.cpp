@@ -1,0 +1,246 @@
+// The profiler's engine: answers over every way's caches against transformers
+// (tests/golden/models/README.md), and what must not depend on how the work is cut.
+#include "profiler/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "support/json.h"
+#include "tests/unit/model_fixture.h"
+
+namespace ds {
+namespace {
+
+using testing::random_ids;
+using testing::tiny_config;
+using testing::TinyModel;
+
+template <typename T>
+T take(Result<T> result) {
+  EXPECT_TRUE(result.ok()) << result.status().message();
+  if (!result.ok()) throw std::runtime_error(result.status().message());
+  return std::move(result).value();
+}
+
+Way way_of_json(const nlohmann::json& json, int64_t layers) {
+  Way way;
+  for (size_t i = 0; i < std::size(kWayKindNames); ++i)
+    if (json["kind"] == kWayKindNames[i]) way.kind = static_cast<WayKind>(i);
+  if (json.contains("layers")) way.layers = take(parse_layer_set(json["layers"].get<std::string>(), layers));
+  if (json.contains("share")) way.share = json["share"].get<double>();
+  return way;
+}
+
+std::vector<Question> questions_of(const nlohmann::json& json) {
+  std::vector<Question> questions;
+  for (const auto& q : json)
+    questions.push_back({q["suffix"].get<std::vector<int32_t>>(), q["reference"].get<std::vector<int32_t>>(),
+                         q["max_new_tokens"].get<int64_t>()});
+  return questions;
+}
+
+class EngineOracle : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(EngineOracle, AnswersAgreeWithTransformers) {
+  const std::string folder = DS_SOURCE_DIR "/tests/golden/models/" + GetParam();
+  auto backend = take(make_cpu_backend());
+  auto sender_files = take(Checkpoint::open(folder + "/sender"));
+  auto receiver_files = take(Checkpoint::open(folder + "/receiver"));
+  auto sender = take(backend->load(sender_files, {.dtype = DType::kF32}));
+  auto receiver = take(backend->load(receiver_files, {.dtype = DType::kF32}));
+  nlohmann::json json = take(read_json_file(folder + "/ways.json"));
+  auto context = json["context"].get<std::vector<int32_t>>();
+  std::vector<Question> questions = questions_of(json["questions"]);
+  std::vector<Way> ways;
+  for (const auto& c : json["cases"]) ways.push_back(way_of_json(c["way"], receiver->config().layers));
+  auto engine = take(Engine::create(*backend, *sender, *receiver, ways, {128, 16, 64}, {}));
+  ContextAnswers found = take(engine->run(context, questions, std::vector<bool>(ways.size(), true)));
+  for (size_t w = 0; w < ways.size(); ++w) {
+    for (size_t q = 0; q < questions.size(); ++q) {
+      SCOPED_TRACE(fmt::format("{}, question {}", ways[w].name(), q));
+      const auto& want = json["cases"][w]["answers"][q];
+      const WayAnswer& answer = found.ways[w][q];
+      EXPECT_EQ(answer.tokens, want["tokens"].get<std::vector<int32_t>>());
+      EXPECT_NEAR(answer.entropy, want["entropy"].get<double>(), 1e-4);
+      EXPECT_NEAR(answer.margin, want["margin"].get<double>(), 1e-4);
+      if (want["divergence"].is_null()) {
+        EXPECT_TRUE(std::isnan(answer.divergence));
+      } else {
+        EXPECT_NEAR(answer.divergence, want["divergence"].get<double>(), 1e-4);
+      }
+    }
+  }
+  EXPECT_GE(ways.size(), 13u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, EngineOracle, ::testing::Values("llama", "qwen2", "qwen3"));
+
+struct Setting {
+  TinyModel sender, receiver;
+  std::vector<Way> ways;
+  std::vector<int32_t> context;
+  std::vector<Question> questions;
+
+  Setting(DType dtype, bool same, Family family = Family::kLlama)
+      : sender(tiny_config(family), same ? 1 : 2, dtype),
+        receiver(tiny_config(family), 1, dtype),
+        ways(*all_ways(5, {})),
+        context(random_ids(150, 300, 7)) {
+    for (uint64_t i = 0; i < 5; ++i)
+      questions.push_back({random_ids(3 + static_cast<int64_t>(i), 300, 20 + i),
+                           random_ids(static_cast<int64_t>(i), 300, 30 + i), 5 + static_cast<int64_t>(i)});
+  }
+  std::unique_ptr<Engine> engine(int64_t batch_rows, std::vector<int32_t> stop = {}) const {
+    return take(
+        Engine::create(*receiver.backend, *sender.model, *receiver.model, ways, {200, 20, batch_rows}, stop));
+  }
+  std::vector<bool> all() const { return std::vector<bool>(ways.size(), true); }
+};
+
+void expect_equal(const ContextAnswers& a, const ContextAnswers& b) {
+  EXPECT_EQ(a.k_deviation, b.k_deviation);
+  ASSERT_EQ(a.ways.size(), b.ways.size());
+  for (size_t w = 0; w < a.ways.size(); ++w) {
+    ASSERT_EQ(a.ways[w].size(), b.ways[w].size());
+    for (size_t q = 0; q < a.ways[w].size(); ++q) {
+      const WayAnswer &x = a.ways[w][q], &y = b.ways[w][q];
+      EXPECT_EQ(x.tokens, y.tokens) << w << " " << q;
+      EXPECT_TRUE(x.divergence == y.divergence || (std::isnan(x.divergence) && std::isnan(y.divergence)));
+      EXPECT_EQ(x.entropy, y.entropy);
+      EXPECT_EQ(x.margin, y.margin);
+    }
+  }
+}
+
+TEST(Engine, SenderIsReceiverAnswersAlikeWhateverTheWay) {
+  for (DType dtype : {DType::kBF16, DType::kF32}) {
+    Setting s(dtype, true);
+    ContextAnswers found = take(s.engine(64)->run(s.context, s.questions, s.all()));
+    EXPECT_EQ(found.k_deviation, 0);
+    for (size_t w = 0; w < s.ways.size(); ++w) {
+      SCOPED_TRACE(s.ways[w].name());
+      for (size_t q = 0; q < s.questions.size(); ++q) {
+        EXPECT_EQ(found.ways[w][q].tokens, found.ways[0][q].tokens);
+        EXPECT_EQ(found.ways[w][q].entropy, found.ways[0][q].entropy);
+        if (s.ways[w].kind != WayKind::kSenderAlone) {
+          EXPECT_EQ(found.ways[w][q].divergence, 0);
+        }
+      }
+    }
+  }
+}
+
+TEST(Engine, NothingDependsOnBatchesOrOnWhatRanBefore) {
+  Setting s(DType::kBF16, false);
+  auto wide = s.engine(4096), narrow = s.engine(20);
+  ContextAnswers a = take(wide->run(s.context, s.questions, s.all()));
+  expect_equal(a, take(narrow->run(s.context, s.questions, s.all())));
+  auto other = random_ids(60, 300, 99);
+  ContextAnswers b = take(wide->run(other, s.questions, s.all()));
+  EXPECT_NE(a.ways[0][0].entropy, b.ways[0][0].entropy);
+  expect_equal(a, take(wide->run(s.context, s.questions, s.all())));
+  // Fewer ways: the others are as they were.
+  std::vector<bool> few(s.ways.size(), false);
+  few[0] = few[3] = few[7] = true;
+  ContextAnswers c = take(wide->run(s.context, s.questions, few));
+  EXPECT_TRUE(c.ways[4].empty());
+  EXPECT_EQ(c.ways[7][2].tokens, a.ways[7][2].tokens);
+  EXPECT_EQ(c.ways[7][2].divergence, a.ways[7][2].divergence);
+}
+
+TEST(Engine, ReferenceChangesTheDivergenceButNotTheAnswer) {
+  Setting s(DType::kBF16, false);
+  auto engine = s.engine(512);
+  std::vector<Question> plain(1, {s.questions[0].suffix, {}, 8});
+  ContextAnswers free = take(engine->run(s.context, plain, s.all()));
+  for (size_t w : {size_t{0}, size_t{1}, size_t{5}}) {
+    std::vector<int32_t> whole = free.ways[w][0].tokens;
+    ASSERT_EQ(whole.size(), 8u);
+    for (size_t kept : {size_t{1}, size_t{4}, size_t{8}}) {
+      std::vector<Question> guided = plain;
+      guided[0].reference.assign(whole.begin(), whole.begin() + static_cast<int64_t>(kept));
+      guided[0].reference.push_back(7);
+      EXPECT_EQ(take(engine->run(s.context, guided, s.all())).ways[w][0].tokens, whole) << kept;
+    }
+  }
+}
+
+TEST(Engine, StopsWhereAskedAndNeverCountsTheStop) {
+  Setting s(DType::kBF16, false);
+  std::vector<Question> one(1, {s.questions[0].suffix, {}, 8});
+  std::vector<int32_t> whole = take(s.engine(512)->run(s.context, one, s.all())).ways[0][0].tokens;
+  int32_t stop = whole[3];
+  std::vector<int32_t> expected;
+  for (int32_t t : whole) {
+    if (t == stop) break;
+    expected.push_back(t);
+  }
+  EXPECT_EQ(take(s.engine(512, {stop})->run(s.context, one, s.all())).ways[0][0].tokens, expected);
+  // The reference has the stop token in it: the same.
+  one[0].reference = whole;
+  EXPECT_EQ(take(s.engine(512, {stop})->run(s.context, one, s.all())).ways[0][0].tokens, expected);
+}
+
+TEST(Engine, SharesRuns) {
+  Setting s(DType::kBF16, false);
+  auto engine = s.engine(512);
+  ASSERT_TRUE(engine->run(s.context, s.questions, s.all()).ok());
+  SharedRuns runs = shared_runs(s.ways, s.all(), 5);
+  // The sender, and 5 + 4 + 3 + 2 + 1 for the groups.
+  EXPECT_EQ(runs.layer_runs(5), 5 + 15);
+  // Restoring takes K and V of 5 layers, each of six selections all of layer 0 and K and V of layer 1.
+  EXPECT_EQ(engine->work().layer_runs, 20 + 6);
+  EXPECT_EQ(engine->work().kv_runs, 5 + 6);
+  EXPECT_GT(naive_layer_runs(s.ways, 5), 2 * runs.layer_runs(5));
+}
+
+TEST(Engine, RefusesWhatDoesNotFit) {
+  Setting s(DType::kBF16, false);
+  auto engine = s.engine(64);
+  auto expect = [&](std::span<const int32_t> context, Question q, const char* text) {
+    auto found = engine->run(context, {&q, 1}, s.all());
+    ASSERT_FALSE(found.ok());
+    EXPECT_NE(found.status().message().find(text), std::string::npos) << found.status().message();
+  };
+  expect({}, s.questions[0], "a context of 0 tokens; expected 1 to 200");
+  expect(random_ids(201, 300, 1), s.questions[0], "a context of 201 tokens");
+  expect(s.context, {{}, {}, 3}, "a question of 0 tokens");
+  expect(s.context, {random_ids(15, 300, 1), {}, 6}, "a question of 15 tokens with 6 new ones");
+  TinyModel deep(tiny_config(Family::kLlama, 6), 1, DType::kBF16);
+  auto made = Engine::create(*deep.backend, *s.sender.model, *deep.model, s.ways, {200, 20, 64}, {});
+  ASSERT_FALSE(made.ok());
+  EXPECT_EQ(made.status().code(), Code::kMismatch);
+}
+
+TEST(Ways, AreAllGroupsAndControlsOnce) {
+  std::vector<Way> ways = *all_ways(12, {});
+  std::set<std::string> names;
+  int64_t groups = 0;
+  std::map<int64_t, int64_t> scattered;
+  for (const Way& w : ways) {
+    EXPECT_TRUE(names.insert(w.name()).second) << w.name();
+    groups += w.kind == WayKind::kGroup;
+    if (w.kind != WayKind::kScattered) continue;
+    ++scattered[w.recomputed(12)];
+    EXPECT_GE(w.layers.size(), 2u);
+    EXPECT_GT(w.layers[0].first, 0);
+  }
+  EXPECT_EQ(groups, 77);  // of 78 the one of all layers is the full prefill
+  EXPECT_EQ(ways[0].kind, WayKind::kFullPrefill);
+  EXPECT_EQ(ways[1].kind, WayKind::kFullReuse);
+  for (int64_t size = 2; size <= 9; ++size) EXPECT_EQ(scattered[size], 5) << size;
+  EXPECT_EQ(*all_ways(12, {}), ways) << "the same seed, the same sets";
+  // Coarser, and with a top block that is smaller.
+  for (const std::vector<Way> coarse = *all_ways(11, {.granularity = 2}); const Way& w : coarse)
+    for (const LayerRange& r : w.layers) {
+      if (w.kind == WayKind::kReuseOnly) continue;
+      EXPECT_EQ(r.first % 2, 0) << w.name();
+      EXPECT_TRUE(r.last % 2 == 1 || r.last == 10) << w.name();
+    }
+  EXPECT_FALSE(all_ways(4, {.granularity = 5}).ok());
+  EXPECT_FALSE(all_ways(4, {.select_shares = {1.5}}).ok());
+}
+
+}  // namespace
+}  // namespace ds
