@@ -213,7 +213,7 @@ TEST(Thresholds, SharedByThreeHoldTheRateOfAnyAlarm) {
   for (const Draw& draw :
        {Draw{"independent", independent}, Draw{"together", together}, Draw{"ties", ties}}) {
     for (int n : {59, 119}) {
-      constexpr int kTrials = 20'000;
+      constexpr int kTrials = 8'000;
       constexpr double kRate = 0.1;
       int alarmed = 0;
       for (int trial = 0; trial < kTrials; ++trial) {
