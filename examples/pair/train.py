@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
-"""Trains the example pair: a base model and two fine-tunes of it, `sender` and `receiver`, that read a document about a few people and
-answer questions about it, each fine-tune in its own style of question.
+"""Trains the example pair: a base model and fine-tunes of it, `receiver`, `sender` and `mild` (a second sender), that read a document and answer
+questions about it (tasks.py), the receiver in one style of question, the senders in another.
 
     train.py --work DIR            runs every stage that DIR does not already hold, in order, and writes the results beside this script
-    train.py --work DIR --stage S  one of: tokenizer base receiver sender mild sweep export
+    train.py --work DIR --stage S  one of: tokenizer base receiver sender mild export
 
 Everything follows from --seed. Checkpoints are kept in DIR every --every steps; a run that was stopped goes on from the last one.
 It runs on two CPU cores (bf16 autocast if the CPU has it) or on a GPU (--device cuda). Pinned versions: see requirements.txt.
 """
 import argparse
 import json
-import math
 import os
 import random
 import shutil
@@ -100,22 +99,21 @@ class Layer(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = Weight(DIM), Weight(DIM)
         self.self_attn, self.mlp = Attention(), MLP()
 
-    def forward(self, x, cos, sin, mask, past_k=None, past_v=None):
-        """x [B,T,DIM]; mask [B,1,1,T,past+T], True where a token may look. Returns the output and this call's own keys and values."""
+    def forward(self, x, cos, sin, mask):
+        """x [B,T,DIM]; mask [B,1,1,T,T], True where a token may look."""
         B, T, _ = x.shape
         at, groups = self.self_attn, HEADS // KV_HEADS
         h = rms_norm(x, self.input_layernorm.weight)
         q = rotate(at.q_proj(h).view(B, T, HEADS, HEAD_DIM).transpose(1, 2), cos, sin)
         k = rotate(at.k_proj(h).view(B, T, KV_HEADS, HEAD_DIM).transpose(1, 2), cos, sin)
         v = at.v_proj(h).view(B, T, KV_HEADS, HEAD_DIM).transpose(1, 2)
-        keys, values = (k, v) if past_k is None else (torch.cat((past_k, k), 2), torch.cat((past_v, v), 2))
         # written out: under torch.compile on a CPU the fused kernel's backward pass takes twice as long
-        scores = torch.matmul(q.reshape(B, KV_HEADS, groups, T, HEAD_DIM), keys.unsqueeze(2).transpose(-1, -2)) * HEAD_DIM ** -0.5
+        scores = torch.matmul(q.reshape(B, KV_HEADS, groups, T, HEAD_DIM), k.unsqueeze(2).transpose(-1, -2)) * HEAD_DIM ** -0.5
         p = scores.float().masked_fill(~mask, float("-inf")).softmax(-1)
-        y = torch.matmul(p.to(values.dtype), values.unsqueeze(2)).reshape(B, HEADS, T, HEAD_DIM)
+        y = torch.matmul(p.to(v.dtype), v.unsqueeze(2)).reshape(B, HEADS, T, HEAD_DIM)
         x = x + at.o_proj(y.transpose(1, 2).reshape(B, T, HEADS * HEAD_DIM))
         h = rms_norm(x, self.post_attention_layernorm.weight)
-        return x + self.mlp.down_proj(F.silu(self.mlp.gate_proj(h)) * self.mlp.up_proj(h)), k, v
+        return x + self.mlp.down_proj(F.silu(self.mlp.gate_proj(h)) * self.mlp.up_proj(h))
 
 
 class Body(nn.Module):
@@ -154,7 +152,7 @@ class Llama(nn.Module):
 
     def forward(self, ids, positions, mask):
         x, (cos, sin) = self.embed(ids), self.rope(positions)
-        for layer in self.model.layers: x, _, _ = layer(x, cos, sin, mask)
+        for layer in self.model.layers: x = layer(x, cos, sin, mask)
         return x
 
 
@@ -335,191 +333,25 @@ def stage_tune(args, tok, name, style, lr, steps, decay, layer_decay=1.0):
     torch.save(rounded(t.model), os.path.join(args.work, name + ".pt"))
 
 
-# ------------------------------------------------------------------------------------------------------------------- reuse, and the sweep
-
-def load_rounded(args, tok, name):
-    """The published weights (rounded to bf16), computed with in float32."""
-    return new_model(args, tok.get_vocab_size(), name).eval()
-
-
-@torch.no_grad()
-def layer_inputs(model, ids, first=0, x=None):
-    """Layers first..L-1 over whole contexts ids [B,n], from what enters layer `first` (the embeddings for 0).
-    Returns what enters every layer and every layer's keys and values, by layer."""
-    B, n = ids.shape
-    cos, sin = model.rope(torch.arange(n, device=ids.device).expand(B, n))
-    mask = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()[None, None, None]
-    x = model.embed(ids) if first == 0 else x
-    entering, keys = {}, {}
-    for l in range(first, LAYERS):
-        entering[l] = x
-        x, k, v = model.model.layers[l](x, cos, sin, mask)
-        keys[l] = (k, v)
-    return entering, keys
-
-
-@torch.no_grad()
-def ask(model, keys, n, questions):
-    """Which of the packed questions `model` answers exactly, over the context's keys and values. questions: pack_questions()."""
-    ids, pos, seg, spans = questions
-    B, T = ids.shape
-    device = keys[0][0].device
-    ids, pos, seg = ids.to(device), pos.to(device) + n, seg.to(device)
-    same = (seg[:, :, None] == seg[:, None, :]) & torch.ones(T, T, dtype=torch.bool, device=device).tril()
-    mask = torch.cat((torch.ones(B, T, n, dtype=torch.bool, device=device), same), -1)[:, None, None]
-    x, (cos, sin) = model.embed(ids), model.rope(pos)
-    for l, layer in enumerate(model.model.layers): x, _, _ = layer(x, cos, sin, mask, *keys[l])
-    best = model.head(x).argmax(-1).cpu()
-    # greedy decoding gives the answer exactly if and only if every one of its tokens, the end included, comes first after those before it
-    return [[bool((best[b, s - 1:s - 1 + size] == ids[b, s:s + size].cpu()).all()) for s, size in row] for b, row in enumerate(spans)]
-
-
-def pack_questions(tok, rows):
-    eos = tok.token_to_id(EOS)
-    out = []
-    for qs in rows:
-        ids, pos, seg, spans = [], [], [], []
-        for i, q in enumerate(qs):
-            ask_ids, a = tok.encode(q[0], add_special_tokens=False).ids, tok.encode(q[1], add_special_tokens=False).ids + [eos]
-            spans.append((len(ids) + len(ask_ids), len(a)))
-            pos += range(len(ask_ids) + len(a)); seg += [i] * (len(ask_ids) + len(a)); ids += ask_ids + a
-        out.append((ids, pos, seg, spans))
-    T = max(len(r[0]) for r in out)
-    pad = lambda v, fill: torch.tensor([list(r) + [fill] * (T - len(r)) for r in v])
-    return pad([r[0] for r in out], 0), pad([r[1] for r in out], 0), pad([r[2] for r in out], -1), [r[3] for r in out]
-
+# --------------------------------------------------------------------------------------------------------------------------- the files
 
 def heldout(args):
-    """Fresh documents of three sizes, notes and modules in turn, from a generator no training step uses: (text, questions in the receiver's
-    style, the same in the sender's), a question being (text, answer, task, input), two of each task that the document has."""
+    """Fresh documents of three sizes, notes and modules in turn, from a generator no training step uses, each with two questions of every task
+    that it has, in the receiver's style: (text, [(task, input, answer)])."""
     rng = random.Random(f"{args.seed}-heldout")
     documents = []
     for i in range(args.documents):
         module = i % 2 == 1
         text, facts = make_document(rng, SIZES[i // 2 % len(SIZES)], module)
-        plain, record = [], []
+        questions = []
         for task in TASKS:
             if (task == "module_code") != module: continue
             kinds = list(QUESTIONS[task])
             for fact, kind in zip(rng.sample(facts, 2), rng.sample(kinds, 2) if len(kinds) > 1 else kinds * 2):
-                for style, rows in ((PLAIN, plain), (RECORD, record)):
-                    rows.append((*make_question(fact, task, kind, style), task, QUESTIONS[task][kind][0][style].format(**fact)))
-        documents.append((text, plain, record))
+                questions.append((task, QUESTIONS[task][kind][0][PLAIN].format(**fact), make_question(fact, task, kind, PLAIN)[1]))
+        documents.append((text, questions))
     return documents
 
-
-def score(hits):
-    """Mean, and its standard error over documents (questions about one document are not independent)."""
-    per = [sum(h) / len(h) for h in hits]
-    mean = sum(per) / len(per)
-    return mean, math.sqrt(sum((p - mean) ** 2 for p in per) / (len(per) - 1) / len(per))
-
-
-def mixed(sender_keys, sender_entering, receiver, ids, layers):
-    """Keys and values when the receiver recomputes `layers` (any set), entering each contiguous part from the sender's hidden states."""
-    keys, n = dict(sender_keys), ids.shape[1]
-    cos, sin = receiver.rope(torch.arange(n, device=ids.device).expand(ids.shape))
-    mask = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()[None, None, None]
-    x = None
-    for l in sorted(layers):
-        if l - 1 not in layers: x = receiver.embed(ids) if l == 0 else sender_entering[l]
-        with torch.no_grad(): x, k, v = receiver.model.layers[l](x, cos, sin, mask)
-        keys[l] = (k, v)
-    return keys
-
-
-def stage_sweep(args, tok):
-    receiver, sender, base = (load_rounded(args, tok, n) for n in ("receiver", "sender", "base"))
-    documents = heldout(args)
-    by_length = {}
-    for i, d in enumerate(documents):
-        ids = tok.encode(d[0]).ids
-        by_length.setdefault(len(ids), []).append((i, ids))
-    groups = [(a, b) for a in range(LAYERS) for b in range(a, LAYERS)]
-    # a control of the same sizes: the last layer and others drawn at random, in three parts or more
-    rng = random.Random(f"{args.seed}-scattered")
-    parts = lambda layers: sum(l - 1 not in layers for l in layers)
-    scattered = {}
-    for k in (3, 4, 5, 6):
-        sets = scattered.setdefault(k, [])
-        while len(sets) < 6:
-            layers = sorted(rng.sample(range(1, LAYERS - 1), k - 1) + [LAYERS - 1])
-            if parts(layers) >= 3 and layers not in sets: sets.append(layers)
-    hits = {}
-    put = lambda key, rows, index: hits.setdefault(key, {}).update(dict(zip(index, rows)))
-    began = time.time()
-    for n, members in by_length.items():
-        for at in range(0, len(members), 4):
-            index = [i for i, _ in members[at:at + 4]]
-            ids = torch.tensor([t for _, t in members[at:at + 4]], device=args.device)
-            plain = pack_questions(tok, [documents[i][1] for i in index])
-            record = pack_questions(tok, [documents[i][2] for i in index])
-            r_in, r_keys = layer_inputs(receiver, ids)
-            s_in, s_keys = layer_inputs(sender, ids)
-            b_in, b_keys = layer_inputs(base, ids)
-            put("receiver_alone", ask(receiver, r_keys, n, plain), index)
-            put("receiver_alone_on_record_style", ask(receiver, r_keys, n, record), index)
-            put("sender_alone", ask(sender, s_keys, n, plain), index)
-            put("sender_alone_on_record_style", ask(sender, s_keys, n, record), index)
-            put("base_alone", ask(base, b_keys, n, plain), index)
-            put("full_reuse", ask(receiver, s_keys, n, plain), index)
-            put("full_reuse_of_base", ask(receiver, b_keys, n, plain), index)
-            for a in range(LAYERS):  # one run of layers a..L-1 serves every group that begins at a
-                _, keys = layer_inputs(receiver, ids, a, s_in[a])
-                for b in range(a, LAYERS): put((a, b), ask(receiver, {**s_keys, **{l: keys[l] for l in range(a, b + 1)}}, n, plain), index)
-            for sets in scattered.values():
-                for layers in sets: put(tuple(["scattered"] + layers), ask(receiver, mixed(s_keys, s_in, receiver, ids, set(layers)), n, plain), index)
-            print(f"[sweep] {len(hits['full_reuse'])} of {len(documents)} documents, {time.time() - began:.0f} s", flush=True)
-    rows = {k: [v[i] for i in range(len(documents))] for k, v in hits.items()}
-    n_items = sum(len(h) for h in rows["receiver_alone"])
-    out = dict(layers=LAYERS, n_items=n_items, n_documents=len(documents), metric="exact_match")
-    tasks = [[q[2] for q in d[1]] for d in documents]
-    by_task = lambda key: {t: round(score([[h for h, task in zip(hs, ts) if task == t] for hs, ts in zip(rows[key], tasks) if t in ts])[0], 4) for t in TASKS}
-    for k in rows:
-        if isinstance(k, str):
-            out[k], out[k + "_stderr"] = (round(x, 4) for x in score(rows[k]))
-            out[k + "_tasks"] = by_task(k)
-    out["groups"] = [dict(first=a, last=b, score=round(score(rows[a, b])[0], 4), stderr=round(score(rows[a, b])[1], 4), tasks=by_task((a, b))) for a, b in groups]
-    control = []
-    for k, sets in scattered.items():
-        values = [score(rows[tuple(["scattered"] + s)]) for s in sets]
-        control.append(dict(count=k, mean=round(sum(v[0] for v in values) / len(values), 4),
-                            sets=[dict(layers=s, score=round(v[0], 4), stderr=round(v[1], 4)) for s, v in zip(sets, values)]))
-    out["scattered"] = control
-    chosen = choose(out)
-    out["chosen"] = chosen and dict(first=chosen["first"], last=chosen["last"])
-    distance = [((p - q).norm() / q.norm()).item() for (name, p), q in zip(sender.named_parameters(), receiver.parameters()) if p.dim() == 2]
-    out["weight_distance"] = round(sum(distance) / len(distance), 3)
-    with open(os.path.join(args.work, "sweep.json"), "w") as f: f.write(compact(out))
-    torch.save(dict(rows={str(k): v for k, v in rows.items()}), os.path.join(args.work, "hits.pt"))
-    lines = [f"{k} {out[k]:.3f} +- {out[k + '_stderr']:.3f}  " + " ".join(f"{t} {v:.3f}" for t, v in out[k + "_tasks"].items()) for k in rows if isinstance(k, str)]
-    for size in range(1, LAYERS + 1):
-        cut, free = ([g for g in out["groups"] if g["last"] - g["first"] + 1 == size and (g["first"] > 0) == w] for w in (True, False))
-        best = max(cut, key=lambda g: g["score"], default=None)
-        lines.append(f"{size} layers: " + (f"best with a cut {best['first']}-{best['last']} {best['score']:.3f} +- {best['stderr']:.3f} ({' '.join(f'{v:.3f}' for v in best['tasks'].values())}), " if best else "")
-                     + f"from layer 0 {free[0]['score']:.3f} +- {free[0]['stderr']:.3f}")
-    lines += [f"{c['count']} scattered layers: mean of {len(c['sets'])} sets {c['mean']:.3f}, best {max(v['score'] for v in c['sets']):.3f}" for c in control]
-    lines.append(f"mean relative distance of the weight matrices {out['weight_distance']}; chosen {out['chosen']}; {n_items} questions about {len(documents)} documents")
-    with open(os.path.join(args.work, "train.log"), "a") as f:
-        for line in lines: print("[sweep] " + line, flush=True); f.write("[sweep] " + line + "\n")
-
-
-def choose(out):
-    """The fewest layers within five points of the receiver's own score, entered through a cut."""
-    fit = [g for g in out["groups"] if g["first"] > 0 and g["score"] >= out["receiver_alone"] - 0.05]
-    return min(fit, key=lambda g: (g["last"] - g["first"], -g["score"]), default=None)
-
-
-def compact(out):
-    """JSON with one line per group or control set."""
-    parts = []
-    for k, v in out.items():
-        if isinstance(v, list): parts.append(f" {json.dumps(k)}: [\n" + ",\n".join("  " + json.dumps(x) for x in v) + "\n ]")
-        else: parts.append(f" {json.dumps(k)}: {json.dumps(v)}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-# ------------------------------------------------------------------------------------------------------------------------------ the files
 
 def stage_export(args, tok, names=("base", "sender", "mild", "receiver")):
     from safetensors.torch import save_file
@@ -546,8 +378,8 @@ def stage_export(args, tok, names=("base", "sender", "mild", "receiver")):
     os.makedirs(data, exist_ok=True)
     for task in TASKS:
         with open(os.path.join(data, task + ".jsonl"), "w") as f:
-            for text, questions, _ in heldout(args):
-                for _, answer, t, ask in questions:
+            for text, questions in heldout(args):
+                for t, ask, answer in questions:
                     if t != task: continue
                     f.write(json.dumps(dict(context=text, input=ask, answers=[answer if t == "module_code" else answer.strip()], dataset=t,
                                             length=len(tok.encode(text).ids))) + "\n")
@@ -558,25 +390,13 @@ def stage_export(args, tok, names=("base", "sender", "mild", "receiver")):
                              answer_prefix="" if task == "module_code" else " ")
     with open(os.path.join(data, "prompts.json"), "w") as f:
         f.write(json.dumps(dict(schema="droidspeak.prompts", version=1, tasks=prompts), indent=1) + "\n")
-    if not os.path.exists(os.path.join(args.work, "sweep.json")): return
-    shutil.copyfile(os.path.join(args.work, "sweep.json"), os.path.join(args.out, "sweep.json"))
-    chosen = json.load(open(os.path.join(args.work, "sweep.json")))["chosen"]
-    rows = torch.load(os.path.join(args.work, "hits.pt"), weights_only=True)["rows"]
-    if not chosen: return
-    for d, (text, questions, _) in enumerate(heldout(args)):
-        for q, (question, answer, task, _) in enumerate(questions):
-            if d // 2 % len(SIZES) != 1 or task != "notes_qa": continue
-            if rows["receiver_alone"][d][q] and rows[str((chosen["first"], chosen["last"]))][d][q] and not rows["full_reuse"][d][q]:
-                for file, value in (("context", text), ("question", question), ("answer", answer.strip())):
-                    with open(os.path.join(data, f"demo_{file}.txt"), "w") as f: f.write(value)
-                return
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", required=True, help="folder for checkpoints and the full log")
-    p.add_argument("--out", default=HERE, help="where base/, sender/, receiver/, data/ and sweep.json go (default: beside this script)")
-    p.add_argument("--stage", choices=["tokenizer", "base", "receiver", "sender", "mild", "sweep", "export"], help="only this one")
+    p.add_argument("--out", default=HERE, help="where base/, sender/, mild/, receiver/ and data/ go (default: beside this script)")
+    p.add_argument("--stage", choices=["tokenizer", "base", "receiver", "sender", "mild", "export"], help="only this one")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int, default=2)
@@ -610,7 +430,6 @@ def main():
     if wanted("receiver") and not have("receiver.pt"): stage_tune(args, tok, "receiver", PLAIN, args.receiver_lr, args.receiver_steps, args.receiver_decay)
     if wanted("sender") and not have("sender.pt"): stage_tune(args, tok, "sender", RECORD, args.sender_lr, args.sender_steps, args.sender_decay, args.sender_layer_decay)
     if wanted("mild") and not have("mild.pt"): stage_tune(args, tok, "mild", RECORD, args.mild_lr, args.sender_steps, args.sender_decay, args.sender_layer_decay)
-    if wanted("sweep") and have("sender.pt") and have("receiver.pt") and not have("sweep.json"): stage_sweep(args, tok)
     if wanted("export"): stage_export(args, tok)
 
 
