@@ -72,7 +72,7 @@ std::vector<double> linear_ticks(double low, double high, int count) {
   double step = tick_step(high - low, count);
   std::vector<double> ticks;
   for (double k = std::ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; ++k)
-    ticks.push_back(k * step);
+    ticks.push_back(k * step + 0.0);  // never -0
   return ticks;
 }
 

@@ -10,5 +10,6 @@ namespace ds {
 /// Adds an action to `app`; the result runs it, once parsed.
 using Action = std::function<Status()>;
 Action add_score(CLI::App& app);
+Action add_report(CLI::App& app);
 
 }  // namespace ds
