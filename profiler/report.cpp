@@ -29,7 +29,8 @@ std::vector<const WayScore*> choices(const Quality& q) {
   std::vector<const WayScore*> out;
   for (const WayScore& w : q.ways) {
     bool reuses = w.way.kind == WayKind::kFullReuse || w.way.kind == WayKind::kGroup;
-    if (reuses && !w.dropped && std::isfinite(w.loss.value)) out.push_back(&w);
+    if (reuses && w.way.recomputed(q.layers) < q.layers && !w.dropped && std::isfinite(w.loss.value))
+      out.push_back(&w);
   }
   return out;
 }
@@ -44,12 +45,33 @@ const WayScore* smallest_close(const Quality& q, bool surely) {
   return best;
 }
 
+std::vector<const WayScore*> pareto_groups(const Quality& q) {
+  std::vector<const WayScore*> out;
+  if (!q.pareto.empty()) {
+    for (const std::string& name : q.pareto)
+      for (const WayScore& w : q.ways)
+        if (w.way.name() == name) out.push_back(&w);
+    return out;
+  }
+  std::map<int64_t, const WayScore*> best;
+  for (const WayScore* w : choices(q)) {
+    auto [at, fresh] = best.try_emplace(w->way.recomputed(q.layers), w);
+    if (!fresh && w->score.value > at->second->score.value) at->second = w;
+  }
+  double most = q.full_reuse_score;
+  for (auto [size, w] : best) {
+    if (w->way.kind != WayKind::kGroup || w->score.value <= most) continue;
+    most = w->score.value;
+    out.push_back(w);
+  }
+  return out;
+}
+
 const WayScore* best_group(const Quality& q) {
   const WayScore* close = smallest_close(q);
   if (close && close->way.kind == WayKind::kGroup) return close;
-  for (const WayScore& w : q.ways)
-    if (!q.pareto.empty() && w.way.name() == q.pareto.back()) return &w;
-  return nullptr;
+  std::vector<const WayScore*> pareto = pareto_groups(q);
+  return pareto.empty() ? nullptr : pareto.back();
 }
 
 const WayScore* find_way(const Quality& q, WayKind kind) { return q.find(Way{kind}); }
@@ -96,7 +118,7 @@ std::string close_sentence(const Quality& q) {
   if (!close) {
     const WayScore* least = *std::min_element(
         all.begin(), all.end(), [](const auto* a, const auto* b) { return a->loss.value < b->loss.value; });
-    return fmt::format("Nothing that was scored is within {:g} point; the least is {}: {}.", kCloseLoss,
+    return fmt::format("Nothing that was scored is within {:g} point; the closest is {}: {}.", kCloseLoss,
                        choice_text(q, *least), loss_text(q, *least));
   }
   std::string text =
@@ -146,7 +168,8 @@ std::string flattery_hint(const Quality& q) {
       "{} was chosen among {} groups on the same data that it is scored on, which flatters it; the profile "
       "does not "
       "say by how much.",
-      best->way.name(), choices(q).size());
+      best->way.name(),
+      std::ranges::count_if(choices(q), [](const WayScore* w) { return w->way.kind == WayKind::kGroup; }));
 }
 
 std::vector<std::string> hints(const Quality& q) {

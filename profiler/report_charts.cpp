@@ -100,7 +100,7 @@ class ScoreChart {
   }
   int64_t size(const WayScore& w) const { return w.way.recomputed(q_.layers); }
   bool on_pareto(const WayScore& w) const {
-    return std::find(q_.pareto.begin(), q_.pareto.end(), w.way.name()) != q_.pareto.end();
+    return std::find(pareto_.begin(), pareto_.end(), &w) != pareto_.end();
   }
   void level(WayKind kind, const std::string& css) {
     if (const WayScore* w = find_way(q_, kind)) chart_.level(score_(*w).value, css);
@@ -208,17 +208,13 @@ class ScoreChart {
   void pareto() {
     Chart::Points points;
     if (const WayScore* w = find_way(q_, WayKind::kFullReuse)) points.emplace_back(0, score_(*w).value);
-    std::vector<const WayScore*> list;
-    for (const WayScore& w : q_.ways)
-      if (is_group(w) && on_pareto(w)) list.push_back(&w);
-    std::sort(list.begin(), list.end(), [&](const auto* a, const auto* b) { return size(*a) < size(*b); });
-    for (const WayScore* w : list) points.emplace_back(size(*w), score_(*w).value);
+    for (const WayScore* w : pareto_) points.emplace_back(size(*w), score_(*w).value);
     if (const WayScore* w = find_way(q_, WayKind::kFullPrefill))
       points.emplace_back(q_.layers, score_(*w).value);
     chart_.line(points, kGroupCss);
     constexpr double kLabel = 34;
     double last = -kLabel;
-    for (const WayScore* w : list) {
+    for (const WayScore* w : pareto_) {
       bool no_cut = w->way.layers[0].first == 0;
       auto x = static_cast<double>(size(*w));
       with_bar(no_cut ? Mark::kRing : Mark::kDot, x, *w, small_ ? 3 : 4, no_cut ? kNoCutCss : kGroupCss);
@@ -230,6 +226,7 @@ class ScoreChart {
 
   const Quality& q_;
   ScoreOf score_;
+  std::vector<const WayScore*> pareto_ = pareto_groups(q_);
   bool small_;     // for a phone, or one of many
   double column_;  // pixels
   Chart chart_;
@@ -241,7 +238,7 @@ std::string score_legend(const Quality& q) {
     return any([&](const WayScore& w) { return w.way.kind == k && !w.dropped; });
   };
   std::vector<LegendEntry> entries;
-  if (!q.pareto.empty())
+  if (!pareto_groups(q).empty())
     entries.push_back({Mark::kDot, kGroupCss, "the best group of its size, better than all smaller", true});
   if (any([](const WayScore& w) { return is_group(w) && w.way.layers[0].first > 0; }))
     entries.push_back({Mark::kDot, kGroupCss + " faint", "a contiguous group"});

@@ -20,13 +20,17 @@ std::string mean_text(const Mean& mean);
 /// Nats: "0.0123".
 std::string nats_text(double nats);
 
-/// Full reuse and the groups that were not dropped and whose loss is known.
+/// Full reuse and the groups that were not dropped and whose loss is known; a group of all layers is a full
+/// prefill and no choice.
 std::vector<const WayScore*> choices(const Quality& q);
 /// Of choices(): the one with the fewest layers whose loss is at most kCloseLoss, then the smaller loss.
 /// `surely`: whose bound is. nullptr: none.
 const WayScore* smallest_close(const Quality& q, bool surely = false);
-/// What the page holds up as the best group: smallest_close() if it is a group, else the last of the Pareto
-/// list, else nullptr.
+/// The best group of each size, where it is better than all smaller ones, by size: the profile's own list,
+/// else made of its groups.
+std::vector<const WayScore*> pareto_groups(const Quality& q);
+/// What the page holds up as the best group: smallest_close() if it is a group, else the last of
+/// pareto_groups(), else nullptr.
 const WayScore* best_group(const Quality& q);
 const WayScore* find_way(const Quality& q, WayKind kind);
 

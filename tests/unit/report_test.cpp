@@ -102,7 +102,7 @@ TEST(Report, SaysWhatCounts) {
               AllOf(HasSubstr("below 1.3 with"), HasSubstr("No group is below 1 point with that")));
   way(q, "recompute 1-3").loss = {5, 0.5};
   EXPECT_THAT(checked_page(q),
-              HasSubstr("Nothing that was scored is within 1 point; the least is layers 0-2 (3 of 4)"));
+              HasSubstr("Nothing that was scored is within 1 point; the closest is layers 0-2 (3 of 4)"));
   way(q, "full reuse").loss = {0.2, 0.1};
   EXPECT_THAT(checked_page(q),
               HasSubstr("Full reuse is within 1 point by itself: a loss of 0.2 ± 0.1 points"));
@@ -197,12 +197,22 @@ TEST(Report, OddShapesAreDrawn) {
   checked_page(q);
 }
 
+/// Recomputing everything is a full prefill: it is drawn, and not held up as a group.
+TEST(Report, AllLayersAreNoChoice) {
+  Quality q = full_profile();
+  q.ways.push_back(scored(Way::group({0, kLayers - 1}), 90, 0));
+  EXPECT_THAT(checked_page(q), AllOf(HasSubstr("Nothing that was scored is within 1 point"),
+                                     HasSubstr("<title>recompute 0-3: 90.0")));
+}
+
 TEST(Report, ReadsVersion1) {
   auto q = Quality::read(DS_SOURCE_DIR "/tests/lit/Inputs/quality.json");
   ASSERT_TRUE(q.ok()) << q.status().message();
   std::string page = checked_page(*q);
-  EXPECT_THAT(page, AllOf(HasSubstr("The profile is of version 1"), HasSubstr("All 5 ways"),
-                          Not(HasSubstr("Divergence from")), Not(HasSubstr("caches in"))));
+  EXPECT_THAT(page,
+              AllOf(HasSubstr("The profile is of version 1"),
+                    HasSubstr("it scores 59.0: a loss of 40.0 points;"), HasSubstr("better than all smaller"),
+                    HasSubstr("All 5 ways"), Not(HasSubstr("Divergence from")), Not(HasSubstr("caches in"))));
   EXPECT_EQ(page, quality_html(*q));
 }
 
