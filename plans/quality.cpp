@@ -112,8 +112,10 @@ Status read_version_1(const JsonObject& root, Quality& q) {
   DS_TRY(check_keys(root, {"schema", "version", "pair", "layers", "metric", "items", "receiver_score",
                            "full_reuse_score", "groups"}));
   q.contexts = q.items;
-  q.ways.push_back(plain_score({WayKind::kFullPrefill}, q.receiver_score, 0, q));
-  q.ways.push_back(plain_score({WayKind::kFullReuse}, q.full_reuse_score, 0, q));
+  constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+  q.ways.push_back(plain_score({WayKind::kFullPrefill}, q.receiver_score, kNone, q));
+  q.ways.back().loss = {0, 0};
+  q.ways.push_back(plain_score({WayKind::kFullReuse}, q.full_reuse_score, kNone, q));
   DS_ASSIGN(const nlohmann::json* groups, root.array("groups"));
   if (groups->empty()) {
     return error(Code::kInvalidArgument,

@@ -8,10 +8,6 @@
 namespace ds {
 namespace {
 
-std::string cell(std::string_view tag, std::string_view content) {
-  return fmt::format("<{0}>{1}</{0}>", tag, content);
-}
-
 /// What the critical path spends where; the rows add up to the TTFT.
 std::string critical_table(const Variant& v, const std::vector<Track>& tracks) {
   std::vector<CriticalShares> shares;
@@ -20,12 +16,13 @@ std::string critical_table(const Variant& v, const std::vector<Track>& tracks) {
   for (const Track& t : tracks) out += fmt::format("<th>{}</th><th>share</th>", t.name);
   out += "</tr>\n";
   auto row = [&](std::string_view name, auto&& value) {
-    std::string text = "<tr>" + cell("td", name);
+    std::string text = "<tr>" + html_cell("td", name);
     int64_t most = 0;
     for (size_t t = 0; t < tracks.size(); ++t) {
       int64_t ns = value(t);
       most = std::max(most, ns);
-      text += cell("td", format_ns(ns)) + cell("td", fmt::format("{:.1f} %", percent(ns, tracks[t].end)));
+      text += html_cell("td", format_ns(ns)) +
+              html_cell("td", fmt::format("{:.1f} %", percent(ns, tracks[t].end)));
     }
     if (most > 0) out += text + "</tr>\n";
   };
@@ -41,9 +38,9 @@ std::string alternatives_table(const Variant& v) {
       "<h2>What else could be had</h2>\n<div class=\"s\"><table><tr><th>choice</th><th>TTFT</th><th>of this "
       "one's</th><th>quality loss</th><th>compute</th></tr>\n";
   for (const Alternative& a : v.alternatives) {
-    out += "<tr>" + cell("td", escape_markup(a.what)) + cell("td", format_ns(a.ttft_ns)) +
-           cell("td", fmt::format("{:.0f} %", percent(a.ttft_ns, v.promise.ttft_ns))) +
-           cell("td", loss_text(a.quality_loss)) + cell("td", format_ns(a.compute_ns)) + "</tr>\n";
+    out += "<tr>" + html_cell("td", escape_markup(a.what)) + html_cell("td", format_ns(a.ttft_ns)) +
+           html_cell("td", fmt::format("{:.0f} %", percent(a.ttft_ns, v.promise.ttft_ns))) +
+           html_cell("td", loss_text(a.quality_loss)) + html_cell("td", format_ns(a.compute_ns)) + "</tr>\n";
   }
   return out + "</table></div>\n";
 }
@@ -55,21 +52,7 @@ std::string draw_schedule_html(const Picture& p) {
   const Variant& v = p.variant;
   std::string out;
   auto add = [&](std::string_view text) { out += text; };
-  add(fmt::format(
-      R"x(<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{0}</title>
-<style>
-body{{font:14px/1.45 'DejaVu Sans',Verdana,Arial,sans-serif;margin:24px auto;max-width:1240px;padding:0 16px;color:#111;background:#fff}}
-h1{{font-size:20px;overflow-wrap:anywhere}} h2{{font-size:16px;margin-top:28px}} svg{{max-width:100%;height:auto;display:block}}
-table{{border-collapse:collapse;margin:8px 0}} th,td{{padding:3px 12px;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}}
-th{{border-bottom:2px solid #555}} td:first-child,th:first-child{{text-align:left}} dt{{float:left;width:9em;color:#555}} dd{{margin:0 0 2px 9em;overflow-wrap:anywhere}}
-dl{{overflow:hidden}} summary{{cursor:pointer;font-weight:bold;margin-top:20px}} .s{{overflow-x:auto}} figure{{margin:0}} .phone{{display:none}} p{{max-width:60em}}
-@media (max-width:700px){{.page{{display:none}} .phone{{display:block}} th,td{{padding:3px 5px;font-size:12px}} dt{{float:none}} dd{{margin-left:1em}}}}
-@media print{{.page{{display:block}} .phone{{display:none}}}}
-</style></head><body>
-<h1>{0}</h1>
-)x",
-      escape_markup(picture_title(p))));
+  add(html_begin(picture_title(p), Theme::kLight));  // the picture itself is on white paper
   add("<dl>");
   auto item = [&](std::string_view name, const std::string& value) {
     add(fmt::format("<dt>{}</dt><dd>{}</dd>", name, escape_markup(value)));
@@ -98,11 +81,11 @@ dl{{overflow:hidden}} summary{{cursor:pointer;font-weight:bold;margin-top:20px}}
     add(fmt::format("<th>{0}, busy</th><th>idle</th><th>share busy</th>", t.name));
   add("</tr>\n");
   for (size_t s = 0; s < v.streams.size(); ++s) {
-    add("<tr>" + cell("td", escape_markup(tracks[0].lanes[s].name)));
+    add("<tr>" + html_cell("td", escape_markup(tracks[0].lanes[s].name)));
     for (const Track& t : tracks) {
-      add(cell("td", format_ns(t.lanes[s].busy)) +
-          cell("td", format_ns(std::max<int64_t>(0, t.end - t.lanes[s].busy))) +
-          cell("td", fmt::format("{:.1f} %", percent(t.lanes[s].busy, t.end))));
+      add(html_cell("td", format_ns(t.lanes[s].busy)) +
+          html_cell("td", format_ns(std::max<int64_t>(0, t.end - t.lanes[s].busy))) +
+          html_cell("td", fmt::format("{:.1f} %", percent(t.lanes[s].busy, t.end))));
     }
     add("</tr>\n");
   }
@@ -120,12 +103,12 @@ dl{{overflow:hidden}} summary{{cursor:pointer;font-weight:bold;margin-top:20px}}
         sum[t] += tracks[t].times[i].end_ns - tracks[t].times[i].start_ns;
     }
     if (count == 0) continue;
-    add("<tr>" + cell("td", kOpStyles[k].legend) + cell("td", std::to_string(count)));
-    for (int64_t s : sum) add(cell("td", format_ns(s)));
+    add("<tr>" + html_cell("td", kOpStyles[k].legend) + html_cell("td", std::to_string(count)));
+    for (int64_t s : sum) add(html_cell("td", format_ns(s)));
     if (tracks.size() > 1) {
-      add(cell("td", sum[0] > 0
-                         ? fmt::format("{:.2f}", static_cast<double>(sum[1]) / static_cast<double>(sum[0]))
-                         : "&ndash;"));
+      add(html_cell(
+          "td", sum[0] > 0 ? fmt::format("{:.2f}", static_cast<double>(sum[1]) / static_cast<double>(sum[0]))
+                           : "–"));
     }
     add("</tr>\n");
   }
@@ -141,18 +124,18 @@ dl{{overflow:hidden}} summary{{cursor:pointer;font-weight:bold;margin-top:20px}}
                               [](const CriticalStep& a, const CriticalStep& b) { return a.op < b.op; });
   };
   for (size_t i = 0; i < v.ops.size(); ++i) {
-    add("<tr>" + cell("td", fmt::format("{} {}", i, op_label(v.ops[i], v.chunks))) +
-        cell("td", tracks[0].lanes[static_cast<size_t>(v.ops[i].stream)].name) +
-        cell("td", fmt::format("{}", fmt::join(v.ops[i].waits, ", "))));
+    add("<tr>" + html_cell("td", fmt::format("{} {}", i, op_label(v.ops[i], v.chunks))) +
+        html_cell("td", tracks[0].lanes[static_cast<size_t>(v.ops[i].stream)].name) +
+        html_cell("td", fmt::format("{}", fmt::join(v.ops[i].waits, ", "))));
     for (const Track& t : tracks) {
       bool ran = t.times[i].start_ns >= 0;
-      add(cell("td", ran ? (on_path(t, i) ? "● " : "") + format_ns(t.times[i].start_ns) : "&ndash;") +
-          cell("td", ran ? format_ns(t.times[i].end_ns - t.times[i].start_ns) : "&ndash;"));
+      add(html_cell("td", ran ? (on_path(t, i) ? "● " : "") + format_ns(t.times[i].start_ns) : "–") +
+          html_cell("td", ran ? format_ns(t.times[i].end_ns - t.times[i].start_ns) : "–"));
     }
     add("</tr>\n");
   }
-  add("</table></div></details>\n</body></html>\n");
-  return out;
+  add("</table></div></details>\n");
+  return out + std::string(kHtmlEnd);
 }
 
 }  // namespace ds

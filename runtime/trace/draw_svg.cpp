@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cmath>
 
+#include "runtime/trace/chart.h"
 #include "runtime/trace/tracks.h"
 #include "support/units.h"
 
@@ -18,14 +20,6 @@ struct Layout {
   const char* ids;
 };
 constexpr Layout kWide = {1200, 104, 84, 10, "k"}, kNarrow = {360, 62, 6, 4, "n"};
-
-/// A step of 1, 2 or 5 times a power of ten that gives about `count` ticks.
-int64_t tick_step(int64_t end, int count) {
-  int64_t step = 1;
-  for (int k = 0; end / step > count && step < INT64_MAX / 10; ++k)
-    step = step / (k % 3 == 1 ? 2 : 1) * (k % 3 == 1 ? 5 : 2);
-  return step;
-}
 
 /// Lines of at most `columns` characters, broken between words.
 std::vector<std::string> wrap(std::string text, size_t columns) {
@@ -360,7 +354,7 @@ class Svg {
 
   void axis() {
     double bottom = y_ - 26;
-    int64_t step = tick_step(end_, at_.ticks);
+    int64_t step = std::max<int64_t>(1, std::llround(tick_step(static_cast<double>(end_), at_.ticks)));
     for (int64_t t = 0; t <= end_; t += step) {
       grid_ += fmt::format("<path d=\"M{0:.1f},{1:.1f} V{2:.1f}\" stroke=\"#ddd\" stroke-width=\"0.8\"/>\n",
                            x(t), plot_top_ + 6, bottom + 6);

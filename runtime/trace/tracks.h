@@ -8,6 +8,7 @@
 
 #include "plans/critical_path.h"
 #include "runtime/trace/draw.h"
+#include "runtime/trace/markup.h"
 
 namespace ds {
 
@@ -46,8 +47,6 @@ struct OpStyle {
 extern const std::array<OpStyle, 7> kOpStyles;  // by OpKind
 
 std::string picture_title(const Picture& picture);
-/// For XML and HTML, in text and in attributes.
-std::string escape_markup(std::string_view text);
 /// 0 where the whole is 0.
 double percent(int64_t part, int64_t whole);
 

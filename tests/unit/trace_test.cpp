@@ -16,12 +16,14 @@
 #include "runtime/trace/run_record.h"
 #include "support/file.h"
 #include "tests/unit/plan_builder.h"
+#include "tests/unit/well_formed.h"
 
 namespace ds {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using testing::expect_well_formed;
 using testing::make_plan;
 using testing::make_variant;
 using ::testing::Not;
@@ -619,27 +621,6 @@ TEST(PlanJson, HasEveryFieldAndNullForOpenEnds) {
 
 // --- Pictures
 // -----------------------------------------------------------------------------------------------
-
-/// Elements are closed in the order they were opened; nothing else is checked.
-void expect_well_formed(const std::string& xml) {
-  std::vector<std::string> open;
-  for (size_t at = xml.find('<'); at != std::string::npos; at = xml.find('<', at + 1)) {
-    size_t end = xml.find('>', at);
-    ASSERT_NE(end, std::string::npos);
-    std::string tag = xml.substr(at + 1, end - at - 1);
-    if (tag[0] == '!') continue;
-    std::string name = tag.substr(0, tag.find_first_of(" \n/", tag[0] == '/' ? 1 : 0));
-    if (name == "meta") continue;  // HTML's void element
-    if (tag[0] == '/') {
-      ASSERT_FALSE(open.empty());
-      ASSERT_EQ("/" + open.back(), name) << "at byte " << at;
-      open.pop_back();
-    } else if (tag.back() != '/') {
-      open.push_back(name);
-    }
-  }
-  EXPECT_TRUE(open.empty());
-}
 
 TEST(Draw, SvgAndHtmlAreWellFormedAndStandAlone) {
   for (int32_t chunks : {1, 4}) {

@@ -5,13 +5,13 @@ using namespace ds;
 
 int main(int argc, char** argv) {
   CLI::App app{
-      "Measure how well a receiver answers over each cache that a plan could give it: every contiguous group "
-      "of\n"
-      "layers recomputed, the rest the sender's, and what that is to be compared with.",
+      "Measure how well a receiver answers over each cache that a plan could give it: every contiguous group\n"
+      "of layers recomputed, the rest the sender's, and what that is to be compared with.",
       "ds-profile"};
   app.require_subcommand(0, 1);
   Action profile = add_run(app);
-  const std::pair<const char*, Action> actions[] = {{"merge", add_merge(app)}, {"score", add_score(app)}};
+  const std::pair<const char*, Action> actions[] = {
+      {"merge", add_merge(app)}, {"score", add_score(app)}, {"report", add_report(app)}};
   app.footer(
       "What is done is kept in OUTPUT.run: after Ctrl-C, a crash or a full disk the same command goes on "
       "from there.\n\n"
@@ -22,7 +22,8 @@ int main(int argc, char** argv) {
       "             --truncate 8000 -o quality.json\n"
       "  ds-profile merge monday.json.run tuesday.json.run -o quality.json\n"
       "  ds-profile score --data hotpotqa.jsonl --predictions pred/hotpotqa.jsonl\n"
-      "  ds-profile score --data notes.jsonl --metric exact_match --predictions answers.txt --text --json");
+      "  ds-profile score --data notes.jsonl --metric exact_match --predictions answers.txt --text --json\n"
+      "  ds-profile report quality.json -o report.html");
   return run_tool(app, argc, argv, [&]() -> Status {
     for (const auto& [name, action] : actions)
       if (app.got_subcommand(name)) return action();

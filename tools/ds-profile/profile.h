@@ -12,5 +12,6 @@ using Action = std::function<Status()>;
 Action add_run(CLI::App& app);  // what the tool does without an action's name
 Action add_merge(CLI::App& app);
 Action add_score(CLI::App& app);
+Action add_report(CLI::App& app);
 
 }  // namespace ds
