@@ -19,6 +19,12 @@ step "the models: $(basename "$pair")/sender and $(basename "$pair")/receiver, t
 tokens=$(sed -n 's/.*"context_tokens": \([0-9]*\).*/\1/p' "$work/full.json")
 printf 'context: %s tokens, %s ...\n%s %s\n' "$tokens" "$(head -c 200 "$pair/data/demo_context.txt" | tr '\n' ' ')" "$question" "($answer is right)"
 
+step "how well the receiver answers over each cache (ds-profile): here on 8 documents; quality.json is of all 204"
+head -n 8 "$pair/data/notes_qa.jsonl" >"$work/qa.jsonl" && head -n 8 "$pair/data/module_code.jsonl" >"$work/code.jsonl"
+"$bin/ds-profile" --sender "$pair/sender" --receiver "$pair/receiver" --data "$work/qa.jsonl" "$work/code.jsonl" \
+  --prompts "$pair/data/prompts.json" --no-controls -o "$work/quality.json"
+"$bin/ds-profile" report "$pair/quality.json" -o "$work/quality.html"
+
 step "measure this machine (ds-calibrate)"
 "$bin/ds-calibrate" --model "$pair/receiver" --context-lengths "$tokens" --suffix-length 16 -o "$work/machine.json"
 
@@ -29,7 +35,7 @@ compile --quality "$pair/quality.json" --slo-loss 5 -o "$work/plan.dsplan"
 compile --policy full-reuse -o "$work/full-reuse.dsplan"
 # The schedules that others use, for the group that keeps this objective.
 for schedule in serial kv-preload; do
-  compile --quality "$pair/quality.json" --recompute 7-11 --chunks 1 --schedule $schedule -o "$work/$schedule.dsplan"
+  compile --quality "$pair/quality.json" --recompute 7-10 --chunks 1 --schedule $schedule -o "$work/$schedule.dsplan"
 done
 "$bin/ds-plan" dump "$work/plan.dsplan"
 
@@ -47,5 +53,6 @@ step "the schedule, predicted beside measured (ds-run --record, ds-plan trace)"
   --context "$pair/data/demo_context.txt" --prompt "$question" --max-new-tokens 16 --record "$work/run.jsonl" --json >"$work/run.json"
 "$bin/ds-plan" trace --plan "$work/plan.dsplan" --record "$work/run.jsonl" --format html -o "$work/schedule.html"
 "$bin/ds-plan" trace --plan "$work/plan.dsplan" --record "$work/run.jsonl" --format chrome -o "$work/schedule.trace.json"
-echo "picture: $work/schedule.html"
+echo "picture of the schedule: $work/schedule.html"
+echo "of the quality of every group of layers: $work/quality.html"
 echo "for Perfetto or chrome://tracing: $work/schedule.trace.json"

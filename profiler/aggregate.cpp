@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 /// Samples kept of a distribution; more are thinned out evenly, the ends kept.
-constexpr size_t kSamples = 500;
+constexpr size_t kSamples = 300;  // enough for one false alarm in a hundred by three proxies
 constexpr size_t kExamples = 10;
 
 std::vector<double> sorted_samples(std::vector<double> all) {

@@ -130,7 +130,7 @@ def refused(content, *texts, expect=2, args=()):
     check(not (work / "bad.json").exists(), "a refused run writes nothing")
 item = lambda **kw: json.dumps({"context": "Notes: x.", "input": "?", "answers": ["a"], "dataset": "t", "metric": "qa_f1", **kw}) + "\n"
 bad.write_text("")
-check(profile(*models, "--data", bad, "-o", work / "bad.json", expect=None or 2).returncode != 0, "empty data")
+says(profile(*models, "--data", bad, "-o", work / "bad.json", expect=4), "bad.jsonl", "is empty")
 refused(item(answers=[]), "bad.jsonl:1")
 refused(item() + item(metric="bleu"), "bad.jsonl:2", "bleu", "qa_f1")
 refused(item(context="a red lamp " * 3000), "bad.jsonl:1", "do not fit the models' 2048 positions", "--truncate")
@@ -140,7 +140,7 @@ done = profile("--sender", root / "tests" / "golden" / "models" / "llama" / "sen
 says(done, "cannot share caches", "hidden_size")
 says(profile("--receiver", pair / "receiver", "--data", data[0], "-o", work / "bad.json", expect=2), "--sender is missing")
 says(profile(*job, "--granularity", 13, "-o", work / "bad.json", expect=2), "--granularity 13", "1 to 12")
-says(profile(*job, "--select", "15", "-o", work / "bad.json", expect=2), "like 15%")
+says(profile(*job, "--select", "15", "-o", work / "bad.json", expect=2), "bad share '15'", "with the sign")
 says(profile(*job, "--race", 2, "-o", work / "bad.json", expect=2), "--race")
 done = profile(*job, "--dry-run", "-o", work / "dry.json")
 check(not (work / "dry.json").exists() and not (work / "dry.json.run").exists(), "a dry run leaves nothing")

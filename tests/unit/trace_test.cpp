@@ -22,8 +22,8 @@ namespace ds {
 namespace {
 
 using ::testing::AllOf;
-using ::testing::HasSubstr;
 using testing::expect_well_formed;
+using ::testing::HasSubstr;
 using testing::make_plan;
 using testing::make_variant;
 using ::testing::Not;

@@ -5,7 +5,8 @@ using namespace ds;
 
 int main(int argc, char** argv) {
   CLI::App app{
-      "Measure how well a receiver answers over each cache that a plan could give it: every contiguous group\n"
+      "Measure how well a receiver answers over each cache that a plan could give it: every contiguous "
+      "group\n"
       "of layers recomputed, the rest the sender's, and what that is to be compared with.",
       "ds-profile"};
   app.require_subcommand(0, 1);

@@ -28,15 +28,6 @@ struct RunOptions {
 std::atomic<bool> interrupted{false};
 void interrupt(int) { interrupted = true; }
 
-Result<double> parse_percent(const std::string& text) {
-  char* end = nullptr;
-  double value = std::strtod(text.c_str(), &end);
-  std::string_view rest(end);
-  if (end == text.c_str() || (rest != "%" && rest != " %") || !std::isfinite(value))
-    return error(Code::kInvalidArgument, "'{}': expected a percentage like 15%", text);
-  return value / 100;
-}
-
 Status check_options(RunOptions& o) {
   auto needs = [](const std::string& value, const char* name, const char* what) -> Status {
     if (!value.empty()) return ok_status();

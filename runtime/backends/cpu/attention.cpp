@@ -107,18 +107,35 @@ bool Attention::worth_threads(const Segment& s) const {
   return s.tokens * (s.first + s.tokens) * shape_.heads * shape_.head_dim > (int64_t{1} << 20);
 }
 
-void Attention::run(std::span<const Segment> segments, std::byte* out, LapTimer& timer) {
+void Attention::run(std::span<Segment> segments, std::byte* out, LapTimer& timer) {
   int64_t queries = segments.back().at + segments.back().tokens;
+  auto small = [&](const Segment& s) { return query_tiles(s) == 1; };
+  auto alike = [](const Segment& a, const Segment& b) {
+    return a.prefix_rows >= kKeyTile && a.prefix == b.prefix && a.prefix_rows == b.prefix_rows;
+  };
+  // Segments do not see each other's queries, so small ones may go in any order: by prefix, to pack it once.
   for (size_t i = 0; i < segments.size();) {
     size_t end = i;
-    while (end < segments.size() && query_tiles(segments[end]) == 1) ++end;
-    if (end > i) {
-      run_unpacked(segments.subspan(i, end - i), queries, out);
-      timer.lap(Phase::kAttention);
-      i = end;
-    } else {
+    while (end < segments.size() && small(segments[end])) ++end;
+    if (end == i) {
       run_packed(segments[i++], queries, out, timer);
+      continue;
     }
+    std::span run = segments.subspan(i, end - i);
+    std::sort(run.begin(), run.end(), [](const Segment& a, const Segment& b) {
+      return std::pair(a.prefix, a.prefix_rows) < std::pair(b.prefix, b.prefix_rows);
+    });
+    while (!run.empty()) {
+      size_t count = 1;
+      bool shared = run.size() > 1 && alike(run[0], run[1]);
+      auto belongs = [&](size_t k) {
+        return shared ? alike(run[0], run[k]) : k + 1 == run.size() || !alike(run[k], run[k + 1]);
+      };
+      while (count < run.size() && belongs(count)) ++count;
+      run_small(run.first(count), shared, queries, out, timer);
+      run = run.subspan(count);
+    }
+    i = end;
   }
 }
 
@@ -139,40 +156,54 @@ void Attention::run_packed(const Segment& s, int64_t queries, std::byte* out, La
   {
     const Scratch& scratch = scratch_[static_cast<size_t>(omp_get_thread_num())];
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < fresh * shape_.kv_heads; ++i) {
-      int64_t head = i / fresh, tile = packed_tiles_ + i % fresh, at = (head * tiles_ + tile) * tile_bytes_;
-      KeyTileSource from = source(s, head, tile, end, scratch);
-      kernels_.pack_keys(from, shape_.head_dim, keys_ + at);
-      kernels_.pack_values(from, shape_.head_dim, values_ + at);
-    }
+    for (int64_t i = 0; i < fresh * shape_.kv_heads; ++i)
+      pack(s, i / fresh, packed_tiles_ + i % fresh, scratch);
 #pragma omp master
     timer.lap(Phase::kAttentionPack);
     // The last queries see most keys: they go first, so that threads end together.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < query_tiles * shape_.kv_heads; ++i) {
       int64_t token = (query_tiles - 1 - i / shape_.kv_heads) * per_tile;
-      tile(s, i % shape_.kv_heads, queries, token, std::min(per_tile, s.tokens - token), false, scratch, out);
+      tile(s, i % shape_.kv_heads, queries, token, std::min(per_tile, s.tokens - token), tiles, scratch, out);
     }
   }
   packed_tiles_ = end / kKeyTile;  // a last, partial tile is packed again next time
   timer.lap(Phase::kAttention);
 }
 
-/// One tile of queries each (decoding): a tile of keys is used once, so its user packs it, into its own
-/// cache.
-void Attention::run_unpacked(std::span<const Segment> segments, int64_t queries, std::byte* out) {
+/// One tile of queries each (decoding). Whole tiles of a prefix that all of them share are packed once; a
+/// tile of keys that only one of them uses is packed by its user, into its own cache.
+void Attention::run_small(std::span<const Segment> segments, bool shared, int64_t queries, std::byte* out,
+                          LapTimer& timer) {
+  const int64_t packed = shared ? segments[0].prefix_rows / kKeyTile : 0;
+  if (shared) packed_cache_ = packed_prefix_ = nullptr;  // what was packed is overwritten
   bool many = segments.size() > 1 || worth_threads(segments[0]);
   auto count = static_cast<int64_t>(segments.size()) * shape_.kv_heads;
-#pragma omp parallel for schedule(dynamic, 1) if (many)
-  for (int64_t i = 0; i < count; ++i) {
-    const Segment& s = segments[static_cast<size_t>(i / shape_.kv_heads)];
-    tile(s, i % shape_.kv_heads, queries, 0, s.tokens, true,
-         scratch_[static_cast<size_t>(omp_get_thread_num())], out);
+#pragma omp parallel if (many)
+  {
+    const Scratch& scratch = scratch_[static_cast<size_t>(omp_get_thread_num())];
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < packed * shape_.kv_heads; ++i) pack(segments[0], i / packed, i % packed, scratch);
+#pragma omp master
+    timer.lap(Phase::kAttentionPack);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < count; ++i) {
+      const Segment& s = segments[static_cast<size_t>(i / shape_.kv_heads)];
+      tile(s, i % shape_.kv_heads, queries, 0, s.tokens, packed, scratch, out);
+    }
   }
+  timer.lap(Phase::kAttention);
+}
+
+void Attention::pack(const Segment& s, int64_t head, int64_t tile, const Scratch& scratch) {
+  int64_t at = (head * tiles_ + tile) * tile_bytes_;
+  KeyTileSource from = source(s, head, tile, s.first + s.tokens, scratch);
+  kernels_.pack_keys(from, shape_.head_dim, keys_ + at);
+  kernels_.pack_values(from, shape_.head_dim, values_ + at);
 }
 
 void Attention::tile(const Segment& segment, int64_t head, int64_t queries, int64_t token, int64_t count,
-                     bool pack_here, const Scratch& s, std::byte* out) const {
+                     int64_t packed, const Scratch& s, std::byte* out) const {
   int64_t first = segment.first;
   int64_t group = shape_.group(), depth = shape_.padded_dim();
   int64_t rows = (count * group + kRowBlock - 1) / kRowBlock * kRowBlock;
@@ -196,7 +227,7 @@ void Attention::tile(const Segment& segment, int64_t head, int64_t queries, int6
     int64_t at = (head * tiles_ + key / kKeyTile) * tile_bytes_;
     t.k = keys_ + at;
     t.v = values_ + at;
-    if (pack_here) {
+    if (key / kKeyTile >= packed) {
       KeyTileSource from = source(segment, head, key / kKeyTile, first + segment.tokens, s);
       kernels_.pack_keys(from, shape_.head_dim, s.keys);
       kernels_.pack_values(from, shape_.head_dim, s.values);

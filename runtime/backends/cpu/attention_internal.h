@@ -42,8 +42,9 @@ class Attention {
     const std::byte* prefix = nullptr;  // rows 0 .. prefix_rows - 1; those of `cache` follow them
     int64_t prefix_rows = 0;
   };
-  /// out is active, [tokens of all segments][heads * head_dim].
-  void run(std::span<const Segment> segments, std::byte* out, LapTimer& timer);
+  /// out is active, [tokens of all segments][heads * head_dim]. The last segment has the last queries; the
+  /// order of the others may change.
+  void run(std::span<Segment> segments, std::byte* out, LapTimer& timer);
 
  private:
   struct Scratch {  // of one thread
@@ -57,10 +58,13 @@ class Attention {
   int64_t query_tiles(const Segment& segment) const;
   bool worth_threads(const Segment& segment) const;
   void run_packed(const Segment& segment, int64_t queries, std::byte* out, LapTimer& timer);
-  void run_unpacked(std::span<const Segment> segments, int64_t queries, std::byte* out);
-  /// Queries token .. token + count - 1 of a segment and one kv head; `queries`: of the whole call.
+  void run_small(std::span<const Segment> segments, bool shared, int64_t queries, std::byte* out,
+                 LapTimer& timer);
+  void pack(const Segment& segment, int64_t head, int64_t tile, const Scratch& scratch);
+  /// Queries token .. token + count - 1 of a segment and one kv head, of whose tiles of keys the first
+  /// `packed` are packed; `queries`: of the whole call.
   void tile(const Segment& segment, int64_t head, int64_t queries, int64_t token, int64_t count,
-            bool pack_here, const Scratch& scratch, std::byte* out) const;
+            int64_t packed, const Scratch& scratch, std::byte* out) const;
 
   AttentionShape shape_;
   Kernels kernels_;
