@@ -78,7 +78,8 @@ Result<Request> check_options(const CompileOptions& o, bool quality) {
                  kMaxLength);
 
   // Of the policies, these choose layers.
-  bool fixed_policy = o.policy && *o.policy != "droidspeak" && *o.policy != "balanced";
+  bool fixed_policy =
+      o.policy && *o.policy != "droidspeak" && *o.policy != "balanced" && *o.policy != "restore";
   std::string_view slo = o.slo_loss ? "--slo-loss" : o.slo_ttft_ms ? "--slo-ttft-ms" : "";
   if (o.recompute && fixed_policy)
     return refuse("--recompute", "--policy " + *o.policy, "that policy decides which layers are recomputed");

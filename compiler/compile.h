@@ -17,8 +17,8 @@ namespace ds {
 /// What is wanted, as typed on ds-compile's command line.
 struct CompileOptions {
   std::optional<std::string> recompute;  // "A-B"
-  std::optional<std::string> policy;     // balanced, droidspeak, cake, full-prefill, full-reuse; default:
-                                         // droidspeak with `recompute`, else balanced
+  std::optional<std::string> policy;     // balanced, droidspeak, cake, restore, full-prefill, full-reuse;
+                                         // default: droidspeak with `recompute`, else balanced
   std::optional<double> slo_loss;        // points
   std::optional<double> slo_ttft_ms;
   std::optional<std::string> context_lengths;  // "256,1024"

@@ -77,6 +77,8 @@ std::string_view mode_name(Mode mode) {
       return "load";
     case Mode::kRecompute:
       return "recompute";
+    case Mode::kRestore:
+      return "restore";
   }
   return "unknown";
 }

@@ -13,12 +13,15 @@
 
 namespace ds {
 
-inline constexpr int32_t kPlanFormatVersion = 2;
+inline constexpr int32_t kPlanFormatVersion = 3;
 inline constexpr int64_t kNoLimit = INT64_MAX;  // an open upper end of a range
 
-/// How a cell (layer, token) of the context gets its K and V. Room is left for restore, select, project and
-/// splice.
-enum class Mode : uint8_t { kLoad = 0, kRecompute = 1 };
+/// How a cell (layer, token) of the context gets its K and V. Room is left for select, project and splice.
+enum class Mode : uint8_t {
+  kLoad = 0,       // S's
+  kRecompute = 1,  // R's own, by its whole layers, from hidden states at the tile's lower edge
+  kRestore = 2,    // R's projections of S's hidden states, which are sent for every layer above 0 (HCache)
+};
 
 /// link: network or store -> host; copy: host -> device; compute: kernels.
 enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
@@ -30,7 +33,7 @@ enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
 ///   embed          -1     c      chunk    none                                             hidden
 ///   embed          -1     -1     suffix   none                                             hidden
 ///   embed          -1     -1     all      none                                             hidden
-///   recompute      l      c      chunk    all; none at a group's top                       hidden
+///   recompute      l      c      chunk    all; none at a group's top and where restored    hidden
 ///   suffix         l      -1     suffix   all; last in the last layer                      hidden
 ///   prefill        l      -1     all      all; suffix at a group's top; last in the last   hidden
 ///   head           -1     -1     suffix   none                                             hidden
@@ -95,12 +98,18 @@ struct Buffer {
 };
 
 /// One rectangle of the plane: layers first..last (inclusive), chunks first_chunk..last_chunk (inclusive). A
-/// recompute tile without a cut stands on the embeddings (layer 0) or on recomputed cells.
+/// recompute tile without a cut stands on the embeddings (layer 0) or on recomputed cells. A restore tile
+/// stands on nothing: E of each of its layers is sent, and layer 0 has the embeddings.
 struct Tile {
   Mode mode = Mode::kLoad;
   int32_t first_layer = 0, last_layer = 0;
   int32_t first_chunk = 0, last_chunk = 0;
   bool cut = false;  // recompute: its lower edge is S's hidden states (E of first_layer), sent
+
+  /// Are hidden states of S sent for layer `l` of this tile?
+  bool sends_e(int32_t l) const {
+    return mode == Mode::kRestore ? l > 0 : mode == Mode::kRecompute && cut && l == first_layer;
+  }
   bool operator==(const Tile&) const = default;
 };
 
@@ -209,7 +218,7 @@ struct Plan {
   bool operator==(const Plan&) const = default;
 };
 
-/// Layers that a variant recomputes for at least one token (full prefill: all).
+/// Layers that a variant recomputes for at least one token (full prefill: all; a restored layer is none).
 int64_t recomputed_layers(const Variant& variant);
 /// Layers at which E is transferred, ascending, over all variants: what a sender must publish.
 std::vector<int32_t> cut_layers(const Plan& plan);
@@ -219,7 +228,7 @@ const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t
 
 std::string_view op_kind_name(OpKind kind);       // "transfer e", "recompute", ...
 std::string_view stream_kind_name(StreamKind k);  // "link", "copy", "compute"
-std::string_view mode_name(Mode mode);            // "load", "recompute"
+std::string_view mode_name(Mode mode);            // "load", "recompute", "restore"
 /// "e(3)", "kv(0)", "recompute 4", "suffix 4", "head": short label for pictures and records.
 std::string op_label(const Op& op, int32_t chunks);
 

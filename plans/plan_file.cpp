@@ -12,7 +12,7 @@ namespace {
 
 // The enums of the schema and of plan.h are the same numbers; casts rely on it.
 static_assert(static_cast<int>(fb::OpKind::MAX) == static_cast<int>(OpKind::kHead));
-static_assert(static_cast<int>(fb::Mode::MAX) == static_cast<int>(Mode::kRecompute));
+static_assert(static_cast<int>(fb::Mode::MAX) == static_cast<int>(Mode::kRestore));
 static_assert(static_cast<int>(fb::StreamKind::MAX) == static_cast<int>(StreamKind::kCompute));
 static_assert(static_cast<int>(fb::Rows::MAX) == static_cast<int>(Rows::kAll));
 static_assert(static_cast<int>(fb::Queries::MAX) == static_cast<int>(Queries::kLast));

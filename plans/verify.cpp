@@ -131,6 +131,12 @@ class VariantVerifier {
   bool recomputed(int32_t l, int32_t c) const {
     return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kRecompute);
   }
+  bool restored(int32_t l, int32_t c) const {
+    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kRestore);
+  }
+  bool loaded(int32_t l, int32_t c) const {
+    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kLoad);
+  }
   /// The hidden states that leave layer l at chunk c are used: the cell above is recomputed from them.
   bool goes_on(int32_t l, int32_t c) const {
     return l < last_layer_ && recomputed(l + 1, c) && !cut_[cell(l + 1, c)];
@@ -289,11 +295,12 @@ class VariantVerifier {
   Status tiles() {
     mode_.assign(static_cast<size_t>(layers_) * static_cast<size_t>(chunks_), 0);
     cut_.assign(mode_.size(), false);
+    sends_e_.assign(mode_.size(), false);
     for (size_t t = 0; t < v_.tiles.size(); ++t) {
       const Tile& tile = v_.tiles[t];
-      if (tile.mode > Mode::kRecompute) {
+      if (tile.mode > Mode::kRestore) {
         return unknown(fmt::format("tile {}", t), "mode", static_cast<int>(tile.mode),
-                       static_cast<int>(Mode::kRecompute));
+                       static_cast<int>(Mode::kRestore));
       }
       if (tile.first_layer < 0 || tile.last_layer < tile.first_layer || tile.last_layer > last_layer_ ||
           tile.first_chunk < 0 || tile.last_chunk < tile.first_chunk || tile.last_chunk >= chunks_) {
@@ -319,6 +326,7 @@ class VariantVerifier {
           }
           mode_[cell(l, c)] = static_cast<uint8_t>(1 + static_cast<uint8_t>(tile.mode));
           cut_[cell(l, c)] = tile.cut && l == tile.first_layer;
+          sends_e_[cell(l, c)] = tile.sends_e(l);
         }
       }
     }
@@ -330,9 +338,9 @@ class VariantVerifier {
         }
         if (l > 0 && recomputed(l, c) && !cut_[cell(l, c)] && !recomputed(l - 1, c)) {
           return fail(14,
-                      "recomputes layer {}, chunk {} from nothing: the layer below is loaded and there is no "
+                      "recomputes layer {}, chunk {} from nothing: the layer below is {} and there is no "
                       "cut; expected E of layer {} (a cut), or layer {} recomputed too",
-                      l, c, l, l - 1);
+                      l, c, loaded(l - 1, c) ? "loaded" : "restored", l, l - 1);
         }
       }
     }
@@ -519,9 +527,11 @@ class VariantVerifier {
       switch (o.kind) {
         case OpKind::kTransferE:
           for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
-            if (!cut_[cell(o.layer, c)]) {
+            if (!sends_e_[cell(o.layer, c)]) {
               return fail_op(
-                  i, 15, "sends E of layer {}, chunk {}, where no tile has a cut; expected E at cuts only",
+                  i, 15,
+                  "sends E of layer {}, chunk {}, where no tile has a cut or is restored; expected "
+                  "E at cuts and for restored layers only",
                   o.layer, c);
             }
             DS_TRY(once(e[cell(o.layer, c)], i, 15, "E of this layer and chunk"));
@@ -538,7 +548,7 @@ class VariantVerifier {
         case OpKind::kPrefill: {
           bool whole = o.kind == OpKind::kPrefill;
           for (int32_t c = whole ? 0 : o.chunk; c < (whole ? 1 : o.chunk_end()); ++c) {
-            if (!recomputed(o.layer, c)) {
+            if (loaded(o.layer, c)) {
               return fail_op(i, 15,
                              "recomputes layer {}, chunk {}, whose tile says load; expected a recompute tile",
                              o.layer, c);
@@ -560,21 +570,19 @@ class VariantVerifier {
     for (int32_t l = 0; l < layers_; ++l) {
       for (int32_t c = 0; c < chunks_; ++c) {
         size_t at = cell(l, c);
-        if (!recomputed(l, c) && kv[at] < 0) {
+        if (loaded(l, c) && kv[at] < 0) {
           return fail(
               15, "loads layer {}, chunk {}, but no op transfers its KV; expected one 'transfer kv' for it",
               l, c);
         }
-        if (recomputed(l, c) && computed[at] < 0) {
-          return fail(
-              15,
-              "recomputes layer {}, chunk {}, but no op does; expected one 'recompute' or 'prefill' for it",
-              l, c);
+        if (!loaded(l, c) && computed[at] < 0) {
+          return fail(15,
+                      "{} layer {}, chunk {}, but no op does; expected one 'recompute' or 'prefill' for it",
+                      restored(l, c) ? "restores" : "recomputes", l, c);
         }
-        if (cut_[at] && e[at] < 0) {
-          return fail(
-              15, "has a cut at layer {}, chunk {}, but no op sends its E; expected one 'transfer e' for it",
-              l, c);
+        if (sends_e_[at] && e[at] < 0) {
+          return fail(15, "{} layer {}, chunk {}, but no op sends its E; expected one 'transfer e' for it",
+                      restored(l, c) ? "restores" : "has a cut at", l, c);
         }
       }
       if (up[static_cast<size_t>(l)] < 0) {
@@ -681,7 +689,7 @@ class VariantVerifier {
   /// The cache of layer l in chunk c as its tile says: loaded, or recomputed.
   Status read_kv(int32_t i, int32_t l, int32_t c) {
     size_t r = kv_region(l, c);
-    int32_t wanted = recomputed(l, c) ? 1 : 0;
+    int32_t wanted = loaded(l, c) ? 0 : 1;
     if (regions_[r].level != wanted) {
       return fail_op(i, 18, "reads {}, which nothing has {} before it; expected its {} before this op",
                      region_name(r), wanted == 1 ? "recomputed" : "loaded",
@@ -742,7 +750,7 @@ class VariantVerifier {
       case OpKind::kTransferKv:
         for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
           size_t r = kv_region(l, c);
-          if (recomputed(l, c) && regions_[r].level == 1) {
+          if (regions_[r].level == 1) {
             return fail_op(
                 i, 18,
                 "puts the sender's KV over what {} has recomputed; expected the transfer before it, or none",
@@ -795,6 +803,7 @@ class VariantVerifier {
   int32_t hidden_count_ = 0;
   std::vector<uint8_t> mode_;  // by cell: 1 + Mode, 0: no tile
   std::vector<bool> cut_;      // by cell: its lower edge is a cut
+  std::vector<bool> sends_e_;  // by cell: S's hidden states are sent for it
   std::vector<uint32_t> clock_, place_;
   std::vector<Region> regions_;
   std::vector<int32_t> readers_;
@@ -887,12 +896,16 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
   // Variants.
   for (const Variant& v : plan.variants) {
     bool several = std::any_of(v.ops.begin(), v.ops.end(), [](const Op& op) { return op.last_chunk != -1; });
-    if (plan.format_version < 2 && (several || v.load_min != 0 || v.load_max != kNoLimit)) {
-      return fail(1, fmt::format("format version is {}, but variant '{}' has {}, which came with version 2; "
+    auto newer = [&](std::string_view what, int since) {
+      return fail(1, fmt::format("format version is {}, but variant '{}' has {}, which came with version {}; "
                                  "compile the plan again",
-                                 plan.format_version, v.name,
-                                 several ? "ops over several chunks" : "a range of loads"));
-    }
+                                 plan.format_version, v.name, what, since));
+    };
+    if (plan.format_version < 2 && (several || v.load_min != 0 || v.load_max != kNoLimit))
+      return newer(several ? "ops over several chunks" : "a range of loads", 2);
+    bool restores =
+        std::any_of(v.tiles.begin(), v.tiles.end(), [](const Tile& t) { return t.mode == Mode::kRestore; });
+    if (plan.format_version < 3 && restores) return newer("restored layers", 3);
   }
   std::unordered_set<std::string_view> names;
   std::vector<const Variant*> all;

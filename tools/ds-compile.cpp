@@ -29,12 +29,15 @@ int main(int argc, char** argv) {
   app.add_option("--sender", files.sender, "Model folder of the sender, whose caches are reused")
       ->required()
       ->type_name("DIR");
-  app.add_option("--recompute", o.recompute, "Layers that the receiver recomputes")->type_name("A-B");
-  app.add_option(
-         "--policy", o.policy,
-         "balanced (a group of layers, and stairs on it where the link is slow; the default without "
-         "--recompute), "
-         "droidspeak (a group of layers), cake (a split along the tokens), full-prefill or full-reuse")
+  app.add_option("--recompute", o.recompute,
+                 "Layers that the receiver recomputes; with --policy restore, those that it restores")
+      ->type_name("A-B");
+  app.add_option("--policy", o.policy,
+                 "balanced (a group of layers, and stairs on it where the link is slow; the default without "
+                 "--recompute), "
+                 "droidspeak (a group of layers), restore (K and V computed from the sender's hidden "
+                 "states), cake (a "
+                 "split along the tokens), full-prefill or full-reuse")
       ->type_name("NAME");
   app.add_option("--quality", files.quality, "Quality profile of the pair, from ds-profile")
       ->type_name("FILE");

@@ -24,6 +24,9 @@ std::vector<Tile> tiles_of(reuse::PlanOp plan, int32_t chunks) {
       t.mode = Mode::kRecompute;
       extent(recompute);
       t.cut = recompute.getFrom() && recompute.getFrom().getDefiningOp<reuse::CutOp>();
+    } else if (auto restore = mlir::dyn_cast<reuse::RestoreOp>(op)) {
+      t.mode = Mode::kRestore;
+      extent(restore);
     } else {
       continue;
     }

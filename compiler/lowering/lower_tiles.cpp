@@ -33,7 +33,7 @@ class Lowering {
   size_t cell(int32_t l, int32_t c) const {
     return static_cast<size_t>(l) * static_cast<size_t>(chunks_) + static_cast<size_t>(c);
   }
-  static bool from_embeddings(const Tile& t) { return t.mode == Mode::kRecompute && t.first_layer == 0; }
+  static bool from_embeddings(const Tile& t) { return t.mode != Mode::kLoad && t.first_layer == 0; }
   static int32_t last_or_none(int32_t first, int32_t last) { return last > first ? last : -1; }
 
   int32_t add(Op op) {
@@ -47,7 +47,8 @@ class Lowering {
 
   void declare() {
     bool uses_entry = false;
-    for (const Tile& t : tiles_) uses_entry = uses_entry || t.mode == Mode::kLoad || t.cut;
+    for (const Tile& t : tiles_)
+      uses_entry = uses_entry || t.mode == Mode::kLoad || t.cut || t.sends_e(t.last_layer);
     if (uses_entry) {
       link_ = 0;
       v_.streams.push_back({StreamKind::kLink});
@@ -60,6 +61,7 @@ class Lowering {
     prefill_ = chunks_ == 1 && from_embeddings(tiles_.front());
     suffix_hidden_ = add_hidden(0, true, prefill_);
     hidden_.assign(tiles_.size(), -1);
+    restored_.assign(static_cast<size_t>(layers_), -1);
     std::vector<int32_t> below(static_cast<size_t>(chunks_), -1);  // by chunk: the highest tile so far
     for (size_t i = 0; i < tiles_.size(); ++i) {
       const Tile& t = tiles_[i];
@@ -72,6 +74,11 @@ class Lowering {
           hidden_[i] = hidden_[static_cast<size_t>(under)];
         }
       }
+      // Each layer that is restored has a buffer of its own, so that no transfer waits for a kernel.
+      for (int32_t l = t.first_layer; t.mode == Mode::kRestore && l <= t.last_layer; ++l) {
+        int32_t& buffer = restored_[static_cast<size_t>(l)];
+        if (buffer < 0) buffer = prefill_ && l == 0 ? suffix_hidden_ : add_hidden(l, false, true);
+      }
       for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c)
         below[static_cast<size_t>(c)] = static_cast<int32_t>(i);
     }
@@ -79,8 +86,18 @@ class Lowering {
 
   void transfers() {
     cut_.assign(tiles_.size(), -1);
+    sent_e_.assign(maker_.size(), -1);
     for (size_t i = 0; i < tiles_.size(); ++i) {
       const Tile& t = tiles_[i];
+      for (int32_t l = t.first_layer; t.mode == Mode::kRestore && l <= t.last_layer; ++l) {
+        if (l == 0) continue;
+        sent_e_[cell(l, t.first_chunk)] = add({.kind = OpKind::kTransferE,
+                                               .stream = link_,
+                                               .layer = l,
+                                               .chunk = t.first_chunk,
+                                               .buffer = restored_[static_cast<size_t>(l)],
+                                               .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
+      }
       for (int32_t c = t.first_chunk; t.cut && c <= t.last_chunk; ++c) {
         int32_t op = add({.kind = OpKind::kTransferE,
                           .stream = link_,
@@ -152,6 +169,38 @@ class Lowering {
     }
   }
 
+  int32_t embed_chunks(const Tile& t, int32_t buffer) {
+    return add({.kind = OpKind::kEmbed,
+                .stream = compute_,
+                .chunk = t.first_chunk,
+                .buffer = buffer,
+                .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
+  }
+
+  /// K and V of each layer from E of that layer: no kernel waits for another one.
+  void restore_tile(const Tile& t) {
+    for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
+      if (l == 0 && prefill_) continue;
+      int32_t buffer = restored_[static_cast<size_t>(l)];
+      int32_t from = l == 0 ? embed_chunks(t, buffer) : sent_e_[cell(l, t.first_chunk)];
+      recompute(l, t.first_chunk, t.last_chunk, buffer, {from});
+    }
+  }
+
+  /// Context and suffix together; `from`: what left their hidden states.
+  int32_t prefill(int32_t l, int32_t from) {
+    Queries q = l == layers_ - 1 ? Queries::kLast : goes_on_[cell(l, 0)] ? Queries::kAll : Queries::kSuffix;
+    int32_t id = add({.kind = OpKind::kPrefill,
+                      .stream = compute_,
+                      .layer = l,
+                      .rows = Rows::kAll,
+                      .queries = q,
+                      .buffer = suffix_hidden_,
+                      .waits = {from}});
+    maker_[cell(l, 0)] = id;
+    return id;
+  }
+
   void kernels() {
     int32_t suffix = add({.kind = OpKind::kEmbed,
                           .stream = compute_,
@@ -161,31 +210,24 @@ class Lowering {
     std::vector<int32_t> chains(static_cast<size_t>(chunks_), -1);  // by chunk: what left its hidden states
     for (size_t i = 0; i < tiles_.size(); ++i) {
       const Tile& t = tiles_[i];
-      if (t.mode != Mode::kRecompute) continue;
-      if (prefill_ && !t.cut && t.first_layer == suffix_from) {
-        for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
-          Queries q = l == layers_ - 1       ? Queries::kLast
-                      : goes_on_[cell(l, 0)] ? Queries::kAll
-                                             : Queries::kSuffix;
-          suffix = add({.kind = OpKind::kPrefill,
-                        .stream = compute_,
-                        .layer = l,
-                        .rows = Rows::kAll,
-                        .queries = q,
-                        .buffer = suffix_hidden_,
-                        .waits = {suffix}});
-          suffix_from = l + 1;
+      if (t.mode == Mode::kLoad) continue;
+      if (t.mode == Mode::kRestore) {
+        if (prefill_ && t.first_layer == 0) {
+          suffix = prefill(0, suffix);
+          suffix_from = 1;
         }
+        restore_tile(t);
+        continue;
+      }
+      if (prefill_ && !t.cut && t.first_layer == suffix_from) {
+        for (int32_t l = t.first_layer; l <= t.last_layer; ++l) suffix = prefill(l, suffix);
+        suffix_from = t.last_layer + 1;
         continue;
       }
       for (int32_t c = t.first_chunk; t.cut && c <= t.last_chunk; ++c)
         chains[static_cast<size_t>(c)] = cut_[i] + (c - t.first_chunk);
       if (from_embeddings(t)) {
-        int32_t embed = add({.kind = OpKind::kEmbed,
-                             .stream = compute_,
-                             .chunk = t.first_chunk,
-                             .buffer = hidden_[i],
-                             .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
+        int32_t embed = embed_chunks(t, hidden_[i]);
         std::fill(chains.begin() + t.first_chunk, chains.begin() + t.last_chunk + 1, embed);
       }
       recompute_tile(t, hidden_[i], t.cut, chains);
@@ -214,6 +256,8 @@ class Lowering {
   bool whole_entry_, prefill_ = false;
   int32_t link_ = -1, compute_ = 0, suffix_hidden_ = 0;
   std::vector<int32_t> cut_, hidden_;  // per tile: the first transfer of its cut; its hidden states' buffer
+  std::vector<int32_t> restored_;      // per layer: the buffer of its E where it is restored, else -1
+  std::vector<int32_t> sent_e_;        // per cell: the transfer of a restored run of chunks that begins here
   std::vector<int32_t> maker_;         // per cell: the op that makes its cache
   std::vector<bool> goes_on_;          // per cell: its output is the input of the cell above
   Variant v_;

@@ -29,6 +29,11 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
           b.create<reuse::LoadOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first, last));
       continue;
     }
+    if (t.mode == Mode::kRestore) {
+      caches.push_back(
+          b.create<reuse::RestoreOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first, last));
+      continue;
+    }
     mlir::Value from;
     if (t.cut) {
       from = b.create<reuse::CutOp>(loc, hidden, i32(t.first_layer)).getHidden();

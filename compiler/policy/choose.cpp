@@ -137,16 +137,15 @@ Result<size_t> Chooser::best(const Point& p) {
 }
 
 Result<std::vector<Alternative>> Chooser::alternatives(const Point& p) {
-  std::map<std::pair<int64_t, int64_t>, std::pair<int64_t, size_t>> quickest;  // by group: its least bound
+  std::map<std::string, std::pair<int64_t, size_t>> quickest;  // by way: its least bound
   for (size_t i = 0; i < tilings_.size(); ++i) {
     if (!fits(i, p)) continue;
     std::pair candidate(bound(i, p).ttft_ns, i);
-    const LayerRange& g = tilings_[i].group;
-    auto [at, fresh] = quickest.try_emplace({g.first, g.empty() ? g.first - 1 : g.last}, candidate);
+    auto [at, fresh] = quickest.try_emplace(tilings_[i].way.name(), candidate);
     if (!fresh) at->second = std::min(at->second, candidate);
   }
   std::vector<Alternative> all;
-  for (const auto& [group, candidate] : quickest) {
+  for (const auto& [way, candidate] : quickest) {
     DS_ASSIGN(Predicted predicted, predict(candidate.second, p));
     const Tiling& t = tilings_[candidate.second];
     all.push_back({t.what, t.loss, predicted.ttft_ns, predicted.compute_ns});

@@ -54,7 +54,7 @@ class Chooser {
 
   /// kInfeasible lists what can be had, by TTFT.
   Result<size_t> best(const Point& point);
-  /// What else could be had: of each group the quickest tiling; none beats another in loss and TTFT. By TTFT.
+  /// What else could be had: of each way the quickest tiling; none beats another in loss and TTFT. By TTFT.
   Result<std::vector<Alternative>> alternatives(const Point& point);
   /// In words: "fewest ns with a loss of at most 2 points".
   std::string objective(const Point& point) const;

@@ -41,11 +41,6 @@ Result<std::vector<LayerRange>> groups_of(const PolicyInput& in) {
   return groups;
 }
 
-double loss_of(const PolicyInput& in, const LayerRange& group) {
-  if (group.size() == in.layers) return 0;
-  return in.quality ? in.quality->loss(group).value : std::nan("");
-}
-
 std::string name_of(const PolicyInput& in, const LayerRange& group, int32_t chunks) {
   if (group.empty()) return "full reuse";
   if (group.size() == in.layers) return "full prefill";
@@ -55,8 +50,10 @@ std::string name_of(const PolicyInput& in, const LayerRange& group, int32_t chun
 }
 
 Tiling band(const PolicyInput& in, const LayerRange& group, int32_t chunks) {
-  return {name_of(in, group, chunks), tiles_for_group(group, in.layers, chunks), chunks, loss_of(in, group),
-          group};
+  Way way = way_of(group, in.layers);
+  double loss = promised_loss(in, way);
+  return {name_of(in, group, chunks), tiles_for_group(group, in.layers, chunks), chunks, loss,
+          std::move(way)};
 }
 
 }  // namespace
@@ -79,10 +76,11 @@ Result<std::vector<Tiling>> draw_droidspeak(const PolicyInput& in) {
 
 Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
   DS_ASSIGN(std::vector<Tiling> all, draw_droidspeak(in));
-  std::vector<LayerRange> bases;
+  std::vector<Way> bases;
   for (const Tiling& t : all)
-    if (t.chunks == 1 && t.group.size() < in.layers) bases.push_back(t.group);
-  for (const LayerRange& group : bases) {
+    if (t.chunks == 1 && t.way.kind != WayKind::kFullPrefill) bases.push_back(t.way);
+  for (const Way& way : bases) {
+    const LayerRange group = way.layers.empty() ? LayerRange{} : way.layers[0];
     for (int32_t chunks : in.chunks) {
       // Coarse stairs are there at twice the number of chunks too.
       if (chunks < 8 && chunks != in.chunks.back()) continue;
@@ -92,7 +90,7 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
                     ? fmt::format(", {} of {} chunks from the embeddings", from_embeddings, chunks)
                     : fmt::format(", {} of {} chunks to the top", to_top, chunks);
         all.push_back({std::move(name), tiles_for_group(group, in.layers, chunks, from_embeddings, to_top),
-                       chunks, loss_of(in, group), group});
+                       chunks, promised_loss(in, way), way});
       };
       for (int32_t k = 1; k < chunks; ++k) {
         stair(k, 0);
@@ -104,15 +102,14 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
 }
 
 Result<std::vector<Tiling>> draw_cake(const PolicyInput& in) {
-  double loss = loss_of(in, {});
+  const Way reuse{WayKind::kFullReuse};
+  double loss = promised_loss(in, reuse);
   int32_t chunks = in.chunks.back();
   std::vector<Tiling> all;
   for (int32_t k = 0; k < chunks; ++k) {
     all.push_back({k == 0 ? "full reuse" : fmt::format("compute {} of {} chunks", k, chunks),
-                   tiles_for_group({}, in.layers, k == 0 ? 1 : chunks, k, 0),
-                   k == 0 ? 1 : chunks,
-                   loss,
-                   {}});
+                   tiles_for_group({}, in.layers, k == 0 ? 1 : chunks, k, 0), k == 0 ? 1 : chunks, loss,
+                   reuse});
   }
   all.push_back(band(in, {0, in.layers - 1}, 1));
   return all;

@@ -2,6 +2,8 @@
 
 #include <fmt/ranges.h>
 
+#include <cmath>
+
 namespace ds {
 namespace {
 
@@ -9,11 +11,9 @@ struct Entry {
   std::string_view name;
   Policy draw;
 };
-constexpr Entry kPolicies[] = {{"balanced", draw_balanced},
-                               {"droidspeak", draw_droidspeak},
-                               {"cake", draw_cake},
-                               {"full-prefill", draw_full_prefill},
-                               {"full-reuse", draw_full_reuse}};
+constexpr Entry kPolicies[] = {
+    {"balanced", draw_balanced}, {"droidspeak", draw_droidspeak},     {"cake", draw_cake},
+    {"restore", draw_restore},   {"full-prefill", draw_full_prefill}, {"full-reuse", draw_full_reuse}};
 
 }  // namespace
 
@@ -28,6 +28,17 @@ Result<Policy> find_policy(std::string_view name) {
     if (e.name == name) return e.draw;
   return error(Code::kInvalidArgument, "unknown policy '{}'; known are {}", name,
                fmt::join(policy_names(), ", "));
+}
+
+Way way_of(const LayerRange& group, int64_t layers) {
+  if (group.empty()) return {WayKind::kFullReuse};
+  return group.size() == layers ? Way{WayKind::kFullPrefill} : Way::group(group);
+}
+
+double promised_loss(const PolicyInput& in, const Way& way) {
+  if (way.kind == WayKind::kFullPrefill) return 0;
+  const WayScore* score = in.quality ? in.quality->find(way) : nullptr;
+  return score ? score->loss.value : std::nan("");
 }
 
 std::vector<Tile> tiles_for_group(const LayerRange& group, int64_t layers, int32_t chunks,

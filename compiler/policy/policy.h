@@ -22,13 +22,12 @@ struct Tiling {
   std::vector<Tile> tiles;
   int32_t chunks = 1;
   double loss = 0;  // promised points; NaN: not known
-  /// The layers that every token gets recomputed: what the promise is taken from.
-  LayerRange group;
+  Way way;          // what every token gets at least: what the promise is taken from
 };
 
 struct PolicyInput {
   int64_t layers = 0;
-  std::optional<LayerRange> recompute;  // a group that the user fixed
+  std::optional<LayerRange> recompute;  // layers that the user fixed: recomputed, or restored
   const Quality* quality = nullptr;     // may be absent
   std::vector<int32_t> chunks = {1};    // numbers of chunks to try, ascending, from 1
 };
@@ -56,9 +55,20 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& input);
 /// full reuse does.
 Result<std::vector<Tiling>> draw_cake(const PolicyInput& input);
 
+/// HCache across models: the sender's hidden states of a run of layers are sent instead of its K and V, and
+/// the receiver computes its K and V of them. The runs are the user's, or those that reach the top layer and
+/// those that the profile has scored; full reuse and full prefill take part.
+Result<std::vector<Tiling>> draw_restore(const PolicyInput& input);
+
 /// kInvalidArgument names the policies that there are.
 Result<Policy> find_policy(std::string_view name);
 std::vector<std::string_view> policy_names();
+
+/// Group as a way of the profile: full reuse, full prefill, or the group between them.
+Way way_of(const LayerRange& group, int64_t layers);
+/// Points that a way loses by the profile; NaN: there is none, or it was not scored there. The full prefill
+/// loses nothing by definition.
+double promised_loss(const PolicyInput& input, const Way& way);
 
 /// "load below, recompute `group` from a cut, load above"; an empty group loads everything. `from_embeddings`
 /// and `to_top` first chunks (apart from each other, in this order) are recomputed through all layers, and

@@ -24,7 +24,7 @@ namespace ds::plan {
 // The numbers are those of plans/plan.h, so that export and import are casts.
 static_assert(static_cast<int>(StreamKind::compute) == static_cast<int>(ds::StreamKind::kCompute));
 static_assert(static_cast<int>(BufferKind::hidden) == static_cast<int>(ds::BufferKind::kHidden));
-static_assert(static_cast<int>(Mode::recompute) == static_cast<int>(ds::Mode::kRecompute));
+static_assert(static_cast<int>(Mode::restore) == static_cast<int>(ds::Mode::kRestore));
 static_assert(static_cast<int>(Rows::all) == static_cast<int>(ds::Rows::kAll));
 static_assert(static_cast<int>(Queries::last) == static_cast<int>(ds::Queries::kLast));
 
@@ -176,7 +176,8 @@ mlir::LogicalResult TileOp::verify() {
                          << ", expected first <= last (both ends belong to it)";
   }
   if (getCut() && getMode() != Mode::recompute)
-    return emitOpError() << "is loaded but has a cut; only recomputed tiles start from hidden states";
+    return emitOpError() << "is " << (getMode() == Mode::load ? "loaded" : "restored")
+                         << " but has a cut; only recomputed tiles start from hidden states";
   return mlir::success();
 }
 

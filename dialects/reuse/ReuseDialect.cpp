@@ -47,6 +47,7 @@ Extent extent(TileOp tile, int64_t chunks) {
 std::optional<Extent> extent_of(mlir::Operation& op, int64_t chunks) {
   if (auto load = mlir::dyn_cast<LoadOp>(op)) return extent(load, chunks);
   if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) return extent(recompute, chunks);
+  if (auto restore = mlir::dyn_cast<RestoreOp>(op)) return extent(restore, chunks);
   return std::nullopt;
 }
 
@@ -167,6 +168,8 @@ mlir::LogicalResult CutOp::verify() {
 }
 
 void LoadOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
+
+void RestoreOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
 
 void RecomputeOp::getAsmResultNames(SetName set) {
   set(getCache(), fmt::format("kv{}", getFirstLayer()));

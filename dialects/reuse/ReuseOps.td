@@ -72,6 +72,22 @@ def Reuse_RecomputeOp : Reuse_Op<"recompute", [HasParent<"PlanOp">,
   let hasVerifier = 1;
 }
 
+def Reuse_RestoreOp : Reuse_Op<"restore", [HasParent<"PlanOp">,
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "the receiver's projections of the sender's hidden states: K and V of a run of layers";
+  let description = [{
+    The sender's hidden states that enter each of these layers are sent, and the receiver computes K and V of
+    them, layer by layer; nothing goes on upward, so no other tile can stand on this one. Layer 0 starts from
+    the receiver's own embeddings, and nothing is sent for it. Without `chunks` all chunks of the context.
+  }];
+  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, OptionalAttr<I32Attr>:$first_chunk,
+    OptionalAttr<I32Attr>:$last_chunk);
+  let results = (outs Reuse_CacheType:$cache);
+  let assemblyFormat = [{
+    `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)? attr-dict
+  }];
+}
+
 def Reuse_AnswerOp : Reuse_Op<"answer", [HasParent<"PlanOp">, Terminator]> {
   let summary = "the suffix, upward through every layer, over these caches: the first token";
   let arguments = (ins Variadic<Reuse_CacheType>:$caches);

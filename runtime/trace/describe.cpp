@@ -34,10 +34,13 @@ std::string regret_text(double regret) {
 
 std::string loss_text(double loss) { return std::isnan(loss) ? "not known" : fmt::format("{:.4g}", loss); }
 
-std::string recomputed_text(const Variant& v) {
+namespace {
+
+/// Layers of which some cell has this mode: "2-5, 9"; empty: none.
+std::string layers_text(const Variant& v, Mode mode) {
   std::set<int64_t> layers;
   for (const Tile& t : v.tiles) {
-    for (int64_t l = t.first_layer; t.mode == Mode::kRecompute && l <= t.last_layer; ++l) layers.insert(l);
+    for (int64_t l = t.first_layer; t.mode == mode && l <= t.last_layer; ++l) layers.insert(l);
   }
   std::string text;
   for (auto it = layers.begin(); it != layers.end();) {
@@ -45,7 +48,27 @@ std::string recomputed_text(const Variant& v) {
     while (++it != layers.end() && *it == range.last + 1) range.last = *it;
     text += (text.empty() ? "" : ", ") + format_layers(range);
   }
-  return text.empty() ? "none" : text;
+  return text;
+}
+
+}  // namespace
+
+std::string recomputed_text(const Variant& v) {
+  std::string text = layers_text(v, Mode::kRecompute), restored = layers_text(v, Mode::kRestore);
+  if (text.empty()) text = "none";
+  return restored.empty() ? text : fmt::format("{} (restore {})", text, restored);
+}
+
+char mode_letter(Mode mode) {
+  switch (mode) {
+    case Mode::kLoad:
+      return 'L';
+    case Mode::kRecompute:
+      return 'R';
+    case Mode::kRestore:
+      return 'E';
+  }
+  return '?';
 }
 
 std::string tiling_text(const Variant& v) {

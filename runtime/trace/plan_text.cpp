@@ -213,13 +213,16 @@ class Text {
     for (const Tile& t : v.tiles) {
       for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c) {
         for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
-          rows[static_cast<size_t>(c)][static_cast<size_t>(l)] = t.mode == Mode::kRecompute ? 'R' : 'L';
+          rows[static_cast<size_t>(c)][static_cast<size_t>(l)] = mode_letter(t.mode);
         }
       }
       if (t.cut) cuts.insert(t.first_layer);
     }
     line("");
-    field("Layers", fmt::format("L loaded from the sender, R recomputed{}",
+    bool restores =
+        std::any_of(v.tiles.begin(), v.tiles.end(), [](const Tile& t) { return t.mode == Mode::kRestore; });
+    field("Layers", fmt::format("L loaded from the sender, R recomputed{}{}",
+                                restores ? ", E restored: K and V of the sender's E" : "",
                                 cuts.empty() ? "" : ", ▲ cut: the sender's E enters"));
     int64_t cell = count <= 26 ? 3 : count <= 40 ? 2 : 1;
     for (int64_t first = 0; first < count; first += kCellsPerLine / cell) {

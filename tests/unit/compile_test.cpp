@@ -102,10 +102,12 @@ TEST(Policy, APromiseIsThatOfTheLayersThatEveryTokenGets) {
         for (int32_t l = tile.first_layer; tile.mode == Mode::kRecompute && l <= tile.last_layer; ++l)
           chunks[static_cast<size_t>(l)] += tile.last_chunk - tile.first_chunk + 1;
       for (int32_t l = 0; l < 12; ++l) {
-        bool in_group = !t.group.empty() && l >= t.group.first && l <= t.group.last;
+        bool in_group =
+            t.way.kind == WayKind::kFullPrefill ||
+            (t.way.kind == WayKind::kGroup && l >= t.way.layers[0].first && l <= t.way.layers[0].last);
         EXPECT_EQ(chunks[static_cast<size_t>(l)] == t.chunks, in_group) << "layer " << l;
       }
-      EXPECT_EQ(t.loss, q.loss(t.group).value);
+      EXPECT_EQ(t.loss, t.way.kind == WayKind::kFullPrefill ? 0 : q.find(t.way)->loss.value);
     }
   }
 }

@@ -249,7 +249,7 @@ TEST(PlanBytes, UnknownEnumeratorsAreUnsupported) {
       {"op 0 has queries 9", [](Variant& v) { v.ops[0].queries = static_cast<Queries>(9); }},
       {"stream 1 has kind 3", [](Variant& v) { v.streams[1].kind = static_cast<StreamKind>(3); }},
       {"buffer 2 has kind 2", [](Variant& v) { v.buffers[2].kind = static_cast<BufferKind>(2); }},
-      {"tile 1 has mode 2", [](Variant& v) { v.tiles[1].mode = static_cast<Mode>(2); }}};
+      {"tile 1 has mode 9", [](Variant& v) { v.tiles[1].mode = static_cast<Mode>(9); }}};
   for (const Unknown& c : cases) {
     Plan plan = make_plan(small_shape(), {3, 6});
     c.set(plan.variants[0]);
@@ -516,6 +516,45 @@ TEST(PlanRules, R14Tiles) {
       make_plan(small_shape(), {0, 3}));
   expect_broken(14, "recomputes layer 3, chunk 0 from nothing",
                 [](Plan& p) { p.variants[0].tiles[1].cut = false; });
+}
+
+/// What recomputes one layer behind a cut, told as a restored layer: the same ops.
+Plan restored_layer() {
+  Plan plan = make_plan(small_shape(), {3, 3});
+  plan.variants[0].tiles[1].mode = Mode::kRestore;
+  plan.variants[0].tiles[1].cut = false;
+  return plan;
+}
+
+TEST(PlanRules, R14And15RestoredLayers) {
+  Plan plan = restored_layer();
+  Status status = verify_plan(plan, "made");
+  EXPECT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(recomputed_layers(plan.variants[0]), 0);
+  EXPECT_EQ(cut_layers(plan), std::vector<int32_t>{3});
+  Result<Plan> back = parse_plan(bytes_of(serialize_plan(plan)), "made");
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(*back, plan);
+  Plan older = plan;
+  older.format_version = 2;
+  EXPECT_THAT(
+      verify_plan(older, "made").message(),
+      HasSubstr("format version is 2, but variant 'v0' has restored layers, which came with version 3"));
+  expect_broken(
+      14, "tile 1 (restore, from layer 3) has a cut", [](Plan& p) { p.variants[0].tiles[1].cut = true; },
+      plan);
+  expect_broken(
+      14, "recomputes layer 4, chunk 0 from nothing: the layer below is restored",
+      [](Plan& p) { p.variants[0].tiles[2].mode = Mode::kRecompute; }, plan);
+  expect_broken(
+      15, "restores layer 3, chunk 0, but no op sends its E", [](Plan& p) { remove_op(p.variants[0], 0); },
+      plan);
+  expect_broken(
+      15, "restores layer 3, chunk 0, but no op does",
+      [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kRecompute, 3)); }, plan);
+  expect_broken(
+      16, "has queries 'all'; expected 'none': nobody reads what leaves this layer",
+      [](Plan& p) { op_of(p.variants[0], OpKind::kRecompute, 3).queries = Queries::kAll; }, plan);
 }
 
 TEST(PlanRules, R15TilesAgreeWithOps) {

@@ -38,9 +38,12 @@ def answer(R, S, context, suffix, tiles):
     for l in range(R.config.num_hidden_layers):
         rows = []
         for t in tiles:
-            if t["mode"] != "recompute" or not t["layers"][0] <= l <= t["layers"][1]: continue
+            if t["mode"] == "load" or not t["layers"][0] <= l <= t["layers"][1]: continue
             span = list(range(begin(t["chunks"][0]), begin(t["chunks"][1] + 1)))
             rows += span
+            if t["mode"] == "restore":  # what leaves the layer is nobody's
+                x[:, span], known[span] = (s.hidden_states[l] if l else embedded)[:, span], l
+                continue
             if l > t["layers"][0]: continue
             if t["cut"]: x[:, span], known[span] = s.hidden_states[l][:, span], l
             elif l == 0: x[:, span], known[span] = embedded[:, span], 0
@@ -54,6 +57,9 @@ def answer(R, S, context, suffix, tiles):
             y = R.model.layers[l](x[:, rows], attention_mask=mask, position_ids=positions, past_key_values=cache,
                                   position_embeddings=R.model.rotary_emb(x, positions), use_cache=True)
             x[:, rows], known[rows] = (y[0] if isinstance(y, tuple) else y), l + 1
+            for t in tiles:
+                if t["mode"] == "restore" and t["layers"][0] <= l <= t["layers"][1]:
+                    known[begin(t["chunks"][0]):begin(t["chunks"][1] + 1)] = -1
             k, v = cache.k, cache.v
         mix.update(k, v, l)
     return R(torch.tensor([suffix]), past_key_values=mix, use_cache=True).logits[0, -1]
@@ -79,6 +85,14 @@ def tilings(layers):
         tile("load", 0, 0, 0, 2), tile("load", 1, top, 0, 1), tile("recompute", 1, top, 2, 2, True)]
     yield "two cuts, one over the other", [
         tile("load", 0, 0, 0, 2), tile("recompute", 1, 1, 0, 2, True), tile("load", 2, 2, 0, 2), tile("recompute", 3, top, 0, 2, True)]
+    yield "everything restored", [tile("restore", 0, top, 0, 2)]
+    yield "restored up to the top", [tile("load", 0, 0, 0, 2), tile("restore", 1, top, 0, 2)]
+    yield "a restored layer between loads", [
+        tile("load", 0, 1, 0, 2), tile("restore", 2, 2, 0, 2), tile("load", 3, top, 0, 2)]
+    yield "restored, recomputed and loaded side by side", [
+        tile("recompute", 0, top, 0, 0), tile("restore", 0, top, 1, 1), tile("load", 0, 1, 2, 2), tile("restore", 2, top, 2, 2)]
+    yield "a band on a cut over restored layers", [
+        tile("restore", 0, 1, 0, 2), tile("recompute", 2, top, 0, 2, True)]
     yield "nothing but loads, in pieces", [tile("load", 0, 1, 0, 0), tile("load", 0, 1, 1, 2), tile("load", 2, top, 0, 2)]
 
 

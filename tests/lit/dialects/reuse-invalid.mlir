@@ -169,3 +169,25 @@ reuse.plan @load policy "p" layers 1 tokens [1, inf) rate [0, inf) load [2, 2)
   %a = reuse.load layers 0 to 0
   reuse.answer %a
 }
+
+// -----
+
+// Nothing leaves a restored layer, and it covers its cells like any other tile.
+reuse.plan @on_restored policy "p" layers 3 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.restore layers 0 to 1
+  // expected-error@+1 {{starts at layer 2 from nothing; expected 'from' a cut at layer 2}}
+  %b, %h = reuse.recompute layers 2 to 2
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @restored_twice policy "p" layers 3 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-note@+1 {{the other tile is here}}
+  %a = reuse.restore layers 0 to 1
+  // expected-error@+1 {{covers layer 1 of chunk 0 again}}
+  %b = reuse.load layers 1 to 2
+  reuse.answer %a, %b
+}
