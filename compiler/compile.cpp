@@ -70,6 +70,12 @@ Result<Request> check_options(const CompileOptions& o, bool quality) {
   if (o.policy) DS_TRY(find_policy(*o.policy));
   if (o.slo_loss && !(*o.slo_loss >= 0 && *o.slo_loss <= 100))
     return error(Code::kInvalidArgument, "--slo-loss is {}, expected points from 0 to 100", *o.slo_loss);
+  if (o.confidence && !(*o.confidence > 0.5 && *o.confidence < 1))
+    return error(Code::kInvalidArgument, "--confidence is {}, expected above 0.5 and below 1, like 0.95",
+                 *o.confidence);
+  if (o.confidence && !quality)
+    return error(Code::kInvalidArgument,
+                 "--confidence needs --quality: how certain a loss is, the profile's standard errors say");
   if (o.slo_ttft_ms && !(*o.slo_ttft_ms > 0 && *o.slo_ttft_ms <= 1e9))
     return error(Code::kInvalidArgument, "--slo-ttft-ms is {}, expected milliseconds above 0, at most 1e9",
                  *o.slo_ttft_ms);
@@ -142,6 +148,7 @@ std::string canonical_flags(const CompileOptions& o, const Request& r,
   if (recompute) flags += " --recompute " + format_layers(*recompute);
   if (o.slo_loss) flags += fmt::format(" --slo-loss {}", *o.slo_loss);
   if (o.slo_ttft_ms) flags += fmt::format(" --slo-ttft-ms {}", *o.slo_ttft_ms);
+  if (o.confidence) flags += fmt::format(" --confidence {}", *o.confidence);
   std::vector<std::string> rates;
   for (int64_t rate : r.rates) rates.push_back(fmt::format("{}B/s", rate));
   flags += fmt::format(
@@ -257,9 +264,10 @@ struct Compiler {
     }
     if (inputs.quality) in.quality = &*inputs.quality;
     in.chunks = request.chunks;
+    in.confidence = options.confidence.value_or(0);
     DS_ASSIGN(Policy policy, find_policy(request.policy));
     DS_ASSIGN(std::vector<Tiling> tilings, policy(in));
-    Slo slo{options.slo_loss, {}};
+    Slo slo{options.slo_loss, {}, in.confidence};
     if (options.slo_ttft_ms) slo.ttft_ns = std::llround(*options.slo_ttft_ms * 1e6);
     CostModel costs(machine, plan.shape);
     Chooser chooser(std::move(tilings), slo, costs, options.schedule);
@@ -278,7 +286,7 @@ struct Compiler {
     for (const PlacedVariant& p : placed) {
       DS_ASSIGN(Predicted predicted, chooser.predict(p.tiling, p.tuned));
       DS_ASSIGN(std::vector<Alternative> alternatives, chooser.alternatives(p.tuned));
-      Variant v = variant_of(chooser.tilings()[p.tiling], p.tuned, predicted);
+      Variant v = variant_of(chooser.tilings()[p.tiling], p.tuned, predicted, in.confidence);
       v.name = fmt::format("v{}", chosen.size());
       v.policy = request.policy;
       v.tokens_min = p.tokens_min;
@@ -298,20 +306,22 @@ struct Compiler {
     Point middle{request.lengths[request.lengths.size() / 2], options.suffix_length,
                  request.rates[request.rates.size() / 2]};
     DS_ASSIGN(Predicted predicted, fallback.predict(0, middle));
-    Variant v = variant_of(fallback.tilings()[0], middle, predicted);
+    Variant v = variant_of(fallback.tilings()[0], middle, predicted, in.confidence);
     v.name = v.policy = "full-prefill";
     chosen.push_back({std::move(v), true});
     return ok_status();
   }
 
-  static Variant variant_of(const Tiling& tiling, const Point& tuned, const Predicted& predicted) {
+  static Variant variant_of(const Tiling& tiling, const Point& tuned, const Predicted& predicted,
+                            double confidence) {
     Variant v;
     v.tiles = tiling.tiles;
     v.chunks = tiling.chunks;
     v.tuned_tokens = tuned.tokens;
     v.tuned_suffix = tuned.suffix;
     v.tuned_rate = tuned.rate;
-    v.promise = {tiling.loss, predicted.ttft_ns};
+    v.promise = {tiling.loss, predicted.ttft_ns, tiling.loss_stderr, tiling.loss_bound, confidence};
+    v.way = tiling.way.name();
     return v;
   }
 

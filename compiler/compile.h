@@ -21,6 +21,7 @@ struct CompileOptions {
                                          // default: droidspeak with `recompute`, else balanced
   std::optional<double> slo_loss;        // points
   std::optional<double> slo_ttft_ms;
+  std::optional<double> confidence;            // bounds of losses instead of means: above 0.5, below 1
   std::optional<std::string> context_lengths;  // "256,1024"
   std::optional<std::string> link_rates;       // "20MB/s,8Gb/s"
   int64_t suffix_length = 32;

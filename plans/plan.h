@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -113,12 +114,21 @@ struct Tile {
   bool operator==(const Tile&) const = default;
 };
 
+/// Equal, or both NaN (not known).
+constexpr bool same_number(double a, double b) { return a == b || (a != a && b != b); }
+
+inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+
 struct Promise {
-  double quality_loss = 0;  // points of the task's metric (0 to 100); NaN: not known
-  int64_t ttft_ns = 0;      // predicted at the tuned point
+  double quality_loss = 0;        // points of the task's metric (0 to 100); NaN: not known
+  int64_t ttft_ns = 0;            // predicted at the tuned point
+  double loss_stderr = kUnknown;  // standard error of quality_loss, points; NaN: not known
+  double loss_bound = kUnknown;   // the true loss exceeds it with probability 1 - confidence only; NaN: none
+                                  // was asked for, or it is not known
+  double confidence = 0;          // of that bound, one-sided: above 0.5 and below 1; 0: none was asked for
   bool operator==(const Promise& o) const {
-    return ttft_ns == o.ttft_ns && (quality_loss == o.quality_loss ||
-                                    (quality_loss != quality_loss && o.quality_loss != o.quality_loss));
+    return ttft_ns == o.ttft_ns && confidence == o.confidence && same_number(quality_loss, o.quality_loss) &&
+           same_number(loss_stderr, o.loss_stderr) && same_number(loss_bound, o.loss_bound);
   }
 };
 
@@ -130,8 +140,7 @@ struct Alternative {
   int64_t compute_ns = 0;   // predicted busy time of the compute streams
   bool operator==(const Alternative& o) const {
     return what == o.what && ttft_ns == o.ttft_ns && compute_ns == o.compute_ns &&
-           (quality_loss == o.quality_loss ||
-            (quality_loss != quality_loss && o.quality_loss != o.quality_loss));
+           same_number(quality_loss, o.quality_loss);
   }
 };
 
@@ -157,6 +166,7 @@ struct Variant {
   double regret = -1;
   std::string why;                        // the objective that it was chosen by, for people
   std::vector<Alternative> alternatives;  // at the tuned point, by TTFT; none beats another in loss and time
+  std::string way;  // whose loss in quality.json is promised (Way::name()): "recompute 7-11"; "": not known
   bool operator==(const Variant&) const = default;
 };
 

@@ -1,5 +1,6 @@
 #include "plans/plan_file.h"
 
+#define FLATBUFFERS_NAN_DEFAULTS  // a NaN is left out where NaN is the default
 #include <flatbuffers/flatbuffers.h>
 
 #include <cstring>
@@ -144,6 +145,10 @@ class Reader {
       for (const fb::Alternative* a : *f.alternatives())
         v.alternatives.push_back({text(a->what()), a->quality_loss(), a->ttft_ns(), a->compute_ns()});
     }
+    if (f.way() != nullptr) v.way = text(f.way());
+    v.promise.loss_stderr = f.loss_stderr();
+    v.promise.loss_bound = f.loss_bound();
+    v.promise.confidence = f.confidence();
     return v;
   }
 
@@ -182,7 +187,8 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   auto stream_vector = b.CreateVector(streams);
   auto buffer_vector = b.CreateVector(buffers);
   auto op_vector = b.CreateVector(ops);
-  // Fields of version 2 are left out where they say nothing, so that plans of version 1 keep their bytes.
+  // Fields of later versions are left out where they say nothing, so that plans of earlier ones keep their
+  // bytes.
   flatbuffers::Offset<flatbuffers::String> why;
   if (!v.why.empty()) why = b.CreateString(v.why);
   std::vector<flatbuffers::Offset<fb::Alternative>> alternatives;
@@ -192,11 +198,14 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   }
   flatbuffers::Offset<flatbuffers::Vector<flatbuffers::Offset<fb::Alternative>>> alternative_vector;
   if (!alternatives.empty()) alternative_vector = b.CreateVector(alternatives);
+  flatbuffers::Offset<flatbuffers::String> way;
+  if (!v.way.empty()) way = b.CreateString(v.way);
   return fb::CreateVariant(b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max,
                            v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.promise.quality_loss,
                            v.promise.ttft_ns, v.makespan_ns, v.lower_bound_ns, v.proven_optimal, tile_vector,
                            stream_vector, buffer_vector, op_vector, v.load_min, v.load_max, v.regret, why,
-                           alternative_vector);
+                           alternative_vector, way, v.promise.loss_stderr, v.promise.loss_bound,
+                           v.promise.confidence);
 }
 
 flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, const ModelIdentity& m) {

@@ -235,6 +235,18 @@ class VariantVerifier {
                   "promises a quality loss of {}; expected -100 to 100 points, or NaN where it is not known",
                   loss);
     }
+    const Promise& p = v_.promise;
+    if (std::isinf(p.loss_stderr) || p.loss_stderr < 0) {
+      return fail(5, "states a standard error of {} for its loss; expected 0 points or more, or NaN",
+                  p.loss_stderr);
+    }
+    if (p.confidence != 0 && !(p.confidence > 0.5 && p.confidence < 1)) {
+      return fail(5, "states a confidence of {}; expected 0 (none), or above 0.5 and below 1", p.confidence);
+    }
+    if (std::isinf(p.loss_bound) || (p.confidence == 0 && !std::isnan(p.loss_bound))) {
+      return fail(5, "bounds its loss by {} points with a confidence of {}; expected {}", p.loss_bound,
+                  p.confidence, p.confidence == 0 ? "NaN: no bound was asked for" : "a number, or NaN");
+    }
     if (v_.promise.ttft_ns < 0)
       return fail(5, "promises a TTFT of {} ns; expected 0 or more", v_.promise.ttft_ns);
     return ok_status();
@@ -905,7 +917,10 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
       return newer(several ? "ops over several chunks" : "a range of loads", 2);
     bool restores =
         std::any_of(v.tiles.begin(), v.tiles.end(), [](const Tile& t) { return t.mode == Mode::kRestore; });
-    if (plan.format_version < 3 && restores) return newer("restored layers", 3);
+    bool uncertain = !std::isnan(v.promise.loss_stderr) || v.promise.confidence != 0;
+    if (plan.format_version < 3 && (restores || uncertain || !v.way.empty())) {
+      return newer(restores ? "restored layers" : uncertain ? "a loss with its uncertainty" : "a way", 3);
+    }
   }
   std::unordered_set<std::string_view> names;
   std::vector<const Variant*> all;
@@ -918,6 +933,7 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
     DS_TRY(text(where + ".policy", all[i]->policy, false));
     DS_TRY(text(where + ".scheduler", all[i]->scheduler, false));
     DS_TRY(text(where + ".why", all[i]->why, true));
+    DS_TRY(text(where + ".way", all[i]->way, true));
     for (size_t a = 0; a < all[i]->alternatives.size(); ++a)
       DS_TRY(text(fmt::format("{}.alternatives[{}].what", where, a), all[i]->alternatives[a].what, false));
     if (!names.insert(all[i]->name).second) {

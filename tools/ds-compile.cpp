@@ -44,6 +44,11 @@ int main(int argc, char** argv) {
   app.add_option("--machine", files.machine, "Machine profile, from ds-calibrate; without it a stand-in")
       ->type_name("FILE");
   app.add_option("--slo-loss", o.slo_loss, "Most points of the metric that may be lost")->type_name("POINTS");
+  app.add_option(
+         "--confidence", o.confidence,
+         "Holds --slo-loss against what the loss exceeds with probability 1 - P only, not against its "
+         "mean: above 0.5 and below 1, like 0.95")
+      ->type_name("P");
   app.add_option("--slo-ttft-ms", o.slo_ttft_ms, "Longest predicted time to first token")->type_name("MS");
   app.add_option("--context-lengths", o.context_lengths,
                  std::string("Context lengths to tune for; a variant holds where it is best, between and "

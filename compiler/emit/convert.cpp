@@ -71,6 +71,13 @@ void write_choice(mlir::Operation* op, const Variant& v) {
   }
   if (v.regret >= 0) op->setAttr("regret", b.getF64FloatAttr(v.regret));
   if (!v.why.empty()) op->setAttr("why", b.getStringAttr(v.why));
+  if (!v.way.empty()) op->setAttr("way", b.getStringAttr(v.way));
+  auto number = [&](const char* name, double value) {
+    if (!std::isnan(value)) op->setAttr(name, b.getF64FloatAttr(value));
+  };
+  number("loss_stderr", v.promise.loss_stderr);
+  number("loss_bound", v.promise.loss_bound);
+  if (v.promise.confidence != 0) number("confidence", v.promise.confidence);
   if (v.alternatives.empty()) return;
   llvm::SmallVector<mlir::Attribute> all;
   for (const Alternative& a : v.alternatives) {
@@ -87,6 +94,13 @@ void read_choice(mlir::Operation* op, Variant& v) {
   if (auto high = op->getAttrOfType<mlir::IntegerAttr>("load_max")) v.load_max = high.getInt();
   if (auto regret = op->getAttrOfType<mlir::FloatAttr>("regret")) v.regret = regret.getValueAsDouble();
   if (auto why = op->getAttrOfType<mlir::StringAttr>("why")) v.why = why.str();
+  if (auto way = op->getAttrOfType<mlir::StringAttr>("way")) v.way = way.str();
+  auto number = [&](const char* name, double& value) {
+    if (auto attr = op->getAttrOfType<mlir::FloatAttr>(name)) value = attr.getValueAsDouble();
+  };
+  number("loss_stderr", v.promise.loss_stderr);
+  number("loss_bound", v.promise.loss_bound);
+  number("confidence", v.promise.confidence);
   auto all = op->getAttrOfType<mlir::ArrayAttr>("alternatives");
   if (!all) return;
   for (mlir::Attribute entry : all) {
@@ -132,7 +146,8 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
       i64(v.tuned_suffix), i64(v.tuned_rate), b.getI32IntegerAttr(v.chunks),
       b.getF64FloatAttr(v.promise.quality_loss), i64(v.promise.ttft_ns),
       scheduled ? i64(v.makespan_ns) : nullptr, scheduled ? i64(v.lower_bound_ns) : nullptr,
-      unit(scheduled && v.proven_optimal), nullptr, nullptr, nullptr, nullptr, nullptr);
+      unit(scheduled && v.proven_optimal), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+      nullptr, nullptr);
   write_choice(variant, v);
   b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
 

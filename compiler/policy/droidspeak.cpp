@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 #include <map>
 
 #include "compiler/policy/policy.h"
@@ -50,10 +49,8 @@ std::string name_of(const PolicyInput& in, const LayerRange& group, int32_t chun
 }
 
 Tiling band(const PolicyInput& in, const LayerRange& group, int32_t chunks) {
-  Way way = way_of(group, in.layers);
-  double loss = promised_loss(in, way);
-  return {name_of(in, group, chunks), tiles_for_group(group, in.layers, chunks), chunks, loss,
-          std::move(way)};
+  return make_tiling(in, name_of(in, group, chunks), tiles_for_group(group, in.layers, chunks), chunks,
+                     way_of(group, in.layers));
 }
 
 }  // namespace
@@ -89,8 +86,9 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
         name += from_embeddings > 0
                     ? fmt::format(", {} of {} chunks from the embeddings", from_embeddings, chunks)
                     : fmt::format(", {} of {} chunks to the top", to_top, chunks);
-        all.push_back({std::move(name), tiles_for_group(group, in.layers, chunks, from_embeddings, to_top),
-                       chunks, promised_loss(in, way), way});
+        all.push_back(make_tiling(in, std::move(name),
+                                  tiles_for_group(group, in.layers, chunks, from_embeddings, to_top), chunks,
+                                  way));
       };
       for (int32_t k = 1; k < chunks; ++k) {
         stair(k, 0);
@@ -102,14 +100,12 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
 }
 
 Result<std::vector<Tiling>> draw_cake(const PolicyInput& in) {
-  const Way reuse{WayKind::kFullReuse};
-  double loss = promised_loss(in, reuse);
   int32_t chunks = in.chunks.back();
   std::vector<Tiling> all;
   for (int32_t k = 0; k < chunks; ++k) {
-    all.push_back({k == 0 ? "full reuse" : fmt::format("compute {} of {} chunks", k, chunks),
-                   tiles_for_group({}, in.layers, k == 0 ? 1 : chunks, k, 0), k == 0 ? 1 : chunks, loss,
-                   reuse});
+    int32_t parts = k == 0 ? 1 : chunks;
+    all.push_back(make_tiling(in, k == 0 ? "full reuse" : fmt::format("compute {} of {} chunks", k, chunks),
+                              tiles_for_group({}, in.layers, parts, k, 0), parts, {WayKind::kFullReuse}));
   }
   all.push_back(band(in, {0, in.layers - 1}, 1));
   return all;

@@ -2,8 +2,6 @@
 
 #include <fmt/ranges.h>
 
-#include <cmath>
-
 namespace ds {
 namespace {
 
@@ -35,10 +33,21 @@ Way way_of(const LayerRange& group, int64_t layers) {
   return group.size() == layers ? Way{WayKind::kFullPrefill} : Way::group(group);
 }
 
-double promised_loss(const PolicyInput& in, const Way& way) {
-  if (way.kind == WayKind::kFullPrefill) return 0;
-  const WayScore* score = in.quality ? in.quality->find(way) : nullptr;
-  return score ? score->loss.value : std::nan("");
+Tiling make_tiling(const PolicyInput& in, std::string what, std::vector<Tile> tiles, int32_t chunks,
+                   Way way) {
+  Tiling t{std::move(what), std::move(tiles), chunks, std::move(way)};
+  if (t.way.kind == WayKind::kFullPrefill) {
+    t.loss = t.loss_stderr = 0;
+    if (in.confidence > 0) t.loss_bound = 0;
+    return t;
+  }
+  t.loss = kUnknown;
+  const WayScore* score = in.quality ? in.quality->find(t.way) : nullptr;
+  if (score == nullptr) return t;
+  t.loss = score->loss.value;
+  t.loss_stderr = score->loss.standard_error;
+  if (in.confidence > 0) t.loss_bound = in.quality->loss_bound(*score, in.confidence);
+  return t;
 }
 
 std::vector<Tile> tiles_for_group(const LayerRange& group, int64_t layers, int32_t chunks,

@@ -21,8 +21,10 @@ struct Tiling {
   std::string what;  // for people: "recompute 3-6 in 8 chunks"
   std::vector<Tile> tiles;
   int32_t chunks = 1;
-  double loss = 0;  // promised points; NaN: not known
-  Way way;          // what every token gets at least: what the promise is taken from
+  Way way;                        // what every token gets at least: what the promise is taken from
+  double loss = 0;                // promised points; NaN: not known
+  double loss_stderr = kUnknown;  // of the loss, points; NaN: not known
+  double loss_bound = kUnknown;  // what the loss exceeds with probability 1 - confidence only; NaN: not known
 };
 
 struct PolicyInput {
@@ -30,6 +32,7 @@ struct PolicyInput {
   std::optional<LayerRange> recompute;  // layers that the user fixed: recomputed, or restored
   const Quality* quality = nullptr;     // may be absent
   std::vector<int32_t> chunks = {1};    // numbers of chunks to try, ascending, from 1
+  double confidence = 0;                // of the bounds on losses, one-sided; 0: none are asked for
 };
 
 /// Every tiling that the policy offers, at least one. Same input, same list.
@@ -66,9 +69,9 @@ std::vector<std::string_view> policy_names();
 
 /// Group as a way of the profile: full reuse, full prefill, or the group between them.
 Way way_of(const LayerRange& group, int64_t layers);
-/// Points that a way loses by the profile; NaN: there is none, or it was not scored there. The full prefill
-/// loses nothing by definition.
-double promised_loss(const PolicyInput& input, const Way& way);
+/// With the promise that the profile gives for the way; the full prefill loses nothing by definition.
+Tiling make_tiling(const PolicyInput& input, std::string what, std::vector<Tile> tiles, int32_t chunks,
+                   Way way);
 
 /// "load below, recompute `group` from a cut, load above"; an empty group loads everything. `from_embeddings`
 /// and `to_top` first chunks (apart from each other, in this order) are recomputed through all layers, and

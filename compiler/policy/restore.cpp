@@ -16,9 +16,8 @@ Tiling restored(const PolicyInput& in, const LayerRange& range) {
   add(Mode::kLoad, 0, range.first - 1);
   add(Mode::kRestore, range.first, range.last);
   add(Mode::kLoad, range.last + 1, in.layers - 1);
-  double loss = promised_loss(in, way);
   std::string what = way.name();
-  return {std::move(what), std::move(tiles), 1, loss, std::move(way)};
+  return make_tiling(in, std::move(what), std::move(tiles), 1, std::move(way));
 }
 
 }  // namespace

@@ -6,13 +6,12 @@ namespace ds {
 Result<std::vector<Tiling>> draw_full_prefill(const PolicyInput& in) {
   LayerRange all{0, in.layers - 1};
   return std::vector<Tiling>{
-      {"full prefill", tiles_for_group(all, in.layers), 1, 0, {WayKind::kFullPrefill}}};
+      make_tiling(in, "full prefill", tiles_for_group(all, in.layers), 1, {WayKind::kFullPrefill})};
 }
 
 Result<std::vector<Tiling>> draw_full_reuse(const PolicyInput& in) {
-  Way way{WayKind::kFullReuse};
-  double loss = promised_loss(in, way);
-  return std::vector<Tiling>{{"full reuse", tiles_for_group({}, in.layers), 1, loss, std::move(way)}};
+  return std::vector<Tiling>{
+      make_tiling(in, "full reuse", tiles_for_group({}, in.layers), 1, {WayKind::kFullReuse})};
 }
 
 }  // namespace ds

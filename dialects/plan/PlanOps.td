@@ -33,7 +33,9 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
   let description = [{
     Its operations speak of chunks of the context, not of tokens, so that it is right for every length in its
     range; times hold at the tuned point. `makespan`, `lower_bound` and `proven_optimal` are the scheduler's.
-    `load` counts the other requests that wait. `regret`, `why` and `alternatives` say how good the choice was.
+    `load` counts the other requests that wait. `regret`, `why` and `alternatives` say how good the choice was,
+    `way` whose loss in the quality profile is promised; `loss_stderr`, `loss_bound` and `confidence` say how
+    certain that is.
     `fallback` marks the full prefill that every file carries.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, StrAttr:$scheduler,
@@ -41,7 +43,9 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     I64Attr:$tuned_tokens, I64Attr:$tuned_suffix, I64Attr:$tuned_rate, I32Attr:$chunks,
     F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I64Attr>:$makespan, OptionalAttr<I64Attr>:$lower_bound,
     UnitAttr:$proven_optimal, OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max,
-    OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives);
+    OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives,
+    OptionalAttr<StrAttr>:$way, OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound,
+    OptionalAttr<F64Attr>:$confidence);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler

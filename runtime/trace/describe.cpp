@@ -59,6 +59,18 @@ std::string recomputed_text(const Variant& v) {
   return restored.empty() ? text : fmt::format("{} (restore {})", text, restored);
 }
 
+std::string promised_loss_text(const Promise& p) {
+  if (std::isnan(p.quality_loss)) return "not known";
+  std::string text = loss_text(p.quality_loss);
+  if (p.loss_stderr > 0) text += fmt::format(" ± {:.2g}", p.loss_stderr);
+  text += " points";
+  if (p.confidence <= 0) return text;
+  return text + (std::isnan(p.loss_bound)
+                     ? fmt::format(", not bounded with {:g} % confidence", 100 * p.confidence)
+                     : fmt::format(", at most {} with {:g} % confidence", loss_text(p.loss_bound),
+                                   100 * p.confidence));
+}
+
 char mode_letter(Mode mode) {
   switch (mode) {
     case Mode::kLoad:

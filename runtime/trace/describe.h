@@ -7,9 +7,11 @@
 
 namespace ds {
 
-std::string tokens_range_text(const Variant& variant);   // "1 to 2,047", "2,048 and more", "any"
-std::string rate_range_text(const Variant& variant);     // "20 MB/s to 1 GB/s", "any"
-std::string loss_text(double loss);                      // "1.8", "not known"
+std::string tokens_range_text(const Variant& variant);  // "1 to 2,047", "2,048 and more", "any"
+std::string rate_range_text(const Variant& variant);    // "20 MB/s to 1 GB/s", "any"
+std::string loss_text(double loss);                     // "1.8", "not known"
+/// "0.4 ± 0.3 points, at most 1 with 95 % confidence", as far as it is known.
+std::string promised_loss_text(const Promise& promise);
 std::string waiting_range_text(const Variant& variant);  // other requests: "none", "1 to 3", "any"
 std::string regret_text(double regret);                  // "3.1 %", "not known"
 /// "2-5, 9": layers that are recomputed for some token; "none". Restored ones behind them: "none (restore

@@ -179,9 +179,9 @@ class Text {
                                              ? 100.0 * static_cast<double>(v.makespan_ns - v.lower_bound_ns) /
                                                    static_cast<double>(v.lower_bound_ns)
                                              : 0.0);
-      field("Promise", fmt::format("TTFT {}; quality loss {}{}", format_ns(v.promise.ttft_ns),
-                                   loss_text(v.promise.quality_loss),
-                                   std::isnan(v.promise.quality_loss) ? "" : " points"));
+      field("Promise", fmt::format("TTFT {}; quality loss {}", format_ns(v.promise.ttft_ns),
+                                   promised_loss_text(v.promise)));
+      if (!v.way.empty()) field("Measured as", v.way);
       if (!v.why.empty()) field("Chosen by", v.why);
       if (v.regret >= 0)
         field("Regret", regret_text(v.regret) + " slower than the best choice, at worst in these ranges");

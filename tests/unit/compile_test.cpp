@@ -138,6 +138,37 @@ TEST(Choice, KeepsTheObjective) {
   EXPECT_EQ(chosen({2, {}}, kFast), "full prefill");  // loses nothing and is always there
 }
 
+TEST(Choice, WithAConfidenceBoundsAreHeldAgainstTheObjective) {
+  Quality q = profile();  // standard errors of 1 point over 50 contexts: bounds lie 1.68 above the means
+  CostModel costs(machine(), kShape);
+  PolicyInput in = input(q, {1});
+  in.confidence = 0.95;
+  auto chosen = [&](Slo slo) {
+    slo.confidence = in.confidence;
+    Chooser chooser(draw("droidspeak", in), slo, costs, "best");
+    auto best = chooser.best({512, 8, 10'000'000'000});
+    return best.ok() ? chooser.tilings()[*best].what : best.status().message();
+  };
+  EXPECT_EQ(chosen({3, {}}), "recompute 2-8");  // 2 points, but 3.7 with confidence
+  EXPECT_EQ(chosen({3.7, {}}), "recompute 3-7");
+  EXPECT_EQ(chosen({{}, 1'000'000'000}), "full prefill");  // the least bound: nothing is lost for certain
+  EXPECT_THAT(chosen({3, 1'000'000}), HasSubstr("a loss of at most 3 points with 95 % confidence"));
+  EXPECT_THAT(chosen({3, 1'000'000}), HasSubstr("loss   2.00 points, bound   3.68"));
+  for (const Tiling& t : draw("droidspeak", in)) {
+    if (t.what != "recompute 3-7") continue;
+    EXPECT_EQ(t.loss, 2);
+    EXPECT_EQ(t.loss_stderr, 1);
+    EXPECT_NEAR(t.loss_bound, 2 + 1.6766, 1e-3);  // Student's t, 49 degrees of freedom
+  }
+  // One context says nothing about others, whatever its standard error.
+  for (WayScore& w : q.ways) {
+    w.contexts = 1;
+    w.loss.standard_error = 0;
+  }
+  EXPECT_EQ(chosen({3, {}}), "full prefill");
+  EXPECT_THAT(chosen({3, 1'000'000}), HasSubstr("have no bound: the profile has too few contexts"));
+}
+
 TEST(Choice, IsTheBestOfAllTilings) {
   Quality q = profile();
   CostModel costs(machine(), kShape);
@@ -289,6 +320,9 @@ TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
   refused([](auto& o) { o.policy = "full-reuse", o.suffix_length = 0; }, "--suffix-length is 0");
   refused([](auto& o) { o.files.quality = "q", o.slo_loss = std::nan(""); }, "--slo-loss is nan");
   refused([](auto& o) { o.files.quality = "q", o.slo_ttft_ms = 0; }, "--slo-ttft-ms is 0");
+  refused([](auto& o) { o.files.quality = "q", o.slo_loss = 1, o.confidence = 0.5; }, "--confidence is 0.5");
+  refused([](auto& o) { o.files.quality = "q", o.slo_loss = 1, o.confidence = 1; }, "--confidence is 1");
+  refused([](auto& o) { o.recompute = "1-2", o.confidence = 0.9; }, "--confidence needs --quality");
   // What can only be seen in files comes after.
   EXPECT_THAT(message([](auto& o) { o.recompute = "1-2"; }), HasSubstr("not found"));
 }
@@ -350,6 +384,21 @@ TEST(Compile, TakesInputsThatWereReadBefore) {
   EXPECT_THAT(once->notes, ::testing::ElementsAre(HasSubstr("times: ")));
   EXPECT_GT(once->times.choose_ns, 0);
   EXPECT_GT(once->times.schedule_ns, 0);
+  for (const Variant& v : once->plan->variants) {
+    EXPECT_THAT(v.way, ::testing::AnyOf("full prefill", "recompute 3-7", "recompute 2-8"));
+    EXPECT_EQ(v.promise.loss_stderr, v.way == "full prefill" ? 0 : 1);
+    EXPECT_TRUE(std::isnan(v.promise.loss_bound));
+  }
+  CompileOptions sure = o;
+  sure.confidence = 0.95;
+  auto bounded = compile(in, sure);
+  ASSERT_TRUE(bounded.ok()) << bounded.status().message();
+  EXPECT_THAT(bounded->plan->provenance.flags, HasSubstr("--confidence 0.95"));
+  for (const Variant& v : bounded->plan->variants) {
+    EXPECT_EQ(v.promise.confidence, 0.95);
+    EXPECT_LE(v.promise.loss_bound, 3);
+    EXPECT_THAT(v.why, HasSubstr("with 95 % confidence"));
+  }
   in.machine.reset();
   auto stand_in = compile(in, o);
   ASSERT_TRUE(stand_in.ok());

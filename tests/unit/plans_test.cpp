@@ -391,6 +391,34 @@ TEST(PlanRules, R5Ranges) {
   expect_broken(5, "has alternative 0 with a loss of 200", [](Plan& p) {
     p.variants[0].alternatives = {{"recompute 3-6", 200, 1, 1}};
   });
+  expect_broken(5, "a standard error of -1", [](Plan& p) { p.variants[0].promise.loss_stderr = -1; });
+  expect_broken(5, "states a confidence of 0.5", [](Plan& p) { p.variants[0].promise.confidence = 0.5; });
+  expect_broken(5, "states a confidence of nan",
+                [](Plan& p) { p.variants[0].promise.confidence = kUnknown; });
+  expect_broken(5, "bounds its loss by 2 points with a confidence of 0",
+                [](Plan& p) { p.variants[0].promise.loss_bound = 2; });
+  expect_broken(5, "bounds its loss by inf points", [](Plan& p) {
+    p.variants[0].promise.confidence = 0.9;
+    p.variants[0].promise.loss_bound = std::numeric_limits<double>::infinity();
+  });
+}
+
+TEST(PlanRules, R1AndR5APromiseWithItsUncertainty) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.variants[0].way = "recompute 3-6";
+  plan.variants[0].promise.loss_stderr = 0.75;
+  plan.variants[0].promise.confidence = 0.95;
+  for (double bound : {3.25, kUnknown}) {
+    plan.variants[0].promise.loss_bound = bound;
+    Result<Plan> back = parse_plan(bytes_of(serialize_plan(plan)), "made");
+    ASSERT_TRUE(back.ok()) << back.status().message();
+    EXPECT_EQ(*back, plan);
+  }
+  plan.format_version = 2;
+  EXPECT_THAT(verify_plan(plan, "made").message(),
+              HasSubstr("a loss with its uncertainty, which came with version 3"));
+  plan.variants[0].promise = {1.8, plan.variants[0].promise.ttft_ns};
+  EXPECT_THAT(verify_plan(plan, "made").message(), HasSubstr("a way, which came with version 3"));
 }
 
 TEST(PlanRules, R6Overlap) {

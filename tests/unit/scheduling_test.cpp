@@ -304,6 +304,10 @@ TEST(Emit, ANameWithQuotesAndNewlinesSurvives) {
   plan.provenance.flags = "a \"b\" \\ c\n\t\x01 \xc3\xa9";
   plan.variants[0].name = "odd name \"\\";
   plan.variants[0].promise.quality_loss = 1e-17;
+  plan.variants[0].promise.loss_stderr = 0.1;
+  plan.variants[0].promise.loss_bound = 1.0 / 3;
+  plan.variants[0].promise.confidence = 0.95;
+  plan.variants[0].way = "recompute 1-2";
   auto text = plan_to_mlir(plan);
   ASSERT_TRUE(text.ok());
   auto again = plan_from_mlir(*text, "text");

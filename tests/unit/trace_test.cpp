@@ -450,6 +450,32 @@ TEST(Explain, TellsWhatElseTheCompilerHad) {
                           HasSubstr("points &lt;b&gt;"), Not(HasSubstr("<i>")), Not(HasSubstr("<b>"))));
 }
 
+TEST(Describe, PromisesInWords) {
+  Promise p{0.4, 1};
+  EXPECT_EQ(promised_loss_text(p), "0.4 points");
+  p.loss_stderr = 0.3;
+  EXPECT_EQ(promised_loss_text(p), "0.4 ± 0.3 points");
+  p.confidence = 0.95;
+  EXPECT_EQ(promised_loss_text(p), "0.4 ± 0.3 points, not bounded with 95 % confidence");
+  p.loss_bound = 1;
+  EXPECT_EQ(promised_loss_text(p), "0.4 ± 0.3 points, at most 1 with 95 % confidence");
+  p.quality_loss = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(promised_loss_text(p), "not known");
+  // In the listing and in the explanation alike.
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.variants[0].promise.loss_stderr = 0.3;
+  plan.variants[0].way = "recompute 3-6";
+  EXPECT_THAT(plan_to_text(plan, {.origin = "x"}), HasSubstr("quality loss 1.8 ± 0.3 points"));
+  auto explanation = explain_variant(plan, plan.variants[0], tuned_point(plan.variants[0]));
+  ASSERT_TRUE(explanation.ok()) << explanation.status().message();
+  EXPECT_THAT(explanation_text(*explanation, "asked"), HasSubstr("1.8 ± 0.3 points"));
+  EXPECT_EQ(explanation_json(*explanation, "asked")["loss_stderr"], 0.3);
+  auto json = plan_to_json(plan)["variants"][0];
+  EXPECT_EQ(json["way"], "recompute 3-6");
+  EXPECT_EQ(json["loss_stderr"], 0.3);
+  EXPECT_TRUE(json["loss_bound"].is_null());
+}
+
 TEST(Describe, TilingsInWords) {
   EXPECT_EQ(tiling_text(make_variant(small_shape(), {3, 6})), "load 0-2, recompute 3-6 from E, load 7-11");
   EXPECT_EQ(tiling_text(make_variant(small_shape(), {0, -1}, "e-first", {.chunks = 3})), "load 0-11");
@@ -503,6 +529,10 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
       {"v0: tiling", [](Plan& p) { p.variants[0].tiles[1].cut = false; }},
       {"v0: promised loss", [](Plan& p) { p.variants[0].promise.quality_loss = 3; }},
       {"v0: promised TTFT", [](Plan& p) { p.variants[0].promise.ttft_ns += 1; }},
+      {"v0: way", [](Plan& p) { p.variants[0].way = "recompute 3-6"; }},
+      {"v0: certainty of loss", [](Plan& p) { p.variants[0].promise.loss_stderr = 0.5; }},
+      {"v0: certainty of loss", [](Plan& p) { p.variants[0].promise.loss_bound = 0.5; }},
+      {"v0: certainty of loss", [](Plan& p) { p.variants[0].promise.confidence = 0.9; }},
       {"v0: makespan", [](Plan& p) { p.variants[0].makespan_ns += 1; }},
       {"v0: lower bound", [](Plan& p) { p.variants[0].lower_bound_ns -= 1; }},
       {"v0: proof", [](Plan& p) { p.variants[0].proven_optimal = !p.variants[0].proven_optimal; }},
