@@ -17,11 +17,12 @@ namespace ds {
 inline constexpr int32_t kPlanFormatVersion = 3;
 inline constexpr int64_t kNoLimit = INT64_MAX;  // an open upper end of a range
 
-/// How a cell (layer, token) of the context gets its K and V. Room is left for select, project and splice.
+/// How a cell (layer, token) of the context gets its K and V. Room is left for project and splice.
 enum class Mode : uint8_t {
   kLoad = 0,       // S's
   kRecompute = 1,  // R's own, by its whole layers, from hidden states at the tile's lower edge
   kRestore = 2,    // R's projections of S's hidden states, which are sent for every layer above 0 (HCache)
+  kSelect = 3,     // S's, but R's own for the tokens whose K deviates most, chosen at run time (CacheBlend)
 };
 
 /// link: network or store -> host; copy: host -> device; compute: kernels.
@@ -35,6 +36,8 @@ enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
 ///   embed          -1     -1     suffix   none                                             hidden
 ///   embed          -1     -1     all      none                                             hidden
 ///   recompute      l      c      chunk    all; none at a group's top and where restored    hidden
+///   recompute      l      -1     selected all; none in the last layer                      hidden
+///   select         1      0      chunk    none                                             hidden
 ///   suffix         l      -1     suffix   all; last in the last layer                      hidden
 ///   prefill        l      -1     all      all; suffix at a group's top; last in the last   hidden
 ///   head           -1     -1     suffix   none                                             hidden
@@ -47,10 +50,16 @@ enum class OpKind : uint8_t {
   kSuffix = 4,     // layer `layer` over the suffix rows
   kPrefill = 5,    // layer `layer` over context and suffix together (one chunk, from the embeddings up)
   kHead = 6,       // final norm and logits of the last suffix token: the first token
+  // Chooses the tokens whose K (R's, of the hidden states entering `layer`, against S's in the cache)
+  // deviates most; their hidden states are moved to the front of `buffer`'s context rows. See
+  // DeviceModel::select().
+  kSelect = 7,
 };
+inline constexpr size_t kOpKinds = 8;
 
-/// The rows of hidden states that an op works on.
-enum class Rows : uint8_t { kChunk = 0, kSuffix = 1, kAll = 2 };
+/// The rows of hidden states that an op works on. Selected rows are the context's at the positions that the
+/// variant's select op has chosen.
+enum class Rows : uint8_t { kChunk = 0, kSuffix = 1, kAll = 2, kSelected = 3 };
 
 /// Which of its rows go on through Q, attention and MLP; K and V are made for every row.
 enum class Queries : uint8_t { kNone = 0, kAll = 1, kSuffix = 2, kLast = 3 };
@@ -100,7 +109,8 @@ struct Buffer {
 
 /// One rectangle of the plane: layers first..last (inclusive), chunks first_chunk..last_chunk (inclusive). A
 /// recompute tile without a cut stands on the embeddings (layer 0) or on recomputed cells. A restore tile
-/// stands on nothing: E of each of its layers is sent, and layer 0 has the embeddings.
+/// stands on nothing: E of each of its layers is sent, and layer 0 has the embeddings. A select tile covers
+/// all tokens, in one chunk, of layer 1 to the last and stands on a recomputed layer 0.
 struct Tile {
   Mode mode = Mode::kLoad;
   int32_t first_layer = 0, last_layer = 0;
@@ -166,6 +176,8 @@ struct Variant {
   double regret = -1;
   std::string why;                        // the objective that it was chosen by, for people
   std::vector<Alternative> alternatives;  // at the tuned point, by TTFT; none beats another in loss and time
+  double select_share =
+      0;            // of the context's tokens that select tiles recompute, in (0, 1]; 0: there are none
   std::string way;  // whose loss in quality.json is promised (Way::name()): "recompute 7-11"; "": not known
   bool operator==(const Variant&) const = default;
 };
@@ -183,7 +195,11 @@ constexpr int64_t chunk_begin(int64_t n, int64_t chunks, int64_t c) {
 struct OpRows {
   int64_t first = 0, rows = 0, queries = 0;
 };
-OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m);
+/// Selected rows are not at these positions; as far as work goes, they are taken to be the context's last.
+OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m, double select_share);
+
+/// How many of n tokens a share are, at least 1: rounded up, where a millionth of a token is rounding itself.
+int64_t selected_rows(double share, int64_t n);
 
 /// What a model is, for identity checks. `fingerprint` covers all the others.
 struct ModelIdentity {
@@ -238,7 +254,7 @@ const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t
 
 std::string_view op_kind_name(OpKind kind);       // "transfer e", "recompute", ...
 std::string_view stream_kind_name(StreamKind k);  // "link", "copy", "compute"
-std::string_view mode_name(Mode mode);            // "load", "recompute", "restore"
+std::string_view mode_name(Mode mode);            // "load", "recompute", "restore", "select"
 /// "e(3)", "kv(0)", "recompute 4", "suffix 4", "head": short label for pictures and records.
 std::string op_label(const Op& op, int32_t chunks);
 

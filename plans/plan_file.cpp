@@ -1,8 +1,8 @@
 #include "plans/plan_file.h"
 
-#define FLATBUFFERS_NAN_DEFAULTS  // a NaN is left out where NaN is the default
 #include <flatbuffers/flatbuffers.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "plans/plan_generated.h"
@@ -12,10 +12,11 @@ namespace ds {
 namespace {
 
 // The enums of the schema and of plan.h are the same numbers; casts rely on it.
-static_assert(static_cast<int>(fb::OpKind::MAX) == static_cast<int>(OpKind::kHead));
-static_assert(static_cast<int>(fb::Mode::MAX) == static_cast<int>(Mode::kRestore));
+static_assert(static_cast<int>(fb::OpKind::MAX) == static_cast<int>(OpKind::kSelect));
+static_assert(static_cast<int>(fb::OpKind::MAX) + 1 == static_cast<int>(kOpKinds));
+static_assert(static_cast<int>(fb::Mode::MAX) == static_cast<int>(Mode::kSelect));
 static_assert(static_cast<int>(fb::StreamKind::MAX) == static_cast<int>(StreamKind::kCompute));
-static_assert(static_cast<int>(fb::Rows::MAX) == static_cast<int>(Rows::kAll));
+static_assert(static_cast<int>(fb::Rows::MAX) == static_cast<int>(Rows::kSelected));
 static_assert(static_cast<int>(fb::Queries::MAX) == static_cast<int>(Queries::kLast));
 static_assert(static_cast<int>(fb::BufferKind::MAX) == static_cast<int>(BufferKind::kHidden));
 
@@ -146,9 +147,11 @@ class Reader {
         v.alternatives.push_back({text(a->what()), a->quality_loss(), a->ttft_ns(), a->compute_ns()});
     }
     if (f.way() != nullptr) v.way = text(f.way());
-    v.promise.loss_stderr = f.loss_stderr();
-    v.promise.loss_bound = f.loss_bound();
+    // NaN is no good default in a file: it equals nothing, itself included.
+    v.promise.loss_stderr = f.loss_stderr() == -1 ? kUnknown : f.loss_stderr();
     v.promise.confidence = f.confidence();
+    v.promise.loss_bound = f.confidence() == 0 && f.loss_bound() == 0 ? kUnknown : f.loss_bound();
+    v.select_share = f.select_share();
     return v;
   }
 
@@ -200,12 +203,15 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   if (!alternatives.empty()) alternative_vector = b.CreateVector(alternatives);
   flatbuffers::Offset<flatbuffers::String> way;
   if (!v.way.empty()) way = b.CreateString(v.way);
+  bool no_bound = v.promise.confidence == 0 && std::isnan(v.promise.loss_bound);
+  double bound = no_bound ? 0 : v.promise.loss_bound;
   return fb::CreateVariant(b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max,
                            v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.promise.quality_loss,
                            v.promise.ttft_ns, v.makespan_ns, v.lower_bound_ns, v.proven_optimal, tile_vector,
                            stream_vector, buffer_vector, op_vector, v.load_min, v.load_max, v.regret, why,
-                           alternative_vector, way, v.promise.loss_stderr, v.promise.loss_bound,
-                           v.promise.confidence);
+                           alternative_vector, way,
+                           std::isnan(v.promise.loss_stderr) ? -1 : v.promise.loss_stderr, bound,
+                           v.promise.confidence, v.select_share);
 }
 
 flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, const ModelIdentity& m) {

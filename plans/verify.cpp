@@ -53,7 +53,10 @@ bool is_sha256(std::string_view s) {
 }
 
 std::string_view rows_name(Rows rows) {
-  return rows == Rows::kChunk ? "chunk" : rows == Rows::kSuffix ? "suffix" : "all";
+  return rows == Rows::kChunk    ? "chunk"
+         : rows == Rows::kSuffix ? "suffix"
+         : rows == Rows::kAll    ? "all"
+                                 : "selected";
 }
 std::string_view queries_name(Queries q) {
   switch (q) {
@@ -134,12 +137,16 @@ class VariantVerifier {
   bool restored(int32_t l, int32_t c) const {
     return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kRestore);
   }
+  bool selected(int32_t l, int32_t c) const {
+    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kSelect);
+  }
   bool loaded(int32_t l, int32_t c) const {
     return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kLoad);
   }
   /// The hidden states that leave layer l at chunk c are used: the cell above is recomputed from them.
   bool goes_on(int32_t l, int32_t c) const {
-    return l < last_layer_ && recomputed(l + 1, c) && !cut_[cell(l + 1, c)];
+    return l < last_layer_ &&
+           ((recomputed(l + 1, c) && !cut_[cell(l + 1, c)]) || (l == 0 && selected(l + 1, c)));
   }
 
   std::string op_name(int32_t i) const { return fmt::format("op {} ({})", i, op_label(op(i), chunks_)); }
@@ -310,9 +317,9 @@ class VariantVerifier {
     sends_e_.assign(mode_.size(), false);
     for (size_t t = 0; t < v_.tiles.size(); ++t) {
       const Tile& tile = v_.tiles[t];
-      if (tile.mode > Mode::kRestore) {
+      if (tile.mode > Mode::kSelect) {
         return unknown(fmt::format("tile {}", t), "mode", static_cast<int>(tile.mode),
-                       static_cast<int>(Mode::kRestore));
+                       static_cast<int>(Mode::kSelect));
       }
       if (tile.first_layer < 0 || tile.last_layer < tile.first_layer || tile.last_layer > last_layer_ ||
           tile.first_chunk < 0 || tile.last_chunk < tile.first_chunk || tile.last_chunk >= chunks_) {
@@ -328,6 +335,14 @@ class VariantVerifier {
                     "0 only: E of "
                     "layer 0 is the receiver's own",
                     t, mode_name(tile.mode), tile.first_layer);
+      }
+      selects_ = selects_ || tile.mode == Mode::kSelect;
+      if (tile.mode == Mode::kSelect &&
+          (chunks_ != 1 || tile.first_layer != 1 || tile.last_layer != last_layer_)) {
+        return fail(14,
+                    "tile {} selects tokens of layers {} to {} in {} chunks; expected layers 1 to {} in one "
+                    "chunk: what is chosen goes up to the last layer",
+                    t, tile.first_layer, tile.last_layer, chunks_, last_layer_);
       }
       for (int32_t l = tile.first_layer; l <= tile.last_layer; ++l) {
         for (int32_t c = tile.first_chunk; c <= tile.last_chunk; ++c) {
@@ -348,6 +363,12 @@ class VariantVerifier {
           return fail(14, "leaves layer {}, chunk {} without a tile; expected every cell in exactly one tile",
                       l, c);
         }
+        if (l == 1 && selected(l, c) && !recomputed(0, c)) {
+          return fail(14,
+                      "selects tokens of layer 1, but layer 0 is {}; expected it recomputed, from the "
+                      "embeddings: the choice rests on what leaves it",
+                      loaded(0, c) ? "loaded" : "restored");
+        }
         if (l > 0 && recomputed(l, c) && !cut_[cell(l, c)] && !recomputed(l - 1, c)) {
           return fail(14,
                       "recomputes layer {}, chunk {} from nothing: the layer below is {} and there is no "
@@ -356,6 +377,11 @@ class VariantVerifier {
         }
       }
     }
+    bool share = v_.select_share > 0 && v_.select_share <= 1;
+    if (selects_ ? !share : v_.select_share != 0) {
+      return fail(14, "selects a share of {} of the tokens; expected {}", v_.select_share,
+                  selects_ ? "more than 0, at most 1" : "0: there is no select tile");
+    }
     return ok_status();
   }
 
@@ -363,10 +389,10 @@ class VariantVerifier {
   Status fields(int32_t i) const {
     const Op& o = op(i);
     std::string where = fmt::format("op {}", i);
-    if (o.kind > OpKind::kHead)
-      return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(OpKind::kHead));
-    if (o.rows > Rows::kAll)
-      return unknown(where, "rows", static_cast<int>(o.rows), static_cast<int>(Rows::kAll));
+    if (o.kind > OpKind::kSelect)
+      return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(OpKind::kSelect));
+    if (o.rows > Rows::kSelected)
+      return unknown(where, "rows", static_cast<int>(o.rows), static_cast<int>(Rows::kSelected));
     if (o.queries > Queries::kLast) {
       return unknown(where, "queries", static_cast<int>(o.queries), static_cast<int>(Queries::kLast));
     }
@@ -379,20 +405,24 @@ class VariantVerifier {
       return fail_op(i, 8, "is on stream {}, a {} stream; expected a {} stream", o.stream,
                      stream_kind_name(stream), stream_kind_name(wanted));
     }
-    bool with_layer = is_transfer(o.kind) || is_layer(o.kind);
+    bool with_layer = is_transfer(o.kind) || is_layer(o.kind) || o.kind == OpKind::kSelect;
     if (with_layer ? o.layer < 0 || o.layer > last_layer_ : o.layer != -1) {
       return fail_op(i, 10, "has layer {}; expected {}", o.layer,
                      with_layer ? fmt::format("0 to {}", last_layer_) : std::string("-1: it has no layer"));
     }
-    bool rows_fit = o.kind == OpKind::kEmbed                              ? true
-                    : is_transfer(o.kind) || o.kind == OpKind::kRecompute ? o.rows == Rows::kChunk
-                    : o.kind == OpKind::kPrefill                          ? o.rows == Rows::kAll
-                                                                          : o.rows == Rows::kSuffix;
+    bool on_chunks = is_transfer(o.kind) || o.kind == OpKind::kRecompute || o.kind == OpKind::kSelect;
+    bool may_select = o.kind == OpKind::kRecompute && selects_;
+    bool rows_fit = o.kind == OpKind::kEmbed ? o.rows != Rows::kSelected
+                    : on_chunks ? o.rows == Rows::kChunk || (may_select && o.rows == Rows::kSelected)
+                    : o.kind == OpKind::kPrefill ? o.rows == Rows::kAll
+                                                 : o.rows == Rows::kSuffix;
     if (!rows_fit) {
       return fail_op(i, 16, "works on {} rows; expected {}", rows_name(o.rows),
-                     o.kind == OpKind::kPrefill                             ? "all"
-                     : o.kind == OpKind::kSuffix || o.kind == OpKind::kHead ? "suffix"
-                                                                            : "chunk");
+                     o.kind == OpKind::kPrefill ? "all"
+                     : o.kind == OpKind::kEmbed ? "chunk, suffix or all"
+                     : !on_chunks               ? "suffix"
+                     : may_select               ? "chunk or selected"
+                                                : "chunk");
     }
     if (o.rows == Rows::kChunk ? o.chunk < 0 || o.chunk >= chunks_ : o.chunk != -1) {
       return fail_op(i, 10, "has chunk {}; expected {}", o.chunk,
@@ -423,7 +453,7 @@ class VariantVerifier {
                      o.buffer, buffer.layer, kv_buffer_[static_cast<size_t>(o.layer)], o.layer);
     }
     if ((o.rows != Rows::kSuffix && !buffer.with_context) ||
-        (o.rows != Rows::kChunk && !buffer.with_suffix)) {
+        ((o.rows == Rows::kSuffix || o.rows == Rows::kAll) && !buffer.with_suffix)) {
       return fail_op(i, 10,
                      "works on {} rows of buffer {}, which has {} rows only; expected a buffer that has them",
                      rows_name(o.rows), o.buffer, buffer.with_context ? "context" : "suffix");
@@ -449,7 +479,10 @@ class VariantVerifier {
     const char* why = "it has no queries";
     if (is_layer(o.kind)) {
       bool last = o.layer == last_layer_;
-      if (o.kind == OpKind::kRecompute) {
+      if (o.rows == Rows::kSelected) {
+        expected = last ? Queries::kNone : Queries::kAll;
+        why = last ? "nobody reads what leaves the last layer" : "the layer above is recomputed from it";
+      } else if (o.kind == OpKind::kRecompute) {
         bool on = goes_on(o.layer, o.chunk);
         for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
           if (goes_on(o.layer, c) == on) continue;
@@ -527,7 +560,7 @@ class VariantVerifier {
   Status coverage() const {
     std::vector<int32_t> kv(mode_.size(), -1), e(mode_.size(), -1), computed(mode_.size(), -1);
     std::vector<int32_t> up(static_cast<size_t>(layers_), -1);
-    int32_t embed = -1, head = -1;
+    int32_t embed = -1, head = -1, select = -1;
     auto once = [&](int32_t& slot, int32_t i, int rule, std::string_view what) -> Status {
       if (slot >= 0)
         return fail_op(i, rule, "does again what op {} has done ({}); expected it once", slot, what);
@@ -558,12 +591,18 @@ class VariantVerifier {
           break;
         case OpKind::kRecompute:
         case OpKind::kPrefill: {
-          bool whole = o.kind == OpKind::kPrefill;
+          bool whole = o.kind == OpKind::kPrefill || o.rows == Rows::kSelected;
           for (int32_t c = whole ? 0 : o.chunk; c < (whole ? 1 : o.chunk_end()); ++c) {
             if (loaded(o.layer, c)) {
               return fail_op(i, 15,
                              "recomputes layer {}, chunk {}, whose tile says load; expected a recompute tile",
                              o.layer, c);
+            }
+            if (selected(o.layer, c) != (o.rows == Rows::kSelected)) {
+              return fail_op(i, 15, "recomputes {} of layer {}, whose tile says {}; expected {}",
+                             o.rows == Rows::kSelected ? "selected tokens" : "every token", o.layer,
+                             mode_name(static_cast<Mode>(mode_[cell(o.layer, c)] - 1)),
+                             o.rows == Rows::kSelected ? "a select tile" : "selected rows");
             }
             DS_TRY(once(computed[cell(o.layer, c)], i, 15, "recompute this layer and chunk"));
           }
@@ -577,20 +616,29 @@ class VariantVerifier {
         case OpKind::kHead:
           DS_TRY(once(head, i, 17, "the head"));
           break;
+        case OpKind::kSelect:
+          if (!selected(o.layer, o.chunk) || o.layer != 1) {
+            return fail_op(i, 15, "chooses tokens at layer {}; expected a select tile, and layer 1", o.layer);
+          }
+          DS_TRY(once(select, i, 15, "choose tokens"));
+          break;
       }
     }
     for (int32_t l = 0; l < layers_; ++l) {
       for (int32_t c = 0; c < chunks_; ++c) {
         size_t at = cell(l, c);
-        if (loaded(l, c) && kv[at] < 0) {
-          return fail(
-              15, "loads layer {}, chunk {}, but no op transfers its KV; expected one 'transfer kv' for it",
-              l, c);
+        if ((loaded(l, c) || selected(l, c)) && kv[at] < 0) {
+          return fail(15,
+                      "{} layer {}, chunk {}, but no op transfers its KV; expected one 'transfer kv' for it",
+                      loaded(l, c) ? "loads" : "selects tokens of", l, c);
         }
         if (!loaded(l, c) && computed[at] < 0) {
           return fail(15,
                       "{} layer {}, chunk {}, but no op does; expected one 'recompute' or 'prefill' for it",
-                      restored(l, c) ? "restores" : "recomputes", l, c);
+                      restored(l, c)   ? "restores"
+                      : selected(l, c) ? "recomputes selected tokens of"
+                                       : "recomputes",
+                      l, c);
         }
         if (sends_e_[at] && e[at] < 0) {
           return fail(15, "{} layer {}, chunk {}, but no op sends its E; expected one 'transfer e' for it",
@@ -610,6 +658,8 @@ class VariantVerifier {
                        l, op_name(up[static_cast<size_t>(l) - 1]), l - 1);
       }
     }
+    if (selects_ && select < 0)
+      return fail(15, "has a select tile, but no op chooses its tokens; expected one 'select' at layer 1");
     if (embed < 0)
       return fail(17, "never embeds the suffix; expected one 'embed' op with rows 'suffix' or 'all'");
     if (head < 0) return fail(17, "has no head; expected one 'head' as its last op");
@@ -631,8 +681,9 @@ class VariantVerifier {
 
   struct Region {
     int32_t writer = -1;
-    int32_t level =
-        -1;  // hidden: they enter this layer; cache: 0 the sender's, 1 the receiver's; -1: nothing yet
+    // Hidden: they enter this layer (selected rows only: layers + 1 + this layer); cache: 0 the sender's, 1
+    // as its tile says; -1: nothing yet.
+    int32_t level = -1;
   };
 
   size_t kv_region(int32_t l, int32_t c) const {
@@ -685,23 +736,30 @@ class VariantVerifier {
     return ok_status();
   }
 
+  /// Of hidden states that hold the selected rows only, in front.
+  int32_t only_selected(int32_t level) const { return layers_ + 1 + level; }
+
   Status read_hidden(int32_t i, size_t r, int32_t level) {
     if (regions_[r].level != level) {
-      std::string found = regions_[r].level < 0 ? std::string("which nothing has written before it")
-                                                : fmt::format("which {} has left at layer {}",
-                                                              op_name(regions_[r].writer), regions_[r].level);
-      return fail_op(
-          i, 18,
-          "reads {}, {}; expected what enters layer {}: E of that layer, the embeddings, or the layer "
-          "below done before it",
-          region_name(r), found, level);
+      auto layer = [&](int32_t l) {
+        return l > layers_ ? fmt::format("layer {}, selected tokens only", l - layers_ - 1)
+                           : fmt::format("layer {}", l);
+      };
+      std::string found =
+          regions_[r].level < 0
+              ? std::string("which nothing has written before it")
+              : fmt::format("which {} has left at {}", op_name(regions_[r].writer), layer(regions_[r].level));
+      return fail_op(i, 18,
+                     "reads {}, {}; expected what enters {}: E of that layer, the embeddings, or the layer "
+                     "below done before it",
+                     region_name(r), found, layer(level));
     }
     return read(i, r);
   }
-  /// The cache of layer l in chunk c as its tile says: loaded, or recomputed.
-  Status read_kv(int32_t i, int32_t l, int32_t c) {
+  /// The cache of layer l in chunk c as its tile says: loaded, or recomputed. `sent`: as it was sent.
+  Status read_kv(int32_t i, int32_t l, int32_t c, bool sent = false) {
     size_t r = kv_region(l, c);
-    int32_t wanted = loaded(l, c) ? 0 : 1;
+    int32_t wanted = sent || loaded(l, c) ? 0 : 1;
     if (regions_[r].level != wanted) {
       return fail_op(i, 18, "reads {}, which nothing has {} before it; expected its {} before this op",
                      region_name(r), wanted == 1 ? "recomputed" : "loaded",
@@ -779,7 +837,18 @@ class VariantVerifier {
         }
         if (o.rows == Rows::kAll) DS_TRY(write(i, hidden_region(b, 0), 0));
         return write(i, hidden_region(b, chunks_), 0);
+      case OpKind::kSelect:
+        DS_TRY(read_hidden(i, hidden_region(b, 0), l));
+        DS_TRY(read_kv(i, l, 0, /*sent=*/true));
+        return write(i, hidden_region(b, 0), only_selected(l));
       case OpKind::kRecompute:
+        if (o.rows == Rows::kSelected) {
+          DS_TRY(read_hidden(i, hidden_region(b, 0), only_selected(l)));
+          DS_TRY(read_kv(i, l, 0, /*sent=*/true));
+          DS_TRY(write(i, kv_region(l, 0), 1));
+          return o.queries == Queries::kNone ? ok_status()
+                                             : write(i, hidden_region(b, 0), only_selected(l + 1));
+        }
         for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
           DS_TRY(read_hidden(i, hidden_region(b, c), l));
           DS_TRY(write(i, kv_region(l, c), 1));
@@ -816,6 +885,7 @@ class VariantVerifier {
   std::vector<uint8_t> mode_;  // by cell: 1 + Mode, 0: no tile
   std::vector<bool> cut_;      // by cell: its lower edge is a cut
   std::vector<bool> sends_e_;  // by cell: S's hidden states are sent for it
+  bool selects_ = false;       // there is a select tile
   std::vector<uint32_t> clock_, place_;
   std::vector<Region> regions_;
   std::vector<int32_t> readers_;
@@ -915,11 +985,17 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
     };
     if (plan.format_version < 2 && (several || v.load_min != 0 || v.load_max != kNoLimit))
       return newer(several ? "ops over several chunks" : "a range of loads", 2);
-    bool restores =
-        std::any_of(v.tiles.begin(), v.tiles.end(), [](const Tile& t) { return t.mode == Mode::kRestore; });
+    auto has = [&](Mode mode) {
+      return std::any_of(v.tiles.begin(), v.tiles.end(), [&](const Tile& t) { return t.mode == mode; });
+    };
+    bool restores = has(Mode::kRestore), selects = has(Mode::kSelect) || v.select_share != 0;
     bool uncertain = !std::isnan(v.promise.loss_stderr) || v.promise.confidence != 0;
-    if (plan.format_version < 3 && (restores || uncertain || !v.way.empty())) {
-      return newer(restores ? "restored layers" : uncertain ? "a loss with its uncertainty" : "a way", 3);
+    if (plan.format_version < 3 && (restores || selects || uncertain || !v.way.empty())) {
+      return newer(restores    ? "restored layers"
+                   : selects   ? "selected tokens"
+                   : uncertain ? "a loss with its uncertainty"
+                               : "a way",
+                   3);
     }
   }
   std::unordered_set<std::string_view> names;

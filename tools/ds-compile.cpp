@@ -36,9 +36,12 @@ int main(int argc, char** argv) {
                  "balanced (a group of layers, and stairs on it where the link is slow; the default without "
                  "--recompute), "
                  "droidspeak (a group of layers), restore (K and V computed from the sender's hidden "
-                 "states), cake (a "
+                 "states), select (the tokens that deviate most), cake (a "
                  "split along the tokens), full-prefill or full-reuse")
       ->type_name("NAME");
+  app.add_option("--select-share", o.select_share,
+                 "With --policy select: how many of the tokens are recomputed, those that deviate most")
+      ->type_name("PERCENT");
   app.add_option("--quality", files.quality, "Quality profile of the pair, from ds-profile")
       ->type_name("FILE");
   app.add_option("--machine", files.machine, "Machine profile, from ds-calibrate; without it a stand-in")

@@ -16,6 +16,8 @@ class Lowering {
     maker_.assign(static_cast<size_t>(layers_) * static_cast<size_t>(chunks_), -1);
     goes_on_.assign(maker_.size(), false);
     for (const Tile& t : tiles_) {
+      // The choice of tokens needs what leaves layer 0.
+      if (t.mode == Mode::kSelect) goes_on_[cell(0, 0)] = true;
       if (t.mode != Mode::kRecompute) continue;
       // A tile's cells go on upward inside it, and so do those below a tile without a cut.
       for (int32_t l = t.cut ? t.first_layer : t.first_layer - 1; l < t.last_layer; ++l)
@@ -34,6 +36,7 @@ class Lowering {
     return static_cast<size_t>(l) * static_cast<size_t>(chunks_) + static_cast<size_t>(c);
   }
   static bool from_embeddings(const Tile& t) { return t.mode != Mode::kLoad && t.first_layer == 0; }
+  static bool loads(const Tile& t) { return t.mode == Mode::kLoad || t.mode == Mode::kSelect; }
   static int32_t last_or_none(int32_t first, int32_t last) { return last > first ? last : -1; }
 
   int32_t add(Op op) {
@@ -47,8 +50,7 @@ class Lowering {
 
   void declare() {
     bool uses_entry = false;
-    for (const Tile& t : tiles_)
-      uses_entry = uses_entry || t.mode == Mode::kLoad || t.cut || t.sends_e(t.last_layer);
+    for (const Tile& t : tiles_) uses_entry = uses_entry || loads(t) || t.cut || t.sends_e(t.last_layer);
     if (uses_entry) {
       link_ = 0;
       v_.streams.push_back({StreamKind::kLink});
@@ -108,7 +110,7 @@ class Lowering {
       }
     }
     for (const Tile& t : tiles_) {
-      bool load = t.mode == Mode::kLoad;
+      bool load = loads(t);
       for (int32_t l = t.first_layer; l <= t.last_layer && (load || whole_entry_); ++l) {
         int32_t op = add({.kind = OpKind::kTransferKv,
                           .stream = link_,
@@ -187,6 +189,29 @@ class Lowering {
     }
   }
 
+  /// Chooses tokens by what enters layer 1, and takes them up to the last layer over the sender's K and V.
+  /// `from`: what left those hidden states.
+  void select_tile(const Tile& t, int32_t from) {
+    int32_t below = add({.kind = OpKind::kSelect,
+                         .stream = compute_,
+                         .layer = t.first_layer,
+                         .chunk = 0,
+                         .buffer = suffix_hidden_,
+                         .waits = {maker_[cell(t.first_layer, 0)], from}});
+    tidy(v_.ops.back().waits);
+    for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
+      Op op{.kind = OpKind::kRecompute,
+            .stream = compute_,
+            .layer = l,
+            .rows = Rows::kSelected,
+            .queries = l == layers_ - 1 ? Queries::kNone : Queries::kAll,
+            .buffer = suffix_hidden_,
+            .waits = {maker_[cell(l, 0)], below}};
+      tidy(op.waits);
+      maker_[cell(l, 0)] = below = add(std::move(op));
+    }
+  }
+
   /// Context and suffix together; `from`: what left their hidden states.
   int32_t prefill(int32_t l, int32_t from) {
     Queries q = l == layers_ - 1 ? Queries::kLast : goes_on_[cell(l, 0)] ? Queries::kAll : Queries::kSuffix;
@@ -211,6 +236,10 @@ class Lowering {
     for (size_t i = 0; i < tiles_.size(); ++i) {
       const Tile& t = tiles_[i];
       if (t.mode == Mode::kLoad) continue;
+      if (t.mode == Mode::kSelect) {
+        select_tile(t, suffix);
+        continue;
+      }
       if (t.mode == Mode::kRestore) {
         if (prefill_ && t.first_layer == 0) {
           suffix = prefill(0, suffix);
@@ -297,6 +326,7 @@ Problem problem_of(const Variant& v, const Releases& releases) {
 Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
                                 const CostModel& costs, std::string_view scheduler) {
   Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler));
+  v.select_share = point.share;
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
   DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().releases()), scheduler, false));
   return s.cost_ns;

@@ -34,6 +34,13 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
           b.create<reuse::RestoreOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first, last));
       continue;
     }
+    if (t.mode == Mode::kSelect) {
+      // A policy draws it over a recomputed layer 0; the verifier says so where it does not.
+      mlir::Value below = leaving.empty() ? mlir::Value() : leaving.front().second;
+      caches.push_back(b.create<reuse::SelectOp>(loc, cache, i32(t.first_layer), i32(t.last_layer),
+                                                 b.getF64FloatAttr(v.select_share), below));
+      continue;
+    }
     mlir::Value from;
     if (t.cut) {
       from = b.create<reuse::CutOp>(loc, hidden, i32(t.first_layer)).getHidden();

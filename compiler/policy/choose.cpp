@@ -25,7 +25,7 @@ Chooser::Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, s
       kinds_(tilings_.size()) {}
 
 TunedPoint Chooser::tuned(size_t tiling, const Point& p) const {
-  return {p.tokens, p.suffix, p.rate, tilings_[tiling].chunks};
+  return {p.tokens, p.suffix, p.rate, tilings_[tiling].chunks, tilings_[tiling].way.share};
 }
 
 bool Chooser::fits(size_t tiling, const Point& p) const {
@@ -64,7 +64,7 @@ Predicted Chooser::bound(size_t tiling, const Point& p) {
     }
     auto [found, fresh] =
         durations_.try_emplace({p.tokens, at.chunks, k.op.chunk, k.op.last_chunk, static_cast<int>(k.op.kind),
-                                static_cast<int>(k.op.rows), static_cast<int>(k.op.queries)},
+                                static_cast<int>(k.op.rows), static_cast<int>(k.op.queries), at.share},
                                0);
     if (fresh) found->second = costs_.duration_ns(k.op, at);
     compute += k.count * found->second;

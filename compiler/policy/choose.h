@@ -95,8 +95,8 @@ class Chooser {
   std::string scheduler_;
   std::vector<std::vector<Kind>> kinds_;
   std::map<std::tuple<size_t, int64_t, int64_t>, Predicted> predicted_;  // tiling, tokens, rate
-  // Durations of kernels at one length: by chunks, first and last chunk, rows, queries.
-  std::map<std::tuple<int64_t, int32_t, int32_t, int32_t, int, int, int>, int64_t> durations_;
+  // Durations of kernels at one length: by chunks, first and last chunk, kind, rows, queries, selected share.
+  std::map<std::tuple<int64_t, int32_t, int32_t, int32_t, int, int, int, double>, int64_t> durations_;
 };
 
 }  // namespace ds

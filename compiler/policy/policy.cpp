@@ -10,8 +10,9 @@ struct Entry {
   Policy draw;
 };
 constexpr Entry kPolicies[] = {
-    {"balanced", draw_balanced}, {"droidspeak", draw_droidspeak},     {"cake", draw_cake},
-    {"restore", draw_restore},   {"full-prefill", draw_full_prefill}, {"full-reuse", draw_full_reuse}};
+    {"balanced", draw_balanced},    {"droidspeak", draw_droidspeak}, {"cake", draw_cake},
+    {"restore", draw_restore},      {"select", draw_select},         {"full-prefill", draw_full_prefill},
+    {"full-reuse", draw_full_reuse}};
 
 }  // namespace
 

@@ -30,6 +30,7 @@ struct Tiling {
 struct PolicyInput {
   int64_t layers = 0;
   std::optional<LayerRange> recompute;  // layers that the user fixed: recomputed, or restored
+  std::optional<double> select_share;   // of the tokens, in (0, 1]: fixed by the user
   const Quality* quality = nullptr;     // may be absent
   std::vector<int32_t> chunks = {1};    // numbers of chunks to try, ascending, from 1
   double confidence = 0;                // of the bounds on losses, one-sided; 0: none are asked for
@@ -62,6 +63,12 @@ Result<std::vector<Tiling>> draw_cake(const PolicyInput& input);
 /// the receiver computes its K and V of them. The runs are the user's, or those that reach the top layer and
 /// those that the profile has scored; full reuse and full prefill take part.
 Result<std::vector<Tiling>> draw_restore(const PolicyInput& input);
+
+/// CacheBlend across models: the sender's K and V, but for a share of the tokens, whose K deviates most from
+/// the receiver's at layer 1; those go through every layer. The share is the user's, or one of those that the
+/// profile has scored, or of a list; full reuse and full prefill take part. kInvalidArgument: models of one
+/// layer.
+Result<std::vector<Tiling>> draw_select(const PolicyInput& input);
 
 /// kInvalidArgument names the policies that there are.
 Result<Policy> find_policy(std::string_view name);

@@ -90,6 +90,23 @@ def Reuse_RestoreOp : Reuse_Op<"restore", [HasParent<"PlanOp">,
   }];
 }
 
+def Reuse_SelectOp : Reuse_Op<"select", [HasParent<"PlanOp">,
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "the sender's K and V, but the receiver's own for the tokens that deviate most";
+  let description = [{
+    Takes the hidden states that leave layer 0, which the receiver has recomputed for all tokens. Of them it
+    computes K of layer 1 and compares it with the sender's; the `share` of the tokens whose K deviates most
+    (rounded up) goes through layers 1 to the last, each token over the sender's K and V of what was not chosen
+    and the receiver's of what was. One chunk only: the choice is among all tokens of the context.
+  }];
+  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, F64Attr:$share, Reuse_HiddenType:$from);
+  let results = (outs Reuse_CacheType:$cache);
+  let assemblyFormat = [{
+    `layers` $first_layer `to` $last_layer `share` custom<Points>($share) `from` $from attr-dict
+  }];
+  let hasVerifier = 1;
+}
+
 def Reuse_AnswerOp : Reuse_Op<"answer", [HasParent<"PlanOp">, Terminator]> {
   let summary = "the suffix, upward through every layer, over these caches: the first token";
   let arguments = (ins Variadic<Reuse_CacheType>:$caches);

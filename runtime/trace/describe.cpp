@@ -56,7 +56,10 @@ std::string layers_text(const Variant& v, Mode mode) {
 std::string recomputed_text(const Variant& v) {
   std::string text = layers_text(v, Mode::kRecompute), restored = layers_text(v, Mode::kRestore);
   if (text.empty()) text = "none";
-  return restored.empty() ? text : fmt::format("{} (restore {})", text, restored);
+  if (!restored.empty()) text += fmt::format(" (restore {})", restored);
+  if (v.select_share > 0)
+    text += fmt::format(" (select {:g} % in {})", 100 * v.select_share, layers_text(v, Mode::kSelect));
+  return text;
 }
 
 std::string promised_loss_text(const Promise& p) {
@@ -79,6 +82,8 @@ char mode_letter(Mode mode) {
       return 'R';
     case Mode::kRestore:
       return 'E';
+    case Mode::kSelect:
+      return 'S';
   }
   return '?';
 }
@@ -107,6 +112,7 @@ std::string tiling_text(const Variant& v) {
       if (*edge < t.first_chunk || *edge > t.last_chunk) continue;
       row += fmt::format("{}{} {}{}", row.empty() ? "" : ", ", mode_name(t.mode),
                          format_layers({t.first_layer, t.last_layer}), t.cut ? " from E" : "");
+      if (t.mode == Mode::kSelect) row += fmt::format(" ({:g} % of the tokens)", 100 * v.select_share);
     }
     if (row == last) continue;
     flush(*edge);

@@ -23,7 +23,7 @@ struct Layout {
 constexpr Layout kWide = {1200, 104, 84, 10, "k"}, kNarrow = {360, 62, 6, 4, "n"};
 
 /// What a tile is filled with, by mode: an id of kOpStyles.
-constexpr const char* kTileStyles[] = {"kv", "recompute", "e"};
+constexpr const char* kTileStyles[] = {"kv", "recompute", "e", "select"};
 
 /// Lines of at most `columns` characters, broken between words.
 std::vector<std::string> wrap(std::string text, size_t columns) {
@@ -118,9 +118,12 @@ class Svg {
     auto count = static_cast<int32_t>(p_.plan.shape.layers);
     std::string note = fmt::format("L load, R recompute: {} of {} layers", recomputed_layers(v_), count);
     bool cuts = std::any_of(v_.tiles.begin(), v_.tiles.end(), [](const Tile& t) { return t.cut; });
-    bool restores =
-        std::any_of(v_.tiles.begin(), v_.tiles.end(), [](const Tile& t) { return t.mode == Mode::kRestore; });
-    if (restores) note += "; E restore: K and V of the sender's E";
+    auto has = [&](Mode mode) {
+      return std::any_of(v_.tiles.begin(), v_.tiles.end(), [&](const Tile& t) { return t.mode == mode; });
+    };
+    if (has(Mode::kRestore)) note += "; E restore: K and V of the sender's E";
+    if (has(Mode::kSelect))
+      note += fmt::format("; S select: load, but recompute {:g} % of the tokens", 100 * v_.select_share);
     if (cuts) note += "; thick bar: the sender's E enters";
     if (v_.chunks > 1) note += fmt::format("; {} chunks of tokens", v_.chunks);
     heading("tiling", note);

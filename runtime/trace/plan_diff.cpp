@@ -192,6 +192,10 @@ class Diff {
            [](int64_t r) { return format_rate(static_cast<double>(r)); });
     number("chunks", a.chunks, b.chunks, format_count);
     words("tiling", tiling_text(a), tiling_text(b));
+    if (a.select_share != b.select_share) {
+      add("selected share", a.select_share, b.select_share,
+          fmt::format("{:g} % -> {:g} % of the tokens", 100 * a.select_share, 100 * b.select_share));
+    }
     double x = a.promise.quality_loss, y = b.promise.quality_loss;
     if (x != y && !(std::isnan(x) && std::isnan(y))) {
       auto json = [](double loss) { return std::isnan(loss) ? Json(nullptr) : Json(loss); };

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <functional>
+#include <map>
 #include <set>
 
 #include "compiler/lowering/lower_tiles.h"
@@ -78,7 +79,7 @@ TEST(Policy, EveryTilingOfEveryPolicyIsAPlanThatTheVerifierAccepts) {
       seen.insert(t.what);
       for (std::string_view scheduler : {"serial", "kv-preload", "e-first", "best"}) {
         Variant v = lower_tiles(t.tiles, 12, t.chunks, moves_whole_entry(scheduler));
-        TunedPoint at{2048, 16, 20'000'000, t.chunks};
+        TunedPoint at{2048, 16, 20'000'000, t.chunks, t.way.share};
         for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, at);
         auto s = schedule(problem_of(v, {500, 1000}), scheduler, false);
         ASSERT_TRUE(s.ok()) << s.status().message();
@@ -89,6 +90,40 @@ TEST(Policy, EveryTilingOfEveryPolicyIsAPlanThatTheVerifierAccepts) {
   EXPECT_THAT(seen, ::testing::Contains("recompute 3-7, 3 of 8 chunks from the embeddings"));
   EXPECT_THAT(seen, ::testing::Contains("recompute 3-7, 3 of 8 chunks to the top"));
   EXPECT_THAT(seen, ::testing::Contains("compute 3 of 8 chunks"));
+  EXPECT_THAT(seen, ::testing::Contains("restore 4-11"));
+  EXPECT_THAT(seen, ::testing::Contains("select 15 %"));
+}
+
+TEST(Policy, WaysOfTheProfileAreOfferedWithTheirLosses) {
+  Quality q = profile();
+  for (auto [way, loss] : {std::pair(Way::restore({2, 5}), 3.0), std::pair(Way::select(0.25), 4.0)}) {
+    WayScore w;
+    w.way = way;
+    w.items = w.contexts = 50;
+    w.loss = {loss, 1};
+    q.ways.push_back(w);
+  }
+  q.ways.push_back(q.ways.back());
+  q.ways.back().way = Way::select(0.4);
+  q.ways.back().dropped = true;
+  std::map<std::string, double> restored, selected;
+  for (const Tiling& t : draw("restore", input(q, {1}))) restored[t.what] = t.loss;
+  EXPECT_EQ(restored.size(), 2u + 12 + 1);  // the two ends, what reaches the top, and the profile's
+  EXPECT_EQ(restored.at("restore 2-5"), 3);
+  EXPECT_TRUE(std::isnan(restored.at("restore 0-11")));
+  for (const Tiling& t : draw("select", input(q, {1}))) selected[t.what] = t.loss;
+  EXPECT_EQ(selected,
+            (std::map<std::string, double>{{"full prefill", 0}, {"full reuse", 39}, {"select 25 %", 4}}));
+  // What the user names is all that there is.
+  PolicyInput in = input(q, {1});
+  in.select_share = 0.3;
+  in.recompute = LayerRange{1, 4};
+  ASSERT_EQ(draw("select", in).size(), 1u);
+  EXPECT_EQ(draw("select", in)[0].what, "select 30 %");
+  ASSERT_EQ(draw("restore", in).size(), 1u);
+  EXPECT_EQ(draw("restore", in)[0].what, "restore 1-4");
+  in.layers = 1;
+  EXPECT_THAT(draw_select(in).status().message(), HasSubstr("expected 2 or more"));
 }
 
 TEST(Policy, APromiseIsThatOfTheLayersThatEveryTokenGets) {
@@ -312,6 +347,19 @@ TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
   refused([](auto& o) { o.policy = "full-reuse", o.schedule = "fast"; }, "--schedule is 'fast'");
   refused([](auto& o) { o.policy = "full-reuse", o.chunks = 0; }, "--chunks is 0");
   refused([](auto& o) { o.policy = "cake", o.recompute = "1-2"; }, "--recompute contradicts --policy cake");
+  refused([](auto& o) { o.policy = "select", o.recompute = "1-2"; },
+          "--recompute contradicts --policy select");
+  refused([](auto& o) { o.policy = "select"; }, "how many tokens are to be selected?");
+  refused([](auto& o) { o.policy = "restore"; }, "which layers are to be recomputed?");
+  refused([](auto& o) { o.policy = "restore", o.select_share = "10%"; },
+          "--select-share contradicts --policy restore");
+  refused([](auto& o) { o.recompute = "1-2", o.select_share = "10%"; }, "--select-share contradicts");
+  for (const char* share : {"", "%", "0%", "101%", "1.01", "-5%", "15 %", "x", "nan"}) {
+    refused([&](auto& o) { o.policy = "select", o.select_share = share; },
+            fmt::format("--select-share: bad share '{}'", share));
+  }
+  refused([](auto& o) { o.policy = "select", o.select_share = "10%", o.files.quality = "q", o.slo_loss = 2; },
+          "--slo-loss contradicts --select-share");
   refused([](auto& o) { o.policy = "full-reuse", o.emit = "bytes"; }, "--emit is 'bytes'");
   refused([](auto& o) { o.policy = "full-reuse", o.dtype = "f16"; }, "--dtype is 'f16'");
   refused([](auto& o) { o.policy = "full-reuse", o.link_rates = "20"; }, "--link-rates: bad rate '20'");

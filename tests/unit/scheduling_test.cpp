@@ -14,6 +14,7 @@
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "support/file.h"
+#include "tests/unit/plan_builder.h"
 #include "tests/unit/schedule_problems.h"
 
 namespace ds {
@@ -297,6 +298,17 @@ TEST(Emit, BadTextIsAnErrorWithAPlace) {
   size_t at = unscheduled.find(" makespan ");
   unscheduled.erase(at, unscheduled.find(" {", at) - at);
   EXPECT_THAT(message(unscheduled), HasSubstr("has not been scheduled"));
+}
+
+TEST(Emit, OtherModesSurvive) {
+  for (Plan plan : {testing::make_select_plan(testing::small_shape(4), 0.15),
+                    testing::make_restore_plan(testing::small_shape(4), 2)}) {
+    auto text = plan_to_mlir(plan);
+    ASSERT_TRUE(text.ok()) << text.status().message();
+    auto again = plan_from_mlir(*text, "text");
+    ASSERT_TRUE(again.ok()) << again.status().message();
+    EXPECT_EQ(*again, plan);
+  }
 }
 
 TEST(Emit, ANameWithQuotesAndNewlinesSurvives) {

@@ -28,7 +28,8 @@ using testing::TinyModel;
 
 /// As the compiler makes it: lowered, timed by a simple rule, scheduled, in the order of starts, verified.
 Plan compile_tiles(const std::vector<Tile>& tiles, int32_t chunks, std::string_view scheduler,
-                   const Shape& shape, const ModelIdentity& sender, const ModelIdentity& receiver) {
+                   const Shape& shape, const ModelIdentity& sender, const ModelIdentity& receiver,
+                   double share = 0) {
   Plan plan = full_prefill_plan(receiver, shape, "f32");
   plan.sender = sender;
   Variant v = lower_tiles(tiles, shape.layers, chunks, moves_whole_entry(scheduler));
@@ -64,6 +65,7 @@ Plan compile_tiles(const std::vector<Tile>& tiles, int32_t chunks, std::string_v
   v.ops = std::move(ops);
   v.name = "v0";
   v.policy = "test";
+  v.select_share = share;
   v.scheduler = scheduler;
   v.tuned_tokens = 200;
   v.tuned_suffix = 5;
@@ -90,7 +92,9 @@ std::string fresh_folder(const std::string& name) {
   return folder;
 }
 
-std::vector<float> run(Backend& backend, DeviceModel& model, const Plan& plan, const Request& request) {
+/// `selected`: filled with the positions that were chosen.
+std::vector<float> run(Backend& backend, DeviceModel& model, const Plan& plan, const Request& request,
+                       std::vector<int32_t>* selected = nullptr) {
   auto session = Session::create(
       backend, model, plan,
       {static_cast<int64_t>(request.context.size()), static_cast<int64_t>(request.suffix.size()), 1});
@@ -100,34 +104,62 @@ std::vector<float> run(Backend& backend, DeviceModel& model, const Plan& plan, c
   EXPECT_TRUE(answer.ok()) << answer.status().message();
   if (!answer.ok()) return {};
   if (!request.full_prefill) EXPECT_TRUE(answer->miss.ok()) << answer->miss.message();
+  if (selected) selected->assign((*session)->selected().begin(), (*session)->selected().end());
   auto logits = (*session)->first_logits();
   return {logits.begin(), logits.end()};
 }
 
 constexpr std::string_view kSchedulers[] = {"serial", "kv-preload", "e-first", "best", "cake", "two-pointer"};
 
-class Tilings : public ::testing::TestWithParam<std::string> {};
+/// A golden pair in f32, and what transformers computes with it.
+class Tilings : public ::testing::TestWithParam<std::string> {
+ protected:
+  void open(const std::string& cases) {
+    std::string folder = DS_SOURCE_DIR "/tests/golden/models/" + GetParam();
+    auto made = make_cpu_backend();
+    ASSERT_TRUE(made.ok());
+    backend_ = std::move(*made);
+    for (int i = 0; i < 2; ++i) {
+      auto checkpoint = Checkpoint::open(folder + (i == 0 ? "/sender" : "/receiver"));
+      ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().message();
+      auto model = backend_->load(*checkpoint, {.dtype = DType::kF32});
+      ASSERT_TRUE(model.ok()) << model.status().message();
+      models[i] = std::move(*model);
+      identities[i] = *checkpoint->identity();
+    }
+    auto read = read_json_file(folder + "/" + cases + ".json");
+    ASSERT_TRUE(read.ok()) << read.status().message();
+    json_ = *read;
+    auto file = SafetensorsFile::open(folder + "/" + cases + ".safetensors");
+    ASSERT_TRUE(file.ok()) << file.status().message();
+    for (const auto& c : json_["cases"]) {
+      const auto& entry = file->entries().at(c["tensor"].get<std::string>());
+      std::vector<float> want(static_cast<size_t>(models[1]->config().vocab));
+      ASSERT_EQ(entry.data.size(), want.size() * sizeof(float));
+      std::memcpy(want.data(), entry.data.data(), entry.data.size());
+      want_.push_back(std::move(want));
+    }
+    tokens = json_["tokens"].get<std::vector<int32_t>>();
+  }
+  static float worst(const std::vector<float>& found, const std::vector<float>& want) {
+    float worst = found.size() == want.size() ? 0 : INFINITY;
+    for (size_t i = 0; i < want.size() && i < found.size(); ++i)
+      worst = std::max(worst, std::abs(found[i] - want[i]));
+    return worst;
+  }
 
-TEST_P(Tilings, LogitsAgreeWithTransformersTo1e4) {
-  std::string folder = DS_SOURCE_DIR "/tests/golden/models/" + GetParam();
-  auto made = make_cpu_backend();
-  ASSERT_TRUE(made.ok());
-  Backend& backend = **made;
+  std::unique_ptr<Backend> backend_;
   std::unique_ptr<DeviceModel> models[2];
   ModelIdentity identities[2];
-  for (int i = 0; i < 2; ++i) {
-    auto checkpoint = Checkpoint::open(folder + (i == 0 ? "/sender" : "/receiver"));
-    ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().message();
-    auto model = backend.load(*checkpoint, {.dtype = DType::kF32});
-    ASSERT_TRUE(model.ok()) << model.status().message();
-    models[i] = std::move(*model);
-    identities[i] = *checkpoint->identity();
-  }
-  auto json = read_json_file(folder + "/tilings.json");
-  ASSERT_TRUE(json.ok()) << json.status().message();
-  auto expected = SafetensorsFile::open(folder + "/tilings.safetensors");
-  ASSERT_TRUE(expected.ok()) << expected.status().message();
-  auto tokens = (*json)["tokens"].get<std::vector<int32_t>>();
+  nlohmann::json json_;
+  std::vector<std::vector<float>> want_;  // logits, by case
+  std::vector<int32_t> tokens;
+};
+
+TEST_P(Tilings, LogitsAgreeWithTransformersTo1e4) {
+  ASSERT_NO_FATAL_FAILURE(open("tilings"));
+  Backend& backend = *backend_;
+  const auto* json = &json_;
   auto n = (*json)["context"].get<size_t>();
   auto chunks = (*json)["chunks"].get<int32_t>();
   const Shape shape = models[1]->config().shape();
@@ -141,6 +173,7 @@ TEST_P(Tilings, LogitsAgreeWithTransformersTo1e4) {
   for (int32_t l = 1; l < shape.layers; ++l) cuts.push_back(l);
   ASSERT_TRUE(publish(backend, *models[0], identities[0], request.context, **store, {.cuts = cuts}).ok());
   int checked = 0;
+  size_t index = 0;
   for (const auto& c : (*json)["cases"]) {
     std::vector<Tile> tiles;
     for (const auto& t : c["tiles"]) {
@@ -148,22 +181,48 @@ TEST_P(Tilings, LogitsAgreeWithTransformersTo1e4) {
                        t["layers"][1].get<int32_t>(), t["chunks"][0].get<int32_t>(),
                        t["chunks"][1].get<int32_t>(), t["cut"].get<bool>()});
     }
-    std::vector<float> want(static_cast<size_t>(shape.vocab));
-    const auto& entry = expected->entries().at(c["tensor"].get<std::string>());
-    ASSERT_EQ(entry.data.size(), want.size() * sizeof(float));
-    std::memcpy(want.data(), entry.data.data(), entry.data.size());
+    const std::vector<float>& want = want_[index++];
     for (std::string_view scheduler : kSchedulers) {
       SCOPED_TRACE(fmt::format("{}, {}", c["what"].get<std::string>(), scheduler));
       Plan plan = compile_tiles(tiles, chunks, scheduler, shape, identities[0], identities[1]);
       std::vector<float> found = run(backend, *models[1], plan, request);
-      ASSERT_EQ(found.size(), want.size());
-      float worst = 0;
-      for (size_t i = 0; i < want.size(); ++i) worst = std::max(worst, std::abs(found[i] - want[i]));
-      EXPECT_LT(worst, 1e-4f);
+      EXPECT_LT(worst(found, want), 1e-4f);
       ++checked;
     }
   }
   EXPECT_GE(checked, 78);
+}
+
+TEST_P(Tilings, SelectedTokensAndLogitsAgreeWithTransformers) {
+  ASSERT_NO_FATAL_FAILURE(open("select"));
+  const Shape shape = models[1]->config().shape();
+  auto store = open_store("file:" + fresh_folder(GetParam() + "_select"));
+  ASSERT_TRUE(store.ok());
+  Request request;
+  request.context = std::span(tokens).first(json_["context"].get<size_t>());
+  request.suffix = std::span(tokens).subspan(request.context.size());
+  request.store = store->get();
+  ASSERT_TRUE(publish(*backend_, *models[0], identities[0], request.context, **store, {}).ok());
+  const std::vector<Tile> tiles = {{Mode::kRecompute, 0, 0, 0, 0, false},
+                                   {Mode::kSelect, 1, static_cast<int32_t>(shape.layers) - 1, 0, 0, false}};
+  ASSERT_EQ(want_.size(), 3u);
+  for (size_t i = 0; i < want_.size(); ++i) {
+    auto share = json_["cases"][i]["share"].get<double>();
+    for (std::string_view scheduler : kSchedulers) {
+      SCOPED_TRACE(fmt::format("{}, {}", share, scheduler));
+      Plan plan = compile_tiles(tiles, 1, scheduler, shape, identities[0], identities[1], share);
+      std::vector<int32_t> selected;
+      std::vector<float> found = run(*backend_, *models[1], plan, request, &selected);
+      EXPECT_EQ(selected, json_["cases"][i]["rows"].get<std::vector<int32_t>>());
+      EXPECT_LT(worst(found, want_[i]), 1e-4f);
+      if (share < 1) continue;
+      // All tokens: the receiver's own prefill, to the bit.
+      request.full_prefill = true;
+      EXPECT_EQ(found, run(*backend_, *models[1], plan, request, &selected));
+      EXPECT_TRUE(selected.empty());
+      request.full_prefill = false;
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Tilings, ::testing::Values("llama", "qwen2", "qwen3"));
@@ -187,8 +246,8 @@ struct Law {
     want = run(*model.backend, *model.model, full_prefill_plan(model.identity, shape, "bf16"), request);
     request.full_prefill = false;
   }
-  void check(const std::vector<Tile>& tiles, int32_t chunks, std::string_view scheduler) {
-    Plan plan = compile_tiles(tiles, chunks, scheduler, shape, model.identity, model.identity);
+  void check(const std::vector<Tile>& tiles, int32_t chunks, std::string_view scheduler, double share = 0) {
+    Plan plan = compile_tiles(tiles, chunks, scheduler, shape, model.identity, model.identity, share);
     auto found = run(*model.backend, *model.model, plan, request);
     ASSERT_EQ(found.size(), want.size());
     EXPECT_EQ(std::memcmp(found.data(), want.data(), want.size() * sizeof(float)), 0);
@@ -220,6 +279,20 @@ TEST(TilingLaws, SenderIsReceiverGivesTheFullPrefillToTheBitHoweverMuchIsRestore
                  {Mode::kRecompute, 2, 3, 0, end, true},
                  {Mode::kLoad, 4, 4, 0, end, false}},
                 chunks, "best");
+    }
+  }
+}
+
+TEST(TilingLaws, SenderIsReceiverGivesTheFullPrefillToTheBitWhateverTheShare) {
+  for (DType dtype : {DType::kBF16, DType::kF32}) {
+    Law law(dtype);
+    ASSERT_FALSE(law.want.empty());
+    auto top = static_cast<int32_t>(law.shape.layers) - 1;
+    for (double share : {0.001, 0.15, 0.5, 1.0}) {
+      SCOPED_TRACE(share);
+      for (std::string_view scheduler : {"serial", "e-first", "best"})
+        law.check({{Mode::kRecompute, 0, 0, 0, 0, false}, {Mode::kSelect, 1, top, 0, 0, false}}, 1, scheduler,
+                  share);
     }
   }
 }
