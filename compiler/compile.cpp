@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <utility>
 
@@ -56,6 +57,19 @@ Result<std::vector<int64_t>> parse_rates(std::string_view text) {
   return rates;
 }
 
+/// "15%", "0.15": of the tokens, in (0, 1].
+Result<double> parse_share(std::string_view text) {
+  bool percent = !text.empty() && text.back() == '%';
+  std::string number(text.substr(0, text.size() - (percent ? 1 : 0)));
+  char* end = nullptr;
+  double share = std::strtod(number.c_str(), &end);
+  if (percent) share /= 100;
+  if (number.empty() || *end != '\0' || !(share > 0 && share <= 1))
+    return error(Code::kInvalidArgument,
+                 "bad share '{}'; expected more than 0, at most 100%, like 15% or 0.15", text);
+  return share;
+}
+
 Status refuse(std::string_view a, std::string_view b, std::string_view why) {
   return error(Code::kInvalidArgument, "{} contradicts {}: {}", a, b, why);
 }
@@ -70,6 +84,12 @@ Result<Request> check_options(const CompileOptions& o, bool quality) {
   if (o.policy) DS_TRY(find_policy(*o.policy));
   if (o.slo_loss && !(*o.slo_loss >= 0 && *o.slo_loss <= 100))
     return error(Code::kInvalidArgument, "--slo-loss is {}, expected points from 0 to 100", *o.slo_loss);
+  if (o.confidence && !(*o.confidence > 0.5 && *o.confidence < 1))
+    return error(Code::kInvalidArgument, "--confidence is {}, expected above 0.5 and below 1, like 0.95",
+                 *o.confidence);
+  if (o.confidence && !quality)
+    return error(Code::kInvalidArgument,
+                 "--confidence needs --quality: how certain a loss is, the profile's standard errors say");
   if (o.slo_ttft_ms && !(*o.slo_ttft_ms > 0 && *o.slo_ttft_ms <= 1e9))
     return error(Code::kInvalidArgument, "--slo-ttft-ms is {}, expected milliseconds above 0, at most 1e9",
                  *o.slo_ttft_ms);
@@ -78,8 +98,22 @@ Result<Request> check_options(const CompileOptions& o, bool quality) {
                  kMaxLength);
 
   // Of the policies, these choose layers.
-  bool fixed_policy = o.policy && *o.policy != "droidspeak" && *o.policy != "balanced";
+  bool select = o.policy && *o.policy == "select";
+  bool fixed_policy =
+      o.policy && !select && *o.policy != "droidspeak" && *o.policy != "balanced" && *o.policy != "restore";
   std::string_view slo = o.slo_loss ? "--slo-loss" : o.slo_ttft_ms ? "--slo-ttft-ms" : "";
+  if (o.select_share && !select)
+    return refuse("--select-share", o.policy ? "--policy " + *o.policy : "no --policy select",
+                  "only that policy selects tokens");
+  if (o.select_share) {
+    auto share = parse_share(*o.select_share);
+    if (!share.ok()) return share.status().with_context("--select-share");
+  }
+  if (!slo.empty() && o.select_share)
+    return refuse(slo, "--select-share", "the share is either given or chosen for an objective");
+  if (o.recompute && select)
+    return refuse("--recompute", "--policy select",
+                  "that policy selects tokens, and recomputes them in every layer");
   if (o.recompute && fixed_policy)
     return refuse("--recompute", "--policy " + *o.policy, "that policy decides which layers are recomputed");
   if (!slo.empty() && fixed_policy)
@@ -90,7 +124,12 @@ Result<Request> check_options(const CompileOptions& o, bool quality) {
     return error(Code::kInvalidArgument,
                  "{} needs --quality: without a profile nobody knows what a group of layers costs", slo);
   }
-  if (!o.recompute && !fixed_policy) {
+  if (!o.recompute && !o.select_share && !fixed_policy) {
+    if (!quality && select) {
+      return error(Code::kInvalidArgument,
+                   "how many tokens are to be selected? Give --select-share PERCENT, or --quality FILE with "
+                   "--slo-loss or --slo-ttft-ms");
+    }
     if (!quality) {
       return error(
           Code::kInvalidArgument,
@@ -139,8 +178,10 @@ std::string canonical_flags(const CompileOptions& o, const Request& r,
                             const std::optional<LayerRange>& recompute, DType dtype, bool stand_in) {
   std::string flags = "--policy " + r.policy;
   if (recompute) flags += " --recompute " + format_layers(*recompute);
+  if (o.select_share) flags += fmt::format(" --select-share {:g}%", 100 * *parse_share(*o.select_share));
   if (o.slo_loss) flags += fmt::format(" --slo-loss {}", *o.slo_loss);
   if (o.slo_ttft_ms) flags += fmt::format(" --slo-ttft-ms {}", *o.slo_ttft_ms);
+  if (o.confidence) flags += fmt::format(" --confidence {}", *o.confidence);
   std::vector<std::string> rates;
   for (int64_t rate : r.rates) rates.push_back(fmt::format("{}B/s", rate));
   flags += fmt::format(
@@ -254,11 +295,15 @@ struct Compiler {
       if (!group.ok()) return group.status().with_context("--recompute");
       in.recompute = recompute = *group;
     }
+    if (options.select_share) {
+      DS_ASSIGN(in.select_share, parse_share(*options.select_share));
+    }
     if (inputs.quality) in.quality = &*inputs.quality;
     in.chunks = request.chunks;
+    in.confidence = options.confidence.value_or(0);
     DS_ASSIGN(Policy policy, find_policy(request.policy));
     DS_ASSIGN(std::vector<Tiling> tilings, policy(in));
-    Slo slo{options.slo_loss, {}};
+    Slo slo{options.slo_loss, {}, in.confidence};
     if (options.slo_ttft_ms) slo.ttft_ns = std::llround(*options.slo_ttft_ms * 1e6);
     CostModel costs(machine, plan.shape);
     Chooser chooser(std::move(tilings), slo, costs, options.schedule);
@@ -277,7 +322,7 @@ struct Compiler {
     for (const PlacedVariant& p : placed) {
       DS_ASSIGN(Predicted predicted, chooser.predict(p.tiling, p.tuned));
       DS_ASSIGN(std::vector<Alternative> alternatives, chooser.alternatives(p.tuned));
-      Variant v = variant_of(chooser.tilings()[p.tiling], p.tuned, predicted);
+      Variant v = variant_of(chooser.tilings()[p.tiling], p.tuned, predicted, in.confidence);
       v.name = fmt::format("v{}", chosen.size());
       v.policy = request.policy;
       v.tokens_min = p.tokens_min;
@@ -297,20 +342,23 @@ struct Compiler {
     Point middle{request.lengths[request.lengths.size() / 2], options.suffix_length,
                  request.rates[request.rates.size() / 2]};
     DS_ASSIGN(Predicted predicted, fallback.predict(0, middle));
-    Variant v = variant_of(fallback.tilings()[0], middle, predicted);
+    Variant v = variant_of(fallback.tilings()[0], middle, predicted, in.confidence);
     v.name = v.policy = "full-prefill";
     chosen.push_back({std::move(v), true});
     return ok_status();
   }
 
-  static Variant variant_of(const Tiling& tiling, const Point& tuned, const Predicted& predicted) {
+  static Variant variant_of(const Tiling& tiling, const Point& tuned, const Predicted& predicted,
+                            double confidence) {
     Variant v;
     v.tiles = tiling.tiles;
     v.chunks = tiling.chunks;
     v.tuned_tokens = tuned.tokens;
     v.tuned_suffix = tuned.suffix;
     v.tuned_rate = tuned.rate;
-    v.promise = {tiling.loss, predicted.ttft_ns};
+    v.promise = {tiling.loss, predicted.ttft_ns, tiling.loss_stderr, tiling.loss_bound, confidence};
+    v.way = tiling.way.name();
+    v.select_share = tiling.way.share;
     return v;
   }
 
@@ -319,7 +367,7 @@ struct Compiler {
     CostModel costs(machine, compiled.shape);
     Coverage all;
     for (const Variant& v : compiled.variants)
-      all += costs.coverage(v, {v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks});
+      all += costs.coverage(v, {v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.select_share});
     if (std::string note = all.note(); !note.empty()) out.notes.push_back(std::move(note));
   }
 

@@ -16,11 +16,13 @@ namespace ds {
 
 /// What is wanted, as typed on ds-compile's command line.
 struct CompileOptions {
-  std::optional<std::string> recompute;  // "A-B"
-  std::optional<std::string> policy;     // balanced, droidspeak, cake, full-prefill, full-reuse; default:
-                                         // droidspeak with `recompute`, else balanced
-  std::optional<double> slo_loss;        // points
+  std::optional<std::string> recompute;     // "A-B"
+  std::optional<std::string> policy;        // balanced, droidspeak, cake, restore, select, full-prefill,
+                                            // full-reuse; default: droidspeak with `recompute`, else balanced
+  std::optional<std::string> select_share;  // "15%": of the tokens, for policy select
+  std::optional<double> slo_loss;           // points
   std::optional<double> slo_ttft_ms;
+  std::optional<double> confidence;            // bounds of losses instead of means: above 0.5, below 1
   std::optional<std::string> context_lengths;  // "256,1024"
   std::optional<std::string> link_rates;       // "20MB/s,8Gb/s"
   int64_t suffix_length = 32;

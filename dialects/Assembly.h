@@ -69,6 +69,19 @@ inline void printChunks(mlir::OpAsmPrinter& printer, mlir::Operation*, mlir::Int
   if (last) printer << " to " << last.getInt();
 }
 
+/// The same, or "selected", which names no chunk.
+inline mlir::ParseResult parseRecomputedRows(mlir::OpAsmParser& parser, mlir::IntegerAttr& first,
+                                             mlir::IntegerAttr& last) {
+  if (mlir::succeeded(parser.parseOptionalKeyword("selected"))) return mlir::success();
+  return parseChunks(parser, first, last);
+}
+
+inline void printRecomputedRows(mlir::OpAsmPrinter& printer, mlir::Operation* op, mlir::IntegerAttr first,
+                                mlir::IntegerAttr last) {
+  if (first) return printChunks(printer, op, first, last);
+  printer << "selected";
+}
+
 /// Points of a metric, as short as they read back exactly: "1.8", "0.0", "unknown" (NaN).
 inline mlir::ParseResult parsePoints(mlir::OpAsmParser& parser, mlir::FloatAttr& points) {
   double value = std::nan("");

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 namespace ds {
@@ -55,6 +56,8 @@ std::string_view op_kind_name(OpKind kind) {
       return "prefill";
     case OpKind::kHead:
       return "head";
+    case OpKind::kSelect:
+      return "select";
   }
   return "unknown";
 }
@@ -77,6 +80,10 @@ std::string_view mode_name(Mode mode) {
       return "load";
     case Mode::kRecompute:
       return "recompute";
+    case Mode::kRestore:
+      return "restore";
+    case Mode::kSelect:
+      return "select";
   }
   return "unknown";
 }
@@ -93,6 +100,7 @@ std::string op_label(const Op& op, int32_t chunks) {
     case OpKind::kRecompute:
     case OpKind::kSuffix:
     case OpKind::kPrefill:
+    case OpKind::kSelect:
       label = fmt::format("{} {}", op_kind_name(op.kind), op.layer);
       break;
     default:
@@ -106,7 +114,13 @@ std::string op_label(const Op& op, int32_t chunks) {
   return label;
 }
 
-OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m) {
+int64_t selected_rows(double share, int64_t n) {
+  constexpr double kRounding = 1e-6;
+  auto rows = static_cast<int64_t>(std::ceil(share * static_cast<double>(n) - kRounding));
+  return std::clamp<int64_t>(rows, std::min<int64_t>(n, 1), n);
+}
+
+OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m, double select_share) {
   OpRows r;
   switch (op.rows) {
     case Rows::kChunk:
@@ -119,6 +133,10 @@ OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m) {
       break;
     case Rows::kAll:
       r.rows = n + m;
+      break;
+    case Rows::kSelected:
+      r.rows = selected_rows(select_share, n);
+      r.first = n - r.rows;
       break;
   }
   switch (op.queries) {

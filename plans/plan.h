@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -13,12 +14,16 @@
 
 namespace ds {
 
-inline constexpr int32_t kPlanFormatVersion = 2;
+inline constexpr int32_t kPlanFormatVersion = 3;
 inline constexpr int64_t kNoLimit = INT64_MAX;  // an open upper end of a range
 
-/// How a cell (layer, token) of the context gets its K and V. Room is left for restore, select, project and
-/// splice.
-enum class Mode : uint8_t { kLoad = 0, kRecompute = 1 };
+/// How a cell (layer, token) of the context gets its K and V. Room is left for project and splice.
+enum class Mode : uint8_t {
+  kLoad = 0,       // S's
+  kRecompute = 1,  // R's own, by its whole layers, from hidden states at the tile's lower edge
+  kRestore = 2,    // R's projections of S's hidden states, which are sent for every layer above 0 (HCache)
+  kSelect = 3,     // S's, but R's own for the tokens whose K deviates most, chosen at run time (CacheBlend)
+};
 
 /// link: network or store -> host; copy: host -> device; compute: kernels.
 enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
@@ -30,7 +35,9 @@ enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
 ///   embed          -1     c      chunk    none                                             hidden
 ///   embed          -1     -1     suffix   none                                             hidden
 ///   embed          -1     -1     all      none                                             hidden
-///   recompute      l      c      chunk    all; none at a group's top                       hidden
+///   recompute      l      c      chunk    all; none at a group's top and where restored    hidden
+///   recompute      l      -1     selected all; none in the last layer                      hidden
+///   select         1      0      chunk    none                                             hidden
 ///   suffix         l      -1     suffix   all; last in the last layer                      hidden
 ///   prefill        l      -1     all      all; suffix at a group's top; last in the last   hidden
 ///   head           -1     -1     suffix   none                                             hidden
@@ -43,10 +50,16 @@ enum class OpKind : uint8_t {
   kSuffix = 4,     // layer `layer` over the suffix rows
   kPrefill = 5,    // layer `layer` over context and suffix together (one chunk, from the embeddings up)
   kHead = 6,       // final norm and logits of the last suffix token: the first token
+  // Chooses the tokens whose K (R's, of the hidden states entering `layer`, against S's in the cache)
+  // deviates most; their hidden states are moved to the front of `buffer`'s context rows. See
+  // DeviceModel::select().
+  kSelect = 7,
 };
+inline constexpr size_t kOpKinds = 8;
 
-/// The rows of hidden states that an op works on.
-enum class Rows : uint8_t { kChunk = 0, kSuffix = 1, kAll = 2 };
+/// The rows of hidden states that an op works on. Selected rows are the context's at the positions that the
+/// variant's select op has chosen.
+enum class Rows : uint8_t { kChunk = 0, kSuffix = 1, kAll = 2, kSelected = 3 };
 
 /// Which of its rows go on through Q, attention and MLP; K and V are made for every row.
 enum class Queries : uint8_t { kNone = 0, kAll = 1, kSuffix = 2, kLast = 3 };
@@ -95,21 +108,37 @@ struct Buffer {
 };
 
 /// One rectangle of the plane: layers first..last (inclusive), chunks first_chunk..last_chunk (inclusive). A
-/// recompute tile without a cut stands on the embeddings (layer 0) or on recomputed cells.
+/// recompute tile without a cut stands on the embeddings (layer 0) or on recomputed cells. A restore tile
+/// stands on nothing: E of each of its layers is sent, and layer 0 has the embeddings. A select tile covers
+/// all tokens, in one chunk, of layer 1 to the last and stands on a recomputed layer 0.
 struct Tile {
   Mode mode = Mode::kLoad;
   int32_t first_layer = 0, last_layer = 0;
   int32_t first_chunk = 0, last_chunk = 0;
   bool cut = false;  // recompute: its lower edge is S's hidden states (E of first_layer), sent
+
+  /// Are hidden states of S sent for layer `l` of this tile?
+  bool sends_e(int32_t l) const {
+    return mode == Mode::kRestore ? l > 0 : mode == Mode::kRecompute && cut && l == first_layer;
+  }
   bool operator==(const Tile&) const = default;
 };
 
+/// Equal, or both NaN (not known).
+constexpr bool same_number(double a, double b) { return a == b || (a != a && b != b); }
+
+inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+
 struct Promise {
-  double quality_loss = 0;  // points of the task's metric (0 to 100); NaN: not known
-  int64_t ttft_ns = 0;      // predicted at the tuned point
+  double quality_loss = 0;        // points of the task's metric (0 to 100); NaN: not known
+  int64_t ttft_ns = 0;            // predicted at the tuned point
+  double loss_stderr = kUnknown;  // standard error of quality_loss, points; NaN: not known
+  double loss_bound = kUnknown;   // the true loss exceeds it with probability 1 - confidence only; NaN: none
+                                  // was asked for, or it is not known
+  double confidence = 0;          // of that bound, one-sided: above 0.5 and below 1; 0: none was asked for
   bool operator==(const Promise& o) const {
-    return ttft_ns == o.ttft_ns && (quality_loss == o.quality_loss ||
-                                    (quality_loss != quality_loss && o.quality_loss != o.quality_loss));
+    return ttft_ns == o.ttft_ns && confidence == o.confidence && same_number(quality_loss, o.quality_loss) &&
+           same_number(loss_stderr, o.loss_stderr) && same_number(loss_bound, o.loss_bound);
   }
 };
 
@@ -121,8 +150,7 @@ struct Alternative {
   int64_t compute_ns = 0;   // predicted busy time of the compute streams
   bool operator==(const Alternative& o) const {
     return what == o.what && ttft_ns == o.ttft_ns && compute_ns == o.compute_ns &&
-           (quality_loss == o.quality_loss ||
-            (quality_loss != quality_loss && o.quality_loss != o.quality_loss));
+           same_number(quality_loss, o.quality_loss);
   }
 };
 
@@ -148,6 +176,9 @@ struct Variant {
   double regret = -1;
   std::string why;                        // the objective that it was chosen by, for people
   std::vector<Alternative> alternatives;  // at the tuned point, by TTFT; none beats another in loss and time
+  double select_share =
+      0;            // of the context's tokens that select tiles recompute, in (0, 1]; 0: there are none
+  std::string way;  // whose loss in quality.json is promised (Way::name()): "recompute 7-11"; "": not known
   bool operator==(const Variant&) const = default;
 };
 
@@ -164,7 +195,11 @@ constexpr int64_t chunk_begin(int64_t n, int64_t chunks, int64_t c) {
 struct OpRows {
   int64_t first = 0, rows = 0, queries = 0;
 };
-OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m);
+/// Selected rows are not at these positions; as far as work goes, they are taken to be the context's last.
+OpRows op_rows(const Op& op, int32_t chunks, int64_t n, int64_t m, double select_share);
+
+/// How many of n tokens a share are, at least 1: rounded up, where a millionth of a token is rounding itself.
+int64_t selected_rows(double share, int64_t n);
 
 /// What a model is, for identity checks. `fingerprint` covers all the others.
 struct ModelIdentity {
@@ -209,7 +244,7 @@ struct Plan {
   bool operator==(const Plan&) const = default;
 };
 
-/// Layers that a variant recomputes for at least one token (full prefill: all).
+/// Layers that a variant recomputes for at least one token (full prefill: all; a restored layer is none).
 int64_t recomputed_layers(const Variant& variant);
 /// Layers at which E is transferred, ascending, over all variants: what a sender must publish.
 std::vector<int32_t> cut_layers(const Plan& plan);
@@ -219,7 +254,7 @@ const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t
 
 std::string_view op_kind_name(OpKind kind);       // "transfer e", "recompute", ...
 std::string_view stream_kind_name(StreamKind k);  // "link", "copy", "compute"
-std::string_view mode_name(Mode mode);            // "load", "recompute"
+std::string_view mode_name(Mode mode);            // "load", "recompute", "restore", "select"
 /// "e(3)", "kv(0)", "recompute 4", "suffix 4", "head": short label for pictures and records.
 std::string op_label(const Op& op, int32_t chunks);
 

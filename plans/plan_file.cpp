@@ -2,6 +2,7 @@
 
 #include <flatbuffers/flatbuffers.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "plans/plan_generated.h"
@@ -11,10 +12,11 @@ namespace ds {
 namespace {
 
 // The enums of the schema and of plan.h are the same numbers; casts rely on it.
-static_assert(static_cast<int>(fb::OpKind::MAX) == static_cast<int>(OpKind::kHead));
-static_assert(static_cast<int>(fb::Mode::MAX) == static_cast<int>(Mode::kRecompute));
+static_assert(static_cast<int>(fb::OpKind::MAX) == static_cast<int>(OpKind::kSelect));
+static_assert(static_cast<int>(fb::OpKind::MAX) + 1 == static_cast<int>(kOpKinds));
+static_assert(static_cast<int>(fb::Mode::MAX) == static_cast<int>(Mode::kSelect));
 static_assert(static_cast<int>(fb::StreamKind::MAX) == static_cast<int>(StreamKind::kCompute));
-static_assert(static_cast<int>(fb::Rows::MAX) == static_cast<int>(Rows::kAll));
+static_assert(static_cast<int>(fb::Rows::MAX) == static_cast<int>(Rows::kSelected));
 static_assert(static_cast<int>(fb::Queries::MAX) == static_cast<int>(Queries::kLast));
 static_assert(static_cast<int>(fb::BufferKind::MAX) == static_cast<int>(BufferKind::kHidden));
 
@@ -144,6 +146,12 @@ class Reader {
       for (const fb::Alternative* a : *f.alternatives())
         v.alternatives.push_back({text(a->what()), a->quality_loss(), a->ttft_ns(), a->compute_ns()});
     }
+    if (f.way() != nullptr) v.way = text(f.way());
+    // NaN is no good default in a file: it equals nothing, itself included.
+    v.promise.loss_stderr = f.loss_stderr() == -1 ? kUnknown : f.loss_stderr();
+    v.promise.confidence = f.confidence();
+    v.promise.loss_bound = f.confidence() == 0 && f.loss_bound() == 0 ? kUnknown : f.loss_bound();
+    v.select_share = f.select_share();
     return v;
   }
 
@@ -182,7 +190,8 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   auto stream_vector = b.CreateVector(streams);
   auto buffer_vector = b.CreateVector(buffers);
   auto op_vector = b.CreateVector(ops);
-  // Fields of version 2 are left out where they say nothing, so that plans of version 1 keep their bytes.
+  // Fields of later versions are left out where they say nothing, so that plans of earlier ones keep their
+  // bytes.
   flatbuffers::Offset<flatbuffers::String> why;
   if (!v.why.empty()) why = b.CreateString(v.why);
   std::vector<flatbuffers::Offset<fb::Alternative>> alternatives;
@@ -192,11 +201,17 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   }
   flatbuffers::Offset<flatbuffers::Vector<flatbuffers::Offset<fb::Alternative>>> alternative_vector;
   if (!alternatives.empty()) alternative_vector = b.CreateVector(alternatives);
+  flatbuffers::Offset<flatbuffers::String> way;
+  if (!v.way.empty()) way = b.CreateString(v.way);
+  bool no_bound = v.promise.confidence == 0 && std::isnan(v.promise.loss_bound);
+  double bound = no_bound ? 0 : v.promise.loss_bound;
   return fb::CreateVariant(b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max,
                            v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.promise.quality_loss,
                            v.promise.ttft_ns, v.makespan_ns, v.lower_bound_ns, v.proven_optimal, tile_vector,
                            stream_vector, buffer_vector, op_vector, v.load_min, v.load_max, v.regret, why,
-                           alternative_vector);
+                           alternative_vector, way,
+                           std::isnan(v.promise.loss_stderr) ? -1 : v.promise.loss_stderr, bound,
+                           v.promise.confidence, v.select_share);
 }
 
 flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, const ModelIdentity& m) {

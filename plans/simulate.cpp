@@ -19,7 +19,7 @@ double wire_ns(int64_t bytes, int64_t rate) {
 
 /// What an op's duration is taken to be in proportion to.
 double work(const Plan& plan, const Variant& v, const Op& op, const OperatingPoint& at) {
-  OpRows rows = op_rows(op, v.chunks, at.tokens, at.suffix);
+  OpRows rows = op_rows(op, v.chunks, at.tokens, at.suffix, v.select_share);
   auto d = static_cast<double>(plan.shape.d_model);
   if (op.kind == OpKind::kEmbed) return static_cast<double>(rows.rows) * d;
   if (op.kind == OpKind::kHead) return d * static_cast<double>(plan.shape.vocab);
@@ -33,7 +33,7 @@ OperatingPoint tuned_point(const Variant& v) { return {v.tuned_tokens, v.tuned_s
 
 int64_t transfer_bytes(const Plan& plan, const Variant& v, const Op& op, int64_t tokens) {
   if (op.kind != OpKind::kTransferE && op.kind != OpKind::kTransferKv) return 0;
-  return op_rows(op, v.chunks, tokens, 0).rows *
+  return op_rows(op, v.chunks, tokens, 0, v.select_share).rows *
          (op.kind == OpKind::kTransferE ? plan.shape.e_row() : plan.shape.kv_row()) * element_bytes(plan);
 }
 

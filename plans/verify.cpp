@@ -53,7 +53,10 @@ bool is_sha256(std::string_view s) {
 }
 
 std::string_view rows_name(Rows rows) {
-  return rows == Rows::kChunk ? "chunk" : rows == Rows::kSuffix ? "suffix" : "all";
+  return rows == Rows::kChunk    ? "chunk"
+         : rows == Rows::kSuffix ? "suffix"
+         : rows == Rows::kAll    ? "all"
+                                 : "selected";
 }
 std::string_view queries_name(Queries q) {
   switch (q) {
@@ -131,9 +134,19 @@ class VariantVerifier {
   bool recomputed(int32_t l, int32_t c) const {
     return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kRecompute);
   }
+  bool restored(int32_t l, int32_t c) const {
+    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kRestore);
+  }
+  bool selected(int32_t l, int32_t c) const {
+    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kSelect);
+  }
+  bool loaded(int32_t l, int32_t c) const {
+    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kLoad);
+  }
   /// The hidden states that leave layer l at chunk c are used: the cell above is recomputed from them.
   bool goes_on(int32_t l, int32_t c) const {
-    return l < last_layer_ && recomputed(l + 1, c) && !cut_[cell(l + 1, c)];
+    return l < last_layer_ &&
+           ((recomputed(l + 1, c) && !cut_[cell(l + 1, c)]) || (l == 0 && selected(l + 1, c)));
   }
 
   std::string op_name(int32_t i) const { return fmt::format("op {} ({})", i, op_label(op(i), chunks_)); }
@@ -229,6 +242,18 @@ class VariantVerifier {
                   "promises a quality loss of {}; expected -100 to 100 points, or NaN where it is not known",
                   loss);
     }
+    const Promise& p = v_.promise;
+    if (std::isinf(p.loss_stderr) || p.loss_stderr < 0) {
+      return fail(5, "states a standard error of {} for its loss; expected 0 points or more, or NaN",
+                  p.loss_stderr);
+    }
+    if (p.confidence != 0 && !(p.confidence > 0.5 && p.confidence < 1)) {
+      return fail(5, "states a confidence of {}; expected 0 (none), or above 0.5 and below 1", p.confidence);
+    }
+    if (std::isinf(p.loss_bound) || (p.confidence == 0 && !std::isnan(p.loss_bound))) {
+      return fail(5, "bounds its loss by {} points with a confidence of {}; expected {}", p.loss_bound,
+                  p.confidence, p.confidence == 0 ? "NaN: no bound was asked for" : "a number, or NaN");
+    }
     if (v_.promise.ttft_ns < 0)
       return fail(5, "promises a TTFT of {} ns; expected 0 or more", v_.promise.ttft_ns);
     return ok_status();
@@ -289,11 +314,12 @@ class VariantVerifier {
   Status tiles() {
     mode_.assign(static_cast<size_t>(layers_) * static_cast<size_t>(chunks_), 0);
     cut_.assign(mode_.size(), false);
+    sends_e_.assign(mode_.size(), false);
     for (size_t t = 0; t < v_.tiles.size(); ++t) {
       const Tile& tile = v_.tiles[t];
-      if (tile.mode > Mode::kRecompute) {
+      if (tile.mode > Mode::kSelect) {
         return unknown(fmt::format("tile {}", t), "mode", static_cast<int>(tile.mode),
-                       static_cast<int>(Mode::kRecompute));
+                       static_cast<int>(Mode::kSelect));
       }
       if (tile.first_layer < 0 || tile.last_layer < tile.first_layer || tile.last_layer > last_layer_ ||
           tile.first_chunk < 0 || tile.last_chunk < tile.first_chunk || tile.last_chunk >= chunks_) {
@@ -310,6 +336,14 @@ class VariantVerifier {
                     "layer 0 is the receiver's own",
                     t, mode_name(tile.mode), tile.first_layer);
       }
+      selects_ = selects_ || tile.mode == Mode::kSelect;
+      if (tile.mode == Mode::kSelect &&
+          (chunks_ != 1 || tile.first_layer != 1 || tile.last_layer != last_layer_)) {
+        return fail(14,
+                    "tile {} selects tokens of layers {} to {} in {} chunks; expected layers 1 to {} in one "
+                    "chunk: what is chosen goes up to the last layer",
+                    t, tile.first_layer, tile.last_layer, chunks_, last_layer_);
+      }
       for (int32_t l = tile.first_layer; l <= tile.last_layer; ++l) {
         for (int32_t c = tile.first_chunk; c <= tile.last_chunk; ++c) {
           if (mode_[cell(l, c)] != 0) {
@@ -319,6 +353,7 @@ class VariantVerifier {
           }
           mode_[cell(l, c)] = static_cast<uint8_t>(1 + static_cast<uint8_t>(tile.mode));
           cut_[cell(l, c)] = tile.cut && l == tile.first_layer;
+          sends_e_[cell(l, c)] = tile.sends_e(l);
         }
       }
     }
@@ -328,13 +363,24 @@ class VariantVerifier {
           return fail(14, "leaves layer {}, chunk {} without a tile; expected every cell in exactly one tile",
                       l, c);
         }
+        if (l == 1 && selected(l, c) && !recomputed(0, c)) {
+          return fail(14,
+                      "selects tokens of layer 1, but layer 0 is {}; expected it recomputed, from the "
+                      "embeddings: the choice rests on what leaves it",
+                      loaded(0, c) ? "loaded" : "restored");
+        }
         if (l > 0 && recomputed(l, c) && !cut_[cell(l, c)] && !recomputed(l - 1, c)) {
           return fail(14,
-                      "recomputes layer {}, chunk {} from nothing: the layer below is loaded and there is no "
+                      "recomputes layer {}, chunk {} from nothing: the layer below is {} and there is no "
                       "cut; expected E of layer {} (a cut), or layer {} recomputed too",
-                      l, c, l, l - 1);
+                      l, c, loaded(l - 1, c) ? "loaded" : "restored", l, l - 1);
         }
       }
+    }
+    bool share = v_.select_share > 0 && v_.select_share <= 1;
+    if (selects_ ? !share : v_.select_share != 0) {
+      return fail(14, "selects a share of {} of the tokens; expected {}", v_.select_share,
+                  selects_ ? "more than 0, at most 1" : "0: there is no select tile");
     }
     return ok_status();
   }
@@ -343,10 +389,10 @@ class VariantVerifier {
   Status fields(int32_t i) const {
     const Op& o = op(i);
     std::string where = fmt::format("op {}", i);
-    if (o.kind > OpKind::kHead)
-      return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(OpKind::kHead));
-    if (o.rows > Rows::kAll)
-      return unknown(where, "rows", static_cast<int>(o.rows), static_cast<int>(Rows::kAll));
+    if (o.kind > OpKind::kSelect)
+      return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(OpKind::kSelect));
+    if (o.rows > Rows::kSelected)
+      return unknown(where, "rows", static_cast<int>(o.rows), static_cast<int>(Rows::kSelected));
     if (o.queries > Queries::kLast) {
       return unknown(where, "queries", static_cast<int>(o.queries), static_cast<int>(Queries::kLast));
     }
@@ -359,20 +405,24 @@ class VariantVerifier {
       return fail_op(i, 8, "is on stream {}, a {} stream; expected a {} stream", o.stream,
                      stream_kind_name(stream), stream_kind_name(wanted));
     }
-    bool with_layer = is_transfer(o.kind) || is_layer(o.kind);
+    bool with_layer = is_transfer(o.kind) || is_layer(o.kind) || o.kind == OpKind::kSelect;
     if (with_layer ? o.layer < 0 || o.layer > last_layer_ : o.layer != -1) {
       return fail_op(i, 10, "has layer {}; expected {}", o.layer,
                      with_layer ? fmt::format("0 to {}", last_layer_) : std::string("-1: it has no layer"));
     }
-    bool rows_fit = o.kind == OpKind::kEmbed                              ? true
-                    : is_transfer(o.kind) || o.kind == OpKind::kRecompute ? o.rows == Rows::kChunk
-                    : o.kind == OpKind::kPrefill                          ? o.rows == Rows::kAll
-                                                                          : o.rows == Rows::kSuffix;
+    bool on_chunks = is_transfer(o.kind) || o.kind == OpKind::kRecompute || o.kind == OpKind::kSelect;
+    bool may_select = o.kind == OpKind::kRecompute && selects_;
+    bool rows_fit = o.kind == OpKind::kEmbed ? o.rows != Rows::kSelected
+                    : on_chunks ? o.rows == Rows::kChunk || (may_select && o.rows == Rows::kSelected)
+                    : o.kind == OpKind::kPrefill ? o.rows == Rows::kAll
+                                                 : o.rows == Rows::kSuffix;
     if (!rows_fit) {
       return fail_op(i, 16, "works on {} rows; expected {}", rows_name(o.rows),
-                     o.kind == OpKind::kPrefill                             ? "all"
-                     : o.kind == OpKind::kSuffix || o.kind == OpKind::kHead ? "suffix"
-                                                                            : "chunk");
+                     o.kind == OpKind::kPrefill ? "all"
+                     : o.kind == OpKind::kEmbed ? "chunk, suffix or all"
+                     : !on_chunks               ? "suffix"
+                     : may_select               ? "chunk or selected"
+                                                : "chunk");
     }
     if (o.rows == Rows::kChunk ? o.chunk < 0 || o.chunk >= chunks_ : o.chunk != -1) {
       return fail_op(i, 10, "has chunk {}; expected {}", o.chunk,
@@ -403,7 +453,7 @@ class VariantVerifier {
                      o.buffer, buffer.layer, kv_buffer_[static_cast<size_t>(o.layer)], o.layer);
     }
     if ((o.rows != Rows::kSuffix && !buffer.with_context) ||
-        (o.rows != Rows::kChunk && !buffer.with_suffix)) {
+        ((o.rows == Rows::kSuffix || o.rows == Rows::kAll) && !buffer.with_suffix)) {
       return fail_op(i, 10,
                      "works on {} rows of buffer {}, which has {} rows only; expected a buffer that has them",
                      rows_name(o.rows), o.buffer, buffer.with_context ? "context" : "suffix");
@@ -429,7 +479,10 @@ class VariantVerifier {
     const char* why = "it has no queries";
     if (is_layer(o.kind)) {
       bool last = o.layer == last_layer_;
-      if (o.kind == OpKind::kRecompute) {
+      if (o.rows == Rows::kSelected) {
+        expected = last ? Queries::kNone : Queries::kAll;
+        why = last ? "nobody reads what leaves the last layer" : "the layer above is recomputed from it";
+      } else if (o.kind == OpKind::kRecompute) {
         bool on = goes_on(o.layer, o.chunk);
         for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
           if (goes_on(o.layer, c) == on) continue;
@@ -507,7 +560,7 @@ class VariantVerifier {
   Status coverage() const {
     std::vector<int32_t> kv(mode_.size(), -1), e(mode_.size(), -1), computed(mode_.size(), -1);
     std::vector<int32_t> up(static_cast<size_t>(layers_), -1);
-    int32_t embed = -1, head = -1;
+    int32_t embed = -1, head = -1, select = -1;
     auto once = [&](int32_t& slot, int32_t i, int rule, std::string_view what) -> Status {
       if (slot >= 0)
         return fail_op(i, rule, "does again what op {} has done ({}); expected it once", slot, what);
@@ -519,9 +572,11 @@ class VariantVerifier {
       switch (o.kind) {
         case OpKind::kTransferE:
           for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
-            if (!cut_[cell(o.layer, c)]) {
+            if (!sends_e_[cell(o.layer, c)]) {
               return fail_op(
-                  i, 15, "sends E of layer {}, chunk {}, where no tile has a cut; expected E at cuts only",
+                  i, 15,
+                  "sends E of layer {}, chunk {}, where no tile has a cut or is restored; expected "
+                  "E at cuts and for restored layers only",
                   o.layer, c);
             }
             DS_TRY(once(e[cell(o.layer, c)], i, 15, "E of this layer and chunk"));
@@ -536,12 +591,18 @@ class VariantVerifier {
           break;
         case OpKind::kRecompute:
         case OpKind::kPrefill: {
-          bool whole = o.kind == OpKind::kPrefill;
+          bool whole = o.kind == OpKind::kPrefill || o.rows == Rows::kSelected;
           for (int32_t c = whole ? 0 : o.chunk; c < (whole ? 1 : o.chunk_end()); ++c) {
-            if (!recomputed(o.layer, c)) {
+            if (loaded(o.layer, c)) {
               return fail_op(i, 15,
                              "recomputes layer {}, chunk {}, whose tile says load; expected a recompute tile",
                              o.layer, c);
+            }
+            if (selected(o.layer, c) != (o.rows == Rows::kSelected)) {
+              return fail_op(i, 15, "recomputes {} of layer {}, whose tile says {}; expected {}",
+                             o.rows == Rows::kSelected ? "selected tokens" : "every token", o.layer,
+                             mode_name(static_cast<Mode>(mode_[cell(o.layer, c)] - 1)),
+                             o.rows == Rows::kSelected ? "a select tile" : "selected rows");
             }
             DS_TRY(once(computed[cell(o.layer, c)], i, 15, "recompute this layer and chunk"));
           }
@@ -555,26 +616,33 @@ class VariantVerifier {
         case OpKind::kHead:
           DS_TRY(once(head, i, 17, "the head"));
           break;
+        case OpKind::kSelect:
+          if (!selected(o.layer, o.chunk) || o.layer != 1) {
+            return fail_op(i, 15, "chooses tokens at layer {}; expected a select tile, and layer 1", o.layer);
+          }
+          DS_TRY(once(select, i, 15, "choose tokens"));
+          break;
       }
     }
     for (int32_t l = 0; l < layers_; ++l) {
       for (int32_t c = 0; c < chunks_; ++c) {
         size_t at = cell(l, c);
-        if (!recomputed(l, c) && kv[at] < 0) {
-          return fail(
-              15, "loads layer {}, chunk {}, but no op transfers its KV; expected one 'transfer kv' for it",
-              l, c);
+        if ((loaded(l, c) || selected(l, c)) && kv[at] < 0) {
+          return fail(15,
+                      "{} layer {}, chunk {}, but no op transfers its KV; expected one 'transfer kv' for it",
+                      loaded(l, c) ? "loads" : "selects tokens of", l, c);
         }
-        if (recomputed(l, c) && computed[at] < 0) {
-          return fail(
-              15,
-              "recomputes layer {}, chunk {}, but no op does; expected one 'recompute' or 'prefill' for it",
-              l, c);
+        if (!loaded(l, c) && computed[at] < 0) {
+          return fail(15,
+                      "{} layer {}, chunk {}, but no op does; expected one 'recompute' or 'prefill' for it",
+                      restored(l, c)   ? "restores"
+                      : selected(l, c) ? "recomputes selected tokens of"
+                                       : "recomputes",
+                      l, c);
         }
-        if (cut_[at] && e[at] < 0) {
-          return fail(
-              15, "has a cut at layer {}, chunk {}, but no op sends its E; expected one 'transfer e' for it",
-              l, c);
+        if (sends_e_[at] && e[at] < 0) {
+          return fail(15, "{} layer {}, chunk {}, but no op sends its E; expected one 'transfer e' for it",
+                      restored(l, c) ? "restores" : "has a cut at", l, c);
         }
       }
       if (up[static_cast<size_t>(l)] < 0) {
@@ -590,6 +658,8 @@ class VariantVerifier {
                        l, op_name(up[static_cast<size_t>(l) - 1]), l - 1);
       }
     }
+    if (selects_ && select < 0)
+      return fail(15, "has a select tile, but no op chooses its tokens; expected one 'select' at layer 1");
     if (embed < 0)
       return fail(17, "never embeds the suffix; expected one 'embed' op with rows 'suffix' or 'all'");
     if (head < 0) return fail(17, "has no head; expected one 'head' as its last op");
@@ -611,8 +681,9 @@ class VariantVerifier {
 
   struct Region {
     int32_t writer = -1;
-    int32_t level =
-        -1;  // hidden: they enter this layer; cache: 0 the sender's, 1 the receiver's; -1: nothing yet
+    // Hidden: they enter this layer (selected rows only: layers + 1 + this layer); cache: 0 the sender's, 1
+    // as its tile says; -1: nothing yet.
+    int32_t level = -1;
   };
 
   size_t kv_region(int32_t l, int32_t c) const {
@@ -665,23 +736,30 @@ class VariantVerifier {
     return ok_status();
   }
 
+  /// Of hidden states that hold the selected rows only, in front.
+  int32_t only_selected(int32_t level) const { return layers_ + 1 + level; }
+
   Status read_hidden(int32_t i, size_t r, int32_t level) {
     if (regions_[r].level != level) {
-      std::string found = regions_[r].level < 0 ? std::string("which nothing has written before it")
-                                                : fmt::format("which {} has left at layer {}",
-                                                              op_name(regions_[r].writer), regions_[r].level);
-      return fail_op(
-          i, 18,
-          "reads {}, {}; expected what enters layer {}: E of that layer, the embeddings, or the layer "
-          "below done before it",
-          region_name(r), found, level);
+      auto layer = [&](int32_t l) {
+        return l > layers_ ? fmt::format("layer {}, selected tokens only", l - layers_ - 1)
+                           : fmt::format("layer {}", l);
+      };
+      std::string found =
+          regions_[r].level < 0
+              ? std::string("which nothing has written before it")
+              : fmt::format("which {} has left at {}", op_name(regions_[r].writer), layer(regions_[r].level));
+      return fail_op(i, 18,
+                     "reads {}, {}; expected what enters {}: E of that layer, the embeddings, or the layer "
+                     "below done before it",
+                     region_name(r), found, layer(level));
     }
     return read(i, r);
   }
-  /// The cache of layer l in chunk c as its tile says: loaded, or recomputed.
-  Status read_kv(int32_t i, int32_t l, int32_t c) {
+  /// The cache of layer l in chunk c as its tile says: loaded, or recomputed. `sent`: as it was sent.
+  Status read_kv(int32_t i, int32_t l, int32_t c, bool sent = false) {
     size_t r = kv_region(l, c);
-    int32_t wanted = recomputed(l, c) ? 1 : 0;
+    int32_t wanted = sent || loaded(l, c) ? 0 : 1;
     if (regions_[r].level != wanted) {
       return fail_op(i, 18, "reads {}, which nothing has {} before it; expected its {} before this op",
                      region_name(r), wanted == 1 ? "recomputed" : "loaded",
@@ -742,7 +820,7 @@ class VariantVerifier {
       case OpKind::kTransferKv:
         for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
           size_t r = kv_region(l, c);
-          if (recomputed(l, c) && regions_[r].level == 1) {
+          if (regions_[r].level == 1) {
             return fail_op(
                 i, 18,
                 "puts the sender's KV over what {} has recomputed; expected the transfer before it, or none",
@@ -759,7 +837,18 @@ class VariantVerifier {
         }
         if (o.rows == Rows::kAll) DS_TRY(write(i, hidden_region(b, 0), 0));
         return write(i, hidden_region(b, chunks_), 0);
+      case OpKind::kSelect:
+        DS_TRY(read_hidden(i, hidden_region(b, 0), l));
+        DS_TRY(read_kv(i, l, 0, /*sent=*/true));
+        return write(i, hidden_region(b, 0), only_selected(l));
       case OpKind::kRecompute:
+        if (o.rows == Rows::kSelected) {
+          DS_TRY(read_hidden(i, hidden_region(b, 0), only_selected(l)));
+          DS_TRY(read_kv(i, l, 0, /*sent=*/true));
+          DS_TRY(write(i, kv_region(l, 0), 1));
+          return o.queries == Queries::kNone ? ok_status()
+                                             : write(i, hidden_region(b, 0), only_selected(l + 1));
+        }
         for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
           DS_TRY(read_hidden(i, hidden_region(b, c), l));
           DS_TRY(write(i, kv_region(l, c), 1));
@@ -795,6 +884,8 @@ class VariantVerifier {
   int32_t hidden_count_ = 0;
   std::vector<uint8_t> mode_;  // by cell: 1 + Mode, 0: no tile
   std::vector<bool> cut_;      // by cell: its lower edge is a cut
+  std::vector<bool> sends_e_;  // by cell: S's hidden states are sent for it
+  bool selects_ = false;       // there is a select tile
   std::vector<uint32_t> clock_, place_;
   std::vector<Region> regions_;
   std::vector<int32_t> readers_;
@@ -887,11 +978,24 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
   // Variants.
   for (const Variant& v : plan.variants) {
     bool several = std::any_of(v.ops.begin(), v.ops.end(), [](const Op& op) { return op.last_chunk != -1; });
-    if (plan.format_version < 2 && (several || v.load_min != 0 || v.load_max != kNoLimit)) {
-      return fail(1, fmt::format("format version is {}, but variant '{}' has {}, which came with version 2; "
+    auto newer = [&](std::string_view what, int since) {
+      return fail(1, fmt::format("format version is {}, but variant '{}' has {}, which came with version {}; "
                                  "compile the plan again",
-                                 plan.format_version, v.name,
-                                 several ? "ops over several chunks" : "a range of loads"));
+                                 plan.format_version, v.name, what, since));
+    };
+    if (plan.format_version < 2 && (several || v.load_min != 0 || v.load_max != kNoLimit))
+      return newer(several ? "ops over several chunks" : "a range of loads", 2);
+    auto has = [&](Mode mode) {
+      return std::any_of(v.tiles.begin(), v.tiles.end(), [&](const Tile& t) { return t.mode == mode; });
+    };
+    bool restores = has(Mode::kRestore), selects = has(Mode::kSelect) || v.select_share != 0;
+    bool uncertain = !std::isnan(v.promise.loss_stderr) || v.promise.confidence != 0;
+    if (plan.format_version < 3 && (restores || selects || uncertain || !v.way.empty())) {
+      return newer(restores    ? "restored layers"
+                   : selects   ? "selected tokens"
+                   : uncertain ? "a loss with its uncertainty"
+                               : "a way",
+                   3);
     }
   }
   std::unordered_set<std::string_view> names;
@@ -905,6 +1009,7 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
     DS_TRY(text(where + ".policy", all[i]->policy, false));
     DS_TRY(text(where + ".scheduler", all[i]->scheduler, false));
     DS_TRY(text(where + ".why", all[i]->why, true));
+    DS_TRY(text(where + ".way", all[i]->way, true));
     for (size_t a = 0; a < all[i]->alternatives.size(); ++a)
       DS_TRY(text(fmt::format("{}.alternatives[{}].what", where, a), all[i]->alternatives[a].what, false));
     if (!names.insert(all[i]->name).second) {

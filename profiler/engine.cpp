@@ -1,10 +1,9 @@
 #include "profiler/engine.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <cstring>
 
+#include "plans/plan.h"
 #include "support/clock.h"
 #include "support/units.h"
 
@@ -31,41 +30,6 @@ int64_t log_softmax(std::span<float> x) {
   auto index = best - x.begin();
   for (float& v : x) v = static_cast<float>(static_cast<double>(v) - shift);
   return index;
-}
-
-double element(const std::byte* at, DType dtype) {
-  if (dtype == DType::kF32) {
-    float x = 0;
-    std::memcpy(&x, at, sizeof x);
-    return x;
-  }
-  uint16_t bits = 0;
-  std::memcpy(&bits, at, sizeof bits);
-  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-}
-
-/// The ceil(share * rows) rows of two caches whose keys are furthest apart, ascending; of equals the earlier.
-std::vector<int64_t> most_deviating_keys(const ModelConfig& config, DType dtype,
-                                         std::span<const std::byte> own, std::span<const std::byte> sent,
-                                         double share) {
-  const int64_t size = dtype_size(dtype), row = config.kv_row() * size;
-  const auto n = static_cast<int64_t>(own.size()) / row;
-  std::vector<std::pair<double, int64_t>> by_deviation;  // negative, so that sorting puts the largest first
-  for (int64_t t = 0; t < n; ++t) {
-    double sum = 0;
-    for (int64_t i = 0; i < config.kv_heads * config.head_dim; ++i) {
-      double d =
-          element(own.data() + t * row + i * size, dtype) - element(sent.data() + t * row + i * size, dtype);
-      sum += d * d;
-    }
-    by_deviation.push_back({-sum, t});
-  }
-  std::sort(by_deviation.begin(), by_deviation.end());
-  const auto count = static_cast<size_t>(std::ceil(share * static_cast<double>(n) - 1e-9));
-  std::vector<int64_t> chosen;
-  for (size_t i = 0; i < std::min(count, by_deviation.size()); ++i) chosen.push_back(by_deviation[i].second);
-  std::sort(chosen.begin(), chosen.end());
-  return chosen;
 }
 
 double divergence(std::span<const float> p, std::span<const float> q) {
@@ -159,10 +123,11 @@ Status Engine::reserve() {
   DS_ASSIGN(entering_, backend_.allocate(layers_ * align(n * hidden_row_)));
   DS_ASSIGN(hidden_, backend_.allocate(std::max(n, batch) * hidden_row_));
   DS_ASSIGN(tails_, backend_.allocate(layers_ * align(batch * kv_row_)));
+  DS_ASSIGN(positions_, backend_.allocate(n * static_cast<int64_t>(sizeof(int32_t))));
   DS_ASSIGN(sender_workspace_, sender_.make_workspace(n + limits_.question));
   DS_ASSIGN(receiver_workspace_, receiver_.make_workspace(n + limits_.question));
   DS_ASSIGN(stream_, backend_.make_stream(StreamKind::kCompute,
-                                          std::max<int64_t>({3 * layers_ + 8, KeyDeviation::kCommands, 72})));
+                                          std::max(3 * layers_ + 8, KeyDeviation::kCommands)));
   DS_ASSIGN(deviation_, KeyDeviation::create(backend_, receiver_));
   return ok_status();
 }
@@ -259,49 +224,24 @@ Status Engine::run_restore(std::span<const int32_t> context) {
   return stream_->synchronize();
 }
 
-/// CacheBlend: all tokens through layer 0, then those whose keys of layer 1 are furthest from the sender's
-/// through all the others, over the sender's rows where a token is not among them.
+/// CacheBlend: all tokens through layer 0, then those whose keys of layer 1 are furthest from the sender's through
+/// all the others, over the sender's rows where a token is not among them.
 Status Engine::run_select(std::span<const int32_t> context, double share, size_t set) {
   const auto n = static_cast<int64_t>(context.size());
+  const int64_t count = selected_rows(share, n);
   std::byte* hidden = hidden_->data();
+  auto* positions = reinterpret_cast<int32_t*>(positions_->data());
   receiver_.embed(*stream_, context.data(), n, hidden);
   receiver_.layer(*stream_, *receiver_workspace_, {0, hidden, cache(set, 0), 0, n, n});
   work_.layer_runs += 1;
+  for (int64_t l = 1; l < layers_; ++l) stream_->copy(cache(set, l), cache(kSenderSet, l), n * kv_row_);
   if (layers_ > 1) {
-    receiver_.layer(*stream_, *receiver_workspace_, {1, hidden, cache(set, 1), 0, n, 0});
+    receiver_.select(*stream_, *receiver_workspace_, {1, hidden, cache(set, 1), n, count, positions});
     work_.kv_runs += 1;
   }
-  std::vector<std::byte> own(static_cast<size_t>(n * kv_row_)), sent(own.size());
-  if (layers_ > 1) {
-    stream_->copy(own.data(), cache(set, 1), n * kv_row_);
-    stream_->copy(sent.data(), cache(kSenderSet, 1), n * kv_row_);
-  }
-  for (int64_t l = 1; l < layers_; ++l) stream_->copy(cache(set, l), cache(kSenderSet, l), n * kv_row_);
-  DS_TRY(stream_->synchronize());
-  if (layers_ == 1) return ok_status();
-
-  // Runs of neighbours are one sequence; their hidden states move up to one block, in their order.
-  std::vector<int64_t> chosen = most_deviating_keys(receiver_.config(), receiver_.dtype(), own, sent, share);
-  std::vector<std::pair<int64_t, int64_t>> runs;  // first token, tokens
-  for (size_t i = 0; i < chosen.size(); ++i) {
-    if (!runs.empty() && runs.back().first + runs.back().second == chosen[i]) {
-      ++runs.back().second;
-    } else {
-      runs.push_back({chosen[i], 1});
-    }
-    auto at = static_cast<int64_t>(i);
-    if (at != chosen[i]) {
-      stream_->copy(hidden + at * hidden_row_, hidden + chosen[i] * hidden_row_, hidden_row_);
-      if (at % 64 == 63) DS_TRY(stream_->synchronize());
-    }
-  }
-  DS_TRY(stream_->synchronize());
-  std::vector<std::vector<SequenceRows>> rows(static_cast<size_t>(layers_));
-  for (int64_t l = 1; l < layers_; ++l) {
-    for (auto [first, count] : runs)
-      rows[static_cast<size_t>(l)].push_back({cache(set, l), first, count, l + 1 < layers_ ? count : 0});
-    receiver_.layer_batch(*stream_, *receiver_workspace_, l, hidden, rows[static_cast<size_t>(l)]);
-  }
+  for (int64_t l = 1; l < layers_; ++l)
+    receiver_.layer_selected(*stream_, *receiver_workspace_,
+                             {l, hidden, cache(set, l), positions, count, l + 1 < layers_});
   return stream_->synchronize();
 }
 

@@ -111,6 +111,7 @@ class Engine {
   SharedRuns runs_;
   std::vector<CacheSet> sets_;
   size_t restore_set_ = 0, select_set_ = 0;
+  std::unique_ptr<DeviceMemory> positions_;  // of selected tokens
   std::unique_ptr<DeviceMemory> entering_, hidden_, tails_;  // E by layer; rows at work; K and V of questions
   std::unique_ptr<Workspace> sender_workspace_, receiver_workspace_;
   std::unique_ptr<CommandStream> stream_;

@@ -29,18 +29,29 @@ int main(int argc, char** argv) {
   app.add_option("--sender", files.sender, "Model folder of the sender, whose caches are reused")
       ->required()
       ->type_name("DIR");
-  app.add_option("--recompute", o.recompute, "Layers that the receiver recomputes")->type_name("A-B");
-  app.add_option(
-         "--policy", o.policy,
-         "balanced (a group of layers, and stairs on it where the link is slow; the default without "
-         "--recompute), "
-         "droidspeak (a group of layers), cake (a split along the tokens), full-prefill or full-reuse")
+  app.add_option("--recompute", o.recompute,
+                 "Layers that the receiver recomputes; with --policy restore, those that it restores")
+      ->type_name("A-B");
+  app.add_option("--policy", o.policy,
+                 "balanced (a group of layers, and stairs on it where the link is slow; the default without "
+                 "--recompute), "
+                 "droidspeak (a group of layers), restore (K and V computed from the sender's hidden "
+                 "states), select (the tokens that deviate most), cake (a "
+                 "split along the tokens), full-prefill or full-reuse")
       ->type_name("NAME");
+  app.add_option("--select-share", o.select_share,
+                 "With --policy select: how many of the tokens are recomputed, those that deviate most")
+      ->type_name("PERCENT");
   app.add_option("--quality", files.quality, "Quality profile of the pair, from ds-profile")
       ->type_name("FILE");
   app.add_option("--machine", files.machine, "Machine profile, from ds-calibrate; without it a stand-in")
       ->type_name("FILE");
   app.add_option("--slo-loss", o.slo_loss, "Most points of the metric that may be lost")->type_name("POINTS");
+  app.add_option(
+         "--confidence", o.confidence,
+         "Holds --slo-loss against what the loss exceeds with probability 1 - P only, not against its "
+         "mean: above 0.5 and below 1, like 0.95")
+      ->type_name("P");
   app.add_option("--slo-ttft-ms", o.slo_ttft_ms, "Longest predicted time to first token")->type_name("MS");
   app.add_option("--context-lengths", o.context_lengths,
                  std::string("Context lengths to tune for; a variant holds where it is best, between and "

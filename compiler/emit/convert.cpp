@@ -12,7 +12,7 @@ std::optional<Rows> fixed_rows(OpKind kind) {
   switch (kind) {
     case OpKind::kTransferE:
     case OpKind::kTransferKv:
-    case OpKind::kRecompute:
+    case OpKind::kSelect:
       return Rows::kChunk;
     case OpKind::kSuffix:
     case OpKind::kHead:
@@ -20,6 +20,7 @@ std::optional<Rows> fixed_rows(OpKind kind) {
     case OpKind::kPrefill:
       return Rows::kAll;
     case OpKind::kEmbed:
+    case OpKind::kRecompute:
       break;
   }
   return std::nullopt;
@@ -34,6 +35,8 @@ Status check_expressible(const Variant& v, size_t i) {
   auto rows = fixed_rows(op.kind);
   if (rows && op.rows != *rows)
     return fault("rows", static_cast<int>(op.rows), std::to_string(static_cast<int>(*rows)));
+  if (op.kind == OpKind::kRecompute && op.rows != Rows::kChunk && op.rows != Rows::kSelected)
+    return fault("rows", static_cast<int>(op.rows), "those of chunks, or selected ones");
   bool layer_kernel =
       op.kind == OpKind::kRecompute || op.kind == OpKind::kSuffix || op.kind == OpKind::kPrefill;
   if (!layer_kernel && op.queries != Queries::kNone)
@@ -71,6 +74,13 @@ void write_choice(mlir::Operation* op, const Variant& v) {
   }
   if (v.regret >= 0) op->setAttr("regret", b.getF64FloatAttr(v.regret));
   if (!v.why.empty()) op->setAttr("why", b.getStringAttr(v.why));
+  if (!v.way.empty()) op->setAttr("way", b.getStringAttr(v.way));
+  auto number = [&](const char* name, double value) {
+    if (!std::isnan(value)) op->setAttr(name, b.getF64FloatAttr(value));
+  };
+  number("loss_stderr", v.promise.loss_stderr);
+  number("loss_bound", v.promise.loss_bound);
+  if (v.promise.confidence != 0) number("confidence", v.promise.confidence);
   if (v.alternatives.empty()) return;
   llvm::SmallVector<mlir::Attribute> all;
   for (const Alternative& a : v.alternatives) {
@@ -87,6 +97,13 @@ void read_choice(mlir::Operation* op, Variant& v) {
   if (auto high = op->getAttrOfType<mlir::IntegerAttr>("load_max")) v.load_max = high.getInt();
   if (auto regret = op->getAttrOfType<mlir::FloatAttr>("regret")) v.regret = regret.getValueAsDouble();
   if (auto why = op->getAttrOfType<mlir::StringAttr>("why")) v.why = why.str();
+  if (auto way = op->getAttrOfType<mlir::StringAttr>("way")) v.way = way.str();
+  auto number = [&](const char* name, double& value) {
+    if (auto attr = op->getAttrOfType<mlir::FloatAttr>(name)) value = attr.getValueAsDouble();
+  };
+  number("loss_stderr", v.promise.loss_stderr);
+  number("loss_bound", v.promise.loss_bound);
+  number("confidence", v.promise.confidence);
   auto all = op->getAttrOfType<mlir::ArrayAttr>("alternatives");
   if (!all) return;
   for (mlir::Attribute entry : all) {
@@ -132,7 +149,8 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
       i64(v.tuned_suffix), i64(v.tuned_rate), b.getI32IntegerAttr(v.chunks),
       b.getF64FloatAttr(v.promise.quality_loss), i64(v.promise.ttft_ns),
       scheduled ? i64(v.makespan_ns) : nullptr, scheduled ? i64(v.lower_bound_ns) : nullptr,
-      unit(scheduled && v.proven_optimal), nullptr, nullptr, nullptr, nullptr, nullptr);
+      unit(scheduled && v.proven_optimal), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
+      nullptr, nullptr, v.select_share != 0 ? b.getF64FloatAttr(v.select_share) : nullptr);
   write_choice(variant, v);
   b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
 
@@ -180,8 +198,11 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
         break;
       }
       case OpKind::kRecompute:
-        result = b.create<plan::RecomputeOp>(loc, event, layer, chunk, last, queries, buffer, stream, after,
-                                             at, duration);
+        result = b.create<plan::RecomputeOp>(loc, event, layer, op.rows == Rows::kSelected ? nullptr : chunk,
+                                             last, queries, buffer, stream, after, at, duration);
+        break;
+      case OpKind::kSelect:
+        result = b.create<plan::SelectOp>(loc, event, layer, buffer, stream, after, at, duration);
         break;
       case OpKind::kSuffix:
         result = b.create<plan::SuffixOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
@@ -219,7 +240,8 @@ Op export_op(plan::OperationInterface interface) {
       .Case<plan::RecomputeOp>([&](plan::RecomputeOp t) {
         op.kind = OpKind::kRecompute;
         op.layer = static_cast<int32_t>(t.getLayer());
-        op.chunk = static_cast<int32_t>(t.getChunk());
+        op.rows = t.getChunk() ? Rows::kChunk : Rows::kSelected;
+        if (t.getChunk()) op.chunk = static_cast<int32_t>(*t.getChunk());
         if (t.getLastChunk()) op.last_chunk = static_cast<int32_t>(*t.getLastChunk());
         op.queries = static_cast<Queries>(t.getQueries());
         buffer = t.getBuffer();
@@ -230,6 +252,12 @@ Op export_op(plan::OperationInterface interface) {
         op.rows = suffix ? Rows::kSuffix : Rows::kAll;
         op.layer = static_cast<int32_t>(t.getLayer());
         op.queries = static_cast<Queries>(t.getQueries());
+        buffer = t.getBuffer();
+      })
+      .Case<plan::SelectOp>([&](plan::SelectOp t) {
+        op.kind = OpKind::kSelect;
+        op.layer = static_cast<int32_t>(t.getLayer());
+        op.chunk = 0;
         buffer = t.getBuffer();
       })
       .Case<plan::HeadOp>([&](plan::HeadOp t) {
@@ -265,6 +293,7 @@ Result<Variant> export_variant(plan::VariantOp variant) {
   v.makespan_ns = static_cast<int64_t>(*variant.getMakespan());
   v.lower_bound_ns = static_cast<int64_t>(*variant.getLowerBound());
   v.proven_optimal = variant.getProvenOptimal();
+  if (variant.getSelectShare()) v.select_share = variant.getSelectShare()->convertToDouble();
   read_choice(variant, v);
   llvm::DenseMap<mlir::Value, int32_t> index;
   for (mlir::Operation& op : variant.getBody().front()) {

@@ -14,7 +14,8 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& builder, mlir::Location l
 /// Builds an empty plan.file with everything but variants.
 plan::FileOp build_file(mlir::OpBuilder& builder, mlir::Location loc, const Plan& plan);
 
-/// Load range, regret, reason and alternatives of a variant, as attributes of a reuse.plan or plan.variant.
+/// Load range, regret, reason, alternatives, and how certain the promised loss is, of a variant, as
+/// attributes of a reuse.plan or plan.variant.
 void write_choice(mlir::Operation* op, const Variant& variant);
 void read_choice(mlir::Operation* op, Variant& variant);
 

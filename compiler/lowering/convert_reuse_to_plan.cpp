@@ -24,6 +24,13 @@ std::vector<Tile> tiles_of(reuse::PlanOp plan, int32_t chunks) {
       t.mode = Mode::kRecompute;
       extent(recompute);
       t.cut = recompute.getFrom() && recompute.getFrom().getDefiningOp<reuse::CutOp>();
+    } else if (auto restore = mlir::dyn_cast<reuse::RestoreOp>(op)) {
+      t.mode = Mode::kRestore;
+      extent(restore);
+    } else if (auto select = mlir::dyn_cast<reuse::SelectOp>(op)) {
+      t.mode = Mode::kSelect;
+      t.first_layer = static_cast<int32_t>(select.getFirstLayer());
+      t.last_layer = static_cast<int32_t>(select.getLastLayer());
     } else {
       continue;
     }
@@ -61,6 +68,8 @@ struct ConvertReuseToPlan : ModulePass<ConvertReuseToPlan> {
       v.tuned_rate = static_cast<int64_t>(plan.getTunedRate());
       v.promise = {plan.getLoss().convertToDouble(), static_cast<int64_t>(plan.getTtftNs())};
       read_choice(plan, v);
+      for (auto select : plan.getBody().getOps<reuse::SelectOp>())
+        v.select_share = select.getShare().convertToDouble();
       mlir::OpBuilder b(plan);
       auto built = build_variant(b, plan.getLoc(), v, plan.getFallback(), /*scheduled=*/false);
       if (!built.ok()) {

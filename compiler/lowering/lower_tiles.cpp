@@ -16,6 +16,8 @@ class Lowering {
     maker_.assign(static_cast<size_t>(layers_) * static_cast<size_t>(chunks_), -1);
     goes_on_.assign(maker_.size(), false);
     for (const Tile& t : tiles_) {
+      // The choice of tokens needs what leaves layer 0.
+      if (t.mode == Mode::kSelect) goes_on_[cell(0, 0)] = true;
       if (t.mode != Mode::kRecompute) continue;
       // A tile's cells go on upward inside it, and so do those below a tile without a cut.
       for (int32_t l = t.cut ? t.first_layer : t.first_layer - 1; l < t.last_layer; ++l)
@@ -33,7 +35,8 @@ class Lowering {
   size_t cell(int32_t l, int32_t c) const {
     return static_cast<size_t>(l) * static_cast<size_t>(chunks_) + static_cast<size_t>(c);
   }
-  static bool from_embeddings(const Tile& t) { return t.mode == Mode::kRecompute && t.first_layer == 0; }
+  static bool from_embeddings(const Tile& t) { return t.mode != Mode::kLoad && t.first_layer == 0; }
+  static bool loads(const Tile& t) { return t.mode == Mode::kLoad || t.mode == Mode::kSelect; }
   static int32_t last_or_none(int32_t first, int32_t last) { return last > first ? last : -1; }
 
   int32_t add(Op op) {
@@ -47,7 +50,7 @@ class Lowering {
 
   void declare() {
     bool uses_entry = false;
-    for (const Tile& t : tiles_) uses_entry = uses_entry || t.mode == Mode::kLoad || t.cut;
+    for (const Tile& t : tiles_) uses_entry = uses_entry || loads(t) || t.cut || t.sends_e(t.last_layer);
     if (uses_entry) {
       link_ = 0;
       v_.streams.push_back({StreamKind::kLink});
@@ -60,6 +63,7 @@ class Lowering {
     prefill_ = chunks_ == 1 && from_embeddings(tiles_.front());
     suffix_hidden_ = add_hidden(0, true, prefill_);
     hidden_.assign(tiles_.size(), -1);
+    restored_.assign(static_cast<size_t>(layers_), -1);
     std::vector<int32_t> below(static_cast<size_t>(chunks_), -1);  // by chunk: the highest tile so far
     for (size_t i = 0; i < tiles_.size(); ++i) {
       const Tile& t = tiles_[i];
@@ -72,6 +76,11 @@ class Lowering {
           hidden_[i] = hidden_[static_cast<size_t>(under)];
         }
       }
+      // Each layer that is restored has a buffer of its own, so that no transfer waits for a kernel.
+      for (int32_t l = t.first_layer; t.mode == Mode::kRestore && l <= t.last_layer; ++l) {
+        int32_t& buffer = restored_[static_cast<size_t>(l)];
+        if (buffer < 0) buffer = prefill_ && l == 0 ? suffix_hidden_ : add_hidden(l, false, true);
+      }
       for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c)
         below[static_cast<size_t>(c)] = static_cast<int32_t>(i);
     }
@@ -79,8 +88,18 @@ class Lowering {
 
   void transfers() {
     cut_.assign(tiles_.size(), -1);
+    sent_e_.assign(maker_.size(), -1);
     for (size_t i = 0; i < tiles_.size(); ++i) {
       const Tile& t = tiles_[i];
+      for (int32_t l = t.first_layer; t.mode == Mode::kRestore && l <= t.last_layer; ++l) {
+        if (l == 0) continue;
+        sent_e_[cell(l, t.first_chunk)] = add({.kind = OpKind::kTransferE,
+                                               .stream = link_,
+                                               .layer = l,
+                                               .chunk = t.first_chunk,
+                                               .buffer = restored_[static_cast<size_t>(l)],
+                                               .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
+      }
       for (int32_t c = t.first_chunk; t.cut && c <= t.last_chunk; ++c) {
         int32_t op = add({.kind = OpKind::kTransferE,
                           .stream = link_,
@@ -91,7 +110,7 @@ class Lowering {
       }
     }
     for (const Tile& t : tiles_) {
-      bool load = t.mode == Mode::kLoad;
+      bool load = loads(t);
       for (int32_t l = t.first_layer; l <= t.last_layer && (load || whole_entry_); ++l) {
         int32_t op = add({.kind = OpKind::kTransferKv,
                           .stream = link_,
@@ -152,6 +171,61 @@ class Lowering {
     }
   }
 
+  int32_t embed_chunks(const Tile& t, int32_t buffer) {
+    return add({.kind = OpKind::kEmbed,
+                .stream = compute_,
+                .chunk = t.first_chunk,
+                .buffer = buffer,
+                .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
+  }
+
+  /// K and V of each layer from E of that layer: no kernel waits for another one.
+  void restore_tile(const Tile& t) {
+    for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
+      if (l == 0 && prefill_) continue;
+      int32_t buffer = restored_[static_cast<size_t>(l)];
+      int32_t from = l == 0 ? embed_chunks(t, buffer) : sent_e_[cell(l, t.first_chunk)];
+      recompute(l, t.first_chunk, t.last_chunk, buffer, {from});
+    }
+  }
+
+  /// Chooses tokens by what enters layer 1, and takes them up to the last layer over the sender's K and V.
+  /// `from`: what left those hidden states.
+  void select_tile(const Tile& t, int32_t from) {
+    int32_t below = add({.kind = OpKind::kSelect,
+                         .stream = compute_,
+                         .layer = t.first_layer,
+                         .chunk = 0,
+                         .buffer = suffix_hidden_,
+                         .waits = {maker_[cell(t.first_layer, 0)], from}});
+    tidy(v_.ops.back().waits);
+    for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
+      Op op{.kind = OpKind::kRecompute,
+            .stream = compute_,
+            .layer = l,
+            .rows = Rows::kSelected,
+            .queries = l == layers_ - 1 ? Queries::kNone : Queries::kAll,
+            .buffer = suffix_hidden_,
+            .waits = {maker_[cell(l, 0)], below}};
+      tidy(op.waits);
+      maker_[cell(l, 0)] = below = add(std::move(op));
+    }
+  }
+
+  /// Context and suffix together; `from`: what left their hidden states.
+  int32_t prefill(int32_t l, int32_t from) {
+    Queries q = l == layers_ - 1 ? Queries::kLast : goes_on_[cell(l, 0)] ? Queries::kAll : Queries::kSuffix;
+    int32_t id = add({.kind = OpKind::kPrefill,
+                      .stream = compute_,
+                      .layer = l,
+                      .rows = Rows::kAll,
+                      .queries = q,
+                      .buffer = suffix_hidden_,
+                      .waits = {from}});
+    maker_[cell(l, 0)] = id;
+    return id;
+  }
+
   void kernels() {
     int32_t suffix = add({.kind = OpKind::kEmbed,
                           .stream = compute_,
@@ -161,31 +235,28 @@ class Lowering {
     std::vector<int32_t> chains(static_cast<size_t>(chunks_), -1);  // by chunk: what left its hidden states
     for (size_t i = 0; i < tiles_.size(); ++i) {
       const Tile& t = tiles_[i];
-      if (t.mode != Mode::kRecompute) continue;
-      if (prefill_ && !t.cut && t.first_layer == suffix_from) {
-        for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
-          Queries q = l == layers_ - 1       ? Queries::kLast
-                      : goes_on_[cell(l, 0)] ? Queries::kAll
-                                             : Queries::kSuffix;
-          suffix = add({.kind = OpKind::kPrefill,
-                        .stream = compute_,
-                        .layer = l,
-                        .rows = Rows::kAll,
-                        .queries = q,
-                        .buffer = suffix_hidden_,
-                        .waits = {suffix}});
-          suffix_from = l + 1;
+      if (t.mode == Mode::kLoad) continue;
+      if (t.mode == Mode::kSelect) {
+        select_tile(t, suffix);
+        continue;
+      }
+      if (t.mode == Mode::kRestore) {
+        if (prefill_ && t.first_layer == 0) {
+          suffix = prefill(0, suffix);
+          suffix_from = 1;
         }
+        restore_tile(t);
+        continue;
+      }
+      if (prefill_ && !t.cut && t.first_layer == suffix_from) {
+        for (int32_t l = t.first_layer; l <= t.last_layer; ++l) suffix = prefill(l, suffix);
+        suffix_from = t.last_layer + 1;
         continue;
       }
       for (int32_t c = t.first_chunk; t.cut && c <= t.last_chunk; ++c)
         chains[static_cast<size_t>(c)] = cut_[i] + (c - t.first_chunk);
       if (from_embeddings(t)) {
-        int32_t embed = add({.kind = OpKind::kEmbed,
-                             .stream = compute_,
-                             .chunk = t.first_chunk,
-                             .buffer = hidden_[i],
-                             .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
+        int32_t embed = embed_chunks(t, hidden_[i]);
         std::fill(chains.begin() + t.first_chunk, chains.begin() + t.last_chunk + 1, embed);
       }
       recompute_tile(t, hidden_[i], t.cut, chains);
@@ -214,6 +285,8 @@ class Lowering {
   bool whole_entry_, prefill_ = false;
   int32_t link_ = -1, compute_ = 0, suffix_hidden_ = 0;
   std::vector<int32_t> cut_, hidden_;  // per tile: the first transfer of its cut; its hidden states' buffer
+  std::vector<int32_t> restored_;      // per layer: the buffer of its E where it is restored, else -1
+  std::vector<int32_t> sent_e_;        // per cell: the transfer of a restored run of chunks that begins here
   std::vector<int32_t> maker_;         // per cell: the op that makes its cache
   std::vector<bool> goes_on_;          // per cell: its output is the input of the cell above
   Variant v_;
@@ -253,6 +326,7 @@ Problem problem_of(const Variant& v, const Releases& releases) {
 Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
                                 const CostModel& costs, std::string_view scheduler) {
   Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler));
+  v.select_share = point.share;
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
   DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().releases()), scheduler, false));
   return s.cost_ns;

@@ -11,7 +11,10 @@ namespace ds {
 
 /// Streams, buffers and operations for a tiling of `layers` layers and `chunks` chunks of the context: every
 /// cell in exactly one tile, in the order of the tiles' first layers. A recomputed tile starts from its cut,
-/// from the embeddings (layer 0) or, without a cut, from recomputed cells below it.
+/// from the embeddings (layer 0) or, without a cut, from recomputed cells below it. A restored tile is one
+/// transfer of E and one kernel, for K and V only, per layer; its layer 0 starts from the embeddings. A
+/// select tile stands on a recomputed layer 0: one choice of tokens, then one kernel per layer over those
+/// tokens.
 ///
 /// How finely operations are cut: E is sent chunk by chunk, and what starts from a cut is computed chunk by
 /// chunk, so that it begins when the first chunk has arrived; every other tile is one operation per layer

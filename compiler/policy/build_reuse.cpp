@@ -14,7 +14,7 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
       i32(layers), i64(v.tokens_min), i64(v.tokens_max), i64(v.rate_min), i64(v.rate_max),
       i64(v.tuned_tokens), i64(v.tuned_suffix), i64(v.tuned_rate), b.getF64FloatAttr(v.promise.quality_loss),
       i64(v.promise.ttft_ns), v.chunks > 1 ? i32(v.chunks) : nullptr, nullptr, nullptr, nullptr, nullptr,
-      nullptr);
+      nullptr, nullptr, nullptr, nullptr, nullptr);
   write_choice(plan, v);
   b.setInsertionPointToStart(&plan.getBody().emplaceBlock());
   auto hidden = b.getType<reuse::HiddenType>();
@@ -27,6 +27,18 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
     if (t.mode == Mode::kLoad) {
       caches.push_back(
           b.create<reuse::LoadOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first, last));
+      continue;
+    }
+    if (t.mode == Mode::kRestore) {
+      caches.push_back(
+          b.create<reuse::RestoreOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first, last));
+      continue;
+    }
+    if (t.mode == Mode::kSelect) {
+      // A policy draws it over a recomputed layer 0; the verifier says so where it does not.
+      mlir::Value below = leaving.empty() ? mlir::Value() : leaving.front().second;
+      caches.push_back(b.create<reuse::SelectOp>(loc, cache, i32(t.first_layer), i32(t.last_layer),
+                                                 b.getF64FloatAttr(v.select_share), below));
       continue;
     }
     mlir::Value from;

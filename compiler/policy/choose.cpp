@@ -25,7 +25,7 @@ Chooser::Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, s
       kinds_(tilings_.size()) {}
 
 TunedPoint Chooser::tuned(size_t tiling, const Point& p) const {
-  return {p.tokens, p.suffix, p.rate, tilings_[tiling].chunks};
+  return {p.tokens, p.suffix, p.rate, tilings_[tiling].chunks, tilings_[tiling].way.share};
 }
 
 bool Chooser::fits(size_t tiling, const Point& p) const {
@@ -64,7 +64,7 @@ Predicted Chooser::bound(size_t tiling, const Point& p) {
     }
     auto [found, fresh] =
         durations_.try_emplace({p.tokens, at.chunks, k.op.chunk, k.op.last_chunk, static_cast<int>(k.op.kind),
-                                static_cast<int>(k.op.rows), static_cast<int>(k.op.queries)},
+                                static_cast<int>(k.op.rows), static_cast<int>(k.op.queries), at.share},
                                0);
     if (fresh) found->second = costs_.duration_ns(k.op, at);
     compute += k.count * found->second;
@@ -90,14 +90,13 @@ Result<Predicted> Chooser::predict(size_t tiling, const Point& p) {
 }
 
 bool Chooser::keeps_slo(size_t tiling, const Predicted& p) const {
-  // A loss that is not known keeps no bound.
-  if (slo_.loss && !(tilings_[tiling].loss <= *slo_.loss)) return false;
+  if (!loses_little(tiling)) return false;
   return !slo_.ttft_ns || p.ttft_ns <= *slo_.ttft_ns;
 }
 
 double Chooser::excess(size_t a, const Predicted& pa, size_t b, const Predicted& pb, const Point& p) const {
   if (least_loss()) {
-    double more = tilings_[a].loss - tilings_[b].loss;
+    double more = loss(a) - loss(b);
     return more > 0 ? INFINITY : more < 0 ? -1.0 : 0.0;
   }
   return static_cast<double>(cost(pa, p)) / static_cast<double>(std::max<int64_t>(cost(pb, p), 1)) - 1;
@@ -113,10 +112,10 @@ Result<size_t> Chooser::best(const Point& p) {
   // are all the same.
   std::vector<Candidate> candidates;
   for (size_t i = 0; i < tilings_.size(); ++i) {
-    if (!fits(i, p) || (slo_.loss && !(tilings_[i].loss <= *slo_.loss))) continue;
+    if (!fits(i, p) || !loses_little(i)) continue;
     Predicted b = bound(i, p);
-    double loss = least_loss() ? tilings_[i].loss : 0;
-    candidates.push_back({i, cost(b, p), std::isnan(loss) ? 1e9 : loss});
+    double lost = least_loss() ? loss(i) : 0;
+    candidates.push_back({i, cost(b, p), std::isnan(lost) ? 1e9 : lost});
   }
   std::stable_sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
     return std::tie(a.loss, a.bound) < std::tie(b.loss, b.bound);
@@ -137,33 +136,46 @@ Result<size_t> Chooser::best(const Point& p) {
 }
 
 Result<std::vector<Alternative>> Chooser::alternatives(const Point& p) {
-  std::map<std::pair<int64_t, int64_t>, std::pair<int64_t, size_t>> quickest;  // by group: its least bound
+  DS_ASSIGN(auto all, front(p));
+  std::vector<Alternative> plain;
+  for (auto& [alternative, tiling] : all) plain.push_back(std::move(alternative));
+  return plain;
+}
+
+Result<std::vector<std::pair<Alternative, size_t>>> Chooser::front(const Point& p) {
+  std::map<std::string, std::pair<int64_t, size_t>> quickest;  // by way: its least bound
   for (size_t i = 0; i < tilings_.size(); ++i) {
     if (!fits(i, p)) continue;
     std::pair candidate(bound(i, p).ttft_ns, i);
-    const LayerRange& g = tilings_[i].group;
-    auto [at, fresh] = quickest.try_emplace({g.first, g.empty() ? g.first - 1 : g.last}, candidate);
+    auto [at, fresh] = quickest.try_emplace(tilings_[i].way.name(), candidate);
     if (!fresh) at->second = std::min(at->second, candidate);
   }
-  std::vector<Alternative> all;
-  for (const auto& [group, candidate] : quickest) {
+  using Choice = std::pair<Alternative, size_t>;
+  std::vector<Choice> all;
+  for (const auto& [way, candidate] : quickest) {
     DS_ASSIGN(Predicted predicted, predict(candidate.second, p));
     const Tiling& t = tilings_[candidate.second];
-    all.push_back({t.what, t.loss, predicted.ttft_ns, predicted.compute_ns});
+    all.push_back({{t.what, t.loss, predicted.ttft_ns, predicted.compute_ns}, candidate.second});
   }
-  auto loss = [](const Alternative& a) { return std::isnan(a.quality_loss) ? 1e9 : a.quality_loss; };
-  std::stable_sort(all.begin(), all.end(), [&](const Alternative& a, const Alternative& b) {
-    return std::pair(a.ttft_ns, loss(a)) < std::pair(b.ttft_ns, loss(b));
+  auto lost = [&](const Choice& c) { return std::isnan(loss(c.second)) ? 1e9 : loss(c.second); };
+  std::stable_sort(all.begin(), all.end(), [&](const Choice& a, const Choice& b) {
+    return std::pair(a.first.ttft_ns, lost(a)) < std::pair(b.first.ttft_ns, lost(b));
   });
-  std::vector<Alternative> front;
-  for (Alternative& a : all)
-    if (front.empty() || loss(a) < loss(front.back())) front.push_back(std::move(a));
+  std::vector<Choice> front;
+  for (Choice& c : all)
+    if (front.empty() || lost(c) < lost(front.back())) front.push_back(std::move(c));
   return front;
+}
+
+std::string Chooser::loss_objective() const {
+  std::string text = fmt::format("a loss of at most {} points", *slo_.loss);
+  if (slo_.confidence > 0) text += fmt::format(" with {:g} % confidence", 100 * slo_.confidence);
+  return text;
 }
 
 std::string Chooser::objective(const Point& p) const {
   std::string within;
-  if (slo_.loss) within = fmt::format("a loss of at most {} points", *slo_.loss);
+  if (slo_.loss) within = loss_objective();
   if (slo_.ttft_ns)
     within += fmt::format("{}a TTFT of at most {}", within.empty() ? "" : " and ", format_ns(*slo_.ttft_ns));
   if (slo_.ttft_ns && !slo_.loss) return "least loss with " + within;
@@ -173,18 +185,27 @@ std::string Chooser::objective(const Point& p) const {
 
 Status Chooser::infeasible(const Point& p) {
   std::string wanted;
-  if (slo_.loss) wanted += fmt::format("a loss of at most {} points", *slo_.loss);
+  if (slo_.loss) wanted += loss_objective();
   if (slo_.ttft_ns)
     wanted += fmt::format("{}a TTFT of at most {}", wanted.empty() ? "" : " and ", format_ns(*slo_.ttft_ns));
   std::string message = fmt::format(
       "no group of layers promises {} at {} context tokens and {}; what can be had there:", wanted, p.tokens,
       format_rate(static_cast<double>(p.rate)));
-  DS_ASSIGN(std::vector<Alternative> all, alternatives(p));
+  DS_ASSIGN(auto all, front(p));
   size_t width = 0;
-  for (const Alternative& a : all) width = std::max(width, a.what.size());
-  for (const Alternative& a : all) {
-    message += fmt::format("\n  {:<{}}   loss {:6.2f} points   TTFT {}", a.what, width, a.quality_loss,
-                           format_ns(a.ttft_ns));
+  for (const auto& [a, tiling] : all) width = std::max(width, a.what.size());
+  for (const auto& [a, tiling] : all) {
+    message += fmt::format("\n  {:<{}}   loss {:6.2f} points", a.what, width, a.quality_loss);
+    if (slo_.confidence > 0) message += fmt::format(", bound {:6.2f}", loss(tiling));
+    message += "   TTFT " + format_ns(a.ttft_ns);
+  }
+  auto unbounded = [&](const Tiling& t) {
+    return slo_.confidence > 0 && !std::isnan(t.loss) && std::isnan(t.loss_bound);
+  };
+  if (auto few = std::count_if(tilings_.begin(), tilings_.end(), unbounded); few > 0) {
+    message += fmt::format(
+        "\n  {} of {} choices have no bound: the profile has too few contexts; profile more of them", few,
+        tilings_.size());
   }
   return Status(Code::kInfeasible, std::move(message));
 }

@@ -14,7 +14,8 @@
 
 namespace ds {
 
-/// With a bound on the loss, the fewest predicted nanoseconds within it; with a bound on the TTFT alone, the
+/// With a bound on the loss (with a confidence: on what the loss exceeds with the rest of the probability
+/// only), the fewest predicted nanoseconds within it; with a bound on the TTFT alone, the
 /// least loss within it; with both, the fewest nanoseconds that keep both; without any, the fewest.
 /// While other requests wait, a bound on the loss asks for throughput instead of TTFT: the least busy time of
 /// the busiest stream. With a fast link that is the least compute, as in the paper's appendix B; with a slow
@@ -22,6 +23,7 @@ namespace ds {
 struct Slo {
   std::optional<double> loss;  // points
   std::optional<int64_t> ttft_ns;
+  double confidence = 0;  // one-sided; 0: means of losses are compared
 };
 
 struct Point {
@@ -54,7 +56,7 @@ class Chooser {
 
   /// kInfeasible lists what can be had, by TTFT.
   Result<size_t> best(const Point& point);
-  /// What else could be had: of each group the quickest tiling; none beats another in loss and TTFT. By TTFT.
+  /// What else could be had: of each way the quickest tiling; none beats another in loss and TTFT. By TTFT.
   Result<std::vector<Alternative>> alternatives(const Point& point);
   /// In words: "fewest ns with a loss of at most 2 points".
   std::string objective(const Point& point) const;
@@ -63,6 +65,14 @@ class Chooser {
   int64_t cost(const Predicted& p, const Point& point) const {
     return counts_busy(point) ? std::max(p.compute_ns, p.link_ns) : p.ttft_ns;
   }
+  /// The loss that objectives speak of: its mean, or with a confidence its bound; NaN: not known.
+  double loss(size_t tiling) const {
+    return slo_.confidence > 0 ? tilings_[tiling].loss_bound : tilings_[tiling].loss;
+  }
+  bool loses_little(size_t tiling) const {  // a loss that is not known keeps no bound
+    return !slo_.loss || loss(tiling) <= *slo_.loss;
+  }
+  std::string loss_objective() const;
   bool least_loss() const { return slo_.ttft_ns && !slo_.loss; }
 
   /// Operations of a tiling that take equally long at every point, and how many they are.
@@ -76,6 +86,8 @@ class Chooser {
   Predicted bound(size_t tiling, const Point& point);
   bool fits(size_t tiling, const Point& point) const;
   Status infeasible(const Point& point);
+  /// alternatives(), and which tilings they are.
+  Result<std::vector<std::pair<Alternative, size_t>>> front(const Point& point);
 
   std::vector<Tiling> tilings_;
   Slo slo_;
@@ -83,8 +95,8 @@ class Chooser {
   std::string scheduler_;
   std::vector<std::vector<Kind>> kinds_;
   std::map<std::tuple<size_t, int64_t, int64_t>, Predicted> predicted_;  // tiling, tokens, rate
-  // Durations of kernels at one length: by chunks, first and last chunk, rows, queries.
-  std::map<std::tuple<int64_t, int32_t, int32_t, int32_t, int, int, int>, int64_t> durations_;
+  // Durations of kernels at one length: by chunks, first and last chunk, kind, rows, queries, selected share.
+  std::map<std::tuple<int64_t, int32_t, int32_t, int32_t, int, int, int, double>, int64_t> durations_;
 };
 
 }  // namespace ds

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 #include <map>
 
 #include "compiler/policy/policy.h"
@@ -41,11 +40,6 @@ Result<std::vector<LayerRange>> groups_of(const PolicyInput& in) {
   return groups;
 }
 
-double loss_of(const PolicyInput& in, const LayerRange& group) {
-  if (group.size() == in.layers) return 0;
-  return in.quality ? in.quality->loss(group).value : std::nan("");
-}
-
 std::string name_of(const PolicyInput& in, const LayerRange& group, int32_t chunks) {
   if (group.empty()) return "full reuse";
   if (group.size() == in.layers) return "full prefill";
@@ -55,8 +49,8 @@ std::string name_of(const PolicyInput& in, const LayerRange& group, int32_t chun
 }
 
 Tiling band(const PolicyInput& in, const LayerRange& group, int32_t chunks) {
-  return {name_of(in, group, chunks), tiles_for_group(group, in.layers, chunks), chunks, loss_of(in, group),
-          group};
+  return make_tiling(in, name_of(in, group, chunks), tiles_for_group(group, in.layers, chunks), chunks,
+                     way_of(group, in.layers));
 }
 
 }  // namespace
@@ -79,10 +73,11 @@ Result<std::vector<Tiling>> draw_droidspeak(const PolicyInput& in) {
 
 Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
   DS_ASSIGN(std::vector<Tiling> all, draw_droidspeak(in));
-  std::vector<LayerRange> bases;
+  std::vector<Way> bases;
   for (const Tiling& t : all)
-    if (t.chunks == 1 && t.group.size() < in.layers) bases.push_back(t.group);
-  for (const LayerRange& group : bases) {
+    if (t.chunks == 1 && t.way.kind != WayKind::kFullPrefill) bases.push_back(t.way);
+  for (const Way& way : bases) {
+    const LayerRange group = way.layers.empty() ? LayerRange{} : way.layers[0];
     for (int32_t chunks : in.chunks) {
       // Coarse stairs are there at twice the number of chunks too.
       if (chunks < 8 && chunks != in.chunks.back()) continue;
@@ -91,8 +86,9 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
         name += from_embeddings > 0
                     ? fmt::format(", {} of {} chunks from the embeddings", from_embeddings, chunks)
                     : fmt::format(", {} of {} chunks to the top", to_top, chunks);
-        all.push_back({std::move(name), tiles_for_group(group, in.layers, chunks, from_embeddings, to_top),
-                       chunks, loss_of(in, group), group});
+        all.push_back(make_tiling(in, std::move(name),
+                                  tiles_for_group(group, in.layers, chunks, from_embeddings, to_top), chunks,
+                                  way));
       };
       for (int32_t k = 1; k < chunks; ++k) {
         stair(k, 0);
@@ -104,15 +100,12 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
 }
 
 Result<std::vector<Tiling>> draw_cake(const PolicyInput& in) {
-  double loss = loss_of(in, {});
   int32_t chunks = in.chunks.back();
   std::vector<Tiling> all;
   for (int32_t k = 0; k < chunks; ++k) {
-    all.push_back({k == 0 ? "full reuse" : fmt::format("compute {} of {} chunks", k, chunks),
-                   tiles_for_group({}, in.layers, k == 0 ? 1 : chunks, k, 0),
-                   k == 0 ? 1 : chunks,
-                   loss,
-                   {}});
+    int32_t parts = k == 0 ? 1 : chunks;
+    all.push_back(make_tiling(in, k == 0 ? "full reuse" : fmt::format("compute {} of {} chunks", k, chunks),
+                              tiles_for_group({}, in.layers, parts, k, 0), parts, {WayKind::kFullReuse}));
   }
   all.push_back(band(in, {0, in.layers - 1}, 1));
   return all;

@@ -9,11 +9,10 @@ struct Entry {
   std::string_view name;
   Policy draw;
 };
-constexpr Entry kPolicies[] = {{"balanced", draw_balanced},
-                               {"droidspeak", draw_droidspeak},
-                               {"cake", draw_cake},
-                               {"full-prefill", draw_full_prefill},
-                               {"full-reuse", draw_full_reuse}};
+constexpr Entry kPolicies[] = {
+    {"balanced", draw_balanced},    {"droidspeak", draw_droidspeak}, {"cake", draw_cake},
+    {"restore", draw_restore},      {"select", draw_select},         {"full-prefill", draw_full_prefill},
+    {"full-reuse", draw_full_reuse}};
 
 }  // namespace
 
@@ -28,6 +27,28 @@ Result<Policy> find_policy(std::string_view name) {
     if (e.name == name) return e.draw;
   return error(Code::kInvalidArgument, "unknown policy '{}'; known are {}", name,
                fmt::join(policy_names(), ", "));
+}
+
+Way way_of(const LayerRange& group, int64_t layers) {
+  if (group.empty()) return {WayKind::kFullReuse};
+  return group.size() == layers ? Way{WayKind::kFullPrefill} : Way::group(group);
+}
+
+Tiling make_tiling(const PolicyInput& in, std::string what, std::vector<Tile> tiles, int32_t chunks,
+                   Way way) {
+  Tiling t{std::move(what), std::move(tiles), chunks, std::move(way)};
+  if (t.way.kind == WayKind::kFullPrefill) {
+    t.loss = t.loss_stderr = 0;
+    if (in.confidence > 0) t.loss_bound = 0;
+    return t;
+  }
+  t.loss = kUnknown;
+  const WayScore* score = in.quality ? in.quality->find(t.way) : nullptr;
+  if (score == nullptr) return t;
+  t.loss = score->loss.value;
+  t.loss_stderr = score->loss.standard_error;
+  if (in.confidence > 0) t.loss_bound = in.quality->loss_bound(*score, in.confidence);
+  return t;
 }
 
 std::vector<Tile> tiles_for_group(const LayerRange& group, int64_t layers, int32_t chunks,

@@ -21,16 +21,19 @@ struct Tiling {
   std::string what;  // for people: "recompute 3-6 in 8 chunks"
   std::vector<Tile> tiles;
   int32_t chunks = 1;
-  double loss = 0;  // promised points; NaN: not known
-  /// The layers that every token gets recomputed: what the promise is taken from.
-  LayerRange group;
+  Way way;                        // what every token gets at least: what the promise is taken from
+  double loss = 0;                // promised points; NaN: not known
+  double loss_stderr = kUnknown;  // of the loss, points; NaN: not known
+  double loss_bound = kUnknown;  // what the loss exceeds with probability 1 - confidence only; NaN: not known
 };
 
 struct PolicyInput {
   int64_t layers = 0;
-  std::optional<LayerRange> recompute;  // a group that the user fixed
+  std::optional<LayerRange> recompute;  // layers that the user fixed: recomputed, or restored
+  std::optional<double> select_share;   // of the tokens, in (0, 1]: fixed by the user
   const Quality* quality = nullptr;     // may be absent
   std::vector<int32_t> chunks = {1};    // numbers of chunks to try, ascending, from 1
+  double confidence = 0;                // of the bounds on losses, one-sided; 0: none are asked for
 };
 
 /// Every tiling that the policy offers, at least one. Same input, same list.
@@ -56,9 +59,26 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& input);
 /// full reuse does.
 Result<std::vector<Tiling>> draw_cake(const PolicyInput& input);
 
+/// HCache across models: the sender's hidden states of a run of layers are sent instead of its K and V, and
+/// the receiver computes its K and V of them. The runs are the user's, or those that reach the top layer and
+/// those that the profile has scored; full reuse and full prefill take part.
+Result<std::vector<Tiling>> draw_restore(const PolicyInput& input);
+
+/// CacheBlend across models: the sender's K and V, but for a share of the tokens, whose K deviates most from
+/// the receiver's at layer 1; those go through every layer. The share is the user's, or one of those that the
+/// profile has scored, or of a list; full reuse and full prefill take part. kInvalidArgument: models of one
+/// layer.
+Result<std::vector<Tiling>> draw_select(const PolicyInput& input);
+
 /// kInvalidArgument names the policies that there are.
 Result<Policy> find_policy(std::string_view name);
 std::vector<std::string_view> policy_names();
+
+/// Group as a way of the profile: full reuse, full prefill, or the group between them.
+Way way_of(const LayerRange& group, int64_t layers);
+/// With the promise that the profile gives for the way; the full prefill loses nothing by definition.
+Tiling make_tiling(const PolicyInput& input, std::string what, std::vector<Tile> tiles, int32_t chunks,
+                   Way way);
 
 /// "load below, recompute `group` from a cut, load above"; an empty group loads everything. `from_embeddings`
 /// and `to_top` first chunks (apart from each other, in this order) are recomputed through all layers, and

@@ -1,18 +1,17 @@
 // full-prefill and full-reuse: the two ends of the scale.
-#include <cmath>
-
 #include "compiler/policy/policy.h"
 
 namespace ds {
 
 Result<std::vector<Tiling>> draw_full_prefill(const PolicyInput& in) {
   LayerRange all{0, in.layers - 1};
-  return std::vector<Tiling>{{"full prefill", tiles_for_group(all, in.layers), 1, 0, all}};
+  return std::vector<Tiling>{
+      make_tiling(in, "full prefill", tiles_for_group(all, in.layers), 1, {WayKind::kFullPrefill})};
 }
 
 Result<std::vector<Tiling>> draw_full_reuse(const PolicyInput& in) {
-  double loss = in.quality ? in.quality->loss({}).value : std::nan("");
-  return std::vector<Tiling>{{"full reuse", tiles_for_group({}, in.layers), 1, loss, {}}};
+  return std::vector<Tiling>{
+      make_tiling(in, "full reuse", tiles_for_group({}, in.layers), 1, {WayKind::kFullReuse})};
 }
 
 }  // namespace ds

@@ -131,12 +131,12 @@ Cost CostModel::layer(int64_t rows, int64_t query_rows, int64_t position) const 
 }
 
 int64_t CostModel::transfer_bytes(const Op& op, const TunedPoint& at) const {
-  return op_rows(op, at.chunks, at.tokens, 0).rows *
+  return op_rows(op, at.chunks, at.tokens, 0, at.share).rows *
          (op.kind == OpKind::kTransferE ? shape_.e_row() : shape_.kv_row()) * dtype_size(machine_.dtype);
 }
 
 Cost CostModel::duration(const Op& op, const TunedPoint& at) const {
-  auto [position, rows, query_rows] = op_rows(op, at.chunks, at.tokens, at.suffix);
+  auto [position, rows, query_rows] = op_rows(op, at.chunks, at.tokens, at.suffix, at.share);
   const MachineModel& m = machine_;
   switch (op.kind) {
     case OpKind::kTransferE:
@@ -154,6 +154,7 @@ Cost CostModel::duration(const Op& op, const TunedPoint& at) const {
     case OpKind::kRecompute:
     case OpKind::kSuffix:
     case OpKind::kPrefill:
+    case OpKind::kSelect:
       return rows > 0 ? layer(rows, query_rows, position) : Cost{0, CostSource::kMeasured};
     case OpKind::kHead: {
       if (m.head_ns) return {d(*m.head_ns), CostSource::kMeasured};

@@ -28,6 +28,7 @@ struct TunedPoint {
   int64_t tokens = 0, suffix = 0;
   int64_t rate = 0;  // bytes per second
   int32_t chunks = 1;
+  double share = 0;  // of the context's tokens that are selected
 };
 
 /// What a time rests on, best first. Of a sum: its weakest part.
@@ -55,7 +56,8 @@ class CostModel {
   const MachineModel& machine() const { return machine_; }
   const Shape& shape() const { return shape_; }
 
-  /// At least 1.
+  /// At least 1. Selected rows are scattered over the context; they are taken to be its last, which see most
+  /// keys. A choice of tokens is taken to be what K and V of all of them are.
   int64_t duration_ns(const Op& op, const TunedPoint& point) const;
   /// The same, with what it rests on (transfers: the stated rate, kMeasured).
   Cost duration(const Op& op, const TunedPoint& point) const;

@@ -52,11 +52,16 @@ class Builder {
     t.duration_ns = static_cast<int64_t>(op.getDuration().value_or(0));
     t.release_ns = release_ns;
     llvm::TypeSwitch<mlir::Operation*>(op.getOperation())
-        .Case<plan::TransferOp, plan::RecomputeOp>([&](auto o) {
+        .Case<plan::TransferOp>([&](plan::TransferOp o) {
           t.layer = static_cast<int32_t>(o.getLayer());
           t.chunk = static_cast<int32_t>(o.getChunk());
         })
-        .Case<plan::SuffixOp, plan::PrefillOp>([&](auto o) { t.layer = static_cast<int32_t>(o.getLayer()); })
+        .Case<plan::RecomputeOp>([&](plan::RecomputeOp o) {
+          t.layer = static_cast<int32_t>(o.getLayer());
+          t.chunk = static_cast<int32_t>(o.getChunk().value_or(0));
+        })
+        .Case<plan::SuffixOp, plan::PrefillOp, plan::SelectOp>(
+            [&](auto o) { t.layer = static_cast<int32_t>(o.getLayer()); })
         .Case<plan::TaskOp>([&](plan::TaskOp o) {
           t.layer = static_cast<int32_t>(o.getLayer().value_or(0));
           t.chunk = static_cast<int32_t>(o.getChunk().value_or(0));

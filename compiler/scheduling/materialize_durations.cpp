@@ -51,7 +51,8 @@ struct MaterializeDurations : ModulePass<MaterializeDurations> {
     CostModel costs(std::move(machine), shape);
     TunedPoint at{static_cast<int64_t>(variant.getTunedTokens()),
                   static_cast<int64_t>(variant.getTunedSuffix()),
-                  static_cast<int64_t>(variant.getTunedRate()), static_cast<int32_t>(variant.getChunks())};
+                  static_cast<int64_t>(variant.getTunedRate()), static_cast<int32_t>(variant.getChunks()),
+                  variant.getSelectShare() ? variant.getSelectShare()->convertToDouble() : 0};
     for (auto op : variant.getBody().getOps<plan::OperationInterface>())
       op.setDuration(static_cast<uint64_t>(costs.duration_ns(export_op(op), at)));
     return mlir::success();

@@ -17,7 +17,8 @@ def Plan_BufferKindAttr : Plan_EnumAttr<"BufferKind", "what a buffer holds", [
   I32EnumAttrCase<"kv", 0>, I32EnumAttrCase<"hidden", 1>]>;
 
 def Plan_ModeAttr : Plan_EnumAttr<"Mode", "how a tile gets its K and V", [
-  I32EnumAttrCase<"load", 0>, I32EnumAttrCase<"recompute", 1>]>;
+  I32EnumAttrCase<"load", 0>, I32EnumAttrCase<"recompute", 1>, I32EnumAttrCase<"restore", 2>,
+  I32EnumAttrCase<"select", 3>]>;
 
 def Plan_PayloadAttr : Plan_EnumAttr<"Payload", "what a transfer moves", [
   I32EnumAttrCase<"e", 0>, I32EnumAttrCase<"kv", 1>]>;

@@ -24,7 +24,7 @@ namespace ds::plan {
 // The numbers are those of plans/plan.h, so that export and import are casts.
 static_assert(static_cast<int>(StreamKind::compute) == static_cast<int>(ds::StreamKind::kCompute));
 static_assert(static_cast<int>(BufferKind::hidden) == static_cast<int>(ds::BufferKind::kHidden));
-static_assert(static_cast<int>(Mode::recompute) == static_cast<int>(ds::Mode::kRecompute));
+static_assert(static_cast<int>(Mode::select) == static_cast<int>(ds::Mode::kSelect));
 static_assert(static_cast<int>(Rows::all) == static_cast<int>(ds::Rows::kAll));
 static_assert(static_cast<int>(Queries::last) == static_cast<int>(ds::Queries::kLast));
 
@@ -56,9 +56,9 @@ std::string with_chunk(std::string name, uint32_t chunk, std::optional<uint32_t>
 uint32_t chunk_end(mlir::Operation& op) {
   auto end = [](auto o) { return o.getLastChunk().value_or(o.getChunk()) + 1; };
   if (auto transfer = mlir::dyn_cast<TransferOp>(op)) return end(transfer);
-  if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) return end(recompute);
-  if (auto embed = mlir::dyn_cast<EmbedOp>(op))
-    return embed.getChunk() ? embed.getLastChunk().value_or(*embed.getChunk()) + 1 : 0;
+  auto end_if_any = [](auto o) { return o.getChunk() ? o.getLastChunk().value_or(*o.getChunk()) + 1 : 0; };
+  if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) return end_if_any(recompute);
+  if (auto embed = mlir::dyn_cast<EmbedOp>(op)) return end_if_any(embed);
   return 0;
 }
 
@@ -176,7 +176,11 @@ mlir::LogicalResult TileOp::verify() {
                          << ", expected first <= last (both ends belong to it)";
   }
   if (getCut() && getMode() != Mode::recompute)
-    return emitOpError() << "is loaded but has a cut; only recomputed tiles start from hidden states";
+    return emitOpError() << "is "
+                         << (getMode() == Mode::load      ? "loaded"
+                             : getMode() == Mode::restore ? "restored"
+                                                          : "selected")
+                         << " but has a cut; only recomputed tiles start from hidden states";
   return mlir::success();
 }
 
@@ -222,20 +226,26 @@ mlir::LogicalResult EmbedOp::verify() {
 }
 
 std::string RecomputeOp::label() {
-  return with_chunk(fmt::format("recompute {}", getLayer()), getChunk(), getLastChunk());
+  return with_chunk(fmt::format("recompute {}", getLayer()), getChunk().value_or(0), getLastChunk());
 }
 Role RecomputeOp::role() { return Role::compute; }
 void RecomputeOp::getAsmResultNames(SetName set) {
-  set(getEvent(), with_chunk(fmt::format("r{}", getLayer()), getChunk(), getLastChunk()));
+  set(getEvent(), with_chunk(fmt::format("r{}", getLayer()), getChunk().value_or(0), getLastChunk()));
 }
 mlir::LogicalResult RecomputeOp::verify() {
-  if (mlir::failed(verify_chunks(*this, getChunk(), getLastChunk()))) return mlir::failure();
+  if (getChunk() && mlir::failed(verify_chunks(*this, *getChunk(), getLastChunk()))) return mlir::failure();
+  if (getLastChunk() && !getChunk()) return emitOpError() << "names a last chunk but no first one";
   if (getQueries() != Queries::none && getQueries() != Queries::all) {
     return emitOpError() << "has queries '" << stringifyQueries(getQueries())
                          << "', expected 'all', or 'none' where nobody reads its output";
   }
   return verify_kernel(*this, getBuffer());
 }
+
+std::string SelectOp::label() { return fmt::format("select {}", getLayer()); }
+Role SelectOp::role() { return Role::compute; }
+void SelectOp::getAsmResultNames(SetName set) { set(getEvent(), "select"); }
+mlir::LogicalResult SelectOp::verify() { return verify_kernel(*this, getBuffer()); }
 
 std::string SuffixOp::label() { return fmt::format("suffix {}", getLayer()); }
 Role SuffixOp::role() { return Role::compute; }

@@ -33,7 +33,9 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
   let description = [{
     Its operations speak of chunks of the context, not of tokens, so that it is right for every length in its
     range; times hold at the tuned point. `makespan`, `lower_bound` and `proven_optimal` are the scheduler's.
-    `load` counts the other requests that wait. `regret`, `why` and `alternatives` say how good the choice was.
+    `load` counts the other requests that wait. `regret`, `why` and `alternatives` say how good the choice was,
+    `way` whose loss in the quality profile is promised; `loss_stderr`, `loss_bound` and `confidence` say how
+    certain that is. `select_share` is there where tokens are selected.
     `fallback` marks the full prefill that every file carries.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, StrAttr:$scheduler,
@@ -41,7 +43,9 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     I64Attr:$tuned_tokens, I64Attr:$tuned_suffix, I64Attr:$tuned_rate, I32Attr:$chunks,
     F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I64Attr>:$makespan, OptionalAttr<I64Attr>:$lower_bound,
     UnitAttr:$proven_optimal, OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max,
-    OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives);
+    OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives,
+    OptionalAttr<StrAttr>:$way, OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound,
+    OptionalAttr<F64Attr>:$confidence, OptionalAttr<F64Attr>:$select_share);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler
@@ -115,11 +119,24 @@ def Plan_EmbedOp : Plan_StreamedOp<"embed", (ins Plan_RowsAttr:$rows, OptionalAt
   let assemblyFormat = "$rows (`chunk` $chunk^)? (`to` $last_chunk^)? `into` $buffer " # schedule;
 }
 
-def Plan_RecomputeOp : Plan_StreamedOp<"recompute", (ins I32Attr:$layer, I32Attr:$chunk,
+def Plan_RecomputeOp : Plan_StreamedOp<"recompute", (ins I32Attr:$layer, OptionalAttr<I32Attr>:$chunk,
     OptionalAttr<I32Attr>:$last_chunk, Plan_QueriesAttr:$queries)> {
   let summary = "one layer over a run of chunks of the context, in place; its K and V go to the layer's cache";
-  let description = "`queries none`: K and V only, for the last layer of a group, whose output nobody reads.";
-  let assemblyFormat = "`layer` $layer custom<Chunks>($chunk, $last_chunk) `queries` $queries `in` $buffer " # schedule;
+  let description = [{
+    `queries none`: K and V only, for the last layer of a group, whose output nobody reads. `selected` in place of
+    chunks: the tokens that `plan.select` has chosen.
+  }];
+  let assemblyFormat = [{
+    `layer` $layer custom<RecomputedRows>($chunk, $last_chunk) `queries` $queries `in` $buffer
+  }] # schedule;
+}
+
+def Plan_SelectOp : Plan_StreamedOp<"select", (ins I32Attr:$layer)> {
+  let summary = "chooses the tokens whose K deviates most from the sender's in this layer's cache";
+  let description = [{
+    The variant's `select_share` of the context. Their hidden states, which enter the layer, are moved to the front.
+  }];
+  let assemblyFormat = "`layer` $layer `in` $buffer " # schedule;
 }
 
 def Plan_SuffixOp : Plan_StreamedOp<"suffix", (ins I32Attr:$layer, Plan_QueriesAttr:$queries)> {

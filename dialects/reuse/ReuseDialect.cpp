@@ -47,6 +47,11 @@ Extent extent(TileOp tile, int64_t chunks) {
 std::optional<Extent> extent_of(mlir::Operation& op, int64_t chunks) {
   if (auto load = mlir::dyn_cast<LoadOp>(op)) return extent(load, chunks);
   if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) return extent(recompute, chunks);
+  if (auto restore = mlir::dyn_cast<RestoreOp>(op)) return extent(restore, chunks);
+  if (auto select = mlir::dyn_cast<SelectOp>(op)) {
+    return Extent{static_cast<int32_t>(select.getFirstLayer()), static_cast<int32_t>(select.getLastLayer()),
+                  0, chunks - 1};
+  }
   return std::nullopt;
 }
 
@@ -167,6 +172,36 @@ mlir::LogicalResult CutOp::verify() {
 }
 
 void LoadOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
+
+void RestoreOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
+
+void SelectOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
+
+mlir::LogicalResult SelectOp::verify() {
+  auto first = static_cast<int32_t>(getFirstLayer()), last = static_cast<int32_t>(getLastLayer());
+  auto plan = mlir::cast<PlanOp>((*this)->getParentOp());
+  if (chunks_of(*this) != 1) {
+    return emitOpError() << "stands in a plan of " << chunks_of(*this)
+                         << " chunks, expected one: tokens are chosen among all of the context";
+  }
+  if (first != 1 || last != static_cast<int32_t>(plan.getLayers()) - 1) {
+    return emitOpError() << "covers layers " << first << " to " << last << ", expected 1 to "
+                         << static_cast<int32_t>(plan.getLayers()) - 1
+                         << ": what is chosen at layer 1 goes up to the last layer";
+  }
+  double share = getShare().convertToDouble();
+  if (!(share > 0 && share <= 1)) {
+    return emitOpError() << "recomputes a share of " << fmt::format("{}", share)
+                         << " of the tokens, expected more than 0, at most 1";
+  }
+  auto below = getFrom().getDefiningOp<RecomputeOp>();
+  if (!below || below.getFirstLayer() != 0 || below.getLastLayer() != 0) {
+    return emitOpError()
+           << "starts from other hidden states than those that leave a recomputed layer 0, expected "
+              "'from' the output of 'recompute layers 0 to 0'";
+  }
+  return mlir::success();
+}
 
 void RecomputeOp::getAsmResultNames(SetName set) {
   set(getCache(), fmt::format("kv{}", getFirstLayer()));

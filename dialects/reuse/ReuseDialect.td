@@ -28,6 +28,12 @@ def Reuse_Dialect : Dialect {
                 0   tokens    n
     ```
 
+    There is a way between the two: a tile can be *restored*, from the sender's hidden states that enter each of
+    its layers. They are sent instead of K and V, and the receiver computes only its K and V of them.
+
+    And a tile can be *selected*: the sender's K and V are taken, but for the tokens whose K deviates most from the
+    receiver's at layer 1; those are chosen at run time and recomputed through all layers above.
+
     Values are what is made of what: `!reuse.hidden` are hidden states that enter a layer, `!reuse.cache` is
     K and V of a run of layers. The answer takes the caches of all layers; then the suffix, the tokens that
     only this request has, goes upward through every layer of the receiver.

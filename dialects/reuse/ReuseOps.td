@@ -13,14 +13,16 @@ def Reuse_PlanOp : Reuse_Op<"plan", [IsolatedFromAbove, Symbol, SingleBlock, NoR
   let description = [{
     Its tiles cover every layer and every chunk of the context exactly once, from layer 0 upward. `chunks`
     says into how many the context is divided; without it there is one. `load` counts the other requests that
-    wait: without it the plan holds for any number. `fallback` marks the full prefill that
+    wait: without it the plan holds for any number. `way` names whose loss in the quality profile is promised;
+    `loss_stderr`, `loss_bound` and `confidence` say how certain it is. `fallback` marks the full prefill that
     every plan file carries: all layers recomputed, right for every length and rate.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, I32Attr:$layers,
     I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max, I64Attr:$tuned_tokens,
     I64Attr:$tuned_suffix, I64Attr:$tuned_rate, F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I32Attr>:$chunks,
     OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max, OptionalAttr<F64Attr>:$regret,
-    OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives);
+    OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives, OptionalAttr<StrAttr>:$way,
+    OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound, OptionalAttr<F64Attr>:$confidence);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     $sym_name (`fallback` $fallback^)? `policy` $policy `layers` $layers (`chunks` $chunks^)?
@@ -68,6 +70,39 @@ def Reuse_RecomputeOp : Reuse_Op<"recompute", [HasParent<"PlanOp">,
   let results = (outs Reuse_CacheType:$cache, Reuse_HiddenType:$hidden);
   let assemblyFormat = [{
     `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)? (`from` $from^)? attr-dict
+  }];
+  let hasVerifier = 1;
+}
+
+def Reuse_RestoreOp : Reuse_Op<"restore", [HasParent<"PlanOp">,
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "the receiver's projections of the sender's hidden states: K and V of a run of layers";
+  let description = [{
+    The sender's hidden states that enter each of these layers are sent, and the receiver computes K and V of
+    them, layer by layer; nothing goes on upward, so no other tile can stand on this one. Layer 0 starts from
+    the receiver's own embeddings, and nothing is sent for it. Without `chunks` all chunks of the context.
+  }];
+  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, OptionalAttr<I32Attr>:$first_chunk,
+    OptionalAttr<I32Attr>:$last_chunk);
+  let results = (outs Reuse_CacheType:$cache);
+  let assemblyFormat = [{
+    `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)? attr-dict
+  }];
+}
+
+def Reuse_SelectOp : Reuse_Op<"select", [HasParent<"PlanOp">,
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "the sender's K and V, but the receiver's own for the tokens that deviate most";
+  let description = [{
+    Takes the hidden states that leave layer 0, which the receiver has recomputed for all tokens. Of them it
+    computes K of layer 1 and compares it with the sender's; the `share` of the tokens whose K deviates most
+    (rounded up) goes through layers 1 to the last, each token over the sender's K and V of what was not chosen
+    and the receiver's of what was. One chunk only: the choice is among all tokens of the context.
+  }];
+  let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, F64Attr:$share, Reuse_HiddenType:$from);
+  let results = (outs Reuse_CacheType:$cache);
+  let assemblyFormat = [{
+    `layers` $first_layer `to` $last_layer `share` custom<Points>($share) `from` $from attr-dict
   }];
   let hasVerifier = 1;
 }

@@ -91,6 +91,28 @@ struct SequenceRows {
   int64_t prefix_rows = 0;
 };
 
+/// Chooses the tokens of a context whose K deviates most from another model's.
+struct SelectCall {
+  int64_t layer = 0;
+  std::byte* hidden = nullptr;  // `rows` rows that enter the layer, from position 0 on; the chosen ones are
+                                // moved to the front, in order of position, the others are lost
+  const std::byte* cache = nullptr;  // this layer's cache: another model's K and V of rows 0 to rows - 1
+  int64_t rows = 0;
+  int64_t count = 0;             // how many are chosen: 1 to rows
+  int32_t* positions = nullptr;  // device memory: the chosen positions, ascending
+};
+
+/// A layer over tokens that select() has chosen: as LayerCall, but each row at a position of its own. Every
+/// row sees exactly the positions up to its own: rows of the cache that are none of these stay as they are.
+struct SelectedCall {
+  int64_t layer = 0;
+  std::byte* hidden = nullptr;  // `rows` rows; replaced by the layer's output unless `queries` is false
+  std::byte* cache = nullptr;   // of the layer, row 0 = position 0; K and V of the rows replace what is there
+  const int32_t* positions = nullptr;  // device memory, `rows` of them, ascending; read when the kernel runs
+  int64_t rows = 0;
+  bool queries = true;  // false: K and V only
+};
+
 /// Where the time of a model's kernels goes.
 enum class Phase : uint8_t {
   kEmbed,
@@ -132,6 +154,14 @@ class DeviceModel {
   /// `sequences` (host memory) lives until the stream has run.
   virtual void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
                            std::span<const SequenceRows> sequences) = 0;
+  /// Computes K of all rows of the call (norm, K projection, position: as the cache holds it, rounded to its
+  /// type) and compares it with the cache's. A token's deviation is the sum of squared differences over all
+  /// elements of K, in f32, in their order. The `count` tokens with the largest are chosen; of equal ones the
+  /// earlier. The cache is only read. `positions` is written on the stream, so that no host waits for it.
+  virtual void select(CommandStream& stream, Workspace& workspace, const SelectCall& call) = 0;
+  /// One layer over the chosen tokens. Every row's result is, to the bit, that of layer() calls of one row
+  /// each in the order of positions over the same cache.
+  virtual void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) = 0;
   /// Final norm and lm_head of one row -> `vocab` f32 logits in host memory.
   virtual void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
                       float* logits) = 0;

@@ -88,9 +88,11 @@ Status Session::reserve() {
     caches_.push_back(std::move(cache));
   }
   size_t hidden = 1, ops = 1, waits = 0;
+  bool selects = false;
   for (const Variant* v : all_variants(plan_)) {
     hidden = std::max(hidden, static_cast<size_t>(hidden_index(*v, static_cast<int32_t>(v->buffers.size()))));
     ops = std::max(ops, v->ops.size());
+    selects = selects || v->select_share > 0;
     size_t all = 0;
     for (const Op& op : v->ops) all += op.waits.size();
     waits = std::max(waits, all);
@@ -99,9 +101,14 @@ Status Session::reserve() {
     DS_ASSIGN(auto memory, backend_.allocate(rows * hidden_row_));
     hidden_.push_back(std::move(memory));
   }
+  if (selects) {
+    DS_ASSIGN(positions_, backend_.allocate(rows * static_cast<int64_t>(sizeof(int32_t))));
+    selected_.resize(static_cast<size_t>(rows));
+  }
   DS_ASSIGN(workspace_, model_.make_workspace(rows + limits_.new_tokens));
   DS_ASSIGN(key_deviation_, KeyDeviation::create(backend_, model_));
-  // Per op: its waits, two events, itself. Decoding enqueues embed, the layers and logits per token.
+  // Per op: its waits, two events, itself; a select op copies besides. Decoding enqueues embed, the layers
+  // and logits per token.
   int64_t capacity = static_cast<int64_t>(3 * ops + waits) + shape.layers + 8 + KeyDeviation::kCommands;
   DS_ASSIGN(link_, backend_.make_stream(StreamKind::kLink, capacity));
   DS_ASSIGN(compute_, backend_.make_stream(StreamKind::kCompute, capacity));
@@ -206,7 +213,7 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
         stream.wait(*ended_[static_cast<size_t>(w)]);
     }
     stream.record(*begun_[i]);
-    auto [first, rows, queries] = op_rows(op, variant.chunks, n, m);
+    auto [first, rows, queries] = op_rows(op, variant.chunks, n, m, variant.select_share);
     // Buffers without context rows begin with the suffix.
     int64_t row = op.rows == Rows::kSuffix ? suffix_row(op) : first;
     std::byte* cache = op.layer < 0 ? nullptr : caches_[static_cast<size_t>(op.layer)]->data();
@@ -222,7 +229,26 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
       case OpKind::kEmbed:
         if (rows > 0) model_.embed(stream, ids_.data() + first, rows, hidden(op, row));
         break;
+      case OpKind::kSelect:
+        selected_count_ = selected_rows(variant.select_share, n);
+        if (rows > 0) {
+          auto* positions = reinterpret_cast<int32_t*>(positions_->data());
+          model_.select(stream, *workspace_,
+                        {op.layer, hidden(op, 0), cache, rows, selected_count_, positions});
+          stream.copy(reinterpret_cast<std::byte*>(selected_.data()), positions_->data(),
+                      selected_count_ * static_cast<int64_t>(sizeof(int32_t)));
+        }
+        break;
       case OpKind::kRecompute:
+        if (op.rows == Rows::kSelected) {
+          if (rows > 0) {
+            model_.layer_selected(stream, *workspace_,
+                                  {op.layer, hidden(op, 0), cache,
+                                   reinterpret_cast<const int32_t*>(positions_->data()), rows, queries > 0});
+          }
+          break;
+        }
+        [[fallthrough]];
       case OpKind::kSuffix:
       case OpKind::kPrefill:
         if (rows > 0)
@@ -240,6 +266,7 @@ Status Session::execute(const Variant& variant, const Request& request, EntryRea
                         Answer& answer) {
   transfer_failed_.store(false, std::memory_order_relaxed);
   transfer_status_ = {};
+  selected_count_ = 0;
   enqueue(variant, request, entry);
   // The link first: its failure cancels the compute stream, and both must be idle before memory is used
   // again.

@@ -101,6 +101,12 @@ class Session {
   /// Logits of the last run's first token: `vocab` values, valid until the next run.
   std::span<const float> first_logits() const { return first_logits_; }
 
+  /// Positions of the context that the last run has selected and recomputed, ascending; empty where its
+  /// variant selects none. Valid until the next run.
+  std::span<const int32_t> selected() const {
+    return std::span(selected_).first(static_cast<size_t>(selected_count_));
+  }
+
  private:
   struct Transfer;
   Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits);
@@ -120,6 +126,7 @@ class Session {
 
   std::vector<std::unique_ptr<DeviceMemory>> caches_;  // by layer
   std::vector<std::unique_ptr<DeviceMemory>> hidden_;  // by number of hidden buffer in a variant
+  std::unique_ptr<DeviceMemory> positions_;            // int32 each: what a select op has chosen
   std::unique_ptr<Workspace> workspace_;
   std::unique_ptr<CommandStream> link_, compute_;
   std::vector<std::unique_ptr<Event>> begun_, ended_;  // by op index
@@ -127,6 +134,8 @@ class Session {
   std::vector<int32_t> ids_;  // context and suffix, together
   int32_t next_id_ = 0;
   std::vector<float> logits_, first_logits_;
+  std::vector<int32_t> selected_;  // the first selected_count_: positions_ of the last run
+  int64_t selected_count_ = 0;
 
   std::unique_ptr<KeyDeviation> key_deviation_;
   int64_t gate_checks_ = 0, gate_alarms_ = 0;

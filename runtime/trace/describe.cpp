@@ -34,10 +34,13 @@ std::string regret_text(double regret) {
 
 std::string loss_text(double loss) { return std::isnan(loss) ? "not known" : fmt::format("{:.4g}", loss); }
 
-std::string recomputed_text(const Variant& v) {
+namespace {
+
+/// Layers of which some cell has this mode: "2-5, 9"; empty: none.
+std::string layers_text(const Variant& v, Mode mode) {
   std::set<int64_t> layers;
   for (const Tile& t : v.tiles) {
-    for (int64_t l = t.first_layer; t.mode == Mode::kRecompute && l <= t.last_layer; ++l) layers.insert(l);
+    for (int64_t l = t.first_layer; t.mode == mode && l <= t.last_layer; ++l) layers.insert(l);
   }
   std::string text;
   for (auto it = layers.begin(); it != layers.end();) {
@@ -45,7 +48,44 @@ std::string recomputed_text(const Variant& v) {
     while (++it != layers.end() && *it == range.last + 1) range.last = *it;
     text += (text.empty() ? "" : ", ") + format_layers(range);
   }
-  return text.empty() ? "none" : text;
+  return text;
+}
+
+}  // namespace
+
+std::string recomputed_text(const Variant& v) {
+  std::string text = layers_text(v, Mode::kRecompute), restored = layers_text(v, Mode::kRestore);
+  if (text.empty()) text = "none";
+  if (!restored.empty()) text += fmt::format(" (restore {})", restored);
+  if (v.select_share > 0)
+    text += fmt::format(" (select {:g} % in {})", 100 * v.select_share, layers_text(v, Mode::kSelect));
+  return text;
+}
+
+std::string promised_loss_text(const Promise& p) {
+  if (std::isnan(p.quality_loss)) return "not known";
+  std::string text = loss_text(p.quality_loss);
+  if (p.loss_stderr > 0) text += fmt::format(" ± {:.2g}", p.loss_stderr);
+  text += " points";
+  if (p.confidence <= 0) return text;
+  return text + (std::isnan(p.loss_bound)
+                     ? fmt::format(", not bounded with {:g} % confidence", 100 * p.confidence)
+                     : fmt::format(", at most {} with {:g} % confidence", loss_text(p.loss_bound),
+                                   100 * p.confidence));
+}
+
+char mode_letter(Mode mode) {
+  switch (mode) {
+    case Mode::kLoad:
+      return 'L';
+    case Mode::kRecompute:
+      return 'R';
+    case Mode::kRestore:
+      return 'E';
+    case Mode::kSelect:
+      return 'S';
+  }
+  return '?';
 }
 
 std::string tiling_text(const Variant& v) {
@@ -72,6 +112,7 @@ std::string tiling_text(const Variant& v) {
       if (*edge < t.first_chunk || *edge > t.last_chunk) continue;
       row += fmt::format("{}{} {}{}", row.empty() ? "" : ", ", mode_name(t.mode),
                          format_layers({t.first_layer, t.last_layer}), t.cut ? " from E" : "");
+      if (t.mode == Mode::kSelect) row += fmt::format(" ({:g} % of the tokens)", 100 * v.select_share);
     }
     if (row == last) continue;
     flush(*edge);

@@ -7,16 +7,21 @@
 
 namespace ds {
 
-std::string tokens_range_text(const Variant& variant);   // "1 to 2,047", "2,048 and more", "any"
-std::string rate_range_text(const Variant& variant);     // "20 MB/s to 1 GB/s", "any"
-std::string loss_text(double loss);                      // "1.8", "not known"
+std::string tokens_range_text(const Variant& variant);  // "1 to 2,047", "2,048 and more", "any"
+std::string rate_range_text(const Variant& variant);    // "20 MB/s to 1 GB/s", "any"
+std::string loss_text(double loss);                     // "1.8", "not known"
+/// "0.4 ± 0.3 points, at most 1 with 95 % confidence", as far as it is known.
+std::string promised_loss_text(const Promise& promise);
 std::string waiting_range_text(const Variant& variant);  // other requests: "none", "1 to 3", "any"
 std::string regret_text(double regret);                  // "3.1 %", "not known"
-/// "2-5, 9": layers that are recomputed for some token; "none".
+/// "2-5, 9": layers that are recomputed for some token; "none". Others behind them: "none (restore
+/// 0-11)", "0 (select 15 % in 1-11)".
 std::string recomputed_text(const Variant& variant);
 /// "load 0-5, recompute 6-11 from E": layers upward; one part per run of chunks that are alike, "chunks 0-3:
 /// ...; chunks 4-7: ...". Layer 0 needs no E.
 std::string tiling_text(const Variant& variant);
+/// In pictures of the plane: L loaded, R recomputed, E restored, S selected.
+char mode_letter(Mode mode);
 /// Over the link, at the tuned length.
 int64_t bytes_sent(const Plan& plan, const Variant& variant);
 

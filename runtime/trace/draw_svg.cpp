@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "runtime/trace/chart.h"
+#include "runtime/trace/describe.h"
 #include "runtime/trace/tracks.h"
 #include "support/units.h"
 
@@ -20,6 +21,9 @@ struct Layout {
   const char* ids;
 };
 constexpr Layout kWide = {1200, 104, 84, 10, "k"}, kNarrow = {360, 62, 6, 4, "n"};
+
+/// What a tile is filled with, by mode: an id of kOpStyles.
+constexpr const char* kTileStyles[] = {"kv", "recompute", "e", "select"};
 
 /// Lines of at most `columns` characters, broken between words.
 std::vector<std::string> wrap(std::string text, size_t columns) {
@@ -114,6 +118,12 @@ class Svg {
     auto count = static_cast<int32_t>(p_.plan.shape.layers);
     std::string note = fmt::format("L load, R recompute: {} of {} layers", recomputed_layers(v_), count);
     bool cuts = std::any_of(v_.tiles.begin(), v_.tiles.end(), [](const Tile& t) { return t.cut; });
+    auto has = [&](Mode mode) {
+      return std::any_of(v_.tiles.begin(), v_.tiles.end(), [&](const Tile& t) { return t.mode == mode; });
+    };
+    if (has(Mode::kRestore)) note += "; E restore: K and V of the sender's E";
+    if (has(Mode::kSelect))
+      note += fmt::format("; S select: load, but recompute {:g} % of the tokens", 100 * v_.select_share);
     if (cuts) note += "; thick bar: the sender's E enters";
     if (v_.chunks > 1) note += fmt::format("; {} chunks of tokens", v_.chunks);
     heading("tiling", note);
@@ -128,10 +138,9 @@ class Svg {
       double tx = at_.left + cell * t.first_layer, ty = top + height * t.first_chunk;
       double width = cell * (t.last_layer - t.first_layer + 1);
       double tall = height * (t.last_chunk - t.first_chunk + 1);
-      bool r = t.mode == Mode::kRecompute;
       add(R"x(<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill="url(#{}-{})" stroke="#333" stroke-width="0.8"><title>{} layers {} to {}, chunks {} to {}</title></rect>)x",
-          tx, ty, width, tall, at_.ids, r ? "recompute" : "kv", mode_name(t.mode), t.first_layer,
-          t.last_layer, t.first_chunk, t.last_chunk);
+          tx, ty, width, tall, at_.ids, kTileStyles[static_cast<size_t>(t.mode)], mode_name(t.mode),
+          t.first_layer, t.last_layer, t.first_chunk, t.last_chunk);
       for (int32_t l = t.first_layer + 1; l <= t.last_layer && cell >= 3; ++l)
         add(R"x(<path d="M{:.2f},{:.2f} v{:.2f}" stroke="#333" stroke-width="0.3"/>)x", at_.left + cell * l,
             ty, tall);
@@ -139,7 +148,7 @@ class Svg {
         add(R"x(<path d="M{:.2f},{:.2f} h{:.2f}" stroke="#333" stroke-width="0.3"/>)x", tx, top + height * c,
             width);
       // A letter in every cell, or one in the tile.
-      std::string letter = r ? "R" : "L";
+      std::string letter(1, mode_letter(t.mode));
       if (cell >= 11 && height >= 11) {
         for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
           for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c)

@@ -99,8 +99,7 @@ std::string explanation_text(const Explanation& e, const std::string& why) {
                         e.tuned ? " (the tuned point)" : " (scaled from the tuned point)"));
   row("tiling", tiling_text(v));
   row("TTFT", format_ns(e.ttft_ns) + " predicted");
-  row("quality loss",
-      loss_text(v.promise.quality_loss) + (std::isnan(v.promise.quality_loss) ? "" : " points"));
+  row("quality loss", promised_loss_text(v.promise));
   if (e.bytes > 0) row("loads", format_bytes(e.bytes));
 
   out += "\nWhy this tiling\n";
@@ -202,7 +201,11 @@ Json explanation_json(const Explanation& e, const std::string& why) {
           {"link_rate", e.point.rate},
           {"at_tuned_point", e.tuned},
           {"tiling", tiling_text(v)},
+          {"way", v.way},
           {"quality_loss", number(v.promise.quality_loss)},
+          {"loss_stderr", number(v.promise.loss_stderr)},
+          {"loss_bound", number(v.promise.loss_bound)},
+          {"confidence", v.promise.confidence},
           {"ttft_ns", e.ttft_ns},
           {"lower_bound_ns", e.lower_bound_ns},
           {"proven_optimal", e.tuned && v.proven_optimal},

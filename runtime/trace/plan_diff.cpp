@@ -192,10 +192,28 @@ class Diff {
            [](int64_t r) { return format_rate(static_cast<double>(r)); });
     number("chunks", a.chunks, b.chunks, format_count);
     words("tiling", tiling_text(a), tiling_text(b));
+    if (a.select_share != b.select_share) {
+      add("selected share", a.select_share, b.select_share,
+          fmt::format("{:g} % -> {:g} % of the tokens", 100 * a.select_share, 100 * b.select_share));
+    }
     double x = a.promise.quality_loss, y = b.promise.quality_loss;
     if (x != y && !(std::isnan(x) && std::isnan(y))) {
       auto json = [](double loss) { return std::isnan(loss) ? Json(nullptr) : Json(loss); };
       add("promised loss", json(x), json(y), fmt::format("{} -> {} (points)", loss_text(x), loss_text(y)));
+    }
+    words("way", a.way, b.way);
+    Promise shown = a.promise;
+    shown.quality_loss = y;
+    shown.ttft_ns = b.promise.ttft_ns;
+    if (!(shown == b.promise)) {
+      auto json = [](const Promise& p) {
+        auto known = [](double value) { return std::isnan(value) ? Json(nullptr) : Json(value); };
+        return Json{{"loss_stderr", known(p.loss_stderr)},
+                    {"loss_bound", known(p.loss_bound)},
+                    {"confidence", p.confidence}};
+      };
+      add("certainty of loss", json(a.promise), json(b.promise),
+          promised_loss_text(a.promise) + " -> " + promised_loss_text(b.promise));
     }
     number("promised TTFT", a.promise.ttft_ns, b.promise.ttft_ns, format_ns);
     number("makespan", a.makespan_ns, b.makespan_ns, format_ns);

@@ -12,7 +12,7 @@ Json limit(int64_t value) { return value == kNoLimit ? Json(nullptr) : Json(valu
 Json loss_json(double loss) { return std::isnan(loss) ? Json(nullptr) : Json(loss); }
 
 Json op_json(const Variant& v, size_t i) {
-  static constexpr const char* kRows[] = {"chunk", "suffix", "all"};
+  static constexpr const char* kRows[] = {"chunk", "suffix", "all", "selected"};
   static constexpr const char* kQueries[] = {"none", "all", "suffix", "last"};
   const Op& op = v.ops[i];
   return {{"op", i},
@@ -71,7 +71,12 @@ Json variant_json(const Variant& v) {
           {"tuned_suffix", v.tuned_suffix},
           {"tuned_rate", v.tuned_rate},
           {"chunks", v.chunks},
+          {"way", v.way},
           {"quality_loss", loss_json(v.promise.quality_loss)},
+          {"loss_stderr", loss_json(v.promise.loss_stderr)},
+          {"loss_bound", loss_json(v.promise.loss_bound)},
+          {"confidence", v.promise.confidence},
+          {"select_share", v.select_share},
           {"promised_ttft_ns", v.promise.ttft_ns},
           {"makespan_ns", v.makespan_ns},
           {"lower_bound_ns", v.lower_bound_ns},

@@ -46,6 +46,8 @@ char kind_letter(OpKind kind) {
       return 'P';
     case OpKind::kHead:
       return 'h';
+    case OpKind::kSelect:
+      return 'c';
   }
   return '?';
 }
@@ -179,9 +181,9 @@ class Text {
                                              ? 100.0 * static_cast<double>(v.makespan_ns - v.lower_bound_ns) /
                                                    static_cast<double>(v.lower_bound_ns)
                                              : 0.0);
-      field("Promise", fmt::format("TTFT {}; quality loss {}{}", format_ns(v.promise.ttft_ns),
-                                   loss_text(v.promise.quality_loss),
-                                   std::isnan(v.promise.quality_loss) ? "" : " points"));
+      field("Promise", fmt::format("TTFT {}; quality loss {}", format_ns(v.promise.ttft_ns),
+                                   promised_loss_text(v.promise)));
+      if (!v.way.empty()) field("Measured as", v.way);
       if (!v.why.empty()) field("Chosen by", v.why);
       if (v.regret >= 0)
         field("Regret", regret_text(v.regret) + " slower than the best choice, at worst in these ranges");
@@ -213,14 +215,23 @@ class Text {
     for (const Tile& t : v.tiles) {
       for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c) {
         for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
-          rows[static_cast<size_t>(c)][static_cast<size_t>(l)] = t.mode == Mode::kRecompute ? 'R' : 'L';
+          rows[static_cast<size_t>(c)][static_cast<size_t>(l)] = mode_letter(t.mode);
         }
       }
       if (t.cut) cuts.insert(t.first_layer);
     }
     line("");
-    field("Layers", fmt::format("L loaded from the sender, R recomputed{}",
-                                cuts.empty() ? "" : ", ▲ cut: the sender's E enters"));
+    auto has = [&](Mode mode) {
+      return std::any_of(v.tiles.begin(), v.tiles.end(), [&](const Tile& t) { return t.mode == mode; });
+    };
+    field("Layers",
+          fmt::format("L loaded from the sender, R recomputed{}{}{}",
+                      has(Mode::kRestore) ? ", E restored: K and V of the sender's E" : "",
+                      has(Mode::kSelect) ? fmt::format(", S loaded, but recomputed for the {:g} % of the "
+                                                       "tokens that deviate most",
+                                                       100 * v.select_share)
+                                         : std::string(),
+                      cuts.empty() ? "" : ", ▲ cut: the sender's E enters"));
     int64_t cell = count <= 26 ? 3 : count <= 40 ? 2 : 1;
     for (int64_t first = 0; first < count; first += kCellsPerLine / cell) {
       int64_t last = std::min(first + kCellsPerLine / cell, count);
@@ -266,7 +277,8 @@ class Text {
     field("Time", key + "· idle");
     double column = static_cast<double>(v.makespan_ns) / static_cast<double>(kTimeColumns);
     for (size_t s = 0; s < v.streams.size(); ++s) {
-      std::vector<std::array<double, 7>> share(static_cast<size_t>(kTimeColumns), std::array<double, 7>{});
+      std::vector<std::array<double, kOpKinds>> share(static_cast<size_t>(kTimeColumns),
+                                                      std::array<double, kOpKinds>{});
       int64_t busy = 0;
       for (const Op& op : v.ops) {
         if (static_cast<size_t>(op.stream) != s || op.duration_ns == 0) continue;
@@ -304,6 +316,7 @@ class Text {
       std::string label = op_label(op, v.chunks);
       if (op.kind == OpKind::kEmbed)
         label += op.rows == Rows::kAll ? " all" : op.rows == Rows::kSuffix ? " suffix" : " context";
+      if (op.rows == Rows::kSelected) label += " selected";
       if (op.kind == OpKind::kRecompute && op.queries == Queries::kNone) label += " (K, V)";
       if (op.kind == OpKind::kPrefill && op.queries == Queries::kSuffix) label += " (context: K, V)";
       return label;

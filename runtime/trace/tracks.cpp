@@ -6,7 +6,7 @@
 
 namespace ds {
 
-const std::array<OpStyle, 7> kOpStyles = {{
+const std::array<OpStyle, kOpKinds> kOpStyles = {{
     {"e", "transfer E (cut)", "#f2a65a",
      R"x(<path d="M-2,2 l4,-4 M0,8 l8,-8 M6,10 l4,-4" stroke="#8a4b08" stroke-width="1.6"/>)x"},
     {"kv", "transfer KV", "#bcdcf2", ""},
@@ -17,6 +17,8 @@ const std::array<OpStyle, 7> kOpStyles = {{
     {"prefill", "prefill", "#c9b3e6",
      R"x(<path d="M0,0 l8,8 M8,0 l-8,8" stroke="#5e3a99" stroke-width="0.9"/>)x"},
     {"head", "head", "#444444", ""},
+    {"select", "select tokens", "#f3dc7c",
+     R"x(<path d="M1,3 h6 M1,6 h3" stroke="#7a6300" stroke-width="1.2"/>)x"},
 }};
 std::vector<std::string> stream_names(const Variant& v) {
   std::vector<std::string> names;

@@ -44,7 +44,7 @@ struct OpStyle {
   const char* fill;
   const char* hatch;  // content of an 8 x 8 pattern tile
 };
-extern const std::array<OpStyle, 7> kOpStyles;  // by OpKind
+extern const std::array<OpStyle, kOpKinds> kOpStyles;  // by OpKind
 
 std::string picture_title(const Picture& picture);
 /// 0 where the whole is 0.

@@ -85,7 +85,7 @@ class Mutator {
     };
     auto small = [&](int32_t old) { return static_cast<int32_t>(number(old)); };
     Op& op = v.ops[below(v.ops.size())];
-    switch (below(18)) {
+    switch (below(19)) {
       case 0:
         op.kind = static_cast<OpKind>(below(9));
         break;
@@ -99,7 +99,7 @@ class Mutator {
         op.chunk = small(op.chunk);
         break;
       case 4:
-        op.rows = static_cast<Rows>(below(4));
+        op.rows = static_cast<Rows>(below(5));
         break;
       case 5:
         op.queries = static_cast<Queries>(below(5));
@@ -134,6 +134,9 @@ class Mutator {
       case 15:
         v.tuned_suffix = number(v.tuned_suffix);
         break;
+      case 17:
+        v.tiles[below(v.tiles.size())].mode = static_cast<Mode>(below(5));
+        break;
       case 16:
         v.tiles[below(v.tiles.size())].last_layer += static_cast<int32_t>(below(3)) - 1;
         break;
@@ -161,15 +164,19 @@ void use(const Plan& plan) {
   }
 }
 
+constexpr int kSubjects = 5;
+
 const Plan& subject(int k) {
   static const Plan plans[] = {make_plan(small_shape(), {3, 6}), make_plan(small_shape(5), {0, 2}, "serial"),
-                               make_plan(small_shape(6), {2, 4}, "e-first", {.chunks = 3})};
+                               make_plan(small_shape(6), {2, 4}, "e-first", {.chunks = 3}),
+                               testing::make_select_plan(small_shape(4), 0.2),
+                               testing::make_restore_plan(small_shape(5), 2)};
   return plans[k];
 }
 
 TEST(PlanFuzz, MutatedBytesAreAnErrorOrAValidPlan) {
   int valid = 0, refused = 0;
-  for (int k = 0; k < 3; ++k) {
+  for (int k = 0; k < kSubjects; ++k) {
     std::string original = serialize_plan(subject(k));
     Mutator mutator(static_cast<uint64_t>(k) + 1);
     for (int round = 0; round < kRounds; ++round) {
@@ -204,7 +211,7 @@ TEST(PlanFuzz, EveryTruncationIsRefused) {
 
 TEST(PlanFuzz, MutatedFieldsAreAnErrorOrAValidPlan) {
   int valid = 0, refused = 0;
-  for (int k = 0; k < 3; ++k) {
+  for (int k = 0; k < kSubjects; ++k) {
     Mutator mutator(static_cast<uint64_t>(k) + 100);
     for (int round = 0; round < kRounds; ++round) {
       Plan plan = subject(k);

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <functional>
+#include <map>
 #include <set>
 
 #include "compiler/lowering/lower_tiles.h"
@@ -78,7 +79,7 @@ TEST(Policy, EveryTilingOfEveryPolicyIsAPlanThatTheVerifierAccepts) {
       seen.insert(t.what);
       for (std::string_view scheduler : {"serial", "kv-preload", "e-first", "best"}) {
         Variant v = lower_tiles(t.tiles, 12, t.chunks, moves_whole_entry(scheduler));
-        TunedPoint at{2048, 16, 20'000'000, t.chunks};
+        TunedPoint at{2048, 16, 20'000'000, t.chunks, t.way.share};
         for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, at);
         auto s = schedule(problem_of(v, {500, 1000}), scheduler, false);
         ASSERT_TRUE(s.ok()) << s.status().message();
@@ -89,6 +90,40 @@ TEST(Policy, EveryTilingOfEveryPolicyIsAPlanThatTheVerifierAccepts) {
   EXPECT_THAT(seen, ::testing::Contains("recompute 3-7, 3 of 8 chunks from the embeddings"));
   EXPECT_THAT(seen, ::testing::Contains("recompute 3-7, 3 of 8 chunks to the top"));
   EXPECT_THAT(seen, ::testing::Contains("compute 3 of 8 chunks"));
+  EXPECT_THAT(seen, ::testing::Contains("restore 4-11"));
+  EXPECT_THAT(seen, ::testing::Contains("select 15 %"));
+}
+
+TEST(Policy, WaysOfTheProfileAreOfferedWithTheirLosses) {
+  Quality q = profile();
+  for (auto [way, loss] : {std::pair(Way::restore({2, 5}), 3.0), std::pair(Way::select(0.25), 4.0)}) {
+    WayScore w;
+    w.way = way;
+    w.items = w.contexts = 50;
+    w.loss = {loss, 1};
+    q.ways.push_back(w);
+  }
+  q.ways.push_back(q.ways.back());
+  q.ways.back().way = Way::select(0.4);
+  q.ways.back().dropped = true;
+  std::map<std::string, double> restored, selected;
+  for (const Tiling& t : draw("restore", input(q, {1}))) restored[t.what] = t.loss;
+  EXPECT_EQ(restored.size(), 2u + 12 + 1);  // the two ends, what reaches the top, and the profile's
+  EXPECT_EQ(restored.at("restore 2-5"), 3);
+  EXPECT_TRUE(std::isnan(restored.at("restore 0-11")));
+  for (const Tiling& t : draw("select", input(q, {1}))) selected[t.what] = t.loss;
+  EXPECT_EQ(selected,
+            (std::map<std::string, double>{{"full prefill", 0}, {"full reuse", 39}, {"select 25 %", 4}}));
+  // What the user names is all that there is.
+  PolicyInput in = input(q, {1});
+  in.select_share = 0.3;
+  in.recompute = LayerRange{1, 4};
+  ASSERT_EQ(draw("select", in).size(), 1u);
+  EXPECT_EQ(draw("select", in)[0].what, "select 30 %");
+  ASSERT_EQ(draw("restore", in).size(), 1u);
+  EXPECT_EQ(draw("restore", in)[0].what, "restore 1-4");
+  in.layers = 1;
+  EXPECT_THAT(draw_select(in).status().message(), HasSubstr("expected 2 or more"));
 }
 
 TEST(Policy, APromiseIsThatOfTheLayersThatEveryTokenGets) {
@@ -102,10 +137,12 @@ TEST(Policy, APromiseIsThatOfTheLayersThatEveryTokenGets) {
         for (int32_t l = tile.first_layer; tile.mode == Mode::kRecompute && l <= tile.last_layer; ++l)
           chunks[static_cast<size_t>(l)] += tile.last_chunk - tile.first_chunk + 1;
       for (int32_t l = 0; l < 12; ++l) {
-        bool in_group = !t.group.empty() && l >= t.group.first && l <= t.group.last;
+        bool in_group =
+            t.way.kind == WayKind::kFullPrefill ||
+            (t.way.kind == WayKind::kGroup && l >= t.way.layers[0].first && l <= t.way.layers[0].last);
         EXPECT_EQ(chunks[static_cast<size_t>(l)] == t.chunks, in_group) << "layer " << l;
       }
-      EXPECT_EQ(t.loss, q.loss(t.group).value);
+      EXPECT_EQ(t.loss, t.way.kind == WayKind::kFullPrefill ? 0 : q.find(t.way)->loss.value);
     }
   }
 }
@@ -134,6 +171,37 @@ TEST(Choice, KeepsTheObjective) {
   EXPECT_EQ(chosen({2, {}}, kSlow, true), "full prefill");
   q.ways.clear();
   EXPECT_EQ(chosen({2, {}}, kFast), "full prefill");  // loses nothing and is always there
+}
+
+TEST(Choice, WithAConfidenceBoundsAreHeldAgainstTheObjective) {
+  Quality q = profile();  // standard errors of 1 point over 50 contexts: bounds lie 1.68 above the means
+  CostModel costs(machine(), kShape);
+  PolicyInput in = input(q, {1});
+  in.confidence = 0.95;
+  auto chosen = [&](Slo slo) {
+    slo.confidence = in.confidence;
+    Chooser chooser(draw("droidspeak", in), slo, costs, "best");
+    auto best = chooser.best({512, 8, 10'000'000'000});
+    return best.ok() ? chooser.tilings()[*best].what : best.status().message();
+  };
+  EXPECT_EQ(chosen({3, {}}), "recompute 2-8");  // 2 points, but 3.7 with confidence
+  EXPECT_EQ(chosen({3.7, {}}), "recompute 3-7");
+  EXPECT_EQ(chosen({{}, 1'000'000'000}), "full prefill");  // the least bound: nothing is lost for certain
+  EXPECT_THAT(chosen({3, 1'000'000}), HasSubstr("a loss of at most 3 points with 95 % confidence"));
+  EXPECT_THAT(chosen({3, 1'000'000}), HasSubstr("loss   2.00 points, bound   3.68"));
+  for (const Tiling& t : draw("droidspeak", in)) {
+    if (t.what != "recompute 3-7") continue;
+    EXPECT_EQ(t.loss, 2);
+    EXPECT_EQ(t.loss_stderr, 1);
+    EXPECT_NEAR(t.loss_bound, 2 + 1.6766, 1e-3);  // Student's t, 49 degrees of freedom
+  }
+  // One context says nothing about others, whatever its standard error.
+  for (WayScore& w : q.ways) {
+    w.contexts = 1;
+    w.loss.standard_error = 0;
+  }
+  EXPECT_EQ(chosen({3, {}}), "full prefill");
+  EXPECT_THAT(chosen({3, 1'000'000}), HasSubstr("have no bound: the profile has too few contexts"));
 }
 
 TEST(Choice, IsTheBestOfAllTilings) {
@@ -279,6 +347,19 @@ TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
   refused([](auto& o) { o.policy = "full-reuse", o.schedule = "fast"; }, "--schedule is 'fast'");
   refused([](auto& o) { o.policy = "full-reuse", o.chunks = 0; }, "--chunks is 0");
   refused([](auto& o) { o.policy = "cake", o.recompute = "1-2"; }, "--recompute contradicts --policy cake");
+  refused([](auto& o) { o.policy = "select", o.recompute = "1-2"; },
+          "--recompute contradicts --policy select");
+  refused([](auto& o) { o.policy = "select"; }, "how many tokens are to be selected?");
+  refused([](auto& o) { o.policy = "restore"; }, "which layers are to be recomputed?");
+  refused([](auto& o) { o.policy = "restore", o.select_share = "10%"; },
+          "--select-share contradicts --policy restore");
+  refused([](auto& o) { o.recompute = "1-2", o.select_share = "10%"; }, "--select-share contradicts");
+  for (const char* share : {"", "%", "0%", "101%", "1.01", "-5%", "15 %", "x", "nan"}) {
+    refused([&](auto& o) { o.policy = "select", o.select_share = share; },
+            fmt::format("--select-share: bad share '{}'", share));
+  }
+  refused([](auto& o) { o.policy = "select", o.select_share = "10%", o.files.quality = "q", o.slo_loss = 2; },
+          "--slo-loss contradicts --select-share");
   refused([](auto& o) { o.policy = "full-reuse", o.emit = "bytes"; }, "--emit is 'bytes'");
   refused([](auto& o) { o.policy = "full-reuse", o.dtype = "f16"; }, "--dtype is 'f16'");
   refused([](auto& o) { o.policy = "full-reuse", o.link_rates = "20"; }, "--link-rates: bad rate '20'");
@@ -287,6 +368,9 @@ TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
   refused([](auto& o) { o.policy = "full-reuse", o.suffix_length = 0; }, "--suffix-length is 0");
   refused([](auto& o) { o.files.quality = "q", o.slo_loss = std::nan(""); }, "--slo-loss is nan");
   refused([](auto& o) { o.files.quality = "q", o.slo_ttft_ms = 0; }, "--slo-ttft-ms is 0");
+  refused([](auto& o) { o.files.quality = "q", o.slo_loss = 1, o.confidence = 0.5; }, "--confidence is 0.5");
+  refused([](auto& o) { o.files.quality = "q", o.slo_loss = 1, o.confidence = 1; }, "--confidence is 1");
+  refused([](auto& o) { o.recompute = "1-2", o.confidence = 0.9; }, "--confidence needs --quality");
   // What can only be seen in files comes after.
   EXPECT_THAT(message([](auto& o) { o.recompute = "1-2"; }), HasSubstr("not found"));
 }
@@ -348,6 +432,21 @@ TEST(Compile, TakesInputsThatWereReadBefore) {
   EXPECT_THAT(once->notes, ::testing::ElementsAre(HasSubstr("times: ")));
   EXPECT_GT(once->times.choose_ns, 0);
   EXPECT_GT(once->times.schedule_ns, 0);
+  for (const Variant& v : once->plan->variants) {
+    EXPECT_THAT(v.way, ::testing::AnyOf("full prefill", "recompute 3-7", "recompute 2-8"));
+    EXPECT_EQ(v.promise.loss_stderr, v.way == "full prefill" ? 0 : 1);
+    EXPECT_TRUE(std::isnan(v.promise.loss_bound));
+  }
+  CompileOptions sure = o;
+  sure.confidence = 0.95;
+  auto bounded = compile(in, sure);
+  ASSERT_TRUE(bounded.ok()) << bounded.status().message();
+  EXPECT_THAT(bounded->plan->provenance.flags, HasSubstr("--confidence 0.95"));
+  for (const Variant& v : bounded->plan->variants) {
+    EXPECT_EQ(v.promise.confidence, 0.95);
+    EXPECT_LE(v.promise.loss_bound, 3);
+    EXPECT_THAT(v.why, HasSubstr("with 95 % confidence"));
+  }
   in.machine.reset();
   auto stand_in = compile(in, o);
   ASSERT_TRUE(stand_in.ok());

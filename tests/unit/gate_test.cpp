@@ -316,6 +316,8 @@ TEST(Ways, AreTheLayersThatEveryTokenGetsRecomputed) {
                                 {kRecompute, 3, 4, 0, 0, true}},
                                1));
   EXPECT_EQ(scattered.name(), "scattered 1,3-4");
+  EXPECT_EQ(way_of(testing::make_restore_plan(testing::small_shape(5), 3).variants[0]), Way::restore({3, 3}));
+  EXPECT_EQ(way_of(testing::make_select_plan(testing::small_shape(5), 0.15).variants[0]), Way::select(0.15));
 }
 
 Quality quality_for(const Plan& plan, std::vector<Way> ways) {

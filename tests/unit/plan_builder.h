@@ -300,6 +300,68 @@ inline Variant make_variant(const Shape& shape, LayerRange group, const std::str
   return v;
 }
 
+/// All transfers first; then layer 0, the choice of tokens, those tokens upward, the suffix.
+inline Variant make_select_variant(const Shape& shape, double share, const PlanOptions& o = {}) {
+  auto layers = static_cast<int32_t>(shape.layers);
+  Variant v;
+  v.name = "v0";
+  v.policy = "select";
+  v.scheduler = "kv-preload";
+  v.select_share = share;
+  v.tuned_tokens = o.tokens;
+  v.tuned_suffix = o.suffix;
+  v.tuned_rate = o.rate;
+  v.promise.quality_loss = 1.8;
+  v.tiles = {{Mode::kRecompute, 0, 0, 0, 0, false}, {Mode::kSelect, 1, layers - 1, 0, 0, false}};
+  v.streams = {{StreamKind::kLink}, {StreamKind::kCompute}};
+  for (int32_t l = 0; l < layers; ++l) v.buffers.push_back({BufferKind::kKv, l, true, true});
+  v.buffers.push_back({BufferKind::kHidden, 0, true, true});
+  int64_t at = 0;
+  auto add = [&](Op op, int64_t takes) {
+    op.start_ns = at;
+    op.duration_ns = takes;
+    at += takes;
+    v.ops.push_back(std::move(op));
+    return static_cast<int32_t>(v.ops.size()) - 1;
+  };
+  int64_t kv_ns = o.tokens * shape.kv_row() * o.element_bytes * 1'000'000'000 / o.rate;
+  std::vector<int32_t> kv(static_cast<size_t>(layers), -1);
+  for (int32_t l = 1; l < layers; ++l)
+    kv[static_cast<size_t>(l)] =
+        add({.kind = OpKind::kTransferKv, .stream = 0, .layer = l, .chunk = 0, .buffer = l}, kv_ns);
+  int64_t row = o.ns_per_row, chosen = selected_rows(share, o.tokens);
+  add({.kind = OpKind::kEmbed, .stream = 1, .rows = Rows::kAll, .buffer = layers, .waits = {kv.back()}}, row);
+  add({.kind = OpKind::kPrefill,
+       .stream = 1,
+       .layer = 0,
+       .rows = Rows::kAll,
+       .queries = Queries::kAll,
+       .buffer = layers},
+      row * (o.tokens + o.suffix));
+  add({.kind = OpKind::kSelect, .stream = 1, .layer = 1, .chunk = 0, .buffer = layers, .waits = {kv[1]}},
+      row * o.tokens / 4);
+  for (int32_t l = 1; l < layers; ++l) {
+    add({.kind = OpKind::kRecompute,
+         .stream = 1,
+         .layer = l,
+         .rows = Rows::kSelected,
+         .queries = l == layers - 1 ? Queries::kNone : Queries::kAll,
+         .buffer = layers,
+         .waits = {kv[static_cast<size_t>(l)]}},
+        row * chosen);
+    add({.kind = OpKind::kSuffix,
+         .stream = 1,
+         .layer = l,
+         .rows = Rows::kSuffix,
+         .queries = l == layers - 1 ? Queries::kLast : Queries::kAll,
+         .buffer = layers},
+        row * o.suffix);
+  }
+  add({.kind = OpKind::kHead, .stream = 1, .rows = Rows::kSuffix, .buffer = layers}, row);
+  v.makespan_ns = v.promise.ttft_ns = at;
+  return v;
+}
+
 /// A plan with one variant for every length and rate, and the full prefill.
 inline Plan make_plan(const Shape& shape, LayerRange group, const std::string& schedule = "e-first",
                       const PlanOptions& options = {}) {
@@ -314,6 +376,22 @@ inline Plan make_plan(const Shape& shape, LayerRange group, const std::string& s
   plan.dtype = options.dtype;
   plan.variants = {make_variant(shape, group, schedule, options)};
   plan.full_prefill = make_full_prefill(shape, options);
+  return plan;
+}
+
+/// The same with tokens selected.
+inline Plan make_select_plan(const Shape& shape, double share, const PlanOptions& options = {}) {
+  Plan plan = make_plan(shape, {0, -1}, "e-first", options);
+  plan.variants = {make_select_variant(shape, share, options)};
+  return plan;
+}
+
+/// The same with one layer restored, by the ops that recompute one layer behind a cut.
+inline Plan make_restore_plan(const Shape& shape, int64_t layer, const PlanOptions& options = {}) {
+  Plan plan = make_plan(shape, {layer, layer}, "e-first", options);
+  plan.variants[0].policy = "restore";
+  plan.variants[0].tiles[1].mode = Mode::kRestore;
+  plan.variants[0].tiles[1].cut = false;
   return plan;
 }
 

@@ -21,6 +21,8 @@ namespace {
 
 using ::testing::HasSubstr;
 using testing::make_plan;
+using testing::make_restore_plan;
+using testing::make_select_plan;
 using testing::make_variant;
 using testing::PlanOptions;
 using testing::small_shape;
@@ -243,13 +245,13 @@ TEST(PlanBytes, UnknownEnumeratorsAreUnsupported) {
     std::function<void(Variant&)> set;
   };
   const Unknown cases[] = {
-      {"op 0 has kind 7; this version knows 0 to 6",
-       [](Variant& v) { v.ops[0].kind = static_cast<OpKind>(7); }},
-      {"op 0 has rows 3", [](Variant& v) { v.ops[0].rows = static_cast<Rows>(3); }},
+      {"op 0 has kind 8; this version knows 0 to 7",
+       [](Variant& v) { v.ops[0].kind = static_cast<OpKind>(8); }},
+      {"op 0 has rows 4", [](Variant& v) { v.ops[0].rows = static_cast<Rows>(4); }},
       {"op 0 has queries 9", [](Variant& v) { v.ops[0].queries = static_cast<Queries>(9); }},
       {"stream 1 has kind 3", [](Variant& v) { v.streams[1].kind = static_cast<StreamKind>(3); }},
       {"buffer 2 has kind 2", [](Variant& v) { v.buffers[2].kind = static_cast<BufferKind>(2); }},
-      {"tile 1 has mode 2", [](Variant& v) { v.tiles[1].mode = static_cast<Mode>(2); }}};
+      {"tile 1 has mode 9", [](Variant& v) { v.tiles[1].mode = static_cast<Mode>(9); }}};
   for (const Unknown& c : cases) {
     Plan plan = make_plan(small_shape(), {3, 6});
     c.set(plan.variants[0]);
@@ -391,6 +393,34 @@ TEST(PlanRules, R5Ranges) {
   expect_broken(5, "has alternative 0 with a loss of 200", [](Plan& p) {
     p.variants[0].alternatives = {{"recompute 3-6", 200, 1, 1}};
   });
+  expect_broken(5, "a standard error of -2", [](Plan& p) { p.variants[0].promise.loss_stderr = -2; });
+  expect_broken(5, "states a confidence of 0.5", [](Plan& p) { p.variants[0].promise.confidence = 0.5; });
+  expect_broken(5, "states a confidence of nan",
+                [](Plan& p) { p.variants[0].promise.confidence = kUnknown; });
+  expect_broken(5, "bounds its loss by 2 points with a confidence of 0",
+                [](Plan& p) { p.variants[0].promise.loss_bound = 2; });
+  expect_broken(5, "bounds its loss by inf points", [](Plan& p) {
+    p.variants[0].promise.confidence = 0.9;
+    p.variants[0].promise.loss_bound = std::numeric_limits<double>::infinity();
+  });
+}
+
+TEST(PlanRules, R1AndR5APromiseWithItsUncertainty) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.variants[0].way = "recompute 3-6";
+  plan.variants[0].promise.loss_stderr = 0.75;
+  plan.variants[0].promise.confidence = 0.95;
+  for (double bound : {3.25, kUnknown}) {
+    plan.variants[0].promise.loss_bound = bound;
+    Result<Plan> back = parse_plan(bytes_of(serialize_plan(plan)), "made");
+    ASSERT_TRUE(back.ok()) << back.status().message();
+    EXPECT_EQ(*back, plan);
+  }
+  plan.format_version = 2;
+  EXPECT_THAT(verify_plan(plan, "made").message(),
+              HasSubstr("a loss with its uncertainty, which came with version 3"));
+  plan.variants[0].promise = {1.8, plan.variants[0].promise.ttft_ns};
+  EXPECT_THAT(verify_plan(plan, "made").message(), HasSubstr("a way, which came with version 3"));
 }
 
 TEST(PlanRules, R6Overlap) {
@@ -516,6 +546,120 @@ TEST(PlanRules, R14Tiles) {
       make_plan(small_shape(), {0, 3}));
   expect_broken(14, "recomputes layer 3, chunk 0 from nothing",
                 [](Plan& p) { p.variants[0].tiles[1].cut = false; });
+}
+
+TEST(PlanRules, R14And15RestoredLayers) {
+  Plan plan = make_restore_plan(small_shape(), 3);
+  Status status = verify_plan(plan, "made");
+  EXPECT_TRUE(status.ok()) << status.message();
+  EXPECT_EQ(recomputed_layers(plan.variants[0]), 0);
+  EXPECT_EQ(cut_layers(plan), std::vector<int32_t>{3});
+  Result<Plan> back = parse_plan(bytes_of(serialize_plan(plan)), "made");
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(*back, plan);
+  Plan older = plan;
+  older.format_version = 2;
+  EXPECT_THAT(
+      verify_plan(older, "made").message(),
+      HasSubstr("format version is 2, but variant 'v0' has restored layers, which came with version 3"));
+  expect_broken(
+      14, "tile 1 (restore, from layer 3) has a cut", [](Plan& p) { p.variants[0].tiles[1].cut = true; },
+      plan);
+  expect_broken(
+      14, "recomputes layer 4, chunk 0 from nothing: the layer below is restored",
+      [](Plan& p) { p.variants[0].tiles[2].mode = Mode::kRecompute; }, plan);
+  expect_broken(
+      15, "restores layer 3, chunk 0, but no op sends its E", [](Plan& p) { remove_op(p.variants[0], 0); },
+      plan);
+  expect_broken(
+      15, "restores layer 3, chunk 0, but no op does",
+      [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kRecompute, 3)); }, plan);
+  expect_broken(
+      16, "has queries 'all'; expected 'none': nobody reads what leaves this layer",
+      [](Plan& p) { op_of(p.variants[0], OpKind::kRecompute, 3).queries = Queries::kAll; }, plan);
+}
+
+TEST(PlanRules, SelectedTokens) {
+  const Plan plan = make_select_plan(small_shape(4), 0.15);
+  Status status = verify_plan(plan, "made");
+  ASSERT_TRUE(status.ok()) << status.message();
+  Result<Plan> back = parse_plan(bytes_of(serialize_plan(plan)), "made");
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(*back, plan);
+  EXPECT_TRUE(cut_layers(plan).empty());
+  EXPECT_EQ(recomputed_layers(plan.variants[0]), 1);
+  Plan older = plan;
+  older.format_version = 2;
+  EXPECT_THAT(verify_plan(older, "made").message(),
+              HasSubstr("variant 'v0' has selected tokens, which came with version 3"));
+  using V = Variant;
+  auto broken = [&](int rule, const std::string& message, const std::function<void(V&)>& change) {
+    expect_broken(
+        rule, message, [&](Plan& p) { change(p.variants[0]); }, plan);
+  };
+  broken(14, "selects a share of 0 of the tokens; expected more than 0", [](V& v) { v.select_share = 0; });
+  broken(14, "selects a share of 1.5", [](V& v) { v.select_share = 1.5; });
+  broken(14, "selects a share of nan", [](V& v) { v.select_share = kUnknown; });
+  expect_broken(14, "selects a share of 0.5 of the tokens; expected 0: there is no select tile",
+                [](Plan& p) { p.variants[0].select_share = 0.5; });
+  broken(14, "tile 1 selects tokens of layers 2 to 3 in 1 chunks; expected layers 1 to 3 in one chunk",
+         [](V& v) {
+           v.tiles[0].last_layer = 1;
+           v.tiles[1].first_layer = 2;
+         });
+  broken(14, "selects tokens of layer 1, but layer 0 is loaded", [](V& v) { v.tiles[0].mode = Mode::kLoad; });
+  broken(14, "selects tokens of layer 1, but layer 0 is restored",
+         [](V& v) { v.tiles[0].mode = Mode::kRestore; });
+  broken(15, "selects tokens of layer 2, chunk 0, but no op transfers its KV",
+         [](V& v) { remove_op(v, find_op(v, OpKind::kTransferKv, 2)); });
+  broken(15, "has a select tile, but no op chooses its tokens",
+         [](V& v) { remove_op(v, find_op(v, OpKind::kSelect)); });
+  broken(15, "recomputes selected tokens of layer 2, chunk 0, but no op does",
+         [](V& v) { remove_op(v, find_op(v, OpKind::kRecompute, 2)); });
+  broken(15, "recomputes every token of layer 2, whose tile says select", [](V& v) {
+    Op& op = op_of(v, OpKind::kRecompute, 2);
+    op.rows = Rows::kChunk;
+    op.chunk = 0;
+    op.queries = Queries::kNone;
+  });
+  broken(15, "chooses tokens at layer 2", [](V& v) { op_of(v, OpKind::kSelect).layer = 2; });
+  broken(16, "works on selected rows; expected suffix",
+         [](V& v) { op_of(v, OpKind::kSuffix).rows = Rows::kSelected; });
+  expect_broken(16, "works on selected rows; expected chunk",
+                [](Plan& p) { op_of(p.variants[0], OpKind::kRecompute).rows = Rows::kSelected; });
+  broken(10, "has chunk 0; expected -1: it works on selected rows",
+         [](V& v) { op_of(v, OpKind::kRecompute).chunk = 0; });
+  broken(16, "has queries 'none'; expected 'all'",
+         [](V& v) { op_of(v, OpKind::kRecompute, 2).queries = Queries::kNone; });
+  broken(16, "has queries 'all'; expected 'none': nobody reads what leaves the last layer",
+         [](V& v) { op_of(v, OpKind::kRecompute, 3).queries = Queries::kAll; });
+  broken(18, "which op 4 (prefill 0) has left at layer 1; expected what enters layer 1, selected tokens only",
+         [](V& v) {
+           Op &a = op_of(v, OpKind::kSelect), &b = op_of(v, OpKind::kRecompute, 1);
+           std::swap(a, b);
+           std::swap(a.start_ns, b.start_ns);
+           std::swap(a.duration_ns, b.duration_ns);
+         });
+  broken(
+      18, "(select 1) has left at layer 1, selected tokens only; expected what enters layer 2, selected",
+      [](V& v) { std::swap(op_of(v, OpKind::kRecompute, 1).layer, op_of(v, OpKind::kRecompute, 2).layer); });
+  broken(19, "reads KV of layer 1, chunk 0, which op 0 (kv(1)) writes", [](V& v) {
+    for (Op& op : v.ops) op.waits.clear();
+  });
+}
+
+TEST(SelectedRows, AreTheShareRoundedUpAndAtLeastOne) {
+  EXPECT_EQ(selected_rows(0.15, 400), 60);
+  EXPECT_EQ(selected_rows(0.1, 30), 3);  // 0.1 * 30 is a little more than 3
+  EXPECT_EQ(selected_rows(0.15, 401), 61);
+  EXPECT_EQ(selected_rows(1, 17), 17);
+  EXPECT_EQ(selected_rows(1e-5, 17), 1);
+  EXPECT_EQ(selected_rows(0.5, 0), 0);
+  Op op{.kind = OpKind::kRecompute, .layer = 1, .rows = Rows::kSelected, .queries = Queries::kAll};
+  OpRows rows = op_rows(op, 1, 400, 7, 0.15);
+  EXPECT_EQ(rows.first, 340);
+  EXPECT_EQ(rows.rows, 60);
+  EXPECT_EQ(rows.queries, 60);
 }
 
 TEST(PlanRules, R15TilesAgreeWithOps) {
@@ -667,7 +811,7 @@ TEST(PlanRules, R19NoUnorderedAccesses) {
 // --- Frozen plans
 // -------------------------------------------------------------------------------------------
 
-/// What plans/golden holds of format 1; golden/README.md tells how it was written.
+/// What plans/golden holds of formats 1 and 3; golden/README.md tells how it was written.
 std::map<std::string, Plan> plans_to_freeze() {
   std::map<std::string, Plan> plans;
   plans["v1-droidspeak.dsplan"] = make_plan(small_shape(), {3, 6});
@@ -683,6 +827,16 @@ std::map<std::string, Plan> plans_to_freeze() {
   several.variants[1].name = "v1";
   several.variants[1].tokens_min = 2048;
   several.variants[1].rate_min = 1'000'000;
+  Plan& modes = plans["v3-modes.dsplan"] = make_select_plan(small_shape(5), 0.15);
+  modes.variants[0].tokens_max = 2048;
+  modes.variants[0].way = "select 15 %";
+  modes.variants[0].promise.loss_stderr = 0.75;
+  modes.variants[0].promise.loss_bound = 3.25;
+  modes.variants[0].promise.confidence = 0.95;
+  modes.variants.push_back(make_restore_plan(modes.shape, 3, {.tokens = 4096}).variants[0]);
+  modes.variants[1].name = "v1";
+  modes.variants[1].tokens_min = 2048;
+  modes.variants[1].way = "restore 3";
   return plans;
 }
 
@@ -780,6 +934,29 @@ TEST(GoldenPlans, MeanWhatTheyMeant) {
   ASSERT_FALSE(stairs.alternatives.empty());
   EXPECT_EQ(stairs.alternatives[0].what, "recompute 0-1, 6 of 8 chunks to the top");
   EXPECT_EQ(stairs.alternatives[0].quality_loss, 37.08);
+  EXPECT_EQ(stairs.way, "");
+  EXPECT_TRUE(std::isnan(stairs.promise.loss_stderr) && std::isnan(stairs.promise.loss_bound));
+  EXPECT_EQ(stairs.promise.confidence, 0);
+
+  plan = read_plan(folder + "v3-modes.dsplan");
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_EQ(plan->format_version, 3);
+  ASSERT_EQ(plan->variants.size(), 2u);
+  const Variant &select = plan->variants[0], &restore = plan->variants[1];
+  EXPECT_EQ(select.select_share, 0.15);
+  EXPECT_EQ(select.way, "select 15 %");
+  EXPECT_EQ(select.promise.loss_stderr, 0.75);
+  EXPECT_EQ(select.promise.loss_bound, 3.25);
+  EXPECT_EQ(select.promise.confidence, 0.95);
+  EXPECT_EQ(select.tiles,
+            (std::vector<Tile>{{Mode::kRecompute, 0, 0, 0, 0, false}, {Mode::kSelect, 1, 4, 0, 0, false}}));
+  ASSERT_EQ(select.ops.size(), 16u);
+  EXPECT_EQ(select.ops[6].kind, OpKind::kSelect);
+  EXPECT_EQ(select.ops[7].rows, Rows::kSelected);
+  EXPECT_EQ(select.ops[7].chunk, -1);
+  EXPECT_EQ(restore.select_share, 0);
+  EXPECT_EQ(restore.tiles[1], (Tile{Mode::kRestore, 3, 3, 0, 0, false}));
+  EXPECT_EQ(cut_layers(*plan), std::vector<int32_t>{3});
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "support/file.h"
+#include "tests/unit/plan_builder.h"
 #include "tests/unit/schedule_problems.h"
 
 namespace ds {
@@ -299,11 +300,26 @@ TEST(Emit, BadTextIsAnErrorWithAPlace) {
   EXPECT_THAT(message(unscheduled), HasSubstr("has not been scheduled"));
 }
 
+TEST(Emit, OtherModesSurvive) {
+  for (Plan plan : {testing::make_select_plan(testing::small_shape(4), 0.15),
+                    testing::make_restore_plan(testing::small_shape(4), 2)}) {
+    auto text = plan_to_mlir(plan);
+    ASSERT_TRUE(text.ok()) << text.status().message();
+    auto again = plan_from_mlir(*text, "text");
+    ASSERT_TRUE(again.ok()) << again.status().message();
+    EXPECT_EQ(*again, plan);
+  }
+}
+
 TEST(Emit, ANameWithQuotesAndNewlinesSurvives) {
   Plan plan = plan_for({1, 2}, 4, "e-first");
   plan.provenance.flags = "a \"b\" \\ c\n\t\x01 \xc3\xa9";
   plan.variants[0].name = "odd name \"\\";
   plan.variants[0].promise.quality_loss = 1e-17;
+  plan.variants[0].promise.loss_stderr = 0.1;
+  plan.variants[0].promise.loss_bound = 1.0 / 3;
+  plan.variants[0].promise.confidence = 0.95;
+  plan.variants[0].way = "recompute 1-2";
   auto text = plan_to_mlir(plan);
   ASSERT_TRUE(text.ok());
   auto again = plan_from_mlir(*text, "text");

@@ -25,6 +25,8 @@ using ::testing::AllOf;
 using testing::expect_well_formed;
 using ::testing::HasSubstr;
 using testing::make_plan;
+using testing::make_restore_plan;
+using testing::make_select_plan;
 using testing::make_variant;
 using ::testing::Not;
 using testing::small_shape;
@@ -450,6 +452,70 @@ TEST(Explain, TellsWhatElseTheCompilerHad) {
                           HasSubstr("points &lt;b&gt;"), Not(HasSubstr("<i>")), Not(HasSubstr("<b>"))));
 }
 
+TEST(Describe, OtherModesInWordsAndPictures) {
+  Plan select = make_select_plan(small_shape(4), 0.15), restore = make_restore_plan(small_shape(4), 2);
+  const Variant &s = select.variants[0], &r = restore.variants[0];
+  EXPECT_EQ(tiling_text(s), "recompute 0, select 1-3 (15 % of the tokens)");
+  EXPECT_EQ(recomputed_text(s), "0 (select 15 % in 1-3)");
+  EXPECT_EQ(tiling_text(r), "load 0-1, restore 2, load 3");
+  EXPECT_EQ(recomputed_text(r), "none (restore 2)");
+  std::string text = plan_to_text(select, {.origin = "x"});
+  EXPECT_THAT(text, HasSubstr("S loaded, but recomputed for the 15 % of the tokens that deviate most"));
+  EXPECT_THAT(text, HasSubstr("R  S  S  S"));
+  EXPECT_THAT(text, HasSubstr("c select"));
+  EXPECT_THAT(text, HasSubstr("recompute 3 selected (K, V)"));
+  text = plan_to_text(restore, {.origin = "x"});
+  EXPECT_THAT(text, HasSubstr("E restored: K and V of the sender's E"));
+  EXPECT_THAT(text, HasSubstr("L  L  E  L"));
+  std::string svg = draw_schedule_svg({select, s});
+  EXPECT_THAT(svg, HasSubstr("select layers 1 to 3"));
+  EXPECT_THAT(svg, HasSubstr("recompute 15 % of the tokens"));
+  EXPECT_THAT(svg, HasSubstr("select tokens"));
+  EXPECT_THAT(draw_schedule_svg({restore, r}), HasSubstr("restore layers 2 to 2"));
+  EXPECT_THAT(draw_schedule_html({select, s}), HasSubstr("select 1"));
+  EXPECT_THAT(draw_schedule_chrome({select, s}), HasSubstr("select 1"));
+  auto json = plan_to_json(select)["variants"][0];
+  EXPECT_EQ(json["select_share"], 0.15);
+  EXPECT_EQ(json["tiles"][1]["mode"], "select");
+  EXPECT_EQ(json["ops"][5]["kind"], "select");
+  EXPECT_EQ(json["ops"][6]["rows"], "selected");
+  // Work is in proportion to the share: twice the tokens, twice the selected rows.
+  auto point = tuned_point(s);
+  auto once = simulate_variant(select, s, point),
+       twice = simulate_variant(select, s, {2 * point.tokens, 16, point.rate});
+  ASSERT_TRUE(once.ok() && twice.ok());
+  EXPECT_EQ(once->ttft_ns, s.makespan_ns);
+  auto takes = [](const Simulation& sim, size_t op) { return sim.ops[op].end_ns - sim.ops[op].start_ns; };
+  EXPECT_EQ(takes(*twice, 5), 2 * takes(*once, 5));
+  EXPECT_GT(takes(*twice, 6), 2 * takes(*once, 6));  // more keys, too
+}
+
+TEST(Describe, PromisesInWords) {
+  Promise p{0.4, 1};
+  EXPECT_EQ(promised_loss_text(p), "0.4 points");
+  p.loss_stderr = 0.3;
+  EXPECT_EQ(promised_loss_text(p), "0.4 ± 0.3 points");
+  p.confidence = 0.95;
+  EXPECT_EQ(promised_loss_text(p), "0.4 ± 0.3 points, not bounded with 95 % confidence");
+  p.loss_bound = 1;
+  EXPECT_EQ(promised_loss_text(p), "0.4 ± 0.3 points, at most 1 with 95 % confidence");
+  p.quality_loss = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(promised_loss_text(p), "not known");
+  // In the listing and in the explanation alike.
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.variants[0].promise.loss_stderr = 0.3;
+  plan.variants[0].way = "recompute 3-6";
+  EXPECT_THAT(plan_to_text(plan, {.origin = "x"}), HasSubstr("quality loss 1.8 ± 0.3 points"));
+  auto explanation = explain_variant(plan, plan.variants[0], tuned_point(plan.variants[0]));
+  ASSERT_TRUE(explanation.ok()) << explanation.status().message();
+  EXPECT_THAT(explanation_text(*explanation, "asked"), HasSubstr("1.8 ± 0.3 points"));
+  EXPECT_EQ(explanation_json(*explanation, "asked")["loss_stderr"], 0.3);
+  auto json = plan_to_json(plan)["variants"][0];
+  EXPECT_EQ(json["way"], "recompute 3-6");
+  EXPECT_EQ(json["loss_stderr"], 0.3);
+  EXPECT_TRUE(json["loss_bound"].is_null());
+}
+
 TEST(Describe, TilingsInWords) {
   EXPECT_EQ(tiling_text(make_variant(small_shape(), {3, 6})), "load 0-2, recompute 3-6 from E, load 7-11");
   EXPECT_EQ(tiling_text(make_variant(small_shape(), {0, -1}, "e-first", {.chunks = 3})), "load 0-11");
@@ -503,6 +569,11 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
       {"v0: tiling", [](Plan& p) { p.variants[0].tiles[1].cut = false; }},
       {"v0: promised loss", [](Plan& p) { p.variants[0].promise.quality_loss = 3; }},
       {"v0: promised TTFT", [](Plan& p) { p.variants[0].promise.ttft_ns += 1; }},
+      {"v0: selected share", [](Plan& p) { p.variants[0].select_share = 0.2; }},
+      {"v0: way", [](Plan& p) { p.variants[0].way = "recompute 3-6"; }},
+      {"v0: certainty of loss", [](Plan& p) { p.variants[0].promise.loss_stderr = 0.5; }},
+      {"v0: certainty of loss", [](Plan& p) { p.variants[0].promise.loss_bound = 0.5; }},
+      {"v0: certainty of loss", [](Plan& p) { p.variants[0].promise.confidence = 0.9; }},
       {"v0: makespan", [](Plan& p) { p.variants[0].makespan_ns += 1; }},
       {"v0: lower bound", [](Plan& p) { p.variants[0].lower_bound_ns -= 1; }},
       {"v0: proof", [](Plan& p) { p.variants[0].proven_optimal = !p.variants[0].proven_optimal; }},

@@ -104,7 +104,7 @@ int64_t Attention::query_tiles(const Segment& segment) const {
 }
 
 bool Attention::worth_threads(const Segment& s) const {
-  return s.tokens * (s.first + s.tokens) * shape_.heads * shape_.head_dim > (int64_t{1} << 20);
+  return s.tokens * s.end() * shape_.heads * shape_.head_dim > (int64_t{1} << 20);
 }
 
 void Attention::run(std::span<Segment> segments, std::byte* out, LapTimer& timer) {
@@ -150,7 +150,7 @@ void Attention::run_packed(const Segment& s, int64_t queries, std::byte* out, La
     packed_prefix_ = s.prefix;
     packed_prefix_rows_ = s.prefix_rows;
   }
-  int64_t end = s.first + s.tokens, tiles = (end + kKeyTile - 1) / kKeyTile, fresh = tiles - packed_tiles_;
+  int64_t end = s.end(), tiles = (end + kKeyTile - 1) / kKeyTile, fresh = tiles - packed_tiles_;
   int64_t per_tile = tile_tokens(shape_), query_tiles = this->query_tiles(s);
 #pragma omp parallel if (worth_threads(s))
   {
@@ -197,14 +197,13 @@ void Attention::run_small(std::span<const Segment> segments, bool shared, int64_
 
 void Attention::pack(const Segment& s, int64_t head, int64_t tile, const Scratch& scratch) {
   int64_t at = (head * tiles_ + tile) * tile_bytes_;
-  KeyTileSource from = source(s, head, tile, s.first + s.tokens, scratch);
+  KeyTileSource from = source(s, head, tile, s.end(), scratch);
   kernels_.pack_keys(from, shape_.head_dim, keys_ + at);
   kernels_.pack_values(from, shape_.head_dim, values_ + at);
 }
 
 void Attention::tile(const Segment& segment, int64_t head, int64_t queries, int64_t token, int64_t count,
                      int64_t packed, const Scratch& s, std::byte* out) const {
-  int64_t first = segment.first;
   int64_t group = shape_.group(), depth = shape_.padded_dim();
   int64_t rows = (count * group + kRowBlock - 1) / kRowBlock * kRowBlock;
   std::fill_n(s.o, rows * depth, 0.0f);
@@ -218,17 +217,17 @@ void Attention::tile(const Segment& segment, int64_t head, int64_t queries, int6
                   .sum = s.sum,
                   .limit = s.limit,
                   .scale = static_cast<float>(M_LOG2E / std::sqrt(static_cast<double>(shape_.head_dim)))};
-  int64_t end = first + token + count;  // keys that the last query of this tile sees
+  int64_t end = segment.position(token + count - 1) + 1;  // keys that the last query of this tile sees
   for (int64_t key = 0; key < end; key += kKeyTile) {
     // Rows that only fill the last row-block see what the last query sees.
     for (int64_t r = 0; r < rows; ++r)
-      s.limit[r] = static_cast<int32_t>(
-          std::clamp<int64_t>(first + token + std::min(r / group, count - 1) + 1 - key, 0, kKeyTile));
+      s.limit[r] = static_cast<int32_t>(std::clamp<int64_t>(
+          segment.position(token + std::min(r / group, count - 1)) + 1 - key, 0, kKeyTile));
     int64_t at = (head * tiles_ + key / kKeyTile) * tile_bytes_;
     t.k = keys_ + at;
     t.v = values_ + at;
     if (key / kKeyTile >= packed) {
-      KeyTileSource from = source(segment, head, key / kKeyTile, first + segment.tokens, s);
+      KeyTileSource from = source(segment, head, key / kKeyTile, segment.end(), s);
       kernels_.pack_keys(from, shape_.head_dim, s.keys);
       kernels_.pack_values(from, shape_.head_dim, s.values);
       t.k = s.keys;

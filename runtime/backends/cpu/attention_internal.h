@@ -33,14 +33,17 @@ class Attention {
   /// forgets them.
   void begin() { packed_cache_ = packed_prefix_ = nullptr; }
 
-  /// Queries of one sequence at positions first .. first + tokens - 1, each over the cache rows up to its
-  /// own.
+  /// Queries of one sequence at positions first .. first + tokens - 1, or at `positions`, each over the cache
+  /// rows up to its own.
   struct Segment {
     const std::byte* cache = nullptr;
     int64_t first = 0, tokens = 0;
     int64_t at = 0;                     // of its first query among all of the call
     const std::byte* prefix = nullptr;  // rows 0 .. prefix_rows - 1; those of `cache` follow them
     int64_t prefix_rows = 0;
+    const int32_t* positions = nullptr;  // of the tokens, ascending; null: consecutive ones
+    int64_t position(int64_t token) const { return positions ? positions[token] : first + token; }
+    int64_t end() const { return position(tokens - 1) + 1; }  // keys that the last query sees
   };
   /// out is active, [tokens of all segments][heads * head_dim]. The last segment has the last queries; the
   /// order of the others may change.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
+#include <numeric>
 
 #include "support/units.h"
 
@@ -259,11 +260,12 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   int64_t normed = align(rows * c.d_model * active), attended = align(rows * q_size * active);
   int64_t gate_up = align(rows * 2 * c.ff * active), activated = align(rows * c.ff * active);
   int64_t table = align(max_context * (c.head_dim / 2) * 4), scratch = 0;
+  int64_t chosen = align(max_context * 4);
   for (const auto* p : {&m.q_, &m.kv_, &m.o_, &m.gate_up_, &m.down_, &m.head_})
     scratch = std::max(scratch, align((*p)->scratch_bytes()));
 
   AttentionShape shape{c.heads, c.kv_heads, c.head_dim, m.dtype_, m.active_};
-  int64_t bytes = normed + projected + attended + gate_up + activated + scratch + 2 * table;
+  int64_t bytes = normed + projected + attended + gate_up + activated + scratch + 2 * table + 2 * chosen;
   std::string what = fmt::format("workspace for a context of {} tokens", max_context);
   DS_TRY(check_memory(bytes + Attention::scratch_bytes(shape, max_context, kBlockRows, m.threads_), what));
   DS_ASSIGN(w.buffer_, HostBuffer::make(bytes, what));
@@ -280,6 +282,8 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   w.scratch_ = take(scratch);
   w.cos_ = reinterpret_cast<float*>(take(table));
   w.sin_ = reinterpret_cast<float*>(take(table));
+  w.deviation_ = reinterpret_cast<float*>(take(chosen));
+  w.order_ = reinterpret_cast<int32_t*>(take(chosen));
 
   std::vector<float> frequencies = c.rope.inverse_frequencies(c.head_dim);
   int64_t half = c.head_dim / 2;
@@ -382,6 +386,62 @@ void CpuModel::layer_batch(CommandStream& stream, Workspace& workspace, int64_t 
       Call{this, &w, layer, hidden, sequences.data(), sequences.size()});
 }
 
+void CpuModel::select(CommandStream& stream, Workspace& workspace, const SelectCall& call) {
+  struct Call {
+    const CpuModel* model;
+    CpuWorkspace* workspace;
+    SelectCall call;
+  };
+  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& w = static_cast<CpuWorkspace&>(workspace);
+  if (w.model_ != this || call.layer < 0 || call.layer >= config_.layers || call.rows < 1 ||
+      call.rows > w.max_context_ || call.count < 1 || call.count > call.rows || call.hidden == nullptr ||
+      call.cache == nullptr || call.positions == nullptr) {
+    return cpu_stream.fail(
+        error(Code::kInvalidArgument,
+              "select {} of {} rows at layer {} (of {}), {}, in a workspace {} for {} positions", call.count,
+              call.rows, call.layer, config_.layers,
+              call.hidden && call.cache && call.positions ? "with all memory"
+                                                          : "without hidden states, cache or positions",
+              w.model_ == this ? "of this model" : "of another model", w.max_context_));
+  }
+  cpu_stream.kernel(
+      "select",
+      [](const void* payload) {
+        auto* c = static_cast<const Call*>(payload);
+        return c->model->run_select(*c->workspace, c->call);
+      },
+      Call{this, &w, call});
+}
+
+void CpuModel::layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) {
+  struct Call {
+    const CpuModel* model;
+    CpuWorkspace* workspace;
+    SelectedCall call;
+  };
+  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& w = static_cast<CpuWorkspace&>(workspace);
+  if (w.model_ != this || call.layer < 0 || call.layer >= config_.layers || call.rows < 1 ||
+      call.rows > w.max_context_ || call.hidden == nullptr || call.cache == nullptr ||
+      call.positions == nullptr) {
+    return cpu_stream.fail(
+        error(Code::kInvalidArgument,
+              "layer {} (of {}) over {} selected rows, {}, in a workspace {} for {} positions", call.layer,
+              config_.layers, call.rows,
+              call.hidden && call.cache && call.positions ? "with all memory"
+                                                          : "without hidden states, cache or positions",
+              w.model_ == this ? "of this model" : "of another model", w.max_context_));
+  }
+  cpu_stream.kernel(
+      "layer",
+      [](const void* payload) {
+        auto* c = static_cast<const Call*>(payload);
+        return c->model->run_selected(*c->workspace, c->call);
+      },
+      Call{this, &w, call});
+}
+
 void CpuModel::logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) {
   static constexpr int64_t kFirst = 0;
   logits_batch(stream, workspace, hidden, {&kFirst, 1}, logits);
@@ -407,6 +467,32 @@ void CpuModel::logits_batch(CommandStream& stream, Workspace& workspace, const s
 }
 
 // ---- running
+
+namespace {
+
+/// In f32 and in the order of the elements; infinite where one is not a number, which is as far off as can
+/// be.
+float squared_distance(const std::byte* a, const std::byte* b, int64_t n, DType dtype) {
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    float x, y;
+    if (dtype == DType::kF32) {
+      std::memcpy(&x, a + 4 * i, 4);
+      std::memcpy(&y, b + 4 * i, 4);
+    } else {
+      uint16_t p, q;
+      std::memcpy(&p, a + 2 * i, 2);
+      std::memcpy(&q, b + 2 * i, 2);
+      x = bf16_to_f32(p);
+      y = bf16_to_f32(q);
+    }
+    float difference = x - y, square = difference * difference;
+    sum += square;
+  }
+  return std::isnan(sum) ? INFINITY : sum;
+}
+
+}  // namespace
 
 Status CpuModel::run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const {
   LapTimer timer(profile_);
@@ -454,6 +540,88 @@ Status CpuModel::run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
       if (w.rows_.size() == kBlockRows) DS_TRY(flush());
     }
   return w.rows_.empty() ? ok_status() : flush();
+}
+
+Status CpuModel::run_selected(CpuWorkspace& w, const SelectedCall& call) const {
+  int64_t row_bytes = config_.d_model * dtype_size(dtype_);
+  int64_t kv_bytes = config_.kv_row() * dtype_size(dtype_);
+  // Only now are they known.
+  for (int64_t i = 0; i < call.rows; ++i) {
+    if (call.positions[i] <= (i > 0 ? call.positions[i - 1] : -1) || call.positions[i] >= w.max_context_)
+      return error(Code::kInvalidArgument,
+                   "layer {}: selected row {} of {} has position {}; expected ascending positions below {}",
+                   call.layer, i, call.rows, call.positions[i], w.max_context_);
+  }
+  w.attention_->begin();
+  // K and V of a block are written before its queries read, and no query sees a position of a later block.
+  for (int64_t at = 0; at < call.rows;) {
+    int64_t count = std::min(kBlockRows, call.rows - at);
+    w.rows_.clear();
+    w.query_rows_.clear();
+    w.segments_.clear();
+    if (call.queries)
+      w.segments_.push_back(
+          {.cache = call.cache, .tokens = count, .at = 0, .positions = call.positions + at});
+    for (int64_t end = at + count; at < end; ++at)
+      w.rows_.push_back({.hidden = call.hidden + at * row_bytes,
+                         .kv = call.cache + call.positions[at] * kv_bytes,
+                         .position = call.positions[at]});
+    if (call.queries) w.query_rows_ = w.rows_;
+    DS_TRY(run_block(w, layers_[static_cast<size_t>(call.layer)])
+               .with_context(fmt::format("layer {}, {} selected rows", call.layer, w.rows_.size())));
+  }
+  return ok_status();
+}
+
+Status CpuModel::run_select(CpuWorkspace& w, const SelectCall& call) const {
+  const ModelConfig& c = config_;
+  const Layer& layer = layers_[static_cast<size_t>(call.layer)];
+  int64_t d = c.d_model, kv_size = c.kv_heads * c.head_dim, half = c.head_dim / 2;
+  int64_t active = dtype_size(active_), wire = dtype_size(dtype_);
+  LapTimer timer(profile_);
+  for (int64_t first = 0; first < call.rows; first += kBlockRows) {
+    int64_t rows = std::min(kBlockRows, call.rows - first);
+    bool many = rows * d > (int64_t{1} << 15);
+#pragma omp parallel for schedule(static) if (many)
+    for (int64_t r = 0; r < rows; ++r)
+      kernels_.norm(call.hidden + (first + r) * d * wire, layer.input_norm.data(), eps_, d,
+                    w.normed_ + r * d * active);
+    timer.lap(Phase::kNorm);
+    DS_TRY(w.kv_->run(layer.kv, rows, w.normed_, reinterpret_cast<std::byte*>(w.projected_), w.scratch_)
+               .with_context(fmt::format("select at layer {}", call.layer)));
+    timer.lap(Phase::kQkv);
+#pragma omp parallel for schedule(static) if (many)
+    for (int64_t r = 0; r < rows; ++r) {
+      int64_t position = first + r;
+      const float* x = w.projected_ + r * 2 * kv_size;
+      const float *cos = w.cos_ + position * half, *sin = w.sin_ + position * half;
+      const float* bias = or_null(layer.kv_bias);
+      std::byte* mine = w.attended_ + r * kv_size * wire;
+      for (int64_t h = 0; h < c.kv_heads; ++h)
+        kernels_.key_head(x + h * c.head_dim, bias ? bias + h * c.head_dim : nullptr, or_null(layer.k_norm),
+                          eps_, cos, sin, c.head_dim, c.head_dim, mine + h * c.head_dim * wire);
+      w.deviation_[position] =
+          squared_distance(mine, call.cache + position * 2 * kv_size * wire, kv_size, dtype_);
+    }
+    timer.lap(Phase::kRope);
+  }
+  // The order is a total one, so that every machine chooses the same tokens.
+  const float* deviation = w.deviation_;
+  auto more = [deviation](int32_t a, int32_t b) {
+    return deviation[a] != deviation[b] ? deviation[a] > deviation[b] : a < b;
+  };
+  int32_t* order = w.order_;
+  std::iota(order, order + call.rows, 0);
+  if (call.count < call.rows) std::nth_element(order, order + call.count, order + call.rows, more);
+  std::sort(order, order + call.count);
+  std::copy(order, order + call.count, call.positions);
+  for (int64_t i = 0; i < call.count; ++i) {
+    if (order[i] != i)
+      std::memmove(call.hidden + i * d * wire, call.hidden + order[i] * d * wire,
+                   static_cast<size_t>(d * wire));
+  }
+  timer.lap(Phase::kNorm);
+  return ok_status();
 }
 
 Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {

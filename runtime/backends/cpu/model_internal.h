@@ -48,6 +48,8 @@ class CpuWorkspace final : public Workspace {
   std::byte* activated_ = nullptr;         // [rows][ff]
   std::byte* scratch_ = nullptr;           // oneDNN's
   float *cos_ = nullptr, *sin_ = nullptr;  // f32 [max_context][head_dim / 2]
+  float* deviation_ = nullptr;             // [max_context]: how far each token's K is off
+  int32_t* order_ = nullptr;               // [max_context]: tokens, the chosen ones in front
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<ProductRunner> q_, kv_, o_, gate_up_product_, down_, head_;
 };
@@ -65,6 +67,8 @@ class CpuModel final : public DeviceModel {
   void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) override;
   void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
                    std::span<const SequenceRows> sequences) override;
+  void select(CommandStream& stream, Workspace& workspace, const SelectCall& call) override;
+  void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) override;
   void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) override;
   void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
                     std::span<const int64_t> rows, float* logits) override;
@@ -86,6 +90,8 @@ class CpuModel final : public DeviceModel {
                         const SequenceRows& sequence) const;
   Status run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
                    std::span<const SequenceRows> sequences) const;
+  Status run_select(CpuWorkspace& w, const SelectCall& call) const;
+  Status run_selected(CpuWorkspace& w, const SelectedCall& call) const;
   /// One block: the rows that the workspace's lists name.
   Status run_block(CpuWorkspace& w, const Layer& layer) const;
   Status run_logits(CpuWorkspace& w, const std::byte* hidden, std::span<const int64_t> rows,

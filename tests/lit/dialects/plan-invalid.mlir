@@ -1,5 +1,13 @@
 // RUN: ds-opt %s --split-input-file --verify-diagnostics
 
+plan.variant @cut_of_restored policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{is restored but has a cut; only recomputed tiles start from hidden states}}
+  plan.tile restore layers 1 to 2 chunks 0 to 0 cut
+}
+
+// -----
+
 plan.variant @wrong_stream policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
   %c = plan.stream compute

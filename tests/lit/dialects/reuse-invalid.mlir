@@ -169,3 +169,66 @@ reuse.plan @load policy "p" layers 1 tokens [1, inf) rate [0, inf) load [2, 2)
   %a = reuse.load layers 0 to 0
   reuse.answer %a
 }
+
+// -----
+
+// Nothing leaves a restored layer, and it covers its cells like any other tile.
+reuse.plan @on_restored policy "p" layers 3 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.restore layers 0 to 1
+  // expected-error@+1 {{starts at layer 2 from nothing; expected 'from' a cut at layer 2}}
+  %b, %h = reuse.recompute layers 2 to 2
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @restored_twice policy "p" layers 3 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-note@+1 {{the other tile is here}}
+  %a = reuse.restore layers 0 to 1
+  // expected-error@+1 {{covers layer 1 of chunk 0 again}}
+  %b = reuse.load layers 1 to 2
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @select_2 policy "p" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a, %h = reuse.recompute layers 0 to 1
+  // expected-error@+1 {{covers layers 2 to 3, expected 1 to 3: what is chosen at layer 1 goes up to the last layer}}
+  %b = reuse.select layers 2 to 3 share 0.1 from %h
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @select_all policy "p" layers 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a, %h = reuse.recompute layers 0 to 0
+  // expected-error@+1 {{recomputes a share of 1.5 of the tokens, expected more than 0, at most 1}}
+  %b = reuse.select layers 1 to 1 share 1.5 from %h
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @select_chunks policy "p" layers 2 chunks 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a, %h = reuse.recompute layers 0 to 0
+  // expected-error@+1 {{stands in a plan of 2 chunks, expected one: tokens are chosen among all of the context}}
+  %b = reuse.select layers 1 to 1 share 0.5 from %h
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @select_cut policy "p" layers 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 0
+  %h = reuse.cut layer 1
+  // expected-error@+1 {{starts from other hidden states than those that leave a recomputed layer 0}}
+  %b = reuse.select layers 1 to 1 share 0.5 from %h
+  reuse.answer %a, %b
+}

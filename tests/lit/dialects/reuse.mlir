@@ -41,3 +41,27 @@ reuse.plan @"full-prefill" fallback policy "full-prefill" layers 4 tokens [1, in
   %a, %h = reuse.recompute layers 0 to 3
   reuse.answer %a
 }
+
+// Restored from the sender's hidden states, which need no value of their own; in a run of chunks too.
+// CHECK-LABEL: reuse.plan @restored
+// CHECK:         %kv0 = reuse.restore layers 0 to 1 chunks 0 to 0
+// CHECK-NEXT:    %kv0_0 = reuse.load layers 0 to 1 chunks 1 to 1
+// CHECK-NEXT:    %kv2 = reuse.restore layers 2 to 3
+reuse.plan @restored policy "restore" layers 4 chunks 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.1, ttft_ns = 0) {
+  %a = reuse.restore layers 0 to 1 chunks 0 to 0
+  %b = reuse.load layers 0 to 1 chunks 1 to 1
+  %c = reuse.restore layers 2 to 3
+  reuse.answer %a, %b, %c
+}
+
+// Tokens are selected over a recomputed layer 0.
+// CHECK-LABEL: reuse.plan @selected
+// CHECK:         %kv0, %out0 = reuse.recompute layers 0 to 0
+// CHECK-NEXT:    %kv1 = reuse.select layers 1 to 3 share 0.15 from %out0
+reuse.plan @selected policy "select" layers 4 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.1, ttft_ns = 0) {
+  %a, %h = reuse.recompute layers 0 to 0
+  %b = reuse.select layers 1 to 3 share 0.15 from %h
+  reuse.answer %a, %b
+}

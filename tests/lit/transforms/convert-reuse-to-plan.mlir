@@ -80,6 +80,64 @@ reuse.plan @stairs policy "p" layers 5 tokens [1, inf) rate [0, inf)
   reuse.answer %a, %b, %c, %d, %e
 }
 
+// Restored layers: E of each is sent into a buffer of its own, K and V are computed of it, and nothing goes on.
+// CHECK-LABEL: plan.variant @restored
+// CHECK:         %hs = plan.buffer hidden layer 0 with suffix
+// CHECK-NEXT:    %h1 = plan.buffer hidden layer 1 with context
+// CHECK-NEXT:    %h2 = plan.buffer hidden layer 2 with context
+// CHECK-NEXT:    plan.tile load layers 0 to 0 chunks 0 to 0
+// CHECK-NEXT:    plan.tile restore layers 1 to 2 chunks 0 to 0
+// CHECK-NEXT:    %e1 = plan.transfer e(1) chunk 0 into %h1 on %link
+// CHECK-NEXT:    %e2 = plan.transfer e(2) chunk 0 into %h2 on %link
+// CHECK-NEXT:    %t0 = plan.transfer kv(0) chunk 0 into %kv0 on %link
+// CHECK:         %r1 = plan.recompute layer 1 chunk 0 queries none in %h1 on %compute after %e1
+// CHECK-NEXT:    %r2 = plan.recompute layer 2 chunk 0 queries none in %h2 on %compute after %e2
+// CHECK-NEXT:    %s0 = plan.suffix layer 0 queries all in %hs on %compute after %t0, %embed
+// CHECK-NEXT:    %s1 = plan.suffix layer 1 queries all in %hs on %compute after %r1, %s0
+// CHECK-NEXT:    %s2 = plan.suffix layer 2 queries last in %hs on %compute after %r2, %s1
+reuse.plan @restored policy "restore" layers 3 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 512, suffix = 32, rate = 20) promise(loss = 1.8, ttft_ns = 7) {
+  %a = reuse.load layers 0 to 0
+  %b = reuse.restore layers 1 to 2
+  reuse.answer %a, %b
+}
+
+// From layer 0: its K and V come from the embeddings, along with the suffix.
+// CHECK-LABEL: plan.variant @restored_all
+// CHECK-NOT:     plan.transfer e(0)
+// CHECK:         %p0 = plan.prefill layer 0 queries suffix in %h0 on %compute after %embed
+// CHECK-NEXT:    %r1 = plan.recompute layer 1 chunk 0 queries none in %h1 on %compute after %e1
+// CHECK-NEXT:    %s1 = plan.suffix layer 1 queries last in %h0 on %compute after %p0, %r1
+reuse.plan @restored_all policy "restore" layers 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 512, suffix = 32, rate = 20) promise(loss = 1.8, ttft_ns = 7) {
+  %a = reuse.restore layers 0 to 1
+  reuse.answer %a
+}
+
+// Selected tokens: layer 0 by the receiver, a choice over the sender's K of layer 1, those tokens upward; the
+// suffix of a layer waits for its selected tokens.
+// CHECK-LABEL: plan.variant @selected
+// CHECK-SAME:    policy "select"
+// CHECK:         attributes {select_share = 1.500000e-01 : f64} {
+// CHECK:         plan.tile recompute layers 0 to 0 chunks 0 to 0
+// CHECK-NEXT:    plan.tile select layers 1 to 2 chunks 0 to 0
+// CHECK-NEXT:    %t0 = plan.transfer kv(0)
+// CHECK-NEXT:    %t1 = plan.transfer kv(1)
+// CHECK-NEXT:    %t2 = plan.transfer kv(2)
+// CHECK-NEXT:    %embed = plan.embed all into %h0 on %compute
+// CHECK-NEXT:    %p0 = plan.prefill layer 0 queries all in %h0 on %compute after %embed
+// CHECK-NEXT:    %select = plan.select layer 1 in %h0 on %compute after %t1, %p0
+// CHECK-NEXT:    %r1 = plan.recompute layer 1 selected queries all in %h0 on %compute after %t1, %select
+// CHECK-NEXT:    %r2 = plan.recompute layer 2 selected queries none in %h0 on %compute after %t2, %r1
+// CHECK-NEXT:    %s1 = plan.suffix layer 1 queries all in %h0 on %compute after %p0, %r1
+// CHECK-NEXT:    %s2 = plan.suffix layer 2 queries last in %h0 on %compute after %r2, %s1
+reuse.plan @selected policy "select" layers 3 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 512, suffix = 32, rate = 20) promise(loss = 1.8, ttft_ns = 7) {
+  %a, %h = reuse.recompute layers 0 to 0
+  %b = reuse.select layers 1 to 2 share 0.15 from %h
+  reuse.answer %a, %b
+}
+
 // The full prefill: nothing is sent, and there is no link stream.
 // CHECK-LABEL: plan.variant @prefill fallback
 // CHECK-NOT:     plan.stream link
