@@ -199,28 +199,6 @@ Result<InputFile> input_file(std::string role, const std::string& path) {
   return InputFile{std::move(role), base_name(path), sha256_hex(text)};
 }
 
-Result<CompileInputs> read_inputs(const CompileFiles& files) {
-  CompileInputs in;
-  DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver));
-  in.files.push_back({"sender", base_name(files.sender), in.pair.sender.fingerprint});
-  in.files.push_back({"receiver", base_name(files.receiver), in.pair.receiver.fingerprint});
-  const Shape shape = in.pair.config.shape();
-  if (files.quality) {
-    DS_ASSIGN(in.quality, Quality::read(*files.quality));
-    DS_TRY(in.quality->check_pair(*files.quality, in.pair.sender.fingerprint, in.pair.receiver.fingerprint,
-                                  shape.layers));
-    DS_ASSIGN(InputFile file, input_file("quality", *files.quality));
-    in.files.push_back(std::move(file));
-  }
-  if (files.machine) {
-    DS_ASSIGN(in.machine, MachineModel::read(*files.machine));
-    DS_TRY(in.machine->check_shape(*files.machine, shape));
-    DS_ASSIGN(InputFile file, input_file("machine", *files.machine));
-    in.files.push_back(std::move(file));
-  }
-  return in;
-}
-
 class Stopwatch {
  public:
   /// Nanoseconds since the last call.
@@ -435,6 +413,28 @@ Result<CompileOutput> run(const CompileInputs& inputs, const CompileOptions& opt
 }
 
 }  // namespace
+
+Result<CompileInputs> read_inputs(const CompileFiles& files) {
+  CompileInputs in;
+  DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver));
+  in.files.push_back({"sender", base_name(files.sender), in.pair.sender.fingerprint});
+  in.files.push_back({"receiver", base_name(files.receiver), in.pair.receiver.fingerprint});
+  const Shape shape = in.pair.config.shape();
+  if (files.quality) {
+    DS_ASSIGN(in.quality, Quality::read(*files.quality));
+    DS_TRY(in.quality->check_pair(*files.quality, in.pair.sender.fingerprint, in.pair.receiver.fingerprint,
+                                  shape.layers));
+    DS_ASSIGN(InputFile file, input_file("quality", *files.quality));
+    in.files.push_back(std::move(file));
+  }
+  if (files.machine) {
+    DS_ASSIGN(in.machine, MachineModel::read(*files.machine));
+    DS_TRY(in.machine->check_shape(*files.machine, shape));
+    DS_ASSIGN(InputFile file, input_file("machine", *files.machine));
+    in.files.push_back(std::move(file));
+  }
+  return in;
+}
 
 Result<CompileOutput> compile(const CompileInputs& inputs, const CompileOptions& options) {
   DS_ASSIGN(Request request, check_options(options, inputs.quality.has_value()));

@@ -75,4 +75,7 @@ struct CompileOutput {
 Result<CompileOutput> compile(const CompileFiles& files, const CompileOptions& options);
 Result<CompileOutput> compile(const CompileInputs& inputs, const CompileOptions& options);
 
+/// Reads and cross-checks the files: for several plans of one pair.
+Result<CompileInputs> read_inputs(const CompileFiles& files);
+
 }  // namespace ds

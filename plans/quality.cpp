@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "support/json.h"
@@ -107,6 +108,23 @@ WayScore plain_score(Way way, double score, double standard_error, const Quality
   return w;
 }
 
+/// The best group of each size, where it is better than full reuse and all smaller ones.
+void list_pareto(Quality& q) {
+  std::map<int64_t, const WayScore*> best;
+  for (const WayScore& w : q.ways) {
+    int64_t size = w.way.recomputed(q.layers);
+    if (w.way.kind != WayKind::kGroup || size == q.layers) continue;
+    auto [at, fresh] = best.try_emplace(size, &w);
+    if (!fresh && w.score.value > at->second->score.value) at->second = &w;
+  }
+  double most = q.full_reuse_score;
+  for (auto [size, w] : best) {
+    if (w->score.value <= most) continue;
+    most = w->score.value;
+    q.pareto.push_back(w->way.name());
+  }
+}
+
 /// Version 1: one metric, groups and the two ends only; the error of a loss is taken to be the score's.
 Status read_version_1(const JsonObject& root, Quality& q) {
   DS_TRY(check_keys(root, {"schema", "version", "pair", "layers", "metric", "items", "receiver_score",
@@ -134,6 +152,7 @@ Status read_version_1(const JsonObject& root, Quality& q) {
                    o.where(), format_layers(group));
     q.ways.push_back(plain_score(Way::group(group), score, error_of_mean, q));
   }
+  list_pareto(q);
   return ok_status();
 }
 

@@ -47,23 +47,9 @@ const WayScore* smallest_close(const Quality& q, bool surely) {
 
 std::vector<const WayScore*> pareto_groups(const Quality& q) {
   std::vector<const WayScore*> out;
-  if (!q.pareto.empty()) {
-    for (const std::string& name : q.pareto)
-      for (const WayScore& w : q.ways)
-        if (w.way.name() == name) out.push_back(&w);
-    return out;
-  }
-  std::map<int64_t, const WayScore*> best;
-  for (const WayScore* w : choices(q)) {
-    auto [at, fresh] = best.try_emplace(w->way.recomputed(q.layers), w);
-    if (!fresh && w->score.value > at->second->score.value) at->second = w;
-  }
-  double most = q.full_reuse_score;
-  for (auto [size, w] : best) {
-    if (w->way.kind != WayKind::kGroup || w->score.value <= most) continue;
-    most = w->score.value;
-    out.push_back(w);
-  }
+  for (const std::string& name : q.pareto)
+    for (const WayScore& w : q.ways)
+      if (w.way.name() == name) out.push_back(&w);
   return out;
 }
 

@@ -26,8 +26,7 @@ std::vector<const WayScore*> choices(const Quality& q);
 /// Of choices(): the one with the fewest layers whose loss is at most kCloseLoss, then the smaller loss.
 /// `surely`: whose bound is. nullptr: none.
 const WayScore* smallest_close(const Quality& q, bool surely = false);
-/// The best group of each size, where it is better than all smaller ones, by size: the profile's own list,
-/// else made of its groups.
+/// The profile's Pareto list.
 std::vector<const WayScore*> pareto_groups(const Quality& q);
 /// What the page holds up as the best group: smallest_close() if it is a group, else the last of
 /// pareto_groups(), else nullptr.

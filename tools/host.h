@@ -4,6 +4,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -25,6 +26,27 @@ inline std::string cpu_name() {
 inline std::string kernel_name() {
   utsname name{};
   return uname(&name) == 0 ? fmt::format("{} {} {}", name.sysname, name.release, name.machine) : "";
+}
+
+/// "2026-11-21"
+inline std::string utc_date() {
+  std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  return fmt::format("{:04}-{:02}-{:02}", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday);
+}
+
+/// This process's command line, as a shell reads it.
+inline std::string command_line() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::string out;
+  for (std::string word; std::getline(file, word, '\0');) {
+    bool plain = !word.empty() && word.find_first_of(" \t\n\"'\\$`&|;<>()*?[]{}!#~") == std::string::npos;
+    std::string quoted = "'";
+    for (char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    out += (out.empty() ? "" : " ") + (plain ? word : quoted + "'");
+  }
+  return out;
 }
 
 /// A folder of its own, gone with all that is in it when this ends.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <string>
@@ -52,7 +53,7 @@ inline void add_random_model(CLI::App& cmd, RandomModelOptions& o) {
 }
 
 struct RandomModel {
-  std::unique_ptr<Backend> backend;
+  std::shared_ptr<Backend> backend;
   std::unique_ptr<DeviceModel> model;
   DType dtype = DType::kBF16;
 };
@@ -66,6 +67,18 @@ inline Result<RandomModel> load_random_model(const RandomModelOptions& o, const 
   LoadOptions load{loaded.dtype, [&](int64_t done, int64_t total) { bar.update(done, total); }};
   DS_ASSIGN(loaded.model, loaded.backend->load(checkpoint, load));
   return loaded;
+}
+
+/// "20MB/s,8Gb/s" in bytes per second, as given.
+inline Result<std::vector<int64_t>> parse_rate_list(const std::string& list) {
+  std::vector<int64_t> rates;
+  for (size_t begin = 0; begin <= list.size();) {
+    size_t end = std::min(list.find(',', begin), list.size());
+    DS_ASSIGN(double rate, parse_rate(list.substr(begin, end - begin)));
+    rates.push_back(std::llround(rate));
+    begin = end + 1;
+  }
+  return rates;
 }
 
 /// Token ids without a pattern.

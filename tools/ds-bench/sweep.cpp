@@ -1,8 +1,6 @@
 // ds-bench sweep: do predictions come true? Every way to a first token, over context lengths and link rates,
 // measured beside what the compiler promised.
-#include <chrono>
 #include <cmath>
-#include <ctime>
 
 #include "compiler/scheduling/cost_model.h"
 #include "plans/simulate.h"
@@ -11,6 +9,7 @@
 #include "runtime/core/session.h"
 #include "support/json.h"
 #include "tools/ds-bench/bench.h"
+#include "tools/ds-bench/rounds.h"
 #include "tools/ds-bench/sweep_result.h"
 #include "tools/ds-bench/synthetic_pair.h"
 #include "tools/host.h"
@@ -26,10 +25,10 @@ struct SweepOptions {
 };
 
 /// A way to a first token: what ds-compile is asked for. The last one takes the product plan as it is.
-struct Way {
+struct SweepWay {
   const char *name, *policy, *schedule;
 };
-constexpr Way kWays[] = {{"full prefill", "full-prefill", "best"},
+constexpr SweepWay kWays[] = {{"full prefill", "full-prefill", "best"},
                          {"full reuse", "full-reuse", "best"},
                          {"serial", "droidspeak", "serial"},
                          {"kv-preload", "droidspeak", "kv-preload"},
@@ -104,22 +103,16 @@ class Sweep {
     CostModel costs(machine_, config.shape());
     even_ =
         static_cast<double>(n * config.kv_row() * dtype_size(loaded_.dtype)) / costs.layer_ns(n, n, 0) * 1e9;
-    std::string list = o_.rates;
-    if (list.empty()) {
+    if (o_.rates.empty()) {
       for (double times : {0.4, 0.7, 1.2, 2.0, 4.0, 16.0})
         rates_.push_back(std::llround(std::max(even_ * times / 1e5, 1.0)) * 100'000);
       return ok_status();
     }
-    for (size_t begin = 0; begin <= list.size();) {
-      size_t end = std::min(list.find(',', begin), list.size());
-      DS_ASSIGN(double rate, parse_rate(list.substr(begin, end - begin)));
-      rates_.push_back(std::llround(rate));
-      begin = end + 1;
-    }
+    DS_ASSIGN(rates_, parse_rate_list(o_.rates));
     return ok_status();
   }
 
-  Result<Plan> compile_way(const Way& way, const std::string& lengths, const std::string& rates) {
+  Result<Plan> compile_way(const SweepWay& way, const std::string& lengths, const std::string& rates) {
     CompileInputs inputs = inputs_;
     CompileOptions options;
     options.policy = way.policy;
@@ -141,7 +134,7 @@ class Sweep {
     for (int64_t n : lengths_) {
       for (int64_t rate : rates_) {
         Prepared p{.cell = {n, rate, {}}};
-        for (const Way& way : kWays) {
+        for (const SweepWay& way : kWays) {
           if (way.policy == nullptr) {
             p.plans.push_back(product_);
           } else {
@@ -201,62 +194,43 @@ class Sweep {
         if (published != 0) DS_TRY(plain->remove(identity.key()));
         DS_ASSIGN([[maybe_unused]] Published entry,
                   publish(*loaded_.backend, *loaded_.model, inputs_.pair.sender, context, *plain,
-                          {cuts_of(n), "", {}}));
+                          {cuts_at(n), "", {}}));
         identity = {inputs_.pair.sender.fingerprint, hash_tokens(context), "", n, loaded_.dtype};
         published = n;
       }
       DS_ASSIGN(auto under, open_store(store_url_));
       auto shaped = shape_link(std::move(under), {static_cast<double>(p.cell.rate), 0});
-      std::vector<std::unique_ptr<Session>> sessions;
-      for (const Plan& plan : p.plans) {
-        DS_ASSIGN(auto session, Session::create(*loaded_.backend, *loaded_.model, plan, {n, o_.suffix, 1}));
-        sessions.push_back(std::move(session));
+      std::vector<Contender> contenders;
+      for (size_t w = 0; w < p.plans.size(); ++w) {
+        Contender c{.name = p.cell.runs[w].way};
+        DS_ASSIGN(c.session,
+                  Session::create(*loaded_.backend, *loaded_.model, p.plans[w], {n, o_.suffix, 1}));
+        contenders.push_back(std::move(c));
       }
-      for (int r = -1; r < repeats_of(p); ++r) {  // the first round warms up
-        for (size_t w = 0; w < sessions.size(); ++w) {
-          Request request;
-          request.context = context;
-          request.suffix = std::span(ids_).subspan(static_cast<size_t>(n), static_cast<size_t>(o_.suffix));
-          request.store = shaped.get();
-          request.link_rate = p.cell.rate;
-          DS_TRY(busy(*sessions[0]));
-          DS_ASSIGN(Answer answer, sessions[w]->run(request));
-          SweepRun& run = p.cell.runs[w];
-          if (answer.cache == CacheStatus::kMiss)
-            return answer.miss.with_context(fmt::format("'{}' missed the cache", run.way));
-          if (r >= 0) run.measured_ns.push_back(answer.ttft_ns);
-          done += static_cast<double>(run.predicted_ns) / 1e9;
-          bar.update(static_cast<int64_t>(done * 1e3), static_cast<int64_t>(total_s_ * 1e3));
-        }
-      }
+      Request request;
+      request.context = context;
+      request.suffix = std::span(ids_).subspan(static_cast<size_t>(n), static_cast<size_t>(o_.suffix));
+      request.store = shaped.get();
+      request.link_rate = p.cell.rate;
+      auto progress = [&](const Contender& c) {
+        done += static_cast<double>(p.cell.find(c.name)->predicted_ns) / 1e9;
+        bar.update(static_cast<int64_t>(done * 1e3), static_cast<int64_t>(total_s_ * 1e3));
+      };
+      DS_TRY(run_rounds(contenders, request, {repeats_of(p), true, progress}));
+      for (size_t w = 0; w < contenders.size(); ++w)
+        p.cell.runs[w].measured_ns = figures(contenders[w], &Answer::ttft_ns);
       cells_.push_back(std::move(p.cell));
       p.plans.clear();
     }
     return ok_status();
   }
 
-  /// A short prefill, so that every run meets cores that were busy just before. After a second of waiting for
-  /// the link a virtual machine's cores are slower for some tens of milliseconds, and whoever follows a way
-  /// that waits much would pay for it.
-  Status busy(Session& session) const {
-    Request request;
-    request.context = std::span(ids_).first(static_cast<size_t>(std::min<int64_t>(lengths_.front(), 256)));
-    request.suffix = std::span(ids_).first(1);
-    request.full_prefill = true;
-    DS_ASSIGN([[maybe_unused]] Answer answer, session.run(request));
-    return ok_status();
-  }
-
-  std::vector<int32_t> cuts_of(int64_t tokens) const {
-    std::vector<int32_t> cuts;
-    for (const Prepared& p : prepared_) {
-      if (p.cell.tokens != tokens) continue;
-      for (const Plan& plan : p.plans)
-        for (int32_t layer : cut_layers(plan)) cuts.push_back(layer);
-    }
-    std::sort(cuts.begin(), cuts.end());
-    cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
-    return cuts;
+  std::vector<int32_t> cuts_at(int64_t tokens) const {
+    std::vector<const Plan*> plans;
+    for (const Prepared& p : prepared_)
+      if (p.cell.tokens == tokens)
+        for (const Plan& plan : p.plans) plans.push_back(&plan);
+    return cuts_of(plans);
   }
 
   Status report() {
@@ -333,7 +307,7 @@ class Sweep {
     for (const SweepCell& cell : left_out_)
       left_out.push_back({{"tokens", cell.tokens}, {"rate_bytes_per_s", cell.rate}});
     Json json = {{"version", kVersion},
-                 {"date", date()},
+                 {"date", utc_date()},
                  {"cpu", cpu_name()},
                  {"backend", loaded_.backend->description()},
                  {"shape", o_.model.shape},
@@ -352,13 +326,6 @@ class Sweep {
                  {"cells", std::move(cells)},
                  {"left_out", std::move(left_out)}};
     return write_file_atomically(o_.model.json, json.dump(1) + "\n");
-  }
-
-  static std::string date() {
-    std::time_t now = std::time(nullptr);
-    std::tm utc{};
-    gmtime_r(&now, &utc);
-    return fmt::format("{:04}-{:02}-{:02}", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday);
   }
 
   const SweepOptions& o_;

@@ -1,10 +1,11 @@
 // What ds-bench sweep has measured, and its picture.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
+
+#include "tools/ds-bench/rounds.h"
 
 namespace ds {
 
@@ -16,11 +17,7 @@ struct SweepRun {
   int64_t predicted_ns = 0;
   int64_t lower_bound_ns = 0;          // of its schedule, by the same prediction; 0: not tuned for this cell
   std::vector<int64_t> measured_ns{};  // one per repeat
-  int64_t median_ns() const {
-    std::vector<int64_t> sorted = measured_ns;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
+  int64_t median_ns() const { return median_of(measured_ns); }
   /// Measured over predicted, less 1.
   double error() const { return static_cast<double>(median_ns()) / static_cast<double>(predicted_ns) - 1; }
 };

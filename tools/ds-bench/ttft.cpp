@@ -4,10 +4,10 @@
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "plans/simulate.h"
-#include "runtime/core/session.h"
 #include "runtime/store/store.h"
 #include "support/file.h"
 #include "tools/ds-bench/bench.h"
+#include "tools/ds-bench/rounds.h"
 #include "tools/model_input.h"
 
 namespace ds {
@@ -24,14 +24,16 @@ struct TtftOptions {
 };
 
 /// One way to answer: the full prefill or a plan.
-struct Way {
+struct NamedPlan {
   std::string name;
   Plan plan;
-  std::unique_ptr<Session> session;
-  std::vector<double> ttft_ms;
-  Answer answer;
-  std::string text;
 };
+
+std::vector<double> in_ms(const std::vector<int64_t>& ns) {
+  std::vector<double> ms;
+  for (int64_t x : ns) ms.push_back(static_cast<double>(x) / 1e6);
+  return ms;
+}
 
 Status bench_ttft(const TtftOptions& o) {
   if (o.repeats < 1 || o.repeats > 1000)
@@ -40,7 +42,7 @@ Status bench_ttft(const TtftOptions& o) {
   if (!o.link_rate.empty()) {
     DS_ASSIGN(rate, parse_rate(o.link_rate));
   }
-  std::vector<Way> ways(1);
+  std::vector<NamedPlan> ways(1);
   ways[0].name = "full prefill";
   for (const std::string& named : o.plans) {
     size_t at = named.find('=');
@@ -48,7 +50,7 @@ Status bench_ttft(const TtftOptions& o) {
       return error(Code::kInvalidArgument,
                    "--plan '{}': expected NAME=FILE, for example 'full reuse=reuse.dsplan'", named);
     }
-    Way way;
+    NamedPlan way;
     way.name = named.substr(0, at);
     DS_ASSIGN(way.plan, read_plan(named.substr(at + 1)));
     ways.push_back(std::move(way));
@@ -63,33 +65,25 @@ Status bench_ttft(const TtftOptions& o) {
   DS_ASSIGN(std::vector<int32_t> context, context_tokens(loaded, o.context, o.context_ids));
   DS_ASSIGN(std::vector<int32_t> prompt, encode(loaded, o.prompt, context.empty()));
   auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
-  for (Way& way : ways) {
-    DS_ASSIGN(way.session,
-              Session::create(*loaded.backend, *loaded.model, way.plan, {n, m, o.max_new_tokens}));
-    DS_TRY(way.session->warm_up());
+  std::vector<Contender> contenders;
+  for (NamedPlan& way : ways) {
+    Contender c{.name = way.name, .full_prefill = &way == &ways[0]};
+    DS_ASSIGN(c.session, Session::create(*loaded.backend, *loaded.model, way.plan, {n, m, o.max_new_tokens}));
+    DS_TRY(c.session->warm_up());
+    contenders.push_back(std::move(c));
   }
+  Request request;
+  request.context = context;
+  request.suffix = prompt;
+  request.store = store.get();
+  request.receiver = &loaded.identity;
+  if (rate > 0) request.link_rate = static_cast<int64_t>(rate);
+  request.max_new_tokens = o.max_new_tokens;
+  request.stop_ids = loaded.model->config().eos_token_ids;
   ProgressBar bar("measuring");
   int64_t done = 0, total = static_cast<int64_t>(ways.size()) * (o.repeats + 1);
-  for (int r = -1; r < o.repeats; ++r) {  // interleaved; the first round warms up
-    for (Way& way : ways) {
-      Request request;
-      request.context = context;
-      request.suffix = prompt;
-      request.store = store.get();
-      request.receiver = &loaded.identity;
-      if (rate > 0) request.link_rate = static_cast<int64_t>(rate);
-      request.full_prefill = &way == &ways[0];
-      request.max_new_tokens = o.max_new_tokens;
-      request.stop_ids = loaded.model->config().eos_token_ids;
-      DS_ASSIGN(way.answer, way.session->run(request));
-      if (way.answer.cache == CacheStatus::kMiss) {
-        return error(way.answer.miss.code(), "'{}' missed the cache, so there is nothing to compare: {}",
-                     way.name, way.answer.miss.message());
-      }
-      if (r >= 0) way.ttft_ms.push_back(static_cast<double>(way.answer.ttft_ns) / 1e6);
-      bar.update(++done, total);
-    }
-  }
+  DS_TRY(run_rounds(contenders, request,
+                    {o.repeats, false, [&](const Contender&) { bar.update(++done, total); }}));
   bar.finish();
 
   nlohmann::ordered_json out = {{"receiver", loaded.identity.name},
@@ -105,35 +99,37 @@ Status bench_ttft(const TtftOptions& o) {
              rate > 0 ? format_rate(rate) : "not shaped", o.repeats);
   fmt::print("{:<14} {:<14} {:<6} {:>10} {:>10} {:>9} {:>11} {:>11}\n", "way", "answer", "", "TTFT",
              "predicted", "speed-up", "moved", "recomputed");
-  double base = median(ways[0].ttft_ms);
+  double base = median(in_ms(figures(contenders[0], &Answer::ttft_ns)));
   int64_t way_rate = rate > 0 ? static_cast<int64_t>(rate) : kNoLimit - 1;
-  for (Way& way : ways) {
+  for (size_t w = 0; w < ways.size(); ++w) {
+    const NamedPlan& way = ways[w];
+    const Answer& answer = contenders[w].last();
+    std::string text = fmt::format("{}", fmt::join(answer.tokens, " "));
     if (loaded.tokenizer) {
-      DS_ASSIGN(way.text, loaded.tokenizer->decode(way.answer.tokens, true));
-    } else {
-      way.text = fmt::format("{}", fmt::join(way.answer.tokens, " "));
+      DS_ASSIGN(text, loaded.tokenizer->decode(answer.tokens, true));
     }
-    while (!way.text.empty() && way.text.front() == ' ') way.text.erase(0, 1);
-    bool right = way.text == o.answer;
-    double ms = median(way.ttft_ms);
-    int64_t predicted = predicted_ttft_ns(way.plan, *way.answer.variant, {n, m, way_rate});
-    int64_t recomputed = recomputed_layers(*way.answer.variant);
-    fmt::print("{:<14} {:<14} {:<6} {:>7.2f} ms {:>10} {:>8.2f}x {:>11} {:>5} of {:>2}\n", way.name, way.text,
+    while (!text.empty() && text.front() == ' ') text.erase(0, 1);
+    bool right = text == o.answer;
+    std::vector<double> all_ms = in_ms(figures(contenders[w], &Answer::ttft_ns));
+    double ms = median(all_ms);
+    int64_t predicted = predicted_ttft_ns(way.plan, *answer.variant, {n, m, way_rate});
+    int64_t recomputed = recomputed_layers(*answer.variant);
+    fmt::print("{:<14} {:<14} {:<6} {:>7.2f} ms {:>10} {:>8.2f}x {:>11} {:>5} of {:>2}\n", way.name, text,
                o.answer.empty() ? ""
                : right          ? "right"
                                 : "WRONG",
                ms, predicted > 0 ? fmt::format("{:.2f} ms", static_cast<double>(predicted) / 1e6) : "-",
-               base / ms, format_bytes(way.answer.bytes_loaded), recomputed, way.plan.shape.layers);
+               base / ms, format_bytes(answer.bytes_loaded), recomputed, way.plan.shape.layers);
     nlohmann::ordered_json row = {{"way", way.name},
-                                  {"text", way.text},
+                                  {"text", text},
                                   {"ttft_ms", ms},
-                                  {"ttft_ms_all", way.ttft_ms},
+                                  {"ttft_ms_all", all_ms},
                                   {"speedup", base / ms},
                                   {"predicted_ttft_ms", static_cast<double>(predicted) / 1e6},
-                                  {"bytes_loaded", way.answer.bytes_loaded},
+                                  {"bytes_loaded", answer.bytes_loaded},
                                   {"recomputed_layers", recomputed},
-                                  {"policy", way.answer.variant->policy},
-                                  {"schedule", way.answer.variant->scheduler}};
+                                  {"policy", answer.variant->policy},
+                                  {"schedule", answer.variant->scheduler}};
     if (!o.answer.empty()) row["right"] = right;
     out["ways"].push_back(row);
   }

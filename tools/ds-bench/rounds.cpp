@@ -1,0 +1,61 @@
+#include "tools/ds-bench/rounds.h"
+
+#include <algorithm>
+
+namespace ds {
+namespace {
+
+/// A short prefill, so that every run meets cores that were busy just before. After a second of waiting for
+/// the link a virtual machine's cores are slower for some tens of milliseconds, and whoever follows a way
+/// that waits much would pay for it.
+Status busy(Session& session, const Request& request) {
+  constexpr size_t kTokens = 256;
+  Request prefill;
+  prefill.context = request.context.first(std::min(request.context.size(), kTokens));
+  prefill.suffix = request.suffix.first(1);
+  prefill.full_prefill = true;
+  DS_ASSIGN([[maybe_unused]] Answer answer, session.run(prefill));
+  return ok_status();
+}
+
+}  // namespace
+
+Status run_rounds(std::vector<Contender>& contenders, const Request& request, const RoundOptions& options) {
+  for (int round = -1; round < options.repeats; ++round) {
+    for (Contender& c : contenders) {
+      if (options.busy_before) DS_TRY(busy(*contenders[0].session, request));
+      Request own = request;
+      own.full_prefill = c.full_prefill;
+      DS_ASSIGN(Answer answer, c.session->run(own));
+      if (answer.cache == CacheStatus::kMiss) {
+        return error(answer.miss.code(), "'{}' missed the cache, so there is nothing to compare: {}", c.name,
+                     answer.miss.message());
+      }
+      if (round >= 0) c.answers.push_back(std::move(answer));
+      if (options.progress) options.progress(c);
+    }
+  }
+  return ok_status();
+}
+
+std::vector<int64_t> figures(const Contender& contender, int64_t Answer::*figure) {
+  std::vector<int64_t> out;
+  for (const Answer& answer : contender.answers) out.push_back(answer.*figure);
+  return out;
+}
+
+int64_t median_of(std::vector<int64_t> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+std::vector<int32_t> cuts_of(const std::vector<const Plan*>& plans) {
+  std::vector<int32_t> cuts;
+  for (const Plan* plan : plans)
+    for (int32_t layer : cut_layers(*plan)) cuts.push_back(layer);
+  std::sort(cuts.begin(), cuts.end());
+  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+  return cuts;
+}
+
+}  // namespace ds
