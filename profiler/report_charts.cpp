@@ -255,8 +255,8 @@ std::string score_legend(const Quality& q) {
   if (kind(WayKind::kScattered))
     entries.push_back({Mark::kSquare, kScatteredCss, "scattered layers: mean, lowest to highest"});
   if (kind(WayKind::kSelect))
-    entries.push_back(
-        {Mark::kDiamond, kSelectCss, "select (CacheBlend): x is share × layers, equal compute", true});
+    entries.push_back({Mark::kDiamond, kSelectCss,
+                       "select (CacheBlend): x is share × layers, equal compute but for layer 0", true});
   if (kind(WayKind::kRestore))
     entries.push_back(
         {Mark::kTriangle, kRestoreCss, "restore (HCache), by restored layers: recomputes none"});

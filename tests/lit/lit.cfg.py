@@ -1,4 +1,5 @@
-# Text tests of the compiler. %models are the small checkpoints under tests/golden/models.
+# Text tests of the compiler and the tools. %models are the small checkpoints under tests/golden/models, %pair the
+# trained pair.
 import os
 
 import lit.formats
@@ -12,4 +13,5 @@ config.environment["PATH"] = os.pathsep.join(
     [os.path.join(config.ds_binary_dir, "bin"), config.llvm_tools_dir, config.environment["PATH"]]
 )
 config.substitutions.append(("%models", os.path.join(config.ds_source_dir, "tests", "golden", "models")))
+config.substitutions.append(("%pair", os.path.join(config.ds_source_dir, "examples", "pair")))
 config.substitutions.append(("%inputs", os.path.join(config.test_source_root, "Inputs")))

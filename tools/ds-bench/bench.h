@@ -26,6 +26,8 @@ Bench add_overlap(CLI::App& app);
 // With the compiler only.
 Bench add_compile(CLI::App& app);
 Bench add_sweep(CLI::App& app);
+Bench add_quality(CLI::App& app);
+Bench add_quality(CLI::App& app);
 
 inline double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());

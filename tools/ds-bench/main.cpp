@@ -13,7 +13,7 @@ int main(int argc, char** argv) {
   const std::pair<const char*, Bench> benches[] = {
       {"attention", add_attention(app)},
 #ifdef DS_HAVE_COMPILER
-      {"compile", add_compile(app)},     {"sweep", add_sweep(app)},
+      {"compile", add_compile(app)},     {"quality", add_quality(app)}, {"sweep", add_sweep(app)},
 #endif
       {"decode", add_decode(app)},       {"load", add_load(app)},       {"make-model", add_make_model(app)},
       {"overlap", add_overlap(app)},     {"prefill", add_prefill(app)}, {"ttft", add_ttft(app)}};
@@ -29,6 +29,8 @@ int main(int argc, char** argv) {
       "      --plan 'full reuse=reuse.dsplan' --plan plan=pair.dsplan\n"
 #ifdef DS_HAVE_COMPILER
       "  ds-bench compile --layers 80 --chunks 16 --json -\n"
+      "  ds-bench quality --receiver R/ --sender S/ --quality quality.json --machine machine.json \\\n"
+      "      --link-rates 20MB/s,100MB/s --data notes.jsonl -o quality-ttft.json --html page.html\n"
       "  ds-bench sweep --lengths 512,1024,2048 --budget-s 240 --json sweep.json --html sweep.html\n"
 #endif
       "  ds-bench make-model --shape llama-1b -o /tmp/llama-1b\n"
