@@ -97,7 +97,7 @@ TEST(Machine, BrokenFilesSayWhereAndWhat) {
     const char *pointer, *value, *message;  // value: JSON; nullptr: the key is taken out
   };
   const Case cases[] = {
-      {"/version", "3", "found version 3, this compiler reads up to 2"},
+      {"/version", "3", "found version 3, this program reads up to 2"},
       {"/version", "0", "'version' is 0"},
       {"/schema", "\"droidspeak.quality\"", "expected 'droidspeak.machine'"},
       {"/dtype", "\"f16\"", "found 'f16', expected \"bf16\" or \"f32\""},
