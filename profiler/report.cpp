@@ -93,7 +93,7 @@ std::string loss_text(const Quality& q, const WayScore& w) {
   double bound = q.loss_bound(w, kConfidence);
   std::string text = fmt::format("a loss of {} points", mean_text(w.loss));
   return text + (std::isfinite(bound)
-                     ? fmt::format(", below {} with a confidence of 95 %", points_text(bound))
+                     ? fmt::format(", at most {} with a confidence of 95 %", points_text(bound))
                      : "; how sure that is, the profile cannot say");
 }
 
@@ -143,12 +143,16 @@ std::string flattery_hint(const Quality& q) {
   int64_t size = best->way.recomputed(q.layers);
   for (const Selection& s : q.selections) {
     if (s.chosen_on != "half" || s.layers != size) continue;
-    return fmt::format(
-        "The best of many flatters itself. Of groups of {} the best scores {} on the half of the contexts "
-        "that it was "
-        "chosen on and {} on the other half; on all contexts, where it was chosen, {}. Expect the lower.",
+    constexpr double kNoticed = 0.05;  // what one digit shows
+    std::string halves = fmt::format(
+        "Of groups of {} the best scores {} on the half of the contexts that it was chosen on and {} on the "
+        "other half; "
+        "on all contexts, where it was chosen, {}.",
         plural(size, "layer"), points_text(s.chosen_score), points_text(s.other_score.value),
         points_text(best->score.value));
+    return s.chosen_score - s.other_score.value >= kNoticed
+               ? "The best of many flatters itself. " + halves + " Expect the lower."
+               : "Choosing among many did not flatter the choice. " + halves;
   }
   return fmt::format(
       "{} was chosen among {} groups on the same data that it is scored on, which flatters it; the profile "

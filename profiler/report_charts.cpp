@@ -212,14 +212,15 @@ class ScoreChart {
     if (const WayScore* w = find_way(q_, WayKind::kFullPrefill))
       points.emplace_back(q_.layers, score_(*w).value);
     chart_.line(points, kGroupCss);
-    constexpr double kLabel = 34;
+    constexpr double kLabel = 34, kTopEdge = 26;  // pixels
     double last = -kLabel;
     for (const WayScore* w : pareto_) {
       bool no_cut = w->way.layers[0].first == 0;
       auto x = static_cast<double>(size(*w));
       with_bar(no_cut ? Mark::kRing : Mark::kDot, x, *w, small_ ? 3 : 4, no_cut ? kNoCutCss : kGroupCss);
       if (small_ || chart_.x_pixel(x) - last < kLabel) continue;
-      chart_.text(x, score_(*w).value, -6, -8, format_layer_set(w->way.layers), "tiny r");
+      bool at_edge = chart_.y_pixel(score_(*w).value) < kTopEdge;
+      chart_.text(x, score_(*w).value, -6, at_edge ? 14 : -8, format_layer_set(w->way.layers), "tiny r");
       last = chart_.x_pixel(x);
     }
   }

@@ -94,12 +94,12 @@ TEST(Report, SaysWhatCounts) {
       AllOf(HasSubstr("the receiver scores 90.0 ± 0.5 of 100"),
             HasSubstr("it scores 60.0 ± 0.5: a loss of 30.0"),
             HasSubstr("The smallest group within 1 point is layers 1-3 (3 of 4): a loss of 0.5 ± 0.1 points, "
-                      "below 0.7 with a confidence of 95 %."),
+                      "at most 0.7 with a confidence of 95 %."),
             HasSubstr("scores 87.5 on the half"), HasSubstr("and 84.5 on the other half")));
   // Within a point by its mean, but not surely: the page says so, and which one is.
   way(q, "recompute 1-3").loss = {0.5, 0.5};
   EXPECT_THAT(checked_page(q),
-              AllOf(HasSubstr("below 1.3 with"), HasSubstr("No group is below 1 point with that")));
+              AllOf(HasSubstr("at most 1.3 with"), HasSubstr("No group is below 1 point with that")));
   way(q, "recompute 1-3").loss = {5, 0.5};
   EXPECT_THAT(checked_page(q),
               HasSubstr("Nothing that was scored is within 1 point; the closest is layers 0-2 (3 of 4)"));
