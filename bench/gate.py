@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Does the gate let requests like the profile's pass, and catch documents of another kind?
 
-Profiles a pair on some of its notes, then asks through ds-run --gate about the other notes and about modules of code (another kind of document),
-and counts alarms, by the proxies that raised them.
+Profiles a pair on some of its notes, then asks through ds-run --gate about the other notes, about modules of code (another kind of document, that
+the pair knows) and about prose (that it has never seen), and counts alarms, by the proxies that raised them.
 
     gate.py BIN_DIR [--pair DIR] [--false-alarms 5%] [--profile 68] [--requests 60] [-o RESULT.json]
 """
@@ -13,7 +13,7 @@ p.add_argument("bin")
 p.add_argument("--pair", default=str(pathlib.Path(__file__).resolve().parent.parent / "examples" / "pair"))
 p.add_argument("--false-alarms", default="5%", help="the rate that the thresholds are calibrated to")
 p.add_argument("--profile", type=int, default=68, help="documents that the profile is made of; the others are asked about")
-p.add_argument("--requests", type=int, default=60, help="of each kind of document")
+p.add_argument("--requests", type=int, default=40, help="of each kind of document")
 p.add_argument("--slo-loss", default="3")
 p.add_argument("-o", default="-")
 a = p.parse_args()
@@ -40,6 +40,10 @@ frames = {task: how["prompt"].split("{context}")[1] for task, how in json.loads(
 fresh = [item for item in notes if item["context"] not in known]
 kinds = {"notes that the profile has not seen": fresh[:: max(1, len(fresh) // a.requests)][: a.requests],
          "modules of code": (lambda m: m[:: max(1, len(m) // a.requests)][: a.requests])(read("module_code"))}
+# Text of another world: this project's own documents, in pieces, asked the same questions.
+prose = "\n".join(f.read_text() for f in sorted(pair.parent.parent.glob("plans/*.md")))
+pieces = [prose[at : at + 900] for at in range(0, len(prose) - 900, 900)][: a.requests]
+kinds["prose"] = [{**item, "context": piece, "answers": []} for piece, item in zip(pieces, fresh)]
 result = {"command": "bench/gate.py " + " ".join(sys.argv[2:]), "date": str(datetime.date.today()), "false_alarms": a.false_alarms,
           "profile": {"documents": len(known), "questions": sum(item["context"] in known for item in notes)}, "kinds": {}}
 for kind, items in kinds.items():

@@ -20,6 +20,13 @@ bool has_kind(const std::vector<Way>& ways, WayKind kind) {
   return std::any_of(ways.begin(), ways.end(), [&](const Way& w) { return w.kind == kind; });
 }
 
+/// Each step of a batch costs the same few microseconds per layer however many rows it has.
+int64_t rows_at_once(const ModelConfig& config, DType dtype, const EngineLimits& limits) {
+  constexpr int64_t kBytes = int64_t{256} << 20, kLeast = 2048, kMost = 32768;
+  int64_t fit = std::clamp(kBytes / (config.layers * config.kv_row() * dtype_size(dtype)), kLeast, kMost);
+  return std::max(limits.batch_rows > 0 ? limits.batch_rows : fit, limits.question);
+}
+
 /// Logits -> log-probabilities, in place. Returns the index of the largest, the first of equals.
 int64_t log_softmax(std::span<float> x) {
   auto best = std::max_element(x.begin(), x.end());
@@ -80,7 +87,7 @@ Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, DeviceModel& se
                  "context, question and answer come to {} positions ({} + {}), the models have {}",
                  limits.context + limits.question, limits.context, limits.question, positions);
   std::unique_ptr<Engine> engine(new Engine(backend, sender, receiver, ways, limits, std::move(stop_ids)));
-  engine->limits_.batch_rows = std::max(limits.batch_rows, limits.question);
+  engine->limits_.batch_rows = rows_at_once(receiver.config(), receiver.dtype(), limits);
   DS_TRY(engine->reserve());
   return engine;
 }
@@ -93,7 +100,7 @@ int64_t Engine::memory_bytes(const ModelConfig& config, DType dtype, const std::
   for (int64_t first : runs.first) cached_layers += layers - first;
   if (has_kind(ways, WayKind::kRestore)) cached_layers += layers;
   for (const Way& w : ways) cached_layers += w.kind == WayKind::kSelect ? layers : 0;
-  int64_t batch = std::max(limits.batch_rows, limits.question);
+  int64_t batch = rows_at_once(config, dtype, limits);
   return cached_layers * limits.context * config.kv_row() * element +
          layers * limits.context * config.d_model * element +
          std::max(limits.context, batch) * config.d_model * element +
@@ -126,8 +133,8 @@ Status Engine::reserve() {
   DS_ASSIGN(positions_, backend_.allocate(n * static_cast<int64_t>(sizeof(int32_t))));
   DS_ASSIGN(sender_workspace_, sender_.make_workspace(n + limits_.question));
   DS_ASSIGN(receiver_workspace_, receiver_.make_workspace(n + limits_.question));
-  DS_ASSIGN(stream_, backend_.make_stream(StreamKind::kCompute,
-                                          std::max(3 * layers_ + 8, KeyDeviation::kCommands)));
+  DS_ASSIGN(stream_,
+            backend_.make_stream(StreamKind::kCompute, std::max(3 * layers_ + 8, KeyDeviation::kCommands)));
   DS_ASSIGN(deviation_, KeyDeviation::create(backend_, receiver_));
   return ok_status();
 }
@@ -224,8 +231,8 @@ Status Engine::run_restore(std::span<const int32_t> context) {
   return stream_->synchronize();
 }
 
-/// CacheBlend: all tokens through layer 0, then those whose keys of layer 1 are furthest from the sender's through
-/// all the others, over the sender's rows where a token is not among them.
+/// CacheBlend: all tokens through layer 0, then those whose keys of layer 1 are furthest from the sender's
+/// through all the others, over the sender's rows where a token is not among them.
 Status Engine::run_select(std::span<const int32_t> context, double share, size_t set) {
   const auto n = static_cast<int64_t>(context.size());
   const int64_t count = selected_rows(share, n);

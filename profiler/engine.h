@@ -48,9 +48,10 @@ struct EngineWork {
 };
 
 struct EngineLimits {
-  int64_t context = 0;        // most tokens of a context
-  int64_t question = 0;       // most of suffix + max(reference up to kDivergenceTokens, max_new_tokens)
-  int64_t batch_rows = 2048;  // rows answered at once, at least `question`
+  int64_t context = 0;   // most tokens of a context
+  int64_t question = 0;  // most of suffix + max(reference up to kDivergenceTokens, max_new_tokens)
+  /// Rows answered at once. 0: as many as take 256 MiB of caches, 2,048 to 32,768. At least `question`.
+  int64_t batch_rows = 0;
 };
 
 class Engine {
@@ -111,7 +112,7 @@ class Engine {
   SharedRuns runs_;
   std::vector<CacheSet> sets_;
   size_t restore_set_ = 0, select_set_ = 0;
-  std::unique_ptr<DeviceMemory> positions_;  // of selected tokens
+  std::unique_ptr<DeviceMemory> positions_;                  // of selected tokens
   std::unique_ptr<DeviceMemory> entering_, hidden_, tails_;  // E by layer; rows at work; K and V of questions
   std::unique_ptr<Workspace> sender_workspace_, receiver_workspace_;
   std::unique_ptr<CommandStream> stream_;

@@ -15,10 +15,11 @@ items = [json.loads(line) for line in (here / "data" / "notes_qa.jsonl").read_te
 asked = {item["input"]: item for item in items if 350 < item["length"] < 450}
 for path in sorted(pathlib.Path(sys.argv[1] + ".run").glob("context-*.jsonl")):
     for record in json.loads(path.read_text().splitlines()[1])["items"]:
-        right = {n: record["exact"][names.index(n)] for n in ("full prefill", "full reuse", group)}
+        right = {n: record["exact"][names.index(n)] for n in ("full prefill", group)}
+        reused = record["score"][names.index("full reuse")]  # 0: no word of the answer in it
         item = asked.get(record["question"])
         if record["task"] != "notes_qa" or item is None or item["answers"] != record["references"]: continue
-        if right["full prefill"] and right[group] and not right["full reuse"]:
+        if all(right.values()) and reused == 0:
             prompt = f"\nQuestion: {item['input']}:"
             for file, text in (("context", item["context"]), ("question", prompt), ("answer", item["answers"][0])):
                 (here / "data" / f"demo_{file}.txt").write_text(text)

@@ -29,14 +29,14 @@ struct SweepWay {
   const char *name, *policy, *schedule;
 };
 constexpr SweepWay kWays[] = {{"full prefill", "full-prefill", "best"},
-                         {"full reuse", "full-reuse", "best"},
-                         {"serial", "droidspeak", "serial"},
-                         {"kv-preload", "droidspeak", "kv-preload"},
-                         {"e-first", "droidspeak", "e-first"},
-                         {"best", "droidspeak", "best"},
-                         {"cake", "cake", "best"},
-                         {"balanced", "balanced", "best"},
-                         {"plan", nullptr, nullptr}};
+                              {"full reuse", "full-reuse", "best"},
+                              {"serial", "droidspeak", "serial"},
+                              {"kv-preload", "droidspeak", "kv-preload"},
+                              {"e-first", "droidspeak", "e-first"},
+                              {"best", "droidspeak", "best"},
+                              {"cake", "cake", "best"},
+                              {"balanced", "balanced", "best"},
+                              {"plan", nullptr, nullptr}};
 /// Medians this far apart may be the machine's noise.
 constexpr double kNoise = 0.03;
 constexpr int kLeastRepeats = 3;

@@ -21,7 +21,7 @@ struct RunOptions {
   double race = 0;
   std::string dtype = "bf16", backend = "auto";
   int threads = 0;
-  int64_t batch_rows = 2048;
+  int64_t batch_rows = 0;
   WeightCacheOptions cache;
 };
 
@@ -250,9 +250,10 @@ Action add_run(CLI::App& app) {
                  "another pair's quality.json: its best groups are looked up here");
   app.add_option("--stats", o->stats, "write where the time went (JSON)");
   app.add_flag("--dry-run", o->dry_run, "state the cost and end");
-  app.add_option("--batch-rows", o->batch_rows, "rows of questions and answers computed at once")
+  app.add_option("--batch-rows", o->batch_rows,
+                 "rows of questions and answers computed at once; 0: as memory for 256 MiB of caches allows")
       ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(CLI::Range(0, 1 << 20));
   app.add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
   app.add_option("--backend", o->backend, "cpu or auto")->capture_default_str();
   app.add_option("--threads", o->threads, "compute threads; 0: all cores")->capture_default_str();
