@@ -41,7 +41,7 @@ fresh = [item for item in notes if item["context"] not in known]
 kinds = {"notes that the profile has not seen": fresh[:: max(1, len(fresh) // a.requests)][: a.requests],
          "modules of code": (lambda m: m[:: max(1, len(m) // a.requests)][: a.requests])(read("module_code"))}
 # Text of another world: this project's own documents, in pieces, asked the same questions.
-prose = "\n".join(f.read_text() for f in sorted(pair.parent.parent.glob("plans/*.md")))
+prose = "\n".join(f.read_text() for f in [*sorted(pair.parent.parent.glob("*.md")), *sorted(pair.parent.parent.glob("plans/*.md"))])
 pieces = [prose[at : at + 900] for at in range(0, len(prose) - 900, 900)][: a.requests]
 kinds["prose"] = [{**item, "context": piece, "answers": []} for piece, item in zip(pieces, fresh)]
 result = {"command": "bench/gate.py " + " ".join(sys.argv[2:]), "date": str(datetime.date.today()), "false_alarms": a.false_alarms,

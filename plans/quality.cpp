@@ -382,7 +382,7 @@ Mean Quality::loss(const LayerRange& group) const {
 }
 
 double Quality::loss_bound(const WayScore& w, double confidence) const {
-  if (w.way.kind == WayKind::kFullPrefill || w.way.recomputed(layers) == layers) return 0;
+  if (w.way.kind == WayKind::kFullPrefill) return 0;
   if (w.contexts < 2 || std::isnan(w.loss.standard_error)) return std::nan("");
   return w.loss.value + student_quantile(confidence, w.contexts - 1) * w.loss.standard_error;
 }

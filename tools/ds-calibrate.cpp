@@ -1,8 +1,6 @@
 // ds-calibrate: measures this machine and a model's layers on it, and writes machine.json for ds-compile.
 #include <unistd.h>
 
-#include <csignal>
-
 #include "runtime/core/calibrate.h"
 #include "runtime/core/calibration_json.h"
 #include "support/file.h"
@@ -12,9 +10,6 @@
 using namespace ds;
 
 namespace {
-
-std::atomic<bool> interrupted{false};
-extern "C" void interrupt(int) { interrupted = true; }
 
 struct Options {
   std::string model_dir, shape, dtype = "bf16", backend = "auto", lengths = "256,1024,4096", store, out;
@@ -69,12 +64,6 @@ Status run(const Options& o) {
     }
   }
 
-  struct sigaction action {};
-  action.sa_handler = interrupt;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);  // a second Ctrl-C ends at once
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-
   ProgressBar bar("measuring");
   auto written = std::chrono::steady_clock::now();
   CalibrationOptions options;
@@ -82,7 +71,7 @@ Status run(const Options& o) {
   options.suffix = o.suffix;
   options.budget_ns = static_cast<int64_t>(o.budget_s * 1e9);
   options.store = store.get();
-  options.stop = &interrupted;
+  options.stop = &stop_on_interrupt();
   options.progress = [&](int64_t ns, int64_t total) { bar.update(ns, total); };
   options.measured = [&](const Calibration& c) -> Status {
     auto now = std::chrono::steady_clock::now();

@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <functional>
 #include <string>
@@ -38,6 +40,17 @@ inline int run_tool(CLI::App& app, int argc, char** argv, const std::function<St
   }
   if (!status.ok()) fmt::print(stderr, "{}: error: {}\n", tool, status.message());
   return exit_code(status.code());
+}
+
+/// From now on Ctrl-C and SIGTERM only set the flag that is returned, once: a second Ctrl-C ends at once.
+inline std::atomic<bool>& stop_on_interrupt() {
+  static std::atomic<bool> flag{false};
+  struct sigaction action {};
+  action.sa_handler = [](int) { flag = true; };
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  return flag;
 }
 
 /// A one-line progress bar on stderr: drawn on a terminal only, at most ten times a second, cleared at the

@@ -1,6 +1,4 @@
 // ds-profile without an action: answers a data set over every way and writes quality.json; and `merge`.
-#include <atomic>
-#include <csignal>
 #include <filesystem>
 #include <memory>
 
@@ -24,9 +22,6 @@ struct RunOptions {
   int64_t batch_rows = 0;
   WeightCacheOptions cache;
 };
-
-std::atomic<bool> interrupted{false};
-void interrupt(int) { interrupted = true; }
 
 Status check_options(RunOptions& o) {
   auto needs = [](const std::string& value, const char* name, const char* what) -> Status {
@@ -179,15 +174,11 @@ Status run_profile(RunOptions o) {
                work.contexts.size());
   DS_ASSIGN(auto engine, Engine::create(*receiver.backend, *sender.model, *receiver.model, work.ways,
                                         work.limits, config.eos_token_ids));
-  struct sigaction action {};
-  action.sa_handler = interrupt;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);  // a second Ctrl-C ends at once
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
   ProgressBar bar("profiling");
   const auto first = static_cast<int64_t>(before.records.size());
   int64_t begin = now_ns();
-  DS_TRY(run_contexts(o.state, work, o.profile, *receiver.tokenizer, config.layers, *engine, interrupted,
+  DS_TRY(run_contexts(o.state, work, o.profile, *receiver.tokenizer, config.layers, *engine,
+                      stop_on_interrupt(),
                       [&](const RunProgress& p) { bar.update(p.done - first, p.total - first); }));
   bar.finish();
   double seconds = static_cast<double>(now_ns() - begin) / 1e9;
