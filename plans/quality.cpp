@@ -478,6 +478,23 @@ Json Quality::to_json() const {
   return root;
 }
 
+std::string Quality::to_text() const {
+  auto dump = [](const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); };
+  std::string text = "{";
+  const Json root = to_json();
+  for (const auto& [key, value] : root.items()) {
+    text += fmt::format("{}\n \"{}\": ", text.size() > 1 ? "," : "", key);
+    bool lines = value.is_array() && !value.empty() && value[0].is_object();
+    if (!lines) {
+      text += dump(value);
+      continue;
+    }
+    for (size_t i = 0; i < value.size(); ++i) text += (i == 0 ? "[\n  " : ",\n  ") + dump(value[i]);
+    text += "\n ]";
+  }
+  return text + "\n}\n";
+}
+
 Status Quality::check_pair(const std::string& path, const std::string& sender, const std::string& receiver,
                            int64_t model_layers, std::string_view whose) const {
   if (layers != model_layers)

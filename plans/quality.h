@@ -130,6 +130,8 @@ struct Quality {
   /// names file and field.
   static Result<Quality> read(const std::string& path);
   nlohmann::ordered_json to_json() const;
+  /// The same as a file's text: a line for each way, task, selection and example.
+  std::string to_text() const;
   /// kMismatch where the profile is not of this pair: says which field, found and expected. `whose`: where
   /// the pair comes from, as the message puts it before "sender" and "receiver".
   Status check_pair(const std::string& path, const std::string& sender_fingerprint,

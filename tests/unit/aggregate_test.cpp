@@ -152,13 +152,13 @@ TEST(Aggregate, OrderOfRecordsDoesNotMatterAndTheFileIsReadBack) {
     q->sender_fingerprint = q->receiver_fingerprint = "00";
     q->dtype = "bf16";
   }
-  std::string text = a.to_json().dump(1);
-  EXPECT_EQ(text, b.to_json().dump(1));
+  std::string text = a.to_text();
+  EXPECT_EQ(text, b.to_text());
   std::string path = ::testing::TempDir() + "/ds_aggregate_quality.json";
   ASSERT_TRUE(write_file_atomically(path, text).ok());
   auto read = Quality::read(path);
   ASSERT_TRUE(read.ok()) << read.status().message();
-  EXPECT_EQ(read->to_json().dump(1), text);
+  EXPECT_EQ(read->to_text(), text);
 }
 
 TEST(Aggregate, ChoosingOnHalfTheDataFlattersOnThatHalf) {

@@ -183,7 +183,7 @@ Status run_profile(RunOptions o) {
   bar.finish();
   double seconds = static_cast<double>(now_ns() - begin) / 1e9;
   DS_ASSIGN(Quality q, profile_of_runs({o.state}, other ? &*other : nullptr));
-  DS_TRY(write_file_atomically(o.out, q.to_json().dump(1) + "\n"));
+  DS_TRY(write_file_atomically(o.out, q.to_text()));
   if (o.out != "-") say_result(q, work, engine->work(), seconds);
   return o.stats.empty() ? ok_status() : write_stats(o, engine->work(), seconds);
 }
@@ -199,7 +199,7 @@ Status run_merge(const MergeOptions& o) {
     DS_ASSIGN(other, Quality::read(o.other));
   }
   DS_ASSIGN(Quality q, profile_of_runs(o.runs, other ? &*other : nullptr));
-  return write_file_atomically(o.out, q.to_json().dump(1) + "\n");
+  return write_file_atomically(o.out, q.to_text());
 }
 
 }  // namespace
