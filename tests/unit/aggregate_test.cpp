@@ -40,7 +40,7 @@ struct Made {
           x.divergence = (1 - share) * uniform();
           x.entropy = uniform();
           x.margin = uniform();
-          x.text = "t";
+          x.text = std::string(1, 't');  // g++ 12 warns about assigning a literal
           item.ways.push_back(x);
         }
         r.items.push_back(std::move(item));
