@@ -103,7 +103,9 @@ std::vector<float> run(Backend& backend, DeviceModel& model, const Plan& plan, c
   auto answer = (*session)->run(request);
   EXPECT_TRUE(answer.ok()) << answer.status().message();
   if (!answer.ok()) return {};
-  if (!request.full_prefill) EXPECT_TRUE(answer->miss.ok()) << answer->miss.message();
+  if (!request.full_prefill) {
+    EXPECT_TRUE(answer->miss.ok()) << answer->miss.message();
+  }
   if (selected) selected->assign((*session)->selected().begin(), (*session)->selected().end());
   auto logits = (*session)->first_logits();
   return {logits.begin(), logits.end()};
