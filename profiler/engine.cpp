@@ -5,7 +5,6 @@
 
 #include "plans/plan.h"
 #include "support/clock.h"
-#include "support/units.h"
 
 namespace ds {
 namespace {

@@ -29,6 +29,11 @@ std::string record_path(const std::string& folder, int64_t index, std::string_vi
   return fmt::format("{}/context-{:06}.{}", folder, index, extension);
 }
 
+Result<ContextRecord> read_record(const std::string& path, size_t ways) {
+  DS_ASSIGN(std::string text, read_text_file(path));
+  return parse_record(text, path, ways);
+}
+
 bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
 /// A lock on one context, held by this process until it ends or this object does.
@@ -245,8 +250,7 @@ Result<RunRecords> read_records(const std::string& folder, size_t ways) {
   if (failure) return error(Code::kNotFound, "cannot read the folder '{}': {}", folder, failure.message());
   std::sort(paths.begin(), paths.end());
   for (const std::string& path : paths) {
-    auto text = read_text_file(path);
-    auto record = text.ok() ? parse_record(*text, path, ways) : text.status();
+    auto record = read_record(path, ways);
     if (record.ok()) {
       out.records.push_back(std::move(*record));
     } else {
@@ -268,6 +272,7 @@ std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,
     if (ways[i].kind == WayKind::kGroup) groups.push_back(i);
   // Every comparison of every look may err; all together no more often than 1 - confidence.
   const auto pairs = static_cast<double>(groups.size() * groups.size());
+  const Scores scores(ways, records);
   for (int64_t end = o.race_round; end <= index; end += o.race_round) {
     std::vector<bool> seen(records.size());
     int64_t count = 0;
@@ -275,7 +280,6 @@ std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,
       seen[i] = records[i].index < end;
       count += seen[i];
     }
-    Scores scores(ways, records);
     // Looks have shares of the risk that halve, so that the total does not depend on how many follow.
     auto look = static_cast<double>(end / o.race_round);
     double risk = (1 - *o.race) / pairs * std::pow(0.5, look);
@@ -320,12 +324,10 @@ Status run_contexts(const std::string& folder, const ProfileWork& work, const Pr
       if (stop.load()) return interrupted();
       progress({static_cast<int64_t>(done.size()), total});
       if (done.contains(index)) continue;
-      if (exists(record_path(folder, index, "jsonl"))) {
-        auto text = read_text_file(record_path(folder, index, "jsonl"));
-        if (text.ok() && parse_record(*text, folder, work.ways.size()).ok()) {
-          done.insert(index);  // by another process, meanwhile
-          continue;
-        }
+      const std::string path = record_path(folder, index, "jsonl");
+      if (read_record(path, work.ways.size()).ok()) {
+        done.insert(index);  // by another process, meanwhile
+        continue;
       }
       if (int64_t round = options.race ? index / options.race_round : 0; options.race && round != decided) {
         // All of the earlier rounds must be there, wherever they were made.
@@ -339,11 +341,10 @@ Status run_contexts(const std::string& folder, const ProfileWork& work, const Pr
       ContextLock lock;
       DS_ASSIGN(bool mine, lock.take(record_path(folder, index, "lock")));
       if (!mine) continue;
-      auto text = read_text_file(record_path(folder, index, "jsonl"));
-      if (!text.ok() || !parse_record(*text, folder, work.ways.size()).ok()) {
+      if (!read_record(path, work.ways.size()).ok()) {
         DS_ASSIGN(ContextRecord record, work_on(work, tokenizer, engine, index, active));
         DS_TRY(
-            write_file_atomically(record_path(folder, index, "jsonl"), record_text(record))
+            write_file_atomically(path, record_text(record))
                 .with_context(fmt::format("{} contexts are kept in '{}'; the same command goes on from there",
                                           done.size(), folder)));
       }
