@@ -27,6 +27,15 @@ std::vector<int32_t> cut_layers(const Plan& plan) {
   return {layers.begin(), layers.end()};
 }
 
+std::vector<Cut> published_cuts(const Plan& plan) {
+  std::set<Cut> cuts;
+  for (const Variant& variant : plan.variants) {
+    for (const Op& op : variant.ops)
+      if (op.kind == OpKind::kTransferE) cuts.insert({op.layer, variant.sent_form()});
+  }
+  return {cuts.begin(), cuts.end()};
+}
+
 const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting) {
   auto in = [](int64_t value, int64_t low, int64_t high) {
     return value >= low && (value < high || high == kNoLimit);
@@ -58,6 +67,8 @@ std::string_view op_kind_name(OpKind kind) {
       return "head";
     case OpKind::kSelect:
       return "select";
+    case OpKind::kAlign:
+      return "align";
   }
   return "unknown";
 }
@@ -101,6 +112,7 @@ std::string op_label(const Op& op, int32_t chunks) {
     case OpKind::kSuffix:
     case OpKind::kPrefill:
     case OpKind::kSelect:
+    case OpKind::kAlign:
       label = fmt::format("{} {}", op_kind_name(op.kind), op.layer);
       break;
     default:

@@ -10,11 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "plans/alignment.h"
 #include "support/units.h"
 
 namespace ds {
 
-inline constexpr int32_t kPlanFormatVersion = 3;
+inline constexpr int32_t kPlanFormatVersion = 4;
 inline constexpr int64_t kNoLimit = INT64_MAX;  // an open upper end of a range
 
 /// How a cell (layer, token) of the context gets its K and V. Room is left for project and splice.
@@ -38,6 +39,7 @@ enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
 ///   recompute      l      c      chunk    all; none at a group's top and where restored    hidden
 ///   recompute      l      -1     selected all; none in the last layer                      hidden
 ///   select         1      0      chunk    none                                             hidden
+///   align          l      c      chunk    none                                             hidden
 ///   suffix         l      -1     suffix   all; last in the last layer                      hidden
 ///   prefill        l      -1     all      all; suffix at a group's top; last in the last   hidden
 ///   head           -1     -1     suffix   none                                             hidden
@@ -54,8 +56,9 @@ enum class OpKind : uint8_t {
   // deviates most; their hidden states are moved to the front of `buffer`'s context rows. See
   // DeviceModel::select().
   kSelect = 7,
+  kAlign = 8,  // takes S's hidden states entering `layer`, one chunk of `buffer`, to R's, in place
 };
-inline constexpr size_t kOpKinds = 8;
+inline constexpr size_t kOpKinds = 9;
 
 /// The rows of hidden states that an op works on. Selected rows are the context's at the positions that the
 /// variant's select op has chosen.
@@ -179,6 +182,15 @@ struct Variant {
   double select_share =
       0;            // of the context's tokens that select tiles recompute, in (0, 1]; 0: there are none
   std::string way;  // whose loss in quality.json is promised (Way::name()): "recompute 7-11"; "": not known
+  /// Of the maps that all hidden states of the sender go through before R's layers or projections do.
+  MapForm map_form = MapForm::kNone;
+  MapSide map_side =
+      MapSide::kReceiver;  // the sender: what is sent has been mapped, and there is no align op
+
+  /// The form in which E is to be in the entry: as S has it (kNone), or mapped.
+  MapForm sent_form() const { return map_side == MapSide::kSender ? map_form : MapForm::kNone; }
+  /// Does R map what it gets?
+  bool aligns() const { return map_form != MapForm::kNone && map_side == MapSide::kReceiver; }
   bool operator==(const Variant&) const = default;
 };
 
@@ -241,13 +253,22 @@ struct Plan {
   std::string dtype;              // element type for which the times were predicted: bf16 or f32
   std::vector<Variant> variants;  // ranges do not overlap
   Variant full_prefill;           // the fall-back: valid for every length and rate
+  MapsIdentity maps;              // of all aligned cuts; empty: there are none
   bool operator==(const Plan&) const = default;
 };
 
 /// Layers that a variant recomputes for at least one token (full prefill: all; a restored layer is none).
 int64_t recomputed_layers(const Variant& variant);
-/// Layers at which E is transferred, ascending, over all variants: what a sender must publish.
+/// Layers at which E is transferred, ascending, over all variants.
 std::vector<int32_t> cut_layers(const Plan& plan);
+/// E of a layer, as S has it or mapped.
+struct Cut {
+  int32_t layer = 0;
+  MapForm form = MapForm::kNone;
+  auto operator<=>(const Cut&) const = default;
+};
+/// What a sender must publish for a plan, over all variants, ascending.
+std::vector<Cut> published_cuts(const Plan& plan);
 /// The variant for a context of n tokens at a link rate (bytes per second) while `waiting` other requests
 /// wait; nullptr: none covers it.
 const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting = 0);

@@ -12,12 +12,14 @@ namespace ds {
 namespace {
 
 // The enums of the schema and of plan.h are the same numbers; casts rely on it.
-static_assert(static_cast<int>(fb::OpKind::MAX) == static_cast<int>(OpKind::kSelect));
+static_assert(static_cast<int>(fb::OpKind::MAX) == static_cast<int>(OpKind::kAlign));
 static_assert(static_cast<int>(fb::OpKind::MAX) + 1 == static_cast<int>(kOpKinds));
 static_assert(static_cast<int>(fb::Mode::MAX) == static_cast<int>(Mode::kSelect));
 static_assert(static_cast<int>(fb::StreamKind::MAX) == static_cast<int>(StreamKind::kCompute));
 static_assert(static_cast<int>(fb::Rows::MAX) == static_cast<int>(Rows::kSelected));
 static_assert(static_cast<int>(fb::Queries::MAX) == static_cast<int>(Queries::kLast));
+static_assert(static_cast<int>(fb::MapForm::MAX) == static_cast<int>(MapForm::kFull));
+static_assert(static_cast<int>(fb::MapSide::MAX) == static_cast<int>(MapSide::kSender));
 static_assert(static_cast<int>(fb::BufferKind::MAX) == static_cast<int>(BufferKind::kHidden));
 
 constexpr int64_t kMaxFileBytes = int64_t{1} << 30;
@@ -70,6 +72,7 @@ class Reader {
       if (left_ < 0) break;
     }
     p.full_prefill = variant(*f.full_prefill());
+    if (f.maps() != nullptr) p.maps = {text(f.maps()->name()), text(f.maps()->fingerprint())};
     if (left_ < 0) {
       return error(
           Code::kCorrupt,
@@ -152,6 +155,8 @@ class Reader {
     v.promise.confidence = f.confidence();
     v.promise.loss_bound = f.confidence() == 0 && f.loss_bound() == 0 ? kUnknown : f.loss_bound();
     v.select_share = f.select_share();
+    v.map_form = convert<MapForm>(f.map_form());
+    v.map_side = convert<MapSide>(f.map_side());
     return v;
   }
 
@@ -205,13 +210,13 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   if (!v.way.empty()) way = b.CreateString(v.way);
   bool no_bound = v.promise.confidence == 0 && std::isnan(v.promise.loss_bound);
   double bound = no_bound ? 0 : v.promise.loss_bound;
-  return fb::CreateVariant(b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max,
-                           v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.promise.quality_loss,
-                           v.promise.ttft_ns, v.makespan_ns, v.lower_bound_ns, v.proven_optimal, tile_vector,
-                           stream_vector, buffer_vector, op_vector, v.load_min, v.load_max, v.regret, why,
-                           alternative_vector, way,
-                           std::isnan(v.promise.loss_stderr) ? -1 : v.promise.loss_stderr, bound,
-                           v.promise.confidence, v.select_share);
+  return fb::CreateVariant(
+      b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max, v.tuned_tokens,
+      v.tuned_suffix, v.tuned_rate, v.chunks, v.promise.quality_loss, v.promise.ttft_ns, v.makespan_ns,
+      v.lower_bound_ns, v.proven_optimal, tile_vector, stream_vector, buffer_vector, op_vector, v.load_min,
+      v.load_max, v.regret, why, alternative_vector, way,
+      std::isnan(v.promise.loss_stderr) ? -1 : v.promise.loss_stderr, bound, v.promise.confidence,
+      v.select_share, convert<fb::MapForm>(v.map_form), convert<fb::MapSide>(v.map_side));
 }
 
 flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, const ModelIdentity& m) {
@@ -249,8 +254,14 @@ std::string serialize_plan(const Plan& plan) {
   auto shape =
       fb::CreateShape(b, family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim, s.vocab);
   auto dtype = b.CreateString(plan.dtype);
+  flatbuffers::Offset<fb::Maps> maps;
+  if (plan.maps != MapsIdentity{}) {
+    auto name = b.CreateString(plan.maps.name);
+    auto fingerprint = b.CreateString(plan.maps.fingerprint);
+    maps = fb::CreateMaps(b, name, fingerprint);
+  }
   fb::FinishPlanBuffer(b, fb::CreatePlan(b, plan.format_version, provenance, sender, receiver, shape, dtype,
-                                         variant_vector, full_prefill));
+                                         variant_vector, full_prefill, maps));
   return {reinterpret_cast<const char*>(b.GetBufferPointer()), b.GetSize()};
 }
 

@@ -52,6 +52,19 @@ Result<Way> read_way(const JsonObject& o, int64_t layers) {
     default:
       break;
   }
+  if (o.has("map")) {
+    DS_ASSIGN(std::string form, o.string("map"));
+    auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), form);
+    if (at == std::end(kMapFormNames))
+      return error(Code::kInvalidArgument, "{}: unknown form '{}'; expected one of {}", o.at("map"), form,
+                   fmt::join(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), ", "));
+    way.map = static_cast<MapForm>(at - std::begin(kMapFormNames));
+    DS_ASSIGN(way.map_control, o.string_or("map_control", ""));
+    if (!way.can_align())
+      return error(Code::kInvalidArgument,
+                   "{}: '{}' starts from no hidden states of the sender; expected no map", o.at("map"),
+                   way.name());
+  }
   return way;
 }
 
@@ -157,8 +170,9 @@ Status read_version_1(const JsonObject& root, Quality& q) {
 }
 
 Result<WayScore> read_score(const JsonObject& o, const Quality& q) {
-  DS_TRY(check_keys(o, {"way", "kind", "layers", "share", "recomputed_layers", "items", "contexts", "dropped",
-                        "score", "loss", "exact", "divergence", "tasks", "entropy", "margin"}));
+  DS_TRY(check_keys(
+      o, {"way", "kind", "layers", "share", "map", "map_control", "recomputed_layers", "items", "contexts",
+          "dropped", "score", "loss", "exact", "divergence", "tasks", "entropy", "margin"}));
   WayScore w;
   DS_ASSIGN(w.way, read_way(o, q.layers));
   DS_ASSIGN(w.items, o.integer("items", 0, q.items));
@@ -253,11 +267,11 @@ Result<Example> read_example(const JsonObject& o) {
 }
 
 Status read_version_2(const JsonObject& root, Quality& q) {
-  DS_TRY(check_keys(root, {"schema",           "version", "made_by",     "pair",        "layers",
-                           "metric",           "dtype",   "granularity", "seed",        "items",
-                           "contexts",         "data",    "template",    "tasks",       "receiver_score",
-                           "full_reuse_score", "pareto",  "ways",        "k_deviation", "selections",
-                           "examples",         "cost"}));
+  DS_TRY(check_keys(root, {"schema",           "version",    "made_by",        "pair",  "layers",
+                           "metric",           "dtype",      "granularity",    "seed",  "items",
+                           "contexts",         "data",       "template",       "tasks", "receiver_score",
+                           "full_reuse_score", "pareto",     "pareto_aligned", "maps",  "ways",
+                           "k_deviation",      "selections", "examples",       "cost"}));
   DS_ASSIGN(q.dtype, root.string("dtype"));
   DS_ASSIGN(q.granularity, root.integer("granularity", 1, q.layers));
   DS_ASSIGN(q.seed, root.integer("seed", 0, INT64_MAX));
@@ -280,13 +294,28 @@ Status read_version_2(const JsonObject& root, Quality& q) {
                    w.way.name());
     return w;
   }));
-  if (root.has("pareto")) {
-    DS_ASSIGN(const nlohmann::json* pareto, root.array("pareto"));
-    for (const auto& name : *pareto) {
+  auto read_names = [&](std::string_view key, std::vector<std::string>& to) -> Status {
+    if (!root.has(key)) return ok_status();
+    DS_ASSIGN(const nlohmann::json* list, root.array(key));
+    for (const auto& name : *list) {
       if (!name.is_string() || !names.contains(name.get<std::string>()))
-        return error(Code::kInvalidArgument, "{}: {} is not among the ways", root.at("pareto"), name.dump());
-      q.pareto.push_back(name.get<std::string>());
+        return error(Code::kInvalidArgument, "{}: {} is not among the ways", root.at(key), name.dump());
+      to.push_back(name.get<std::string>());
     }
+    return ok_status();
+  };
+  DS_TRY(read_names("pareto", q.pareto));
+  DS_TRY(read_names("pareto_aligned", q.pareto_aligned));
+  if (root.has("maps")) {
+    DS_ASSIGN(JsonObject maps, root.object("maps"));
+    DS_TRY(check_keys(maps, {"name", "fingerprint"}));
+    DS_ASSIGN(q.maps.name, maps.string("name"));
+    DS_ASSIGN(q.maps.fingerprint, maps.string("fingerprint"));
+  }
+  for (const WayScore& w : q.ways) {
+    if (w.way.map == MapForm::kNone || !w.way.map_control.empty() || !q.maps.fingerprint.empty()) continue;
+    return error(Code::kInvalidArgument, "{}: absent, but '{}' was scored with maps; expected what they were",
+                 root.at("maps"), w.way.name());
   }
   DS_ASSIGN(q.k_deviation, read_samples(root, "k_deviation", 0, kMostNats));
   DS_TRY(read_list(root, "selections", q.selections, read_selection));
@@ -343,7 +372,24 @@ Result<std::vector<LayerRange>> parse_layer_set(std::string_view text, int64_t l
   return ranges;
 }
 
+bool Way::can_align() const {
+  return kind == WayKind::kRestore || kind == WayKind::kScattered ||
+         (kind == WayKind::kGroup && !layers.empty() && layers[0].first > 0);
+}
+
+Way Way::aligned(MapForm form, std::string control) const {
+  Way way = *this;
+  way.map = form;
+  way.map_control = std::move(control);
+  return way;
+}
+
 std::string Way::name() const {
+  if (map != MapForm::kNone) {
+    std::string text = aligned(MapForm::kNone).name() + " aligned";
+    if (map != MapForm::kFull) text += fmt::format(" ({})", map_form_name(map));
+    return map_control.empty() ? text : fmt::format("{} ({})", text, map_control);
+  }
   switch (kind) {
     case WayKind::kGroup:
       return "recompute " + format_layer_set(layers);
@@ -431,6 +477,10 @@ Json Quality::to_json() const {
   root["receiver_score"] = number(receiver_score);
   root["full_reuse_score"] = number(full_reuse_score);
   root["pareto"] = pareto;
+  if (!maps.fingerprint.empty()) {
+    root["pareto_aligned"] = pareto_aligned;
+    root["maps"] = {{"name", maps.name}, {"fingerprint", maps.fingerprint}};
+  }
   root["ways"] = Json::array();
   for (const WayScore& w : ways) {
     Json j;
@@ -438,6 +488,8 @@ Json Quality::to_json() const {
     j["kind"] = kWayKindNames[static_cast<size_t>(w.way.kind)];
     if (!w.way.layers.empty()) j["layers"] = format_layer_set(w.way.layers);
     if (w.way.kind == WayKind::kSelect) j["share"] = w.way.share;
+    if (w.way.map != MapForm::kNone) j["map"] = map_form_name(w.way.map);
+    if (!w.way.map_control.empty()) j["map_control"] = w.way.map_control;
     j["recomputed_layers"] = w.way.recomputed(layers);
     j["items"] = w.items;
     j["contexts"] = w.contexts;

@@ -8,12 +8,13 @@
 #include <string_view>
 #include <vector>
 
+#include "plans/alignment.h"
 #include "support/status.h"
 #include "support/units.h"
 
 namespace ds {
 
-inline constexpr int64_t kQualityVersion = 2;
+inline constexpr int64_t kQualityVersion = 3;
 
 /// Where the K and V come from that an answer is given over.
 enum class WayKind : uint8_t {
@@ -33,8 +34,13 @@ struct Way {
   WayKind kind = WayKind::kFullReuse;
   std::vector<LayerRange> layers;  // group, restore, reuse only: one; scattered: several, ascending, apart
   double share = 0;                // select: of the tokens, in (0, 1]
+  MapForm map = MapForm::kNone;    // the sender's hidden states go through maps of this form first
+  std::string map_control;  // "": this pair's maps; a control: "shuffled", "pair NAME"; with a map only
 
-  /// "recompute 7-11", "select 15 %", "full reuse": unique within a profile.
+  /// Does it start from hidden states of the sender, so that maps mean something?
+  bool can_align() const;
+  Way aligned(MapForm form, std::string control = {}) const;
+  /// "recompute 7-11", "restore 4-11 aligned", "select 15 %": unique within a profile.
   std::string name() const;
   /// Layers that are computed for every token of the context, of `total`. A restored layer counts as none.
   int64_t recomputed(int64_t total) const;
@@ -112,7 +118,9 @@ struct Quality {
   double full_reuse_score = 0;  // nothing recomputed
   std::vector<WayScore> ways;
   std::vector<std::string> pareto;  // names of groups: the best of its size, better than all smaller ones
-  std::vector<double> k_deviation;  // sorted samples by context; see runtime/core/gate.h
+  std::vector<std::string> pareto_aligned;  // the same of groups and restored layers with maps of the pair
+  MapsIdentity maps;                        // what aligned ways were scored with
+  std::vector<double> k_deviation;          // sorted samples by context; see runtime/core/gate.h
   std::vector<Selection> selections;
   std::vector<Example> examples;
   nlohmann::ordered_json cost;  // counts of work, for people; may be null
@@ -126,7 +134,7 @@ struct Quality {
   /// NaN where the loss is not known or rests on one context.
   double loss_bound(const WayScore& way, double confidence) const;
 
-  /// Versions 1 and 2. Errors: kNotFound, kCorrupt, kUnsupported (a newer version), kInvalidArgument; each
+  /// Versions 1 to 3. Errors: kNotFound, kCorrupt, kUnsupported (a newer version), kInvalidArgument; each
   /// names file and field.
   static Result<Quality> read(const std::string& path);
   nlohmann::ordered_json to_json() const;

@@ -254,6 +254,12 @@ class VariantVerifier {
       return fail(5, "bounds its loss by {} points with a confidence of {}; expected {}", p.loss_bound,
                   p.confidence, p.confidence == 0 ? "NaN: no bound was asked for" : "a number, or NaN");
     }
+    if (v_.map_form > MapForm::kFull)
+      return unknown("its header", "map form", static_cast<int>(v_.map_form),
+                     static_cast<int>(MapForm::kFull));
+    if (v_.map_side > MapSide::kSender)
+      return unknown("its header", "map side", static_cast<int>(v_.map_side),
+                     static_cast<int>(MapSide::kSender));
     if (v_.promise.ttft_ns < 0)
       return fail(5, "promises a TTFT of {} ns; expected 0 or more", v_.promise.ttft_ns);
     return ok_status();
@@ -377,6 +383,15 @@ class VariantVerifier {
         }
       }
     }
+    bool sends = std::find(sends_e_.begin(), sends_e_.end(), true) != sends_e_.end();
+    if (v_.map_form != MapForm::kNone && !sends) {
+      return fail(20, "has {} maps, but is sent no hidden states; expected a cut or restored layers",
+                  map_form_name(v_.map_form));
+    }
+    if (v_.map_form == MapForm::kNone && v_.map_side != MapSide::kReceiver) {
+      return fail(20, "has no maps, but the {} is to apply them; expected the receiver, which means nothing",
+                  map_side_name(v_.map_side));
+    }
     bool share = v_.select_share > 0 && v_.select_share <= 1;
     if (selects_ ? !share : v_.select_share != 0) {
       return fail(14, "selects a share of {} of the tokens; expected {}", v_.select_share,
@@ -389,8 +404,8 @@ class VariantVerifier {
   Status fields(int32_t i) const {
     const Op& o = op(i);
     std::string where = fmt::format("op {}", i);
-    if (o.kind > OpKind::kSelect)
-      return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(OpKind::kSelect));
+    if (o.kind > OpKind::kAlign)
+      return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(OpKind::kAlign));
     if (o.rows > Rows::kSelected)
       return unknown(where, "rows", static_cast<int>(o.rows), static_cast<int>(Rows::kSelected));
     if (o.queries > Queries::kLast) {
@@ -405,12 +420,14 @@ class VariantVerifier {
       return fail_op(i, 8, "is on stream {}, a {} stream; expected a {} stream", o.stream,
                      stream_kind_name(stream), stream_kind_name(wanted));
     }
-    bool with_layer = is_transfer(o.kind) || is_layer(o.kind) || o.kind == OpKind::kSelect;
+    bool with_layer =
+        is_transfer(o.kind) || is_layer(o.kind) || o.kind == OpKind::kSelect || o.kind == OpKind::kAlign;
     if (with_layer ? o.layer < 0 || o.layer > last_layer_ : o.layer != -1) {
       return fail_op(i, 10, "has layer {}; expected {}", o.layer,
                      with_layer ? fmt::format("0 to {}", last_layer_) : std::string("-1: it has no layer"));
     }
-    bool on_chunks = is_transfer(o.kind) || o.kind == OpKind::kRecompute || o.kind == OpKind::kSelect;
+    bool on_chunks = is_transfer(o.kind) || o.kind == OpKind::kRecompute || o.kind == OpKind::kSelect ||
+                     o.kind == OpKind::kAlign;
     bool may_select = o.kind == OpKind::kRecompute && selects_;
     bool rows_fit = o.kind == OpKind::kEmbed ? o.rows != Rows::kSelected
                     : on_chunks ? o.rows == Rows::kChunk || (may_select && o.rows == Rows::kSelected)
@@ -556,9 +573,10 @@ class VariantVerifier {
     return ok_status();
   }
 
-  /// Rules 15 and 17: which ops there are, by cell and by suffix layer.
+  /// Rules 15, 17 and 20: which ops there are, by cell and by suffix layer.
   Status coverage() const {
     std::vector<int32_t> kv(mode_.size(), -1), e(mode_.size(), -1), computed(mode_.size(), -1);
+    std::vector<int32_t> aligned(mode_.size(), -1);
     std::vector<int32_t> up(static_cast<size_t>(layers_), -1);
     int32_t embed = -1, head = -1, select = -1;
     auto once = [&](int32_t& slot, int32_t i, int rule, std::string_view what) -> Status {
@@ -622,6 +640,19 @@ class VariantVerifier {
           }
           DS_TRY(once(select, i, 15, "choose tokens"));
           break;
+        case OpKind::kAlign:
+          for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
+            if (!v_.aligns() || !sends_e_[cell(o.layer, c)]) {
+              return fail_op(
+                  i, 20,
+                  "maps hidden states of layer {}, chunk {}, {}; expected align ops where the "
+                  "receiver maps what it is sent",
+                  o.layer, c,
+                  v_.aligns() ? "which nobody sends" : "but its variant has no maps for the receiver");
+            }
+            DS_TRY(once(aligned[cell(o.layer, c)], i, 20, "map this layer and chunk"));
+          }
+          break;
       }
     }
     for (int32_t l = 0; l < layers_; ++l) {
@@ -643,6 +674,12 @@ class VariantVerifier {
         if (sends_e_[at] && e[at] < 0) {
           return fail(15, "{} layer {}, chunk {}, but no op sends its E; expected one 'transfer e' for it",
                       restored(l, c) ? "restores" : "has a cut at", l, c);
+        }
+        if (sends_e_[at] && v_.aligns() && aligned[at] < 0) {
+          return fail(20,
+                      "is sent E of layer {}, chunk {}, but no op maps it; expected one 'align' for it: its "
+                      "cuts are aligned by the receiver",
+                      l, c);
         }
       }
       if (up[static_cast<size_t>(l)] < 0) {
@@ -681,8 +718,8 @@ class VariantVerifier {
 
   struct Region {
     int32_t writer = -1;
-    // Hidden: they enter this layer (selected rows only: layers + 1 + this layer); cache: 0 the sender's, 1
-    // as its tile says; -1: nothing yet.
+    // Hidden: they enter this layer (only_selected() and not_aligned() of it: in that state); cache: 0 the
+    // sender's, 1 as its tile says; -1: nothing yet.
     int32_t level = -1;
   };
 
@@ -738,12 +775,15 @@ class VariantVerifier {
 
   /// Of hidden states that hold the selected rows only, in front.
   int32_t only_selected(int32_t level) const { return layers_ + 1 + level; }
+  /// Of the sender's hidden states that have yet to be mapped.
+  int32_t not_aligned(int32_t level) const { return 2 * (layers_ + 1) + level; }
 
   Status read_hidden(int32_t i, size_t r, int32_t level) {
     if (regions_[r].level != level) {
       auto layer = [&](int32_t l) {
-        return l > layers_ ? fmt::format("layer {}, selected tokens only", l - layers_ - 1)
-                           : fmt::format("layer {}", l);
+        if (l >= not_aligned(0)) return fmt::format("layer {}, not aligned", l - not_aligned(0));
+        if (l >= only_selected(0)) return fmt::format("layer {}, selected tokens only", l - only_selected(0));
+        return fmt::format("layer {}", l);
       };
       std::string found =
           regions_[r].level < 0
@@ -815,7 +855,14 @@ class VariantVerifier {
     switch (o.kind) {
       case OpKind::kTransferE:
         DS_TRY(start_chain(i, l));
-        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) DS_TRY(write(i, hidden_region(b, c), l));
+        for (int32_t c = o.chunk; c < o.chunk_end(); ++c)
+          DS_TRY(write(i, hidden_region(b, c), v_.aligns() ? not_aligned(l) : l));
+        return ok_status();
+      case OpKind::kAlign:
+        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
+          DS_TRY(read_hidden(i, hidden_region(b, c), not_aligned(l)));
+          DS_TRY(write(i, hidden_region(b, c), l));
+        }
         return ok_status();
       case OpKind::kTransferKv:
         for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
@@ -997,6 +1044,16 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
                                : "a way",
                    3);
     }
+    if (plan.format_version < 4 && v.map_form != MapForm::kNone) return newer("aligned cuts", 4);
+  }
+  auto aligned = [](const Variant& v) { return v.map_form != MapForm::kNone; };
+  const bool maps = std::any_of(plan.variants.begin(), plan.variants.end(), aligned);
+  DS_TRY(text("maps.name", plan.maps.name, true));
+  if (maps ? !is_sha256(plan.maps.fingerprint) : plan.maps != MapsIdentity{}) {
+    DS_TRY(text("maps.fingerprint", plan.maps.fingerprint, true));
+    return fail(20, fmt::format("maps.fingerprint is \"{}\"; expected {}", plan.maps.fingerprint,
+                                maps ? "a SHA-256 in hexadecimal: a variant has aligned cuts"
+                                     : "no maps: no variant has aligned cuts"));
   }
   std::unordered_set<std::string_view> names;
   std::vector<const Variant*> all;

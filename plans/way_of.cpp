@@ -23,9 +23,7 @@ std::vector<LayerRange> in_every_chunk(const Variant& v, int32_t layers, Mode mo
   return ranges;
 }
 
-}  // namespace
-
-Way way_of(const Variant& v) {
+Way without_maps(const Variant& v) {
   int32_t layers = 0;
   for (const Tile& t : v.tiles) layers = std::max(layers, t.last_layer + 1);
   if (v.select_share > 0) return Way::select(v.select_share);
@@ -38,6 +36,14 @@ Way way_of(const Variant& v) {
   }
   if (way.layers.size() == 1 && way.layers[0].size() == layers) return {WayKind::kFullPrefill};
   way.kind = way.layers.size() == 1 ? WayKind::kGroup : WayKind::kScattered;
+  return way;
+}
+
+}  // namespace
+
+Way way_of(const Variant& v) {
+  Way way = without_maps(v);
+  if (way.can_align()) way.map = v.map_form;
   return way;
 }
 

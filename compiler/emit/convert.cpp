@@ -13,6 +13,7 @@ std::optional<Rows> fixed_rows(OpKind kind) {
     case OpKind::kTransferE:
     case OpKind::kTransferKv:
     case OpKind::kSelect:
+    case OpKind::kAlign:
       return Rows::kChunk;
     case OpKind::kSuffix:
     case OpKind::kHead:
@@ -209,6 +210,8 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
         break;
       case OpKind::kPrefill:
         result = b.create<plan::PrefillOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
+        break;
+      case OpKind::kAlign:
         break;
       case OpKind::kHead:
         result = b.create<plan::HeadOp>(loc, event, buffer, stream, after, at, duration);

@@ -156,6 +156,8 @@ Cost CostModel::duration(const Op& op, const TunedPoint& at) const {
     case OpKind::kPrefill:
     case OpKind::kSelect:
       return rows > 0 ? layer(rows, query_rows, position) : Cost{0, CostSource::kMeasured};
+    case OpKind::kAlign:
+      break;
     case OpKind::kHead: {
       if (m.head_ns) return {d(*m.head_ns), CostSource::kMeasured};
       double weights = d(shape_.d_model) * d(shape_.vocab);

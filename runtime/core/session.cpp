@@ -254,6 +254,8 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
         if (rows > 0)
           model_.layer(stream, *workspace_, {op.layer, hidden(op, row), cache, first, rows, queries});
         break;
+      case OpKind::kAlign:
+        break;
       case OpKind::kHead:
         model_.logits(stream, *workspace_, hidden(op, row + m - 1), first_logits_.data());
         break;

@@ -112,7 +112,12 @@ Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
 
   const std::span<const std::byte> data = bytes.subspan(kLengthBytes + header_bytes);
   for (const auto& [name, value] : header.items()) {
-    if (name == "__metadata__") continue;
+    if (name == "__metadata__") {
+      if (!value.is_object()) continue;
+      for (const auto& [key, text_value] : value.items())
+        if (text_value.is_string()) result.metadata_.emplace(key, text_value.get<std::string>());
+      continue;
+    }
     DS_ASSIGN(SafetensorsEntry entry, read_entry(fmt::format("{}: tensor '{}'", path, name), value, data));
     result.entries_.emplace(name, std::move(entry));
   }
@@ -145,8 +150,10 @@ std::string_view safetensors_dtype(DType dtype) {
   return dtype == DType::kF32 ? "F32" : dtype == DType::kBF16 ? "BF16" : "F16";
 }
 
-Status write_safetensors(const std::string& path, std::span<const NamedTensor> tensors) {
+Status write_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
+                         const std::map<std::string, std::string>& metadata) {
   json header = json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
   int64_t at = 0;
   for (const NamedTensor& t : tensors) {
     int64_t bytes = dtype_size(t.dtype);

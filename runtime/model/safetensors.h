@@ -30,12 +30,15 @@ class SafetensorsFile {
 
   const std::string& path() const { return file_.path(); }
   const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
+  /// Of `__metadata__`; what is not a text there is left out.
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
   /// Gives the mapping away; the data of the entries stay valid while it lives.
   MappedFile release() && { return std::move(file_); }
 
  private:
   MappedFile file_;
   std::map<std::string, SafetensorsEntry> entries_;
+  std::map<std::string, std::string> metadata_;
 };
 
 /// "F32", "BF16", "F16"
@@ -48,8 +51,9 @@ struct NamedTensor {
   std::span<const std::byte> data;  // product(shape) * dtype_size(dtype) bytes
 };
 
-/// Writes tensors in the order given, atomically ("-": to stdout). kInvalidArgument: a name twice, or data
-/// that do not fit the shape.
-Status write_safetensors(const std::string& path, std::span<const NamedTensor> tensors);
+/// Writes tensors in the order given, and `metadata` where there is any, atomically ("-": to stdout).
+/// kInvalidArgument: a name twice, or data that do not fit the shape.
+Status write_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
+                         const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace ds

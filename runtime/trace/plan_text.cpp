@@ -48,6 +48,8 @@ char kind_letter(OpKind kind) {
       return 'h';
     case OpKind::kSelect:
       return 'c';
+    case OpKind::kAlign:
+      return 'a';
   }
   return '?';
 }

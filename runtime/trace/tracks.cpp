@@ -19,6 +19,8 @@ const std::array<OpStyle, kOpKinds> kOpStyles = {{
     {"head", "head", "#444444", ""},
     {"select", "select tokens", "#f3dc7c",
      R"x(<path d="M1,3 h6 M1,6 h3" stroke="#7a6300" stroke-width="1.2"/>)x"},
+    {"align", "align (map at a cut)", "#d9a0c8",
+     R"x(<path d="M1,7 l6,-6 M4,1 h3 v3" stroke="#7a2a66" stroke-width="1.2" fill="none"/>)x"},
 }};
 std::vector<std::string> stream_names(const Variant& v) {
   std::vector<std::string> names;

@@ -245,8 +245,8 @@ TEST(PlanBytes, UnknownEnumeratorsAreUnsupported) {
     std::function<void(Variant&)> set;
   };
   const Unknown cases[] = {
-      {"op 0 has kind 8; this version knows 0 to 7",
-       [](Variant& v) { v.ops[0].kind = static_cast<OpKind>(8); }},
+      {"op 0 has kind 9; this version knows 0 to 8",
+       [](Variant& v) { v.ops[0].kind = static_cast<OpKind>(9); }},
       {"op 0 has rows 4", [](Variant& v) { v.ops[0].rows = static_cast<Rows>(4); }},
       {"op 0 has queries 9", [](Variant& v) { v.ops[0].queries = static_cast<Queries>(9); }},
       {"stream 1 has kind 3", [](Variant& v) { v.streams[1].kind = static_cast<StreamKind>(3); }},

@@ -1,0 +1,39 @@
+// Aligned cuts: a map, fitted by the profiler, takes the sender's hidden states that enter a layer to the
+// receiver's before the receiver's layers (or projections) run on them. Not in the paper.
+//
+// All forms are affine and written as what they add: y = x + W x + b, so that no map at all is W = 0, b = 0.
+// Maps are an artefact of their own (runtime/model/maps.h) that a plan names by its fingerprint.
+#pragma once
+
+#include <cstdint>
+#include <iterator>
+#include <string>
+#include <string_view>
+
+namespace ds {
+
+/// What W is, for rows of d elements.
+enum class MapForm : uint8_t {
+  kNone = 0,      // no map: the plain cut
+  kDiagonal = 1,  // d numbers
+  kLowRank = 2,   // a diagonal and a product of [d][r] and [r][d]
+  kFull = 3,      // [d][d]
+};
+inline constexpr std::string_view kMapFormNames[] = {"none", "diagonal", "low-rank", "full"};
+inline constexpr size_t kMapForms = std::size(kMapFormNames);
+inline std::string_view map_form_name(MapForm form) { return kMapFormNames[static_cast<size_t>(form)]; }
+
+/// Who applies it. Where the sender does, the wire carries the receiver's own cut: nothing is left to do
+/// before the first kernel, but an entry has such a cut for each receiver.
+enum class MapSide : uint8_t { kReceiver = 0, kSender = 1 };
+inline constexpr std::string_view kMapSideNames[] = {"receiver", "sender"};
+inline std::string_view map_side_name(MapSide side) { return kMapSideNames[static_cast<size_t>(side)]; }
+
+/// A file of maps, as plans and profiles name it.
+struct MapsIdentity {
+  std::string name;         // file name without folders, for people
+  std::string fingerprint;  // SHA-256 of what is in it, hexadecimal; empty: there is none
+  bool operator==(const MapsIdentity&) const = default;
+};
+
+}  // namespace ds
