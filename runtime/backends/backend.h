@@ -14,6 +14,7 @@
 
 #include "plans/plan.h"
 #include "runtime/model/checkpoint.h"
+#include "runtime/model/maps.h"
 #include "support/dtype.h"
 #include "support/status.h"
 
@@ -64,6 +65,14 @@ class DeviceMemory {
 class Workspace {
  public:
   virtual ~Workspace() = default;
+};
+
+/// An AlignmentMap, laid out for a backend. Matrices are in the compute dtype of the model that has loaded
+/// it, scales and biases in f32.
+class DeviceMap {
+ public:
+  virtual ~DeviceMap() = default;
+  virtual int64_t bytes() const = 0;  // of device memory
 };
 
 /// Hidden states are rows of d_model elements, caches rows of [2][kv_heads][head_dim] elements (K, after
@@ -126,10 +135,11 @@ enum class Phase : uint8_t {
   kSwiglu,
   kDown,
   kLogits,
+  kAlign,
 };
 inline constexpr std::string_view kPhaseNames[] = {
     "embed",     "norm+residual",   "qkv product", "rope+cache",   "attention pack", "attention",
-    "o product", "gate|up product", "silu*up",     "down product", "logits"};
+    "o product", "gate|up product", "silu*up",     "down product", "logits",         "align"};
 inline constexpr size_t kPhases = std::size(kPhaseNames);
 struct PhaseTimes {
   int64_t ns[kPhases] = {};
@@ -145,6 +155,10 @@ class DeviceModel {
   virtual DType dtype() const = 0;  // of hidden states and caches
   virtual int64_t weight_bytes() const = 0;
   virtual Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) = 0;
+  /// For align() of this model, and with workspaces that are made after it. `map` is copied. kMismatch: a map
+  /// for hidden states of another width; kInvalidArgument: arrays that do not fit its form; kExhausted. May
+  /// run beside streams and other calls of load_map() and make_workspace().
+  virtual Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map) = 0;
 
   /// `ids` (host memory, in [0, vocab), living until the stream has run) -> `rows` rows of hidden states.
   virtual void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) = 0;
@@ -162,6 +176,12 @@ class DeviceModel {
   /// One layer over the chosen tokens. Every row's result is, to the bit, that of layer() calls of one row
   /// each in the order of positions over the same cache.
   virtual void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) = 0;
+  /// Takes `rows` rows of hidden states through a map, in place: each becomes x + (W x + (scale * x + bias)),
+  /// the sum in f32, rounded once; where all that is added is 0 the row keeps its bits. The products read W
+  /// and x (low-rank: also what lies between the two) in the compute dtype and sum in f32. A row's result is
+  /// the same to the bit whatever `rows` is. `map` lives until the stream has run. No rows: nothing is done.
+  virtual void align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
+                     int64_t rows) = 0;
   /// Final norm and lm_head of one row -> `vocab` f32 logits in host memory.
   virtual void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
                       float* logits) = 0;

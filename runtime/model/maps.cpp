@@ -89,10 +89,11 @@ std::string MapSet::fingerprint() const {
   std::string text = fmt::format("droidspeak.maps {}\n{}\n{}\n{} {} {}\n", kMapsVersion, sender_fingerprint,
                                  receiver_fingerprint, layers, d_model, dtype);
   for (const AlignmentMap& m : maps) {
-    Status status = visit_tensors(m, d_model, [&](const std::string& name, const std::vector<float>& v, auto) {
-      text += fmt::format("{} {}\n", name, sha256_hex(bytes_of(v)));
-      return ok_status();
-    });
+    Status status =
+        visit_tensors(m, d_model, [&](const std::string& name, const std::vector<float>& v, auto) {
+          text += fmt::format("{} {}\n", name, sha256_hex(bytes_of(v)));
+          return ok_status();
+        });
     (void)status;  // the visitor never fails
   }
   return sha256_hex(text);
@@ -108,7 +109,8 @@ Status MapSet::write(const std::string& path) const {
     }));
     statistics.push_back(fit_json(m));
   }
-  for (const InputFile& i : data) inputs.push_back({{"role", i.role}, {"name", i.name}, {"sha256", i.sha256}});
+  for (const InputFile& i : data)
+    inputs.push_back({{"role", i.role}, {"name", i.name}, {"sha256", i.sha256}});
   Json pair{{"sender", {{"name", sender_name}, {"fingerprint", sender_fingerprint}}},
             {"receiver", {{"name", receiver_name}, {"fingerprint", receiver_fingerprint}}}};
   Json shape{{"layers", layers}, {"d_model", d_model}, {"dtype", dtype}};
@@ -128,22 +130,25 @@ Result<MapSet> MapSet::read(const std::string& path) {
   auto text = [&](const std::string& key) -> Result<std::string> {
     auto at = file.metadata().find(key);
     if (at == file.metadata().end())
-      return error(Code::kMismatch,
-                   "'{}' has no '{}' in its metadata; expected a file of maps for aligned cuts, from ds-profile", path,
-                   key);
+      return error(
+          Code::kMismatch,
+          "'{}' has no '{}' in its metadata; expected a file of maps for aligned cuts, from ds-profile", path,
+          key);
     return at->second;
   };
   DS_ASSIGN(std::string format, text("format"));
   DS_ASSIGN(std::string version_text, text("version"));
   if (format != "droidspeak.maps")
-    return error(Code::kMismatch, "'{}' has format '{}'; expected 'droidspeak.maps', from ds-profile", path, format);
+    return error(Code::kMismatch, "'{}' has format '{}'; expected 'droidspeak.maps', from ds-profile", path,
+                 format);
   int64_t version = 0;
   const char* end = version_text.data() + version_text.size();
   if (std::from_chars(version_text.data(), end, version).ptr != end || version < 1)
     return error(Code::kCorrupt, "'{}': version is '{}', expected 1 to {}", path, version_text, kMapsVersion);
   if (version > kMapsVersion)
-    return error(Code::kUnsupported, "'{}' has version {}, this program reads up to {}; use a newer droidspeak",
-                 path, version, kMapsVersion);
+    return error(Code::kUnsupported,
+                 "'{}' has version {}, this program reads up to {}; use a newer droidspeak", path, version,
+                 kMapsVersion);
 
   MapSet set;
   auto parse = [&](const std::string& key) -> Result<nlohmann::json> {
@@ -183,7 +188,8 @@ Result<MapSet> MapSet::read(const std::string& path) {
         std::tie(set.maps.back().layer, set.maps.back().form) >= std::tie(m.layer, m.form))
       return error(Code::kCorrupt, "{}: layer {}, {}: not in ascending order, or twice", path, m.layer,
                    map_form_name(m.form));
-    auto read_tensor = [&](const std::string& name, std::vector<float>& v, const std::vector<int64_t>& dims) -> Status {
+    auto read_tensor = [&](const std::string& name, std::vector<float>& v,
+                           const std::vector<int64_t>& dims) -> Status {
       auto at = file.entries().find(name);
       if (at == file.entries().end())
         return error(Code::kCorrupt, "'{}': tensor '{}' is missing; fit the maps again", path, name);
@@ -195,8 +201,8 @@ Result<MapSet> MapSet::read(const std::string& path) {
       if (!v.empty()) std::memcpy(v.data(), e.data.data(), e.data.size());
       auto bad = std::find_if(v.begin(), v.end(), [](float x) { return !std::isfinite(x); });
       if (bad != v.end())
-        return error(Code::kCorrupt, "'{}': tensor '{}' has {} at element {}; expected finite numbers", path, name,
-                     *bad, bad - v.begin());
+        return error(Code::kCorrupt, "'{}': tensor '{}' has {} at element {}; expected finite numbers", path,
+                     name, *bad, bad - v.begin());
       ++used;
       return ok_status();
     };
@@ -204,11 +210,12 @@ Result<MapSet> MapSet::read(const std::string& path) {
     set.maps.push_back(std::move(m));
   }
   if (used != file.entries().size())
-    return error(Code::kCorrupt, "'{}' has {} tensors, its list of maps accounts for {}", path, file.entries().size(),
-                 used);
+    return error(Code::kCorrupt, "'{}' has {} tensors, its list of maps accounts for {}", path,
+                 file.entries().size(), used);
   DS_ASSIGN(std::string stated, text("fingerprint"));
   if (std::string found = set.fingerprint(); found != stated)
-    return error(Code::kCorrupt, "'{}' states fingerprint {:.12}, its contents have {:.12}: damaged, fit the maps again",
+    return error(Code::kCorrupt,
+                 "'{}' states fingerprint {:.12}, its contents have {:.12}: damaged, fit the maps again",
                  path, stated, found);
   return set;
 }
@@ -216,27 +223,30 @@ Result<MapSet> MapSet::read(const std::string& path) {
 Status MapSet::check_pair(const std::string& path, const std::string& sender, const std::string& receiver,
                           int64_t model_layers, int64_t width) const {
   if (layers != model_layers || d_model != width)
-    return error(Code::kMismatch, "maps '{}' are for {} layers of width {}, the models have {} of width {}", path,
-                 layers, d_model, model_layers, width);
+    return error(Code::kMismatch, "maps '{}' are for {} layers of width {}, the models have {} of width {}",
+                 path, layers, d_model, model_layers, width);
   auto same = [&](std::string_view role, const std::string& name, const std::string& found,
                   const std::string& expected) -> Status {
     if (found == expected) return ok_status();
-    return error(Code::kMismatch,
-                 "maps '{}' were fitted for {} '{}' (fingerprint {:.12}), this {} has {:.12}: they are of another "
-                 "pair, fit maps for this one with ds-profile",
-                 path, role, name, found, role, expected);
+    return error(
+        Code::kMismatch,
+        "maps '{}' were fitted for {} '{}' (fingerprint {:.12}), this {} has {:.12}: they are of another "
+        "pair, fit maps for this one with ds-profile",
+        path, role, name, found, role, expected);
   };
   DS_TRY(same("sender", sender_name, sender_fingerprint, sender));
   return same("receiver", receiver_name, receiver_fingerprint, receiver);
 }
 
 Status MapSet::check_plan(const std::string& path, const Plan& plan) const {
-  DS_TRY(check_pair(path, plan.sender.fingerprint, plan.receiver.fingerprint, plan.shape.layers, plan.shape.d_model));
+  DS_TRY(check_pair(path, plan.sender.fingerprint, plan.receiver.fingerprint, plan.shape.layers,
+                    plan.shape.d_model));
   if (std::string found = fingerprint(); found != plan.maps.fingerprint)
-    return error(Code::kMismatch,
-                 "maps '{}' have fingerprint {:.12}, the plan was compiled with '{}' ({:.12}): of the same pair, but "
-                 "another fit; give that file, or compile the plan again with this one",
-                 path, found, plan.maps.name, plan.maps.fingerprint);
+    return error(
+        Code::kMismatch,
+        "maps '{}' have fingerprint {:.12}, the plan was compiled with '{}' ({:.12}): of the same pair, but "
+        "another fit; give that file, or compile the plan again with this one",
+        path, found, plan.maps.name, plan.maps.fingerprint);
   return ok_status();
 }
 

@@ -1,5 +1,6 @@
 // The artefact of aligned cuts: for each layer maps that take the sender's hidden states entering it to the
-// receiver's. A safetensors file; ds-profile writes it, ds-compile names it in a plan, the runtime applies it.
+// receiver's. A safetensors file; ds-profile writes it, ds-compile names it in a plan, the runtime applies
+// it.
 //
 //   layers.L.full.weight      F32 [d][d]   y = x + W x + b
 //   layers.L.full.bias        F32 [d]
@@ -44,11 +45,11 @@ struct MapFit {
 struct AlignmentMap {
   int64_t layer = 0;
   MapForm form = MapForm::kFull;
-  int64_t rank = 0;                     // low-rank: r
-  std::vector<float> weight;            // full: [d][d], row o makes element o
-  std::vector<float> up, down;          // low-rank: [d][r] and [r][d]
-  std::vector<float> scale;             // low-rank and diagonal: [d]
-  std::vector<float> bias;              // [d]
+  int64_t rank = 0;             // low-rank: r
+  std::vector<float> weight;    // full: [d][d], row o makes element o
+  std::vector<float> up, down;  // low-rank: [d][r] and [r][d]
+  std::vector<float> scale;     // low-rank and diagonal: [d]
+  std::vector<float> bias;      // [d]
   MapFit fit;
   /// FLOP per token.
   int64_t flops() const;
@@ -59,8 +60,8 @@ struct AlignmentMap {
 struct MapSet {
   std::string sender_name, sender_fingerprint, receiver_name, receiver_fingerprint;
   int64_t layers = 0, d_model = 0;
-  std::string dtype;             // what the hidden states were computed in
-  std::vector<InputFile> data;   // what it was fitted on: role "fit"
+  std::string dtype;            // what the hidden states were computed in
+  std::vector<InputFile> data;  // what it was fitted on: role "fit"
   std::vector<AlignmentMap> maps;
 
   const AlignmentMap* find(int64_t layer, MapForm form) const;  // nullptr: there is none

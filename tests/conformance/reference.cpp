@@ -148,6 +148,50 @@ void from_doubles(const std::vector<double>& values, DType dtype, std::byte* dat
     store(values[i], dtype, data + i * static_cast<size_t>(dtype_size(dtype)));
 }
 
+AlignmentMap make_map(MapForm form, int64_t width, int64_t rank, uint64_t seed) {
+  Random random(seed);
+  auto normal = [&](int64_t count, double deviation) {
+    std::vector<float> v(static_cast<size_t>(count));
+    for (float& x : v) x = static_cast<float>(deviation * random.normal());
+    return v;
+  };
+  const double wide = 1 / std::sqrt(static_cast<double>(width));
+  AlignmentMap map;
+  map.layer = 1;
+  map.form = form;
+  if (form == MapForm::kFull) {
+    map.weight = normal(width * width, wide);
+  } else {
+    map.scale = normal(width, 0.5);
+  }
+  if (form == MapForm::kLowRank) {
+    map.rank = rank;
+    map.up = normal(width * rank, 1 / std::sqrt(static_cast<double>(rank)));
+    map.down = normal(rank * width, wide);
+  }
+  map.bias = normal(width, 0.5);
+  return map;
+}
+
+std::vector<double> align(const AlignmentMap& map, const std::vector<double>& x, DType dtype) {
+  auto matrix = [&](const std::vector<float>& v) {
+    std::vector<double> w(v.size());
+    for (size_t i = 0; i < v.size(); ++i) w[i] = rounded(v[i], dtype);
+    return w;
+  };
+  std::vector<double> y = x;
+  auto add = [&](const std::vector<double>& more) {
+    for (size_t i = 0; i < y.size(); ++i) y[i] += more[i];
+  };
+  if (map.form == MapForm::kFull) add(multiply(matrix(map.weight), x));
+  if (map.form == MapForm::kLowRank) add(multiply(matrix(map.up), multiply(matrix(map.down), x)));
+  for (size_t i = 0; i < y.size(); ++i) {
+    if (map.form != MapForm::kFull) y[i] += static_cast<double>(map.scale[i]) * x[i];
+    y[i] += map.bias[i];
+  }
+  return y;
+}
+
 Result<Reference> Reference::load(const Checkpoint& checkpoint, DType dtype) {
   Reference r;
   const ModelConfig& c = r.config_ = checkpoint.config();

@@ -8,6 +8,7 @@
 
 #include "runtime/backends/backend.h"
 #include "runtime/model/checkpoint.h"
+#include "runtime/model/maps.h"
 
 namespace ds::conformance {
 
@@ -30,6 +31,11 @@ Result<Checkpoint> make_checkpoint(const ModelConfig& config, DType stored, uint
 /// Elements of a buffer of this dtype, and back (rounded as the backend rounds).
 std::vector<double> to_doubles(const std::byte* data, int64_t count, DType dtype);
 void from_doubles(const std::vector<double>& values, DType dtype, std::byte* data);
+
+/// A map of random numbers for rows of `width` elements, that changes them by about as much as they are.
+AlignmentMap make_map(MapForm form, int64_t width, int64_t rank, uint64_t seed);
+/// The same in doubles, on one row; matrices are rounded to `dtype` first, as a backend holds them.
+std::vector<double> align(const AlignmentMap& map, const std::vector<double>& x, DType dtype);
 
 /// The model in doubles; weights are rounded to `dtype` first, as a backend holds them.
 class Reference {

@@ -260,6 +260,7 @@ constexpr Kernels bf16_kernels() {
   Kernels k = f32_kernels<Bf16>();
   k.norm = norm<Bf16, Bf16>;
   k.add_norm = add_norm<Bf16, Bf16>;
+  k.activate = activate<Bf16, Bf16>;
   k.query_head = head<Bf16>;
   k.swiglu = swiglu<Bf16>;
   k.scale = scale<Bf16>;

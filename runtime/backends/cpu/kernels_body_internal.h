@@ -126,6 +126,24 @@ void add_norm(std::byte* hidden, const float* y, const float* weight, float eps,
   if (weight != nullptr) norm<T, A>(hidden, weight, eps, n, out);
 }
 
+template <typename T, typename A>
+void activate(const std::byte* hidden, int64_t n, std::byte* out) {
+  auto* x = reinterpret_cast<const T*>(hidden);
+  auto* y = reinterpret_cast<A*>(out);
+  for_vectors(n, [&](int64_t i, int64_t count) { put(y + i, get(x + i, count), count); });
+}
+
+template <typename T>
+void align(std::byte* hidden, const float* y, const float* scale, const float* bias, int64_t n) {
+  auto* x = reinterpret_cast<T*>(hidden);
+  for_vectors(n, [&](int64_t i, int64_t count) {
+    Vec v = get(x + i, count), added = get(bias + i, count);
+    if (scale != nullptr) added = get(scale + i, count) * v + added;
+    if (y != nullptr) added = get(y + i, count) + added;
+    put(x + i, added == 0.f ? v : v + added, count);
+  });
+}
+
 template <typename O>
 void head(const float* x, const float* bias, const float* weight, float eps, const float* cos,
           const float* sin, int64_t n, int64_t padded, std::byte* out) {
@@ -389,6 +407,8 @@ constexpr Kernels f32_kernels() {
   Kernels k;
   k.norm = norm<T, F32>;
   k.add_norm = add_norm<T, F32>;
+  k.activate = activate<T, F32>;
+  k.align = align<T>;
   k.query_head = head<F32>;
   k.key_head = head<T>;
   k.value = value<T>;

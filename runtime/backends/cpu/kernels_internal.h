@@ -74,6 +74,12 @@ struct Kernels {
   /// hidden += y, rounded to its dtype; then, unless weight is null, as norm().
   void (*add_norm)(std::byte* hidden, const float* y, const float* weight, float eps, int64_t n,
                    std::byte* out) = nullptr;
+  /// out = active(hidden)
+  void (*activate)(const std::byte* hidden, int64_t n, std::byte* out) = nullptr;
+  /// hidden += y + (scale * hidden + bias), rounded to its dtype; y or scale may be null. Elements to which 0
+  /// is added keep their bits, a negative zero too.
+  void (*align)(std::byte* hidden, const float* y, const float* scale, const float* bias,
+                int64_t n) = nullptr;
   /// One head: bias (or null), RMSNorm (weight or null), rotation by cos/sin [n / 2]; out is active, padded
   /// with zeros to `padded` elements.
   void (*query_head)(const float* x, const float* bias, const float* weight, float eps, const float* cos,

@@ -11,7 +11,7 @@
 namespace ds::cpu {
 namespace {
 
-int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 void convert(const TensorView& from, int64_t first, int64_t count, DType to, std::byte* out) {
   const std::byte* data = from.data.data() + first * dtype_size(from.dtype);
@@ -256,13 +256,23 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   w.segments_.reserve(kBlockRows);
   int64_t rows = kBlockRows + kMaxPadding;
   int64_t active = dtype_size(m.active_), q_size = c.heads * c.head_dim;
-  int64_t projected = align(rows * std::max({q_size, c.kv_row(), c.d_model}) * 4);
-  int64_t normed = align(rows * c.d_model * active), attended = align(rows * q_size * active);
-  int64_t gate_up = align(rows * 2 * c.ff * active), activated = align(rows * c.ff * active);
-  int64_t table = align(max_context * (c.head_dim / 2) * 4), scratch = 0;
-  int64_t chosen = align(max_context * 4);
+  int64_t projected = aligned(rows * std::max({q_size, c.kv_row(), c.d_model}) * 4);
+  int64_t normed = aligned(rows * c.d_model * active), attended = aligned(rows * q_size * active);
+  int64_t gate_up = aligned(rows * 2 * c.ff * active), activated = aligned(rows * c.ff * active);
+  int64_t table = aligned(max_context * (c.head_dim / 2) * 4), scratch = 0;
+  int64_t chosen = aligned(max_context * 4);
   for (const auto* p : {&m.q_, &m.kv_, &m.o_, &m.gate_up_, &m.down_, &m.head_})
-    scratch = std::max(scratch, align((*p)->scratch_bytes()));
+    scratch = std::max(scratch, aligned((*p)->scratch_bytes()));
+  std::vector<MapProducts> map_products;
+  {
+    std::lock_guard lock(m.map_mutex_);
+    map_products = m.map_products_;
+  }
+  for (const MapProducts& p : map_products) {
+    gate_up = std::max(gate_up, aligned(rows * p.rank * active));
+    for (const auto* product : {&p.first, &p.second})
+      if (*product) scratch = std::max(scratch, aligned((*product)->scratch_bytes()));
+  }
 
   AttentionShape shape{c.heads, c.kv_heads, c.head_dim, m.dtype_, m.active_};
   int64_t bytes = normed + projected + attended + gate_up + activated + scratch + 2 * table + 2 * chosen;
@@ -301,7 +311,98 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   w.gate_up_product_ = std::make_unique<ProductRunner>(m.gate_up_);
   w.down_ = std::make_unique<ProductRunner>(m.down_);
   w.head_ = std::make_unique<ProductRunner>(m.head_);
+  for (const MapProducts& p : map_products) {
+    auto& runners = w.map_products_.emplace_back();
+    runners.first = std::make_unique<ProductRunner>(p.first);
+    if (p.second) runners.second = std::make_unique<ProductRunner>(p.second);
+  }
   return workspace;
+}
+
+// ---- maps of aligned cuts
+
+Result<int64_t> CpuModel::map_products(int64_t rank) {
+  std::lock_guard lock(map_mutex_);
+  for (size_t i = 0; i < map_products_.size(); ++i)
+    if (map_products_[i].rank == rank) return static_cast<int64_t>(i);
+  const int64_t d = config_.d_model;
+  auto make = [&](int64_t in, int64_t out, DType out_dtype) {
+    return Product::make(math_, kernels_, dtype_, in, out, kBlockRows, out_dtype);
+  };
+  MapProducts products;
+  products.rank = rank;
+  if (rank == 0) {
+    DS_ASSIGN(products.first, make(d, d, DType::kF32));
+  } else {
+    DS_ASSIGN(products.first, make(d, rank, active_));
+    DS_ASSIGN(products.second, make(rank, d, DType::kF32));
+  }
+  map_products_.push_back(std::move(products));
+  return static_cast<int64_t>(map_products_.size()) - 1;
+}
+
+Result<std::unique_ptr<DeviceMap>> CpuModel::load_map(const AlignmentMap& map) {
+  const int64_t d = config_.d_model;
+  const bool full = map.form == MapForm::kFull, low_rank = map.form == MapForm::kLowRank;
+  const std::string what = fmt::format("the {} map of layer {}", map_form_name(map.form), map.layer);
+  auto size = [](const std::vector<float>& v) { return static_cast<int64_t>(v.size()); };
+  if (map.form == MapForm::kNone)
+    return error(Code::kInvalidArgument, "a map of layer {} without a form cannot be applied", map.layer);
+  if (size(map.bias) != d)
+    return error(Code::kMismatch, "{} is for hidden states of width {}, the model's have {}", what,
+                 size(map.bias), d);
+  if (size(map.weight) != (full ? d * d : 0) || size(map.scale) != (full ? 0 : d) ||
+      map.rank < (low_rank ? 1 : 0) || map.rank > (low_rank ? d : 0) || size(map.up) != d * map.rank ||
+      size(map.down) != d * map.rank)
+    return error(
+        Code::kInvalidArgument,
+        "{} of rank {} has {} numbers in its weight, {} and {} in up and down, {} in its scale; these do "
+        "not fit width {}",
+        what, map.rank, size(map.weight), size(map.up), size(map.down), size(map.scale), d);
+
+  ThreadScope scope(threads_);
+  auto loaded = std::make_unique<CpuMap>();
+  CpuMap& m = *loaded;
+  m.model_ = this;
+  const int64_t rank = (map.rank + kRankAlign - 1) / kRankAlign * kRankAlign, vector = aligned(d * 4);
+  MapProducts products;
+  if (full || low_rank) {
+    DS_ASSIGN(m.products_, map_products(rank));
+    std::lock_guard lock(map_mutex_);
+    products = map_products_[static_cast<size_t>(m.products_)];
+  }
+  auto packed_bytes = [](const std::shared_ptr<Product>& p) { return p ? aligned(p->packed_bytes()) : 0; };
+  DS_ASSIGN(m.memory_, HostBuffer::make(
+                           packed_bytes(products.first) + packed_bytes(products.second) + 2 * vector, what));
+  std::byte* at = m.memory_.data();
+  HostBuffer joined;
+  auto pack = [&](const std::shared_ptr<Product>& product, const std::vector<float>& weights,
+                  PackedWeights& to) -> Status {
+    const PackedWeights::Part part{reinterpret_cast<const std::byte*>(weights.data()), DType::kF32,
+                                   product->out()};
+    std::byte* data = std::exchange(at, at + packed_bytes(product));
+    DS_TRY(PackedWeights::pack(*product, {&part, 1}, joined, data).with_context("packing " + what));
+    DS_ASSIGN(to, PackedWeights::view(*product, data));
+    return ok_status();
+  };
+  if (full) DS_TRY(pack(products.first, map.weight, m.first_));
+  if (low_rank) {
+    std::vector<float> down(static_cast<size_t>(rank * d)), up(static_cast<size_t>(d * rank));
+    std::copy(map.down.begin(), map.down.end(), down.begin());
+    for (int64_t o = 0; o < d; ++o)
+      std::copy_n(map.up.begin() + o * map.rank, map.rank, up.begin() + o * rank);
+    DS_TRY(pack(products.first, down, m.first_));
+    DS_TRY(pack(products.second, up, m.second_));
+  }
+  auto copy = [&](const std::vector<float>& v) -> const float* {
+    if (v.empty()) return nullptr;
+    auto* to = reinterpret_cast<float*>(std::exchange(at, at + vector));
+    std::copy(v.begin(), v.end(), to);
+    return to;
+  };
+  m.scale_ = copy(map.scale);
+  m.bias_ = copy(map.bias);
+  return std::unique_ptr<DeviceMap>(std::move(loaded));
 }
 
 // ---- enqueuing
@@ -440,6 +541,42 @@ void CpuModel::layer_selected(CommandStream& stream, Workspace& workspace, const
         return c->model->run_selected(*c->workspace, c->call);
       },
       Call{this, &w, call});
+}
+
+void CpuModel::align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
+                     int64_t rows) {
+  if (rows == 0) return;
+  struct Call {
+    const CpuModel* model;
+    CpuWorkspace* workspace;
+    const CpuMap* map;
+    std::byte* hidden;
+    int64_t rows;
+  };
+  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& w = static_cast<CpuWorkspace&>(workspace);
+  auto& m = static_cast<const CpuMap&>(map);
+  if (w.model_ != this || m.model_ != this || rows < 0 || hidden == nullptr) {
+    return cpu_stream.fail(
+        error(Code::kInvalidArgument,
+              "align {} rows, {} hidden states, by a map of {} model, in a workspace of {} model", rows,
+              hidden == nullptr ? "without" : "with", m.model_ == this ? "this" : "another",
+              w.model_ == this ? "this" : "another"));
+  }
+  if (m.products_ >= static_cast<int64_t>(w.map_products_.size())) {
+    return cpu_stream.fail(
+        error(Code::kInvalidArgument,
+              "align {} rows by a map that was loaded after the workspace was made; load the "
+              "maps first",
+              rows));
+  }
+  cpu_stream.kernel(
+      "align",
+      [](const void* payload) {
+        auto* c = static_cast<const Call*>(payload);
+        return c->model->run_align(*c->workspace, *c->map, c->hidden, c->rows);
+      },
+      Call{this, &w, &m, hidden, rows});
 }
 
 void CpuModel::logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) {
@@ -699,6 +836,34 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
   for (int64_t r = 0; r < queries; ++r)
     k.add_norm(w.query_rows_[r].hidden, w.projected_ + r * d, nullptr, eps_, d, nullptr);
   timer.lap(Phase::kNorm);
+  return ok_status();
+}
+
+Status CpuModel::run_align(CpuWorkspace& w, const CpuMap& map, std::byte* hidden, int64_t rows) const {
+  const int64_t d = config_.d_model, active = dtype_size(active_), row_bytes = d * dtype_size(dtype_);
+  LapTimer timer(profile_);
+  for (; rows > 0; rows -= kBlockRows, hidden += kBlockRows * row_bytes) {
+    const int64_t count = std::min(rows, kBlockRows);
+    const bool many = count * d > (int64_t{1} << 15);
+    const float* product = nullptr;
+    if (map.products_ >= 0) {
+      auto& [first, second] = w.map_products_[static_cast<size_t>(map.products_)];
+      // A copy even where the types are the same: products may read some rows more.
+#pragma omp parallel for schedule(static) if (many)
+      for (int64_t r = 0; r < count; ++r)
+        kernels_.activate(hidden + r * row_bytes, d, w.normed_ + r * d * active);
+      auto* out = reinterpret_cast<std::byte*>(w.projected_);
+      DS_TRY(first->run(map.first_, count, w.normed_, second ? w.gate_up_ : out, w.scratch_)
+                 .with_context("align"));
+      if (second) DS_TRY(second->run(map.second_, count, w.gate_up_, out, w.scratch_).with_context("align"));
+      product = w.projected_;
+    }
+#pragma omp parallel for schedule(static) if (many)
+    for (int64_t r = 0; r < count; ++r)
+      kernels_.align(hidden + r * row_bytes, product == nullptr ? nullptr : product + r * d, map.scale_,
+                     map.bias_, d);
+  }
+  timer.lap(Phase::kAlign);
   return ok_status();
 }
 

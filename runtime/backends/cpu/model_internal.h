@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,6 +26,31 @@ inline constexpr int64_t kBlockRows = 512;
 /// Most rows of one call of the product that makes logits.
 inline constexpr int64_t kLogitRows = 32;
 
+/// Ranks of low-rank maps are padded with zeros to a multiple of it: fewer shapes of products, and none that
+/// a library may take for a vector.
+inline constexpr int64_t kRankAlign = 16;
+
+/// What the maps of one form and rank share. Full: one product [d_model] -> [d_model]; low-rank: down to
+/// `rank` (padded), and up again.
+struct MapProducts {
+  int64_t rank = 0;  // 0: full
+  std::shared_ptr<Product> first, second;
+};
+
+class CpuMap final : public DeviceMap {
+ public:
+  int64_t bytes() const override { return memory_.size(); }
+
+ private:
+  friend class CpuModel;
+  const CpuModel* model_ = nullptr;
+  int64_t products_ = -1;         // among the model's; -1: none is needed
+  PackedWeights first_, second_;  // of the products
+  const float* scale_ = nullptr;  // [d_model]; null: none
+  const float* bias_ = nullptr;   // [d_model]
+  HostBuffer memory_;
+};
+
 class CpuWorkspace final : public Workspace {
  public:
   static Result<std::unique_ptr<CpuWorkspace>> make(const CpuModel& model, int64_t max_context);
@@ -44,7 +70,7 @@ class CpuWorkspace final : public Workspace {
   std::byte* normed_ = nullptr;            // [rows][d_model]
   float* projected_ = nullptr;             // f32: K|V, then Q, then what is added to the hidden states
   std::byte* attended_ = nullptr;          // [rows][heads * head_dim]
-  std::byte* gate_up_ = nullptr;           // [rows][2 * ff]
+  std::byte* gate_up_ = nullptr;           // [rows][2 * ff], or between a low-rank map's two products
   std::byte* activated_ = nullptr;         // [rows][ff]
   std::byte* scratch_ = nullptr;           // oneDNN's
   float *cos_ = nullptr, *sin_ = nullptr;  // f32 [max_context][head_dim / 2]
@@ -52,6 +78,10 @@ class CpuWorkspace final : public Workspace {
   int32_t* order_ = nullptr;               // [max_context]: tokens, the chosen ones in front
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<ProductRunner> q_, kv_, o_, gate_up_product_, down_, head_;
+  struct MapRunners {
+    std::unique_ptr<ProductRunner> first, second;
+  };
+  std::vector<MapRunners> map_products_;  // as the model's, when this was made
 };
 
 class CpuModel final : public DeviceModel {
@@ -63,12 +93,15 @@ class CpuModel final : public DeviceModel {
   DType dtype() const override { return dtype_; }
   int64_t weight_bytes() const override { return weights_.size(); }
   Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) override;
+  Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map) override;
   void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) override;
   void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) override;
   void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
                    std::span<const SequenceRows> sequences) override;
   void select(CommandStream& stream, Workspace& workspace, const SelectCall& call) override;
   void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) override;
+  void align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
+             int64_t rows) override;
   void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) override;
   void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
                     std::span<const int64_t> rows, float* logits) override;
@@ -94,6 +127,9 @@ class CpuModel final : public DeviceModel {
   Status run_selected(CpuWorkspace& w, const SelectedCall& call) const;
   /// One block: the rows that the workspace's lists name.
   Status run_block(CpuWorkspace& w, const Layer& layer) const;
+  /// Index of the products of these maps, made where they are not there yet.
+  Result<int64_t> map_products(int64_t rank);
+  Status run_align(CpuWorkspace& w, const CpuMap& map, std::byte* hidden, int64_t rows) const;
   Status run_logits(CpuWorkspace& w, const std::byte* hidden, std::span<const int64_t> rows,
                     float* logits) const;
 
@@ -110,6 +146,8 @@ class CpuModel final : public DeviceModel {
   PackedWeights head_weights_;
   Weights weights_;  // what the matrices and the embeddings point into
   PhaseTimes* profile_ = nullptr;
+  mutable std::mutex map_mutex_;  // of what follows
+  std::vector<MapProducts> map_products_;
 };
 
 }  // namespace ds::cpu
