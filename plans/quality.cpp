@@ -384,6 +384,15 @@ Way Way::aligned(MapForm form, std::string control) const {
   return way;
 }
 
+std::vector<int64_t> Way::mapped_layers() const {
+  std::vector<int64_t> mapped;
+  if (map == MapForm::kNone) return mapped;
+  for (const LayerRange& r : layers)
+    for (int64_t l = r.first; l <= (kind == WayKind::kRestore ? r.last : r.first); ++l)
+      if (l > 0) mapped.push_back(l);
+  return mapped;
+}
+
 std::string Way::name() const {
   if (map != MapForm::kNone) {
     std::string text = aligned(MapForm::kNone).name() + " aligned";

@@ -39,7 +39,8 @@ struct Aggregation {
   const std::vector<ContextRecord>& records;
   const AggregateOptions& options;
   Scores scores;
-  std::vector<size_t> groups;  // contiguous, not dropped
+  std::vector<size_t> groups;   // contiguous, without maps, not dropped
+  std::vector<size_t> aligned;  // groups and restored layers with this pair's maps, not dropped
 
   bool dropped(size_t way) const { return !options.dropped.empty() && options.dropped[way]; }
 
@@ -57,9 +58,10 @@ struct Aggregation {
     return w;
   }
 
-  std::vector<double> all_scores(const ScorePart& part) const {
+  std::vector<double> all_scores(const ScorePart& part) const { return all_scores(groups, part); }
+  std::vector<double> all_scores(const std::vector<size_t>& candidates, const ScorePart& part) const {
     std::vector<double> all(ways.size(), kNone);
-    for (size_t i : groups) all[i] = scores.mean(i, Scores::score, part).value;
+    for (size_t i : candidates) all[i] = scores.mean(i, Scores::score, part).value;
     return all;
   }
 
@@ -133,7 +135,7 @@ struct Aggregation {
     const Quality& other = *options.other_pair;
     std::map<int64_t, const WayScore*> chosen;
     for (const WayScore& w : other.ways) {
-      if (w.way.kind != WayKind::kGroup || w.dropped) continue;
+      if (w.way.kind != WayKind::kGroup || w.way.map != MapForm::kNone || w.dropped) continue;
       auto [at, fresh] = chosen.try_emplace(w.way.recomputed(other.layers), &w);
       if (!fresh && w.score.value > at->second->score.value) at->second = &w;
     }
@@ -155,7 +157,7 @@ struct Aggregation {
 
   /// Where reuse costs most: the questions with the largest fall from full prefill to full reuse, tasks in
   /// turn.
-  std::vector<Example> examples(const std::vector<std::string>& pareto) const {
+  std::vector<Example> examples(const std::vector<std::string>& chosen) const {
     struct Candidate {
       double fall = 0;
       const ItemRecord* item = nullptr;
@@ -179,7 +181,7 @@ struct Aggregation {
         Example e{task, item.question, item.references, {}};
         for (size_t i = 0; i < ways.size(); ++i) {
           bool shown = i < 2 || ways[i].kind == WayKind::kSenderAlone ||
-                       std::find(pareto.begin(), pareto.end(), ways[i].name()) != pareto.end();
+                       std::find(chosen.begin(), chosen.end(), ways[i].name()) != chosen.end();
           if (shown && item.ways[i].scored)
             e.answers.push_back({ways[i].name(), item.ways[i].text, 100 * item.ways[i].score});
         }
@@ -293,9 +295,15 @@ void aggregate(const std::vector<Way>& ways, std::vector<ContextRecord> records,
                const AggregateOptions& options, Quality& q) {
   std::sort(records.begin(), records.end(),
             [](const ContextRecord& a, const ContextRecord& b) { return a.index < b.index; });
-  Aggregation a{ways, records, options, Scores(ways, records), {}};
-  for (size_t i = 0; i < ways.size(); ++i)
-    if (ways[i].kind == WayKind::kGroup && !a.dropped(i)) a.groups.push_back(i);
+  Aggregation a{ways, records, options, Scores(ways, records), {}, {}};
+  for (size_t i = 0; i < ways.size(); ++i) {
+    if (a.dropped(i)) continue;
+    const Way& way = ways[i];
+    if (way.kind == WayKind::kGroup && way.map == MapForm::kNone) a.groups.push_back(i);
+    if ((way.kind == WayKind::kGroup || way.kind == WayKind::kRestore) && way.map != MapForm::kNone &&
+        way.map_control.empty())
+      a.aligned.push_back(i);
+  }
   q.layers = options.layers;
   q.tasks = a.scores.tasks();
   q.contexts = static_cast<int64_t>(records.size());
@@ -309,17 +317,23 @@ void aggregate(const std::vector<Way>& ways, std::vector<ContextRecord> records,
   q.receiver_score = q.ways[0].score.value;
   q.full_reuse_score = q.ways[1].score.value;
 
-  q.pareto.clear();
-  double best = q.full_reuse_score;
   std::vector<size_t> sampled{0, 1};
-  for (auto [size, way] : best_by_size(ways, a.groups, options.layers, a.all_scores({}))) {
-    if (q.ways[way].score.value <= best) continue;
-    best = q.ways[way].score.value;
-    q.pareto.push_back(ways[way].name());
-    sampled.push_back(way);
-  }
+  auto list_pareto = [&](const std::vector<size_t>& candidates, std::vector<std::string>& list) {
+    list.clear();
+    double best = q.full_reuse_score;
+    for (auto [size, way] : best_by_size(ways, candidates, options.layers, a.all_scores(candidates, {}))) {
+      if (q.ways[way].score.value <= best) continue;
+      best = q.ways[way].score.value;
+      list.push_back(ways[way].name());
+      sampled.push_back(way);
+    }
+  };
+  list_pareto(a.groups, q.pareto);
+  list_pareto(a.aligned, q.pareto_aligned);
   for (size_t i = 0; i < ways.size(); ++i)
-    if (ways[i].kind == WayKind::kRestore || ways[i].kind == WayKind::kSelect) sampled.push_back(i);
+    if ((ways[i].kind == WayKind::kRestore && ways[i].map == MapForm::kNone) ||
+        ways[i].kind == WayKind::kSelect)
+      sampled.push_back(i);
   for (size_t i : sampled) {
     q.ways[i].entropy = a.samples(i, &WayResult::entropy);
     q.ways[i].margin = a.samples(i, &WayResult::margin);
@@ -331,7 +345,9 @@ void aggregate(const std::vector<Way>& ways, std::vector<ContextRecord> records,
   a.select_by_halves(q.selections);
   a.select_by_task(q.selections);
   if (options.other_pair) a.select_by_pair(q.selections);
-  q.examples = a.examples(q.pareto);
+  std::vector<std::string> shown = q.pareto;
+  shown.insert(shown.end(), q.pareto_aligned.begin(), q.pareto_aligned.end());
+  q.examples = a.examples(shown);
 }
 
 }  // namespace ds

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "plans/plan.h"
 #include "support/clock.h"
@@ -15,8 +16,12 @@ constexpr int64_t kLogitBytes = int64_t{64} << 20;
 
 int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-bool has_kind(const std::vector<Way>& ways, WayKind kind) {
-  return std::any_of(ways.begin(), ways.end(), [&](const Way& w) { return w.kind == kind; });
+/// Kinds of maps that layers are restored with.
+std::vector<MapKey> restored_with(const std::vector<Way>& ways) {
+  std::set<MapKey> kinds;
+  for (const Way& w : ways)
+    if (w.kind == WayKind::kRestore) kinds.insert(map_key(w));
+  return {kinds.begin(), kinds.end()};
 }
 
 /// Each step of a batch costs the same few microseconds per layer however many rows it has.
@@ -74,7 +79,7 @@ Engine::~Engine() = default;
 
 Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
                                                const std::vector<Way>& ways, const EngineLimits& limits,
-                                               std::vector<int32_t> stop_ids) {
+                                               std::vector<int32_t> stop_ids, const Maps& maps) {
   if (!(sender.config().shape() == receiver.config().shape()) || sender.dtype() != receiver.dtype())
     return error(Code::kMismatch, "sender and receiver differ in shape or in the type that they compute in");
   if (limits.context < 1 || limits.question < 2)
@@ -87,6 +92,7 @@ Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, DeviceModel& se
                  limits.context + limits.question, limits.context, limits.question, positions);
   std::unique_ptr<Engine> engine(new Engine(backend, sender, receiver, ways, limits, std::move(stop_ids)));
   engine->limits_.batch_rows = rows_at_once(receiver.config(), receiver.dtype(), limits);
+  DS_TRY(engine->load_maps(maps));
   DS_TRY(engine->reserve());
   return engine;
 }
@@ -96,14 +102,31 @@ int64_t Engine::memory_bytes(const ModelConfig& config, DType dtype, const std::
   const int64_t layers = config.layers, element = dtype_size(dtype);
   SharedRuns runs = shared_runs(ways, std::vector<bool>(ways.size(), true), layers);
   int64_t cached_layers = layers;
-  for (int64_t first : runs.first) cached_layers += layers - first;
-  if (has_kind(ways, WayKind::kRestore)) cached_layers += layers;
+  for (const SharedRuns::Run& run : runs.runs) cached_layers += layers - run.first;
+  cached_layers += static_cast<int64_t>(restored_with(ways).size()) * layers;
   for (const Way& w : ways) cached_layers += w.kind == WayKind::kSelect ? layers : 0;
   int64_t batch = rows_at_once(config, dtype, limits);
   return cached_layers * limits.context * config.kv_row() * element +
          layers * limits.context * config.d_model * element +
          std::max(limits.context, batch) * config.d_model * element +
          layers * batch * config.kv_row() * element;
+}
+
+Status Engine::load_maps(const Maps& maps) {
+  for (const Way& way : ways_) {
+    if (way.map == MapForm::kNone) continue;
+    auto set = maps.find(way.map_control);
+    for (int64_t l : way.mapped_layers()) {
+      const AlignmentMap* map = set == maps.end() ? nullptr : set->second->find(l, way.map);
+      if (map == nullptr)
+        return error(Code::kNotFound, "'{}' needs a {} map for layer {}, which was not given", way.name(),
+                     map_form_name(way.map), l);
+      std::unique_ptr<DeviceMap>& loaded = maps_[{l, map_key(way)}];
+      if (loaded != nullptr) continue;
+      DS_ASSIGN(loaded, receiver_.load_map(*map));
+    }
+  }
+  return ok_status();
 }
 
 Status Engine::reserve() {
@@ -120,9 +143,10 @@ Status Engine::reserve() {
     return ok_status();
   };
   DS_TRY(add_set(0));
-  for (int64_t first : runs_.first) DS_TRY(add_set(first));
+  for (const SharedRuns::Run& run : runs_.runs) DS_TRY(add_set(run.first));
   restore_set_ = sets_.size();
-  if (has_kind(ways_, WayKind::kRestore)) DS_TRY(add_set(0));
+  restored_ = restored_with(ways_);
+  for (size_t i = 0; i < restored_.size(); ++i) DS_TRY(add_set(0));
   select_set_ = sets_.size();
   for (const Way& w : ways_)
     if (w.kind == WayKind::kSelect) DS_TRY(add_set(0));
@@ -133,7 +157,7 @@ Status Engine::reserve() {
   DS_ASSIGN(sender_workspace_, sender_.make_workspace(n + limits_.question));
   DS_ASSIGN(receiver_workspace_, receiver_.make_workspace(n + limits_.question));
   DS_ASSIGN(stream_,
-            backend_.make_stream(StreamKind::kCompute, std::max(3 * layers_ + 8, KeyDeviation::kCommands)));
+            backend_.make_stream(StreamKind::kCompute, std::max(4 * layers_ + 8, KeyDeviation::kCommands)));
   DS_ASSIGN(deviation_, KeyDeviation::create(backend_, receiver_));
   return ok_status();
 }
@@ -145,10 +169,7 @@ std::byte* Engine::cache(size_t set, int64_t layer) const {
 
 std::vector<size_t> Engine::sources(const Way& way) const {
   std::vector<size_t> from(static_cast<size_t>(layers_), kSenderSet);
-  auto run_from = [&](int64_t first) {
-    return 1 + static_cast<size_t>(std::find(runs_.first.begin(), runs_.first.end(), first) -
-                                   runs_.first.begin());
-  };
+  auto run_from = [&](int64_t first) { return 1 + runs_.find(first, map_key(way)); };
   auto take = [&](const LayerRange& range, size_t set) {
     for (int64_t l = range.first; l <= range.last; ++l) from[static_cast<size_t>(l)] = set;
   };
@@ -165,7 +186,9 @@ std::vector<size_t> Engine::sources(const Way& way) const {
       take(way.layers[0], kSenderSet);
       break;
     case WayKind::kRestore:
-      take(way.layers[0], restore_set_);
+      take(way.layers[0], restore_set_ + static_cast<size_t>(std::lower_bound(restored_.begin(),
+                                                                              restored_.end(), map_key(way)) -
+                                                             restored_.begin()));
       break;
     case WayKind::kSelect: {
       size_t set = select_set_;
@@ -199,16 +222,12 @@ Status Engine::run_sender(std::span<const int32_t> context) {
 Status Engine::run_receiver(std::span<const int32_t> context, const std::vector<bool>& active) {
   const auto n = static_cast<int64_t>(context.size());
   SharedRuns needed = shared_runs(ways_, active, layers_);
-  for (size_t i = 0; i < needed.first.size(); ++i) {
-    const int64_t first = needed.first[i], top = needed.top[i];
-    const size_t set =
-        1 + static_cast<size_t>(std::lower_bound(runs_.first.begin(), runs_.first.end(), first) -
-                                runs_.first.begin());
+  for (const auto& [first, maps, top] : needed.runs) {
+    const size_t set = 1 + runs_.find(first, maps);
     if (first == 0) {
       receiver_.embed(*stream_, context.data(), n, hidden_->data());
     } else {
-      stream_->copy(hidden_->data(), entering_->data() + first * align(limits_.context * hidden_row_),
-                    n * hidden_row_);
+      enter(first, maps, n);
     }
     for (int64_t l = first; l < top; ++l)
       receiver_.layer(*stream_, *receiver_workspace_,
@@ -219,12 +238,24 @@ Status Engine::run_receiver(std::span<const int32_t> context, const std::vector<
   return ok_status();
 }
 
-Status Engine::run_restore(std::span<const int32_t> context) {
+void Engine::enter(int64_t layer, const MapKey& maps, int64_t rows) {
+  stream_->copy(hidden_->data(), entering_->data() + layer * align(limits_.context * hidden_row_),
+                rows * hidden_row_);
+  if (maps.form != MapForm::kNone)
+    receiver_.align(*stream_, *receiver_workspace_, *maps_.at({layer, maps}), hidden_->data(), rows);
+}
+
+Status Engine::run_restore(std::span<const int32_t> context, const MapKey& maps, size_t set) {
   const auto n = static_cast<int64_t>(context.size());
-  receiver_.embed(*stream_, context.data(), n, hidden_->data());
   for (int64_t l = 0; l < layers_; ++l) {
-    std::byte* from = l == 0 ? hidden_->data() : entering_->data() + l * align(limits_.context * hidden_row_);
-    receiver_.layer(*stream_, *receiver_workspace_, {l, from, cache(restore_set_, l), 0, n, 0});
+    if (l == 0) {
+      receiver_.embed(*stream_, context.data(), n, hidden_->data());
+    } else if (maps.form != MapForm::kNone && !maps_.contains({l, maps})) {
+      continue;  // no way restores it
+    } else {
+      enter(l, maps, n);
+    }
+    receiver_.layer(*stream_, *receiver_workspace_, {l, hidden_->data(), cache(set, l), 0, n, 0});
   }
   work_.kv_runs += layers_;
   return stream_->synchronize();
@@ -447,13 +478,14 @@ Result<ContextAnswers> Engine::run(std::span<const int32_t> context, std::span<c
   begin = now_ns();
   DS_TRY(run_receiver(context, active));
   std::vector<size_t> mixed, alone;
-  bool restore = false;
+  std::set<MapKey> restore;
   for (size_t i = 1; i < ways_.size(); ++i) {
     if (!active[i]) continue;
     (ways_[i].kind == WayKind::kSenderAlone ? alone : mixed).push_back(i);
-    restore = restore || ways_[i].kind == WayKind::kRestore;
+    if (ways_[i].kind == WayKind::kRestore) restore.insert(map_key(ways_[i]));
   }
-  if (restore) DS_TRY(run_restore(context));
+  for (size_t i = 0; i < restored_.size(); ++i)
+    if (restore.contains(restored_[i])) DS_TRY(run_restore(context, restored_[i], restore_set_ + i));
   for (size_t i : mixed)
     if (ways_[i].kind == WayKind::kSelect) DS_TRY(run_select(context, ways_[i].share, sources(ways_[i])[0]));
   DS_ASSIGN(out.k_deviation,

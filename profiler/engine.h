@@ -1,11 +1,13 @@
 // Answers questions about a context over many caches at once: what the profiler's time goes into.
 //
-// For each first layer a the layers a .. L-1 are run once, from the sender's hidden states that enter a;
-// every group [a, b) takes its caches from that run. So a context costs L(L+1)/2 layer-runs for all groups
-// instead of the sum of their sizes. All ways are answered in batches: one set of weights, many mixed caches,
-// which share the context's rows as prefixes and are never copied.
+// For each first layer a the layers a .. L-1 are run once, from the sender's hidden states that enter a, and
+// once more with each kind of map between; every group [a, b) takes its caches from such a run. So a context
+// costs L(L+1)/2 layer-runs for all groups instead of the sum of their sizes. All ways are answered in
+// batches: one set of weights, many mixed caches, which share the context's rows as prefixes and are never
+// copied.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -13,6 +15,7 @@
 #include "profiler/ways.h"
 #include "runtime/backends/backend.h"
 #include "runtime/core/gate.h"
+#include "runtime/model/maps.h"
 #include "support/status.h"
 
 namespace ds {
@@ -56,11 +59,14 @@ struct EngineLimits {
 
 class Engine {
  public:
+  /// Maps by Way::map_control: "" this pair's.
+  using Maps = std::map<std::string, const MapSet*>;
   /// Both models of one shape and dtype, loaded by `backend`. `ways` from all_ways(). All arguments outlive
-  /// the engine. kExhausted: says what is needed and what there is.
+  /// the engine, but for `maps`. kNotFound: a way needs a map that is not there. kExhausted: says what is
+  /// needed and what there is.
   static Result<std::unique_ptr<Engine>> create(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
                                                 const std::vector<Way>& ways, const EngineLimits& limits,
-                                                std::vector<int32_t> stop_ids);
+                                                std::vector<int32_t> stop_ids, const Maps& maps = {});
   ~Engine();
 
   /// The same bits for a context whatever was run before. Only ways with active[i] are answered; the full
@@ -83,9 +89,12 @@ class Engine {
   Engine(Backend& backend, DeviceModel& sender, DeviceModel& receiver, const std::vector<Way>& ways,
          const EngineLimits& limits, std::vector<int32_t> stop_ids);
   Status reserve();
+  Status load_maps(const Maps& maps);
   Status run_sender(std::span<const int32_t> context);
   Status run_receiver(std::span<const int32_t> context, const std::vector<bool>& active);
-  Status run_restore(std::span<const int32_t> context);
+  Status run_restore(std::span<const int32_t> context, const MapKey& maps, size_t set);
+  /// The sender's hidden states that enter a layer, through that map -> hidden_.
+  void enter(int64_t layer, const MapKey& maps, int64_t rows);
   Status run_select(std::span<const int32_t> context, double share, size_t set);
   std::byte* cache(size_t set, int64_t layer) const;
   /// By layer: which set the way takes it from.
@@ -107,12 +116,14 @@ class Engine {
   std::vector<int32_t> stop_ids_;
   int64_t layers_ = 0, hidden_row_ = 0, kv_row_ = 0, vocab_ = 0;
 
-  // Sets: 0 the sender's; 1 + i the run from runs_.first[i]; then restore and the selections, where asked
-  // for.
+  // Sets: 0 the sender's; 1 + i the run runs_.runs[i]; then what is restored, with each kind of map, and the
+  // selections, where asked for.
   SharedRuns runs_;
   std::vector<CacheSet> sets_;
   size_t restore_set_ = 0, select_set_ = 0;
-  std::unique_ptr<DeviceMemory> positions_;                  // of selected tokens
+  std::vector<MapKey> restored_;  // kinds of maps that layers are restored with, by set
+  std::map<std::pair<int64_t, MapKey>, std::unique_ptr<DeviceMap>> maps_;  // by layer
+  std::unique_ptr<DeviceMemory> positions_;                                // of selected tokens
   std::unique_ptr<DeviceMemory> entering_, hidden_, tails_;  // E by layer; rows at work; K and V of questions
   std::unique_ptr<Workspace> sender_workspace_, receiver_workspace_;
   std::unique_ptr<CommandStream> stream_;

@@ -85,6 +85,19 @@ Json identity_json(const RunIdentity& run) {
   json["restore"] = w.restore;
   json["reuse_only"] = w.reuse_only;
   json["sender_alone"] = w.sender_alone;
+  json["align"] = Json::array();
+  for (MapForm form : w.align) json["align"].push_back(map_form_name(form));
+  json["shuffled"] = w.shuffled;
+  json["other_pair"] = w.other_pair;
+  json["only"] = Json::array();
+  for (const LayerRange& range : w.only) json["only"].push_back(format_layers(range));
+  json["fit_share"] = run.options.fit_share;
+  json["fit_data"] = Json::array();
+  for (const auto& d : run.fit_data) json["fit_data"].push_back({{"name", d.name}, {"sha256", d.sha256}});
+  json["rank"] = run.options.fit.rank;
+  json["plain_where_unfit"] = run.options.fit.plain;
+  json["maps"] = run.maps;
+  json["other_maps"] = run.other_maps;
   json["truncate"] = run.options.truncate;
   json["race"] = run.options.race ? Json(*run.options.race) : Json(nullptr);
   json["race_round"] = run.options.race_round;
@@ -128,6 +141,26 @@ Result<std::vector<int32_t>> encode_context(const std::string& text, const Token
     return kept;
   }
   return ids;
+}
+
+/// What aligned ways a run has.
+Status read_align(const JsonObject& root, WayOptions& w) {
+  DS_ASSIGN(const nlohmann::json* forms, root.array("align"));
+  for (const auto& form : *forms) {
+    auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames),
+                        form.is_string() ? form.get<std::string>() : "");
+    if (at == std::end(kMapFormNames))
+      return error(Code::kInvalidArgument, "{}: unknown form {}", root.at("align"), form.dump());
+    w.align.push_back(static_cast<MapForm>(at - std::begin(kMapFormNames)));
+  }
+  DS_ASSIGN(w.shuffled, root.boolean("shuffled"));
+  DS_ASSIGN(w.other_pair, root.string("other_pair"));
+  DS_ASSIGN(const nlohmann::json* only, root.array("only"));
+  for (const auto& range : *only) {
+    DS_ASSIGN(LayerRange layers, parse_layers(range.is_string() ? range.get<std::string>() : "", INT32_MAX));
+    w.only.push_back(layers);
+  }
+  return ok_status();
 }
 
 Result<ContextRecord> work_on(const ProfileWork& work, const Tokenizer& tokenizer, Engine& engine,
@@ -209,6 +242,18 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
   std::mt19937_64 random(options.ways.seed);
   for (size_t i = work.contexts.size(); i > 1; --i)
     std::swap(work.contexts[i - 1], work.contexts[random() % i]);
+  auto aside = static_cast<size_t>(std::ceil(options.fit_share * static_cast<double>(work.contexts.size())));
+  if (aside >= work.contexts.size())
+    return error(Code::kInfeasible,
+                 "{} of {} contexts are set aside to fit maps on; give more data, a smaller --fit-share, "
+                 "--fit-data, or "
+                 "--no-align",
+                 aside, work.contexts.size());
+  for (; aside > 0; --aside) {
+    work.fit.push_back(std::move(work.contexts.back().tokens));
+    work.contexts.pop_back();
+    work.fit_tokens += static_cast<int64_t>(work.fit.back().size());
+  }
   SharedRuns runs = shared_runs(work.ways, std::vector<bool>(work.ways.size(), true), config.layers);
   for (const ProfileContext& c : work.contexts) {
     work.tokens += static_cast<int64_t>(c.tokens.size());
@@ -217,6 +262,77 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
     work.naive_layer_runs += naive_layer_runs(work.ways, config.layers);
   }
   return work;
+}
+
+Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset>& data,
+                                                       const PromptTemplates& prompts,
+                                                       const Tokenizer& tokenizer, const ModelConfig& config,
+                                                       int64_t truncate,
+                                                       const std::vector<ProfileContext>& scored,
+                                                       int64_t& left_out) {
+  std::set<std::vector<int32_t>> seen;
+  for (const ProfileContext& c : scored) seen.insert(c.tokens);
+  const std::set<std::vector<int32_t>> of_scored = seen;
+  std::set<std::vector<int32_t>> counted;
+  std::vector<std::vector<int32_t>> contexts;
+  for (const Dataset& set : data) {
+    for (const Item& item : set.items) {
+      DS_ASSIGN(const PromptTemplate* prompt, prompts.find(item.task));
+      DS_ASSIGN(Prompt text, render(*prompt, item));
+      auto ids = encode_context(text.context, tokenizer, truncate);
+      if (!ids.ok()) return ids.status().with_context(item.where);
+      if (ids->empty() || static_cast<int64_t>(ids->size()) > config.max_positions)
+        return error(Code::kInvalidArgument,
+                     "{}: a context of {} tokens to fit on; expected 1 to {}: give --truncate", item.where,
+                     ids->size(), config.max_positions);
+      if (of_scored.contains(*ids)) left_out += counted.insert(*ids).second;
+      if (seen.insert(*ids).second) contexts.push_back(std::move(*ids));
+    }
+  }
+  return contexts;
+}
+
+Engine::Maps RunMaps::by_control(const std::string& other_pair) const {
+  Engine::Maps maps{{"", &own}, {kShuffled, &shuffled}};
+  if (given != nullptr) maps["pair " + other_pair] = given;
+  return maps;
+}
+
+Result<RunMaps> run_maps(const std::string& folder, bool shuffled, const std::atomic<bool>& stop,
+                         const std::function<Result<RunMaps>()>& fit) {
+  const std::string path = folder + "/maps.safetensors", control = folder + "/shuffled.safetensors";
+  while (!stop.load()) {
+    ContextLock lock;
+    DS_ASSIGN(bool mine, lock.take(folder + "/maps.lock"));
+    if (!mine) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      continue;
+    }
+    RunMaps maps;
+    if (!exists(path)) {
+      DS_ASSIGN(maps, fit());
+      if (shuffled) DS_TRY(maps.shuffled.write(control));
+      DS_TRY(maps.own.write(path));  // last: where it is, all are
+      return maps;
+    }
+    DS_ASSIGN(maps.own, MapSet::read(path));
+    if (shuffled) {
+      DS_ASSIGN(maps.shuffled, MapSet::read(control));
+    }
+    return maps;
+  }
+  return error(Code::kInfeasible,
+               "stopped before the maps were fitted; the same command begins with them again");
+}
+
+std::vector<Way> available_ways(const std::vector<Way>& ways, const MapSet& own) {
+  std::vector<Way> available;
+  for (const Way& way : ways) {
+    bool all = true;
+    for (int64_t l : way.mapped_layers()) all = all && own.find(l, way.map) != nullptr;
+    if (all) available.push_back(way);
+  }
+  return available;
 }
 
 Status open_run(const std::string& folder, const RunIdentity& identity) {
@@ -289,6 +405,8 @@ std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,
       if (!before[g]) continue;
       for (size_t h : groups) {
         if (h == g || !before[h] || ways[h].recomputed(layers) > ways[g].recomputed(layers)) continue;
+        // Groups with other maps are other lists: one does not beat the other's.
+        if (map_key(ways[h]) != map_key(ways[g])) continue;
         Mean d = scores.difference(h, g, Scores::score, {&seen});
         // Contexts that all agree have no spread to judge by: one more that says the opposite is thinkable.
         double floor = 100.0 / static_cast<double>(count * count);
@@ -390,7 +508,13 @@ Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Q
         DS_ASSIGN(options.race, root.number("race", 0.5, 1));
       }
       DS_ASSIGN(options.race_round, root.integer("race_round", 1, INT32_MAX));
+      DS_TRY(read_align(root, w));
       DS_ASSIGN(ways, all_ways(layers, w));
+      if (!w.align.empty()) {
+        DS_ASSIGN(MapSet maps, MapSet::read(folder + "/maps.safetensors"));
+        q.maps = {"maps.safetensors", maps.fingerprint()};
+        ways = available_ways(ways, maps);
+      }
       DS_ASSIGN(JsonObject sender, root.object("sender"));
       DS_ASSIGN(q.sender_name, sender.string("name"));
       DS_ASSIGN(q.sender_fingerprint, sender.string("fingerprint"));
@@ -404,13 +528,24 @@ Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Q
       q.layers = layers;
       q.granularity = w.granularity;
       q.seed = seed;
-    } else if (auto differ = differences(json, first, {"data", "contexts", "backend"}); !differ.empty()) {
+    } else if (auto differ =
+                   differences(json, first, {"data", "contexts", "backend", "fit_data", "fit_share", "maps"});
+               !differ.empty()) {
       return error(Code::kMismatch, "'{}' cannot be merged with '{}': they differ in {}", folder, folders[0],
                    fmt::join(differ, ", "));
     } else if (options.race) {
       return error(Code::kInvalidArgument,
                    "'{}': a run that raced dropped groups by its own data; merge runs made without --race",
                    folder);
+    }
+    if (!options.ways.align.empty() && &folder != &folders[0]) {
+      DS_ASSIGN(MapSet maps, MapSet::read(folder + "/maps.safetensors"));
+      if (maps.fingerprint() != q.maps.fingerprint)
+        return error(Code::kMismatch,
+                     "'{}' cannot be merged with '{}': their maps differ; fit them once (ds-profile fit) and "
+                     "give both "
+                     "runs --maps",
+                     folder, folders[0]);
     }
     DS_ASSIGN(const nlohmann::json* data, root.array("data"));
     for (const auto& d : *data) {

@@ -7,6 +7,8 @@
 //   context-000017.jsonl       one context's answers (record.h), written whole or not at all
 //   context-000017.lock        held (flock) by the process that works on it; the kernel frees it with the
 //   process
+//   maps.safetensors           of aligned cuts, where there are any: made by the first process, or given
+//   shuffled.safetensors       those of the control
 #pragma once
 
 #include <atomic>
@@ -19,6 +21,7 @@
 #include "plans/plan.h"
 #include "profiler/dataset.h"
 #include "profiler/engine.h"
+#include "profiler/map_fitter.h"
 #include "profiler/prompt.h"
 #include "profiler/record.h"
 #include "runtime/model/tokenizer.h"
@@ -33,6 +36,9 @@ struct ProfileOptions {
   /// of its size, by one with no more layers. Looked at after every round of contexts.
   std::optional<double> race;
   int64_t race_round = 10;
+  /// Of the contexts, set aside to fit maps on and not scored; 0: none, maps come from elsewhere.
+  double fit_share = 0;
+  FitOptions fit;
 };
 
 /// One context and what is asked about it.
@@ -51,6 +57,9 @@ struct ProfileContext {
 struct ProfileWork {
   std::vector<Way> ways;
   std::vector<ProfileContext> contexts;  // shuffled by the seed
+  /// Contexts that maps are fitted on; none of them is scored.
+  std::vector<std::vector<int32_t>> fit;
+  int64_t fit_tokens = 0;
   EngineLimits limits;
   int64_t tokens = 0, questions = 0;
   int64_t layer_runs = 0, naive_layer_runs = 0;  // without racing
@@ -58,9 +67,19 @@ struct ProfileWork {
 
 /// Renders, encodes and groups the items by context. `data` and `prompts` outlive the result. Errors name the
 /// item: a context, question and answer longer than the model's positions (says what to do), no tokens.
+/// kInfeasible: no context is left to score.
 Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemplates& prompts,
                               const Tokenizer& tokenizer, const ModelConfig& config,
                               const ProfileOptions& options);
+
+/// The different contexts of `data`, encoded, in the order of the file; those that are in `scored` are left
+/// out, and counted in `left_out`.
+Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset>& data,
+                                                       const PromptTemplates& prompts,
+                                                       const Tokenizer& tokenizer, const ModelConfig& config,
+                                                       int64_t truncate,
+                                                       const std::vector<ProfileContext>& scored,
+                                                       int64_t& left_out);
 
 /// What a run's files must agree on.
 struct RunIdentity {
@@ -70,6 +89,8 @@ struct RunIdentity {
   Quality::Input prompts;
   ProfileOptions options;
   int64_t layers = 0, contexts = 0;
+  std::vector<Quality::Input> fit_data;  // empty: a share of `data`
+  std::string maps, other_maps;          // fingerprints of files that were given; empty: none was
 };
 
 /// Makes the folder, or finds the same run in it. kMismatch names the field that differs.
@@ -81,6 +102,20 @@ struct RunRecords {
   std::vector<std::string> damaged;    // messages about files that will be made again
 };
 Result<RunRecords> read_records(const std::string& folder, size_t ways);
+
+/// The maps of a run. Empty where it has no aligned ways.
+struct RunMaps {
+  MapSet own, shuffled;
+  std::vector<std::string> left_out;  // why layers have none, where that is allowed; only from the process
+                                      // that fitted them
+  const MapSet* given = nullptr;      // another pair's, for the control
+  Engine::Maps by_control(const std::string& other_pair) const;
+};
+/// Reads a run's maps, or makes them with `fit` and keeps them in its folder: one process does, others wait.
+Result<RunMaps> run_maps(const std::string& folder, bool shuffled, const std::atomic<bool>& stop,
+                         const std::function<Result<RunMaps>()>& fit);
+/// Of `ways` those whose maps are all there.
+std::vector<Way> available_ways(const std::vector<Way>& ways, const MapSet& own);
 
 /// Ways that take part in context `index`, given the records of all contexts of earlier rounds.
 std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,

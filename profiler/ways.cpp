@@ -57,45 +57,72 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
     if (!(share > 0 && share < 1))
       return error(Code::kInvalidArgument,
                    "--select {:g} %: expected shares of the tokens between 0 and 100 %", share * 100);
+  for (const LayerRange& range : o.only)
+    if (range.empty() || range.first < 0 || range.last >= layers)
+      return error(Code::kInvalidArgument, "--only {}: expected layers 0 to {}", format_layers(range),
+                   layers - 1);
   std::vector<Way> ways{{WayKind::kFullPrefill}, {WayKind::kFullReuse}};
   const int64_t blocks = (layers + o.granularity - 1) / o.granularity;
   auto edge = [&](int64_t block) { return std::min(block * o.granularity, layers); };
   for (int64_t size = 1; size < blocks; ++size)
     for (int64_t first = 0; first + size <= blocks; ++first)
       ways.push_back(Way::group({edge(first), edge(first + size) - 1}));
+  if (!o.only.empty()) {
+    ways.resize(2);
+    for (const LayerRange& range : o.only)
+      if (range.size() < layers) ways.push_back(Way::group(range));
+  }
   std::mt19937_64 random(o.seed);
   if (o.scattered > 0)
     for (int64_t count = 2; count < blocks - 1; ++count)
       add_scattered(blocks, count, o, layers, random, ways);
   if (o.reuse_only)
     for (int64_t l = 0; l < layers; ++l) ways.push_back(Way::reuse_only(l));
-  if (o.restore)
-    for (int64_t first = 0; first < blocks; ++first) ways.push_back(Way::restore({edge(first), layers - 1}));
+  if (o.restore) {
+    for (int64_t first = 0; first < blocks && o.only.empty(); ++first)
+      ways.push_back(Way::restore({edge(first), layers - 1}));
+    for (const LayerRange& range : o.only) ways.push_back(Way::restore(range));
+  }
   for (double share : o.select_shares) ways.push_back(Way::select(share));
   if (o.sender_alone) ways.push_back({WayKind::kSenderAlone});
+
+  const std::vector<Way> plain = ways;
+  auto add_aligned = [&](MapForm form, const std::string& control) {
+    // Scattered sets are controls themselves: with this pair's maps only.
+    for (const Way& way : plain)
+      if (way.can_align() && (control.empty() || way.kind != WayKind::kScattered))
+        ways.push_back(way.aligned(form, control));
+  };
+  for (MapForm form : o.align) add_aligned(form, "");
+  if (o.shuffled && !o.align.empty()) add_aligned(o.align[0], kShuffled);
+  if (!o.other_pair.empty() && !o.align.empty()) add_aligned(o.align[0], "pair " + o.other_pair);
   return ways;
 }
 
 SharedRuns shared_runs(const std::vector<Way>& ways, const std::vector<bool>& active, int64_t layers) {
-  std::map<int64_t, int64_t> top{{0, layers}};  // the receiver's own is always needed
+  // The receiver's own is always needed.
+  std::map<std::pair<int64_t, MapKey>, int64_t> top{{{0, {}}, layers}};
   for (size_t i = 0; i < ways.size(); ++i) {
     if (!active[i] || (ways[i].kind != WayKind::kGroup && ways[i].kind != WayKind::kScattered)) continue;
     for (const LayerRange& r : ways[i].layers) {
-      int64_t& t = top[r.first];
+      int64_t& t = top[{r.first, r.first == 0 ? MapKey{} : map_key(ways[i])}];
       t = std::max(t, r.last + 1);
     }
   }
   SharedRuns runs;
-  for (auto [first, end] : top) {
-    runs.first.push_back(first);
-    runs.top.push_back(end);
-  }
+  for (const auto& [from, end] : top) runs.runs.push_back({from.first, from.second, end});
   return runs;
+}
+
+size_t SharedRuns::find(int64_t first, const MapKey& maps) const {
+  auto at = std::find_if(runs.begin(), runs.end(),
+                         [&](const Run& r) { return r.first == first && (first == 0 || r.maps == maps); });
+  return static_cast<size_t>(at - runs.begin());
 }
 
 int64_t SharedRuns::layer_runs(int64_t layers) const {
   int64_t sum = layers;  // the sender's
-  for (size_t i = 0; i < first.size(); ++i) sum += top[i] - first[i];
+  for (const Run& r : runs) sum += r.top - r.first;
   return sum;
 }
 

@@ -7,12 +7,15 @@ int main(int argc, char** argv) {
   CLI::App app{
       "Measure how well a receiver answers over each cache that a plan could give it: every contiguous "
       "group\n"
-      "of layers recomputed, the rest the sender's, and what that is to be compared with.",
+      "of layers recomputed, the rest the sender's, plain and behind an aligned cut, and what that is to be\n"
+      "compared with.",
       "ds-profile"};
   app.require_subcommand(0, 1);
   Action profile = add_run(app);
-  const std::pair<const char*, Action> actions[] = {
-      {"merge", add_merge(app)}, {"score", add_score(app)}, {"report", add_report(app)}};
+  const std::pair<const char*, Action> actions[] = {{"fit", add_fit(app)},
+                                                    {"merge", add_merge(app)},
+                                                    {"score", add_score(app)},
+                                                    {"report", add_report(app)}};
   app.footer(
       "What is done is kept in OUTPUT.run: after Ctrl-C, a crash or a full disk the same command goes on "
       "from there.\n\n"
@@ -21,6 +24,8 @@ int main(int argc, char** argv) {
       "  ds-profile --sender S/ --receiver R/ --data *.jsonl --prompts prompts.json --granularity 2 --race "
       "0.95 \\\n"
       "             --truncate 8000 -o quality.json\n"
+      "  ds-profile --sender S/ --receiver R/ --data hotpotqa.jsonl --fit-data other.jsonl -o quality.json\n"
+      "  ds-profile fit --sender S/ --receiver R/ --data other.jsonl -o pair.maps.safetensors\n"
       "  ds-profile merge monday.json.run tuesday.json.run -o quality.json\n"
       "  ds-profile score --data hotpotqa.jsonl --predictions pred/hotpotqa.jsonl\n"
       "  ds-profile score --data notes.jsonl --metric exact_match --predictions answers.txt --text --json\n"

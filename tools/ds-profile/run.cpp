@@ -1,37 +1,61 @@
 // ds-profile without an action: answers a data set over every way and writes quality.json; and `merge`.
-#include <filesystem>
 #include <memory>
 
-#include "profiler/profile_run.h"
 #include "support/clock.h"
+#include "support/file.h"
+#include "tools/ds-profile/pair.h"
 #include "tools/ds-profile/profile.h"
-#include "tools/model_input.h"
 
 namespace ds {
 namespace {
 
 struct RunOptions {
-  std::string sender, receiver, out, prompts, state, other, stats;
-  std::vector<std::string> data;
+  PairOptions pair;
+  AlignOptions align;
+  std::string out, prompts, state, other, stats, maps, other_maps, maps_out;
+  std::vector<std::string> data, fit_data, forms, only;
+  std::string fit_share;
   ProfileOptions profile;
   std::vector<std::string> select;
-  bool no_controls = false, dry_run = false;
+  bool no_controls = false, no_align = false, dry_run = false;
   double race = 0;
-  std::string dtype = "bf16", backend = "auto";
-  int threads = 0;
   int64_t batch_rows = 0;
-  WeightCacheOptions cache;
 };
 
+/// Which aligned ways there are, and where their maps come from: --maps, --fit-data, or a share of --data.
+Status check_align(RunOptions& o) {
+  WayOptions& w = o.profile.ways;
+  const int sources = !o.maps.empty() + !o.fit_data.empty() + !o.fit_share.empty();
+  if (sources + o.no_align > 1)
+    return error(Code::kInvalidArgument,
+                 "expected one of --maps, --fit-data, --fit-share and --no-align, found {}",
+                 sources + o.no_align);
+  if (o.no_align) return ok_status();
+  for (const std::string& name : o.forms) {
+    auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), name);
+    if (at == std::end(kMapFormNames))
+      return error(Code::kInvalidArgument, "--align {}: expected full, low-rank or diagonal", name);
+    auto form = static_cast<MapForm>(at - std::begin(kMapFormNames));
+    if (std::find(w.align.begin(), w.align.end(), form) == w.align.end()) w.align.push_back(form);
+  }
+  w.shuffled = !o.no_controls && o.maps.empty();
+  o.profile.fit = {o.align.rank, o.align.fallback == "plain", w.shuffled};
+  if (sources == 0) o.fit_share = "25%";
+  if (!o.fit_share.empty()) {
+    DS_ASSIGN(o.profile.fit_share, parse_percent(o.fit_share));
+    if (o.profile.fit_share >= 1)
+      return error(Code::kInvalidArgument,
+                   "--fit-share {}: nothing would be left to score; expected less than 100 %", o.fit_share);
+  }
+  if (o.maps_out.empty()) o.maps_out = maps_path_for(o.out);
+  return ok_status();
+}
+
 Status check_options(RunOptions& o) {
-  auto needs = [](const std::string& value, const char* name, const char* what) -> Status {
-    if (!value.empty()) return ok_status();
-    return error(Code::kInvalidArgument, "{} is missing: {}; see ds-profile --help", name, what);
-  };
-  DS_TRY(needs(o.sender, "--sender", "the model whose caches are reused"));
-  DS_TRY(needs(o.receiver, "--receiver", "the model that answers"));
-  DS_TRY(needs(o.data.empty() ? "" : o.data[0], "--data", "questions to answer, JSON lines"));
-  DS_TRY(needs(o.out, "-o", "quality.json to write"));
+  DS_TRY(need_option(o.pair.sender, "--sender", "the model whose caches are reused"));
+  DS_TRY(need_option(o.pair.receiver, "--receiver", "the model that answers"));
+  DS_TRY(need_option(o.data.empty() ? "" : o.data[0], "--data", "questions to answer, JSON lines"));
+  DS_TRY(need_option(o.out, "-o", "quality.json to write"));
   WayOptions& w = o.profile.ways;
   if (!o.select.empty()) {
     w.select_shares.clear();
@@ -42,11 +66,16 @@ Status check_options(RunOptions& o) {
     std::sort(w.select_shares.begin(), w.select_shares.end());
     w.select_shares.erase(std::unique(w.select_shares.begin(), w.select_shares.end()), w.select_shares.end());
   }
+  for (const std::string& text : o.only) {
+    DS_ASSIGN(LayerRange range, parse_layers(text, INT32_MAX));
+    w.only.push_back(range);
+  }
   if (o.no_controls) {
     w.select_shares.clear();
     w.scattered = 0;
-    w.restore = w.reuse_only = w.sender_alone = false;
+    w.reuse_only = w.sender_alone = false;
   }
+  DS_TRY(check_align(o));
   if (o.race != 0) {
     if (!(o.race > 0.5 && o.race < 1))
       return error(Code::kInvalidArgument, "--race {}: expected a confidence between 0.5 and 1, like 0.95",
@@ -93,17 +122,20 @@ void say_result(const Quality& q, const ProfileWork& work, const EngineWork& don
                100 * (1 - static_cast<double>(q.cost["answers"].get<int64_t>()) /
                               static_cast<double>(work.questions * static_cast<int64_t>(work.ways.size()))));
   }
-  fmt::print("{:<16} {:>6}  {:>14}  {:>14}  {:>10}\n", "way", "layers", "score", "loss", "divergence");
+  size_t width = 16;
+  for (const std::string& name : q.pareto_aligned) width = std::max(width, name.size());
+  fmt::print("{:<{}} {:>6}  {:>14}  {:>14}  {:>10}\n", "way", width, "layers", "score", "loss", "divergence");
   auto line = [&](const WayScore& w) {
-    fmt::print("{:<16} {:>6}  {:>6.2f} ± {:<5.2f}  {:>6.2f} ± {:<5.2f}  {:>10.4f}\n", w.way.name(),
+    fmt::print("{:<{}} {:>6}  {:>6.2f} ± {:<5.2f}  {:>6.2f} ± {:<5.2f}  {:>10.4f}\n", w.way.name(), width,
                w.way.recomputed(q.layers), w.score.value, w.score.standard_error, w.loss.value,
                w.loss.standard_error, w.divergence.value);
   };
   line(q.ways[0]);
   line(q.ways[1]);
-  for (const std::string& name : q.pareto)
-    for (const WayScore& w : q.ways)
-      if (w.way.name() == name) line(w);
+  for (const auto* list : {&q.pareto, &q.pareto_aligned})
+    for (const std::string& name : *list)
+      for (const WayScore& w : q.ways)
+        if (w.way.name() == name) line(w);
 }
 
 Status write_stats(const RunOptions& o, const EngineWork& w, double seconds) {
@@ -117,63 +149,126 @@ Status write_stats(const RunOptions& o, const EngineWork& w, double seconds) {
   return write_file_atomically(o.stats, json.dump(1) + "\n");
 }
 
-Status run_profile(RunOptions o) {
-  DS_TRY(check_options(o));
-  // What can fail at once comes before what takes time.
-  PromptTemplates prompts = PromptTemplates::builtin();
-  if (!o.prompts.empty()) {
-    DS_ASSIGN(prompts, PromptTemplates::read(o.prompts));
-  }
-  std::vector<Dataset> data;
-  RunIdentity identity;
-  for (const std::string& path : o.data) {
-    DS_ASSIGN(Dataset set, read_dataset(path, [&](std::string_view task) { return prompts.metric(task); }));
-    identity.data.push_back({std::filesystem::path(path).filename().string(), set.sha256});
-    data.push_back(std::move(set));
-  }
-  std::optional<Quality> other;
-  if (!o.other.empty()) {
-    DS_ASSIGN(other, Quality::read(o.other));
-  }
-  DS_ASSIGN(LoadedModel receiver, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
-  DS_ASSIGN(LoadedModel sender,
-            load_model(o.sender, o.backend, o.threads, o.dtype, o.cache, receiver.backend));
-  const ModelConfig& config = receiver.model->config();
-  DS_TRY(check_same_architecture(sender.model->config(), config, o.sender, o.receiver));
-  if (!receiver.tokenizer)
-    return error(Code::kNotFound, "'{}' has no tokenizer.json to read the data with", o.receiver);
-  if (sender.identity.tokenizer != receiver.identity.tokenizer)
-    return error(
-        Code::kMismatch,
-        "sender and receiver have different tokenizers (tokenizer.json of '{}' and '{}'): the same text "
-        "would be other tokens, so that nothing can be reused",
-        o.sender, o.receiver);
-  if (other && other->layers != config.layers)
-    return error(Code::kMismatch, "--compare-with: its pair has {} layers, this one {}", other->layers,
-                 config.layers);
-  DS_ASSIGN(ProfileWork work, plan_work(data, prompts, *receiver.tokenizer, config, o.profile));
-  work.limits.batch_rows = o.batch_rows;
-  say_cost(o, work, config, receiver.model->dtype());
-  if (o.dry_run) return ok_status();
+/// What is known about maps before anything has run.
+struct MapInputs {
+  std::optional<MapSet> given, other;
+  DataFiles data;
+};
 
-  identity.sender = sender.identity;
-  identity.receiver = receiver.identity;
-  identity.dtype = dtype_name(receiver.model->dtype());
-  identity.backend = receiver.backend->name();
+Result<MapInputs> read_map_inputs(RunOptions& o, const PromptTemplates& prompts) {
+  MapInputs in;
+  if (!o.maps.empty()) {
+    DS_ASSIGN(in.given, MapSet::read(o.maps));
+  }
+  if (!o.other_maps.empty()) {
+    DS_ASSIGN(in.other, MapSet::read(o.other_maps));
+    o.profile.ways.other_pair = in.other->sender_name;
+  }
+  DS_ASSIGN(in.data, read_data(o.fit_data, prompts));
+  return in;
+}
+
+Status check_maps(const RunOptions& o, const MapInputs& in, const LoadedPair& pair) {
+  const ModelConfig& config = pair.receiver.model->config();
+  if (in.given)
+    DS_TRY(in.given->check_pair(o.maps, pair.sender.identity.fingerprint, pair.receiver.identity.fingerprint,
+                                config.layers, config.d_model));
+  if (in.other && (in.other->layers != config.layers || in.other->d_model != config.d_model))
+    return error(Code::kMismatch,
+                 "--control-maps '{}' are for {} layers of width {}, this pair has {} of width {}",
+                 o.other_maps, in.other->layers, in.other->d_model, config.layers, config.d_model);
+  return ok_status();
+}
+
+/// The run's maps: read from its folder, taken from --maps, or fitted.
+Result<RunMaps> prepare_maps(const RunOptions& o, const MapInputs& in, const LoadedPair& pair,
+                             ProfileWork& work) {
+  RunMaps maps;
+  if (o.profile.ways.align.empty()) return maps;
+  auto make = [&]() -> Result<RunMaps> {
+    RunMaps made;
+    if (in.given) {
+      made.own = *in.given;
+      return made;
+    }
+    fmt::print(stderr, "fitting maps on {} contexts ({} tokens); {} of memory for sums\n", work.fit.size(),
+               format_count(work.fit_tokens),
+               format_bytes(MapFitter::memory_bytes(pair.receiver.model->config(), o.profile.fit)));
+    DS_ASSIGN(auto fitted, fit_pair(pair, work.fit, o.profile.fit, stop_on_interrupt()));
+    made.own = made.shuffled = maps_of(pair, in.data.inputs);
+    made.own.maps = std::move(fitted.maps);
+    made.shuffled.maps = std::move(fitted.shuffled);
+    made.left_out = std::move(fitted.left_out);
+    return made;
+  };
+  DS_ASSIGN(maps, run_maps(o.state, o.profile.ways.shuffled, stop_on_interrupt(), make));
+  for (const std::string& why : maps.left_out) fmt::print(stderr, "plain cut: {}\n", why);
+  if (in.other) maps.given = &*in.other;
+  work.ways = available_ways(work.ways, maps.own);
+  return maps;
+}
+
+RunIdentity identity_of(const RunOptions& o, const LoadedPair& pair, const DataFiles& data,
+                        const MapInputs& in, const PromptTemplates& prompts, const ProfileWork& work) {
+  RunIdentity identity;
+  identity.sender = pair.sender.identity;
+  identity.receiver = pair.receiver.identity;
+  identity.dtype = dtype_name(pair.receiver.model->dtype());
+  identity.backend = pair.receiver.backend->name();
+  identity.data = data.inputs;
+  identity.fit_data = in.data.inputs;
+  if (in.given) identity.maps = in.given->fingerprint();
+  if (in.other) identity.other_maps = in.other->fingerprint();
   identity.prompts = {prompts.name() == "builtin" ? prompts.name()
                                                   : std::filesystem::path(prompts.name()).filename().string(),
                       prompts.sha256()};
   identity.options = o.profile;
-  identity.layers = config.layers;
+  identity.layers = pair.receiver.model->config().layers;
   identity.contexts = static_cast<int64_t>(work.contexts.size());
-  DS_TRY(open_run(o.state, identity));
+  return identity;
+}
+
+Status run_profile(RunOptions o) {
+  DS_TRY(check_options(o));
+  // What can fail at once comes before what takes time.
+  DS_ASSIGN(PromptTemplates prompts, read_prompts(o.prompts));
+  DS_ASSIGN(DataFiles data, read_data(o.data, prompts));
+  std::optional<Quality> other;
+  if (!o.other.empty()) {
+    DS_ASSIGN(other, Quality::read(o.other));
+  }
+  DS_ASSIGN(MapInputs map_inputs, read_map_inputs(o, prompts));
+  DS_ASSIGN(LoadedPair pair, load_pair(o.pair));
+  LoadedModel &receiver = pair.receiver, &sender = pair.sender;
+  const ModelConfig& config = receiver.model->config();
+  DS_TRY(check_maps(o, map_inputs, pair));
+  if (other && other->layers != config.layers)
+    return error(Code::kMismatch, "--compare-with: its pair has {} layers, this one {}", other->layers,
+                 config.layers);
+  DS_ASSIGN(ProfileWork work, plan_work(data.sets, prompts, *receiver.tokenizer, config, o.profile));
+  if (!o.fit_data.empty()) {
+    int64_t left_out = 0;
+    DS_ASSIGN(work.fit, fit_contexts(map_inputs.data.sets, prompts, *receiver.tokenizer, config,
+                                     o.profile.truncate, work.contexts, left_out));
+    for (const auto& c : work.fit) work.fit_tokens += static_cast<int64_t>(c.size());
+    if (left_out > 0)
+      fmt::print(stderr, "{} contexts of --fit-data are scored as well; maps are not fitted on them\n",
+                 left_out);
+  }
+  work.limits.batch_rows = o.batch_rows;
+  say_cost(o, work, config, receiver.model->dtype());
+  if (o.dry_run) return ok_status();
+
+  DS_TRY(open_run(o.state, identity_of(o, pair, data, map_inputs, prompts, work)));
+  DS_ASSIGN(RunMaps maps, prepare_maps(o, map_inputs, pair, work));
   DS_ASSIGN(RunRecords before, read_records(o.state, work.ways.size()));
   for (const std::string& message : before.damaged) fmt::print(stderr, "computing it again: {}\n", message);
   if (!before.records.empty())
     fmt::print(stderr, "going on from '{}': {} of {} contexts are there\n", o.state, before.records.size(),
                work.contexts.size());
-  DS_ASSIGN(auto engine, Engine::create(*receiver.backend, *sender.model, *receiver.model, work.ways,
-                                        work.limits, config.eos_token_ids));
+  DS_ASSIGN(auto engine,
+            Engine::create(*receiver.backend, *sender.model, *receiver.model, work.ways, work.limits,
+                           config.eos_token_ids, maps.by_control(o.profile.ways.other_pair)));
   ProgressBar bar("profiling");
   const auto first = static_cast<int64_t>(before.records.size());
   int64_t begin = now_ns();
@@ -183,6 +278,11 @@ Status run_profile(RunOptions o) {
   bar.finish();
   double seconds = static_cast<double>(now_ns() - begin) / 1e9;
   DS_ASSIGN(Quality q, profile_of_runs({o.state}, other ? &*other : nullptr));
+  if (!o.profile.ways.align.empty()) {
+    const std::string& file = map_inputs.given ? o.maps : o.maps_out;
+    q.maps.name = std::filesystem::path(file).filename().string();
+    if (!map_inputs.given) DS_TRY(maps.own.write(file));
+  }
   DS_TRY(write_file_atomically(o.out, q.to_text()));
   if (o.out != "-") say_result(q, work, engine->work(), seconds);
   return o.stats.empty() ? ok_status() : write_stats(o, engine->work(), seconds);
@@ -199,6 +299,12 @@ Status run_merge(const MergeOptions& o) {
     DS_ASSIGN(other, Quality::read(o.other));
   }
   DS_ASSIGN(Quality q, profile_of_runs(o.runs, other ? &*other : nullptr));
+  if (!q.maps.fingerprint.empty()) {
+    DS_ASSIGN(MapSet maps, MapSet::read(o.runs[0] + "/maps.safetensors"));
+    const std::string file = maps_path_for(o.out);
+    q.maps.name = std::filesystem::path(file).filename().string();
+    DS_TRY(maps.write(file));
+  }
   return write_file_atomically(o.out, q.to_text());
 }
 
@@ -206,8 +312,7 @@ Status run_merge(const MergeOptions& o) {
 
 Action add_run(CLI::App& app) {
   auto o = std::make_shared<RunOptions>();
-  app.add_option("--sender", o->sender, "the model whose caches are reused: a Hugging Face folder");
-  app.add_option("--receiver", o->receiver, "the model that answers");
+  add_pair_options(app, o->pair);
   app.add_option("--data", o->data,
                  "questions: JSON lines with LongBench's fields; several files are one profile");
   app.add_option("--prompts", o->prompts,
@@ -231,7 +336,8 @@ Action add_run(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(0, 1000));
   app.add_flag("--no-controls", o->no_controls,
-               "only groups: no scattered sets, selection, restore, single layers, nor the sender alone");
+               "only groups and restored layers: no scattered sets, selection, single layers, shuffled maps, "
+               "nor the sender alone");
   app.add_option("--seed", o->profile.ways.seed, "of the order of contexts, scattered sets and splits")
       ->capture_default_str();
   app.add_option("--state", o->state,
@@ -245,10 +351,22 @@ Action add_run(CLI::App& app) {
                  "rows of questions and answers computed at once; 0: as memory for 256 MiB of caches allows")
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 20));
-  app.add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
-  app.add_option("--backend", o->backend, "cpu or auto")->capture_default_str();
-  app.add_option("--threads", o->threads, "compute threads; 0: all cores")->capture_default_str();
-  add_weight_cache_options(app, o->cache);
+  app.add_option("--align", o->forms,
+                 "forms of maps that aligned ways are scored with: full, low-rank, diagonal")
+      ->default_val(std::vector<std::string>{"full"});
+  app.add_option(
+      "--fit-data", o->fit_data,
+      "fit the maps of aligned cuts on the contexts of these files (as --data; questions are not read)");
+  app.add_option(
+      "--fit-share", o->fit_share,
+      "fit them on this share of the contexts of --data, which are then not scored. The default, with 25%");
+  app.add_option("--maps", o->maps, "use these maps, from an earlier run or `ds-profile fit`, and fit none");
+  app.add_option("--maps-out", o->maps_out,
+                 "where to write the maps; default: OUTPUT with .maps.safetensors");
+  app.add_option("--control-maps", o->other_maps, "another pair's maps: scored as a control");
+  app.add_flag("--no-align", o->no_align, "no aligned cuts");
+  add_align_options(app, o->align);
+  app.add_option("--only", o->only, "only these groups and restored layers, like 7-10");
   return [o] { return run_profile(*o); };
 }
 
