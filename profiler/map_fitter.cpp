@@ -19,24 +19,27 @@ int64_t MapFitter::memory_bytes(const ModelConfig& config, const FitOptions& opt
   return (config.layers - 1) * 32 * config.d_model * config.d_model * (options.shuffled ? 2 : 1);
 }
 
-Result<std::unique_ptr<MapFitter>> MapFitter::create(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
-                                                     const FitOptions& options, int64_t contexts,
-                                                     int64_t most_tokens) {
+Result<std::unique_ptr<MapFitter>> MapFitter::create(Backend& backend, DeviceModel& sender,
+                                                     DeviceModel& receiver, const FitOptions& options,
+                                                     int64_t contexts, int64_t most_tokens) {
   const ModelConfig& config = receiver.config();
   if (!(sender.config().shape() == config.shape()) || sender.dtype() != receiver.dtype())
     return error(Code::kMismatch, "sender and receiver differ in shape or in the type that they compute in");
   if (contexts < 2 || most_tokens < 1)
     return error(Code::kInvalidArgument,
-                 "maps are fitted on {} contexts; expected at least 2, one of them to choose the ridge on", contexts);
+                 "maps are fitted on {} contexts; expected at least 2, one of them to choose the ridge on",
+                 contexts);
   if (rank_of(config, options) > config.d_model)
-    return error(Code::kInvalidArgument, "low-rank maps of rank {}; expected 1 to {}, the width of hidden states",
-                 options.rank, config.d_model);
+    return error(Code::kInvalidArgument,
+                 "low-rank maps of rank {}; expected 1 to {}, the width of hidden states", options.rank,
+                 config.d_model);
   std::unique_ptr<MapFitter> fitter(new MapFitter(backend, sender, receiver, options));
   fitter->contexts_ = contexts;
   fitter->most_tokens_ = most_tokens;
   for (int64_t l = 1; l < config.layers; ++l) {
     fitter->cuts_.push_back({CutMoments(config.d_model), CutMoments(config.d_model)});
-    if (options.shuffled) fitter->shuffled_.push_back({CutMoments(config.d_model), CutMoments(config.d_model)});
+    if (options.shuffled)
+      fitter->shuffled_.push_back({CutMoments(config.d_model), CutMoments(config.d_model)});
   }
   const int64_t element = dtype_size(receiver.dtype());
   for (auto [side, model, name] :
@@ -69,9 +72,11 @@ Status MapFitter::read(Side& side, int64_t layer, int64_t rows) {
       side.rows[i] = bf16_to_f32(half);
     }
   }
-  if (std::all_of(side.rows.begin(), side.rows.end(), [](double x) { return std::isfinite(x); })) return ok_status();
+  if (std::all_of(side.rows.begin(), side.rows.end(), [](double x) { return std::isfinite(x); }))
+    return ok_status();
   return error(Code::kCorrupt,
-               "the {}'s hidden states that enter layer {} are not finite: its weights hold NaN or overflow; check the "
+               "the {}'s hidden states that enter layer {} are not finite: its weights hold NaN or overflow; "
+               "check the "
                "checkpoint",
                side.name, layer);
 }
@@ -80,14 +85,15 @@ Status MapFitter::add(std::span<const int32_t> context) {
   const auto n = static_cast<int64_t>(context.size());
   const int64_t layers = receiver_.config().layers, d = receiver_.config().d_model;
   if (n < 1 || n > most_tokens_ || added_ >= contexts_)
-    return error(Code::kInvalidArgument, "context {} of {} has {} tokens; expected 1 to {}", added_ + 1, contexts_, n,
-                 most_tokens_);
+    return error(Code::kInvalidArgument, "context {} of {} has {} tokens; expected 1 to {}", added_ + 1,
+                 contexts_, n, most_tokens_);
   const int64_t every = std::min(kHeldOutOf, contexts_);
   const bool held_out = added_ % every == every - 1;
   for (Side* side : {&s_, &r_}) side->model->embed(*stream_, context.data(), n, side->hidden->data());
   for (int64_t l = 1; l < layers; ++l) {
     for (Side* side : {&s_, &r_}) {
-      side->model->layer(*stream_, *side->workspace, {l - 1, side->hidden->data(), side->cache->data(), 0, n, n});
+      side->model->layer(*stream_, *side->workspace,
+                         {l - 1, side->hidden->data(), side->cache->data(), 0, n, n});
       DS_TRY(read(*side, l, n));
     }
     residual_.resize(s_.rows.size());

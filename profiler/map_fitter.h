@@ -25,9 +25,9 @@ class MapFitter {
   /// Both models of one shape and dtype, loaded by `backend`; all outlive it. `contexts`: how many will be
   /// added, of at most `most_tokens` each. One of five is held out to choose the ridge on. kInvalidArgument:
   /// fewer than two contexts, a rank beyond the width. kExhausted.
-  static Result<std::unique_ptr<MapFitter>> create(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
-                                                   const FitOptions& options, int64_t contexts,
-                                                   int64_t most_tokens);
+  static Result<std::unique_ptr<MapFitter>> create(Backend& backend, DeviceModel& sender,
+                                                   DeviceModel& receiver, const FitOptions& options,
+                                                   int64_t contexts, int64_t most_tokens);
   /// kCorrupt: hidden states that are not finite, with model and layer.
   Status add(std::span<const int32_t> context);
 

@@ -18,8 +18,8 @@ size_t square(int64_t d) { return static_cast<size_t>(d) * static_cast<size_t>(d
 /// a * b, or a^T * b.
 Matrix product(const Matrix& a, const Matrix& b, int64_t d, bool transpose_a = false) {
   Matrix c(square(d));
-  cblas_dgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, CblasNoTrans, blas(d), blas(d), blas(d), 1,
-              a.data(), blas(d), b.data(), blas(d), 0, c.data(), blas(d));
+  cblas_dgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, CblasNoTrans, blas(d), blas(d), blas(d),
+              1, a.data(), blas(d), b.data(), blas(d), 0, c.data(), blas(d));
   return c;
 }
 
@@ -85,8 +85,8 @@ double error_of(const Affine& map, const CutMoments& m) {
   const auto d = static_cast<size_t>(m.d);
   const double n = static_cast<double>(m.tokens), variance = centred(m).variance_y;
   Matrix xxB(square(m.d));
-  cblas_dsymm(CblasRowMajor, CblasLeft, CblasUpper, blas(m.d), blas(m.d), 1, m.xx.data(), blas(m.d), map.B.data(),
-              blas(m.d), 0, xxB.data(), blas(m.d));
+  cblas_dsymm(CblasRowMajor, CblasLeft, CblasUpper, blas(m.d), blas(m.d), 1, m.xx.data(), blas(m.d),
+              map.B.data(), blas(m.d), 0, xxB.data(), blas(m.d));
   double sum = m.rr;
   for (size_t k = 0; k < d * d; ++k) sum += map.B[k] * (xxB[k] - 2 * m.xr[k]);
   for (size_t j = 0; j < d; ++j) {
@@ -141,11 +141,11 @@ Result<Low> low_rank(const Centred& c, double lambda, int64_t d, int64_t rank) {
   for (size_t i = 0; i < n; ++i)
     for (size_t k = 0; k < r; ++k) low.up[i * r + k] = v[i * n + (n - 1 - k)];
   low.down.assign(r * n, 0);
-  cblas_dgemm(CblasRowMajor, CblasTrans, CblasTrans, blas(rank), blas(d), blas(d), 1, low.up.data(), blas(rank),
-              B.data(), blas(d), 0, low.down.data(), blas(d));
+  cblas_dgemm(CblasRowMajor, CblasTrans, CblasTrans, blas(rank), blas(d), blas(d), 1, low.up.data(),
+              blas(rank), B.data(), blas(d), 0, low.down.data(), blas(d));
   low.B.assign(n * n, 0);
-  cblas_dgemm(CblasRowMajor, CblasTrans, CblasTrans, blas(d), blas(d), blas(rank), 1, low.down.data(), blas(d),
-              low.up.data(), blas(rank), 0, low.B.data(), blas(d));
+  cblas_dgemm(CblasRowMajor, CblasTrans, CblasTrans, blas(d), blas(d), blas(rank), 1, low.down.data(),
+              blas(d), low.up.data(), blas(rank), 0, low.B.data(), blas(d));
   for (size_t i = 0; i < n; ++i) low.B[i * n + i] += low.scale[i];
   return low;
 }
@@ -178,7 +178,8 @@ Result<double> choose_ridge(int64_t layer, const CutMoments& fit, const CutMomen
   auto spanned = std::count_if(values.begin(), values.end(), [&](double v) { return v > smallest; });
   if (spanned < d)
     return error(Code::kInfeasible,
-                 "layer {}: the sender's hidden states span {} of {} directions, so that the system is singular; fit on "
+                 "layer {}: the sender's hidden states span {} of {} directions, so that the system is "
+                 "singular; fit on "
                  "more varied contexts, or leave such layers' cuts plain (--align-fallback plain)",
                  layer, spanned, d);
   Matrix right = product(q, c.xr, d, /*transpose_a=*/true);
@@ -210,9 +211,10 @@ CutMoments::CutMoments(int64_t width)
       sr(static_cast<size_t>(width)) {}
 
 void CutMoments::add(std::span<const double> x, std::span<const double> r, int64_t rows) {
-  cblas_dsyrk(CblasRowMajor, CblasUpper, CblasTrans, blas(d), blas(rows), 1, x.data(), blas(d), 1, xx.data(), blas(d));
-  cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, blas(d), blas(d), blas(rows), 1, x.data(), blas(d), r.data(),
-              blas(d), 1, xr.data(), blas(d));
+  cblas_dsyrk(CblasRowMajor, CblasUpper, CblasTrans, blas(d), blas(rows), 1, x.data(), blas(d), 1, xx.data(),
+              blas(d));
+  cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, blas(d), blas(d), blas(rows), 1, x.data(), blas(d),
+              r.data(), blas(d), 1, xr.data(), blas(d));
   const auto width = static_cast<size_t>(d);
   for (size_t k = 0; k < static_cast<size_t>(rows) * width; ++k) {
     sx[k % width] += x[k];
@@ -242,11 +244,13 @@ Result<std::vector<AlignmentMap>> fit_maps(int64_t layer, int64_t rank, const Cu
                                            const CutMoments& held_out) {
   const int64_t d = fit.d;
   if (!finite(fit) || !finite(held_out))
-    return error(Code::kCorrupt, "layer {}: the sums over hidden states are not finite: a model's weights are damaged",
+    return error(Code::kCorrupt,
+                 "layer {}: the sums over hidden states are not finite: a model's weights are damaged",
                  layer);
   if (fit.tokens < kTokensPerWidth * d || held_out.tokens < 1)
     return error(Code::kInfeasible,
-                 "layer {}: {} tokens to fit on and {} to choose the ridge on; hidden states of width {} need at least "
+                 "layer {}: {} tokens to fit on and {} to choose the ridge on; hidden states of width {} "
+                 "need at least "
                  "{} and 1: give more contexts (about {} tokens in all)",
                  layer, fit.tokens, held_out.tokens, d, kTokensPerWidth * d,
                  // One context of five is held out.
@@ -277,7 +281,8 @@ Result<std::vector<AlignmentMap>> fit_maps(int64_t layer, int64_t rank, const Cu
   DS_ASSIGN(Fitted whole, fit_on(all));
 
   std::vector<AlignmentMap> maps(3);
-  MapFit common{all.tokens, all.contexts, held_out.tokens, held_out.contexts, ridge, 0, plain_error(held_out)};
+  MapFit common{all.tokens, all.contexts,         held_out.tokens, held_out.contexts, ridge,
+                0,          plain_error(held_out)};
   for (AlignmentMap& m : maps) {
     m.layer = layer;
     m.fit = common;
@@ -298,7 +303,8 @@ Result<std::vector<AlignmentMap>> fit_maps(int64_t layer, int64_t rank, const Cu
   full.weight.resize(square(d));
   for (int64_t i = 0; i < d; ++i)
     for (int64_t j = 0; j < d; ++j)
-      full.weight[static_cast<size_t>(j * d + i)] = static_cast<float>(whole.full.B[static_cast<size_t>(i * d + j)]);
+      full.weight[static_cast<size_t>(j * d + i)] =
+          static_cast<float>(whole.full.B[static_cast<size_t>(i * d + j)]);
   full.bias = floats(whole.full.b);
   full.fit.error = error_of(part.full, held_out);
   return maps;

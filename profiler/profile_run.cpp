@@ -311,8 +311,11 @@ Result<RunMaps> run_maps(const std::string& folder, bool shuffled, const std::at
     RunMaps maps;
     if (!exists(path)) {
       DS_ASSIGN(maps, fit());
-      if (shuffled) DS_TRY(maps.shuffled.write(control));
-      DS_TRY(maps.own.write(path));  // last: where it is, all are
+      auto kept = [&](Status status) {
+        return status.with_context("keeping the run's maps; the same command goes on from there");
+      };
+      if (shuffled) DS_TRY(kept(maps.shuffled.write(control)));
+      DS_TRY(kept(maps.own.write(path)));  // last: where it is, all are
       return maps;
     }
     DS_ASSIGN(maps.own, MapSet::read(path));

@@ -41,7 +41,10 @@ data = [work / "qa.jsonl", work / "code.jsonl"]
 data[0].write_text(items("notes_qa", 8))
 data[1].write_text(items("module_code", 4))
 models = ["--sender", pair / "sender", "--receiver", pair / "receiver"]
-job = [*models, "--data", *data, "--prompts", pair / "data" / "prompts.json", "--scattered", 1]
+prompts = ["--prompts", pair / "data" / "prompts.json"]
+fit_data = work / "fit.jsonl"
+fit_data.write_text("".join("".join((pair / "fit" / f"{kind}.jsonl").read_text().splitlines(keepends=True)[:6]) for kind in ("notes", "code")))
+job = [*models, "--data", *data, *prompts, "--fit-data", fit_data, "--maps-out", work / "whole.maps.safetensors", "--scattered", 1]
 
 whole = work / "whole.json"
 done = profile(*job, "-o", whole)
@@ -50,15 +53,46 @@ check("full prefill" in done.stdout and "full reuse" in done.stdout, "a table on
 check("\r" not in done.stderr, "no progress bar in a pipe")
 quality = json.loads(whole.read_text())
 check(quality["contexts"] == 12 and {t["name"] for t in quality["tasks"]} == {"notes_qa", "module_code"}, "12 contexts of two tasks")
-check(sum(w["kind"] == "group" for w in quality["ways"]) == 77, "all contiguous groups")
+check(sum(w["kind"] == "group" and "map" not in w for w in quality["ways"]) == 77, "all contiguous groups")
+check(sum(w["kind"] == "group" and "map" in w and "map_control" not in w for w in quality["ways"]) == 66, "and those from a cut with maps")
 check(quality["receiver_score"] > 90 > quality["full_reuse_score"], "full reuse hurts")
 by_name = {w["way"]: w for w in quality["ways"]}
 check(by_name["full prefill"]["loss"]["mean"] == 0, "the full prefill loses nothing")
 check(by_name["full prefill"]["divergence"]["mean"] == 0, "nor does it diverge from itself")
 
+# Aligned cuts: maps beside the profile, which names them; they help, shuffled ones do not.
+maps = work / "whole.maps.safetensors"
+check(quality["maps"]["name"] == maps.name, "the profile names its maps")
+size = int.from_bytes(maps.read_bytes()[:8], "little")
+header = json.loads(maps.read_bytes()[8:8 + size])
+check(header["__metadata__"]["fingerprint"] == quality["maps"]["fingerprint"], "by their fingerprint")
+check(header["layers.7.full.weight"]["shape"] == [128, 128], "in a safetensors file")
+for way in ("recompute 7-10", "restore 4-11"):
+    plain, aligned, shuffled = (by_name[way + end]["divergence"]["mean"] for end in ("", " aligned", " aligned (shuffled)"))
+    check(aligned < 0.6 * plain and aligned < 0.6 * shuffled, f"{way}: aligned {aligned}, plain {plain}, shuffled {shuffled}")
+check(any("aligned" in name for name in quality["pareto_aligned"]) and not any("aligned" in name for name in quality["pareto"]), "two Pareto lists")
+fitted = work / "fitted.safetensors"
+done = profile("fit", *models, "--data", fit_data, *prompts, "-o", fitted, "--json")
+statistics = json.loads(done.stdout)
+check(statistics["fingerprint"] == quality["maps"]["fingerprint"], "the same maps when they are fitted by themselves")
+check(len(statistics["maps"]) == 33 and all(m["error"] < m["plain_error"] for m in statistics["maps"]), "maps come nearer than plain cuts")
+given = work / "given.json"
+profile(*models, "--data", *data, *prompts, "--maps", fitted, "--only", "7-10", "4-11", "--scattered", 0, "--no-controls", "-o", given)
+for w in json.loads(given.read_text())["ways"]: check(w["way"] not in by_name or w["score"] == by_name[w["way"]]["score"], f"{w['way']} with maps that were given")
+statistics = json.loads(profile("fit", "--sender", pair / "receiver", "--receiver", pair / "receiver", "--data", fit_data, *prompts, "-o", work / "same.safetensors", "--json").stdout)
+check(all(m["error"] == m["plain_error"] == 0 for m in statistics["maps"]), "one model needs no maps")
+body = (work / "same.safetensors").read_bytes()
+size = int.from_bytes(body[:8], "little")
+header = json.loads(body[8:8 + size])
+for name, tensor in header.items():
+    if name == "__metadata__" or name.endswith(".up"): continue
+    first, last = tensor["data_offsets"]
+    check(not any(byte & 0x7f for byte in body[8 + size + first:8 + size + last][3::4]), f"{name} of one model is 0")
+
+
 # Stopped at any moment, twice, and gone on with: the same bytes.
 killed = work / "killed.json"
-for wait in (0.9, 1.7):
+for wait in (1.6, 3.0):
     run = subprocess.Popen(command(*job, "-o", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(wait)
     run.kill(); run.wait()
@@ -85,10 +119,14 @@ check(not list((work / "shared").glob("*.lock")), "no lock is left")
 
 # Two runs merged are the run of both.
 for i, path in enumerate(data):
-    profile(*models, "--data", path, "--prompts", pair / "data" / "prompts.json", "--scattered", 1, "-o", work / f"part{i}.json")
+    profile(*models, "--data", path, *prompts, "--fit-data", fit_data, "--scattered", 1, "-o", work / f"part{i}.json")
 profile("merge", work / "part0.json.run", work / "part1.json.run", "-o", work / "merged.json")
 merged = json.loads((work / "merged.json").read_text())
 for w in merged["ways"]: check(w["score"] == by_name[w["way"]]["score"], f"merged score of {w['way']}")
+check((work / "merged.maps.safetensors").read_bytes() == maps.read_bytes(), "a merged profile has its maps, too")
+profile(*models, "--data", data[0], *prompts, "--fit-data", pair / "fit" / "code.jsonl", "--scattered", 1, "-o", work / "other.json", "--only", "7-10")
+profile(*models, "--data", data[1], *prompts, "--fit-data", fit_data, "--scattered", 1, "-o", work / "another.json", "--only", "7-10")
+says(profile("merge", work / "other.json.run", work / "another.json.run", "-o", work / "no.json", expect=5), "their maps differ", "--maps")
 profile("merge", work / "part0.json.run", work / "part0.json.run", "-o", work / "twice.json")
 check(json.loads((work / "twice.json").read_text())["items"] == json.loads((work / "part0.json").read_text())["items"], "the same run twice counts once")
 
@@ -142,6 +180,44 @@ says(profile("--receiver", pair / "receiver", "--data", data[0], "-o", work / "b
 says(profile(*job, "--granularity", 13, "-o", work / "bad.json", expect=2), "--granularity 13", "1 to 12")
 says(profile(*job, "--select", "15", "-o", work / "bad.json", expect=2), "bad share '15'", "with the sign")
 says(profile(*job, "--race", 2, "-o", work / "bad.json", expect=2), "--race")
+# Maps that cannot be had.
+one = work / "one.jsonl"
+one.write_text("".join((pair / "data" / "notes_qa.jsonl").read_text().splitlines(keepends=True)[:1]))
+base = [*models, "--data", data[0], *prompts, "--no-controls", "-o", work / "bad.json"]
+says(profile(*models, "--data", one, *prompts, "-o", work / "bad.json", expect=7), "1 of 1 contexts are set aside to fit maps on", "--fit-data", "--no-align")
+says(profile(*base, "--fit-data", data[0], expect=2), "8 contexts of --fit-data are scored as well", "fitted on 0 contexts; expected at least 2")
+short = work / "short.jsonl"
+short.write_text("".join(json.dumps({"context": f"Notes: {n} keeps the lamp.", "input": "-", "answers": ["-"], "dataset": "notes_qa"}) + "\n" for n in ("Anna", "Ben")))
+shutil.rmtree(work / "bad.json.run")
+says(profile(*base, "--fit-data", short, expect=7), "layer 1:", "hidden states of width 128 need at least 256")
+check(not (work / "bad.json").exists(), "nothing is written")
+shutil.rmtree(work / "bad.json.run")
+done = profile(*base, "--fit-data", short, "--align-fallback", "plain", "--only", "7-10")
+says(done, "plain cut: layer 7: ")
+plain = json.loads((work / "bad.json").read_text())
+check(all("map" not in w for w in plain["ways"]) and any(w["way"] == "recompute 7-10" for w in plain["ways"]), "plain cuts instead")
+(work / "bad.json").unlink(); shutil.rmtree(work / "bad.json.run")
+says(profile("--sender", pair / "mild", *models[2:], "--data", data[0], *prompts, "--maps", fitted, "-o", work / "bad.json", expect=5), "fitted for sender 'sender'", "another pair")
+broken = work / "broken.safetensors"
+broken.write_bytes(fitted.read_bytes()[:-40])
+says(profile(*base, "--maps", broken, expect=4), "broken.safetensors")
+broken.write_bytes(fitted.read_bytes()[:-4] + b"\0\0\xc0\x7f")
+says(profile(*base, "--maps", broken, expect=4), "layers.11.full.bias", "finite")
+says(profile(*base, "--maps", fitted, "--fit-data", short, expect=2), "expected one of --maps, --fit-data, --fit-share and --no-align, found 2")
+says(profile(*base, "--fit-share", "100%", expect=2), "nothing would be left to score")
+says(profile(*base, "--align", "cubic", "--fit-data", fit_data, expect=2), "--align cubic: expected full, low-rank or diagonal")
+says(profile("fit", *models, "--data", fit_data, *prompts, "--rank", 129, "-o", broken, expect=2), "rank 129; expected 1 to 128")
+poisoned = work / "poisoned"
+shutil.copytree(pair / "sender", poisoned)
+weights = bytearray((poisoned / "model.safetensors").read_bytes())
+size = int.from_bytes(weights[:8], "little")
+at = 8 + size + json.loads(weights[8:8 + size])["model.layers.5.mlp.down_proj.weight"]["data_offsets"][0]
+weights[at:at + 2] = b"\xc0\x7f"
+(poisoned / "model.safetensors").write_bytes(weights)
+says(profile("fit", "--sender", poisoned, *models[2:], "--data", fit_data, *prompts, "-o", work / "no.safetensors", expect=4),
+     "model.layers.5.mlp.down_proj.weight", "finite weights")
+check(not (work / "no.safetensors").exists() and not (work / "bad.json").exists(), "nothing is written")
+
 done = profile(*job, "--dry-run", "-o", work / "dry.json")
 check(not (work / "dry.json").exists() and not (work / "dry.json.run").exists(), "a dry run leaves nothing")
 

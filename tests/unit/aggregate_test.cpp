@@ -18,9 +18,21 @@ struct Made {
       6, {.scattered = 0, .select_shares = {}, .restore = false, .reuse_only = false, .sender_alone = false});
   std::vector<ContextRecord> records;
 
+  /// With aligned twins, one form and its controls, besides.
+  static std::vector<Way> with_maps() {
+    return *all_ways(6, {.scattered = 1,
+                         .select_shares = {},
+                         .reuse_only = false,
+                         .sender_alone = false,
+                         .align = {MapForm::kFull},
+                         .shuffled = true,
+                         .other_pair = "mild"});
+  }
+
   /// Contexts of one task or two with 1 to 4 items each; way w scores by chance, better the more layers it
   /// has.
-  explicit Made(int64_t contexts, uint64_t seed = 1) {
+  explicit Made(int64_t contexts, uint64_t seed = 1, std::vector<Way> of = {}) {
+    if (!of.empty()) ways = std::move(of);
     std::mt19937_64 random(seed);
     auto uniform = [&] { return static_cast<double>(random() >> 11) / 9007199254740992.0; };
     for (int64_t c = 0; c < contexts; ++c) {
@@ -159,6 +171,74 @@ TEST(Aggregate, OrderOfRecordsDoesNotMatterAndTheFileIsReadBack) {
   auto read = Quality::read(path);
   ASSERT_TRUE(read.ok()) << read.status().message();
   EXPECT_EQ(read->to_text(), text);
+}
+
+TEST(Aggregate, AlignedWaysHaveAListOfTheirOwnAndControlsNone) {
+  Made m(40, 3, Made::with_maps());
+  auto index = [&](const std::string& name) {
+    auto at = std::find_if(m.ways.begin(), m.ways.end(), [&](const Way& w) { return w.name() == name; });
+    EXPECT_NE(at, m.ways.end()) << name;
+    return static_cast<size_t>(at - m.ways.begin());
+  };
+  // A control and a scattered set that would win every list, and two that may.
+  for (auto& r : m.records)
+    for (auto& item : r.items) {
+      for (size_t i = 0; i < m.ways.size(); ++i)
+        if (!m.ways[i].map_control.empty() || m.ways[i].kind == WayKind::kScattered) item.ways[i].score = 1;
+      item.ways[index("restore 2-5 aligned")].score = 0.85;
+      item.ways[index("recompute 3-4 aligned")].score = 0.95;
+    }
+  Quality q;
+  q.maps = {"m.maps.safetensors", std::string(64, 'f')};
+  q.sender_name = q.receiver_name = "m";
+  q.sender_fingerprint = q.receiver_fingerprint = "00";
+  q.dtype = "bf16";
+  aggregate(m.ways, m.records, {.layers = 6}, q);
+  ASSERT_GE(q.pareto_aligned.size(), 2u);
+  EXPECT_EQ(q.pareto_aligned[0], "restore 2-5 aligned");
+  EXPECT_EQ(q.pareto_aligned[1], "recompute 3-4 aligned");
+  for (const std::string& name : q.pareto_aligned) {
+    EXPECT_EQ(name.find('('), std::string::npos) << name;
+    const WayScore* w = q.find(m.ways[index(name)]);
+    ASSERT_NE(w, nullptr);
+    EXPECT_FALSE(w->entropy.empty()) << "the gate's samples";
+  }
+  for (const std::string& name : q.pareto) EXPECT_EQ(name.find("aligned"), std::string::npos) << name;
+  EXPECT_EQ(q.find(Way::group({3, 4}).aligned(MapForm::kFull))->score.value, 95);
+  EXPECT_EQ(q.find(Way::group({3, 4}).aligned(MapForm::kDiagonal)), nullptr);
+
+  std::string text = q.to_text(), path = ::testing::TempDir() + "/ds_aggregate_aligned.json";
+  ASSERT_TRUE(write_file_atomically(path, text).ok());
+  auto read = Quality::read(path);
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(read->to_text(), text);
+  EXPECT_EQ(read->ways[index("recompute 3-4 aligned (pair mild)")].way.map_control, "pair mild");
+  auto refused = [&](const std::string& from, const std::string& to, const std::string& message) {
+    std::string changed = text;
+    size_t at = changed.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    ASSERT_TRUE(write_file_atomically(path, changed.replace(at, from.size(), to)).ok());
+    auto bad = Quality::read(path);
+    ASSERT_FALSE(bad.ok());
+    EXPECT_NE(bad.status().message().find(message), std::string::npos) << bad.status().message();
+  };
+  refused("\"map\":\"full\"", "\"map\":\"curly\"",
+          "unknown form 'curly'; expected one of diagonal, low-rank, full");
+  refused("\"kind\":\"full reuse\"", "\"kind\":\"full reuse\",\"map\":\"full\"",
+          "'full reuse aligned' starts from no hidden states of the sender; expected no map");
+  refused(" \"maps\": {", " \"maps\": null, \"cost\": {", "was scored with maps; expected what they were");
+}
+
+TEST(Racing, MapsDoNotBeatPlainGroups) {
+  Made m(60, 1, Made::with_maps());
+  for (auto& r : m.records)
+    for (auto& item : r.items)
+      for (size_t i = 0; i < m.ways.size(); ++i) item.ways[i].score = m.ways[i].map != MapForm::kNone;
+  ProfileOptions o;
+  o.race = 0.95;
+  std::vector<bool> late = racing_ways(m.ways, 6, m.records, o, 60);
+  EXPECT_EQ(std::count(late.begin(), late.end(), false), 0)
+      << "all of a list are alike, whatever the other does";
 }
 
 TEST(Aggregate, ChoosingOnHalfTheDataFlattersOnThatHalf) {

@@ -29,6 +29,8 @@ Way way_of_json(const nlohmann::json& json, int64_t layers) {
     if (json["kind"] == kWayKindNames[i]) way.kind = static_cast<WayKind>(i);
   if (json.contains("layers")) way.layers = take(parse_layer_set(json["layers"].get<std::string>(), layers));
   if (json.contains("share")) way.share = json["share"].get<double>();
+  for (size_t i = 0; i < kMapForms; ++i)
+    if (json.value("map", "none") == kMapFormNames[i]) way.map = static_cast<MapForm>(i);
   return way;
 }
 
@@ -38,6 +40,37 @@ std::vector<Question> questions_of(const nlohmann::json& json) {
     questions.push_back({q["suffix"].get<std::vector<int32_t>>(), q["reference"].get<std::vector<int32_t>>(),
                          q["max_new_tokens"].get<int64_t>()});
   return questions;
+}
+
+/// Maps by formula for every layer, as tests/golden/models/make_ways.py makes them.
+MapSet formula_maps(int64_t layers, int64_t d) {
+  constexpr int64_t kRank = 3;
+  MapSet set;
+  set.layers = layers;
+  set.d_model = d;
+  auto root = std::sqrt(static_cast<double>(d));
+  for (int64_t l = 1; l < layers; ++l) {
+    for (MapForm form : {MapForm::kDiagonal, MapForm::kLowRank, MapForm::kFull}) {
+      AlignmentMap& m = set.maps.emplace_back();
+      m.layer = l;
+      m.form = form;
+      m.rank = form == MapForm::kLowRank ? kRank : 0;
+      auto number = [](double x) { return static_cast<float>(x); };
+      for (int64_t o = 0; o < d; ++o) {
+        auto x = static_cast<double>(o), at = static_cast<double>(l);
+        m.bias.push_back(number(0.05 * std::cos(3 * x + at)));
+        if (form != MapForm::kFull) m.scale.push_back(number(0.2 * std::sin(x + at)));
+        for (int64_t i = 0; form == MapForm::kFull && i < d; ++i)
+          m.weight.push_back(number(0.3 * std::sin(static_cast<double>(o * d + i) + at) / root));
+        for (int64_t k = 0; k < m.rank; ++k)
+          m.up.push_back(number(0.5 * std::sin(static_cast<double>(o * kRank + k) + at)));
+      }
+      for (int64_t k = 0; k < m.rank; ++k)
+        for (int64_t i = 0; i < d; ++i)
+          m.down.push_back(number(std::cos(static_cast<double>(k * d + i + l)) / root));
+    }
+  }
+  return set;
 }
 
 class EngineOracle : public ::testing::TestWithParam<std::string> {};
@@ -54,7 +87,8 @@ TEST_P(EngineOracle, AnswersAgreeWithTransformers) {
   std::vector<Question> questions = questions_of(json["questions"]);
   std::vector<Way> ways;
   for (const auto& c : json["cases"]) ways.push_back(way_of_json(c["way"], receiver->config().layers));
-  auto engine = take(Engine::create(*backend, *sender, *receiver, ways, {128, 16, 64}, {}));
+  MapSet maps = formula_maps(receiver->config().layers, receiver->config().d_model);
+  auto engine = take(Engine::create(*backend, *sender, *receiver, ways, {128, 16, 64}, {}, {{"", &maps}}));
   ContextAnswers found = take(engine->run(context, questions, std::vector<bool>(ways.size(), true)));
   for (size_t w = 0; w < ways.size(); ++w) {
     for (size_t q = 0; q < questions.size(); ++q) {
@@ -71,7 +105,7 @@ TEST_P(EngineOracle, AnswersAgreeWithTransformers) {
       }
     }
   }
-  EXPECT_GE(ways.size(), 13u);
+  EXPECT_GE(ways.size(), 20u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EngineOracle, ::testing::Values("llama", "qwen2", "qwen3"));
@@ -207,6 +241,12 @@ TEST(Engine, RefusesWhatDoesNotFit) {
   expect(random_ids(201, 300, 1), s.questions[0], "a context of 201 tokens");
   expect(s.context, {{}, {}, 3}, "a question of 0 tokens");
   expect(s.context, {random_ids(15, 300, 1), {}, 6}, "a question of 15 tokens with 6 new ones");
+  Way needs = Way::group({2, 3}).aligned(MapForm::kFull);
+  std::vector<Way> unmapped{s.ways[0], needs};
+  auto without =
+      Engine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, unmapped, {200, 20, 64}, {});
+  EXPECT_EQ(without.status().message(),
+            "'recompute 2-3 aligned' needs a full map for layer 2, which was not given");
   TinyModel deep(tiny_config(Family::kLlama, 6), 1, DType::kBF16);
   auto made = Engine::create(*deep.backend, *s.sender.model, *deep.model, s.ways, {200, 20, 64}, {});
   ASSERT_FALSE(made.ok());
@@ -238,6 +278,35 @@ TEST(Ways, AreAllGroupsAndControlsOnce) {
       EXPECT_EQ(r.first % 2, 0) << w.name();
       EXPECT_TRUE(r.last % 2 == 1 || r.last == 10) << w.name();
     }
+  // Aligned twins of all that starts from the sender's hidden states, with controls.
+  std::vector<Way> aligned =
+      *all_ways(12, {.align = {MapForm::kFull, MapForm::kDiagonal}, .shuffled = true, .other_pair = "mild"});
+  int64_t twins = 0, scattered_sets = 0;
+  for (const Way& w : ways) {
+    twins += w.can_align();
+    scattered_sets += w.kind == WayKind::kScattered;
+  }
+  EXPECT_EQ(twins, 66 + 12 + scattered_sets);
+  EXPECT_EQ(static_cast<int64_t>(aligned.size()),
+            static_cast<int64_t>(ways.size()) + 2 * twins + 2 * (66 + 12));
+  names.clear();
+  for (const Way& w : aligned) EXPECT_TRUE(names.insert(w.name()).second) << w.name();
+  EXPECT_TRUE(names.contains("recompute 7-10 aligned"));
+  EXPECT_TRUE(names.contains("restore 4-11 aligned (diagonal)"));
+  EXPECT_TRUE(names.contains("recompute 7-10 aligned (shuffled)"));
+  EXPECT_TRUE(names.contains("restore 0-11 aligned (pair mild)"));
+  EXPECT_FALSE(names.contains("recompute 0-3 aligned"));
+  // A run with maps is one of its own.
+  SharedRuns runs = shared_runs(aligned, std::vector<bool>(aligned.size(), true), 12);
+  EXPECT_EQ(runs.runs.size(), 1u + 11 * (1 + 2 + 2));
+  EXPECT_EQ(runs.layer_runs(12), 12 + 12 + 66 * 5);
+  std::vector<Way> only =
+      *all_ways(12, {.scattered = 0, .align = {MapForm::kFull}, .only = {{7, 10}, {4, 11}}});
+  EXPECT_EQ(std::count_if(only.begin(), only.end(), [](const Way& w) { return w.kind == WayKind::kGroup; }),
+            4);
+  EXPECT_EQ(std::count_if(only.begin(), only.end(), [](const Way& w) { return w.kind == WayKind::kRestore; }),
+            4);
+  EXPECT_FALSE(all_ways(12, {.only = {{7, 12}}}).ok());
   EXPECT_FALSE(all_ways(4, {.granularity = 5}).ok());
   EXPECT_FALSE(all_ways(4, {.select_shares = {1.5}}).ok());
 }

@@ -43,7 +43,8 @@ Status run_fit(const FitToolOptions& o) {
   DS_ASSIGN(LoadedPair pair, load_pair(o.pair));
   const ModelConfig& config = pair.receiver.model->config();
   int64_t none = 0;
-  DS_ASSIGN(auto contexts, fit_contexts(data.sets, prompts, *pair.receiver.tokenizer, config, o.truncate, {}, none));
+  DS_ASSIGN(auto contexts,
+            fit_contexts(data.sets, prompts, *pair.receiver.tokenizer, config, o.truncate, {}, none));
   if (o.contexts > 0 && o.contexts < static_cast<int64_t>(contexts.size()))
     contexts.resize(static_cast<size_t>(o.contexts));
   int64_t tokens = 0;
@@ -63,9 +64,10 @@ Status run_fit(const FitToolOptions& o) {
     fmt::print("{}\n", json_of(set, fitted.left_out, seconds, bytes).dump(1));
     return ok_status();
   }
-  fmt::print("mean squared distance to the receiver's hidden states, as a share of their variance, held out\n"
-             "{:>5}  {:>9}  {:>9}  {:>9}  {:>9}  {:>7}\n",
-             "layer", "plain cut", "diagonal", "low-rank", "full", "ridge");
+  fmt::print(
+      "mean squared distance to the receiver's hidden states, as a share of their variance, held out\n"
+      "{:>5}  {:>9}  {:>9}  {:>9}  {:>9}  {:>7}\n",
+      "layer", "plain cut", "diagonal", "low-rank", "full", "ridge");
   for (int64_t l = 1; l < config.layers; ++l) {
     const AlignmentMap *full = set.find(l, MapForm::kFull), *low = set.find(l, MapForm::kLowRank),
                        *diagonal = set.find(l, MapForm::kDiagonal);
@@ -79,21 +81,26 @@ Status run_fit(const FitToolOptions& o) {
 }  // namespace
 
 Action add_fit(CLI::App& app) {
-  CLI::App* fit = app.add_subcommand(
-      "fit", "Fit the maps of aligned cuts: they take the sender's hidden states to the receiver's, layer by layer.");
+  CLI::App* fit = app.add_subcommand("fit",
+                                     "Fit the maps of aligned cuts: they take the sender's hidden states to "
+                                     "the receiver's, layer by layer.");
   auto o = std::make_shared<FitToolOptions>();
   add_pair_options(*fit, o->pair);
   add_align_options(*fit, o->align);
-  fit->add_option("--data", o->data, "JSON lines with LongBench's fields; only their contexts are read")->required();
+  fit->add_option("--data", o->data, "JSON lines with LongBench's fields; only their contexts are read")
+      ->required();
   fit->add_option("--prompts", o->prompts, "prompt templates by task; default: context + input");
   fit->add_option("-o,--output", o->out, "file of maps to write (.safetensors)")->required();
-  fit->add_option("--contexts", o->contexts, "only the first so many contexts; 0: all")->check(CLI::Range(0, 1 << 30));
-  fit->add_option("--truncate", o->truncate, "contexts of more tokens keep their first and last halves of this many")
+  fit->add_option("--contexts", o->contexts, "only the first so many contexts; 0: all")
+      ->check(CLI::Range(0, 1 << 30));
+  fit->add_option("--truncate", o->truncate,
+                  "contexts of more tokens keep their first and last halves of this many")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 30));
   fit->add_flag("--shuffled", o->control, "fit to tokens in a wrong order: a control, worth nothing");
   fit->add_flag("--json", o->json, "print the statistics as JSON");
   fit->footer(
-      "Sums over tokens are kept in f64: 32 d^2 bytes for each layer (512 KiB for d = 128, 537 MB for d = 4,096). One\n"
+      "Sums over tokens are kept in f64: 32 d^2 bytes for each layer (512 KiB for d = 128, 537 MB for d = "
+      "4,096). One\n"
       "context of five chooses the ridge.\n\n"
       "Example:\n  ds-profile fit --sender S/ --receiver R/ --data hotpotqa.jsonl -o pair.maps.safetensors");
   return [o] { return run_fit(*o); };

@@ -38,7 +38,8 @@ inline Result<LoadedPair> load_pair(const PairOptions& o) {
   LoadedPair pair;
   DS_ASSIGN(pair.receiver, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
   DS_ASSIGN(pair.sender, load_model(o.sender, o.backend, o.threads, o.dtype, o.cache, pair.receiver.backend));
-  DS_TRY(check_same_architecture(pair.sender.model->config(), pair.receiver.model->config(), o.sender, o.receiver));
+  DS_TRY(check_same_architecture(pair.sender.model->config(), pair.receiver.model->config(), o.sender,
+                                 o.receiver));
   if (!pair.receiver.tokenizer)
     return error(Code::kNotFound, "'{}' has no tokenizer.json to read the data with", o.receiver);
   if (pair.sender.identity.tokenizer != pair.receiver.identity.tokenizer)
@@ -77,7 +78,8 @@ struct AlignOptions {
 };
 
 inline void add_align_options(CLI::App& app, AlignOptions& o) {
-  app.add_option("--rank", o.rank, "of low-rank maps; 0: an eighth of the width")->check(CLI::Range(0, 1 << 24));
+  app.add_option("--rank", o.rank, "of low-rank maps; 0: an eighth of the width")
+      ->check(CLI::Range(0, 1 << 24));
   app.add_option("--align-fallback", o.fallback,
                  "plain: layers whose maps cannot be fitted keep their plain cuts; none: that is an error")
       ->check(CLI::IsMember({"none", "plain"}))
@@ -100,16 +102,18 @@ inline MapSet maps_of(const LoadedPair& pair, const std::vector<Quality::Input>&
 }
 
 /// Runs both models over the contexts and fits maps to them. kInfeasible where `stop` was set.
-inline Result<MapFitter::Fitted> fit_pair(const LoadedPair& pair, const std::vector<std::vector<int32_t>>& contexts,
+inline Result<MapFitter::Fitted> fit_pair(const LoadedPair& pair,
+                                          const std::vector<std::vector<int32_t>>& contexts,
                                           const FitOptions& options, const std::atomic<bool>& stop) {
   int64_t most = 0;
   for (const auto& c : contexts) most = std::max(most, static_cast<int64_t>(c.size()));
-  DS_ASSIGN(auto fitter, MapFitter::create(*pair.receiver.backend, *pair.sender.model, *pair.receiver.model, options,
-                                           static_cast<int64_t>(contexts.size()), most));
+  DS_ASSIGN(auto fitter, MapFitter::create(*pair.receiver.backend, *pair.sender.model, *pair.receiver.model,
+                                           options, static_cast<int64_t>(contexts.size()), most));
   ProgressBar bar("fitting maps");
   for (size_t i = 0; i < contexts.size(); ++i) {
     if (stop.load())
-      return error(Code::kInfeasible, "stopped after {} of {} contexts to fit on; the same command begins again", i,
+      return error(Code::kInfeasible,
+                   "stopped after {} of {} contexts to fit on; the same command begins again", i,
                    contexts.size());
     auto status = fitter->add(contexts[i]);
     if (!status.ok()) return status.with_context(fmt::format("context {} to fit on", i));

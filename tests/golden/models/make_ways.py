@@ -54,6 +54,19 @@ def select(R, S_keys, context, share):
     return keys, chosen
 
 
+def aligned(x, layer, form):
+    """A map by formula, which tests/unit/engine_test.cpp makes as well: y = x + W x + b."""
+    d = x.shape[-1]
+    o, i = torch.arange(d, dtype=torch.float64)[:, None], torch.arange(d, dtype=torch.float64)[None]
+    scale, bias = 0.2 * torch.sin(o[:, 0] + layer), 0.05 * torch.cos(3 * o[:, 0] + layer)
+    W = torch.diag(scale.float())
+    if form == "full": W = (0.3 * torch.sin(o * d + i + layer) / d ** 0.5).float()
+    if form == "low-rank":
+        k = torch.arange(3, dtype=torch.float64)
+        W = W + (0.5 * torch.sin(o * 3 + k + layer)).float() @ (torch.cos(k[:, None] * d + i + layer) / d ** 0.5).float()
+    return x + x @ W.T + bias.float()
+
+
 def logits(M, keys, tokens):
     cache = DynamicCache(config=M.config)
     for l in range(M.config.num_hidden_layers): cache.update(*(t.clone() for t in keys[l]), l)
@@ -75,6 +88,11 @@ def caches(R, S, context):
     yield dict(kind="scattered", layers=f"1,{top}"), R, {**S_keys, **group(1, 1), **group(top, top)}
     yield dict(kind="reuse only", layers="2"), R, {**own, 2: S_keys[2]}
     for a in (0, 1): yield dict(kind="restore", layers=f"{a}-{top}"), R, {**S_keys, **{l: group(l, l)[l] for l in range(a, L)}}
+    for form, (a, b) in (("full", (1, 2)), ("low-rank", (1, 2)), ("diagonal", (2, top)), ("full", (2, top))):
+        yield dict(kind="group", layers=f"{a}-{b}", map=form), R, {**S_keys, **run_layers(R, aligned(E[a], a, form), a, b, n)}
+    yield dict(kind="scattered", layers=f"1,{top}", map="full"), R, {**S_keys, **run_layers(R, aligned(E[1], 1, "full"), 1, 1, n), **run_layers(R, aligned(E[top], top, "full"), top, top, n)}
+    for form in ("full", "low-rank"):
+        yield dict(kind="restore", layers=f"0-{top}", map=form), R, {l: run_layers(R, aligned(E[l], l, form) if l else E[l], l, l, n)[l] for l in range(L)}
     for share in (0.1, 0.4): yield dict(kind="select", share=share), R, select(R, S_keys, context, share)[0]
     yield dict(kind="sender alone"), S, S_keys
 
