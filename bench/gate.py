@@ -33,7 +33,7 @@ documents = list(dict.fromkeys(item["context"] for item in notes))
 known = set(documents[: a.profile])
 (work / "known.jsonl").write_text("".join(json.dumps(item) + "\n" for item in notes if item["context"] in known))
 models = ["--sender", pair / "sender", "--receiver", pair / "receiver"]
-tool("ds-profile", *models, "--data", work / "known.jsonl", "--prompts", pair / "data" / "prompts.json", "--no-controls", "-o", work / "quality.json")
+tool("ds-profile", *models, "--data", work / "known.jsonl", "--prompts", pair / "data" / "prompts.json", "--no-controls", "--no-align", "-o", work / "quality.json")
 tool("ds-compile", *models, "--quality", work / "quality.json", "--slo-loss", a.slo_loss, "--policy", "droidspeak", "--chunks", 1,
      "--context-lengths", "200,400,1000", "--link-rates", "400MB/s", "-o", work / "plan.dsplan")
 frames = {task: how["prompt"].split("{context}")[1] for task, how in json.loads((pair / "data" / "prompts.json").read_text())["tasks"].items()}
