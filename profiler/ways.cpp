@@ -88,10 +88,13 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
 
   const std::vector<Way> plain = ways;
   auto add_aligned = [&](MapForm form, const std::string& control) {
-    // Scattered sets are controls themselves: with this pair's maps only.
-    for (const Way& way : plain)
-      if (way.can_align() && (control.empty() || way.kind != WayKind::kScattered))
-        ways.push_back(way.aligned(form, control));
+    // For controls one size of groups will do.
+    const int64_t third = edge(std::max<int64_t>(1, blocks / 3));
+    for (const Way& way : plain) {
+      bool controlled =
+          way.kind == WayKind::kRestore || (way.kind == WayKind::kGroup && way.layers[0].size() == third);
+      if (way.can_align() && (control.empty() || controlled)) ways.push_back(way.aligned(form, control));
+    }
   };
   for (MapForm form : o.align) add_aligned(form, "");
   if (o.shuffled && !o.align.empty()) add_aligned(o.align[0], kShuffled);

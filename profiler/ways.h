@@ -18,9 +18,10 @@ struct WayOptions {
   uint64_t seed = 1;        // of them
   std::vector<double> select_shares = {0.05, 0.1, 0.15, 0.2, 0.3, 0.5};  // in (0, 1)
   bool restore = true, reuse_only = true, sender_alone = true;
-  std::vector<MapForm> align;    // groups from a cut, restored layers and scattered sets with maps, too
-  bool shuffled = false;         // with the first form of `align`, controls: maps of a wrong order of tokens
-  std::string other_pair;        // the same with another pair's maps, of that name; empty: none
+  std::vector<MapForm> align;  // groups from a cut, restored layers and scattered sets with maps, too
+  // Controls for restored layers and groups of a third of the layers, with the first form of `align`:
+  bool shuffled = false;         // maps that were fitted to tokens in a wrong order
+  std::string other_pair;        // another pair's maps, of that name; empty: none
   std::vector<LayerRange> only;  // groups and restored layers are these only; empty: all
 };
 

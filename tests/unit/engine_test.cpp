@@ -288,7 +288,7 @@ TEST(Ways, AreAllGroupsAndControlsOnce) {
   }
   EXPECT_EQ(twins, 66 + 12 + scattered_sets);
   EXPECT_EQ(static_cast<int64_t>(aligned.size()),
-            static_cast<int64_t>(ways.size()) + 2 * twins + 2 * (66 + 12));
+            static_cast<int64_t>(ways.size()) + 2 * twins + 2 * (8 + 12));
   names.clear();
   for (const Way& w : aligned) EXPECT_TRUE(names.insert(w.name()).second) << w.name();
   EXPECT_TRUE(names.contains("recompute 7-10 aligned"));
@@ -298,8 +298,8 @@ TEST(Ways, AreAllGroupsAndControlsOnce) {
   EXPECT_FALSE(names.contains("recompute 0-3 aligned"));
   // A run with maps is one of its own.
   SharedRuns runs = shared_runs(aligned, std::vector<bool>(aligned.size(), true), 12);
-  EXPECT_EQ(runs.runs.size(), 1u + 11 * (1 + 2 + 2));
-  EXPECT_EQ(runs.layer_runs(12), 12 + 12 + 66 * 5);
+  EXPECT_EQ(runs.runs.size(), 1u + 11 * (1 + 2) + 8 * 2);
+  EXPECT_EQ(runs.layer_runs(12), 12 + 12 + 66 * 3 + 2 * 8 * 4);
   std::vector<Way> only =
       *all_ways(12, {.scattered = 0, .align = {MapForm::kFull}, .only = {{7, 10}, {4, 11}}});
   EXPECT_EQ(std::count_if(only.begin(), only.end(), [](const Way& w) { return w.kind == WayKind::kGroup; }),

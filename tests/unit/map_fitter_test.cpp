@@ -29,7 +29,8 @@ T take(Result<T> result) {
 
 MapFitter::Fitted fit(TinyModel& sender, TinyModel& receiver, FitOptions options = {}) {
   constexpr int64_t contexts = 10;
-  auto fitter = take(MapFitter::create(*receiver.backend, *sender.model, *receiver.model, options, contexts, 60));
+  auto fitter =
+      take(MapFitter::create(*receiver.backend, *sender.model, *receiver.model, options, contexts, 60));
   for (int64_t i = 0; i < contexts; ++i) {
     Status status = fitter->add(random_ids(40 + i % 10, 300, 50 + static_cast<uint64_t>(i)));
     EXPECT_TRUE(status.ok()) << status.message();
@@ -55,7 +56,8 @@ TEST(MapFitter, OneModelGivesTheIdentityExactly) {
 TEST(MapFitter, FitsBetterThanThePlainCutAndThanAWrongOrder) {
   auto backend = take(make_cpu_backend());
   const std::string pair = DS_SOURCE_DIR "/examples/pair/";
-  auto sender_files = take(Checkpoint::open(pair + "mild")), receiver_files = take(Checkpoint::open(pair + "receiver"));
+  auto sender_files = take(Checkpoint::open(pair + "mild")),
+       receiver_files = take(Checkpoint::open(pair + "receiver"));
   auto sender = take(backend->load(sender_files, {})), receiver = take(backend->load(receiver_files, {}));
   auto fitter = take(MapFitter::create(*backend, *sender, *receiver, {.rank = 3, .shuffled = true}, 11, 200));
   for (uint64_t i = 0; i < 11; ++i) ASSERT_TRUE(fitter->add(random_ids(200, 1381, i)).ok());
@@ -96,7 +98,8 @@ TEST(MapFitter, SaysWhatItCannotFit) {
       EXPECT_EQ(fitted->left_out.size(), 4u);
     } else {
       EXPECT_EQ(fitted.status().code(), Code::kInfeasible);
-      EXPECT_THAT(fitted.status().message(), AllOf(HasSubstr("layer 1: 10 tokens to fit on"), HasSubstr("need at least")));
+      EXPECT_THAT(fitted.status().message(),
+                  AllOf(HasSubstr("layer 1: 10 tokens to fit on"), HasSubstr("need at least")));
     }
   }
 }
@@ -161,7 +164,8 @@ TEST_F(MapsFile, OfAnotherPairOrPlanIsRefused) {
   const std::string a(64, 'a'), b(64, 'b'), x(64, 'x');
   EXPECT_TRUE(set.check_pair("f", a, b, 5, set.d_model).ok());
   EXPECT_THAT(set.check_pair("f", x, b, 5, set.d_model).message(),
-              AllOf(HasSubstr("maps 'f' were fitted for sender 's' (fingerprint aaaaaaaaaaaa)"), HasSubstr("xxxxxxxxxxxx")));
+              AllOf(HasSubstr("maps 'f' were fitted for sender 's' (fingerprint aaaaaaaaaaaa)"),
+                    HasSubstr("xxxxxxxxxxxx")));
   EXPECT_THAT(set.check_pair("f", a, x, 5, set.d_model).message(), HasSubstr("receiver 'r'"));
   EXPECT_THAT(set.check_pair("f", a, b, 6, set.d_model).message(), HasSubstr("for 5 layers of width"));
   Plan plan;
@@ -172,7 +176,8 @@ TEST_F(MapsFile, OfAnotherPairOrPlanIsRefused) {
   plan.maps = {"old.safetensors", x};
   Status status = set.check_plan("f", plan);
   EXPECT_EQ(status.code(), Code::kMismatch);
-  EXPECT_THAT(status.message(), AllOf(HasSubstr("'old.safetensors' (xxxxxxxxxxxx)"), HasSubstr("another fit")));
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr("'old.safetensors' (xxxxxxxxxxxx)"), HasSubstr("another fit")));
   plan.maps.fingerprint = set.fingerprint();
   EXPECT_TRUE(set.check_plan("f", plan).ok());
 }
@@ -204,8 +209,9 @@ TEST_F(MapsFile, DamageIsFoundAndNamed) {
   change("layers.2.full.bias", "layers.2.full.bios");
   EXPECT_THAT(read().message(), HasSubstr("tensor 'layers.2.full.bias' is missing"));
   EXPECT_EQ(MapSet::read(path + ".none").status().code(), Code::kNotFound);
-  EXPECT_THAT(MapSet::read(DS_SOURCE_DIR "/tests/golden/models/llama/expected.safetensors").status().message(),
-              HasSubstr("expected a file of maps for aligned cuts"));
+  EXPECT_THAT(
+      MapSet::read(DS_SOURCE_DIR "/tests/golden/models/llama/expected.safetensors").status().message(),
+      HasSubstr("expected a file of maps for aligned cuts"));
 }
 
 }  // namespace

@@ -23,7 +23,8 @@ std::vector<double> flat(const nlohmann::json& rows) {
   return all;
 }
 
-CutMoments moments_of(int64_t d, const std::vector<double>& x, const std::vector<double>& r, int64_t at_once) {
+CutMoments moments_of(int64_t d, const std::vector<double>& x, const std::vector<double>& r,
+                      int64_t at_once) {
   CutMoments m(d);
   const auto rows = static_cast<int64_t>(x.size()) / d;
   for (int64_t first = 0; first < rows; first += at_once) {
@@ -45,7 +46,8 @@ std::vector<double> dense(const AlignmentMap& m, int64_t d) {
       double& to = w[static_cast<size_t>(o * d + i)];
       if (m.form == MapForm::kFull) to = m.weight[static_cast<size_t>(o * d + i)];
       for (int64_t k = 0; k < m.rank; ++k)
-        to += static_cast<double>(m.up[static_cast<size_t>(o * m.rank + k)]) * m.down[static_cast<size_t>(k * d + i)];
+        to += static_cast<double>(m.up[static_cast<size_t>(o * m.rank + k)]) *
+              m.down[static_cast<size_t>(k * d + i)];
       if (o == i && m.form != MapForm::kFull) to += m.scale[static_cast<size_t>(o)];
     }
   return w;
@@ -97,7 +99,8 @@ TEST(FitMaps, AgreesWithNumpyWhateverIsAddedAtOnce) {
 TEST(FitMaps, OneModelGivesTheIdentityExactly) {
   const int64_t d = 16, n = 200;
   std::vector<double> x = random_rows(n * d, 1), zero(x.size());
-  auto maps = fit_maps(1, 4, moments_of(d, x, zero, 50), moments_of(d, random_rows(30 * d, 2), std::vector<double>(30 * d), 30));
+  auto maps = fit_maps(1, 4, moments_of(d, x, zero, 50),
+                       moments_of(d, random_rows(30 * d, 2), std::vector<double>(30 * d), 30));
   ASSERT_TRUE(maps.ok()) << maps.status().message();
   for (const AlignmentMap& m : *maps) {
     for (double w : dense(m, d)) EXPECT_EQ(w, 0);
@@ -114,7 +117,8 @@ TEST(FitMaps, FindsAnAffineMapThatIsThere) {
     for (int64_t o = 0; o < d; ++o) {
       double& to = r[static_cast<size_t>(t * d + o)];
       to = 0.5 * static_cast<double>(o);
-      for (int64_t i = 0; i < d; ++i) to += x[static_cast<size_t>(t * d + i)] * B[static_cast<size_t>(i * d + o)];
+      for (int64_t i = 0; i < d; ++i)
+        to += x[static_cast<size_t>(t * d + i)] * B[static_cast<size_t>(i * d + o)];
     }
   CutMoments fit = moments_of(d, x, r, 100);
   auto maps = fit_maps(1, d, fit, fit);
@@ -141,11 +145,13 @@ TEST(FitMaps, SaysWhatItCannotFit) {
                                    HasSubstr("need at least 16 and 1"), HasSubstr("about 21 tokens in all")));
   EXPECT_THAT(failure(made(15, 1), CutMoments(d)).message(), HasSubstr("and 0 to choose the ridge on"));
   std::vector<double> flat_rows = random_rows(40 * d, 3);
-  for (size_t i = 0; i < flat_rows.size(); i += static_cast<size_t>(d)) flat_rows[i + 2] = flat_rows[i + 5] = 1.5;
+  for (size_t i = 0; i < flat_rows.size(); i += static_cast<size_t>(d))
+    flat_rows[i + 2] = flat_rows[i + 5] = 1.5;
   Status singular = failure(moments_of(d, flat_rows, random_rows(40 * d, 4), 40), made(9, 5));
   EXPECT_EQ(singular.code(), Code::kInfeasible);
-  EXPECT_THAT(singular.message(), AllOf(HasSubstr("layer 5: the sender's hidden states span 6 of 8 directions"),
-                                        HasSubstr("--align-fallback plain")));
+  EXPECT_THAT(singular.message(),
+              AllOf(HasSubstr("layer 5: the sender's hidden states span 6 of 8 directions"),
+                    HasSubstr("--align-fallback plain")));
   std::vector<double> bad = random_rows(40 * d, 6);
   bad[17] = std::nan("");
   Status nan = failure(moments_of(d, bad, random_rows(40 * d, 7), 40), made(9, 8));
