@@ -23,7 +23,8 @@ constexpr int64_t kPrefix = 20;  // magic, version, length of the JSON
 constexpr int64_t kMaxJson = int64_t{16} << 20;
 constexpr int64_t kMaxFirstRead = 64 << 10;
 // Bounds that keep every product of sizes below 2^63: rows < 2^32 bytes, tensors < 2^62, and no more than
-// 2^17 tensors are laid out in sums that are checked one by one.
+// kMaxTensors are laid out in sums that are checked one by one.
+constexpr int64_t kMaxTensors = 1 << 17;
 constexpr int64_t kMaxTokens = int64_t{1} << 30;
 constexpr int64_t kMaxLayers = 1 << 16;
 constexpr int64_t kMaxRow = 1 << 28;  // elements
@@ -35,11 +36,17 @@ int64_t row_bytes_of(const Shape& shape, DType dtype, TensorKind kind) {
 }
 
 bool laid_out_before(const EntryTensor& a, const EntryTensor& b) {
-  return std::tie(a.kind, a.layer) < std::tie(b.kind, b.layer);
+  return std::tie(a.kind, a.layer, a.map) < std::tie(b.kind, b.layer, b.map);
 }
 
-std::string tensor_name(TensorKind kind, int64_t layer) {
-  return fmt::format("{}({})", tensor_kind_name(kind), layer);
+constexpr size_t kFingerprint = 64;
+
+/// Is it a text that entry_map() makes of a form?
+bool is_map(std::string_view text) {
+  return text.size() > kFingerprint && text[kFingerprint] == '/' &&
+         text.find_first_not_of("0123456789abcdef") == kFingerprint &&
+         std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), text.substr(kFingerprint + 1)) !=
+             std::end(kMapFormNames);
 }
 
 std::string escaped(std::string_view bytes) {
@@ -53,6 +60,14 @@ std::string escaped(std::string_view bytes) {
     }
   }
   return text;
+}
+
+/// Of a tensor that has a map.
+Status check_map(TensorKind kind, const std::string& map, Code code, const std::string& where) {
+  if (kind == TensorKind::kE && is_map(map)) return ok_status();
+  return error(code, "{}: 'map' is '{:.100}', expected {}", where, escaped(map),
+               kind == TensorKind::kE ? "a fingerprint of 64 hexadecimal digits, '/' and a form of map"
+                                      : "none: only E goes through maps");
 }
 
 std::string hex64(uint64_t v) { return fmt::format("{:016x}", v); }
@@ -105,6 +120,7 @@ std::string header_json(const EntryHeader& h) {
                             {"offset", t.offset},
                             {"bytes", t.bytes},
                             {"checksums", digits}});
+    if (!t.map.empty()) j["tensors"].back()["map"] = t.map;
   }
   // A folder's name need not be UTF-8; it is for people only.
   return j.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
@@ -114,7 +130,8 @@ std::string header_json(const EntryHeader& h) {
 std::string header_bytes(const EntryHeader& h) {
   std::string json = header_json(h), bytes(kMagic);
   auto put = [&](const auto& v) { bytes.append(reinterpret_cast<const char*>(&v), sizeof v); };
-  put(kEntryVersion);
+  const bool mapped = std::any_of(h.tensors.begin(), h.tensors.end(), [](auto& t) { return !t.map.empty(); });
+  put(mapped ? kEntryVersion : kPlainEntryVersion);
   put(static_cast<uint64_t>(json.size()));
   bytes += json;
   put(checksum64(std::as_bytes(std::span(bytes.data(), bytes.size()))));
@@ -127,7 +144,8 @@ Status expect_field(std::string_view field, const T& found, const T& expected) {
   return error(Code::kMismatch, "{} is '{}' there, expected '{}'", field, found, expected);
 }
 
-Result<EntryTensor> parse_tensor(const nlohmann::json& item, int64_t tokens, const std::string& where) {
+Result<EntryTensor> parse_tensor(const nlohmann::json& item, int64_t tokens, uint32_t version,
+                                 const std::string& where) {
   DS_ASSIGN(JsonObject o, JsonObject::make(item, where));
   EntryTensor t;
   DS_ASSIGN(std::string kind, o.string("kind"));
@@ -139,6 +157,12 @@ Result<EntryTensor> parse_tensor(const nlohmann::json& item, int64_t tokens, con
   t.layer = static_cast<int32_t>(layer);
   DS_ASSIGN(t.offset, o.integer("offset", 0, INT64_MAX / 2));
   DS_ASSIGN(t.bytes, o.integer("bytes", 1, INT64_MAX / 2));
+  if (item.contains("map")) {
+    if (version == kPlainEntryVersion)
+      return error(Code::kCorrupt, "{}: it has a 'map', which version {} does not", where, version);
+    DS_ASSIGN(t.map, o.string("map"));
+    DS_TRY(check_map(t.kind, t.map, Code::kCorrupt, where));
+  }
   DS_ASSIGN(std::string digits, o.string("checksums"));
   int64_t blocks = checksum_blocks(tokens);
   if (static_cast<int64_t>(digits.size()) != 16 * blocks) {
@@ -172,8 +196,8 @@ Status compare(const EntryHeader& found, const std::string& salt_sha256, const E
 }
 
 /// From JSON text whose checksum was right; `tensors_from` is where the header ends.
-Result<EntryHeader> parse_header(std::string_view text, int64_t tensors_from, int64_t object_size,
-                                 const EntryIdentity& identity, const Shape& shape) {
+Result<EntryHeader> parse_header(std::string_view text, uint32_t version, int64_t tensors_from,
+                                 int64_t object_size, const EntryIdentity& identity, const Shape& shape) {
   DS_ASSIGN(nlohmann::json json, parse_json(text, "header"));
   DS_ASSIGN(JsonObject o, JsonObject::make(json, "header"));
   EntryHeader h;
@@ -204,22 +228,23 @@ Result<EntryHeader> parse_header(std::string_view text, int64_t tensors_from, in
   h.identity.salt = identity.salt;
 
   DS_ASSIGN(const nlohmann::json* list, o.array("tensors"));
-  if (list->empty() || list->size() > static_cast<size_t>(2 * h.shape.layers)) {
-    return error(Code::kCorrupt, "header: {} tensors listed, expected 1 to {}", list->size(),
-                 2 * h.shape.layers);
-  }
+  const int64_t most = version == kPlainEntryVersion ? 2 * h.shape.layers : kMaxTensors;
+  if (list->empty() || list->size() > static_cast<size_t>(most))
+    return error(Code::kCorrupt, "header: {} tensors listed, expected 1 to {}", list->size(), most);
   int64_t end = tensors_from;
   for (size_t i = 0; i < list->size(); ++i) {
     std::string where = fmt::format("header: tensor {}", i);
-    DS_ASSIGN(EntryTensor t, parse_tensor((*list)[i], h.identity.tokens, where));
-    where += " " + tensor_name(t.kind, t.layer);
+    DS_ASSIGN(EntryTensor t, parse_tensor((*list)[i], h.identity.tokens, version, where));
+    where += " " + tensor_name(t.kind, t.layer, t.map);
     if (t.layer >= h.shape.layers) {
       return error(Code::kCorrupt, "{}: layer {} is not one of the model's {}", where, t.layer,
                    h.shape.layers);
     }
     if (!h.tensors.empty() && !laid_out_before(h.tensors.back(), t)) {
-      return error(Code::kCorrupt, "{}: stands after {}, expected E first, then KV, each by layer and once",
-                   where, tensor_name(h.tensors.back().kind, h.tensors.back().layer));
+      const EntryTensor& before = h.tensors.back();
+      return error(Code::kCorrupt,
+                   "{}: stands after {}, expected E first, then KV, each by layer and map, and once", where,
+                   tensor_name(before.kind, before.layer, before.map));
     }
     int64_t bytes = h.identity.tokens * h.row_bytes(t.kind);
     if (t.bytes != bytes) {
@@ -247,6 +272,17 @@ Result<EntryHeader> parse_header(std::string_view text, int64_t tensors_from, in
 
 std::string_view tensor_kind_name(TensorKind kind) { return kind == TensorKind::kE ? "e" : "kv"; }
 
+std::string entry_map(std::string_view maps_fingerprint, MapForm form) {
+  return form == MapForm::kNone ? "" : fmt::format("{}/{}", maps_fingerprint, map_form_name(form));
+}
+
+std::string tensor_name(TensorKind kind, int64_t layer, std::string_view map) {
+  std::string name = fmt::format("{}({})", tensor_kind_name(kind), layer);
+  if (map.empty()) return name;
+  if (!is_map(map)) return fmt::format("{} through '{:.100}'", name, escaped(map));
+  return fmt::format("{} through the {} map of {:.12}", name, map.substr(kFingerprint + 1), map);
+}
+
 std::string hash_tokens(std::span<const int32_t> ids) { return sha256_hex(std::as_bytes(ids)); }
 
 std::string EntryIdentity::key() const {
@@ -258,9 +294,9 @@ std::string EntryIdentity::key() const {
 
 int64_t EntryHeader::row_bytes(TensorKind kind) const { return row_bytes_of(shape, identity.dtype, kind); }
 
-const EntryTensor* EntryHeader::find(TensorKind kind, int32_t layer) const {
+const EntryTensor* EntryHeader::find(TensorKind kind, int32_t layer, std::string_view map) const {
   for (const EntryTensor& t : tensors) {
-    if (t.kind == kind && t.layer == layer) return &t;
+    if (t.kind == kind && t.layer == layer && t.map == map) return &t;
   }
   return nullptr;
 }
@@ -283,15 +319,21 @@ Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const M
   }
   if (sources.empty()) return error(Code::kInvalidArgument, "publishing an entry: no tensors were given");
   std::sort(sources.begin(), sources.end(), [](const EntrySource& a, const EntrySource& b) {
-    return std::tie(a.kind, a.layer) < std::tie(b.kind, b.layer);
+    return std::tie(a.kind, a.layer, a.map) < std::tie(b.kind, b.layer, b.map);
   });
+  if (sources.size() > static_cast<size_t>(kMaxTensors))
+    return error(Code::kInvalidArgument, "publishing an entry: {} tensors, expected at most {}",
+                 sources.size(), kMaxTensors);
   for (const EntrySource& s : sources) {
-    std::string name = tensor_name(s.kind, s.layer);
+    std::string name = tensor_name(s.kind, s.layer, s.map);
+    if (!s.map.empty())
+      DS_TRY(check_map(s.kind, s.map, Code::kInvalidArgument, "publishing an entry: " + name));
     if (s.layer < 0 || s.layer >= shape.layers) {
       return error(Code::kInvalidArgument, "publishing an entry: {} is not a layer of the model's {}", name,
                    shape.layers);
     }
-    if (!h.tensors.empty() && h.tensors.back().kind == s.kind && h.tensors.back().layer == s.layer) {
+    if (const EntryTensor* last = h.tensors.empty() ? nullptr : &h.tensors.back();
+        last != nullptr && last->kind == s.kind && last->layer == s.layer && last->map == s.map) {
       return error(Code::kInvalidArgument, "publishing an entry: {} was given twice", name);
     }
     int64_t bytes = identity.tokens * h.row_bytes(s.kind);
@@ -299,7 +341,7 @@ Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const M
       return error(Code::kInvalidArgument, "publishing an entry: {} has {} bytes, expected {}", name,
                    s.data.size(), bytes);
     }
-    EntryTensor& t = h.tensors.emplace_back(EntryTensor{s.kind, s.layer, 0, bytes, {}});
+    EntryTensor& t = h.tensors.emplace_back(EntryTensor{s.kind, s.layer, 0, bytes, {}, s.map});
     const auto block = static_cast<size_t>(kChecksumRows * h.row_bytes(s.kind));
     for (size_t at = 0; at < s.data.size(); at += block)
       t.checksums.push_back(checksum64(s.data.subspan(at, std::min(block, s.data.size() - at))));
@@ -388,11 +430,12 @@ Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identit
     return corrupt("its header is damaged: checksum {} of {} bytes, expected {}", hex64(found), checked,
                    hex64(stored));
   }
-  if (version != kEntryVersion) {
-    return error(Code::kUnsupported, "{}: it has format version {}, this version reads {}; publish it again",
-                 reader.where_, version, kEntryVersion);
+  if (version < kPlainEntryVersion || version > kEntryVersion) {
+    return error(Code::kUnsupported,
+                 "{}: it has format version {}, this version reads {} to {}; publish it again", reader.where_,
+                 version, kPlainEntryVersion, kEntryVersion);
   }
-  auto header = parse_header(std::string_view(bytes).substr(kPrefix, static_cast<size_t>(length)),
+  auto header = parse_header(std::string_view(bytes).substr(kPrefix, static_cast<size_t>(length)), version,
                              checked + 8, size, identity, shape);
   if (!header.ok()) {
     // Ill-typed or absurd values are the entry's fault here, not the caller's.
@@ -404,16 +447,16 @@ Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identit
 }
 
 Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out,
-                              const std::function<Status()>& go_on) {
-  const EntryTensor* tensor = header_.find(kind, layer);
+                              const std::function<Status()>& go_on, std::string_view map) {
+  const EntryTensor* tensor = header_.find(kind, layer, map);
   if (tensor == nullptr) {
-    return error(Code::kNotFound, "{}: it has no {}; publish it again with the plan that asks for it", where_,
-                 tensor_name(kind, layer));
+    return error(Code::kNotFound, "{}: it has no {}; publish it again with the plan that asks for it{}",
+                 where_, tensor_name(kind, layer, map), map.empty() ? "" : " and that plan's file of maps");
   }
   int64_t tokens = header_.identity.tokens, row = header_.row_bytes(kind);
   if (first < 0 || rows < 0 || first > tokens || rows > tokens - first) {
     return error(Code::kInvalidArgument, "{}: {} rows from row {} on of {} were asked for, it has {} rows",
-                 where_, rows, first, tensor_name(kind, layer), tokens);
+                 where_, rows, first, tensor_name(kind, layer, map), tokens);
   }
   if (rows == 0) return ok_status();
   if (go_on) DS_TRY(go_on());
@@ -440,7 +483,7 @@ Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int
       uint64_t expected = tensor->checksums[static_cast<size_t>(block)];
       if (checksum_.value() != expected) {
         return error(Code::kCorrupt, "{} is damaged: checksum {} of rows {} to {}, expected {}",
-                     tensor_name(kind, layer), hex64(checksum_.value()), block * kChecksumRows,
+                     tensor_name(kind, layer, tensor->map), hex64(checksum_.value()), block * kChecksumRows,
                      block_end / row - 1, hex64(expected));
       }
     }

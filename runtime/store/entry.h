@@ -2,16 +2,20 @@
 //
 // Layout (little-endian; a byte with no meaning is zero and is not looked at when reading):
 //     0   magic "DSENTRY1"
-//     8   u32 version, 2
+//     8   u32 version: 2, or 3 where a tensor has been mapped
 //    12   u64 length of the JSON header, at most 16 MiB
 //    20   JSON header, keys sorted: context, layout, sender, shape, tensors
 //   20+L  u64 XXH3 of bytes 0 to 20+L
 //         zeros up to a multiple of 4096
-//         tensors in plan order, E first, then K and V, each by layer and each at a multiple of 4096; zeros
-//         between them, none behind the last
+//         tensors in plan order, E first, then K and V, each by layer (E of one layer by map, the plain one
+//         first) and each at a multiple of 4096; zeros between them, none behind the last
 // These rules up to the header's checksum hold for every version. Every 64 rows of a tensor have an XXH3 of
 // their own in the header (16 hexadecimal digits each, in one text), so that a flipped bit in any byte with a
 // meaning is noticed before a kernel reads it, whichever chunks are read in whichever order.
+//
+// A tensor of the header's list: kind, layer, offset, bytes, checksums; and, where the sender has taken its
+// hidden states through a map of an aligned cut (runtime/model/maps.h) first, map: which one. Such E is
+// another tensor than the plain one of its layer: an entry may hold both, and E for several receivers.
 //
 // E of a layer: [n][d_model]; KV of a layer: [n][2][kv_heads][head_dim], K after RoPE, then V. Token-major,
 // so that a chunk of tokens is one byte range.
@@ -33,7 +37,8 @@
 
 namespace ds {
 
-inline constexpr uint32_t kEntryVersion = 2;
+inline constexpr uint32_t kEntryVersion = 3;       // newest that is read
+inline constexpr uint32_t kPlainEntryVersion = 2;  // oldest; still written where no tensor has been mapped
 
 /// Rows under one checksum. Chunks of a context begin at multiples of it (chunk_begin).
 inline constexpr int64_t kChecksumRows = 64;
@@ -52,21 +57,28 @@ std::string hash_tokens(std::span<const int32_t> ids);
 enum class TensorKind : uint8_t { kE = 0, kKv = 1 };
 std::string_view tensor_kind_name(TensorKind kind);  // "e", "kv"
 
+/// How an entry names the map that E went through: MapSet's fingerprint "/" the form; "" without a form.
+std::string entry_map(std::string_view maps_fingerprint, MapForm form);
+/// "e(3)", "e(3) through the full map of 0123456789ab", for messages.
+std::string tensor_name(TensorKind kind, int64_t layer, std::string_view map = {});
+
 struct EntryTensor {
   TensorKind kind = TensorKind::kKv;
   int32_t layer = 0;
   int64_t offset = 0;               // in the object, multiple of 4096
   int64_t bytes = 0;                // tokens * row_bytes
   std::vector<uint64_t> checksums;  // XXH3-64, one for every kChecksumRows rows
+  std::string map;                  // entry_map(); "": as the sender has it
 };
 
 struct EntryHeader {
   EntryIdentity identity;
   ModelIdentity sender;  // for people: which model
   Shape shape;
-  std::vector<EntryTensor> tensors;  // E first, then KV, each by layer
+  std::vector<EntryTensor> tensors;  // E first, then KV, each by layer and map
   int64_t row_bytes(TensorKind kind) const;
-  const EntryTensor* find(TensorKind kind, int32_t layer) const;  // nullptr: not in this entry
+  const EntryTensor* find(TensorKind kind, int32_t layer,
+                          std::string_view map = {}) const;  // nullptr: not in this entry
 };
 
 /// One tensor to publish; `data` holds tokens * row_bytes bytes.
@@ -74,11 +86,12 @@ struct EntrySource {
   TensorKind kind = TensorKind::kKv;
   int32_t layer = 0;
   std::span<const std::byte> data;
+  std::string map = {};  // entry_map(), of E only
 };
 
 /// Writes an entry atomically (E first, then KV by layer, whatever the order given). Returns its size in
-/// bytes. Errors: kInvalidArgument (no tensors, one twice, a layer outside the shape, a wrong size), and
-/// those of Store::put.
+/// bytes. Errors: kInvalidArgument (no tensors, one twice, a layer outside the shape, a wrong size, a map
+/// that is none), and those of Store::put.
 Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const ModelIdentity& sender,
                             const Shape& shape, std::vector<EntrySource> tensors);
 
@@ -98,9 +111,9 @@ class EntryReader {
   /// at a time.
   ///
   /// `go_on`, where given, is asked before the read and after each of its parts (256 KiB of a file, 4 ms of a
-  /// shaped link); its failure ends the read, which returns it.
+  /// shaped link); its failure ends the read, which returns it. `map`: which E of the layer is meant.
   Status read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out,
-                   const std::function<Status()>& go_on = {});
+                   const std::function<Status()>& go_on = {}, std::string_view map = {});
   /// Bytes of tensors read so far (not those of the header).
   int64_t bytes_read() const { return bytes_read_; }
 

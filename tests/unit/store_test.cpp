@@ -527,7 +527,7 @@ class Entry : public ::testing::Test {
     auto add = [&](TensorKind kind, int32_t layer) {
       std::string data(static_cast<size_t>(kTokens * 24 * 2), '\0');  // a row of both kinds: 24 bf16
       for (char& c : data) c = static_cast<char>(random());
-      tensors_.push_back({kind, layer, std::move(data)});
+      tensors_.push_back({kind, layer, std::move(data), {}});
     };
     add(TensorKind::kE, 3);
     add(TensorKind::kE, 1);
@@ -538,11 +538,12 @@ class Entry : public ::testing::Test {
     TensorKind kind;
     int32_t layer;
     std::string data;
+    std::string map = {};
   };
 
   std::vector<EntrySource> sources() const {
     std::vector<EntrySource> s;
-    for (auto& t : tensors_) s.push_back({t.kind, t.layer, bytes_of(t.data)});
+    for (auto& t : tensors_) s.push_back({t.kind, t.layer, bytes_of(t.data), t.map});
     return s;
   }
   Result<int64_t> write(Store& store) const {
@@ -561,7 +562,7 @@ class Entry : public ::testing::Test {
       std::string out(t.data.size(), '\0');
       for (int64_t first = 0; first < kTokens; first += chunk) {
         DS_TRY(reader.read_rows(t.kind, t.layer, first, std::min(chunk, kTokens - first),
-                                reinterpret_cast<std::byte*>(out.data() + first * row)));
+                                reinterpret_cast<std::byte*>(out.data() + first * row), {}, t.map));
       }
       if (out != t.data) return error(Code::kInternal, "wrong bytes and no error: {}", t.layer);
     }
@@ -592,11 +593,119 @@ class Entry : public ::testing::Test {
   }
   static std::string header_text(const std::string& object) { return object.substr(20, json_length(object)); }
 
+  /// E of layer 3 also as two receivers want it, of layer 1 in two forms for one of them.
+  void add_mapped() {
+    int i = 0;
+    for (auto& [layer, map] :
+         std::vector<std::pair<int32_t, std::string>>{{3, entry_map(kMapsB, MapForm::kFull)},
+                                                      {1, entry_map(kMapsA, MapForm::kLowRank)},
+                                                      {3, entry_map(kMapsA, MapForm::kFull)},
+                                                      {1, entry_map(kMapsA, MapForm::kDiagonal)}}) {
+      tensors_.push_back({TensorKind::kE, layer, tensors_[0].data, map});
+      tensors_.back().data[static_cast<size_t>(i++)] ^= 1;
+    }
+  }
+  const std::string kMapsA = std::string(63, 'a') + "1", kMapsB = std::string(63, 'b') + "2";
+
   Shape shape_;
   ModelIdentity sender_;
   EntryIdentity identity_;
   std::vector<Tensor> tensors_;
 };
+
+TEST_F(Entry, MapsOfOneLayerAreDifferentTensors) {
+  EXPECT_EQ(entry_map(kMapsA, MapForm::kNone), "");
+  EXPECT_EQ(entry_map(kMapsA, MapForm::kLowRank), kMapsA + "/low-rank");
+  EXPECT_EQ(tensor_name(TensorKind::kE, 3, entry_map(kMapsA, MapForm::kFull)),
+            "e(3) through the full map of aaaaaaaaaaaa");
+  std::string plain = written();
+  EXPECT_EQ(plain[8], 2) << "an entry without maps is what it has been";
+  EXPECT_EQ(plain.find("\"map\""), std::string::npos);
+  add_mapped();
+  std::string object = written();
+  EXPECT_EQ(object[8], 3);
+  std::reverse(tensors_.begin(), tensors_.end());
+  EXPECT_EQ(written(), object);
+  for (int64_t chunk : {kTokens, int64_t{1}, int64_t{64}}) {
+    MemoryStore store;
+    store.objects[identity_.key()] = object;
+    Status status = read_all(store, chunk);
+    EXPECT_TRUE(status.ok()) << status.message();
+  }
+
+  MemoryStore store;
+  store.objects[identity_.key()] = object;
+  auto reader = take(EntryReader::open(store, identity_, shape_));
+  std::vector<std::string> order;
+  for (auto& t : reader.header().tensors)
+    if (t.kind == TensorKind::kE) order.push_back(tensor_name(t.kind, t.layer, t.map));
+  EXPECT_EQ(order, (std::vector<std::string>{"e(1)", "e(1) through the diagonal map of aaaaaaaaaaaa",
+                                             "e(1) through the low-rank map of aaaaaaaaaaaa", "e(3)",
+                                             "e(3) through the full map of aaaaaaaaaaaa",
+                                             "e(3) through the full map of bbbbbbbbbbbb"}));
+  std::vector<std::byte> out(48);
+  Status status =
+      reader.read_rows(TensorKind::kE, 3, 0, 1, out.data(), {}, entry_map(kMapsB, MapForm::kDiagonal));
+  EXPECT_EQ(status.code(), Code::kNotFound);
+  EXPECT_THAT(status.message(), AllOf(HasSubstr("no e(3) through the diagonal map of bbbbbbbbbbbb"),
+                                      HasSubstr("that plan's file of maps")));
+  EXPECT_EQ(reader.bytes_read(), 0);
+  // A damaged tensor is named with its map.
+  const auto* bad = reader.header().find(TensorKind::kE, 3, entry_map(kMapsA, MapForm::kFull));
+  ASSERT_NE(bad, nullptr);
+  object[static_cast<size_t>(bad->offset)] ^= 1;
+  EXPECT_THAT(read_all(object).message(), HasSubstr("e(3) through the full map of aaaaaaaaaaaa is damaged"));
+}
+
+TEST_F(Entry, MapsAreChecked) {
+  add_mapped();
+  std::string good = written();
+  auto json = *parse_json(header_text(good), "header");
+  auto message = [&](const std::function<void(nlohmann::json&)>& change) {
+    auto changed = json;
+    change(changed["tensors"]);
+    Status status = read_all(with_header(good, changed.dump()));
+    EXPECT_EQ(status.code(), Code::kCorrupt) << status.message();
+    return status.message();
+  };
+  const std::string expected = "expected a fingerprint of 64 hexadecimal digits, '/' and a form of map";
+  for (const std::string& map :
+       {std::string("x"), std::string(), kMapsA, kMapsA + "/", kMapsA + "/none", kMapsA + "/full ",
+        kMapsA.substr(1) + "/full", "A" + kMapsA.substr(1) + "/full", std::string(100'000, 'a'),
+        std::string("\n\0", 2)})
+    EXPECT_THAT(message([&](auto& t) { t[1]["map"] = map; }), HasSubstr(expected)) << map.substr(0, 80);
+  EXPECT_THAT(message([&](auto& t) { t[1]["map"] = 7; }), HasSubstr("tensor 1"));
+  EXPECT_THAT(message([&](auto& t) { t[7]["map"] = t[1]["map"]; }), HasSubstr("only E goes through maps"));
+  EXPECT_THAT(message([&](auto& t) { std::swap(t[1], t[2]); }),
+              HasSubstr("stands after e(1) through the low-rank map of aaaaaaaaaaaa"));
+  EXPECT_THAT(message([&](auto& t) { t[2]["map"] = t[1]["map"]; }), HasSubstr("stands after"));
+  // An entry that says it is plain has no maps; one that may have them need not.
+  std::string object = with_header(good, json.dump());
+  object[8] = 2;
+  EXPECT_THAT(read_all(with_header(object, json.dump())).message(), HasSubstr("which version 2 does not"));
+  tensors_.resize(tensors_.size() - 4);
+  object = written();
+  object[8] = 3;
+  Status status = read_all(with_header(object, header_text(object)));
+  EXPECT_TRUE(status.ok()) << status.message();
+
+  MemoryStore store;
+  auto refused = [&](TensorKind kind, const std::string& map) {
+    auto all = tensors_;
+    tensors_.push_back({kind, 2, all[0].data, map});
+    auto result = write(store);
+    EXPECT_EQ(result.status().code(), Code::kInvalidArgument) << result.status().message();
+    EXPECT_TRUE(store.objects.empty());
+    tensors_ = all;
+    return result.status().message();
+  };
+  EXPECT_THAT(refused(TensorKind::kE, "mine"), HasSubstr(expected));
+  EXPECT_THAT(refused(TensorKind::kKv, kMapsA + "/full"), HasSubstr("only E goes through maps"));
+  add_mapped();
+  tensors_.push_back(tensors_.back());
+  EXPECT_THAT(write(store).status().message(),
+              HasSubstr("e(1) through the diagonal map of aaaaaaaaaaaa was given twice"));
+}
 
 TEST_F(Entry, RoundTripWholeAndInChunks) {
   Folder folder;
@@ -781,10 +890,13 @@ TEST_F(Entry, TruncatedOrLongerIsNoticed) {
 
 TEST_F(Entry, AnotherVersionIsNamed) {
   std::string object = written();
-  object[8] = 3;
-  Status status = read_all(with_header(object, header_text(object)));
-  EXPECT_EQ(status.code(), Code::kUnsupported);
-  EXPECT_THAT(status.message(), AllOf(HasSubstr("version 3"), HasSubstr("reads 2")));
+  for (char version : {1, 4}) {
+    object[8] = version;
+    Status status = read_all(with_header(object, header_text(object)));
+    EXPECT_EQ(status.code(), Code::kUnsupported);
+    EXPECT_THAT(status.message(),
+                AllOf(HasSubstr(fmt::format("version {:d}", version)), HasSubstr("reads 2 to 3")));
+  }
 }
 
 TEST_F(Entry, AbsurdHeaderLengths) {
