@@ -9,6 +9,59 @@
 
 using namespace ds;
 
+namespace {
+
+/// A file of maps that was given.
+struct GivenMaps {
+  std::string path, fingerprint;
+  MapSet set;
+};
+
+Result<std::vector<GivenMaps>> read_maps(const std::vector<std::string>& paths) {
+  std::vector<GivenMaps> given;
+  for (const std::string& path : paths) {
+    DS_ASSIGN(MapSet set, MapSet::read(path));
+    std::string fingerprint = set.fingerprint();
+    given.push_back({path, std::move(fingerprint), std::move(set)});
+  }
+  return given;
+}
+
+/// What is published for a plan: its cuts, and the maps that they go through here, if any.
+Result<MappedCuts> cuts_for(const Plan& plan, const std::string& plan_path,
+                            const std::vector<GivenMaps>& given) {
+  MappedCuts out{published_cuts(plan), nullptr};
+  if (std::all_of(out.cuts.begin(), out.cuts.end(), [](Cut c) { return c.form == MapForm::kNone; }))
+    return out;
+  for (const GivenMaps& maps : given) {
+    if (maps.fingerprint != plan.maps.fingerprint) continue;
+    DS_TRY(maps.set.check_plan(maps.path, plan));
+    out.maps = &maps.set;
+    return out;
+  }
+  // With one file there is no doubt which one was meant.
+  if (given.size() == 1) DS_TRY(given[0].set.check_plan(given[0].path, plan));
+  return error(
+      Code::kInvalidArgument,
+      "plan '{}' has the sender take its hidden states through the maps '{}' (fingerprint {:.12}), which "
+      "were not given; give that file with --maps",
+      plan_path, plan.maps.name, plan.maps.fingerprint);
+}
+
+/// "E of layer 3 (52.4 MB), of layer 5 through the full map of 0123456789ab (52.4 MB)"
+std::string describe(const std::vector<PublishedCut>& cuts) {
+  std::string text;
+  for (const PublishedCut& c : cuts) {
+    text += fmt::format("{} of layer {}", text.empty() ? "E" : ",", c.cut.layer);
+    if (c.cut.form != MapForm::kNone)
+      text += fmt::format(" through the {} map of {:.12}", map_form_name(c.cut.form), c.maps);
+    text += fmt::format(" ({})", format_bytes(c.bytes));
+  }
+  return text.empty() ? "E of no layer" : text;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   CLI::App app{
       "Prefill a context with the sender and publish one entry: K and V of every layer, and the hidden "
@@ -16,7 +69,7 @@ int main(int argc, char** argv) {
       "at the cuts that the plans name.",
       "ds-publish"};
   std::string model_dir, context, context_ids, store_url, dtype = "bf16", salt, backend = "auto";
-  std::vector<std::string> plans;
+  std::vector<std::string> plans, maps;
   int threads = 0;
   WeightCacheOptions cache;
   bool json = false;
@@ -25,6 +78,9 @@ int main(int argc, char** argv) {
   app.add_option("--context-ids", context_ids, "JSON list of token ids instead");
   app.add_option("--store", store_url, "where to put the entry: file:PATH")->required();
   app.add_option("--plan", plans, "plan whose cuts are published; may be given several times")->required();
+  app.add_option(
+      "--maps", maps,
+      "file of maps (ds-profile) of a plan whose cuts the sender aligns; may be given several times");
   app.add_option("--dtype", dtype, "bf16 or f32: of computation and of the entry")->capture_default_str();
   app.add_option("--salt", salt, "tenant salt: entries of one salt are never found with another");
   app.add_option("--backend", backend, "cpu or auto")->capture_default_str();
@@ -35,7 +91,9 @@ int main(int argc, char** argv) {
       "Examples:\n"
       "  ds-publish --model base-agent/ --context report.txt --store file:/var/cache/ds --plan pair.dsplan\n"
       "  ds-publish --model S/ --context-ids ids.json --store file:cache --plan a.dsplan --plan b.dsplan "
-      "--dtype f32");
+      "--dtype f32\n"
+      "  ds-publish --model S/ --context report.txt --store file:cache --plan aligned.dsplan --maps "
+      "maps.safetensors");
   return run_tool(app, argc, argv, [&]() -> Status {
     if (context.empty() == context_ids.empty()) {
       return error(Code::kInvalidArgument, "give the context once: --context FILE or --context-ids FILE");
@@ -47,6 +105,21 @@ int main(int argc, char** argv) {
       DS_ASSIGN(Plan plan, read_plan(path));
       read.push_back(std::move(plan));
     }
+    DS_ASSIGN(std::vector<GivenMaps> given, read_maps(maps));
+    for (const GivenMaps& m : given) {
+      if (std::none_of(read.begin(), read.end(),
+                       [&](auto& p) { return p.maps.fingerprint == m.fingerprint; }) &&
+          (read.size() > 1 || read[0].maps.fingerprint.empty()))
+        return error(
+            Code::kInvalidArgument,
+            "--maps '{}' (fingerprint {:.12}): no plan that was given names these maps; leave them out, or "
+            "give their plan",
+            m.path, m.fingerprint);
+    }
+    for (size_t i = 0; i < read.size(); ++i) {
+      DS_ASSIGN(MappedCuts cuts, cuts_for(read[i], plans[i], given));
+      options.more.push_back(std::move(cuts));
+    }
     DS_ASSIGN(LoadedModel loaded, load_model(model_dir, backend, threads, dtype, cache));
     for (size_t i = 0; i < read.size(); ++i) {
       if (read[i].sender.fingerprint != loaded.identity.fingerprint) {
@@ -57,10 +130,7 @@ int main(int argc, char** argv) {
             plans[i], read[i].sender.name, read[i].sender.fingerprint, model_dir, loaded.identity.fingerprint,
             model_dir);
       }
-      for (int32_t cut : cut_layers(read[i])) options.cuts.push_back(cut);
     }
-    std::sort(options.cuts.begin(), options.cuts.end());
-    options.cuts.erase(std::unique(options.cuts.begin(), options.cuts.end()), options.cuts.end());
     DS_ASSIGN(std::vector<int32_t> ids, context_tokens(loaded, context, context_ids));
 
     ProgressBar bar("prefilling " + format_count(static_cast<int64_t>(ids.size())) + " tokens");
@@ -69,22 +139,28 @@ int main(int argc, char** argv) {
     DS_ASSIGN(Published done, publish(*loaded.backend, *loaded.model, loaded.identity, ids, *store, options));
     bar.finish();
     if (json) {
+      nlohmann::ordered_json cuts = nlohmann::ordered_json::array();
+      for (const PublishedCut& c : done.cuts)
+        cuts.push_back(
+            {{"layer", c.cut.layer},
+             {"form", map_form_name(c.cut.form)},
+             {"maps", c.maps.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(c.maps)},
+             {"bytes", c.bytes}});
       nlohmann::ordered_json out = {{"key", done.key},
                                     {"store", store->url()},
                                     {"sender", loaded.identity.name},
                                     {"fingerprint", loaded.identity.fingerprint},
                                     {"context_tokens", ids.size()},
                                     {"dtype", dtype_name(loaded.model->dtype())},
-                                    {"cuts", options.cuts},
+                                    {"cuts", cuts},
                                     {"entry_bytes", done.entry_bytes},
                                     {"prefill_ms", static_cast<double>(done.prefill_ns) / 1e6},
                                     {"write_ms", static_cast<double>(done.write_ns) / 1e6}};
       fmt::print("{}\n", out.dump(2));
     } else {
-      fmt::print("published {} tokens of '{}' as {:.16} in {}: {}, E at {}; prefill {}, write {}\n",
-                 ids.size(), loaded.identity.name, done.key, store->url(), format_bytes(done.entry_bytes),
-                 options.cuts.empty() ? "no layer" : fmt::format("layer {}", fmt::join(options.cuts, ", ")),
-                 format_ns(done.prefill_ns), format_ns(done.write_ns));
+      fmt::print("published {} tokens of '{}' as {:.16} in {}: {}, {}; prefill {}, write {}\n", ids.size(),
+                 loaded.identity.name, done.key, store->url(), format_bytes(done.entry_bytes),
+                 describe(done.cuts), format_ns(done.prefill_ns), format_ns(done.write_ns));
     }
     return ok_status();
   });

@@ -22,13 +22,13 @@ namespace {
 struct Options {
   std::string receiver, plan, store, context, context_ids, prompt, prompt_ids, link_rate, mode,
       dtype = "bf16", record, dump_logits, salt, backend = "auto", gate, gate_false_alarms = "1%",
-      gate_window;
+      gate_window, maps;
   int64_t max_new_tokens = 64, waiting = 0, gate_window_requests = DriftWindow::kDefaultRequests;
   double link_rtt_ms = 0, link_deadline_ms = 0;
   int threads = 0;
   Sampling sampling;
   WeightCacheOptions cache;
-  bool json = false;
+  bool json = false, plain_cuts = false;
 };
 
 /// Options that contradict each other are refused before any work starts.
@@ -46,6 +46,12 @@ Status check(const Options& o) {
   if (o.plan.empty() && !o.store.empty()) return refuse("--store needs --plan FILE");
   if (o.plan.empty() && !o.gate.empty())
     return refuse("--gate looks at answers by a plan: it needs --plan FILE");
+  if (o.plan.empty() && (!o.maps.empty() || o.plain_cuts))
+    return refuse("--maps and --plain-cuts say how the cuts of a plan are used: they need --plan FILE");
+  if (!o.maps.empty() && o.plain_cuts)
+    return refuse("--maps and --plain-cuts contradict each other: plain cuts go through no maps");
+  if (!o.gate.empty() && o.plain_cuts)
+    return refuse("--gate looks for answers like those of the profile, which --plain-cuts does not give");
   if (o.gate.empty() && !o.gate_window.empty()) return refuse("--gate-window needs --gate FILE");
   if (o.store.empty() && (!o.link_rate.empty() || o.link_rtt_ms != 0)) {
     return refuse("--link-rate and --link-rtt-ms shape the way to --store, which is not given");
@@ -179,6 +185,29 @@ std::string gate_text(const Answer& answer, const GateSetup& setup) {
   return setup.drift ? text + "\nlast requests: " + setup.drift->text() : text;
 }
 
+/// The maps that --maps names, and whether they are what the plan asks for; before the model is loaded.
+Result<std::optional<MapSet>> read_maps(const Options& o, const Plan& plan) {
+  std::optional<MapSet> maps;
+  if (!o.maps.empty()) {
+    if (plan.maps.fingerprint.empty())
+      return error(Code::kInvalidArgument,
+                   "--maps '{}': no variant of plan '{}' has aligned cuts; leave it out", o.maps, o.plan);
+    DS_ASSIGN(maps, MapSet::read(o.maps));
+    DS_TRY(maps->check_plan(o.maps, plan));
+  }
+  if (!o.plain_cuts && o.mode != "full-prefill") DS_TRY(check_maps(plan, maps ? &*maps : nullptr));
+  return maps;
+}
+
+/// How hidden states of the sender were used: "plain", "aligned (full, receiver)"; "" where none were.
+std::string cuts_text(const Variant& v, bool plain_cuts) {
+  if (std::none_of(v.ops.begin(), v.ops.end(), [](const Op& op) { return op.kind == OpKind::kTransferE; }))
+    return "";
+  if (v.map_form == MapForm::kNone) return "plain";
+  std::string aligned = fmt::format("aligned ({}, {})", map_form_name(v.map_form), map_side_name(v.map_side));
+  return plain_cuts ? "plain, instead of " + aligned : aligned;
+}
+
 /// Why this variant ran.
 std::string choice(const Answer& answer, const Plan& plan, const std::string& mode, int64_t n) {
   if (mode != "plan") return "no plan was to be followed";
@@ -250,6 +279,10 @@ Status run(const Options& o) {
     DS_ASSIGN(store, open_store(o.store));
     if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
   }
+  std::optional<MapSet> maps;
+  if (plan) {
+    DS_ASSIGN(maps, read_maps(o, *plan));
+  }
   std::unique_ptr<GateSetup> gate;
   if (!o.gate.empty()) {
     DS_ASSIGN(gate, set_up_gate(o, *plan));
@@ -270,7 +303,9 @@ Status run(const Options& o) {
   auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
   if (m == 0)
     return error(Code::kInvalidArgument, "the prompt has no tokens; at least one is needed to answer from");
-  DS_ASSIGN(auto session, Session::create(*loaded.backend, *loaded.model, *plan, {n, m, o.max_new_tokens}));
+  // A full prefill has no cuts.
+  DS_ASSIGN(auto session, Session::create(*loaded.backend, *loaded.model, *plan, {n, m, o.max_new_tokens},
+                                          maps ? &*maps : nullptr, o.plain_cuts || full));
   DS_TRY(session->warm_up());
 
   std::optional<StreamingDecoder> decoder;
@@ -311,9 +346,17 @@ Status run(const Options& o) {
     DS_TRY(write_safetensors(o.dump_logits, {&logits, 1}));
   }
   std::string mode = full ? "full-prefill" : "plan";
+  const std::string cuts = cuts_text(*answer.variant, o.plain_cuts);
+  const bool plain_instead = o.plain_cuts && answer.variant->map_form != MapForm::kNone;
+  if (plain_instead)
+    fmt::print(stderr,
+               "warning: the cuts are {}: what the plan promises of its answers does not hold for this one\n",
+               cuts);
   if (gate) DS_TRY(update_window(o, answer.gate, *gate));
   if (!o.record.empty()) {
     RunRecord record = make_record(answer, loaded, *plan, plan_sha256, mode, n, m);
+    if (plain_instead)
+      record.choice += "; with " + cuts + " cuts, for which the plan's promise does not hold";
     if (answer.gate.checked) record.gate = gate_record(answer, *gate);
     DS_TRY(write_run_record(o.record, record));
   }
@@ -351,6 +394,7 @@ Status run(const Options& o) {
     out["stop_reason"] = answer.stopped ? "end_of_text" : "max_new_tokens";
     out["recomputed_layers"] = recomputed_layers(variant);
     out["bytes_loaded"] = answer.bytes_loaded;
+    out["cuts"] = cuts.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(cuts);
     out["cache"] = {{"status", cache},
                     {"reason", answer.miss.ok() ? nlohmann::ordered_json(nullptr)
                                                 : nlohmann::ordered_json(answer.miss.message())}};
@@ -366,9 +410,10 @@ Status run(const Options& o) {
   if (predicted > 0) fmt::print(stderr, " (predicted {})", format_ns(predicted));
   std::string way =
       variant.policy == variant.scheduler ? variant.policy : variant.policy + ", " + variant.scheduler;
-  fmt::print(stderr, "; {} + {} tokens; {}, {} of {} layers recomputed; {} loaded; cache {}{}{}\n", n, m, way,
-             recomputed_layers(variant), plan->shape.layers, format_bytes(answer.bytes_loaded), cache,
-             answer.miss.ok() ? "" : ": ", answer.miss.message());
+  fmt::print(stderr, "; {} + {} tokens; {}, {} of {} layers recomputed{}; {} loaded; cache {}{}{}\n", n, m,
+             way, recomputed_layers(variant), plan->shape.layers,
+             variant.map_form == MapForm::kNone || cuts.empty() ? "" : ", cuts " + cuts,
+             format_bytes(answer.bytes_loaded), cache, answer.miss.ok() ? "" : ": ", answer.miss.message());
   if (gate) fmt::print(stderr, "{}\n", gate_text(answer, *gate));
   return ok_status();
 }
@@ -412,6 +457,11 @@ int main(int argc, char** argv) {
   app.add_option("--gate-window-requests", o.gate_window_requests, "how many of each way are kept there")
       ->capture_default_str()
       ->check(CLI::Range(DriftWindow::kLeastRequests, DriftWindow::kMostRequests));
+  app.add_option("--maps", o.maps,
+                 "file of maps (ds-profile) that a plan with cuts aligned by the receiver names");
+  app.add_flag(
+      "--plain-cuts", o.plain_cuts,
+      "run a plan with aligned cuts without its maps: what it promises of its answers does not hold then");
   app.add_option("--mode", o.mode, "plan (default where a plan is given) or full-prefill")
       ->check(CLI::IsMember({"plan", "full-prefill"}));
   app.add_option("--dtype", o.dtype, "bf16 or f32: of computation and of the entry")->capture_default_str();
@@ -432,6 +482,9 @@ int main(int argc, char** argv) {
       "  ds-run --receiver agent/ --weight-cache /var/cache/ds-weights --verify-weights --prompt 'Hello'\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --link-rate 20MB/s \\\n"
       "         --context report.txt --prompt 'Who signed it?' --record run.jsonl --json\n"
+      "  ds-run --receiver agent/ --plan aligned.dsplan --maps maps.safetensors --store file:/var/cache/ds "
+      "\\\n"
+      "         --context report.txt --prompt 'Who signed it?'\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/mnt/shared/ds --link-deadline-ms 500 \\\n"
       "         --context report.txt --prompt 'Who signed it?'\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --gate quality.json \\\n"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <tuple>
 
 #include "runtime/store/entry.h"
 
@@ -12,6 +13,62 @@ using Clock = std::chrono::steady_clock;
 
 int64_t since_ns(Clock::time_point start) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+}
+
+/// E of one layer, as it is to be stored.
+struct Wanted {
+  Cut cut;
+  std::string maps;                   // fingerprint
+  const AlignmentMap* map = nullptr;  // null: as the sender has it
+  std::shared_ptr<DeviceMap> loaded = {};
+  bool operator<(const Wanted& o) const { return std::tie(cut, maps) < std::tie(o.cut, o.maps); }
+};
+
+Status check_maps(const MapSet& maps, const ModelIdentity& sender, const ModelConfig& config) {
+  if (maps.sender_fingerprint != sender.fingerprint)
+    return error(
+        Code::kMismatch,
+        "the maps ({:.12}) take hidden states of sender '{}' (fingerprint {:.12}) to '{}', this sender is "
+        "'{}' ({:.12}); give maps of this sender",
+        maps.fingerprint(), maps.sender_name, maps.sender_fingerprint, maps.receiver_name, sender.name,
+        sender.fingerprint);
+  if (maps.layers == config.layers && maps.d_model == config.d_model) return ok_status();
+  return error(Code::kMismatch,
+               "the maps ({:.12}) are for {} layers of width {}, the sender has {} of width {}",
+               maps.fingerprint(), maps.layers, maps.d_model, config.layers, config.d_model);
+}
+
+/// Adds `cuts` to `wanted`, after everything that could be wrong with them.
+Status add_cuts(const std::vector<Cut>& cuts, const MapSet* maps, const ModelIdentity& sender,
+                const ModelConfig& config, std::vector<Wanted>& wanted) {
+  const bool mapped = std::any_of(cuts.begin(), cuts.end(), [](Cut c) { return c.form != MapForm::kNone; });
+  std::string fingerprint;
+  if (mapped && maps != nullptr) {
+    DS_TRY(check_maps(*maps, sender, config));
+    fingerprint = maps->fingerprint();
+  }
+  for (const Cut& cut : cuts) {
+    if (cut.layer < 1 || cut.layer >= config.layers)
+      return error(Code::kInvalidArgument, "a cut at layer {} does not lie in layers 1-{}", cut.layer,
+                   config.layers - 1);
+    if (cut.form == MapForm::kNone) {
+      wanted.push_back({cut, ""});
+      continue;
+    }
+    const std::string_view form = map_form_name(cut.form);
+    if (maps == nullptr)
+      return error(
+          Code::kInvalidArgument,
+          "the cut at layer {} is to go through a {} map, but no maps were given; give the plan's file of "
+          "maps",
+          cut.layer, form);
+    const AlignmentMap* map = maps->find(cut.layer, cut.form);
+    if (map == nullptr)
+      return error(Code::kNotFound, "the maps ({:.12}) from '{}' to '{}' have no {} map of layer {}",
+                   fingerprint, maps->sender_name, maps->receiver_name, form, cut.layer);
+    wanted.push_back({cut, fingerprint, map});
+  }
+  return ok_status();
 }
 
 }  // namespace
@@ -30,34 +87,45 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
                    i, context[i], config.vocab - 1);
     }
   }
-  for (int32_t cut : options.cuts) {
-    if (cut < 1 || cut >= config.layers) {
-      return error(Code::kInvalidArgument, "a cut at layer {} does not lie in layers 1-{}", cut,
-                   config.layers - 1);
-    }
+  std::vector<Wanted> wanted;
+  DS_TRY(add_cuts(options.cuts, options.maps, sender, config, wanted));
+  for (const MappedCuts& more : options.more) DS_TRY(add_cuts(more.cuts, more.maps, sender, config, wanted));
+  std::sort(wanted.begin(), wanted.end());
+  auto same = [](const Wanted& a, const Wanted& b) { return !(a < b) && !(b < a); };
+  wanted.erase(std::unique(wanted.begin(), wanted.end(), same), wanted.end());
+  for (Wanted& w : wanted) {
+    if (w.map == nullptr) continue;
+    DS_ASSIGN(std::unique_ptr<DeviceMap> loaded, model.load_map(*w.map));
+    w.loaded = std::move(loaded);
   }
 
   int64_t hidden_bytes = n * config.d_model * dtype_size(model.dtype());
   int64_t kv_bytes = n * config.kv_row() * dtype_size(model.dtype());
   DS_ASSIGN(auto hidden, backend.allocate(hidden_bytes));
   DS_ASSIGN(auto workspace, model.make_workspace(n));
-  DS_ASSIGN(auto stream, backend.make_stream(StreamKind::kCompute, 8));
+  DS_ASSIGN(auto stream,
+            backend.make_stream(StreamKind::kCompute, static_cast<int64_t>(2 * wanted.size()) + 8));
   std::vector<std::unique_ptr<DeviceMemory>> kept;  // what the entry is written from
   std::vector<EntrySource> sources;
-  auto keep = [&](TensorKind kind, int64_t layer, int64_t bytes) -> Result<std::byte*> {
+  auto keep = [&](TensorKind kind, int64_t layer, int64_t bytes, std::string map = {}) -> Result<std::byte*> {
     DS_ASSIGN(auto memory, backend.allocate(bytes));
     std::byte* data = memory->data();
-    sources.push_back({kind, static_cast<int32_t>(layer), {data, static_cast<size_t>(bytes)}});
+    sources.push_back(
+        {kind, static_cast<int32_t>(layer), {data, static_cast<size_t>(bytes)}, std::move(map)});
     kept.push_back(std::move(memory));
     return data;
   };
 
+  Published published;
   auto start = Clock::now();
   model.embed(*stream, context.data(), n, hidden->data());
   for (int64_t l = 0; l < config.layers; ++l) {
-    if (std::find(options.cuts.begin(), options.cuts.end(), l) != options.cuts.end()) {
-      DS_ASSIGN(std::byte * e, keep(TensorKind::kE, l, hidden_bytes));
+    for (const Wanted& w : wanted) {
+      if (w.cut.layer != l) continue;
+      DS_ASSIGN(std::byte * e, keep(TensorKind::kE, l, hidden_bytes, entry_map(w.maps, w.cut.form)));
       stream->copy(e, hidden->data(), hidden_bytes);
+      if (w.loaded) model.align(*stream, *workspace, *w.loaded, e, n);
+      published.cuts.push_back({w.cut, w.maps, hidden_bytes});
     }
     DS_ASSIGN(std::byte * cache, keep(TensorKind::kKv, l, kv_bytes));
     // Nobody reads what leaves the last layer: its K and V are all that is needed.
@@ -65,7 +133,6 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
     DS_TRY(stream->synchronize());
     if (options.progress) options.progress(l + 1, config.layers);
   }
-  Published published;
   published.prefill_ns = since_ns(start);
 
   start = Clock::now();

@@ -7,27 +7,46 @@
 #include <string>
 #include <vector>
 
+#include "plans/plan.h"
 #include "runtime/backends/backend.h"
+#include "runtime/model/maps.h"
 #include "runtime/store/store.h"
 #include "support/status.h"
 
 namespace ds {
 
+/// Cuts that go through maps of one pair, where they have a form.
+struct MappedCuts {
+  std::vector<Cut> cuts;
+  const MapSet* maps = nullptr;
+};
+
 struct PublishOptions {
-  std::vector<int32_t> cuts;                                    // layers whose E is stored, in [1, layers)
+  std::vector<Cut> cuts;                                        // E that is stored; layers in [1, layers)
   std::string salt;                                             // tenant salt
   std::function<void(int64_t layer, int64_t layers)> progress;  // may be empty
+  const MapSet* maps = nullptr;                                 // of those cuts that have a form
+  std::vector<MappedCuts> more;                                 // for further receivers, each with its maps
+};
+
+/// One E of an entry.
+struct PublishedCut {
+  Cut cut;
+  std::string maps;  // fingerprint; empty: as the sender has it
+  int64_t bytes = 0;
 };
 
 struct Published {
   std::string key;
+  std::vector<PublishedCut> cuts;  // by layer, form and maps, each once
   int64_t entry_bytes = 0;
   int64_t prefill_ns = 0, write_ns = 0;
 };
 
 /// Runs `model` (the sender, of identity `sender`) over `context` and writes one entry, atomically. Errors:
 /// kInvalidArgument (no tokens, ids outside the vocabulary, more positions than the model has, cuts outside
-/// the layers), kExhausted (memory, disk), kIo.
+/// the layers, a cut with a form but no maps), kNotFound (maps without that layer and form), kMismatch (maps
+/// of another sender or shape), kExhausted (memory, disk), kIo.
 Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdentity& sender,
                           std::span<const int32_t> context, Store& store, const PublishOptions& options);
 

@@ -35,19 +35,47 @@ struct Session::Transfer {
   int32_t layer = 0;
   int64_t first = 0, rows = 0;
   std::byte* to = nullptr;
+  std::string_view map = {};  // entry_map()
 };
 
 std::string_view cache_status_name(CacheStatus status) {
   return status == CacheStatus::kHit ? "hit" : status == CacheStatus::kMiss ? "miss" : "unused";
 }
 
-Session::Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits)
-    : backend_(backend), model_(model), plan_(plan), limits_(limits) {}
+Status check_maps(const Plan& plan, const MapSet* maps) {
+  for (const Variant& v : plan.variants) {
+    if (!v.aligns()) continue;
+    const std::string form(map_form_name(v.map_form));
+    if (maps == nullptr)
+      return error(
+          Code::kInvalidArgument,
+          "variant '{}' takes the sender's hidden states through {} maps, which were not given; give the "
+          "file of maps '{}' (fingerprint {:.12}) with --maps, or run with --plain-cuts, for which the "
+          "plan's promise does not hold",
+          v.name, form, plan.maps.name, plan.maps.fingerprint);
+    if (maps->d_model != plan.shape.d_model)
+      return error(Code::kMismatch, "the maps are for hidden states of width {}, the plan is for {}",
+                   maps->d_model, plan.shape.d_model);
+    for (const Op& op : v.ops)
+      if (op.kind == OpKind::kAlign && maps->find(op.layer, v.map_form) == nullptr)
+        return error(
+            Code::kNotFound,
+            "the maps have no {} map of layer {}, which variant '{}' needs; the plan was compiled with '{}' "
+            "(fingerprint {:.12})",
+            form, op.layer, v.name, plan.maps.name, plan.maps.fingerprint);
+  }
+  return ok_status();
+}
+
+Session::Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits,
+                 bool plain_cuts)
+    : backend_(backend), model_(model), plan_(plan), limits_(limits), plain_cuts_(plain_cuts) {}
 
 Session::~Session() = default;
 
 Result<std::unique_ptr<Session>> Session::create(Backend& backend, DeviceModel& model, const Plan& plan,
-                                                 const SessionLimits& limits) {
+                                                 const SessionLimits& limits, const MapSet* maps,
+                                                 bool plain_cuts) {
   const Shape has = model.config().shape();
   if (!(has == plan.shape)) {
     return error(
@@ -72,9 +100,25 @@ Result<std::unique_ptr<Session>> Session::create(Backend& backend, DeviceModel& 
                  "of them",
                  total, limits.context, limits.suffix, limits.new_tokens, model.config().max_positions);
   }
-  std::unique_ptr<Session> session(new Session(backend, model, plan, limits));
+  if (!plain_cuts) DS_TRY(check_maps(plan, maps));
+  std::unique_ptr<Session> session(new Session(backend, model, plan, limits, plain_cuts));
+  if (!plain_cuts && maps != nullptr) DS_TRY(session->load_maps(*maps));
   DS_TRY(session->reserve());
   return session;
+}
+
+/// Before the workspace, which is then made with room for them.
+Status Session::load_maps(const MapSet& maps) {
+  for (const Variant& v : plan_.variants) {
+    if (!v.aligns()) continue;
+    for (const Op& op : v.ops) {
+      if (op.kind != OpKind::kAlign) continue;
+      std::unique_ptr<DeviceMap>& map = maps_[{op.layer, v.map_form}];
+      if (map) continue;
+      DS_ASSIGN(map, model_.load_map(*maps.find(op.layer, v.map_form)));
+    }
+  }
+  return ok_status();
 }
 
 Status Session::reserve() {
@@ -82,6 +126,8 @@ Status Session::reserve() {
   int64_t element = dtype_size(model_.dtype());
   hidden_row_ = shape.e_row() * element;
   kv_row_ = shape.kv_row() * element;
+  for (size_t form = 0; form < kMapForms && !plain_cuts_; ++form)
+    entry_maps_[form] = entry_map(plan_.maps.fingerprint, static_cast<MapForm>(form));
   int64_t rows = limits_.context + limits_.suffix;
   for (int64_t l = 0; l < shape.layers; ++l) {
     DS_ASSIGN(auto cache, backend_.allocate((rows + limits_.new_tokens - 1) * kv_row_));
@@ -185,7 +231,7 @@ void Session::run_transfer(void* context, int64_t) {
     return error(Code::kExhausted, "late: the deadline for transfers passed while {} of layer {} was read",
                  tensor_kind_name(t.kind), t.layer);
   };
-  Status status = t.entry->read_rows(t.kind, t.layer, t.first, t.rows, t.to, in_time);
+  Status status = t.entry->read_rows(t.kind, t.layer, t.first, t.rows, t.to, in_time, t.map);
   if (status.ok()) return;
   s.transfer_status_ = std::move(status);
   s.transfer_failed_.store(true, std::memory_order_release);
@@ -223,6 +269,7 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
         bool e = op.kind == OpKind::kTransferE;
         transfers_[i] = {this,  entry, e ? TensorKind::kE : TensorKind::kKv,           op.layer,
                          first, rows,  e ? hidden(op, first) : cache + first * kv_row_};
+        if (e) transfers_[i].map = entry_maps_[static_cast<size_t>(variant.sent_form())];
         stream.host({&run_transfer, &transfers_[i], 0});
         break;
       }
@@ -255,6 +302,8 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
           model_.layer(stream, *workspace_, {op.layer, hidden(op, row), cache, first, rows, queries});
         break;
       case OpKind::kAlign:
+        if (plain_cuts_) break;
+        model_.align(stream, *workspace_, *maps_.at({op.layer, variant.map_form}), hidden(op, first), rows);
         break;
       case OpKind::kHead:
         model_.logits(stream, *workspace_, hidden(op, row + m - 1), first_logits_.data());

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -14,6 +15,7 @@
 #include "runtime/core/gate.h"
 #include "runtime/core/link_estimate.h"
 #include "runtime/core/sampler.h"
+#include "runtime/model/maps.h"
 #include "runtime/store/entry.h"
 #include "support/status.h"
 
@@ -74,12 +76,22 @@ struct Answer {
   std::vector<OpTime> op_times;  // of `variant`, by op index
 };
 
+/// Whether `maps` has all maps that the receiver applies in any of the plan's variants. kInvalidArgument:
+/// null, but the plan needs them; kMismatch: of another width; kNotFound: without one of them. That they are
+/// the very ones that the plan names is MapSet::check_plan()'s to say.
+Status check_maps(const Plan& plan, const MapSet* maps);
+
 class Session {
  public:
-  /// `model` must have the plan's shape (kMismatch). kExhausted: the caches do not fit. All arguments outlive
-  /// the session.
+  /// `model` must have the plan's shape (kMismatch). kExhausted: the caches do not fit. `backend`, `model`
+  /// and `plan` outlive the session; `maps`, where the plan needs them (check_maps()), are copied.
+  ///
+  /// `plain_cuts`: aligned variants run without their maps, wherever these are applied: the receiver's align
+  /// ops do nothing, and hidden states are read as the sender has them. Answers are then not those that the
+  /// plan's losses were measured on.
   static Result<std::unique_ptr<Session>> create(Backend& backend, DeviceModel& model, const Plan& plan,
-                                                 const SessionLimits& limits);
+                                                 const SessionLimits& limits, const MapSet* maps = nullptr,
+                                                 bool plain_cuts = false);
   ~Session();
 
   /// Touches weights, kernels and, where that takes under a tenth of a second, all memory, so that the first
@@ -109,7 +121,9 @@ class Session {
 
  private:
   struct Transfer;
-  Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits);
+  Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits,
+          bool plain_cuts);
+  Status load_maps(const MapSet& maps);
   Status reserve();
   Status check(const Request& request) const;
   void enqueue(const Variant& variant, const Request& request, EntryReader* entry);
@@ -122,7 +136,10 @@ class Session {
   DeviceModel& model_;
   const Plan& plan_;
   SessionLimits limits_;
-  int64_t hidden_row_ = 0, kv_row_ = 0;  // bytes
+  bool plain_cuts_ = false;
+  std::map<Cut, std::unique_ptr<DeviceMap>> maps_;  // that align ops apply
+  std::string entry_maps_[kMapForms];               // entry_map() of the plan's maps, by form
+  int64_t hidden_row_ = 0, kv_row_ = 0;             // bytes
 
   std::vector<std::unique_ptr<DeviceMemory>> caches_;  // by layer
   std::vector<std::unique_ptr<DeviceMemory>> hidden_;  // by number of hidden buffer in a variant

@@ -18,6 +18,7 @@ namespace ds {
 namespace {
 
 using testing::make_plan;
+using testing::plain_cuts;
 using testing::random_ids;
 using testing::tiny_config;
 using testing::TinyModel;
@@ -97,7 +98,7 @@ TEST_P(Laws, SenderIsReceiverGivesTheFullPrefillToTheBit) {
     auto expected = run_request(model, full, request);
     auto store = open_store("file:" + fresh_folder("laws"));
     ASSERT_TRUE(store.ok());
-    PublishOptions publish_options{.cuts = {1, 2, 3, 4}};
+    PublishOptions publish_options{.cuts = plain_cuts({1, 2, 3, 4})};
     ASSERT_TRUE(
         publish(*model.backend, *model.model, model.identity, context, **store, publish_options).ok());
     for (LayerRange group : {LayerRange{}, LayerRange{0, 4}, LayerRange{0, 1}, LayerRange{3, 4},
@@ -125,7 +126,9 @@ TEST_P(Laws, AllRecomputedIsTheFullPrefillToTheBitWhateverTheSender) {
   ASSERT_NE(sender.model, nullptr);
   auto context = random_ids(77, 300, 3), suffix = random_ids(9, 300, 4);
   auto store = open_store("file:" + fresh_folder("all"));
-  ASSERT_TRUE(publish(*sender.backend, *sender.model, sender.identity, context, **store, {.cuts = {2}}).ok());
+  ASSERT_TRUE(
+      publish(*sender.backend, *sender.model, sender.identity, context, **store, {.cuts = plain_cuts({2})})
+          .ok());
   Request request;
   request.context = context;
   request.suffix = suffix;
@@ -151,7 +154,8 @@ TEST_P(Laws, RecomputedCellsNeverSeeLaterTokens) {
   std::vector<std::vector<std::byte>> rows[2];
   int which = 0;
   for (const auto& ids : {one, two}) {
-    ASSERT_TRUE(publish(*model.backend, *model.model, model.identity, ids, **store, {.cuts = {3}}).ok());
+    ASSERT_TRUE(
+        publish(*model.backend, *model.model, model.identity, ids, **store, {.cuts = plain_cuts({3})}).ok());
     EntryIdentity identity{model.identity.fingerprint, hash_tokens(ids), "", 65, GetParam().dtype};
     auto entry = EntryReader::open(**store, identity, model.model->config().shape());
     ASSERT_TRUE(entry.ok()) << entry.status().message();
@@ -177,7 +181,9 @@ TEST_P(Laws, DecodingFromTheMixedCacheEqualsDecodingAfterAFullPrefill) {
   ASSERT_NE(model.model, nullptr);
   auto context = random_ids(50, 300, 6), suffix = random_ids(4, 300, 7);
   auto store = open_store("file:" + fresh_folder("decode"));
-  ASSERT_TRUE(publish(*model.backend, *model.model, model.identity, context, **store, {.cuts = {1}}).ok());
+  ASSERT_TRUE(
+      publish(*model.backend, *model.model, model.identity, context, **store, {.cuts = plain_cuts({1})})
+          .ok());
   Request request;
   request.context = context;
   request.suffix = suffix;
@@ -209,8 +215,9 @@ class Misses : public ::testing::Test {
     auto store = open_store("file:" + folder_);
     ASSERT_TRUE(store.ok());
     store_ = std::move(store).value();
-    ASSERT_TRUE(
-        publish(*sender_.backend, *sender_.model, sender_.identity, context_, *store_, {.cuts = {2}}).ok());
+    ASSERT_TRUE(publish(*sender_.backend, *sender_.model, sender_.identity, context_, *store_,
+                        {.cuts = plain_cuts({2})})
+                    .ok());
     for (auto& e : std::filesystem::recursive_directory_iterator(folder_)) {
       if (e.is_regular_file()) file_ = e.path();
     }
@@ -392,7 +399,9 @@ TEST(Choice, ByLengthLinkAndLoad) {
   ASSERT_NE(model.model, nullptr);
   auto context = random_ids(2000, 300, 6), suffix = random_ids(4, 300, 7);
   auto files = open_store("file:" + fresh_folder("choice"));
-  ASSERT_TRUE(publish(*model.backend, *model.model, model.identity, context, **files, {.cuts = {1}}).ok());
+  ASSERT_TRUE(
+      publish(*model.backend, *model.model, model.identity, context, **files, {.cuts = plain_cuts({1})})
+          .ok());
   // Full reuse above 10 MB/s, a group below; under load full reuse everywhere.
   Plan plan = plan_for(model, model, {}, "e-first"), group = plan_for(model, model, {1, 3}, "e-first");
   for (Variant& v : plan.variants) v.tuned_rate = 0, v.tuned_tokens = 0, v.tuned_suffix = 0;

@@ -29,6 +29,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using testing::make_plan;
+using testing::plain_cuts;
 using testing::random_ids;
 using testing::tiny_config;
 using testing::TinyModel;
@@ -398,8 +399,9 @@ class GatedRequests : public ::testing::TestWithParam<DType> {
     auto store = open_store("file:" + folder_);
     ASSERT_TRUE(store.ok());
     store_ = std::move(*store);
-    ASSERT_TRUE(
-        publish(*sender_.backend, *sender_.model, sender_.identity, context_, *store_, {.cuts = {2}}).ok());
+    ASSERT_TRUE(publish(*sender_.backend, *sender_.model, sender_.identity, context_, *store_,
+                        {.cuts = plain_cuts({2})})
+                    .ok());
     plan_ = plan_for({2, 3});
     request_.context = context_;
     request_.suffix = suffix_;

@@ -61,6 +61,13 @@ struct TinyModel {
   }
 };
 
+/// Cuts at these layers without maps.
+inline std::vector<Cut> plain_cuts(const std::vector<int32_t>& layers) {
+  std::vector<Cut> cuts;
+  for (int32_t layer : layers) cuts.push_back({layer});
+  return cuts;
+}
+
 inline std::vector<int32_t> random_ids(int64_t count, int64_t vocab, uint64_t seed) {
   std::mt19937_64 generator(seed);
   std::vector<int32_t> ids(static_cast<size_t>(count));

@@ -93,7 +93,7 @@ TEST_P(Oracle, LogitsAgreeTo1e4InF32) {
       plan.sender = sender.identity;
       plan.receiver = receiver.identity;
       PublishOptions publish_options;
-      publish_options.cuts = cut_layers(plan);
+      publish_options.cuts = published_cuts(plan);
       auto published = publish(*backend_, *sender.model, sender.identity, context, **store, publish_options);
       ASSERT_TRUE(published.ok()) << published.status().message();
       request.store = store->get();

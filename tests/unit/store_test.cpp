@@ -671,7 +671,7 @@ TEST_F(Entry, MapsAreChecked) {
   const std::string expected = "expected a fingerprint of 64 hexadecimal digits, '/' and a form of map";
   for (const std::string& map :
        {std::string("x"), std::string(), kMapsA, kMapsA + "/", kMapsA + "/none", kMapsA + "/full ",
-        kMapsA.substr(1) + "/full", "A" + kMapsA.substr(1) + "/full", std::string(100'000, 'a'),
+        kMapsA.substr(1) + "/full", "A" + kMapsA.substr(1) + "/full", std::string(1000, 'a'),
         std::string("\n\0", 2)})
     EXPECT_THAT(message([&](auto& t) { t[1]["map"] = map; }), HasSubstr(expected)) << map.substr(0, 80);
   EXPECT_THAT(message([&](auto& t) { t[1]["map"] = 7; }), HasSubstr("tensor 1"));
@@ -680,11 +680,11 @@ TEST_F(Entry, MapsAreChecked) {
               HasSubstr("stands after e(1) through the low-rank map of aaaaaaaaaaaa"));
   EXPECT_THAT(message([&](auto& t) { t[2]["map"] = t[1]["map"]; }), HasSubstr("stands after"));
   // An entry that says it is plain has no maps; one that may have them need not.
-  std::string object = with_header(good, json.dump());
-  object[8] = 2;
-  EXPECT_THAT(read_all(with_header(object, json.dump())).message(), HasSubstr("which version 2 does not"));
   tensors_.resize(tensors_.size() - 4);
-  object = written();
+  std::string object = written();
+  auto mapped = *parse_json(header_text(object), "header");
+  mapped["tensors"][0]["map"] = kMapsA + "/full";
+  EXPECT_THAT(read_all(with_header(object, mapped.dump())).message(), HasSubstr("which version 2 does not"));
   object[8] = 3;
   Status status = read_all(with_header(object, header_text(object)));
   EXPECT_TRUE(status.ok()) << status.message();
@@ -1059,6 +1059,7 @@ TEST_F(Entry, RowsThatAreNotThere) {
 
 // Every value of the header that decides something is checked, also where the checksum is right.
 TEST_F(Entry, EveryValueOfTheHeaderIsChecked) {
+  add_mapped();
   std::string good = written();
   auto json = *parse_json(header_text(good), "header");
   ASSERT_TRUE(read_all(with_header(good, json.dump())).ok());

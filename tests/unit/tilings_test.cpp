@@ -171,8 +171,8 @@ TEST_P(Tilings, LogitsAgreeWithTransformersTo1e4) {
   request.context = std::span(tokens).first(n);
   request.suffix = std::span(tokens).subspan(n);
   request.store = store->get();
-  std::vector<int32_t> cuts;
-  for (int32_t l = 1; l < shape.layers; ++l) cuts.push_back(l);
+  std::vector<Cut> cuts;
+  for (int32_t l = 1; l < shape.layers; ++l) cuts.push_back({l});
   ASSERT_TRUE(publish(backend, *models[0], identities[0], request.context, **store, {.cuts = cuts}).ok());
   int checked = 0;
   size_t index = 0;
@@ -238,8 +238,8 @@ struct Law {
     auto opened = open_store("file:" + fresh_folder("law"));
     EXPECT_TRUE(opened.ok());
     store = std::move(*opened);
-    std::vector<int32_t> cuts(static_cast<size_t>(shape.layers) - 1);
-    std::iota(cuts.begin(), cuts.end(), 1);
+    std::vector<Cut> cuts;
+    for (int32_t l = 1; l < shape.layers; ++l) cuts.push_back({l});
     EXPECT_TRUE(publish(*model.backend, *model.model, model.identity, context, *store, {.cuts = cuts}).ok());
     request.context = context;
     request.suffix = suffix;

@@ -213,7 +213,7 @@ class QualityBench {
     for (const std::vector<Plan>& plans : plans_)
       for (const Plan& plan : plans) all.push_back(&plan);
     DS_ASSIGN(Published entry, publish(*sender.backend, *sender.model, inputs_.pair.sender, asked_.context,
-                                       *store, {cuts_of(all), "", {}}));
+                                       *store, {.cuts = cuts_of(all)}));
     entry_bytes_ = entry.entry_bytes;
     return ok_status();
   }

@@ -49,10 +49,10 @@ int64_t median_of(std::vector<int64_t> values) {
   return values[values.size() / 2];
 }
 
-std::vector<int32_t> cuts_of(const std::vector<const Plan*>& plans) {
-  std::vector<int32_t> cuts;
+std::vector<Cut> cuts_of(const std::vector<const Plan*>& plans) {
+  std::vector<Cut> cuts;
   for (const Plan* plan : plans)
-    for (int32_t layer : cut_layers(*plan)) cuts.push_back(layer);
+    for (const Cut& cut : published_cuts(*plan)) cuts.push_back(cut);
   std::sort(cuts.begin(), cuts.end());
   cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
   return cuts;

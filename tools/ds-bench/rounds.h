@@ -36,7 +36,7 @@ std::vector<int64_t> figures(const Contender& contender, int64_t Answer::*figure
 /// The upper one of two.
 int64_t median_of(std::vector<int64_t> values);
 
-/// Layers whose hidden states any of the plans has sent, ascending, each once: what must be published.
-std::vector<int32_t> cuts_of(const std::vector<const Plan*>& plans);
+/// Hidden states that any of the plans has sent, ascending, each once: what must be published.
+std::vector<Cut> cuts_of(const std::vector<const Plan*>& plans);
 
 }  // namespace ds

@@ -194,7 +194,7 @@ class Sweep {
         if (published != 0) DS_TRY(plain->remove(identity.key()));
         DS_ASSIGN([[maybe_unused]] Published entry,
                   publish(*loaded_.backend, *loaded_.model, inputs_.pair.sender, context, *plain,
-                          {cuts_at(n), "", {}}));
+                          {.cuts = cuts_at(n)}));
         identity = {inputs_.pair.sender.fingerprint, hash_tokens(context), "", n, loaded_.dtype};
         published = n;
       }
@@ -225,7 +225,7 @@ class Sweep {
     return ok_status();
   }
 
-  std::vector<int32_t> cuts_at(int64_t tokens) const {
+  std::vector<Cut> cuts_at(int64_t tokens) const {
     std::vector<const Plan*> plans;
     for (const Prepared& p : prepared_)
       if (p.cell.tokens == tokens)
