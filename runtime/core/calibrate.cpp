@@ -95,6 +95,7 @@ class Calibrator {
       DS_ASSIGN(auto cache, backend_.allocate(longest_ * config_.kv_row() * element_));
       caches_.push_back(std::move(cache));
     }
+    if (!result_.machine) DS_TRY(load_maps());
     DS_ASSIGN(workspace_, model_.make_workspace(longest_));
     DS_ASSIGN(compute_, backend_.make_stream(StreamKind::kCompute, 4 * config_.layers + 8));
     DS_ASSIGN(link_, backend_.make_stream(StreamKind::kLink, 64));
@@ -207,6 +208,36 @@ class Calibrator {
     return ok_status();
   }
 
+  /// Of ordinary numbers, before the workspace that they need room in.
+  Status load_maps() {
+    const int64_t width = config_.d_model;
+    uint32_t state = 1;
+    auto numbers = [&](int64_t count, int64_t depth) {
+      std::vector<float> v(static_cast<size_t>(count));
+      const float scale = 0x1p-31f / std::sqrt(static_cast<float>(depth));
+      for (float& x : v) {
+        state = state * 1664525u + 1013904223u;
+        x = static_cast<float>(static_cast<int32_t>(state)) * scale;
+      }
+      return v;
+    };
+    for (MapForm form : {MapForm::kFull, MapForm::kLowRank, MapForm::kDiagonal}) {
+      AlignmentMap map;
+      map.form = form;
+      map.bias = numbers(width, 1);
+      if (form == MapForm::kFull) map.weight = numbers(width * width, width);
+      if (form != MapForm::kFull) map.scale = numbers(width, 1);
+      if (form == MapForm::kLowRank) {
+        map.rank = std::max<int64_t>(1, width / 8);
+        map.down = numbers(map.rank * width, width);
+        map.up = numbers(width * map.rank, map.rank);
+      }
+      DS_ASSIGN(auto loaded, model_.load_map(map));
+      maps_.emplace_back(AlignTime{form, map.rank}, std::move(loaded));
+    }
+    return ok_status();
+  }
+
   // ---- what does not depend on the size of a call
 
   /// Nanoseconds of what `enqueue` puts on the compute stream.
@@ -251,7 +282,35 @@ class Calibrator {
       if (i > 0) heads.push_back(head);
     }
     if (!heads.empty()) m.head_ns = std::max<int64_t>(median(heads), 1);
+    DS_TRY(measure_align(m));
     return measure_store(m);
+  }
+
+  /// A line through the times of few rows and of many. The layer in between pushes the map out of the caches,
+  /// as in a request.
+  Status measure_align(MachineTimes& m) {
+    const int64_t many = std::min<int64_t>(longest_, 512), few = std::max<int64_t>(many / 8, 1);
+    for (const auto& [form, map] : maps_) {
+      auto measure = [&](int64_t rows) -> Result<int64_t> {
+        std::vector<int64_t> times;
+        for (int i = 0; i < 8 && !stopped(); ++i) {
+          DS_TRY(pass({1, 1, 0}, 1));
+          model_.embed(*compute_, ids_.data(), rows, hidden_->data());
+          DS_ASSIGN(int64_t ns,
+                    once([&] { model_.align(*compute_, *workspace_, *map, hidden_->data(), rows); }));
+          if (i > 0) times.push_back(ns);
+        }
+        return times.empty() ? 1 : median(times);
+      };
+      DS_ASSIGN(int64_t few_ns, measure(few));
+      DS_ASSIGN(int64_t many_ns, measure(many));
+      AlignTime& t = m.aligns.emplace_back(form);
+      if (many > few) t.row_ns = d(std::max<int64_t>(many_ns - few_ns, 0)) / d(many - few);
+      // One row takes no less than a further one.
+      t.row_ns = std::min(t.row_ns, d(many_ns) / d(many));
+      t.ns = std::max<int64_t>(many_ns - std::llround(t.row_ns * d(many - 1)), 1);
+    }
+    return ok_status();
   }
 
   /// What a call costs more at a great position is attention.
@@ -417,6 +476,7 @@ class Calibrator {
   int64_t longest_ = 0, element_ = 0, next_layer_ = 0;
   std::unique_ptr<DeviceMemory> hidden_;
   std::vector<std::unique_ptr<DeviceMemory>> caches_;
+  std::vector<std::pair<AlignTime, std::unique_ptr<DeviceMap>>> maps_;
   std::unique_ptr<Workspace> workspace_;
   std::unique_ptr<CommandStream> compute_, link_;
   std::vector<std::unique_ptr<Event>> events_;

@@ -30,6 +30,14 @@ struct LayerTime {
   int64_t probe_ns = 0;  // what one and the same call took just before: how fast the machine was then
 };
 
+/// Taking rows of hidden states through a map of an aligned cut: ns + row_ns * (rows - 1).
+struct AlignTime {
+  MapForm form = MapForm::kFull;
+  int64_t rank = 0;   // low-rank: r
+  int64_t ns = 0;     // of one row
+  double row_ns = 0;  // of each further row
+};
+
 /// What does not depend on the size of a call.
 struct MachineTimes {
   double matmul_flops = 0;        // per second, one large matrix product
@@ -47,6 +55,7 @@ struct MachineTimes {
   int64_t kernel_slowdown_permille =
       0;  // permille that a kernel takes longer while a transfer runs at full rate
   int64_t transfer_slowdown_permille = 0;  // permille that a transfer takes longer while kernels run
+  std::vector<AlignTime> aligns;           // full, low-rank of an eighth of the width, diagonal
 };
 
 struct Calibration {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include <fmt/ranges.h>
+
 #include "support/hash.h"
 #include "support/json.h"
 
@@ -10,7 +12,7 @@ namespace ds {
 namespace {
 
 using Json = nlohmann::ordered_json;
-constexpr int64_t kVersion = 2;
+constexpr int64_t kVersion = 3;
 constexpr int64_t kHour = 3'600'000'000'000;
 
 // Every number under its object and key, so that writing and reading cannot forget one.
@@ -41,6 +43,9 @@ Json numbers(const MachineTimes& times) {
     }
     json[object][key] = value;
   });
+  for (const AlignTime& t : times.aligns)
+    json["align"].push_back(
+        {{"form", map_form_name(t.form)}, {"rank", t.rank}, {"ns", t.ns}, {"row_ns", t.row_ns}});
   return json;
 }
 
@@ -59,6 +64,22 @@ std::string with_points(Json json, const std::vector<LayerTime>& layers) {
   std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace);
   constexpr std::string_view kPlace = "\"layer_ns\": \"POINTS\"";
   return text.replace(text.find(kPlace), kPlace.size(), "\"layer_ns\": " + points) + "\n";
+}
+
+Result<AlignTime> read_align(const nlohmann::json& json, const std::string& where) {
+  DS_ASSIGN(JsonObject o, JsonObject::make(json, where));
+  DS_ASSIGN(std::string form, o.string("form"));
+  auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), form);
+  if (at == std::end(kMapFormNames))
+    return error(Code::kCorrupt, "{}: 'form' is '{:.40}'; expected one of {}", where, form,
+                 fmt::join(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), ", "));
+  AlignTime t;
+  t.form = static_cast<MapForm>(at - std::begin(kMapFormNames));
+  const bool low_rank = t.form == MapForm::kLowRank;
+  DS_ASSIGN(t.rank, o.integer("rank", low_rank ? 1 : 0, low_rank ? INT32_MAX : 0));
+  DS_ASSIGN(t.ns, o.integer("ns", 1, kHour));
+  DS_ASSIGN(t.row_ns, o.number("row_ns", 0, 1e15));
+  return t;
 }
 
 std::string subject_hash(const CalibrationSubject& s) {
@@ -137,6 +158,11 @@ Result<Calibration> read_partial(const std::string& path, const CalibrationSubje
       if (status.ok()) status = read();
     });
     DS_TRY(status);
+    DS_ASSIGN(const nlohmann::json* aligns, machine.array("align"));
+    for (size_t i = 0; i < aligns->size(); ++i) {
+      DS_ASSIGN(AlignTime t, read_align((*aligns)[i], fmt::format("{}: machine: align[{}]", path, i)));
+      times.aligns.push_back(t);
+    }
     c.machine = times;
   }
   DS_ASSIGN(const nlohmann::json* points, root.array("layer_ns"));

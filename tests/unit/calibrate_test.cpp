@@ -8,6 +8,7 @@
 
 #include "runtime/core/calibration_json.h"
 #include "support/file.h"
+#include "support/json.h"
 #include "tests/unit/model_fixture.h"
 
 namespace ds {
@@ -89,6 +90,21 @@ TEST(Calibrate, StopsKeepsAndGoesOn) {
   ASSERT_TRUE(read.ok()) << read.status().message();
   EXPECT_EQ(read->spent_ns, part->spent_ns);
   EXPECT_EQ(partial_json(subject, *read), partial_json(subject, *part));
+  // Maps of every form, of the model's width 64; the times are anybody's, but not nothing.
+  std::vector<std::pair<MapForm, int64_t>> forms;
+  for (const AlignTime& t : part->machine->aligns) {
+    forms.emplace_back(t.form, t.rank);
+    EXPECT_GE(t.ns, 1);
+    EXPECT_GE(t.row_ns, 0);
+  }
+  EXPECT_EQ(forms, (decltype(forms){{MapForm::kFull, 0}, {MapForm::kLowRank, 8}, {MapForm::kDiagonal, 0}}));
+  auto json = nlohmann::json::parse(machine_json(subject, *part));
+  EXPECT_EQ(json["version"], 3);
+  ASSERT_EQ(json["align"].size(), 3u);
+  EXPECT_EQ(json["align"][1]["form"], "low-rank");
+  EXPECT_EQ(json["align"][1]["rank"], 8);
+  EXPECT_EQ(json["align"][1]["ns"], part->machine->aligns[1].ns);
+  EXPECT_EQ(json["align"][1]["row_ns"], part->machine->aligns[1].row_ns);
 
   options.measured = nullptr;
   stop = false;
@@ -147,6 +163,7 @@ TEST(PartialFile, OfSomethingElseOrBrokenIsRefused) {
   CalibrationSubject subject;
   Calibration c;
   c.machine.emplace();
+  c.machine->aligns = {{MapForm::kLowRank, 3, 5, 0.5}};
   c.layers = {{{8, 8, 0}, 5, 4, 6, 3, 9}};
   auto read = [&](std::string text, const CalibrationSubject& s) {
     EXPECT_TRUE(write_file_atomically(path, text).ok());
@@ -163,7 +180,10 @@ TEST(PartialFile, OfSomethingElseOrBrokenIsRefused) {
     changed.replace(changed.find(from), from.size(), to);
     return read(changed, subject);
   };
-  EXPECT_THAT(with("\"version\": 2", "\"version\": 3"), HasSubstr("version 3, expected"));
+  EXPECT_THAT(with("\"version\": 3", "\"version\": 2"), HasSubstr("version 2, expected"));
+  EXPECT_THAT(with("\"low-rank\"", "\"wide\""),
+              HasSubstr("align[0]: 'form' is 'wide'; expected one of diagonal"));
+  EXPECT_THAT(with("\"low-rank\"", "\"full\""), HasSubstr("align[0]: 'rank' is 3"));
   EXPECT_THAT(with("\"ns\":5", "\"ns\":0"), HasSubstr("layer_ns[0]: 'ns' is 0, expected an integer"));
   EXPECT_THAT(with("\"wakeup_ns\"", "\"wake\""), HasSubstr("key 'wakeup_ns' is missing"));
   for (size_t n = 0; n + 2 < text.size(); n += 13) EXPECT_NE(read(text.substr(0, n), subject), "read") << n;
