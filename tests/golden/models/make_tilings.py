@@ -30,11 +30,13 @@ class Mix:
 
 
 @torch.no_grad()
-def answer(R, S, context, suffix, tiles):
-    """Cell by cell: `x` holds, for each token, the hidden states that enter the layer, where somebody computes it."""
+def answer(R, S, context, suffix, tiles, align=lambda layer, x: x):
+    """Cell by cell: `x` holds, for each token, the hidden states that enter the layer, where somebody computes it.
+    `align`: what becomes of S's that enter a layer before R goes on from them."""
     c = torch.tensor([context]); n = len(context)
     s = S(c, use_cache=True, output_hidden_states=True)
     embedded = R.model.embed_tokens(c)
+    sent = [embedded] + [align(l, s.hidden_states[l]) for l in range(1, R.config.num_hidden_layers)]
     x, known = torch.zeros_like(embedded), torch.full((n,), -1)
     mix = DynamicCache(config=R.config)
     for l in range(R.config.num_hidden_layers):
@@ -44,10 +46,10 @@ def answer(R, S, context, suffix, tiles):
             span = list(range(begin(t["chunks"][0]), begin(t["chunks"][1] + 1)))
             rows += span
             if t["mode"] == "restore":  # what leaves the layer is nobody's
-                x[:, span], known[span] = (s.hidden_states[l] if l else embedded)[:, span], l
+                x[:, span], known[span] = sent[l][:, span], l
                 continue
             if l > t["layers"][0]: continue
-            if t["cut"]: x[:, span], known[span] = s.hidden_states[l][:, span], l
+            if t["cut"]: x[:, span], known[span] = sent[l][:, span], l
             elif l == 0: x[:, span], known[span] = embedded[:, span], 0
         rows.sort()
         k, v = s.past_key_values.layers[l].keys, s.past_key_values.layers[l].values
