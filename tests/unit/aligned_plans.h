@@ -11,7 +11,8 @@
 namespace ds::testing {
 
 /// Layers first to last restored, the others loaded: all transfers, then all kernels.
-inline Plan make_restore_range_plan(const Shape& shape, int64_t first, int64_t last, const PlanOptions& o = {}) {
+inline Plan make_restore_range_plan(const Shape& shape, int64_t first, int64_t last,
+                                    const PlanOptions& o = {}) {
   Plan plan = make_plan(shape, {0, -1}, "kv-preload", o);
   Variant v;
   v.name = "v0";
@@ -53,7 +54,11 @@ inline Plan make_restore_range_plan(const Shape& shape, int64_t first, int64_t l
                            .chunk = c,
                            .buffer = restored(l) ? buffer_of(l) : l});
   }
-  add({.kind = OpKind::kEmbed, .stream = 1, .rows = Rows::kSuffix, .buffer = layers, .waits = {last_transfer}});
+  add({.kind = OpKind::kEmbed,
+       .stream = 1,
+       .rows = Rows::kSuffix,
+       .buffer = layers,
+       .waits = {last_transfer}});
   for (int32_t l = 0; l < layers; ++l) {
     for (int32_t c = 0; restored(l) && c < o.chunks; ++c)
       add({.kind = OpKind::kRecompute,
@@ -75,8 +80,8 @@ inline Plan make_restore_range_plan(const Shape& shape, int64_t first, int64_t l
   return plan;
 }
 
-/// The same plan with its cuts aligned. Where the receiver does it, an op that takes no time stands before the
-/// first kernel over each chunk that was sent.
+/// The same plan with its cuts aligned. Where the receiver does it, an op that takes no time stands before
+/// the first kernel over each chunk that was sent.
 inline Plan with_aligned_cuts(Plan plan, MapForm form, MapSide side, const MapsIdentity& maps) {
   Variant& v = plan.variants.at(0);
   v.map_form = form;
@@ -85,8 +90,8 @@ inline Plan with_aligned_cuts(Plan plan, MapForm form, MapSide side, const MapsI
   plan.format_version = kPlanFormatVersion;
   if (side == MapSide::kSender) return plan;
   std::vector<Op> ops;
-  std::vector<int32_t> moved;                              // by old index
-  std::vector<std::pair<int32_t, const Op*>> transfers;    // new index and op of E that is not aligned yet
+  std::vector<int32_t> moved;                            // by old index
+  std::vector<std::pair<int32_t, const Op*>> transfers;  // new index and op of E that is not aligned yet
   for (const Op& old : v.ops) {
     Op op = old;
     for (int32_t& w : op.waits) w = moved[static_cast<size_t>(w)];
@@ -111,8 +116,8 @@ inline Plan with_aligned_cuts(Plan plan, MapForm form, MapSide side, const MapsI
   return plan;
 }
 
-/// Maps for every layer above 0 of `plan_shape`, as `fill(layer, part, numbers)` fills the parts' numbers: 0 of
-/// them all where it is empty. Names and fingerprints of the pair are the caller's.
+/// Maps for every layer above 0 of `plan_shape`, as `fill(layer, part, numbers)` fills the parts' numbers: 0
+/// of them all where it is empty. Names and fingerprints of the pair are the caller's.
 template <typename Fill>
 MapSet make_maps(const Shape& shape, int64_t rank, Fill fill) {
   MapSet set;

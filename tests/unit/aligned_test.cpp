@@ -1,5 +1,6 @@
-// Aligned cuts, run for real: logits against transformers (tests/golden/models/README.md), who applies the maps
-// makes no difference, the law that maps which add nothing change nothing, and what happens without them.
+// Aligned cuts, run for real: logits against transformers (tests/golden/models/README.md), who applies the
+// maps makes no difference, the law that maps which add nothing change nothing, and what happens without
+// them.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -57,7 +58,8 @@ std::vector<float> run(Backend& backend, DeviceModel& model, const Plan& plan, c
                        const MapSet* maps, bool plain = false, Answer* answer = nullptr) {
   auto session = Session::create(
       backend, model, plan,
-      {static_cast<int64_t>(request.context.size()), static_cast<int64_t>(request.suffix.size()), 1}, maps, plain);
+      {static_cast<int64_t>(request.context.size()), static_cast<int64_t>(request.suffix.size()), 1}, maps,
+      plain);
   EXPECT_TRUE(session.ok()) << session.status().message();
   if (!session.ok()) return {};
   auto result = (*session)->run(request);
@@ -152,8 +154,9 @@ TEST_P(AlignedOracle, LogitsAgreeWithTransformersTo1e4) {
     std::vector<float> want(static_cast<size_t>(shape.vocab));
     ASSERT_EQ(entry.data.size(), want.size() * sizeof(float));
     std::memcpy(want.data(), entry.data.data(), entry.data.size());
-    const auto form = *std::find_if(std::begin(kForms), std::end(kForms),
-                                    [&](MapForm f) { return map_form_name(f) == c["form"].get<std::string>(); });
+    const auto form = *std::find_if(std::begin(kForms), std::end(kForms), [&](MapForm f) {
+      return map_form_name(f) == c["form"].get<std::string>();
+    });
     LayerRange layers;
     bool restored = false;
     for (const auto& t : c["tiles"]) {
@@ -228,9 +231,12 @@ class Aligned : public ::testing::TestWithParam<DType> {
     }
     return all;
   }
-  Plan aligned(const Plan& plan, MapForm form, MapSide side) const { return with_aligned_cuts(plan, form, side, maps_id); }
+  Plan aligned(const Plan& plan, MapForm form, MapSide side) const {
+    return with_aligned_cuts(plan, form, side, maps_id);
+  }
   void publish_cuts(TinyModel& from, const std::vector<Cut>& cuts, const MapSet* set) {
-    auto done = publish(*from.backend, *from.model, from.identity, context, *store, {.cuts = cuts, .maps = set});
+    auto done =
+        publish(*from.backend, *from.model, from.identity, context, *store, {.cuts = cuts, .maps = set});
     ASSERT_TRUE(done.ok()) << done.status().message();
   }
   std::vector<Cut> all_cuts() const {
@@ -239,7 +245,8 @@ class Aligned : public ::testing::TestWithParam<DType> {
       for (size_t form = 0; form < kMapForms; ++form) cuts.push_back({l, static_cast<MapForm>(form)});
     return cuts;
   }
-  std::vector<float> run_by(const Plan& plan, const MapSet* set, bool plain = false, Answer* answer = nullptr) {
+  std::vector<float> run_by(const Plan& plan, const MapSet* set, bool plain = false,
+                            Answer* answer = nullptr) {
     return run(*receiver.backend, *receiver.model, plan, request, set, plain, answer);
   }
 
@@ -336,10 +343,11 @@ TEST_P(AlignedMisses, AnEntryWithoutTheMappedTensorIsACountedMiss) {
     EXPECT_THAT(answer.miss.message(), HasSubstr(reason));
   };
   publish_cuts(sender, plain_cuts({2}), nullptr);
-  expect_miss(plan, false,
-              fmt::format("it has no e(2) through the full map of {:.12}; publish it again with the plan that asks "
-                          "for it and that plan's file of maps",
-                          maps_id.fingerprint));
+  expect_miss(
+      plan, false,
+      fmt::format("it has no e(2) through the full map of {:.12}; publish it again with the plan that asks "
+                  "for it and that plan's file of maps",
+                  maps_id.fingerprint));
   publish_cuts(sender, {{2, MapForm::kDiagonal}}, &maps);
   expect_miss(plan, false, "no e(2) through the full map");
   expect_miss(plain, false, "no e(2); publish it again");
@@ -372,8 +380,9 @@ TEST_P(AlignedMisses, OneEntryServesSeveralReceivers) {
     request.receiver = &model.identity;
     const auto by_sender =
         run(*model.backend, *model.model, aligned(plan, MapForm::kFull, MapSide::kSender), request, nullptr);
-    const auto by_receiver = run(*model.backend, *model.model, aligned(plan, MapForm::kFull, MapSide::kReceiver),
-                                 request, i == 0 ? &maps : &for_second);
+    const auto by_receiver =
+        run(*model.backend, *model.model, aligned(plan, MapForm::kFull, MapSide::kReceiver), request,
+            i == 0 ? &maps : &for_second);
     EXPECT_TRUE(same_bits(by_sender, by_receiver));
   }
 }
@@ -387,8 +396,9 @@ TEST_P(AlignedMisses, SessionsAndPublicationsWithoutTheirMapsAreRefused) {
   };
   Status status = create(nullptr);
   EXPECT_EQ(status.code(), Code::kInvalidArgument);
-  EXPECT_THAT(status.message(), AllOf(HasSubstr("'maps.safetensors' (fingerprint " + maps_id.fingerprint.substr(0, 12)),
-                                      HasSubstr("--maps"), HasSubstr("--plain-cuts")));
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr("'maps.safetensors' (fingerprint " + maps_id.fingerprint.substr(0, 12)),
+                    HasSubstr("--maps"), HasSubstr("--plain-cuts")));
   MapSet changed = maps;
   std::erase_if(changed.maps, [](const AlignmentMap& m) { return m.layer == 2 && m.form == MapForm::kFull; });
   status = create(&changed);
@@ -399,9 +409,11 @@ TEST_P(AlignedMisses, SessionsAndPublicationsWithoutTheirMapsAreRefused) {
   EXPECT_EQ(create(&changed).code(), Code::kMismatch);
 
   auto refused = [&](const std::vector<Cut>& cuts, const MapSet* set) {
-    auto done = publish(*sender.backend, *sender.model, sender.identity, context, *store, {.cuts = cuts, .maps = set});
+    auto done = publish(*sender.backend, *sender.model, sender.identity, context, *store,
+                        {.cuts = cuts, .maps = set});
     EXPECT_FALSE(done.ok());
-    EXPECT_EQ(EntryReader::open(*store, {sender.identity.fingerprint, hash_tokens(context), "", 333, GetParam()}, shape)
+    EXPECT_EQ(EntryReader::open(
+                  *store, {sender.identity.fingerprint, hash_tokens(context), "", 333, GetParam()}, shape)
                   .status()
                   .code(),
               Code::kNotFound)
@@ -410,7 +422,8 @@ TEST_P(AlignedMisses, SessionsAndPublicationsWithoutTheirMapsAreRefused) {
   };
   status = refused({{2, MapForm::kFull}}, nullptr);
   EXPECT_EQ(status.code(), Code::kInvalidArgument);
-  EXPECT_THAT(status.message(), HasSubstr("the cut at layer 2 is to go through a full map, but no maps were given"));
+  EXPECT_THAT(status.message(),
+              HasSubstr("the cut at layer 2 is to go through a full map, but no maps were given"));
   EXPECT_EQ(refused({{0, MapForm::kFull}}, &maps).code(), Code::kInvalidArgument);
   EXPECT_EQ(refused({{5}}, nullptr).code(), Code::kInvalidArgument);
   changed = maps;
