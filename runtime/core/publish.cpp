@@ -101,11 +101,11 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
 
   int64_t hidden_bytes = n * config.d_model * dtype_size(model.dtype());
   int64_t kv_bytes = n * config.kv_row() * dtype_size(model.dtype());
+  std::vector<std::unique_ptr<DeviceMemory>> kept;  // what the entry is written from
   DS_ASSIGN(auto hidden, backend.allocate(hidden_bytes));
   DS_ASSIGN(auto workspace, model.make_workspace(n));
   DS_ASSIGN(auto stream,
             backend.make_stream(StreamKind::kCompute, static_cast<int64_t>(2 * wanted.size()) + 8));
-  std::vector<std::unique_ptr<DeviceMemory>> kept;  // what the entry is written from
   std::vector<EntrySource> sources;
   auto keep = [&](TensorKind kind, int64_t layer, int64_t bytes, std::string map = {}) -> Result<std::byte*> {
     DS_ASSIGN(auto memory, backend.allocate(bytes));

@@ -53,7 +53,9 @@ class AlignedTools : public ::testing::Test {
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
 
-  static ModelIdentity identity(const std::string& which) { return *Checkpoint::open(kModels + which)->identity(); }
+  static ModelIdentity identity(const std::string& which) {
+    return *Checkpoint::open(kModels + which)->identity();
+  }
   Plan plain() const {
     Plan plan = make_plan(shape_, {2, 3}, "e-first", {.dtype = "f32"});
     plan.sender = sender_;
@@ -113,12 +115,15 @@ class AlignedTools : public ::testing::Test {
 const std::string AlignedTools::kModels = DS_SOURCE_DIR "/tests/golden/models/llama/";
 
 TEST_F(AlignedTools, PublishAndRunOnEitherSide) {
-  Outcome published = publish("--plan receiver.dsplan --plan sender.dsplan --plan plain.dsplan --maps maps.safetensors --json");
+  Outcome published = publish(
+      "--plan receiver.dsplan --plan sender.dsplan --plan plain.dsplan --maps maps.safetensors --json");
   ASSERT_EQ(published.code, 0) << published.err;
   auto cuts = published.json()["cuts"];
   ASSERT_EQ(cuts.size(), 2u) << cuts;
-  EXPECT_EQ(cuts[0], (nlohmann::json{{"layer", 2}, {"form", "none"}, {"maps", nullptr}, {"bytes", 130 * 32 * 4}}));
-  EXPECT_EQ(cuts[1], (nlohmann::json{{"layer", 2}, {"form", "full"}, {"maps", maps_}, {"bytes", 130 * 32 * 4}}));
+  EXPECT_EQ(cuts[0],
+            (nlohmann::json{{"layer", 2}, {"form", "none"}, {"maps", nullptr}, {"bytes", 130 * 32 * 4}}));
+  EXPECT_EQ(cuts[1],
+            (nlohmann::json{{"layer", 2}, {"form", "full"}, {"maps", maps_}, {"bytes", 130 * 32 * 4}}));
 
   auto answer = [&](const std::string& arguments, const std::string& logits) {
     Outcome outcome = run(arguments + " --json --dump-logits " + logits);
@@ -127,7 +132,8 @@ TEST_F(AlignedTools, PublishAndRunOnEitherSide) {
     EXPECT_EQ(json["cache"]["status"], "hit") << json["cache"];
     return json["cuts"];
   };
-  EXPECT_EQ(answer("--plan receiver.dsplan --maps maps.safetensors", "receiver.bin"), "aligned (full, receiver)");
+  EXPECT_EQ(answer("--plan receiver.dsplan --maps maps.safetensors", "receiver.bin"),
+            "aligned (full, receiver)");
   EXPECT_EQ(answer("--plan sender.dsplan", "sender.bin"), "aligned (full, sender)");
   EXPECT_EQ(answer("--plan sender.dsplan --maps maps.safetensors", "sender.bin"), "aligned (full, sender)");
   EXPECT_EQ(answer("--plan plain.dsplan", "plain.bin"), "plain");
@@ -135,7 +141,8 @@ TEST_F(AlignedTools, PublishAndRunOnEitherSide) {
             "plain, instead of aligned (full, receiver)");
   EXPECT_THAT(read("err.txt"), HasSubstr("what the plan promises of its answers does not hold"));
   EXPECT_THAT(read_run_record(folder_ + "/run.jsonl")->choice, HasSubstr("plain, instead of aligned"));
-  EXPECT_EQ(answer("--plan sender.dsplan --plain-cuts", "forced2.bin"), "plain, instead of aligned (full, sender)");
+  EXPECT_EQ(answer("--plan sender.dsplan --plain-cuts", "forced2.bin"),
+            "plain, instead of aligned (full, sender)");
   EXPECT_EQ(read("receiver.bin"), read("sender.bin"));
   EXPECT_EQ(read("plain.bin"), read("forced.bin"));
   EXPECT_EQ(read("plain.bin"), read("forced2.bin"));
@@ -150,18 +157,23 @@ TEST_F(AlignedTools, PublishAndRunOnEitherSide) {
 
 TEST_F(AlignedTools, WithoutTheirMapsNothingIsPublished) {
   expect(publish("--plan sender.dsplan"), kInvalid,
-         fmt::format("plan 'sender.dsplan' has the sender take its hidden states through the maps 'maps.safetensors' "
-                     "(fingerprint {:.12}), which were not given; give that file with --maps",
-                     maps_));
+         fmt::format(
+             "plan 'sender.dsplan' has the sender take its hidden states through the maps 'maps.safetensors' "
+             "(fingerprint {:.12}), which were not given; give that file with --maps",
+             maps_));
   expect(publish("--plan sender.dsplan --maps absent.safetensors"), kMissing, "absent.safetensors");
   write_maps("other-fit.safetensors", receiver_, 0.03f);
   expect(publish("--plan sender.dsplan --maps other-fit.safetensors"), kMismatched,
          "of the same pair, but another fit");
   write_maps("other-pair.safetensors", sender_, 0.02f);
-  expect(publish("--plan sender.dsplan --maps other-pair.safetensors"), kMismatched, "they are of another pair");
-  expect(publish("--plan sender.dsplan --maps maps.safetensors --plan plain.dsplan --maps other-pair.safetensors"),
-         kInvalid, "--maps 'other-pair.safetensors' (fingerprint");
-  expect(publish("--plan plain.dsplan --maps maps.safetensors"), kInvalid, "no plan that was given names these maps");
+  expect(publish("--plan sender.dsplan --maps other-pair.safetensors"), kMismatched,
+         "they are of another pair");
+  expect(
+      publish(
+          "--plan sender.dsplan --maps maps.safetensors --plan plain.dsplan --maps other-pair.safetensors"),
+      kInvalid, "--maps 'other-pair.safetensors' (fingerprint");
+  expect(publish("--plan plain.dsplan --maps maps.safetensors"), kInvalid,
+         "no plan that was given names these maps");
   std::string good = read("maps.safetensors");
   for (size_t size : {size_t{0}, size_t{7}, size_t{1000}, good.size() - 1}) {
     write("cut.safetensors", good.substr(0, size));
@@ -194,10 +206,12 @@ TEST_F(AlignedTools, RunsWithWrongMapsAreRefused) {
   write("bent.safetensors", bent);
   expect(run("--plan receiver.dsplan --maps bent.safetensors"), kDamaged, "damaged, fit the maps again");
   expect(run("--plan plain.dsplan --maps maps.safetensors"), kInvalid, "has aligned cuts; leave it out");
-  expect(run("--plan receiver.dsplan --maps maps.safetensors --plain-cuts"), kInvalid, "contradict each other");
-  expect(run("--plan receiver.dsplan --plain-cuts --gate quality.json"), kInvalid, "--plain-cuts does not give");
-  expect(tool(DS_RUN_TOOL " --receiver " + kModels + "receiver --prompt-ids prompt.json --plain-cuts"), kInvalid,
-         "they need --plan FILE");
+  expect(run("--plan receiver.dsplan --maps maps.safetensors --plain-cuts"), kInvalid,
+         "contradict each other");
+  expect(run("--plan receiver.dsplan --plain-cuts --gate quality.json"), kInvalid,
+         "--plain-cuts does not give");
+  expect(tool(DS_RUN_TOOL " --receiver " + kModels + "receiver --prompt-ids prompt.json --plain-cuts"),
+         kInvalid, "they need --plan FILE");
 }
 
 TEST_F(AlignedTools, AnEntryWithoutTheMappedTensorIsACountedMiss) {
@@ -206,9 +220,10 @@ TEST_F(AlignedTools, AnEntryWithoutTheMappedTensorIsACountedMiss) {
   ASSERT_EQ(outcome.code, 0) << outcome.err;
   auto json = outcome.json();
   EXPECT_EQ(json["cache"]["status"], "miss");
-  EXPECT_THAT(json["cache"]["reason"].get<std::string>(),
-              AllOf(HasSubstr(fmt::format("no e(2) through the full map of {:.12}", maps_)),
-                    HasSubstr("publish it again with the plan that asks for it and that plan's file of maps")));
+  EXPECT_THAT(
+      json["cache"]["reason"].get<std::string>(),
+      AllOf(HasSubstr(fmt::format("no e(2) through the full map of {:.12}", maps_)),
+            HasSubstr("publish it again with the plan that asks for it and that plan's file of maps")));
   EXPECT_TRUE(json["cuts"].is_null());
   EXPECT_EQ(run("--plan plain.dsplan --mode full-prefill --dump-logits full.bin").code, 0);
   EXPECT_EQ(read("miss.bin"), read("full.bin"));
