@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on real input: two trained models, a plan for the pair, the sender's cache published, and the receiver
-# answering through a link of a stated rate, five ways. usage: examples/demo.sh BIN_DIR [LINK_RATE]
+# answering through a link of a stated rate, six ways. usage: examples/demo.sh BIN_DIR [LINK_RATE]
 set -euo pipefail
 bin=$(cd "${1:?usage: demo.sh BIN_DIR [LINK_RATE]}" && pwd)
 rate=${2:-400MB/s}
@@ -22,37 +22,40 @@ printf 'context: %s tokens, %s ...\n%s %s\n' "$tokens" "$(head -c 200 "$pair/dat
 step "how well the receiver answers over each cache (ds-profile): here on 8 documents; quality.json is of all 204"
 head -n 8 "$pair/data/notes_qa.jsonl" >"$work/qa.jsonl" && head -n 8 "$pair/data/module_code.jsonl" >"$work/code.jsonl"
 "$bin/ds-profile" --sender "$pair/sender" --receiver "$pair/receiver" --data "$work/qa.jsonl" "$work/code.jsonl" \
-  --prompts "$pair/data/prompts.json" --no-controls -o "$work/quality.json"
+  --prompts "$pair/data/prompts.json" --fit-data "$pair"/fit/*.jsonl --no-controls -o "$work/quality.json"
 "$bin/ds-profile" report "$pair/quality.json" -o "$work/quality.html"
 
 step "measure this machine (ds-calibrate)"
 "$bin/ds-calibrate" --model "$pair/receiver" --context-lengths "$tokens" --suffix-length 16 -o "$work/machine.json"
 
-step "compile (ds-compile): the plan, and three things to compare it with"
+step "compile (ds-compile): a plan, one with aligned cuts, and three things to compare them with"
 compile() { "$bin/ds-compile" --receiver "$pair/receiver" --sender "$pair/sender" --machine "$work/machine.json" \
   --context-lengths "$tokens" --suffix-length 16 --link-rates "$rate" "$@"; }
 compile --quality "$pair/quality.json" --slo-loss 5 -o "$work/plan.dsplan"
+compile --quality "$pair/quality.json" --slo-loss 5 --maps "$pair/maps.safetensors" -o "$work/aligned.dsplan"
 compile --policy full-reuse -o "$work/full-reuse.dsplan"
 # The schedules that others use, for the group that keeps this objective.
 for schedule in serial kv-preload; do
   compile --quality "$pair/quality.json" --recompute 7-10 --chunks 1 --schedule $schedule -o "$work/$schedule.dsplan"
 done
-"$bin/ds-plan" dump "$work/plan.dsplan"
+"$bin/ds-plan" dump "$work/aligned.dsplan"
 
 step "publish the sender's cache (ds-publish)"
-"$bin/ds-publish" --model "$pair/sender" --context "$pair/data/demo_context.txt" --store "file:$work/store" --plan "$work/plan.dsplan"
+"$bin/ds-publish" --model "$pair/sender" --context "$pair/data/demo_context.txt" --store "file:$work/store" \
+  --plan "$work/plan.dsplan" --plan "$work/aligned.dsplan" --maps "$pair/maps.safetensors"
 
-step "answer five ways through a link of $rate (ds-bench ttft)"
+step "answer six ways through a link of $rate (ds-bench ttft)"
 "$bin/ds-bench" ttft --receiver "$pair/receiver" --store "file:$work/store" --context "$pair/data/demo_context.txt" \
   --prompt "$question" --answer "$answer" --link-rate "$rate" --json "$work/ttft.json" \
   --plan "full reuse=$work/full-reuse.dsplan" --plan "serial=$work/serial.dsplan" \
-  --plan "kv-preload=$work/kv-preload.dsplan" --plan "plan=$work/plan.dsplan"
+  --plan "kv-preload=$work/kv-preload.dsplan" --plan "plan=$work/plan.dsplan" \
+  --plan "aligned=$work/aligned.dsplan" --maps "$pair/maps.safetensors"
 
 step "the schedule, predicted beside measured (ds-run --record, ds-plan trace)"
-"$bin/ds-run" --receiver "$pair/receiver" --plan "$work/plan.dsplan" --store "file:$work/store" --link-rate "$rate" \
+"$bin/ds-run" --receiver "$pair/receiver" --plan "$work/aligned.dsplan" --maps "$pair/maps.safetensors" --store "file:$work/store" --link-rate "$rate" \
   --context "$pair/data/demo_context.txt" --prompt "$question" --max-new-tokens 16 --record "$work/run.jsonl" --json >"$work/run.json"
-"$bin/ds-plan" trace --plan "$work/plan.dsplan" --record "$work/run.jsonl" --format html -o "$work/schedule.html"
-"$bin/ds-plan" trace --plan "$work/plan.dsplan" --record "$work/run.jsonl" --format chrome -o "$work/schedule.trace.json"
+"$bin/ds-plan" trace --plan "$work/aligned.dsplan" --record "$work/run.jsonl" --format html -o "$work/schedule.html"
+"$bin/ds-plan" trace --plan "$work/aligned.dsplan" --record "$work/run.jsonl" --format chrome -o "$work/schedule.trace.json"
 echo "picture of the schedule: $work/schedule.html"
 echo "of the quality of every group of layers: $work/quality.html"
 echo "for Perfetto or chrome://tracing: $work/schedule.trace.json"

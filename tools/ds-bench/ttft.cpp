@@ -15,7 +15,7 @@ namespace {
 
 struct TtftOptions {
   std::string receiver, store, context, context_ids, prompt, answer, link_rate, dtype = "bf16",
-                                                                                backend = "auto", json;
+                                                                                backend = "auto", json, maps;
   std::vector<std::string> plans;
   double link_rtt_ms = 0;
   int64_t max_new_tokens = 16;
@@ -55,6 +55,12 @@ Status bench_ttft(const TtftOptions& o) {
     DS_ASSIGN(way.plan, read_plan(named.substr(at + 1)));
     ways.push_back(std::move(way));
   }
+  std::optional<MapSet> maps;
+  if (!o.maps.empty()) {
+    DS_ASSIGN(maps, MapSet::read(o.maps));
+    for (const NamedPlan& way : ways)
+      if (!way.plan.maps.fingerprint.empty()) DS_TRY(maps->check_plan(o.maps, way.plan));
+  }
   DS_ASSIGN(auto store, open_store(o.store));
   if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
   DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
@@ -68,7 +74,8 @@ Status bench_ttft(const TtftOptions& o) {
   std::vector<Contender> contenders;
   for (NamedPlan& way : ways) {
     Contender c{.name = way.name, .full_prefill = &way == &ways[0]};
-    DS_ASSIGN(c.session, Session::create(*loaded.backend, *loaded.model, way.plan, {n, m, o.max_new_tokens}));
+    DS_ASSIGN(c.session, Session::create(*loaded.backend, *loaded.model, way.plan, {n, m, o.max_new_tokens},
+                                         maps ? &*maps : nullptr));
     DS_TRY(c.session->warm_up());
     contenders.push_back(std::move(c));
   }
@@ -145,6 +152,7 @@ Bench add_ttft(CLI::App& app) {
   cmd->add_option("--receiver", o->receiver, "Hugging Face folder")->required();
   cmd->add_option("--plan", o->plans,
                   "NAME=FILE; may be given several times; the full prefill is always there");
+  cmd->add_option("--maps", o->maps, "maps of the plans whose cuts are aligned");
   cmd->add_option("--store", o->store, "file:PATH, holding the sender's entry")->required();
   cmd->add_option("--context", o->context, "text file");
   cmd->add_option("--context-ids", o->context_ids, "JSON list of token ids instead");
