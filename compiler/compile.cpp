@@ -382,7 +382,7 @@ struct Compiler {
       passes.addPass(create_convert_reuse_to_plan());
       if (!moves_whole_entry(options.schedule)) passes.addPass(create_plan_elide_loads());
       passes.addPass(create_plan_verify_lowered());
-      if (options.emit != "plan") passes.addPass(create_plan_materialize_durations(machine));
+      if (options.emit != "plan") passes.addPass(create_plan_materialize_durations(machine, 0));
     }));
     out.times.lower_ns = watch.lap();
     if (options.emit == "schedule" || options.emit == "flatbuffer") {
