@@ -26,6 +26,12 @@ namespace ds {
 namespace {
 
 const std::vector<std::string_view> kEmits = {"reuse", "plan", "schedule", "flatbuffer"};
+const std::vector<std::string_view> kAligns = {"auto", "none", "full", "low-rank", "diagonal"};
+const std::vector<std::string_view> kSides = {"auto", "receiver", "sender"};
+/// With one receiver the sender applies the maps where that shortens a predicted TTFT by more than this
+/// share.
+constexpr double kWorthTheSender = 0.01;
+constexpr int64_t kMaxReceivers = 1'000'000;
 constexpr int64_t kMaxLength = int64_t{1} << 30;
 constexpr size_t kMaxVariants = 1024;  // as plans/verify.cpp
 constexpr int64_t kMaxChunks = 256;
@@ -74,9 +80,40 @@ Status refuse(std::string_view a, std::string_view b, std::string_view why) {
   return error(Code::kInvalidArgument, "{} contradicts {}: {}", a, b, why);
 }
 
-/// Everything that can be refused without opening a file. `quality`: there is a profile.
-Result<Request> check_options(const CompileOptions& o, bool quality) {
+/// The form that was asked for; kNone: "auto" or "none".
+MapForm named_form(const CompileOptions& o) {
+  auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), o.align);
+  return at == std::end(kMapFormNames) ? MapForm::kNone
+                                       : static_cast<MapForm>(at - std::begin(kMapFormNames));
+}
+
+/// `maps`: a file of them was given.
+Status check_align(const CompileOptions& o, bool maps) {
+  DS_TRY(one_of("--align", o.align, kAligns));
+  DS_TRY(one_of("--align-side", o.align_side, kSides));
+  if (o.align_fallback) DS_TRY(one_of("--align-fallback", *o.align_fallback, {"plain"}));
+  if (o.receivers < 1 || o.receivers > kMaxReceivers)
+    return error(Code::kInvalidArgument, "--receivers is {}, expected 1 to {}", o.receivers, kMaxReceivers);
+  const bool form = named_form(o) != MapForm::kNone;
+  std::string option = form                     ? "--align " + o.align
+                       : o.align_side != "auto" ? "--align-side " + o.align_side
+                       : o.receivers != 1       ? fmt::format("--receivers {}", o.receivers)
+                       : o.align_fallback       ? "--align-fallback plain"
+                                                : "";
+  if (!maps && !option.empty())
+    return error(Code::kInvalidArgument, "{} needs --maps FILE: what cuts are mapped with, from ds-profile",
+                 option);
+  for (std::string_view policy : {"full-prefill", "full-reuse", "cake", "select"})
+    if (form && o.policy && *o.policy == policy)
+      return refuse("--align " + o.align, "--policy " + *o.policy,
+                    "that policy sends no hidden states, so there is nothing to map");
+  return ok_status();
+}
+
+/// Everything that can be refused without opening a file. `quality`, `maps`: there is a profile, are maps.
+Result<Request> check_options(const CompileOptions& o, bool quality, bool maps) {
   Request r;
+  DS_TRY(check_align(o, maps));
   DS_TRY(one_of("--schedule", o.schedule, scheduler_names()));
   DS_TRY(one_of("--emit", o.emit, kEmits));
   if (o.dtype && *o.dtype != "bf16" && *o.dtype != "f32")
@@ -175,7 +212,8 @@ std::string base_name(const std::string& path) {
 }
 
 std::string canonical_flags(const CompileOptions& o, const Request& r,
-                            const std::optional<LayerRange>& recompute, DType dtype, bool stand_in) {
+                            const std::optional<LayerRange>& recompute, DType dtype, bool stand_in,
+                            bool maps) {
   std::string flags = "--policy " + r.policy;
   if (recompute) flags += " --recompute " + format_layers(*recompute);
   if (o.select_share) flags += fmt::format(" --select-share {:g}%", 100 * *parse_share(*o.select_share));
@@ -189,6 +227,10 @@ std::string canonical_flags(const CompileOptions& o, const Request& r,
       "--dtype {}",
       fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.chunks, o.max_variants, o.schedule,
       dtype_name(dtype));
+  if (maps) {
+    flags += fmt::format(" --align {} --align-side {} --receivers {}", o.align, o.align_side, o.receivers);
+    if (o.align_fallback) flags += " --align-fallback " + *o.align_fallback;
+  }
   flags += stand_in ? " (machine: stand-in)" : "";
   return flags;
 }
@@ -212,6 +254,9 @@ class Stopwatch {
 };
 
 struct Compiler {
+  Compiler(const CompileInputs& given, const CompileOptions& wanted, Request checked)
+      : inputs(given), options(wanted), request(std::move(checked)) {}
+
   const CompileInputs& inputs;
   const CompileOptions& options;
   Request request;
@@ -220,6 +265,7 @@ struct Compiler {
   std::optional<LayerRange> recompute;
   Plan plan;                                     // head, and variants as chosen: ranges, tiles, promise
   std::vector<std::pair<Variant, bool>> chosen;  // and whether it is the fall-back
+  PolicyInput in;
 
   Status take_inputs() {
     plan.sender = inputs.pair.sender;
@@ -265,8 +311,122 @@ struct Compiler {
     return ok_status();
   }
 
+  /// Which of the maps, if any, cuts may go through.
+  Status take_maps() {
+    if (!inputs.maps_fault.empty()) note_plain(inputs.maps_fault);
+    if (!inputs.maps || options.align == "none") return ok_status();
+    if (Status status = check_scored_maps(); !status.ok()) {
+      if (!options.align_fallback) return status;
+      note_plain(status.message());
+      return ok_status();
+    }
+    const MapForm named = named_form(options);
+    in.maps = &*inputs.maps;
+    in.map_side = options.align_side == "sender" ? MapSide::kSender : MapSide::kReceiver;
+    for (const AlignmentMap& m : inputs.maps->maps) in.map_rank = std::max(in.map_rank, m.rank);
+    if (named != MapForm::kNone) {
+      in.forms = {named};
+      return check_named_maps(named);
+    }
+    for (MapForm form : {MapForm::kDiagonal, MapForm::kLowRank, MapForm::kFull}) {
+      bool any = std::any_of(in.maps->maps.begin(), in.maps->maps.end(),
+                             [&](const AlignmentMap& m) { return m.form == form; });
+      if (any) in.forms.push_back(form);
+    }
+    return ok_status();
+  }
+
+  void note_plain(const std::string& why) {
+    out.notes.push_back(fmt::format("no cut is aligned (--align-fallback plain): {}", why));
+  }
+
+  /// Losses of aligned ways hold for the maps that they were scored with.
+  Status check_scored_maps() const {
+    if (!inputs.quality) return ok_status();
+    const Quality& q = *inputs.quality;
+    bool scored = std::any_of(q.ways.begin(), q.ways.end(), [](const WayScore& w) {
+      return w.way.map != MapForm::kNone && w.way.map_control.empty();
+    });
+    if (!scored || q.maps.fingerprint == inputs.maps_identity.fingerprint) return ok_status();
+    return error(Code::kMismatch,
+                 "maps '{}' have fingerprint {:.12}, but the profile's aligned ways were scored with '{}' "
+                 "({:.12}); give those maps, or run ds-profile with these",
+                 inputs.maps_identity.name, inputs.maps_identity.fingerprint, q.maps.name,
+                 q.maps.fingerprint);
+  }
+
+  /// What the user has named must be there.
+  Status check_named_maps(MapForm form) const {
+    std::vector<std::string> there;
+    for (const AlignmentMap& m : in.maps->maps)
+      if (m.form == form) there.push_back(std::to_string(m.layer));
+    auto missing = [&](const std::string& where) {
+      return error(Code::kMismatch,
+                   "--align {}: maps '{}' have no {} map{}; they have one for {}; fit it with ds-profile, or "
+                   "give another form or other layers",
+                   options.align, inputs.maps_identity.name, options.align, where,
+                   there.empty()
+                       ? "no layer"
+                       : fmt::format("layer{} {}", there.size() > 1 ? "s" : "", fmt::join(there, ", ")));
+    };
+    if (there.empty()) return missing("");
+    if (!recompute) return ok_status();
+    const Way way = request.policy == "restore" ? Way::restore(*recompute) : way_of(*recompute, in.layers);
+    const LayerRange layers = mapped_layers(way);
+    if (layers.empty())
+      return refuse("--align " + options.align, "--recompute " + format_layers(*recompute),
+                    "that starts from the receiver's own embeddings, so there is no cut to map");
+    for (int64_t l = layers.first; l <= layers.last; ++l)
+      if (!in.maps->find(l, form)) return missing(fmt::format(" for layer {}", l));
+    return ok_status();
+  }
+
+  Result<std::vector<PlacedVariant>> place(Chooser& chooser) {
+    Grid grid{request.lengths, request.rates, options.suffix_length};
+    return place_variants(chooser, grid, static_cast<size_t>(options.max_variants));
+  }
+
+  /// Does it pay to let the sender apply the maps? Either way the same bytes go over the link; but an entry
+  /// then needs cuts of its own for each receiver.
+  Result<bool> sender_is_worth_it(Chooser& chooser, const std::vector<PlacedVariant>& placed) {
+    if (options.align_side != "auto" || options.receivers != 1) return false;
+    for (const PlacedVariant& p : placed) {
+      if (!chooser.tilings()[p.tiling].aligns()) continue;
+      DS_ASSIGN(int64_t less, chooser.ttft_with_mapped_cuts(p.tiling, p.tuned));
+      DS_ASSIGN(Predicted now, chooser.predict(p.tiling, p.tuned));
+      if (static_cast<double>(less) < static_cast<double>(now.ttft_ns) * (1 - kWorthTheSender)) return true;
+    }
+    return false;
+  }
+
+  /// Where maps were given, what has become of them.
+  void note_alignment() {
+    if (!in.maps) return;
+    size_t aligned = 0;
+    MapSide side = MapSide::kReceiver;
+    for (const auto& [v, fallback] : chosen) {
+      if (v.map_form == MapForm::kNone) continue;
+      ++aligned;
+      side = v.map_side;
+    }
+    if (aligned == 0) {
+      bool scored = !inputs.quality || !inputs.quality->maps.fingerprint.empty();
+      out.notes.push_back(
+          fmt::format("maps '{}' are not used: {}", inputs.maps_identity.name,
+                      scored ? "without them the objective is kept in less time"
+                             : "the profile has scored no aligned way, so none promises a loss"));
+      return;
+    }
+    plan.maps = inputs.maps_identity;
+    if (options.align_side == "auto" && side == MapSide::kSender)
+      out.notes.push_back(
+          fmt::format("the sender applies the maps, which shortens a predicted TTFT by more than {:g} %: its "
+                      "entries then "
+                      "hold this receiver's cuts; more --receivers share plain ones",
+                      100 * kWorthTheSender));
+  }
+
   Status choose_tiles() {
-    PolicyInput in;
     in.layers = plan.shape.layers;
     if (options.recompute) {
       auto group = parse_layers(*options.recompute, in.layers);
@@ -279,15 +439,22 @@ struct Compiler {
     if (inputs.quality) in.quality = &*inputs.quality;
     in.chunks = request.chunks;
     in.confidence = options.confidence.value_or(0);
+    DS_TRY(take_maps());
     DS_ASSIGN(Policy policy, find_policy(request.policy));
     DS_ASSIGN(std::vector<Tiling> tilings, policy(in));
     Slo slo{options.slo_loss, {}, in.confidence};
     if (options.slo_ttft_ms) slo.ttft_ns = std::llround(*options.slo_ttft_ms * 1e6);
     CostModel costs(machine, plan.shape);
-    Chooser chooser(std::move(tilings), slo, costs, options.schedule);
-    Grid grid{request.lengths, request.rates, options.suffix_length};
-    DS_ASSIGN(std::vector<PlacedVariant> placed,
-              place_variants(chooser, grid, static_cast<size_t>(options.max_variants)));
+    std::optional<Chooser> chooser(std::in_place, std::move(tilings), slo, costs, options.schedule);
+    DS_ASSIGN(std::vector<PlacedVariant> placed, place(*chooser));
+    DS_ASSIGN(bool by_sender, sender_is_worth_it(*chooser, placed));
+    if (by_sender) {
+      // What is best may be another choice then.
+      in.map_side = MapSide::kSender;
+      DS_ASSIGN(std::vector<Tiling> mapped, policy(in));
+      chooser.emplace(std::move(mapped), slo, costs, options.schedule);
+      DS_ASSIGN(placed, place(*chooser));
+    }
     if (placed.size() > kMaxVariants) {
       return error(Code::kInvalidArgument,
                    "{} variants are needed, expected at most {}; give fewer lengths or rates", placed.size(),
@@ -298,9 +465,9 @@ struct Compiler {
                                       placed.size(), options.max_variants));
     }
     for (const PlacedVariant& p : placed) {
-      DS_ASSIGN(Predicted predicted, chooser.predict(p.tiling, p.tuned));
-      DS_ASSIGN(std::vector<Alternative> alternatives, chooser.alternatives(p.tuned));
-      Variant v = variant_of(chooser.tilings()[p.tiling], p.tuned, predicted, in.confidence);
+      DS_ASSIGN(Predicted predicted, chooser->predict(p.tiling, p.tuned));
+      DS_ASSIGN(std::vector<Alternative> alternatives, chooser->alternatives(p.tuned));
+      Variant v = variant_of(chooser->tilings()[p.tiling], p.tuned, predicted, in.confidence);
       v.name = fmt::format("v{}", chosen.size());
       v.policy = request.policy;
       v.tokens_min = p.tokens_min;
@@ -310,7 +477,7 @@ struct Compiler {
       v.load_min = p.load_min;
       v.load_max = p.load_max;
       v.regret = p.regret;
-      v.why = chooser.objective(p.tuned);
+      v.why = chooser->objective(p.tuned);
       if (alternatives.size() > 1) v.alternatives = std::move(alternatives);
       chosen.push_back({std::move(v), false});
     }
@@ -323,6 +490,7 @@ struct Compiler {
     Variant v = variant_of(fallback.tilings()[0], middle, predicted, in.confidence);
     v.name = v.policy = "full-prefill";
     chosen.push_back({std::move(v), true});
+    note_alignment();
     return ok_status();
   }
 
@@ -337,6 +505,8 @@ struct Compiler {
     v.promise = {tiling.loss, predicted.ttft_ns, tiling.loss_stderr, tiling.loss_bound, confidence};
     v.way = tiling.way.name();
     v.select_share = tiling.way.share;
+    v.map_form = tiling.way.map;
+    if (tiling.way.map != MapForm::kNone) v.map_side = tiling.map_side;
     return v;
   }
 
@@ -345,7 +515,8 @@ struct Compiler {
     CostModel costs(machine, compiled.shape);
     Coverage all;
     for (const Variant& v : compiled.variants)
-      all += costs.coverage(v, {v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.select_share});
+      all += costs.coverage(v, {v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.select_share,
+                                v.aligns() ? v.map_form : MapForm::kNone, in.map_rank});
     if (std::string note = all.note(); !note.empty()) out.notes.push_back(std::move(note));
   }
 
@@ -356,7 +527,8 @@ struct Compiler {
     DS_TRY(choose_tiles());
     out.times.choose_ns = watch.lap();
     plan.provenance.compiler_version = options.compiler_version;
-    plan.provenance.flags = canonical_flags(options, request, recompute, machine.dtype, !inputs.machine);
+    plan.provenance.flags = canonical_flags(options, request, recompute, machine.dtype, !inputs.machine,
+                                            inputs.maps || !inputs.maps_fault.empty());
 
     MlirSession session;
     mlir::OpBuilder b(&session.context());
@@ -382,7 +554,7 @@ struct Compiler {
       passes.addPass(create_convert_reuse_to_plan());
       if (!moves_whole_entry(options.schedule)) passes.addPass(create_plan_elide_loads());
       passes.addPass(create_plan_verify_lowered());
-      if (options.emit != "plan") passes.addPass(create_plan_materialize_durations(machine));
+      if (options.emit != "plan") passes.addPass(create_plan_materialize_durations(machine, in.map_rank));
     }));
     out.times.lower_ns = watch.lap();
     if (options.emit == "schedule" || options.emit == "flatbuffer") {
@@ -406,15 +578,26 @@ struct Compiler {
   }
 };
 
+Status read_maps(const std::string& path, const Shape& shape, CompileInputs& in) {
+  DS_ASSIGN(MapSet maps, MapSet::read(path));
+  DS_TRY(maps.check_pair(path, in.pair.sender.fingerprint, in.pair.receiver.fingerprint, shape.layers,
+                         shape.d_model));
+  DS_ASSIGN(MappedFile bytes, MappedFile::open(path));
+  in.maps_identity = {base_name(path), maps.fingerprint()};
+  in.maps = std::move(maps);
+  in.files.push_back({"maps", in.maps_identity.name, sha256_hex(bytes.bytes())});
+  return ok_status();
+}
+
 Result<CompileOutput> run(const CompileInputs& inputs, const CompileOptions& options, Request request) {
-  Compiler compiler{.inputs = inputs, .options = options, .request = std::move(request)};
+  Compiler compiler(inputs, options, std::move(request));
   DS_TRY(compiler.run());
   return std::move(compiler.out);
 }
 
 }  // namespace
 
-Result<CompileInputs> read_inputs(const CompileFiles& files) {
+Result<CompileInputs> read_inputs(const CompileFiles& files, bool plain_without_maps) {
   CompileInputs in;
   DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver));
   in.files.push_back({"sender", base_name(files.sender), in.pair.sender.fingerprint});
@@ -433,11 +616,16 @@ Result<CompileInputs> read_inputs(const CompileFiles& files) {
     DS_ASSIGN(InputFile file, input_file("machine", *files.machine));
     in.files.push_back(std::move(file));
   }
+  if (files.maps) {
+    Status status = read_maps(*files.maps, shape, in);
+    if (!status.ok() && !plain_without_maps) return status;
+    if (!status.ok()) in.maps_fault = status.message();
+  }
   return in;
 }
 
 Result<CompileOutput> compile(const CompileInputs& inputs, const CompileOptions& options) {
-  DS_ASSIGN(Request request, check_options(options, inputs.quality.has_value()));
+  DS_ASSIGN(Request request, check_options(options, inputs.quality.has_value(), inputs.maps.has_value()));
   return run(inputs, options, std::move(request));
 }
 
@@ -446,8 +634,8 @@ Result<CompileOutput> compile(const CompileFiles& files, const CompileOptions& o
     return error(Code::kInvalidArgument, "{} is missing; a plan is for one sender and one receiver",
                  files.receiver.empty() ? "--receiver" : "--sender");
   }
-  DS_ASSIGN(Request request, check_options(options, files.quality.has_value()));
-  DS_ASSIGN(CompileInputs inputs, read_inputs(files));
+  DS_ASSIGN(Request request, check_options(options, files.quality.has_value(), files.maps.has_value()));
+  DS_ASSIGN(CompileInputs inputs, read_inputs(files, options.align_fallback.has_value()));
   return run(inputs, options, std::move(request));
 }
 

@@ -10,6 +10,7 @@
 #include "compiler/inputs/models.h"
 #include "plans/plan.h"
 #include "plans/quality.h"
+#include "runtime/model/maps.h"
 #include "support/status.h"
 
 namespace ds {
@@ -29,8 +30,12 @@ struct CompileOptions {
   int64_t chunks = 16;  // most parts into which the context is divided
   int64_t max_variants = 64;
   std::string schedule = "best";
-  std::optional<std::string> dtype;  // bf16, f32; by default the machine's, else bf16
-  std::string emit = "flatbuffer";   // reuse, plan, schedule, flatbuffer
+  std::string align = "auto";                 // auto, none, full, low-rank, diagonal: how cuts are mapped
+  std::string align_side = "auto";            // auto, receiver, sender: who maps them
+  int64_t receivers = 1;                      // that are to share one entry: decides what "auto" side is
+  std::optional<std::string> align_fallback;  // plain: maps that cannot be used are a note, not an error
+  std::optional<std::string> dtype;           // bf16, f32; by default the machine's, else bf16
+  std::string emit = "flatbuffer";            // reuse, plan, schedule, flatbuffer
   std::string compiler_version;
 };
 
@@ -40,9 +45,10 @@ inline constexpr const char* kDefaultLinkRates =
 
 /// Where the inputs are.
 struct CompileFiles {
-  std::string receiver, sender;        // model folders
-  std::optional<std::string> quality;  // quality.json
-  std::optional<std::string> machine;  // machine.json
+  std::string receiver, sender;          // model folders
+  std::optional<std::string> quality;    // quality.json
+  std::optional<std::string> machine;    // machine.json
+  std::optional<std::string> maps = {};  // of the pair, for aligned cuts
 };
 
 /// The inputs, read.
@@ -51,6 +57,9 @@ struct CompileInputs {
   std::optional<Quality> quality;
   std::optional<MachineModel> machine;  // none: a stand-in
   std::vector<InputFile> files;         // for the provenance
+  std::optional<MapSet> maps;           // checked against the pair
+  MapsIdentity maps_identity;           // of `maps`
+  std::string maps_fault;               // why there are none although a file was given
 };
 
 /// Where the compiler's time went.
@@ -69,13 +78,15 @@ struct CompileOutput {
 };
 
 /// Errors: kInvalidArgument (options that contradict each other, by name), kMismatch (models, profile or
-/// machine that do not belong together), kInfeasible (no tiling meets the objectives; lists what can be had),
+/// machine that do not belong together, maps of another pair, or other maps than the profile was scored with;
+/// no map for a layer that was named), kInfeasible (no tiling meets the objectives; lists what can be had),
 /// and what the inputs' readers report. The same input gives the same bytes. Options are checked before any
 /// file is opened.
 Result<CompileOutput> compile(const CompileFiles& files, const CompileOptions& options);
 Result<CompileOutput> compile(const CompileInputs& inputs, const CompileOptions& options);
 
-/// Reads and cross-checks the files: for several plans of one pair.
-Result<CompileInputs> read_inputs(const CompileFiles& files);
+/// Reads and cross-checks the files: for several plans of one pair. `plain_without_maps`: maps that cannot be
+/// read, or are of another pair, are left out; maps_fault says why.
+Result<CompileInputs> read_inputs(const CompileFiles& files, bool plain_without_maps = false);
 
 }  // namespace ds

@@ -21,9 +21,10 @@ std::unique_ptr<mlir::Pass> create_reuse_verify_tiling();
 std::unique_ptr<mlir::Pass> create_convert_reuse_to_plan();
 std::unique_ptr<mlir::Pass> create_plan_elide_loads();
 std::unique_ptr<mlir::Pass> create_plan_verify_lowered();
-/// From `machine`; the form without takes the pass option `machine=FILE`, or the stand-in machine.
+/// From `machine`, and the rank of low-rank maps (0: there are none); the form without takes the pass options
+/// `machine=FILE`, without it the stand-in machine, and `map-rank=N`.
 std::unique_ptr<mlir::Pass> create_plan_materialize_durations();
-std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine);
+std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine, int64_t map_rank);
 std::unique_ptr<mlir::Pass> create_plan_schedule();
 std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, const Releases& releases);
 std::unique_ptr<mlir::Pass> create_plan_verify_schedule();

@@ -22,6 +22,10 @@ double work(const Plan& plan, const Variant& v, const Op& op, const OperatingPoi
   OpRows rows = op_rows(op, v.chunks, at.tokens, at.suffix, v.select_share);
   auto d = static_cast<double>(plan.shape.d_model);
   if (op.kind == OpKind::kEmbed) return static_cast<double>(rows.rows) * d;
+  // A plan does not say the rank of its maps; that a map is in proportion to its rows is what counts here.
+  if (op.kind == OpKind::kAlign)
+    return static_cast<double>(rows.rows) *
+           map_flops(v.map_form == MapForm::kLowRank ? MapForm::kFull : v.map_form, plan.shape.d_model, 0);
   if (op.kind == OpKind::kHead) return d * static_cast<double>(plan.shape.vocab);
   LayerWork layer = layer_work(plan.shape, rows);
   return layer.matmul + layer.attention;

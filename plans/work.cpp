@@ -12,4 +12,19 @@ LayerWork layer_work(const Shape& s, const OpRows& r) {
           .attention = 4 * q_width * pairs};
 }
 
+double map_flops(MapForm form, int64_t d, int64_t rank) {
+  auto width = static_cast<double>(d), r = static_cast<double>(rank);
+  switch (form) {
+    case MapForm::kNone:
+      break;
+    case MapForm::kDiagonal:
+      return 2 * width;
+    case MapForm::kLowRank:
+      return 4 * width * r + 2 * width;
+    case MapForm::kFull:
+      return 2 * width * width;
+  }
+  return 0;
+}
+
 }  // namespace ds

@@ -14,4 +14,7 @@ struct LayerWork {
 /// One layer over `rows` (its last `queries` go through Q, attention and MLP).
 LayerWork layer_work(const Shape& shape, const OpRows& rows);
 
+/// A map at a cut over one row of `d` elements; `rank` of low-rank maps.
+double map_flops(MapForm form, int64_t d, int64_t rank);
+
 }  // namespace ds

@@ -16,6 +16,13 @@ int main(int argc, char** argv) {
       "  The fastest plan that loses at most 2 points, on a measured machine, for two rates:\n"
       "    ds-compile --receiver base --sender tuned --quality quality.json --slo-loss 2 \\\n"
       "        --machine machine.json --link-rates 20MB/s,8Gb/s -o pair.dsplan\n"
+      "  The same, with cuts that may be aligned by maps that ds-profile has fitted:\n"
+      "    ds-compile --receiver base --sender tuned --quality quality.json --slo-loss 2 \\\n"
+      "        --maps maps.safetensors -o pair.dsplan\n"
+      "  Recompute layers 7 to 10 from an aligned cut:\n"
+      "    ds-compile --receiver base --sender tuned --recompute 7-10 --maps maps.safetensors --align full "
+      "\\\n"
+      "        -o pair.dsplan\n"
       "  The tiling as text, then the schedule as text:\n"
       "    ds-compile --receiver base --sender tuned --recompute 3-6 --emit reuse -o -\n"
       "    ds-compile --receiver base --sender tuned --recompute 3-6 --emit schedule -o - | less");
@@ -46,6 +53,30 @@ int main(int argc, char** argv) {
       ->type_name("FILE");
   app.add_option("--machine", files.machine, "Machine profile, from ds-calibrate; without it a stand-in")
       ->type_name("FILE");
+  app.add_option("--maps", files.maps,
+                 "Maps of the pair, from ds-profile: they take the sender's hidden states at a cut to the "
+                 "receiver's")
+      ->type_name("FILE");
+  app.add_option(
+         "--align", o.align,
+         "auto (plain cuts and every form that --maps has compete), none (plain cuts only), or the form "
+         "that cuts are mapped in: full, low-rank, diagonal")
+      ->capture_default_str()
+      ->type_name("FORM");
+  app.add_option(
+         "--align-side", o.align_side,
+         "Who applies the maps: receiver (entries hold plain cuts, for any receiver), sender (entries "
+         "hold a receiver's own cuts, and nothing is left to do), or auto: the receiver, unless "
+         "--receivers is 1 and the sender shortens the predicted TTFT by more than 1 %")
+      ->capture_default_str()
+      ->type_name("SIDE");
+  app.add_option("--receivers", o.receivers, "How many receivers are to share one entry")
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--align-fallback", o.align_fallback,
+                 "plain: where the maps cannot be read, or belong to another pair or profile, say so and "
+                 "compile plain cuts")
+      ->type_name("WHAT");
   app.add_option("--slo-loss", o.slo_loss, "Most points of the metric that may be lost")->type_name("POINTS");
   app.add_option(
          "--confidence", o.confidence,

@@ -420,7 +420,8 @@ multiply-adds. At the tuned point the result is the plan's own.)x");
 
 It tells why this tiling was chosen and what the others would have cost; what the same request would cost by whatever else the plan holds; where the critical path (the operations that
 decide the end) spends its time; how far the schedule is from its lower bound; and what twice the link or twice the compute
-would bring. Away from the tuned point times are scaled as 'ds-plan simulate' does.)x");
+would bring. Of aligned cuts also what differs by who maps them: time, work for each request and for each entry, and what an entry
+holds for several receivers. Away from the tuned point times are scaled as 'ds-plan simulate' does.)x");
 
   CLI::App* diff = app.add_subcommand("diff", "What differs between two plans");
   diff->add_option("FILES", o.files, "two plan files")->required()->expected(2);

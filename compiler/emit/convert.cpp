@@ -67,6 +67,16 @@ int32_t position_of(mlir::Value value) {
 
 }  // namespace
 
+plan::MapFormAttr map_form_attr(mlir::MLIRContext* ctx, const Variant& v) {
+  if (v.map_form == MapForm::kNone) return {};
+  return plan::MapFormAttr::get(ctx, static_cast<plan::MapForm>(v.map_form));
+}
+
+plan::MapSideAttr map_side_attr(mlir::MLIRContext* ctx, const Variant& v) {
+  if (v.map_form == MapForm::kNone) return {};
+  return plan::MapSideAttr::get(ctx, static_cast<plan::MapSide>(v.map_side));
+}
+
 void write_choice(mlir::Operation* op, const Variant& v) {
   mlir::Builder b(op->getContext());
   if (v.load_min != 0 || v.load_max != kNoLimit) {
@@ -130,9 +140,11 @@ plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
   llvm::SmallVector<mlir::Attribute> inputs;
   for (const InputFile& f : p.provenance.inputs)
     inputs.push_back(plan::InputAttr::get(ctx, f.role, f.name, f.sha256));
+  plan::MapsAttr maps;
+  if (p.maps != MapsIdentity{}) maps = plan::MapsAttr::get(ctx, p.maps.name, p.maps.fingerprint);
   auto file = b.create<plan::FileOp>(loc, static_cast<uint32_t>(p.format_version), p.dtype, model(p.sender),
                                      model(p.receiver), shape, p.provenance.compiler_version,
-                                     p.provenance.flags, b.getArrayAttr(inputs));
+                                     p.provenance.flags, b.getArrayAttr(inputs), maps);
   file.getBody().emplaceBlock();
   return file;
 }
@@ -151,7 +163,8 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
       b.getF64FloatAttr(v.promise.quality_loss), i64(v.promise.ttft_ns),
       scheduled ? i64(v.makespan_ns) : nullptr, scheduled ? i64(v.lower_bound_ns) : nullptr,
       unit(scheduled && v.proven_optimal), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
-      nullptr, nullptr, v.select_share != 0 ? b.getF64FloatAttr(v.select_share) : nullptr);
+      nullptr, nullptr, v.select_share != 0 ? b.getF64FloatAttr(v.select_share) : nullptr,
+      map_form_attr(ctx, v), map_side_attr(ctx, v));
   write_choice(variant, v);
   b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
 
@@ -212,6 +225,7 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
         result = b.create<plan::PrefillOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
         break;
       case OpKind::kAlign:
+        result = b.create<plan::AlignOp>(loc, event, layer, chunk, last, buffer, stream, after, at, duration);
         break;
       case OpKind::kHead:
         result = b.create<plan::HeadOp>(loc, event, buffer, stream, after, at, duration);
@@ -263,6 +277,13 @@ Op export_op(plan::OperationInterface interface) {
         op.chunk = 0;
         buffer = t.getBuffer();
       })
+      .Case<plan::AlignOp>([&](plan::AlignOp t) {
+        op.kind = OpKind::kAlign;
+        op.layer = static_cast<int32_t>(t.getLayer());
+        op.chunk = static_cast<int32_t>(t.getChunk());
+        if (t.getLastChunk()) op.last_chunk = static_cast<int32_t>(*t.getLastChunk());
+        buffer = t.getBuffer();
+      })
       .Case<plan::HeadOp>([&](plan::HeadOp t) {
         op.kind = OpKind::kHead;
         op.rows = Rows::kSuffix;
@@ -297,6 +318,8 @@ Result<Variant> export_variant(plan::VariantOp variant) {
   v.lower_bound_ns = static_cast<int64_t>(*variant.getLowerBound());
   v.proven_optimal = variant.getProvenOptimal();
   if (variant.getSelectShare()) v.select_share = variant.getSelectShare()->convertToDouble();
+  if (variant.getMapForm()) v.map_form = static_cast<MapForm>(*variant.getMapForm());
+  if (variant.getMapSide()) v.map_side = static_cast<MapSide>(*variant.getMapSide());
   read_choice(variant, v);
   llvm::DenseMap<mlir::Value, int32_t> index;
   for (mlir::Operation& op : variant.getBody().front()) {
@@ -340,6 +363,7 @@ Result<Plan> export_file(plan::FileOp file) {
   p.provenance.flags = file.getFlags().str();
   for (auto input : file.getInputs().getAsRange<plan::InputAttr>())
     p.provenance.inputs.push_back({input.getRole().str(), input.getName().str(), input.getSha256().str()});
+  if (plan::MapsAttr maps = file.getMapsAttr()) p.maps = {maps.getName().str(), maps.getFingerprint().str()};
   bool fallback = false;
   for (mlir::Operation& op : file.getBody().front()) {
     auto variant = mlir::dyn_cast<plan::VariantOp>(op);

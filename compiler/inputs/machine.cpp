@@ -1,5 +1,6 @@
 #include "compiler/inputs/machine.h"
 
+#include <algorithm>
 #include <array>
 #include <set>
 #include <tuple>
@@ -94,9 +95,42 @@ Status read_v1(const JsonObject& root, const std::string& path, MachineModel& m)
   return root.has("layer_ns") ? read_points(root, path, false, m) : ok_status();
 }
 
-Status read_v2(const JsonObject& root, const std::string& path, MachineModel& m) {
+Status read_align(const JsonObject& root, const std::string& path, MachineModel& m) {
+  if (!root.has("align")) return ok_status();
+  DS_ASSIGN(const nlohmann::json* list, root.array("align"));
+  if (list->size() > kMostPoints)
+    return error(Code::kInvalidArgument, "{}: {} maps, expected at most {}", root.at("align"), list->size(),
+                 kMostPoints);
+  for (size_t i = 0; i < list->size(); ++i) {
+    DS_ASSIGN(JsonObject o, JsonObject::make((*list)[i], fmt::format("{}: align[{}]", path, i)));
+    DS_TRY(check_keys(o, {"form", "rank", "ns", "row_ns"}));
+    DS_ASSIGN(std::string form, o.string("form"));
+    auto known = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), form);
+    if (known == std::end(kMapFormNames))
+      return error(Code::kInvalidArgument, "{}: unknown form '{}'; expected one of {}", o.at("form"), form,
+                   fmt::join(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), ", "));
+    AlignPoint p{.form = static_cast<MapForm>(known - std::begin(kMapFormNames))};
+    const bool low_rank = p.form == MapForm::kLowRank;
+    DS_ASSIGN(p.rank, o.integer("rank", low_rank ? 1 : 0, low_rank ? m.shape->d_model : 0));
+    DS_ASSIGN(p.ns, o.integer("ns", 1, kHour));
+    DS_ASSIGN(p.row_ns, o.number("row_ns", 0, 1e12));
+    for (const AlignPoint& before : m.align)
+      if (before.form == p.form && before.rank == p.rank)
+        return error(Code::kInvalidArgument,
+                     "{}: form '{}', rank {} was measured before; expected one entry each", o.where(), form,
+                     p.rank);
+    m.align.push_back(p);
+  }
+  return ok_status();
+}
+
+/// `maps`: from version 3 on.
+Status read_v2(const JsonObject& root, const std::string& path, bool maps, MachineModel& m) {
   DS_TRY(check_keys(root, {"schema", "version", "name", "backend", "dtype", "machine", "shape", "compute",
-                           "link", "contention", "embed", "head", "layer_ns"}));
+                           "link", "contention", "embed", "head", "layer_ns", "align"}));
+  if (root.has("align") && !maps)
+    return error(Code::kInvalidArgument, "{}: came with version 3, but the file has version 2",
+                 root.at("align"));
   DS_TRY(root.object("machine"));
   DS_ASSIGN(m.shape, read_shape(root));
   DS_ASSIGN(JsonObject compute, root.object("compute"));
@@ -126,6 +160,7 @@ Status read_v2(const JsonObject& root, const std::string& path, MachineModel& m)
   DS_ASSIGN(JsonObject head, root.object("head"));
   DS_TRY(check_keys(head, {"ns"}));
   DS_ASSIGN(m.head_ns, head.integer("ns", 1, kHour));
+  if (maps) DS_TRY(read_align(root, path, m));
   return read_points(root, path, true, m);
 }
 
@@ -134,8 +169,9 @@ Status read_v2(const JsonObject& root, const std::string& path, MachineModel& m)
 Result<MachineModel> MachineModel::read(const std::string& path) {
   DS_ASSIGN(nlohmann::json json, read_json_file(path));
   DS_ASSIGN(JsonObject root, JsonObject::make(json, path));
-  DS_TRY(check_schema(root, "droidspeak.machine", 2));
-  DS_ASSIGN(int64_t version, root.integer("version", 1, 2));
+  constexpr int64_t kVersion = 3;
+  DS_TRY(check_schema(root, "droidspeak.machine", kVersion));
+  DS_ASSIGN(int64_t version, root.integer("version", 1, kVersion));
   MachineModel m;
   DS_ASSIGN(m.name, root.string("name"));
   DS_ASSIGN(m.backend, root.string("backend"));
@@ -144,7 +180,7 @@ Result<MachineModel> MachineModel::read(const std::string& path) {
     return error(Code::kInvalidArgument, "{}: found '{}', expected \"bf16\" or \"f32\"", root.at("dtype"),
                  dtype);
   m.dtype = dtype == "bf16" ? DType::kBF16 : DType::kF32;
-  DS_TRY(version == 1 ? read_v1(root, path, m) : read_v2(root, path, m));
+  DS_TRY(version == 1 ? read_v1(root, path, m) : read_v2(root, path, version >= 3, m));
   return m;
 }
 

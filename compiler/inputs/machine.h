@@ -20,6 +20,14 @@ struct LayerPoint {
   int64_t min_ns = 0, max_ns = 0;  // its spread; `ns` where the file has none
 };
 
+/// A map at a cut, measured: `ns` for one row of hidden states, `row_ns` for each further one.
+struct AlignPoint {
+  MapForm form = MapForm::kFull;
+  int64_t rank = 0;  // low-rank only
+  int64_t ns = 0;
+  double row_ns = 0;
+};
+
 /// When operations of a request that looks an entry up may start, from its beginning.
 struct Releases {
   int64_t kernels_ns = 0, loads_ns = 0;
@@ -44,12 +52,13 @@ struct MachineModel {
   std::optional<int64_t> head_ns;
   std::optional<int64_t> embed_ns;  // of one row
   double embed_row_ns = 0;          // of each further row; holds with embed_ns
+  std::vector<AlignPoint> align;    // maps at cuts; each form and rank at most once
   std::optional<Shape> shape;       // of the measured layers; none: not stated
 
   /// Nothing starts before the entry has been found; the first byte of a load is a round trip later.
   Releases releases() const { return {lookup_ns, lookup_ns + link_rtt_ns}; }
 
-  /// Reads versions 1 and 2. Errors: kNotFound, kCorrupt, kUnsupported (another version), kInvalidArgument;
+  /// Reads versions 1 to 3. Errors: kNotFound, kCorrupt, kUnsupported (another version), kInvalidArgument;
   /// each names file and field.
   static Result<MachineModel> read(const std::string& path);
   /// kMismatch when layers of another shape were measured: each differing number, found and expected. The

@@ -8,8 +8,12 @@
 namespace ds {
 namespace {
 
-std::vector<Tile> tiles_of(reuse::PlanOp plan, int32_t chunks) {
-  std::vector<Tile> tiles;
+/// Into the variant: its tiles, and the maps of its cuts (the dialect's verifier has seen that they agree).
+void read_tiles(reuse::PlanOp plan, int32_t chunks, Variant& v) {
+  auto maps = [&](auto form, auto side) {
+    v.map_form = static_cast<MapForm>(form);
+    v.map_side = static_cast<MapSide>(side);
+  };
   for (mlir::Operation& op : plan.getBody().front()) {
     Tile t;
     auto extent = [&](auto tile) {
@@ -23,10 +27,14 @@ std::vector<Tile> tiles_of(reuse::PlanOp plan, int32_t chunks) {
     } else if (auto recompute = mlir::dyn_cast<reuse::RecomputeOp>(op)) {
       t.mode = Mode::kRecompute;
       extent(recompute);
-      t.cut = recompute.getFrom() && recompute.getFrom().getDefiningOp<reuse::CutOp>();
+      mlir::Operation* from = recompute.getFrom() ? recompute.getFrom().getDefiningOp() : nullptr;
+      auto align = mlir::dyn_cast_or_null<reuse::AlignOp>(from);
+      if (align) maps(align.getForm(), align.getSide());
+      t.cut = mlir::isa_and_nonnull<reuse::CutOp, reuse::AlignOp>(from);
     } else if (auto restore = mlir::dyn_cast<reuse::RestoreOp>(op)) {
       t.mode = Mode::kRestore;
       extent(restore);
+      if (restore.getForm()) maps(*restore.getForm(), *restore.getSide());
     } else if (auto select = mlir::dyn_cast<reuse::SelectOp>(op)) {
       t.mode = Mode::kSelect;
       t.first_layer = static_cast<int32_t>(select.getFirstLayer());
@@ -34,9 +42,8 @@ std::vector<Tile> tiles_of(reuse::PlanOp plan, int32_t chunks) {
     } else {
       continue;
     }
-    tiles.push_back(t);
+    v.tiles.push_back(t);
   }
-  return tiles;
 }
 
 struct ConvertReuseToPlan : ModulePass<ConvertReuseToPlan> {
@@ -54,8 +61,12 @@ struct ConvertReuseToPlan : ModulePass<ConvertReuseToPlan> {
     getOperation().walk([&](reuse::PlanOp plan) { plans.push_back(plan); });
     for (reuse::PlanOp plan : plans) {
       auto chunks = static_cast<int32_t>(plan.getChunks().value_or(1));
-      Variant v = lower_tiles(tiles_of(plan, chunks), static_cast<int64_t>(plan.getLayers()), chunks,
-                              /*whole_entry=*/true);
+      Variant what;
+      read_tiles(plan, chunks, what);
+      Variant v = lower_tiles(what.tiles, static_cast<int64_t>(plan.getLayers()), chunks,
+                              /*whole_entry=*/true, what.aligns());
+      v.map_form = what.map_form;
+      v.map_side = what.map_side;
       v.name = plan.getSymName().str();
       v.policy = plan.getPolicy().str();
       v.scheduler = "none";

@@ -9,8 +9,12 @@ namespace {
 
 class Lowering {
  public:
-  Lowering(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry)
-      : tiles_(tiles), layers_(static_cast<int32_t>(layers)), chunks_(chunks), whole_entry_(whole_entry) {}
+  Lowering(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry, bool aligns)
+      : tiles_(tiles),
+        layers_(static_cast<int32_t>(layers)),
+        chunks_(chunks),
+        whole_entry_(whole_entry),
+        aligns_(aligns) {}
 
   Variant run() {
     maker_.assign(static_cast<size_t>(layers_) * static_cast<size_t>(chunks_), -1);
@@ -171,6 +175,19 @@ class Lowering {
     }
   }
 
+  /// What leaves the hidden states that a transfer has brought as the receiver's layers are to see them.
+  int32_t aligned(int32_t transfer) {
+    if (!aligns_) return transfer;
+    const Op& sent = v_.ops[static_cast<size_t>(transfer)];
+    return add({.kind = OpKind::kAlign,
+                .stream = compute_,
+                .layer = sent.layer,
+                .chunk = sent.chunk,
+                .buffer = sent.buffer,
+                .waits = {transfer},
+                .last_chunk = sent.last_chunk});
+  }
+
   int32_t embed_chunks(const Tile& t, int32_t buffer) {
     return add({.kind = OpKind::kEmbed,
                 .stream = compute_,
@@ -184,7 +201,7 @@ class Lowering {
     for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
       if (l == 0 && prefill_) continue;
       int32_t buffer = restored_[static_cast<size_t>(l)];
-      int32_t from = l == 0 ? embed_chunks(t, buffer) : sent_e_[cell(l, t.first_chunk)];
+      int32_t from = l == 0 ? embed_chunks(t, buffer) : aligned(sent_e_[cell(l, t.first_chunk)]);
       recompute(l, t.first_chunk, t.last_chunk, buffer, {from});
     }
   }
@@ -254,7 +271,7 @@ class Lowering {
         continue;
       }
       for (int32_t c = t.first_chunk; t.cut && c <= t.last_chunk; ++c)
-        chains[static_cast<size_t>(c)] = cut_[i] + (c - t.first_chunk);
+        chains[static_cast<size_t>(c)] = aligned(cut_[i] + (c - t.first_chunk));
       if (from_embeddings(t)) {
         int32_t embed = embed_chunks(t, hidden_[i]);
         std::fill(chains.begin() + t.first_chunk, chains.begin() + t.last_chunk + 1, embed);
@@ -282,7 +299,7 @@ class Lowering {
 
   const std::vector<Tile>& tiles_;
   int32_t layers_, chunks_;
-  bool whole_entry_, prefill_ = false;
+  bool whole_entry_, aligns_, prefill_ = false;
   int32_t link_ = -1, compute_ = 0, suffix_hidden_ = 0;
   std::vector<int32_t> cut_, hidden_;  // per tile: the first transfer of its cut; its hidden states' buffer
   std::vector<int32_t> restored_;      // per layer: the buffer of its E where it is restored, else -1
@@ -294,8 +311,9 @@ class Lowering {
 
 }  // namespace
 
-Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry) {
-  return Lowering(tiles, layers, chunks, whole_entry).run();
+Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry,
+                    bool aligns) {
+  return Lowering(tiles, layers, chunks, whole_entry, aligns).run();
 }
 
 Problem problem_of(const Variant& v, const Releases& releases) {
@@ -325,7 +343,8 @@ Problem problem_of(const Variant& v, const Releases& releases) {
 
 Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
                                 const CostModel& costs, std::string_view scheduler) {
-  Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler));
+  Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler),
+                          point.map_form != MapForm::kNone);
   v.select_share = point.share;
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
   DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().releases()), scheduler, false));

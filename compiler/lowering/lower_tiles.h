@@ -18,19 +18,22 @@ namespace ds {
 ///
 /// How finely operations are cut: E is sent chunk by chunk, and what starts from a cut is computed chunk by
 /// chunk, so that it begins when the first chunk has arrived; every other tile is one operation per layer
-/// over all of its chunks, since more rows at once are faster. Where the whole context starts from the
-/// embeddings in one chunk, the suffix goes along (prefill).
+/// over all of its chunks, since more rows at once are faster. `aligns`: the receiver maps what it is sent,
+/// by one operation for each transfer of E, between it and what reads it. Where the whole context starts from
+/// the embeddings in one chunk, the suffix goes along (prefill).
 ///
 /// Operations stand in an order in which each waits for earlier ones only: E, KV upward, kernels of the
 /// context tile by tile, suffix kernels upward, head. No times. `whole_entry`: also transfers KV that is
 /// recomputed, as the entry holds it; nothing waits for those transfers.
-Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry);
+Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry,
+                    bool aligns = false);
 
 /// The variant's operations as a problem of one job. A variant without loads looks nothing up and starts at
 /// 0; otherwise `releases` hold.
 Problem problem_of(const Variant& variant, const Releases& releases);
 
-/// Predicted TTFT of a tiling under a scheduler, without building IR: lower, cost, schedule.
+/// Predicted TTFT of a tiling (aligned by the receiver where the point names a form of maps) under a
+/// scheduler, without building IR: lower, cost, schedule.
 Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
                                 const CostModel& costs, std::string_view scheduler);
 

@@ -1,5 +1,5 @@
 // plan-verify-lowered closes the lowering: nothing of `reuse` is left, and every variant makes every layer's
-// cache and one first token.
+// cache and one first token; where the receiver maps what it is sent, all of it is mapped.
 #include "compiler/pass_support.h"
 #include "llvm/ADT/DenseSet.h"
 
@@ -41,7 +41,15 @@ struct VerifyLowered : ModulePass<VerifyLowered> {
   static mlir::LogicalResult check(plan::VariantOp variant) {
     llvm::DenseSet<int64_t> written;
     int heads = 0;
+    bool aligns = variant.getMapForm() && variant.getMapSide() == plan::MapSide::receiver;
     for (mlir::Operation& op : variant.getBody().front()) {
+      auto transfer = mlir::dyn_cast<plan::TransferOp>(op);
+      if (aligns && transfer && transfer.getPayload() == plan::Payload::e &&
+          llvm::none_of(transfer->getUsers(),
+                        [](mlir::Operation* u) { return mlir::isa<plan::AlignOp>(u); })) {
+        return transfer.emitError() << "'" << transfer.label()
+                                    << "' is sent to a receiver that maps it, but no plan.align waits for it";
+      }
       int64_t layer = writes_context_cache(op);
       if (layer >= 0) written.insert(layer);
       if (auto head = mlir::dyn_cast<plan::HeadOp>(op)) {

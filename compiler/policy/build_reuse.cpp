@@ -7,6 +7,7 @@ namespace ds {
 void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, int64_t layers,
                       bool fallback) {
   mlir::OpBuilder::InsertionGuard guard(b);
+  auto* ctx = b.getContext();
   auto i64 = [&](int64_t n) { return b.getI64IntegerAttr(n); };
   auto i32 = [&](int64_t n) { return b.getI32IntegerAttr(static_cast<int32_t>(n)); };
   auto plan = b.create<reuse::PlanOp>(
@@ -30,8 +31,10 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
       continue;
     }
     if (t.mode == Mode::kRestore) {
-      caches.push_back(
-          b.create<reuse::RestoreOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first, last));
+      bool sends = t.sends_e(t.last_layer);
+      caches.push_back(b.create<reuse::RestoreOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first,
+                                                  last, sends ? map_form_attr(ctx, v) : nullptr,
+                                                  sends ? map_side_attr(ctx, v) : nullptr));
       continue;
     }
     if (t.mode == Mode::kSelect) {
@@ -44,6 +47,8 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
     mlir::Value from;
     if (t.cut) {
       from = b.create<reuse::CutOp>(loc, hidden, i32(t.first_layer)).getHidden();
+      if (v.map_form != MapForm::kNone)
+        from = b.create<reuse::AlignOp>(loc, hidden, from, map_form_attr(ctx, v), map_side_attr(ctx, v));
     } else if (t.first_layer > 0) {
       for (auto& [below, value] : leaving) {
         if (below.last_layer + 1 == t.first_layer && below.first_chunk <= t.first_chunk &&

@@ -22,10 +22,13 @@ Chooser::Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, s
       slo_(slo),
       costs_(costs),
       scheduler_(scheduler == "best" ? "e-first" : std::move(scheduler)),
-      kinds_(tilings_.size()) {}
+      kinds_(tilings_.size()),
+      work_(tilings_.size()) {}
 
 TunedPoint Chooser::tuned(size_t tiling, const Point& p) const {
-  return {p.tokens, p.suffix, p.rate, tilings_[tiling].chunks, tilings_[tiling].way.share};
+  const Tiling& t = tilings_[tiling];
+  return {p.tokens,  p.suffix, p.rate, t.chunks, t.way.share, t.aligns() ? t.way.map : MapForm::kNone,
+          t.map_rank};
 }
 
 bool Chooser::fits(size_t tiling, const Point& p) const {
@@ -43,7 +46,8 @@ const std::vector<Chooser::Kind>& Chooser::kinds(size_t tiling) {
            static_cast<uint64_t>(op.queries);
   };
   std::unordered_map<uint64_t, size_t> index;
-  for (Op& op : lower_tiles(t.tiles, costs_.shape().layers, t.chunks, moves_whole_entry(scheduler_)).ops) {
+  for (Op& op :
+       lower_tiles(t.tiles, costs_.shape().layers, t.chunks, moves_whole_entry(scheduler_), t.aligns()).ops) {
     auto [at, fresh] = index.try_emplace(key(op), kinds.size());
     if (fresh) {
       op.waits.clear();
@@ -54,26 +58,36 @@ const std::vector<Chooser::Kind>& Chooser::kinds(size_t tiling) {
   return kinds;
 }
 
-Predicted Chooser::bound(size_t tiling, const Point& p) {
+const Chooser::Work& Chooser::work(size_t tiling, const Point& p) {
+  std::vector<Work>& known = work_[tiling];
+  for (const Work& w : known)  // a few lengths
+    if (w.tokens == p.tokens) return w;
   TunedPoint at = tuned(tiling, p);
-  int64_t bytes = 0, compute = 0;
+  Work w{.tokens = p.tokens};
   for (const Kind& k : kinds(tiling)) {
     if (is_transfer(k.op)) {
-      bytes += k.count * costs_.transfer_bytes(k.op, at);
+      w.bytes += k.count * costs_.transfer_bytes(k.op, at);
       continue;
     }
     auto [found, fresh] =
         durations_.try_emplace({p.tokens, at.chunks, k.op.chunk, k.op.last_chunk, static_cast<int>(k.op.kind),
-                                static_cast<int>(k.op.rows), static_cast<int>(k.op.queries), at.share},
+                                static_cast<int>(k.op.rows), static_cast<int>(k.op.queries), at.share,
+                                static_cast<int>(at.map_form)},
                                0);
     if (fresh) found->second = costs_.duration_ns(k.op, at);
-    compute += k.count * found->second;
+    w.compute_ns += k.count * found->second;
   }
-  double wire = static_cast<double>(bytes) / static_cast<double>(std::max<int64_t>(p.rate, 1)) * 1e9;
+  known.push_back(w);
+  return known.back();
+}
+
+Predicted Chooser::bound(size_t tiling, const Point& p) {
+  const Work& w = work(tiling, p);
+  double wire = static_cast<double>(w.bytes) / static_cast<double>(std::max<int64_t>(p.rate, 1)) * 1e9;
   int64_t link = std::llround(std::min(wire, 1e17));
-  if (bytes == 0) return {compute, compute, link};
+  if (w.bytes == 0) return {w.compute_ns, w.compute_ns, link};
   Releases from = costs_.machine().releases();
-  return {std::max(from.kernels_ns + compute, from.loads_ns + link), compute, link};
+  return {std::max(from.kernels_ns + w.compute_ns, from.loads_ns + link), w.compute_ns, link};
 }
 
 Result<Predicted> Chooser::predict(size_t tiling, const Point& p) {
@@ -87,6 +101,12 @@ Result<Predicted> Chooser::predict(size_t tiling, const Point& p) {
   found->second = bound(tiling, p);
   found->second.ttft_ns = *ttft;
   return found->second;
+}
+
+Result<int64_t> Chooser::ttft_with_mapped_cuts(size_t tiling, const Point& p) const {
+  TunedPoint at = tuned(tiling, p);
+  at.map_form = MapForm::kNone;
+  return predict_ttft_ns(tilings_[tiling].tiles, at, costs_, scheduler_);
 }
 
 bool Chooser::keeps_slo(size_t tiling, const Predicted& p) const {
@@ -103,6 +123,14 @@ double Chooser::excess(size_t a, const Predicted& pa, size_t b, const Predicted&
 }
 
 Result<size_t> Chooser::best(const Point& p) {
+  auto known = best_.find({p.tokens, p.rate, p.waiting});
+  if (known != best_.end()) return known->second;
+  DS_ASSIGN(size_t found, find_best(p));
+  best_[{p.tokens, p.rate, p.waiting}] = found;
+  return found;
+}
+
+Result<size_t> Chooser::find_best(const Point& p) {
   struct Candidate {
     size_t tiling = 0;
     int64_t bound = 0;

@@ -52,6 +52,8 @@ class Chooser {
   double excess(size_t a, const Predicted& pa, size_t b, const Predicted& pb, const Point& point) const;
 
   Result<Predicted> predict(size_t tiling, const Point& point);
+  /// The TTFT if the sender had mapped what it sends: without the receiver's align operations.
+  Result<int64_t> ttft_with_mapped_cuts(size_t tiling, const Point& point) const;
   bool keeps_slo(size_t tiling, const Predicted& predicted) const;
 
   /// kInfeasible lists what can be had, by TTFT.
@@ -80,6 +82,12 @@ class Chooser {
     Op op;
     int64_t count = 0;
   };
+  /// What a tiling moves and computes at one length, whatever the rate.
+  struct Work {
+    int64_t tokens = 0, bytes = 0, compute_ns = 0;
+  };
+  const Work& work(size_t tiling, const Point& point);
+  Result<size_t> find_best(const Point& point);
   TunedPoint tuned(size_t tiling, const Point& point) const;
   const std::vector<Kind>& kinds(size_t tiling);
   /// Busy times, and a TTFT that no schedule beats.
@@ -94,9 +102,12 @@ class Chooser {
   const CostModel& costs_;
   std::string scheduler_;
   std::vector<std::vector<Kind>> kinds_;
+  std::vector<std::vector<Work>> work_;                                  // by tiling: the lengths so far
+  std::map<std::tuple<int64_t, int64_t, bool>, size_t> best_;            // tokens, rate, waiting
   std::map<std::tuple<size_t, int64_t, int64_t>, Predicted> predicted_;  // tiling, tokens, rate
-  // Durations of kernels at one length: by chunks, first and last chunk, kind, rows, queries, selected share.
-  std::map<std::tuple<int64_t, int32_t, int32_t, int32_t, int, int, int, double>, int64_t> durations_;
+  // Durations of kernels at one length: by chunks, first and last chunk, kind, rows, queries, selected share,
+  // form of maps (all low-rank ones are taken to have one rank).
+  std::map<std::tuple<int64_t, int32_t, int32_t, int32_t, int, int, int, double, int>, int64_t> durations_;
 };
 
 }  // namespace ds

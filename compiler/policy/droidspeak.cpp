@@ -9,12 +9,16 @@ namespace {
 /// Profiles of deep models hold thousands of groups; a longer list than this is thinned out.
 constexpr size_t kManyGroups = 64;
 
+bool is_group(const WayScore& w, MapForm form) {
+  return w.way.kind == WayKind::kGroup && w.way.map == form && w.way.map_control.empty() && !w.dropped;
+}
+
 /// Of each number of layers the group that loses least, and the one that loses least of those from layer 0
 /// (which need no cut): in link and compute time groups of one size hardly differ.
-std::vector<LayerRange> best_of_each_size(const Quality& quality) {
+std::vector<LayerRange> best_of_each_size(const Quality& quality, MapForm form) {
   std::map<std::pair<int64_t, bool>, const WayScore*> best;
   for (const WayScore& w : quality.ways) {
-    if (w.way.kind != WayKind::kGroup || w.dropped) continue;
+    if (!is_group(w, form)) continue;
     const LayerRange& group = w.way.layers[0];
     auto [at, fresh] = best.try_emplace({group.size(), group.first == 0}, &w);
     if (!fresh && w.score.value > at->second->score.value) at->second = &w;
@@ -24,49 +28,63 @@ std::vector<LayerRange> best_of_each_size(const Quality& quality) {
   return groups;
 }
 
-/// The groups that a policy may recompute, besides none and all.
-Result<std::vector<LayerRange>> groups_of(const PolicyInput& in) {
-  if (in.recompute) return std::vector<LayerRange>{*in.recompute};
+/// The groups that a policy may recompute, besides none and all, from plain and aligned cuts.
+Result<std::vector<Way>> groups_of(const PolicyInput& in) {
+  if (in.recompute) return in_all_forms(in, way_of(*in.recompute, in.layers));
   if (!in.quality) {
     return error(Code::kInvalidArgument,
                  "policy 'droidspeak' needs to know which layers: give --recompute A-B, or --quality with "
                  "--slo-loss or --slo-ttft-ms");
   }
-  std::vector<LayerRange> groups;
-  for (const WayScore& w : in.quality->ways)
-    if (w.way.kind == WayKind::kGroup && !w.dropped) groups.push_back(w.way.layers[0]);
-  if (groups.size() > kManyGroups) groups = best_of_each_size(*in.quality);
-  std::erase_if(groups, [&](const LayerRange& g) { return g.size() == in.layers; });
-  return groups;
+  std::vector<Way> ways;
+  // Plain groups that start from the embeddings take part whatever the cuts are.
+  std::vector<MapForm> forms = in.forms;
+  if (forms.empty() || forms.front() != MapForm::kNone) forms.insert(forms.begin(), MapForm::kNone);
+  for (MapForm form : forms) {
+    std::vector<LayerRange> groups;
+    for (const WayScore& w : in.quality->ways)
+      if (is_group(w, form)) groups.push_back(w.way.layers[0]);
+    if (groups.size() > kManyGroups) groups = best_of_each_size(*in.quality, form);
+    std::erase_if(groups, [&](const LayerRange& g) { return g.size() == in.layers; });
+    for (const LayerRange& g : groups) {
+      std::vector<Way> offered = in_all_forms(in, Way::group(g));
+      Way way = Way::group(g).aligned(form);
+      if (std::find(offered.begin(), offered.end(), way) != offered.end()) ways.push_back(std::move(way));
+    }
+  }
+  return ways;
 }
 
-std::string name_of(const PolicyInput& in, const LayerRange& group, int32_t chunks) {
-  if (group.empty()) return "full reuse";
-  if (group.size() == in.layers) return "full prefill";
-  std::string name = "recompute " + format_layers(group);
+LayerRange group_of(const PolicyInput& in, const Way& way) {
+  if (way.kind == WayKind::kFullPrefill) return {0, in.layers - 1};
+  return way.layers.empty() ? LayerRange{} : way.layers[0];
+}
+
+std::string name_of(const Way& way, int32_t chunks) {
+  std::string name = way.name();
   if (chunks > 1) name += fmt::format(" in {} chunks", chunks);
   return name;
 }
 
-Tiling band(const PolicyInput& in, const LayerRange& group, int32_t chunks) {
-  return make_tiling(in, name_of(in, group, chunks), tiles_for_group(group, in.layers, chunks), chunks,
-                     way_of(group, in.layers));
+Tiling band(const PolicyInput& in, const Way& way, int32_t chunks) {
+  return make_tiling(in, name_of(way, chunks), tiles_for_group(group_of(in, way), in.layers, chunks), chunks,
+                     way);
 }
 
 }  // namespace
 
 Result<std::vector<Tiling>> draw_droidspeak(const PolicyInput& in) {
-  DS_ASSIGN(std::vector<LayerRange> groups, groups_of(in));
+  DS_ASSIGN(std::vector<Way> ways, groups_of(in));
   std::vector<Tiling> all;
   if (!in.recompute) {
-    all.push_back(band(in, {}, 1));
-    all.push_back(band(in, {0, in.layers - 1}, 1));
+    all.push_back(band(in, {WayKind::kFullReuse}, 1));
+    all.push_back(band(in, {WayKind::kFullPrefill}, 1));
   }
-  for (const LayerRange& group : groups) {
+  for (const Way& way : ways) {
     // Without a cut there is nothing to wait for, so chunks would only cost.
-    bool cut = !group.empty() && group.first > 0;
+    bool cut = !mapped_layers(way).empty();
     for (int32_t chunks : in.chunks)
-      if (chunks == 1 || cut) all.push_back(band(in, group, chunks));
+      if (chunks == 1 || cut) all.push_back(band(in, way, chunks));
   }
   return all;
 }
@@ -77,12 +95,12 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
   for (const Tiling& t : all)
     if (t.chunks == 1 && t.way.kind != WayKind::kFullPrefill) bases.push_back(t.way);
   for (const Way& way : bases) {
-    const LayerRange group = way.layers.empty() ? LayerRange{} : way.layers[0];
+    const LayerRange group = group_of(in, way);
     for (int32_t chunks : in.chunks) {
       // Coarse stairs are there at twice the number of chunks too.
       if (chunks < 8 && chunks != in.chunks.back()) continue;
       auto stair = [&](int32_t from_embeddings, int32_t to_top) {
-        std::string name = name_of(in, group, 1);
+        std::string name = name_of(way, 1);
         name += from_embeddings > 0
                     ? fmt::format(", {} of {} chunks from the embeddings", from_embeddings, chunks)
                     : fmt::format(", {} of {} chunks to the top", to_top, chunks);
@@ -107,7 +125,7 @@ Result<std::vector<Tiling>> draw_cake(const PolicyInput& in) {
     all.push_back(make_tiling(in, k == 0 ? "full reuse" : fmt::format("compute {} of {} chunks", k, chunks),
                               tiles_for_group({}, in.layers, parts, k, 0), parts, {WayKind::kFullReuse}));
   }
-  all.push_back(band(in, {0, in.layers - 1}, 1));
+  all.push_back(band(in, {WayKind::kFullPrefill}, 1));
   return all;
 }
 

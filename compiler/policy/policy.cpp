@@ -2,6 +2,10 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
+
+#include "plans/work.h"
+
 namespace ds {
 namespace {
 
@@ -34,9 +38,56 @@ Way way_of(const LayerRange& group, int64_t layers) {
   return group.size() == layers ? Way{WayKind::kFullPrefill} : Way::group(group);
 }
 
+LayerRange mapped_layers(const Way& way) {
+  if (!way.can_align() || way.layers.size() != 1) return {};
+  LayerRange layers = way.layers[0];
+  if (way.kind == WayKind::kGroup) return {layers.first, layers.first};
+  layers.first = std::max<int64_t>(layers.first, 1);
+  return layers;
+}
+
+bool can_map(const PolicyInput& in, const Way& way, MapForm form) {
+  const LayerRange layers = mapped_layers(way);
+  for (int64_t l = layers.first; l <= layers.last; ++l)
+    if (!in.maps || !in.maps->find(l, form)) return false;
+  return !layers.empty();
+}
+
+std::vector<Way> in_all_forms(const PolicyInput& in, const Way& plain) {
+  if (mapped_layers(plain).empty()) return {plain};
+  struct Choice {
+    Way way;
+    double flops;
+    const WayScore* score;
+  };
+  std::vector<Choice> choices;
+  for (MapForm form : in.forms) {
+    Way way = plain.aligned(form);
+    const WayScore* score = in.quality ? in.quality->find(way) : nullptr;
+    const bool named = in.recompute || !in.quality;
+    if (form != MapForm::kNone && (!can_map(in, plain, form) || (!score && !named))) continue;
+    choices.push_back({std::move(way), map_flops(form, in.maps ? in.maps->d_model : 0, in.map_rank), score});
+  }
+  auto bound = [&](const Choice& c) {
+    return in.confidence > 0 ? in.quality->loss_bound(*c.score, in.confidence) : c.score->loss.value;
+  };
+  auto beaten = [&](const Choice& c) {
+    return c.score && std::any_of(choices.begin(), choices.end(), [&](const Choice& other) {
+             return other.score && other.flops < c.flops && other.score->loss.value <= c.score->loss.value &&
+                    bound(other) <= bound(c);
+           });
+  };
+  std::vector<Way> ways;
+  for (const Choice& c : choices)
+    if (!beaten(c)) ways.push_back(c.way);
+  return ways;
+}
+
 Tiling make_tiling(const PolicyInput& in, std::string what, std::vector<Tile> tiles, int32_t chunks,
                    Way way) {
   Tiling t{std::move(what), std::move(tiles), chunks, std::move(way)};
+  if (t.way.map != MapForm::kNone) t.map_side = in.map_side;
+  if (t.way.map == MapForm::kLowRank) t.map_rank = in.map_rank;
   if (t.way.kind == WayKind::kFullPrefill) {
     t.loss = t.loss_stderr = 0;
     if (in.confidence > 0) t.loss_bound = 0;

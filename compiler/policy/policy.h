@@ -12,6 +12,7 @@
 
 #include "plans/plan.h"
 #include "plans/quality.h"
+#include "runtime/model/maps.h"
 #include "support/status.h"
 
 namespace ds {
@@ -25,6 +26,11 @@ struct Tiling {
   double loss = 0;                // promised points; NaN: not known
   double loss_stderr = kUnknown;  // of the loss, points; NaN: not known
   double loss_bound = kUnknown;  // what the loss exceeds with probability 1 - confidence only; NaN: not known
+  MapSide map_side = MapSide::kReceiver;  // who applies the maps of an aligned way
+  int64_t map_rank = 0;                   // of those maps, where they are low-rank
+
+  /// Does the receiver map what it is sent?
+  bool aligns() const { return way.map != MapForm::kNone && map_side == MapSide::kReceiver; }
 };
 
 struct PolicyInput {
@@ -34,6 +40,11 @@ struct PolicyInput {
   const Quality* quality = nullptr;     // may be absent
   std::vector<int32_t> chunks = {1};    // numbers of chunks to try, ascending, from 1
   double confidence = 0;                // of the bounds on losses, one-sided; 0: none are asked for
+  const MapSet* maps = nullptr;         // for aligned cuts; may be absent
+  std::vector<MapForm> forms = {
+      MapForm::kNone};  // that cuts may have, ascending; kNone: as the sender has them
+  MapSide map_side = MapSide::kReceiver;
+  int64_t map_rank = 0;  // the largest of the low-rank maps
 };
 
 /// Every tiling that the policy offers, at least one. Same input, same list.
@@ -47,7 +58,8 @@ Result<std::vector<Tiling>> draw_full_reuse(const PolicyInput& input);
 
 /// DroidSpeak: one contiguous group of layers is recomputed from a cut, the others are loaded (paper, section
 /// 4). The groups are the user's or the profile's; full reuse and full prefill take part. With several
-/// chunks, recomputation starts when the first chunk of E has arrived.
+/// chunks, recomputation starts when the first chunk of E has arrived. Cuts are aligned too, in each form for
+/// which there are maps: of the user's group, or of those that the profile has scored so.
 Result<std::vector<Tiling>> draw_droidspeak(const PolicyInput& input);
 
 /// droidspeak, and stairs on it that balance link and compute: the first chunks are recomputed from the
@@ -61,7 +73,7 @@ Result<std::vector<Tiling>> draw_cake(const PolicyInput& input);
 
 /// HCache across models: the sender's hidden states of a run of layers are sent instead of its K and V, and
 /// the receiver computes its K and V of them. The runs are the user's, or those that reach the top layer and
-/// those that the profile has scored; full reuse and full prefill take part.
+/// those that the profile has scored; full reuse and full prefill take part. Aligned too, as groups are.
 Result<std::vector<Tiling>> draw_restore(const PolicyInput& input);
 
 /// CacheBlend across models: the sender's K and V, but for a share of the tokens, whose K deviates most from
@@ -74,9 +86,19 @@ Result<std::vector<Tiling>> draw_select(const PolicyInput& input);
 Result<Policy> find_policy(std::string_view name);
 std::vector<std::string_view> policy_names();
 
+/// The layers whose hidden states the sender sends for this way, which maps are needed for; may be none.
+LayerRange mapped_layers(const Way& way);
+/// Are there maps of this form for all of them, and is there one?
+bool can_map(const PolicyInput& input, const Way& way, MapForm form);
+/// A way in the forms that are allowed: as it is (one that sends no hidden states in any case), and aligned
+/// where there are the maps and, unless the user has named the layers, the profile has scored that. Forms
+/// that compute more than another one and lose no less are left out.
+std::vector<Way> in_all_forms(const PolicyInput& input, const Way& plain);
+
 /// Group as a way of the profile: full reuse, full prefill, or the group between them.
 Way way_of(const LayerRange& group, int64_t layers);
-/// With the promise that the profile gives for the way; the full prefill loses nothing by definition.
+/// With the promise that the profile gives for the way (controls are other ways); the full prefill loses
+/// nothing by definition.
 Tiling make_tiling(const PolicyInput& input, std::string what, std::vector<Tile> tiles, int32_t chunks,
                    Way way);
 

@@ -6,8 +6,8 @@
 namespace ds {
 namespace {
 
-Tiling restored(const PolicyInput& in, const LayerRange& range) {
-  Way way = Way::restore(range);
+Tiling restored(const PolicyInput& in, Way way) {
+  const LayerRange range = way.layers[0];
   std::vector<Tile> tiles;
   auto add = [&](Mode mode, int64_t first, int64_t last) {
     if (first <= last)
@@ -25,7 +25,10 @@ Tiling restored(const PolicyInput& in, const LayerRange& range) {
 Result<std::vector<Tiling>> draw_restore(const PolicyInput& in) {
   if (in.recompute) {
     if (in.recompute->empty()) return draw_full_reuse(in);
-    return std::vector<Tiling>{restored(in, *in.recompute)};
+    std::vector<Tiling> named;
+    for (Way& way : in_all_forms(in, Way::restore(*in.recompute)))
+      named.push_back(restored(in, std::move(way)));
+    return named;
   }
   DS_ASSIGN(std::vector<Tiling> all, draw_full_reuse(in));
   DS_ASSIGN(std::vector<Tiling> prefill, draw_full_prefill(in));
@@ -34,11 +37,14 @@ Result<std::vector<Tiling>> draw_restore(const PolicyInput& in) {
   for (int64_t first = 0; first < in.layers; ++first) ranges.push_back({first, in.layers - 1});
   if (in.quality) {
     for (const WayScore& w : in.quality->ways) {
-      if (w.way.kind != WayKind::kRestore || w.dropped || w.way.layers[0].last == in.layers - 1) continue;
-      ranges.push_back(w.way.layers[0]);
+      if (w.way.kind != WayKind::kRestore || w.dropped || !w.way.map_control.empty()) continue;
+      // A run is there once, however many forms it was scored in.
+      if (std::find(ranges.begin(), ranges.end(), w.way.layers[0]) == ranges.end())
+        ranges.push_back(w.way.layers[0]);
     }
   }
-  for (const LayerRange& range : ranges) all.push_back(restored(in, range));
+  for (const LayerRange& range : ranges)
+    for (Way& way : in_all_forms(in, Way::restore(range))) all.push_back(restored(in, std::move(way)));
   return all;
 }
 

@@ -130,6 +130,24 @@ Cost CostModel::layer(int64_t rows, int64_t query_rows, int64_t position) const 
   return {std::max(kv.ns + whole.ns - less.ns, kv.ns), std::max({kv.source, whole.source, less.source})};
 }
 
+Cost CostModel::align(int64_t rows, MapForm form, int64_t rank) const {
+  const double flops = map_flops(form, shape_.d_model, rank);
+  const AlignPoint* nearest = nullptr;
+  for (const AlignPoint& p : machine_.align) {
+    if (p.form == form && (!nearest || std::abs(p.rank - rank) < std::abs(nearest->rank - rank)))
+      nearest = &p;
+  }
+  if (!nearest) {
+    double moved = 2 * d(rows) * d(shape_.d_model) * d(dtype_size(machine_.dtype));
+    return {(d(rows) * flops / machine_.matmul_flops_per_s + moved / machine_.memory_bytes_per_s) * 1e9 +
+                d(machine_.op_overhead_ns),
+            CostSource::kModelled};
+  }
+  double ns = d(nearest->ns) + nearest->row_ns * d(rows - 1);
+  if (nearest->rank == rank) return {ns, CostSource::kInterpolated};
+  return {ns * flops / map_flops(form, shape_.d_model, nearest->rank), CostSource::kExtrapolated};
+}
+
 int64_t CostModel::transfer_bytes(const Op& op, const TunedPoint& at) const {
   return op_rows(op, at.chunks, at.tokens, 0, at.share).rows *
          (op.kind == OpKind::kTransferE ? shape_.e_row() : shape_.kv_row()) * dtype_size(machine_.dtype);
@@ -157,7 +175,7 @@ Cost CostModel::duration(const Op& op, const TunedPoint& at) const {
     case OpKind::kSelect:
       return rows > 0 ? layer(rows, query_rows, position) : Cost{0, CostSource::kMeasured};
     case OpKind::kAlign:
-      break;
+      return rows > 0 ? align(rows, at.map_form, at.map_rank) : Cost{0, CostSource::kMeasured};
     case OpKind::kHead: {
       if (m.head_ns) return {d(*m.head_ns), CostSource::kMeasured};
       double weights = d(shape_.d_model) * d(shape_.vocab);

@@ -28,7 +28,9 @@ struct TunedPoint {
   int64_t tokens = 0, suffix = 0;
   int64_t rate = 0;  // bytes per second
   int32_t chunks = 1;
-  double share = 0;  // of the context's tokens that are selected
+  double share = 0;                   // of the context's tokens that are selected
+  MapForm map_form = MapForm::kNone;  // of the maps that the receiver applies; kNone: it applies none
+  int64_t map_rank = 0;               // low-rank: the largest rank among them
 };
 
 /// What a time rests on, best first. Of a sum: its weakest part.
@@ -70,6 +72,9 @@ class CostModel {
     return layer(rows, query_rows, position).ns;
   }
   Cost layer(int64_t rows, int64_t query_rows, int64_t position) const;
+  /// A map over rows of hidden states: as measured (a low-rank one of another rank in proportion to its
+  /// arithmetic), else its arithmetic, reading and writing the rows, and a call.
+  Cost align(int64_t rows, MapForm form, int64_t rank) const;
   /// Bytes that a transfer moves.
   int64_t transfer_bytes(const Op& op, const TunedPoint& point) const;
 

@@ -52,7 +52,7 @@ class Builder {
     t.duration_ns = static_cast<int64_t>(op.getDuration().value_or(0));
     t.release_ns = release_ns;
     llvm::TypeSwitch<mlir::Operation*>(op.getOperation())
-        .Case<plan::TransferOp>([&](plan::TransferOp o) {
+        .Case<plan::TransferOp, plan::AlignOp>([&](auto o) {
           t.layer = static_cast<int32_t>(o.getLayer());
           t.chunk = static_cast<int32_t>(o.getChunk());
         })

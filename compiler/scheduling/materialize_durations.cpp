@@ -14,7 +14,9 @@ struct MaterializeDurations : ModulePass<MaterializeDurations> {
       "Sets how long each operation takes, from the machine model";
 
   MaterializeDurations() = default;
-  explicit MaterializeDurations(MachineModel machine) : machine_(std::move(machine)) {}
+  MaterializeDurations(MachineModel machine, int64_t map_rank) : machine_(std::move(machine)) {
+    map_rank_ = map_rank;
+  }
   MaterializeDurations(const MaterializeDurations& other) : ModulePass(other), machine_(other.machine_) {}
 
   void runOnOperation() final {
@@ -53,12 +55,20 @@ struct MaterializeDurations : ModulePass<MaterializeDurations> {
                   static_cast<int64_t>(variant.getTunedSuffix()),
                   static_cast<int64_t>(variant.getTunedRate()), static_cast<int32_t>(variant.getChunks()),
                   variant.getSelectShare() ? variant.getSelectShare()->convertToDouble() : 0};
+    if (variant.getMapForm() && variant.getMapSide() == plan::MapSide::receiver) {
+      at.map_form = static_cast<MapForm>(*variant.getMapForm());
+      at.map_rank = map_rank_;
+      if (at.map_form == MapForm::kLowRank && at.map_rank < 1)
+        return variant.emitError()
+               << "has low-rank maps, whose rank decides how long they take; give map-rank=N";
+    }
     for (auto op : variant.getBody().getOps<plan::OperationInterface>())
       op.setDuration(static_cast<uint64_t>(costs.duration_ns(export_op(op), at)));
     return mlir::success();
   }
 
   std::optional<MachineModel> machine_;
+  Option<int64_t> map_rank_{*this, "map-rank", llvm::cl::desc("of low-rank maps at cuts"), llvm::cl::init(0)};
   Option<std::string> file_{*this, "machine", llvm::cl::desc("machine.json; without it a stand-in machine")};
 };
 
@@ -67,8 +77,8 @@ struct MaterializeDurations : ModulePass<MaterializeDurations> {
 std::unique_ptr<mlir::Pass> create_plan_materialize_durations() {
   return std::make_unique<MaterializeDurations>();
 }
-std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine) {
-  return std::make_unique<MaterializeDurations>(std::move(machine));
+std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine, int64_t map_rank) {
+  return std::make_unique<MaterializeDurations>(std::move(machine), map_rank);
 }
 
 }  // namespace ds

@@ -30,6 +30,12 @@ def Plan_QueriesAttr : Plan_EnumAttr<"Queries", "rows that go on through Q, atte
   I32EnumAttrCase<"none", 0>, I32EnumAttrCase<"all", 1>, I32EnumAttrCase<"suffix", 2>,
   I32EnumAttrCase<"last", 3>]>;
 
+def Plan_MapFormAttr : Plan_EnumAttr<"MapForm", "what a map at a cut is made of", [
+  I32EnumAttrCase<"diagonal", 1>, I32EnumAttrCase<"low_rank", 2>, I32EnumAttrCase<"full", 3>]>;
+
+def Plan_MapSideAttr : Plan_EnumAttr<"MapSide", "who applies the maps", [
+  I32EnumAttrCase<"receiver", 0>, I32EnumAttrCase<"sender", 1>]>;
+
 def Plan_RoleAttr : Plan_EnumAttr<"Role", "what a task is to the simple strategies", [
   I32EnumAttrCase<"load_e", 0>, I32EnumAttrCase<"load_kv", 1>, I32EnumAttrCase<"compute", 2>]>;
 
@@ -59,6 +65,11 @@ def Plan_ShapeAttr : Plan_Attr<"Shape", "shape"> {
 def Plan_InputAttr : Plan_Attr<"Input", "input"> {
   let summary = "a file that the plan was made from (ds::InputFile)";
   let parameters = (ins StringRefParameter<>:$role, StringRefParameter<>:$name, StringRefParameter<>:$sha256);
+}
+
+def Plan_MapsAttr : Plan_Attr<"Maps", "maps"> {
+  let summary = "the file of maps of all aligned cuts (ds::MapsIdentity)";
+  let parameters = (ins StringRefParameter<>:$name, StringRefParameter<>:$fingerprint);
 }
 
 #endif

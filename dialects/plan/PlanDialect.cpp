@@ -26,6 +26,9 @@ static_assert(static_cast<int>(StreamKind::compute) == static_cast<int>(ds::Stre
 static_assert(static_cast<int>(BufferKind::hidden) == static_cast<int>(ds::BufferKind::kHidden));
 static_assert(static_cast<int>(Mode::select) == static_cast<int>(ds::Mode::kSelect));
 static_assert(static_cast<int>(Rows::all) == static_cast<int>(ds::Rows::kAll));
+static_assert(static_cast<int>(MapForm::diagonal) == static_cast<int>(ds::MapForm::kDiagonal));
+static_assert(static_cast<int>(MapForm::full) == static_cast<int>(ds::MapForm::kFull));
+static_assert(static_cast<int>(MapSide::sender) == static_cast<int>(ds::MapSide::kSender));
 static_assert(static_cast<int>(Queries::last) == static_cast<int>(ds::Queries::kLast));
 
 void PlanDialect::initialize() {
@@ -56,6 +59,7 @@ std::string with_chunk(std::string name, uint32_t chunk, std::optional<uint32_t>
 uint32_t chunk_end(mlir::Operation& op) {
   auto end = [](auto o) { return o.getLastChunk().value_or(o.getChunk()) + 1; };
   if (auto transfer = mlir::dyn_cast<TransferOp>(op)) return end(transfer);
+  if (auto align = mlir::dyn_cast<AlignOp>(op)) return end(align);
   auto end_if_any = [](auto o) { return o.getChunk() ? o.getLastChunk().value_or(*o.getChunk()) + 1 : 0; };
   if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) return end_if_any(recompute);
   if (auto embed = mlir::dyn_cast<EmbedOp>(op)) return end_if_any(embed);
@@ -134,8 +138,16 @@ mlir::LogicalResult VariantOp::verifyRegions() {
   }
   if (static_cast<int32_t>(getChunks()) < 1)
     return emitOpError() << "has " << static_cast<int32_t>(getChunks()) << " chunks, expected at least 1";
+  if (getMapForm().has_value() != getMapSide().has_value())
+    return emitOpError() << "has a form of maps without a side, or a side without a form; expected both";
+  bool aligns = getMapForm() && getMapSide() == MapSide::receiver;
   OperationInterface timed, untimed;
   for (mlir::Operation& op : getBody().front()) {
+    if (mlir::isa<AlignOp>(op) && !aligns) {
+      return op.emitOpError() << "maps hidden states, but the variant is "
+                              << (getMapForm() ? "aligned by the sender" : "not aligned")
+                              << "; expected it only where the variant is 'aligned ... by receiver'";
+    }
     if (uint32_t end = chunk_end(op); end > getChunks()) {
       return op.emitOpError() << "is for chunk " << end - 1 << ", but the variant has " << getChunks()
                               << " chunks (0 to " << getChunks() - 1 << ")";
@@ -246,6 +258,28 @@ std::string SelectOp::label() { return fmt::format("select {}", getLayer()); }
 Role SelectOp::role() { return Role::compute; }
 void SelectOp::getAsmResultNames(SetName set) { set(getEvent(), "select"); }
 mlir::LogicalResult SelectOp::verify() { return verify_kernel(*this, getBuffer()); }
+
+std::string AlignOp::label() {
+  return with_chunk(fmt::format("align {}", getLayer()), getChunk(), getLastChunk());
+}
+Role AlignOp::role() { return Role::compute; }
+void AlignOp::getAsmResultNames(SetName set) {
+  set(getEvent(), with_chunk(fmt::format("a{}", getLayer()), getChunk(), getLastChunk()));
+}
+mlir::LogicalResult AlignOp::verify() {
+  if (mlir::failed(verify_chunks(*this, getChunk(), getLastChunk())) ||
+      mlir::failed(verify_kernel(*this, getBuffer()))) {
+    return mlir::failure();
+  }
+  auto buffer = getBuffer().getDefiningOp<BufferOp>();
+  if (buffer && buffer.getLayer() != getLayer()) {
+    return emitOpError() << "'" << label() << "' works in a buffer of layer " << buffer.getLayer()
+                         << ", expected one of layer " << getLayer() << ", where E of it is sent";
+  }
+  if (getLayer() == 0)
+    return emitOpError() << "E of layer 0 is the receiver's own embedding and needs no map";
+  return mlir::success();
+}
 
 std::string SuffixOp::label() { return fmt::format("suffix {}", getLayer()); }
 Role SuffixOp::role() { return Role::compute; }

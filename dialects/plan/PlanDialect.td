@@ -50,6 +50,10 @@ def Plan_Dialect : Dialect {
     }
     ```
 
+    Hidden states of the sender may be *aligned*: an affine map of the layer (`ds::MapForm`) takes them to the
+    receiver's. `aligned full by receiver` at a variant says so; a `plan.align` then stands between each transfer
+    of E and what reads it. `by sender`: what is sent has been mapped already, and nothing is left to do.
+
     A `plan.problem` is a scheduling problem by itself, without models: streams, jobs with an arrival, tasks
     with a duration, what waits for what, and what is to be minimised. The schedulers work on the same
     problem whether it comes from a variant or from one of these, so good and bad schedules can be written

@@ -16,14 +16,16 @@ def Plan_FileOp : Plan_Op<"file", [IsolatedFromAbove, SymbolTable, NoTerminator,
   let summary = "a plan file: for whom it is, what it was made from, its variants (ds::Plan)";
   let description = [{
     Holds `reuse.plan`s before and `plan.variant`s after lowering. The element type `dtype` is the one for
-    which times hold.
+    which times hold. `maps` is there where a variant has aligned cuts: what they are mapped with.
   }];
   let arguments = (ins I32Attr:$version, StrAttr:$dtype, Plan_ModelAttr:$sender, Plan_ModelAttr:$receiver,
-    Plan_ShapeAttr:$shape, StrAttr:$compiler, StrAttr:$flags, TypedArrayAttrBase<Plan_InputAttr, "inputs">:$inputs);
+    Plan_ShapeAttr:$shape, StrAttr:$compiler, StrAttr:$flags, TypedArrayAttrBase<Plan_InputAttr, "inputs">:$inputs,
+    OptionalAttr<Plan_MapsAttr>:$maps);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     `version` $version `dtype` $dtype `\n` `sender` $sender `\n` `receiver` $receiver `\n` `shape` $shape
-    `\n` `compiler` $compiler `flags` $flags `\n` `inputs` $inputs `\n` attr-dict-with-keyword $body
+    `\n` `compiler` $compiler `flags` $flags `\n` `inputs` $inputs `\n` (`maps` $maps^ `\n`)?
+    attr-dict-with-keyword $body
   }];
   let hasVerifier = 1;
 }
@@ -36,6 +38,7 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     `load` counts the other requests that wait. `regret`, `why` and `alternatives` say how good the choice was,
     `way` whose loss in the quality profile is promised; `loss_stderr`, `loss_bound` and `confidence` say how
     certain that is. `select_share` is there where tokens are selected.
+    `aligned FORM by SIDE` is there where the sender's hidden states go through maps.
     `fallback` marks the full prefill that every file carries.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, StrAttr:$scheduler,
@@ -45,7 +48,8 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     UnitAttr:$proven_optimal, OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max,
     OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives,
     OptionalAttr<StrAttr>:$way, OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound,
-    OptionalAttr<F64Attr>:$confidence, OptionalAttr<F64Attr>:$select_share);
+    OptionalAttr<F64Attr>:$confidence, OptionalAttr<F64Attr>:$select_share,
+    OptionalAttr<Plan_MapFormAttr>:$map_form, OptionalAttr<Plan_MapSideAttr>:$map_side);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler
@@ -53,7 +57,7 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     custom<Load>($load_min, $load_max) `\n`
     `tuned` `(` `tokens` `=` $tuned_tokens `,` `suffix` `=` $tuned_suffix `,` `rate` `=` $tuned_rate `)`
     `chunks` $chunks `promise` `(` `loss` `=` custom<Points>($loss) `,` `ttft_ns` `=` $ttft_ns `)`
-    (`makespan` $makespan^)? (`lower_bound` $lower_bound^)? (`proven_optimal` $proven_optimal^)?
+    (`aligned` $map_form^ `by` $map_side)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)? (`proven_optimal` $proven_optimal^)?
     attr-dict-with-keyword $body
   }];
   let hasRegionVerifier = 1;
@@ -137,6 +141,14 @@ def Plan_SelectOp : Plan_StreamedOp<"select", (ins I32Attr:$layer)> {
     The variant's `select_share` of the context. Their hidden states, which enter the layer, are moved to the front.
   }];
   let assemblyFormat = "`layer` $layer `in` $buffer " # schedule;
+}
+
+def Plan_AlignOp : Plan_StreamedOp<"align", (ins I32Attr:$layer, I32Attr:$chunk, OptionalAttr<I32Attr>:$last_chunk)> {
+  let summary = "the sender's hidden states that enter a layer go through its map, in place";
+  let description = [{
+    Stands between the transfer of a run of chunks and what reads it, in variants that are aligned by the receiver.
+  }];
+  let assemblyFormat = "`layer` $layer custom<Chunks>($chunk, $last_chunk) `in` $buffer " # schedule;
 }
 
 def Plan_SuffixOp : Plan_StreamedOp<"suffix", (ins I32Attr:$layer, Plan_QueriesAttr:$queries)> {

@@ -62,6 +62,49 @@ int64_t chunks_of(mlir::Operation* tile) {
 
 constexpr int64_t kMaxCells = int64_t{1} << 20;  // as plans/verify.cpp
 
+/// The maps that hidden states of the sender go through; nothing: plain ones.
+struct Maps {
+  std::optional<plan::MapForm> form;
+  std::optional<plan::MapSide> side;
+  bool operator==(const Maps&) const = default;
+};
+
+std::string maps_text(const Maps& m) {
+  if (!m.form) return "not aligned";
+  return fmt::format("aligned {} by {}", plan::stringifyMapForm(*m.form).str(),
+                     plan::stringifyMapSide(m.side.value_or(plan::MapSide::receiver)).str());
+}
+
+/// All that the sender sends goes through maps of one form on one side, or none of it does.
+mlir::LogicalResult verify_maps(PlanOp plan) {
+  mlir::Operation* first = nullptr;
+  Maps all;
+  for (mlir::Operation& op : plan.getBody().front()) {
+    Maps found;
+    if (auto cut = mlir::dyn_cast<CutOp>(op)) {
+      auto align = mlir::dyn_cast<AlignOp>(*cut.getHidden().user_begin());
+      if (align) found = {align.getForm(), align.getSide()};
+    } else if (auto restore = mlir::dyn_cast<RestoreOp>(op)) {
+      if (restore.getLastLayer() == 0) continue;  // nothing is sent
+      found = {restore.getForm(), restore.getSide()};
+    } else {
+      continue;
+    }
+    if (first && found != all) {
+      mlir::InFlightDiagnostic d = op.emitOpError();
+      d << "is " << maps_text(found)
+        << "; expected all hidden states that one plan is sent to go through maps of one form, applied by "
+           "one "
+           "side";
+      d.attachNote(first->getLoc()) << "this one is " << maps_text(all);
+      return d;
+    }
+    first = &op;
+    all = found;
+  }
+  return mlir::success();
+}
+
 }  // namespace
 
 mlir::LogicalResult PlanOp::verifyRegions() {
@@ -140,6 +183,7 @@ mlir::LogicalResult PlanOp::verifyRegions() {
         return emitOpError() << "leaves out layer " << l << " of chunk " << c << "; every cell needs a tile";
     }
   }
+  if (mlir::failed(verify_maps(*this))) return mlir::failure();
   auto answer = mlir::dyn_cast<AnswerOp>(getBody().front().back());
   if (!answer) return emitOpError() << "does not end with 'reuse.answer'";
   if (!llvm::equal(answer.getCaches(), caches)) {
@@ -171,9 +215,38 @@ mlir::LogicalResult CutOp::verify() {
   return mlir::success();
 }
 
+void AlignOp::getAsmResultNames(SetName set) {
+  auto cut = getCut().getDefiningOp<CutOp>();
+  set(getHidden(), cut ? fmt::format("map{}", cut.getLayer()) : std::string("map"));
+}
+
+mlir::LogicalResult AlignOp::verify() {
+  if (!getCut().getDefiningOp<CutOp>()) {
+    mlir::InFlightDiagnostic d = emitOpError();
+    d << "maps hidden states that are not a cut; expected the sender's, which is what maps are fitted for";
+    if (mlir::Operation* from = getCut().getDefiningOp())
+      d.attachNote(from->getLoc()) << "they come from here";
+    return d;
+  }
+  if (!getHidden().hasOneUse()) {
+    auto uses = std::distance(getHidden().use_begin(), getHidden().use_end());
+    return emitOpError() << "is read by " << uses << " tiles, expected exactly one";
+  }
+  return mlir::success();
+}
+
 void LoadOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
 
 void RestoreOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
+
+mlir::LogicalResult RestoreOp::verify() {
+  if (getForm().has_value() != getSide().has_value())
+    return emitOpError() << "has a form of maps without a side, or a side without a form; expected both";
+  if (getForm() && static_cast<int32_t>(getLastLayer()) == 0)
+    return emitOpError()
+           << "is aligned, but nothing is sent for layer 0; expected layers above it, or no maps";
+  return mlir::success();
+}
 
 void SelectOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
 
@@ -217,6 +290,7 @@ mlir::LogicalResult RecomputeOp::verify() {
   }
   if (first == 0) return emitOpError() << "starts at layer 0, from the embeddings; expected no 'from'";
   mlir::Operation* from = getFrom().getDefiningOp();
+  if (auto align = mlir::dyn_cast_or_null<AlignOp>(from)) from = align.getCut().getDefiningOp();
   if (auto cut = mlir::dyn_cast_or_null<CutOp>(from)) {
     if (static_cast<int32_t>(cut.getLayer()) == first) return mlir::success();
     mlir::InFlightDiagnostic d = emitOpError();

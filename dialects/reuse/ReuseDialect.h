@@ -7,6 +7,8 @@
 #include "mlir/IR/OpImplementation.h"
 #include "mlir/IR/SymbolTable.h"
 
+#include "dialects/plan/PlanDialect.h"  // the enumerations of maps
+
 #include "dialects/reuse/ReuseDialect.h.inc"
 
 #define GET_TYPEDEF_CLASSES

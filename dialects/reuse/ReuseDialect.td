@@ -28,8 +28,19 @@ def Reuse_Dialect : Dialect {
                 0   tokens    n
     ```
 
-    There is a way between the two: a tile can be *restored*, from the sender's hidden states that enter each of
-    its layers. They are sent instead of K and V, and the receiver computes only its K and V of them.
+    A cut may be *aligned*: an affine map of its layer takes the sender's hidden states to the receiver's, so that
+    what is recomputed starts nearer to where the receiver would be. The receiver applies it, or the sender
+    before it stores them. All that one plan is sent goes through maps of one form, applied by one side.
+
+    ```mlir
+      %cut3 = reuse.cut layer 3
+      %map3 = reuse.align %cut3 full by receiver
+      %kv3, %out6 = reuse.recompute layers 3 to 6 from %map3
+    ```
+
+    Between load and recompute lies a third way: a tile can be *restored*, from the sender's hidden states that
+    enter each of its layers. They are sent instead of K and V, and the receiver computes only its K and V of
+    them. They may be aligned too, layer by layer.
 
     And a tile can be *selected*: the sender's K and V are taken, but for the tokens whose K deviates most from the
     receiver's at layer 1; those are chosen at run time and recomputed through all layers above.

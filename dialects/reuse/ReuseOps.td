@@ -2,6 +2,7 @@
 #ifndef DROIDSPEAK_REUSE_OPS
 #define DROIDSPEAK_REUSE_OPS
 
+include "dialects/plan/PlanAttrs.td"
 include "dialects/reuse/ReuseTypes.td"
 include "mlir/IR/OpAsmInterface.td"
 include "mlir/IR/SymbolInterfaces.td"
@@ -44,6 +45,16 @@ def Reuse_CutOp : Reuse_Op<"cut", [HasParent<"PlanOp">,
   let hasVerifier = 1;
 }
 
+def Reuse_AlignOp : Reuse_Op<"align", [HasParent<"PlanOp">,
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+  let summary = "a cut's hidden states, taken to the receiver's by a map of its layer";
+  let description = "The maps are those of the plan file; where the sender applies them, it stores the mapped cut.";
+  let arguments = (ins Reuse_HiddenType:$cut, Plan_MapFormAttr:$form, Plan_MapSideAttr:$side);
+  let results = (outs Reuse_HiddenType:$hidden);
+  let assemblyFormat = "$cut $form `by` $side attr-dict";
+  let hasVerifier = 1;
+}
+
 def Reuse_LoadOp : Reuse_Op<"load", [HasParent<"PlanOp">,
     DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
   let summary = "the sender's K and V of a run of layers, as they are";
@@ -60,9 +71,9 @@ def Reuse_RecomputeOp : Reuse_Op<"recompute", [HasParent<"PlanOp">,
     DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
   let summary = "the receiver's own K and V of a run of layers";
   let description = [{
-    Starts `from` hidden states that enter its first layer: a cut there, or the output of the tile below;
-    from layer 0 it starts from the embeddings and takes none. The second result are the hidden states that
-    leave its last layer; where nobody uses them, that layer computes K and V only. Without `chunks` all chunks
+    Starts `from` hidden states that enter its first layer: a cut there, aligned or as it is, or the output of the
+    tile below; from layer 0 it starts from the embeddings and takes none. The second result are the hidden
+    states that leave its last layer; where nobody uses them, that layer computes K and V only. Without `chunks` all chunks
     of the context; a tile above may take some of the chunks of the one below.
   }];
   let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, OptionalAttr<I32Attr>:$first_chunk,
@@ -81,13 +92,16 @@ def Reuse_RestoreOp : Reuse_Op<"restore", [HasParent<"PlanOp">,
     The sender's hidden states that enter each of these layers are sent, and the receiver computes K and V of
     them, layer by layer; nothing goes on upward, so no other tile can stand on this one. Layer 0 starts from
     the receiver's own embeddings, and nothing is sent for it. Without `chunks` all chunks of the context.
+    `aligned`: what is sent goes through the maps of its layers.
   }];
   let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, OptionalAttr<I32Attr>:$first_chunk,
-    OptionalAttr<I32Attr>:$last_chunk);
+    OptionalAttr<I32Attr>:$last_chunk, OptionalAttr<Plan_MapFormAttr>:$form, OptionalAttr<Plan_MapSideAttr>:$side);
   let results = (outs Reuse_CacheType:$cache);
   let assemblyFormat = [{
-    `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)? attr-dict
+    `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)?
+    (`aligned` $form^ `by` $side)? attr-dict
   }];
+  let hasVerifier = 1;
 }
 
 def Reuse_SelectOp : Reuse_Op<"select", [HasParent<"PlanOp">,

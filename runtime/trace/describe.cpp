@@ -1,9 +1,10 @@
 #include "runtime/trace/describe.h"
 
-#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "plans/simulate.h"
@@ -57,6 +58,7 @@ std::string recomputed_text(const Variant& v) {
   std::string text = layers_text(v, Mode::kRecompute), restored = layers_text(v, Mode::kRestore);
   if (text.empty()) text = "none";
   if (!restored.empty()) text += fmt::format(" (restore {})", restored);
+  if (v.map_form != MapForm::kNone) text += " aligned";
   if (v.select_share > 0)
     text += fmt::format(" (select {:g} % in {})", 100 * v.select_share, layers_text(v, Mode::kSelect));
   return text;
@@ -72,6 +74,22 @@ std::string promised_loss_text(const Promise& p) {
                      ? fmt::format(", not bounded with {:g} % confidence", 100 * p.confidence)
                      : fmt::format(", at most {} with {:g} % confidence", loss_text(p.loss_bound),
                                    100 * p.confidence));
+}
+
+std::string alignment_text(const Variant& v) {
+  if (v.map_form == MapForm::kNone) return "";
+  return fmt::format("aligned ({} map, by the {})", map_form_name(v.map_form), map_side_name(v.map_side));
+}
+
+std::string published_text(const Plan& plan) {
+  std::map<MapForm, std::vector<int32_t>> layers;
+  for (const Cut& cut : published_cuts(plan)) layers[cut.form].push_back(cut.layer);
+  std::string text = "KV of every layer";
+  for (const auto& [form, list] : layers) {
+    text += fmt::format(", E of layer {}", fmt::join(list, ", "));
+    if (form != MapForm::kNone) text += fmt::format(" as mapped ({} map)", map_form_name(form));
+  }
+  return text;
 }
 
 char mode_letter(Mode mode) {
@@ -112,6 +130,8 @@ std::string tiling_text(const Variant& v) {
       if (*edge < t.first_chunk || *edge > t.last_chunk) continue;
       row += fmt::format("{}{} {}{}", row.empty() ? "" : ", ", mode_name(t.mode),
                          format_layers({t.first_layer, t.last_layer}), t.cut ? " from E" : "");
+      bool sends = t.sends_e(t.first_layer) || t.sends_e(t.last_layer);
+      if (sends && v.map_form != MapForm::kNone) row += fmt::format(" {}", alignment_text(v));
       if (t.mode == Mode::kSelect) row += fmt::format(" ({:g} % of the tokens)", 100 * v.select_share);
     }
     if (row == last) continue;

@@ -15,11 +15,16 @@ std::string promised_loss_text(const Promise& promise);
 std::string waiting_range_text(const Variant& variant);  // other requests: "none", "1 to 3", "any"
 std::string regret_text(double regret);                  // "3.1 %", "not known"
 /// "2-5, 9": layers that are recomputed for some token; "none". Others behind them: "none (restore
-/// 0-11)", "0 (select 15 % in 1-11)".
+/// 0-11)", "0 (select 15 % in 1-11)"; "3-6 aligned" where the sender's hidden states are mapped.
 std::string recomputed_text(const Variant& variant);
-/// "load 0-5, recompute 6-11 from E": layers upward; one part per run of chunks that are alike, "chunks 0-3:
+/// "load 0-5, recompute 6-11 from E aligned (full map, by the receiver)": layers upward; one part per run of
+/// chunks that are alike, "chunks 0-3:
 /// ...; chunks 4-7: ...". Layer 0 needs no E.
 std::string tiling_text(const Variant& variant);
+/// "aligned (full map, by the receiver)"; "" where cuts are plain.
+std::string alignment_text(const Variant& variant);
+/// What a sender publishes: "KV of every layer, E of layer 3, 7, E of layer 4 as mapped (full map)".
+std::string published_text(const Plan& plan);
 /// In pictures of the plane: L loaded, R recomputed, E restored, S selected.
 char mode_letter(Mode mode);
 /// Over the link, at the tuned length.

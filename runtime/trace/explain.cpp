@@ -1,8 +1,12 @@
 #include "runtime/trace/explain.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
+#include <set>
 
+#include "plans/work.h"
 #include "runtime/trace/describe.h"
 #include "runtime/trace/tracks.h"
 #include "support/units.h"
@@ -29,6 +33,73 @@ std::string ratio(int64_t ns, int64_t to) {
 }
 
 double share(int64_t part, const Explanation& e) { return percent(part, e.ttft_ns); }
+
+/// How long the maps of a variant take that the sender has mapped for, by kernel that reads E: in proportion
+/// to that kernel's arithmetic. Empty: not known, since a plan does not say the rank of its maps.
+std::vector<int64_t> maps_ns(const Plan& plan, const Variant& v) {
+  if (v.map_form == MapForm::kLowRank) return {};
+  std::vector<int64_t> ns(v.ops.size(), 0);
+  for (size_t i = 0; i < v.ops.size(); ++i) {
+    const Op& op = v.ops[i];
+    if (op.kind != OpKind::kRecompute || op.rows != Rows::kChunk) continue;
+    bool reads = std::any_of(v.tiles.begin(), v.tiles.end(), [&](const Tile& t) {
+      return t.first_layer <= op.layer && op.layer <= t.last_layer && t.first_chunk <= op.chunk &&
+             op.chunk <= t.last_chunk && t.sends_e(op.layer);
+    });
+    OpRows rows = op_rows(op, v.chunks, v.tuned_tokens, v.tuned_suffix, v.select_share);
+    LayerWork layer = layer_work(plan.shape, rows);
+    double map = map_flops(v.map_form, plan.shape.d_model, 0) * static_cast<double>(rows.rows);
+    if (reads && rows.rows > 0)
+      ns[i] = std::llround(static_cast<double>(op.duration_ns) * map / (layer.matmul + layer.attention));
+  }
+  return ns;
+}
+
+/// What differs by who applies the maps. With those on the other side, what the variant's kernels take less
+/// or more is simulated in the same order.
+Result<std::vector<Explanation::Side>> compare_sides(const Plan& plan, const Variant& v) {
+  std::vector<Explanation::Side> sides;
+  if (v.map_form == MapForm::kNone || v.makespan_ns == 0) return sides;
+  Variant other = v;
+  int64_t mapped_ns = 0, rows = 0;
+  std::set<int32_t> layers;
+  std::vector<int64_t> estimates = v.aligns() ? std::vector<int64_t>() : maps_ns(plan, v);
+  for (size_t i = 0; i < v.ops.size(); ++i) {
+    const Op& op = v.ops[i];
+    if (op.kind == OpKind::kAlign) {
+      mapped_ns += op.duration_ns;
+      other.ops[i].duration_ns = 0;
+    } else if (!estimates.empty()) {
+      mapped_ns += estimates[i];
+      other.ops[i].duration_ns += estimates[i];
+    }
+    if (op.kind != OpKind::kTransferE) continue;
+    layers.insert(op.layer);
+    rows += op_rows(op, v.chunks, v.tuned_tokens, v.tuned_suffix, v.select_share).rows;
+  }
+  DS_ASSIGN(Simulation own, simulate_variant(plan, v, tuned_point(v)));
+  DS_ASSIGN(Simulation moved, simulate_variant(plan, other, tuned_point(v)));
+  const bool known = v.aligns() || !estimates.empty();
+  // The sender maps whole layers, also the part that a request has from elsewhere.
+  int64_t whole = static_cast<int64_t>(layers.size()) * v.tuned_tokens;
+  int64_t at_sender = rows > 0 ? std::llround(static_cast<double>(mapped_ns) * static_cast<double>(whole) /
+                                              static_cast<double>(rows))
+                               : 0;
+  for (MapSide side : {MapSide::kReceiver, MapSide::kSender}) {
+    Explanation::Side s{.side = side, .ttft_ns = side == v.map_side ? v.makespan_ns : moved.ttft_ns};
+    s.bytes = own.bytes;
+    (side == MapSide::kReceiver ? s.receiver_ns : s.sender_ns) = !known                       ? -1
+                                                                 : side == MapSide::kReceiver ? mapped_ns
+                                                                                              : at_sender;
+    if (!known && side != v.map_side) s.ttft_ns = -1;
+    s.e_bytes = whole * plan.shape.e_row() * (plan.dtype == "f32" ? 4 : 2);
+    sides.push_back(s);
+  }
+  return sides;
+}
+
+/// How many share an entry, in the table of sides.
+constexpr int64_t kReceivers[] = {1, 2, 4, 8};
 
 }  // namespace
 
@@ -84,6 +155,7 @@ Result<Explanation> explain_variant(const Plan& plan, const Variant& v, const Op
     DS_TRY(what_if("link without limit", kWithoutEnd, 1));
     DS_TRY(what_if("compute without limit", 1, kWithoutEnd));
   }
+  DS_ASSIGN(e.sides, compare_sides(plan, v));
   return e;
 }
 
@@ -122,6 +194,26 @@ std::string explanation_text(const Explanation& e, const std::string& why) {
         fmt::format("TTFT {:>9} ({} of this), recomputes {}, loads {}, loss {}", format_ns(o.ttft_ns),
                     ratio(o.ttft_ns, e.simulated_ns), recomputed_text(*o.variant), format_bytes(o.bytes),
                     loss_text(o.variant->promise.quality_loss)));
+  }
+
+  if (!e.sides.empty()) {
+    out += fmt::format("\nWho maps what is sent (one {} map for each cut; at the tuned point)\n",
+                       map_form_name(v.map_form));
+    auto known = [](int64_t ns) { return ns < 0 ? std::string("not known") : format_ns(ns); };
+    out += fmt::format("  {:<21} {:>9}  {:>10}  {:>22}  {:>17}  {}\n", "", "TTFT", "over link",
+                       "receiver, each request", "sender, per entry",
+                       fmt::format("E in an entry for {} receivers", fmt::join(kReceivers, ", ")));
+    for (const Explanation::Side& s : e.sides) {
+      std::vector<std::string> bytes;
+      for (int64_t n : kReceivers) bytes.push_back(format_bytes(s.e_bytes_for(n)));
+      out +=
+          fmt::format("  {:<21} {:>9}  {:>10}  {:>22}  {:>17}  {}\n",
+                      fmt::format("{}{}", map_side_name(s.side), s.side == v.map_side ? " (as it is)" : ""),
+                      known(s.ttft_ns), format_bytes(s.bytes), known(s.receiver_ns), known(s.sender_ns),
+                      fmt::join(bytes, ", "));
+    }
+    out += v.aligns() ? "  The sender's TTFT is simulated: the same order, in which mapping takes no time.\n"
+                      : "  The receiver's TTFT is simulated: the same order, with what mapping may take.\n";
   }
 
   out += "\nWhat bounds the time\n";
@@ -182,6 +274,22 @@ Json explanation_json(const Explanation& e, const std::string& why) {
                             {"ttft_ns", a.ttft_ns},
                             {"compute_ns", a.compute_ns}});
   }
+  Json alignment;  // null: plain cuts
+  if (!e.sides.empty()) {
+    auto known = [](int64_t ns) { return ns < 0 ? Json(nullptr) : Json(ns); };
+    Json sides = Json::array();
+    for (const Explanation::Side& s : e.sides) {
+      Json bytes = Json::object();
+      for (int64_t n : kReceivers) bytes[std::to_string(n)] = s.e_bytes_for(n);
+      sides.push_back({{"side", map_side_name(s.side)},
+                       {"ttft_ns", known(s.ttft_ns)},
+                       {"bytes", s.bytes},
+                       {"receiver_ns_per_request", known(s.receiver_ns)},
+                       {"sender_ns_per_entry", known(s.sender_ns)},
+                       {"entry_e_bytes", bytes}});
+    }
+    alignment = {{"form", map_form_name(v.map_form)}, {"side", map_side_name(v.map_side)}, {"sides", sides}};
+  }
   static constexpr const char* kHeldBy[] = {"start", "stream", "wait"};
   for (const CriticalStep& s : e.critical) {
     path.push_back({{"op", s.op},
@@ -221,6 +329,7 @@ Json explanation_json(const Explanation& e, const std::string& why) {
           {"why", v.why},
           {"regret", v.regret < 0 ? Json(nullptr) : Json(v.regret)},
           {"alternatives", alternatives},
+          {"alignment", alignment},
           {"others", others},
           {"what_if", what_ifs}};
 }

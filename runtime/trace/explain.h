@@ -37,6 +37,21 @@ struct Explanation {
     int64_t ttft_ns;
   };
   std::vector<WhatIf> what_ifs;
+
+  /// Of an aligned variant, at its tuned point: what differs by who applies the maps. -1: not known.
+  struct Side {
+    MapSide side = MapSide::kReceiver;
+    int64_t ttft_ns = 0;      // the plan's own, or simulated with the maps on the other side
+    int64_t bytes = 0;        // over the link for a request
+    int64_t receiver_ns = 0;  // of maps, for each request
+    int64_t sender_ns = 0;    // of maps, once for each entry, on a machine like the receiver's
+    int64_t e_bytes = 0;      // hidden states that an entry holds for one receiver
+    /// For several that share it and cut at the same layers.
+    int64_t e_bytes_for(int64_t receivers) const {
+      return side == MapSide::kSender ? receivers * e_bytes : e_bytes;
+    }
+  };
+  std::vector<Side> sides;  // the receiver, the sender; empty: plain cuts
 };
 
 /// What decides the time: "link" or "compute" where nine tenths of the critical path lie on it, else "chain":

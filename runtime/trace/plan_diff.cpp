@@ -68,6 +68,11 @@ class Diff {
     model("receiver", a_.receiver, b_.receiver);
     words("shape", shape_text(a_.shape), shape_text(b_.shape));
     words("element type", a_.dtype, b_.dtype);
+    auto maps = [](const MapsIdentity& m) {
+      return m == MapsIdentity{} ? std::string() : m.name + " " + m.fingerprint.substr(0, 16);
+    };
+    words("maps", maps(a_.maps), maps(b_.maps));
+    words("published", published_text(a_), published_text(b_));
   }
   /// Only the options that differ.
   void flags() {
@@ -192,6 +197,11 @@ class Diff {
            [](int64_t r) { return format_rate(static_cast<double>(r)); });
     number("chunks", a.chunks, b.chunks, format_count);
     words("tiling", tiling_text(a), tiling_text(b));
+    auto cuts = [](const Variant& v) {
+      std::string text = alignment_text(v);
+      return text.empty() ? std::string("plain") : text;
+    };
+    words("cuts", cuts(a), cuts(b));
     if (a.select_share != b.select_share) {
       add("selected share", a.select_share, b.select_share,
           fmt::format("{:g} % -> {:g} % of the tokens", 100 * a.select_share, 100 * b.select_share));

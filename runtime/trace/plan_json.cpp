@@ -77,6 +77,8 @@ Json variant_json(const Variant& v) {
           {"loss_bound", loss_json(v.promise.loss_bound)},
           {"confidence", v.promise.confidence},
           {"select_share", v.select_share},
+          {"map_form", map_form_name(v.map_form)},
+          {"map_side", v.map_form == MapForm::kNone ? Json(nullptr) : Json(map_side_name(v.map_side))},
           {"promised_ttft_ns", v.promise.ttft_ns},
           {"makespan_ns", v.makespan_ns},
           {"lower_bound_ns", v.lower_bound_ns},
@@ -104,28 +106,35 @@ Json plan_to_json(const Plan& p) {
     inputs.push_back({{"role", i.role}, {"name", i.name}, {"sha256", i.sha256}});
   }
   for (const Variant& v : p.variants) variants.push_back(variant_json(v));
+  Json cuts = Json::array();
+  for (const Cut& cut : published_cuts(p))
+    cuts.push_back({{"layer", cut.layer}, {"form", map_form_name(cut.form)}});
   const Shape& s = p.shape;
-  return {{"schema", "droidspeak.plan"},
-          {"version", p.format_version},
-          {"provenance",
-           {{"compiler_version", p.provenance.compiler_version},
-            {"flags", p.provenance.flags},
-            {"inputs", inputs}}},
-          {"sender", model_json(p.sender)},
-          {"receiver", model_json(p.receiver)},
-          {"shape",
-           {{"family", s.family},
-            {"layers", s.layers},
-            {"d_model", s.d_model},
-            {"ff", s.ff},
-            {"heads", s.heads},
-            {"kv_heads", s.kv_heads},
-            {"head_dim", s.head_dim},
-            {"vocab", s.vocab}}},
-          {"dtype", p.dtype},
-          {"cut_layers", cut_layers(p)},
-          {"variants", variants},
-          {"full_prefill", variant_json(p.full_prefill)}};
+  return {
+      {"schema", "droidspeak.plan"},
+      {"version", p.format_version},
+      {"provenance",
+       {{"compiler_version", p.provenance.compiler_version},
+        {"flags", p.provenance.flags},
+        {"inputs", inputs}}},
+      {"sender", model_json(p.sender)},
+      {"receiver", model_json(p.receiver)},
+      {"shape",
+       {{"family", s.family},
+        {"layers", s.layers},
+        {"d_model", s.d_model},
+        {"ff", s.ff},
+        {"heads", s.heads},
+        {"kv_heads", s.kv_heads},
+        {"head_dim", s.head_dim},
+        {"vocab", s.vocab}}},
+      {"dtype", p.dtype},
+      {"cut_layers", cut_layers(p)},
+      {"published_cuts", cuts},
+      {"maps", p.maps == MapsIdentity{} ? Json(nullptr)
+                                        : Json{{"name", p.maps.name}, {"fingerprint", p.maps.fingerprint}}},
+      {"variants", variants},
+      {"full_prefill", variant_json(p.full_prefill)}};
 }
 
 }  // namespace ds

@@ -113,10 +113,10 @@ class Text {
         "Per token",
         fmt::format("{}: KV {} a layer, {} in all; E {} a cut", p_.dtype, format_bytes(s.kv_row() * element),
                     format_bytes(s.kv_row() * element * s.layers), format_bytes(s.e_row() * element)));
-    std::vector<int32_t> cuts = cut_layers(p_);
-    field("Publish",
-          fmt::format("KV of every layer{}",
-                      cuts.empty() ? std::string() : fmt::format(", E of layer {}", fmt::join(cuts, ", "))));
+    field("Publish", published_text(p_));
+    if (p_.maps != MapsIdentity{})
+      field("Maps", left(p_.maps.name.empty() ? "(no name)" : p_.maps.name, 28) + "  fingerprint " +
+                        p_.maps.fingerprint.substr(0, 16));
     field("Compiler", fmt::format("ds-compile {}", p_.provenance.compiler_version));
     if (!p_.provenance.flags.empty()) wrapped(p_.provenance.flags);
     std::string_view name = "Inputs";
@@ -186,6 +186,7 @@ class Text {
       field("Promise", fmt::format("TTFT {}; quality loss {}", format_ns(v.promise.ttft_ns),
                                    promised_loss_text(v.promise)));
       if (!v.way.empty()) field("Measured as", v.way);
+      if (v.map_form != MapForm::kNone) field("Cuts", alignment_text(v));
       if (!v.why.empty()) field("Chosen by", v.why);
       if (v.regret >= 0)
         field("Regret", regret_text(v.regret) + " slower than the best choice, at worst in these ranges");
@@ -226,14 +227,17 @@ class Text {
     auto has = [&](Mode mode) {
       return std::any_of(v.tiles.begin(), v.tiles.end(), [&](const Tile& t) { return t.mode == mode; });
     };
-    field("Layers",
-          fmt::format("L loaded from the sender, R recomputed{}{}{}",
-                      has(Mode::kRestore) ? ", E restored: K and V of the sender's E" : "",
-                      has(Mode::kSelect) ? fmt::format(", S loaded, but recomputed for the {:g} % of the "
-                                                       "tokens that deviate most",
-                                                       100 * v.select_share)
-                                         : std::string(),
-                      cuts.empty() ? "" : ", ▲ cut: the sender's E enters"));
+    field(
+        "Layers",
+        fmt::format("L loaded from the sender, R recomputed{}{}{}",
+                    has(Mode::kRestore) ? ", E restored: K and V of the sender's E" : "",
+                    has(Mode::kSelect) ? fmt::format(", S loaded, but recomputed for the {:g} % of the "
+                                                     "tokens that deviate most",
+                                                     100 * v.select_share)
+                                       : std::string(),
+                    cuts.empty()                   ? std::string()
+                    : v.map_form == MapForm::kNone ? ", ▲ cut: the sender's E enters"
+                                                   : ", ▲ cut: the sender's E enters, " + alignment_text(v)));
     int64_t cell = count <= 26 ? 3 : count <= 40 ? 2 : 1;
     for (int64_t first = 0; first < count; first += kCellsPerLine / cell) {
       int64_t last = std::min(first + kCellsPerLine / cell, count);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "runtime/trace/describe.h"
 #include "support/units.h"
 
 namespace ds {
@@ -44,7 +45,9 @@ std::string picture_title(const Picture& p) {
   std::string pair = p.plan.receiver.name;
   if (!sender.empty() && cut_layers(p.plan).size() + p.plan.variants.size() > 0)
     pair = sender + " \u2192 " + pair;
-  return fmt::format("{}: variant {} ({}, {})", pair, p.variant.name, p.variant.policy, p.variant.scheduler);
+  std::string aligned = alignment_text(p.variant);
+  return fmt::format("{}: variant {} ({}, {}){}{}", pair, p.variant.name, p.variant.policy,
+                     p.variant.scheduler, aligned.empty() ? "" : ", ", aligned);
 }
 
 namespace {

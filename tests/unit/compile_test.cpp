@@ -4,11 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fmt/ranges.h>
+
 #include <cmath>
 #include <functional>
 #include <map>
 #include <set>
 
+#include "compiler/emit/emit.h"
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/policy/variants.h"
 #include "compiler/scheduling/schedulers.h"
@@ -145,6 +148,167 @@ TEST(Policy, APromiseIsThatOfTheLayersThatEveryTokenGets) {
       EXPECT_EQ(t.loss, t.way.kind == WayKind::kFullPrefill ? 0 : q.find(t.way)->loss.value);
     }
   }
+}
+
+/// Maps of width 512 that are there for some layers and forms; their numbers are never looked at here.
+MapSet some_maps(const std::vector<std::pair<int64_t, MapForm>>& there, int64_t rank = 16) {
+  MapSet maps;
+  maps.layers = 12;
+  maps.d_model = kShape.d_model;
+  for (auto [layer, form] : there) {
+    AlignmentMap m;
+    m.layer = layer;
+    m.form = form;
+    m.rank = form == MapForm::kLowRank ? rank : 0;
+    maps.maps.push_back(std::move(m));
+  }
+  return maps;
+}
+
+void score(Quality& q, const Way& way, double loss, int64_t contexts = 50) {
+  WayScore w;
+  w.way = way;
+  w.items = w.contexts = contexts;
+  w.score = {q.receiver_score - loss, 1};
+  w.loss = {loss, 1};
+  q.ways.push_back(std::move(w));
+}
+
+PolicyInput aligned_input(const Quality& q, const MapSet& maps) {
+  PolicyInput in = input(q, {1, 2});
+  in.maps = &maps;
+  in.forms = {MapForm::kNone, MapForm::kDiagonal, MapForm::kLowRank, MapForm::kFull};
+  in.map_rank = 16;
+  return in;
+}
+
+std::map<std::string, double> losses(std::string_view policy, const PolicyInput& in) {
+  std::map<std::string, double> all;
+  for (const Tiling& t : draw(policy, in)) all[t.what] = t.loss;
+  return all;
+}
+
+TEST(Policy, CutsAreAlignedWhereThereAreMapsAndScores) {
+  Quality q = profile();  // 3-7 loses 2, 4-5 19, 2-8 -0.5
+  const Way g37 = Way::group({3, 7}), g45 = Way::group({4, 5}), g56 = Way::group({5, 6});
+  score(q, g37.aligned(MapForm::kFull), 0.5);
+  score(q, g37.aligned(MapForm::kDiagonal), 2.5);  // loses more than the plain cut
+  score(q, g37.aligned(MapForm::kFull, "shuffled"), 0);
+  score(q, g45.aligned(MapForm::kFull), 9);
+  score(q, g45.aligned(MapForm::kLowRank), 9);  // as good as full, for less
+  score(q, g45.aligned(MapForm::kDiagonal), 15);
+  score(q, g56.aligned(MapForm::kFull), 7);  // scored aligned only
+  score(q, Way::group({2, 8}).aligned(MapForm::kFull), -1);
+  score(q, Way::restore({0, 11}).aligned(MapForm::kFull), 6);
+  const MapSet maps = some_maps({{3, MapForm::kDiagonal},
+                                 {3, MapForm::kFull},
+                                 {4, MapForm::kDiagonal},
+                                 {4, MapForm::kLowRank},
+                                 {4, MapForm::kFull},
+                                 {5, MapForm::kFull}});
+  PolicyInput in = aligned_input(q, maps);
+  EXPECT_EQ(losses("droidspeak", in),
+            (std::map<std::string, double>{{"full reuse", 39},
+                                           {"full prefill", 0},
+                                           {"recompute 3-7", 2},
+                                           {"recompute 3-7 in 2 chunks", 2},
+                                           {"recompute 3-7 aligned", 0.5},
+                                           {"recompute 3-7 aligned in 2 chunks", 0.5},
+                                           {"recompute 4-5", 19},
+                                           {"recompute 4-5 in 2 chunks", 19},
+                                           {"recompute 4-5 aligned (diagonal)", 15},
+                                           {"recompute 4-5 aligned (diagonal) in 2 chunks", 15},
+                                           {"recompute 4-5 aligned (low-rank)", 9},
+                                           {"recompute 4-5 aligned (low-rank) in 2 chunks", 9},
+                                           {"recompute 5-6 aligned", 7},
+                                           {"recompute 5-6 aligned in 2 chunks", 7},
+                                           {"recompute 2-8", -0.5},  // no map for layer 2
+                                           {"recompute 2-8 in 2 chunks", -0.5}}));
+  // Stairs stand on aligned cuts too.
+  EXPECT_THAT(
+      losses("balanced", in),
+      ::testing::Contains(std::pair(std::string("recompute 3-7 aligned, 1 of 2 chunks to the top"), 0.5)));
+  for (const Tiling& t : draw("balanced", in)) {
+    EXPECT_EQ(t.aligns(), t.way.map != MapForm::kNone) << t.what;
+    EXPECT_EQ(t.map_rank, t.way.map == MapForm::kLowRank ? 16 : 0) << t.what;
+  }
+  // Restored layers need a map each; layer 0 needs none.
+  EXPECT_EQ(losses("restore", in).count("restore 0-11 aligned"), 0u);
+  std::vector<std::pair<int64_t, MapForm>> every;
+  for (int64_t l = 1; l < 12; ++l) every.push_back({l, MapForm::kFull});
+  const MapSet all_maps = some_maps(every);
+  EXPECT_EQ(losses("restore", aligned_input(q, all_maps)).at("restore 0-11 aligned"), 6);
+  EXPECT_EQ(losses("restore", aligned_input(q, all_maps)).count("restore 1-11 aligned"), 0u);  // not scored
+  // One form only: plain cuts are no candidates, what needs no cut is.
+  score(q, Way::group({0, 3}), 4);
+  in = aligned_input(q, maps);
+  in.forms = {MapForm::kFull};
+  in.chunks = {1};
+  EXPECT_EQ(losses("droidspeak", in), (std::map<std::string, double>{{"full reuse", 39},
+                                                                     {"full prefill", 0},
+                                                                     {"recompute 0-3", 4},
+                                                                     {"recompute 3-7 aligned", 0.5},
+                                                                     {"recompute 4-5 aligned", 9},
+                                                                     {"recompute 5-6 aligned", 7}}));
+  // What the user names needs no score.
+  in.recompute = LayerRange{4, 4};
+  EXPECT_EQ(draw("droidspeak", in).size(), 1u);
+  EXPECT_EQ(draw("droidspeak", in)[0].what, "recompute 4 aligned");
+  EXPECT_TRUE(std::isnan(draw("droidspeak", in)[0].loss));
+  EXPECT_EQ(draw("restore", in)[0].what, "restore 4 aligned");
+  in.map_side = MapSide::kSender;
+  EXPECT_FALSE(draw("restore", in)[0].aligns());
+  // The select and cake policies know no cuts.
+  for (std::string_view policy : {"select", "cake", "full-reuse", "full-prefill"})
+    for (const Tiling& t : draw(policy, aligned_input(q, maps)))
+      EXPECT_EQ(t.way.map, MapForm::kNone) << t.what;
+}
+
+TEST(Policy, WithAConfidenceAFormIsBeatenByBothItsMeanAndItsBound) {
+  Quality q = profile();
+  const Way group = Way::group({4, 5});
+  score(q, group.aligned(MapForm::kLowRank), 8, 3);  // three contexts: a wide bound
+  score(q, group.aligned(MapForm::kFull), 9);
+  const MapSet maps = some_maps({{4, MapForm::kLowRank}, {4, MapForm::kFull}});
+  PolicyInput in = aligned_input(q, maps);
+  EXPECT_EQ(losses("droidspeak", in).count("recompute 4-5 aligned"), 0u);
+  in.confidence = 0.95;
+  EXPECT_EQ(losses("droidspeak", in).count("recompute 4-5 aligned"), 1u);
+}
+
+TEST(Choice, AlignedTilingsTakeLongerAndPromiseTheirOwnLoss) {
+  Quality q = profile();
+  score(q, Way::group({3, 7}).aligned(MapForm::kFull), 0.5);
+  const MapSet maps = some_maps({{3, MapForm::kFull}});
+  CostModel costs(machine(), kShape);
+  auto chooser = [&](Slo slo, MapSide side = MapSide::kReceiver) {
+    PolicyInput in = aligned_input(q, maps);
+    in.chunks = {1};
+    in.map_side = side;
+    return Chooser(draw("droidspeak", in), slo, costs, "best");
+  };
+  const Point point{512, 8, 10'000'000'000};
+  auto chosen = [&](double loss) {
+    Chooser c = chooser({loss, {}});
+    auto best = c.best(point);
+    return best.ok() ? c.tilings()[*best].what : best.status().message();
+  };
+  EXPECT_EQ(chosen(2), "recompute 3-7");
+  EXPECT_EQ(chosen(0.5), "recompute 3-7 aligned");
+  EXPECT_EQ(chosen(0), "recompute 2-8");
+  // Mapping takes its time, at the receiver only.
+  auto ttft = [&](Chooser c, const std::string& what) -> std::pair<int64_t, int64_t> {
+    for (size_t i = 0; i < c.tilings().size(); ++i)
+      if (c.tilings()[i].what == what) return {c.predict(i, point)->ttft_ns, c.predict(i, point)->compute_ns};
+    ADD_FAILURE() << what;
+    return {};
+  };
+  auto plain = ttft(chooser({}), "recompute 3-7"), own = ttft(chooser({}), "recompute 3-7 aligned");
+  int64_t map = std::llround(costs.align(512, MapForm::kFull, 0).ns);
+  EXPECT_GT(map, 0);
+  EXPECT_EQ(own.second, plain.second + map);
+  EXPECT_GT(own.first, plain.first);
+  EXPECT_EQ(ttft(chooser({}, MapSide::kSender), "recompute 3-7 aligned"), plain);
 }
 
 TEST(Choice, KeepsTheObjective) {
@@ -419,6 +583,171 @@ TEST(Compile, NothingStartsBeforeTheEntryHasBeenFound) {
     ASSERT_TRUE(fast.ok());
     for (size_t i = 0; i < v.ops.size(); ++i) EXPECT_GE(fast->ops[i].start_ns, 1'000'000) << scheduler << i;
   }
+}
+
+/// Inputs with maps for every layer above 0, of every form.
+CompileInputs inputs_with_maps() {
+  CompileInputs in = inputs_in_memory(machine());
+  std::vector<std::pair<int64_t, MapForm>> every;
+  for (int64_t l = 1; l < 12; ++l)
+    for (MapForm form : {MapForm::kDiagonal, MapForm::kLowRank, MapForm::kFull}) every.push_back({l, form});
+  in.maps = some_maps(every);
+  in.maps_identity = {"m.safetensors", std::string(64, 'd')};
+  in.files.push_back({"maps", "m.safetensors", std::string(64, 'e')});
+  return in;
+}
+
+TEST(Compile, AlignedVariantsAreRightUnderEveryScheduler) {
+  const CompileInputs in = inputs_with_maps();
+  for (const char* scheduler :
+       {"best", "e-first", "kv-first", "kv-preload", "serial", "cake", "two-pointer"}) {
+    for (const char* form : {"full", "low-rank", "diagonal"}) {
+      for (const char* side : {"receiver", "sender"}) {
+        for (const char* policy : {"droidspeak", "balanced", "restore"}) {
+          SCOPED_TRACE(fmt::format("{} {} {} {}", scheduler, form, side, policy));
+          CompileOptions o{
+              .recompute = "3-6", .policy = policy, .context_lengths = "2048", .link_rates = "100MB/s"};
+          o.schedule = scheduler;
+          o.align = form;
+          o.align_side = side;
+          o.chunks = 4;
+          auto out = compile(in, o);  // verifies the plan
+          ASSERT_TRUE(out.ok()) << out.status().message();
+          const Variant& v = out->plan->variants[0];
+          EXPECT_EQ(map_form_name(v.map_form), form);
+          EXPECT_EQ(map_side_name(v.map_side), side);
+          EXPECT_EQ(out->plan->maps, in.maps_identity);
+          int64_t sent = 0, mapped = 0;
+          for (const Op& op : v.ops) {
+            sent += op.kind == OpKind::kTransferE;
+            mapped += op.kind == OpKind::kAlign;
+          }
+          EXPECT_GT(sent, 0);
+          EXPECT_EQ(mapped, v.aligns() ? sent : 0);
+          auto text = plan_to_mlir(*out->plan);
+          ASSERT_TRUE(text.ok()) << text.status().message();
+          auto again = plan_from_mlir(*text, "text");
+          ASSERT_TRUE(again.ok()) << again.status().message();
+          EXPECT_EQ(serialize_plan(*again), out->bytes);
+          EXPECT_EQ(compile(in, o)->bytes, out->bytes);
+        }
+      }
+    }
+  }
+}
+
+TEST(Compile, TheSenderMapsForOneReceiverWhereThatPays) {
+  CompileInputs in = inputs_with_maps();
+  auto side_of = [&](CompileOptions o, std::string* flags = nullptr) {
+    o.recompute = "3-6";
+    o.context_lengths = "2048";
+    o.align = "full";
+    auto out = compile(in, o);
+    EXPECT_TRUE(out.ok()) << out.status().message();
+    if (!out.ok()) return MapSide::kReceiver;
+    if (flags) *flags = out->plan->provenance.flags + fmt::format("{}", fmt::join(out->notes, "; "));
+    return out->plan->variants[0].map_side;
+  };
+  CompileOptions fast{.link_rates = "10GB/s"}, slow{.link_rates = "10MB/s"}, shared = fast, named = fast;
+  fast.chunks = slow.chunks = shared.chunks = named.chunks = 1;
+  shared.receivers = 2;
+  named.align_side = "receiver";
+  std::string text;
+  // With a fast link a kernel is what everything waits for; with a slow one nobody notices it.
+  EXPECT_EQ(side_of(fast, &text), MapSide::kSender);
+  EXPECT_THAT(text, HasSubstr("--align full --align-side auto --receivers 1"));
+  EXPECT_THAT(text, HasSubstr("the sender applies the maps"));
+  EXPECT_EQ(side_of(slow), MapSide::kReceiver);
+  EXPECT_EQ(side_of(shared), MapSide::kReceiver);
+  EXPECT_EQ(side_of(named), MapSide::kReceiver);
+  named.align_side = "sender";
+  named.link_rates = "10MB/s";
+  EXPECT_EQ(side_of(named), MapSide::kSender);
+}
+
+TEST(Compile, MapsAreCheckedAgainstWhatWasAskedFor) {
+  CompileInputs in = inputs_with_maps();
+  std::erase_if(in.maps->maps, [](const AlignmentMap& m) {
+    return m.form == MapForm::kDiagonal || (m.layer == 3 && m.form == MapForm::kFull);
+  });
+  auto message = [&](const std::function<void(CompileOptions&)>& set) {
+    CompileOptions o{.recompute = "3-6", .context_lengths = "2048", .link_rates = "100MB/s"};
+    o.align = "full";
+    set(o);
+    auto out = compile(in, o);
+    return out.ok() ? "ok" : out.status().message();
+  };
+  EXPECT_EQ(message([](CompileOptions& o) { o.recompute = "4-6"; }), "ok");
+  EXPECT_THAT(
+      message([](CompileOptions&) {}),
+      HasSubstr("--align full: maps 'm.safetensors' have no full map for layer 3; they have one for layers "
+                "1, 2, 4, 5"));
+  EXPECT_THAT(message([](CompileOptions& o) { o.policy = "restore", o.recompute = "0-3"; }),
+              HasSubstr("have no full map for layer 3"));
+  EXPECT_EQ(message([](CompileOptions& o) { o.policy = "restore", o.recompute = "0-2"; }), "ok");
+  EXPECT_THAT(message([](CompileOptions& o) { o.align = "diagonal"; }),
+              HasSubstr("have no diagonal map; they have one for no layer"));
+  EXPECT_THAT(
+      message([](CompileOptions& o) { o.recompute = "0-3"; }),
+      HasSubstr("--align full contradicts --recompute 0-3: that starts from the receiver's own embeddings"));
+  EXPECT_THAT(message([](CompileOptions& o) { o.policy = "cake", o.recompute.reset(); }),
+              HasSubstr("--align full contradicts --policy cake"));
+  // In auto, what there is no map for is no candidate.
+  EXPECT_EQ(message([](CompileOptions& o) { o.align = "auto"; }), "ok");
+  in.maps.reset();
+  EXPECT_THAT(message([](CompileOptions&) {}), HasSubstr("--align full needs --maps FILE"));
+  EXPECT_THAT(message([](CompileOptions& o) { o.align = "half"; }),
+              HasSubstr("--align is 'half', expected one of auto, none, full, low-rank, diagonal"));
+  EXPECT_THAT(message([](CompileOptions& o) { o.align = "auto", o.align_side = "both"; }),
+              HasSubstr("--align-side is 'both'"));
+  EXPECT_THAT(message([](CompileOptions& o) { o.align = "auto", o.receivers = 0; }),
+              HasSubstr("--receivers is 0"));
+  EXPECT_THAT(message([](CompileOptions& o) { o.align = "auto", o.align_fallback = "none"; }),
+              HasSubstr("--align-fallback is 'none', expected one of plain"));
+}
+
+TEST(Compile, TheProfilesLossesHoldForItsMaps) {
+  CompileInputs in = inputs_with_maps();
+  in.quality = profile();
+  score(*in.quality, Way::group({3, 7}).aligned(MapForm::kFull), 0.5);
+  in.quality->maps = {"m.safetensors", in.maps_identity.fingerprint};
+  CompileOptions o{.policy = "droidspeak", .slo_loss = 1, .context_lengths = "2048", .link_rates = "10GB/s"};
+  o.receivers = 4;
+  auto out = compile(in, o);
+  ASSERT_TRUE(out.ok()) << out.status().message();
+  const Variant& v = out->plan->variants[0];
+  EXPECT_EQ(v.way, "recompute 3-7 aligned");
+  EXPECT_EQ(v.promise.quality_loss, 0.5);
+  EXPECT_TRUE(v.aligns());
+  // None is aligned: as without maps.
+  o.align = "none";
+  auto plain = compile(in, o);
+  ASSERT_TRUE(plain.ok());
+  EXPECT_EQ(plain->plan->variants[0].way, "recompute 2-8");
+  EXPECT_EQ(plain->plan->maps, MapsIdentity{});
+  // Other maps than it was scored with.
+  o.align = "auto";
+  in.quality->maps = {"other.safetensors", std::string(64, 'f')};
+  auto mismatch = compile(in, o);
+  EXPECT_EQ(mismatch.status().code(), Code::kMismatch);
+  EXPECT_THAT(mismatch.status().message(),
+              ::testing::AllOf(HasSubstr("maps 'm.safetensors' have fingerprint dddddddddddd"),
+                               HasSubstr("scored with 'other.safetensors' (ffffffffffff)")));
+  o.align_fallback = "plain";
+  auto fallen = compile(in, o);
+  ASSERT_TRUE(fallen.ok()) << fallen.status().message();
+  EXPECT_EQ(fallen->plan->variants[0].way, "recompute 2-8");
+  EXPECT_THAT(fallen->notes,
+              ::testing::Contains(HasSubstr("no cut is aligned (--align-fallback plain): maps")));
+  EXPECT_THAT(fallen->plan->provenance.flags, HasSubstr("--align-fallback plain"));
+  // A profile that knows nothing of maps does no harm, and no good.
+  in.quality = profile();
+  o.align_fallback.reset();
+  auto unscored = compile(in, o);
+  ASSERT_TRUE(unscored.ok()) << unscored.status().message();
+  EXPECT_EQ(unscored->plan->variants[0].way, "recompute 2-8");
+  EXPECT_THAT(unscored->notes,
+              ::testing::Contains(HasSubstr("are not used: the profile has scored no aligned way")));
 }
 
 TEST(Compile, TakesInputsThatWereReadBefore) {

@@ -92,12 +92,89 @@ TEST(Machine, ReadsWhatTheCalibrationWrites) {
   EXPECT_EQ(p.max_ns, 5'000'000);
 }
 
+/// A file of version 3 with maps.
+json with_maps(const std::string& align) {
+  json file = json::parse(written());
+  file["version"] = 3;
+  file["align"] = json::parse(align);
+  return file;
+}
+
+constexpr const char* kMaps = R"([{"form": "full", "rank": 0, "ns": 9000, "row_ns": 30.5},
+    {"form": "low-rank", "rank": 8, "ns": 700, "row_ns": 4},
+    {"form": "diagonal", "rank": 0, "ns": 500, "row_ns": 1}])";
+
+TEST(Machine, MapsAreReadAndTimeWhatTheyTook) {
+  auto m = read(with_maps(kMaps).dump());
+  ASSERT_TRUE(m.ok()) << m.status().message();
+  ASSERT_EQ(m->align.size(), 3u);
+  EXPECT_EQ(m->align[1].form, MapForm::kLowRank);
+  EXPECT_EQ(m->align[1].rank, 8);
+  CostModel costs(*m, kShape);
+  auto takes = [&](MapForm form, int64_t rank, int64_t rows) { return costs.align(rows, form, rank); };
+  EXPECT_EQ(takes(MapForm::kFull, 0, 1).ns, 9000);
+  EXPECT_EQ(takes(MapForm::kFull, 0, 101).ns, 9000 + 100 * 30.5);
+  EXPECT_EQ(takes(MapForm::kFull, 0, 101).source, CostSource::kInterpolated);
+  EXPECT_EQ(takes(MapForm::kDiagonal, 0, 11).ns, 510);
+  EXPECT_EQ(takes(MapForm::kLowRank, 8, 11).ns, 740);
+  // Of another rank: in proportion to 4 d r + 2 d.
+  EXPECT_DOUBLE_EQ(takes(MapForm::kLowRank, 16, 11).ns, 740 * (4 * 16 + 2) / (4 * 8 + 2.0));
+  EXPECT_EQ(takes(MapForm::kLowRank, 16, 11).source, CostSource::kExtrapolated);
+  // An op is timed by its rows; one over an empty chunk takes next to nothing.
+  TunedPoint at{.tokens = 128, .suffix = 16, .rate = 1, .chunks = 2, .map_form = MapForm::kDiagonal};
+  Op op{.kind = OpKind::kAlign, .layer = 3, .chunk = 1};
+  EXPECT_EQ(costs.duration_ns(op, at), 500 + 63);
+  at.tokens = 32;
+  op.chunk = 0;
+  EXPECT_EQ(costs.duration_ns(op, at), 1);
+}
+
+TEST(Machine, MapsWithoutMeasurementAreModelled) {
+  auto m = read(written());
+  ASSERT_TRUE(m.ok()) << m.status().message();
+  EXPECT_TRUE(m->align.empty());
+  CostModel costs(*m, kShape);
+  auto dm = static_cast<double>(kShape.d_model), element = static_cast<double>(dtype_size(m->dtype));
+  for (auto [form, flops] :
+       {std::pair(MapForm::kFull, 2 * dm * dm), std::pair(MapForm::kLowRank, 4 * dm * 8 + 2 * dm),
+        std::pair(MapForm::kDiagonal, 2 * dm)}) {
+    Cost c = costs.align(100, form, 8);
+    double expected = 100 * flops / 4e11 * 1e9 + 2 * 100 * dm * element / 2e10 * 1e9 + 600;
+    EXPECT_NEAR(c.ns, expected, 1e-6 * expected) << map_form_name(form);
+    EXPECT_EQ(c.source, CostSource::kModelled);
+  }
+}
+
+TEST(Machine, BrokenMapsSayWhereAndWhat) {
+  const std::pair<const char*, const char*> cases[] = {
+      {R"({})", "'align' is {}, expected a list"},
+      {R"([{"form": "none", "rank": 0, "ns": 1, "row_ns": 1}])",
+       "unknown form 'none'; expected one of diagonal"},
+      {R"([{"form": "full", "rank": 3, "ns": 1, "row_ns": 1}])", "align[0]: 'rank' is 3"},
+      {R"([{"form": "low-rank", "rank": 0, "ns": 1, "row_ns": 1}])", "align[0]: 'rank' is 0"},
+      {R"([{"form": "full", "rank": 0, "ns": 0, "row_ns": 1}])", "align[0]: 'ns' is 0"},
+      {R"([{"form": "full", "rank": 0, "ns": 1, "row_ns": -1}])", "'row_ns' is -1"},
+      {R"([{"form": "full", "rank": 0, "ns": 1, "row_ns": 1, "x": 1}])", "unknown key 'x'"},
+      {R"([{"form": "full", "rank": 0, "ns": 1, "row_ns": 1}, {"form": "full", "rank": 0, "ns": 2, "row_ns": 1}])",
+       "align[1]: form 'full', rank 0 was measured before"},
+  };
+  for (const auto& [align, message] : cases) {
+    auto m = read(with_maps(align).dump());
+    ASSERT_FALSE(m.ok()) << align;
+    EXPECT_EQ(m.status().code(), Code::kInvalidArgument);
+    EXPECT_THAT(m.status().message(), AllOf(HasSubstr("machine-test.json"), HasSubstr(message)));
+  }
+  json older = with_maps(kMaps);
+  older["version"] = 2;
+  EXPECT_THAT(read(older.dump()).status().message(), HasSubstr("align: came with version 3"));
+}
+
 TEST(Machine, BrokenFilesSayWhereAndWhat) {
   struct Case {
     const char *pointer, *value, *message;  // value: JSON; nullptr: the key is taken out
   };
   const Case cases[] = {
-      {"/version", "3", "found version 3, this program reads up to 2"},
+      {"/version", "4", "found version 4, this program reads up to 3"},
       {"/version", "0", "'version' is 0"},
       {"/schema", "\"droidspeak.quality\"", "expected 'droidspeak.machine'"},
       {"/dtype", "\"f16\"", "found 'f16', expected \"bf16\" or \"f32\""},

@@ -24,7 +24,9 @@ struct PlanOptions {
   int64_t rate = 20'000'000;           // bytes per second
   int64_t element_bytes = 2;           // of `dtype`
   std::string dtype = "bf16";
-  int64_t ns_per_row = 2'000;  // one layer, one row
+  int64_t ns_per_row = 2'000;         // one layer, one row
+  MapForm map_form = MapForm::kNone;  // of the cut, where the group has one
+  MapSide map_side = MapSide::kReceiver;
 };
 
 inline Shape small_shape(int64_t layers = 12) {
@@ -68,6 +70,10 @@ class VariantBuilder {
     make_compute();
     schedule();
     tiles();
+    if (!e_.empty()) {
+      v_.map_form = o_.map_form;
+      v_.map_side = o_.map_side;
+    }
     v_.chunks = o_.chunks;
     v_.tuned_tokens = o_.tokens;
     v_.tuned_suffix = o_.suffix;
@@ -162,7 +168,7 @@ class VariantBuilder {
                 .queries = l == last_ ? Queries::kNone : Queries::kAll,
                 .buffer = layers_ + 1};
           op.duration_ns = o_.ns_per_row * chunk_rows(c) / (l == last_ ? 4 : 1);
-          if (l == first_ && !from_embeddings_) op.waits.push_back(e_[static_cast<size_t>(c)]);
+          if (l == first_ && !from_embeddings_) op.waits.push_back(entering(c));
           if (kv_[static_cast<size_t>(l)] >= 0) op.waits.push_back(kv_[static_cast<size_t>(l)]);
           group_chain_.push_back(add(op));
           recompute_last[static_cast<size_t>(l)] = group_chain_.back();
@@ -191,6 +197,20 @@ class VariantBuilder {
                                  .rows = Rows::kSuffix,
                                  .buffer = suffix_buffer_,
                                  .duration_ns = o_.ns_per_row}));
+  }
+
+  /// The op that leaves chunk c of the cut as the group's first layer is to read it.
+  int32_t entering(int32_t c) {
+    int32_t e = e_[static_cast<size_t>(c)];
+    if (o_.map_form == MapForm::kNone || o_.map_side == MapSide::kSender) return e;
+    group_chain_.push_back(add({.kind = OpKind::kAlign,
+                                .stream = compute_,
+                                .layer = first_,
+                                .chunk = c,
+                                .buffer = layers_ + 1,
+                                .duration_ns = o_.ns_per_row * chunk_rows(c) / 8,
+                                .waits = {e}}));
+    return group_chain_.back();
   }
 
   /// Transfers as listed; on the compute stream whichever chain can go on earlier (a tie: the group).
@@ -376,7 +396,18 @@ inline Plan make_plan(const Shape& shape, LayerRange group, const std::string& s
   plan.dtype = options.dtype;
   plan.variants = {make_variant(shape, group, schedule, options)};
   plan.full_prefill = make_full_prefill(shape, options);
+  if (plan.variants[0].map_form != MapForm::kNone)
+    plan.maps = {"maps.safetensors", sha256_hex(std::string("maps"))};
   return plan;
+}
+
+/// The same with its cut aligned.
+inline Plan make_aligned_plan(const Shape& shape, LayerRange group, MapForm form,
+                              MapSide side = MapSide::kReceiver, const std::string& schedule = "e-first",
+                              PlanOptions options = {}) {
+  options.map_form = form;
+  options.map_side = side;
+  return make_plan(shape, group, schedule, options);
 }
 
 /// The same with tokens selected.

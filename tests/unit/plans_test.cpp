@@ -13,6 +13,7 @@
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "plans/plan_generated.h"
+#include "plans/way_of.h"
 #include "support/file.h"
 #include "tests/unit/plan_builder.h"
 
@@ -20,6 +21,7 @@ namespace ds {
 namespace {
 
 using ::testing::HasSubstr;
+using testing::make_aligned_plan;
 using testing::make_plan;
 using testing::make_restore_plan;
 using testing::make_select_plan;
@@ -151,6 +153,58 @@ TEST(Plans, StaircaseIsValid) {
   EXPECT_EQ(recomputed_layers(v), 2);
 }
 
+TEST(Plans, AlignedCutsAreValidAndSurviveTheFile) {
+  for (MapForm form : {MapForm::kDiagonal, MapForm::kLowRank, MapForm::kFull}) {
+    for (MapSide side : {MapSide::kReceiver, MapSide::kSender}) {
+      for (const char* schedule : {"e-first", "kv-preload", "serial"}) {
+        for (int32_t chunks : {1, 3}) {
+          SCOPED_TRACE(
+              fmt::format("{} {} {} {}", map_form_name(form), map_side_name(side), schedule, chunks));
+          Plan plan = make_aligned_plan(small_shape(), {3, 6}, form, side, schedule, {.chunks = chunks});
+          Status status = verify_plan(plan, "made");
+          ASSERT_TRUE(status.ok()) << status.message();
+          std::string bytes = serialize_plan(plan);
+          Result<Plan> read = parse_plan(bytes_of(bytes), "made");
+          ASSERT_TRUE(read.ok()) << read.status().message();
+          EXPECT_EQ(*read, plan);
+          EXPECT_EQ(serialize_plan(*read), bytes);
+          const Variant& v = read->variants[0];
+          auto aligns = std::count_if(v.ops.begin(), v.ops.end(),
+                                      [](const Op& op) { return op.kind == OpKind::kAlign; });
+          EXPECT_EQ(aligns, side == MapSide::kReceiver ? chunks : 0);
+          EXPECT_EQ(v.aligns(), side == MapSide::kReceiver);
+        }
+      }
+    }
+  }
+}
+
+TEST(Plans, WaysAndPublishedCutsOfAlignedVariants) {
+  const Shape shape = small_shape();
+  EXPECT_EQ(way_of(make_aligned_plan(shape, {3, 6}, MapForm::kFull).variants[0]).name(),
+            "recompute 3-6 aligned");
+  EXPECT_EQ(way_of(make_aligned_plan(shape, {3, 6}, MapForm::kLowRank, MapSide::kSender).variants[0]).name(),
+            "recompute 3-6 aligned (low-rank)");
+  PlanOptions diagonal{.map_form = MapForm::kDiagonal};
+  EXPECT_EQ(way_of(make_restore_plan(shape, 3, diagonal).variants[0]).name(), "restore 3 aligned (diagonal)");
+  // A group from the embeddings has no cut to map.
+  Plan plan = make_aligned_plan(shape, {0, 3}, MapForm::kFull);
+  EXPECT_EQ(plan.variants[0].map_form, MapForm::kNone);
+  EXPECT_EQ(way_of(plan.variants[0]).name(), "recompute 0-3");
+  EXPECT_TRUE(published_cuts(plan).empty());
+  // What is published: the sender's own E where the receiver maps it, and each form that the sender maps.
+  plan = make_aligned_plan(shape, {3, 6}, MapForm::kFull);
+  for (auto [group, form, side] : {std::tuple(LayerRange{3, 7}, MapForm::kNone, MapSide::kReceiver),
+                                   std::tuple(LayerRange{3, 5}, MapForm::kFull, MapSide::kSender),
+                                   std::tuple(LayerRange{5, 5}, MapForm::kDiagonal, MapSide::kSender)}) {
+    plan.variants.push_back(make_aligned_plan(shape, group, form, side).variants[0]);
+  }
+  EXPECT_EQ(cut_layers(plan), (std::vector<int32_t>{3, 5}));
+  EXPECT_EQ(published_cuts(plan),
+            (std::vector<Cut>{{3, MapForm::kNone}, {3, MapForm::kFull}, {5, MapForm::kDiagonal}}));
+  EXPECT_EQ(op_label({.kind = OpKind::kAlign, .layer = 3, .chunk = 2}, 4), "align 3.2");
+}
+
 TEST(Plans, Helpers) {
   Plan plan = make_plan(small_shape(), {3, 6});
   plan.variants[0].tokens_min = 100;
@@ -251,9 +305,12 @@ TEST(PlanBytes, UnknownEnumeratorsAreUnsupported) {
       {"op 0 has queries 9", [](Variant& v) { v.ops[0].queries = static_cast<Queries>(9); }},
       {"stream 1 has kind 3", [](Variant& v) { v.streams[1].kind = static_cast<StreamKind>(3); }},
       {"buffer 2 has kind 2", [](Variant& v) { v.buffers[2].kind = static_cast<BufferKind>(2); }},
-      {"tile 1 has mode 9", [](Variant& v) { v.tiles[1].mode = static_cast<Mode>(9); }}};
+      {"tile 1 has mode 9", [](Variant& v) { v.tiles[1].mode = static_cast<Mode>(9); }},
+      {"has map form 4; this version knows 0 to 3", [](Variant& v) { v.map_form = static_cast<MapForm>(4); }},
+      {"has map side 2; this version knows 0 to 1",
+       [](Variant& v) { v.map_side = static_cast<MapSide>(2); }}};
   for (const Unknown& c : cases) {
-    Plan plan = make_plan(small_shape(), {3, 6});
+    Plan plan = make_aligned_plan(small_shape(), {3, 6}, MapForm::kFull);
     c.set(plan.variants[0]);
     Status status = parse_failure(serialize_plan(plan));
     EXPECT_EQ(status.code(), Code::kUnsupported) << c.what;
@@ -808,10 +865,84 @@ TEST(PlanRules, R19NoUnorderedAccesses) {
   EXPECT_TRUE(status.ok()) << status.message();
 }
 
+TEST(PlanRules, R20AlignedCuts) {
+  using V = Variant;
+  const Plan plan =
+      make_aligned_plan(small_shape(), {3, 6}, MapForm::kFull, MapSide::kReceiver, "e-first", {.chunks = 2});
+  auto broken = [&](int rule, const std::string& message, const std::function<void(V&)>& change) {
+    expect_broken(
+        rule, message, [&](Plan& p) { change(p.variants[0]); }, plan);
+  };
+  Plan older = plan;
+  older.format_version = 3;
+  EXPECT_EQ(verify_plan(older, "made").code(), Code::kCorrupt);
+  EXPECT_THAT(verify_plan(older, "made").message(),
+              HasSubstr("format version is 3, but variant 'v0' has aligned cuts, which came with version 4"));
+  // The header, against what is sent.
+  expect_broken(
+      20, "has full maps, but is sent no hidden states; expected a cut or restored layers",
+      [](Plan& p) {
+        p.variants[0].map_form = MapForm::kFull;
+        p.maps = {"m", sha256_hex(std::string("m"))};
+      },
+      make_plan(small_shape(), {0, 3}));
+  expect_broken(20, "has no maps, but the sender is to apply them; expected the receiver",
+                [](Plan& p) { p.variants[0].map_side = MapSide::kSender; });
+  expect_broken(
+      20, "maps.fingerprint is \"\"; expected a SHA-256 in hexadecimal: a variant has aligned cuts",
+      [](Plan& p) { p.maps.fingerprint.clear(); }, plan);
+  expect_broken(20, "expected no maps: no variant has aligned cuts", [](Plan& p) {
+    p.maps = {"m", sha256_hex(std::string("m"))};
+  });
+  expect_broken(
+      2, "maps.name is not plain text", [](Plan& p) { p.maps.name = "\n"; }, plan);
+  // One align op for each cell that E is sent for, where the receiver maps, and nowhere else.
+  broken(20, "maps hidden states of layer 3, chunk 0, but its variant has no maps for the receiver",
+         [](V& v) { v.map_side = MapSide::kSender; });
+  broken(20, "maps hidden states of layer 4, chunk 0, which nobody sends", [](V& v) {
+    Op op = op_of(v, OpKind::kAlign, 3, 0);
+    op.layer = 4;
+    insert_op(v, find_op(v, OpKind::kAlign, 3, 0) + 1, op);
+  });
+  broken(20, "(map this layer and chunk); expected it once",
+         [](V& v) { insert_op(v, find_op(v, OpKind::kAlign, 3, 1) + 1, op_of(v, OpKind::kAlign, 3, 1)); });
+  broken(20, "is sent E of layer 3, chunk 1, but no op maps it; expected one 'align' for it",
+         [](V& v) { remove_op(v, find_op(v, OpKind::kAlign, 3, 1)); });
+  // Between the transfer and what reads it.
+  broken(18, "has left at layer 3, not aligned; expected what enters layer 3", [](V& v) {
+    int32_t at = find_op(v, OpKind::kAlign, 3, 0);
+    Op align = v.ops[static_cast<size_t>(at)];
+    remove_op(v, at);
+    insert_op(v, find_op(v, OpKind::kRecompute, 3, 0) + 1, align);
+  });
+  broken(19, "writes, with no order between them",
+         [](V& v) { op_of(v, OpKind::kAlign, 3, 1).waits.clear(); });
+  // What it has in its other fields.
+  broken(8, "a link stream; expected a compute stream", [](V& v) { op_of(v, OpKind::kAlign).stream = 0; });
+  broken(10, "has layer -1; expected 0 to 11", [](V& v) { op_of(v, OpKind::kAlign).layer = -1; });
+  broken(10, "has chunk 2; expected 0 to 1", [](V& v) { op_of(v, OpKind::kAlign).chunk = 2; });
+  broken(10, "a kv buffer; expected a hidden buffer", [](V& v) { op_of(v, OpKind::kAlign).buffer = 3; });
+  broken(16, "works on suffix rows; expected chunk", [](V& v) {
+    op_of(v, OpKind::kAlign).chunk = -1;
+    op_of(v, OpKind::kAlign, 3, -1).rows = Rows::kSuffix;
+  });
+  broken(16, "has queries 'all'; expected 'none'",
+         [](V& v) { op_of(v, OpKind::kAlign).queries = Queries::kAll; });
+  // Restored layers are mapped in the same way.
+  const Plan restored = make_restore_plan(small_shape(), 3, {.map_form = MapForm::kDiagonal});
+  Status status = verify_plan(restored, "made");
+  EXPECT_TRUE(status.ok()) << status.message();
+  expect_broken(
+      20, "is sent E of layer 3, chunk 0, but no op maps it",
+      [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kAlign)); }, restored);
+  // Nothing that every plan carries is mapped.
+  EXPECT_EQ(plan.full_prefill.map_form, MapForm::kNone);
+}
+
 // --- Frozen plans
 // -------------------------------------------------------------------------------------------
 
-/// What plans/golden holds of formats 1 and 3; golden/README.md tells how it was written.
+/// What plans/golden holds of formats 1, 3 and 4; golden/README.md tells how it was written.
 std::map<std::string, Plan> plans_to_freeze() {
   std::map<std::string, Plan> plans;
   plans["v1-droidspeak.dsplan"] = make_plan(small_shape(), {3, 6});
@@ -837,6 +968,17 @@ std::map<std::string, Plan> plans_to_freeze() {
   modes.variants[1].name = "v1";
   modes.variants[1].tokens_min = 2048;
   modes.variants[1].way = "restore 3";
+  Plan& aligned = plans["v4-aligned.dsplan"] =
+      make_aligned_plan(small_shape(5), {2, 3}, MapForm::kFull, MapSide::kReceiver, "e-first", {.chunks = 3});
+  aligned.variants[0].tokens_max = 2048;
+  aligned.variants[0].way = "recompute 2-3 aligned";
+  aligned.variants.push_back(
+      make_restore_plan(aligned.shape, 3,
+                        {.tokens = 4096, .map_form = MapForm::kFull, .map_side = MapSide::kSender})
+          .variants[0]);
+  aligned.variants[1].name = "v1";
+  aligned.variants[1].tokens_min = 2048;
+  aligned.variants[1].way = "restore 3 aligned";
   return plans;
 }
 
@@ -957,6 +1099,30 @@ TEST(GoldenPlans, MeanWhatTheyMeant) {
   EXPECT_EQ(restore.select_share, 0);
   EXPECT_EQ(restore.tiles[1], (Tile{Mode::kRestore, 3, 3, 0, 0, false}));
   EXPECT_EQ(cut_layers(*plan), std::vector<int32_t>{3});
+
+  plan = read_plan(folder + "v4-aligned.dsplan");
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_EQ(plan->format_version, 4);
+  EXPECT_EQ(plan->maps.name, "maps.safetensors");
+  EXPECT_EQ(plan->maps.fingerprint, sha256_hex(std::string("maps")));
+  ASSERT_EQ(plan->variants.size(), 2u);
+  const Variant &group = plan->variants[0], &mapped = plan->variants[1];
+  EXPECT_EQ(group.map_form, MapForm::kFull);
+  EXPECT_TRUE(group.aligns());
+  EXPECT_EQ(group.way, "recompute 2-3 aligned");
+  EXPECT_EQ(group.chunks, 3);
+  EXPECT_EQ(group.ops[3], (Op{.kind = OpKind::kAlign,
+                              .stream = 1,
+                              .layer = 2,
+                              .chunk = 0,
+                              .buffer = 6,
+                              .start_ns = 4'096'000,
+                              .duration_ns = 80'000,
+                              .waits = {0}}));
+  EXPECT_EQ(mapped.map_form, MapForm::kFull);
+  EXPECT_EQ(mapped.map_side, MapSide::kSender);
+  EXPECT_FALSE(mapped.aligns());
+  EXPECT_EQ(published_cuts(*plan), (std::vector<Cut>{{2, MapForm::kNone}, {3, MapForm::kFull}}));
 }
 
 }  // namespace

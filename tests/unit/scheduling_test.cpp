@@ -301,8 +301,13 @@ TEST(Emit, BadTextIsAnErrorWithAPlace) {
 }
 
 TEST(Emit, OtherModesSurvive) {
-  for (Plan plan : {testing::make_select_plan(testing::small_shape(4), 0.15),
-                    testing::make_restore_plan(testing::small_shape(4), 2)}) {
+  std::vector<Plan> plans = {testing::make_select_plan(testing::small_shape(4), 0.15),
+                             testing::make_restore_plan(testing::small_shape(4), 2)};
+  for (MapForm form : {MapForm::kDiagonal, MapForm::kLowRank, MapForm::kFull})
+    for (MapSide side : {MapSide::kReceiver, MapSide::kSender})
+      plans.push_back(
+          testing::make_aligned_plan(testing::small_shape(4), {1, 2}, form, side, "e-first", {.chunks = 3}));
+  for (const Plan& plan : plans) {
     auto text = plan_to_mlir(plan);
     ASSERT_TRUE(text.ok()) << text.status().message();
     auto again = plan_from_mlir(*text, "text");

@@ -24,6 +24,7 @@ namespace {
 using ::testing::AllOf;
 using testing::expect_well_formed;
 using ::testing::HasSubstr;
+using testing::make_aligned_plan;
 using testing::make_plan;
 using testing::make_restore_plan;
 using testing::make_select_plan;
@@ -452,6 +453,104 @@ TEST(Explain, TellsWhatElseTheCompilerHad) {
                           HasSubstr("points &lt;b&gt;"), Not(HasSubstr("<i>")), Not(HasSubstr("<b>"))));
 }
 
+TEST(Explain, TellsWhatItMattersWhoMaps) {
+  const Shape shape = small_shape();
+  // A fast link: the map of 512 rows, 2 us / 8 a row, lies on the path.
+  testing::PlanOptions fast{.tokens = 512, .rate = 100'000'000'000};
+  Plan own = make_aligned_plan(shape, {3, 6}, MapForm::kFull, MapSide::kReceiver, "e-first", fast);
+  const Variant& v = own.variants[0];
+  Result<Explanation> e = explain_variant(own, v, tuned_point(v));
+  ASSERT_TRUE(e.ok()) << e.status().message();
+  ASSERT_EQ(e->sides.size(), 2u);
+  const Explanation::Side &receiver = e->sides[0], &sender = e->sides[1];
+  EXPECT_EQ(receiver.side, MapSide::kReceiver);
+  EXPECT_EQ(receiver.ttft_ns, v.makespan_ns);
+  EXPECT_EQ(receiver.receiver_ns, 512 * 2000 / 8);
+  EXPECT_EQ(receiver.sender_ns, 0);
+  EXPECT_EQ(sender.ttft_ns, v.makespan_ns - 512 * 2000 / 8);
+  EXPECT_EQ(sender.receiver_ns, 0);
+  EXPECT_EQ(sender.sender_ns, 512 * 2000 / 8);
+  EXPECT_EQ(receiver.bytes, sender.bytes);
+  EXPECT_EQ(receiver.bytes, e->bytes);
+  EXPECT_EQ(receiver.e_bytes_for(8), 512 * 128 * 2);  // one cut, whoever reads it
+  EXPECT_EQ(sender.e_bytes_for(1), 512 * 128 * 2);
+  EXPECT_EQ(sender.e_bytes_for(8), 8 * 512 * 128 * 2);
+  EXPECT_THAT(
+      explanation_text(*e, "because"),
+      AllOf(HasSubstr("recompute 3-6 from E aligned (full map, by the receiver)"),
+            HasSubstr("Who maps what is sent (one full map for each cut; at the tuned point)"),
+            HasSubstr("receiver (as it is)"), HasSubstr("128.0 KiB, 256.0 KiB, 512.0 KiB, 1.00 MiB")));
+  nlohmann::json json = nlohmann::json::parse(explanation_json(*e, "because").dump());
+  EXPECT_EQ(json["alignment"]["form"], "full");
+  EXPECT_EQ(json["alignment"]["side"], "receiver");
+  EXPECT_EQ(json["alignment"]["sides"][1]["ttft_ns"], sender.ttft_ns);
+  EXPECT_EQ(json["alignment"]["sides"][1]["entry_e_bytes"]["4"], 4 * 512 * 128 * 2);
+
+  // Mapped by the sender: what the receiver would take is judged by its kernels' arithmetic.
+  Plan sent = make_aligned_plan(shape, {3, 6}, MapForm::kFull, MapSide::kSender, "e-first", fast);
+  e = explain_variant(sent, sent.variants[0], tuned_point(sent.variants[0]));
+  ASSERT_TRUE(e.ok());
+  EXPECT_EQ(e->sides[1].ttft_ns, sent.variants[0].makespan_ns);
+  EXPECT_GT(e->sides[0].receiver_ns, 0);
+  EXPECT_EQ(e->sides[0].receiver_ns, e->sides[1].sender_ns);
+  EXPECT_EQ(e->sides[0].ttft_ns, e->sides[1].ttft_ns + e->sides[0].receiver_ns);
+  // The rank of low-rank maps is not in the plan.
+  sent = make_aligned_plan(shape, {3, 6}, MapForm::kLowRank, MapSide::kSender, "e-first", fast);
+  e = explain_variant(sent, sent.variants[0], tuned_point(sent.variants[0]));
+  ASSERT_TRUE(e.ok());
+  EXPECT_EQ(e->sides[0].ttft_ns, -1);
+  EXPECT_THAT(explanation_text(*e, "because"), HasSubstr("not known"));
+  EXPECT_TRUE(explanation_json(*e, "because")["alignment"]["sides"][0]["ttft_ns"].is_null());
+  // Plain cuts: nothing to tell.
+  Plan plain = make_plan(shape, {3, 6});
+  e = explain_variant(plain, plain.variants[0], tuned_point(plain.variants[0]));
+  EXPECT_TRUE(e->sides.empty());
+  EXPECT_TRUE(explanation_json(*e, "because")["alignment"].is_null());
+  EXPECT_THAT(explanation_text(*e, "because"), Not(HasSubstr("Who maps")));
+}
+
+TEST(Describe, AlignedCutsInWordsAndPictures) {
+  Plan plan = make_aligned_plan(small_shape(), {3, 6}, MapForm::kLowRank);
+  const Variant& v = plan.variants[0];
+  EXPECT_EQ(alignment_text(v), "aligned (low-rank map, by the receiver)");
+  EXPECT_EQ(tiling_text(v),
+            "load 0-2, recompute 3-6 from E aligned (low-rank map, by the receiver), load 7-11");
+  EXPECT_EQ(recomputed_text(v), "3-6 aligned");
+  EXPECT_EQ(published_text(plan), "KV of every layer, E of layer 3");
+  std::string text = plan_to_text(plan, {.origin = "x"});
+  EXPECT_THAT(text,
+              AllOf(HasSubstr("Maps        maps.safetensors"), HasSubstr(plan.maps.fingerprint.substr(0, 16)),
+                    HasSubstr("Cuts        aligned (low-rank map, by the receiver)"),
+                    HasSubstr("the sender's E enters, aligned (low-rank map, by the receiver)"),
+                    HasSubstr("align 3 "), HasSubstr("a align")));
+  nlohmann::json json = nlohmann::json::parse(plan_to_json(plan).dump());
+  EXPECT_EQ(json["cut_layers"], nlohmann::json::parse("[3]"));
+  EXPECT_EQ(json["published_cuts"], nlohmann::json::parse(R"([{"layer": 3, "form": "none"}])"));
+  EXPECT_EQ(json["maps"]["fingerprint"], plan.maps.fingerprint);
+  EXPECT_EQ(json["variants"][0]["map_form"], "low-rank");
+  EXPECT_EQ(json["variants"][0]["map_side"], "receiver");
+  for (const std::string& drawn : {draw_schedule_svg({plan, v}), draw_schedule_html({plan, v})}) {
+    EXPECT_THAT(drawn, AllOf(HasSubstr("align 3"), HasSubstr("aligned (low-rank map, by the receiver)")));
+    expect_well_formed(drawn);
+  }
+  EXPECT_THAT(draw_schedule_chrome({plan, v}), HasSubstr("align 3"));
+  Plan other = make_aligned_plan(small_shape(), {3, 6}, MapForm::kLowRank, MapSide::kSender);
+  EXPECT_EQ(published_text(other), "KV of every layer, E of layer 3 as mapped (low-rank map)");
+  EXPECT_EQ(nlohmann::json::parse(plan_to_json(other).dump())["published_cuts"][0]["form"], "low-rank");
+  std::string diff = plan_diff_text(diff_plans(plan, other));
+  EXPECT_THAT(
+      diff,
+      AllOf(HasSubstr("aligned (low-rank map, by the receiver) -> aligned (low-rank map, by the sender)"),
+            HasSubstr("E of layer 3 -> KV of every layer, E of layer 3 as mapped (low-rank map)"),
+            HasSubstr("gone align 3")));
+  Plan plain = make_plan(small_shape(), {3, 6});
+  EXPECT_TRUE(plan_to_json(plain)["maps"].is_null());
+  EXPECT_TRUE(plan_to_json(plain)["variants"][0]["map_side"].is_null());
+  EXPECT_EQ(plan_to_json(plain)["variants"][0]["map_form"], "none");
+  EXPECT_THAT(plan_diff_text(diff_plans(plain, plan)),
+              AllOf(HasSubstr("nothing -> maps.safetensors"), HasSubstr("plain -> aligned (low-rank map")));
+}
+
 TEST(Describe, OtherModesInWordsAndPictures) {
   Plan select = make_select_plan(small_shape(4), 0.15), restore = make_restore_plan(small_shape(4), 2);
   const Variant &s = select.variants[0], &r = restore.variants[0];
@@ -555,6 +654,8 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
       {"plan: receiver", [](Plan& p) { p.receiver.name += "n"; }},
       {"plan: shape", [](Plan& p) { p.shape.vocab += 1; }},
       {"plan: element type", [](Plan& p) { p.dtype += "f32"; }},
+      {"plan: maps", [](Plan& p) { p.maps.name += "m"; }},
+      {"v0: cuts", [](Plan& p) { p.variants[0].map_form = MapForm::kFull; }},
       {"v0: name", [](Plan& p) { p.variants[0].name += "w"; }},
       {"v0: ranges", [](Plan& p) { p.variants[0].tokens_max = 99; }},
       {"v0: policy", [](Plan& p) { p.variants[0].policy += "x"; }},

@@ -116,3 +116,73 @@ plan.file version 1 dtype "int8"
     shape <family = "llama", layers = 2, d_model = 8, ff = 16, heads = 2, kv_heads = 1, head_dim = 4, vocab = 32>
     compiler "0.1.0" flags "" inputs [] {
 }
+
+// -----
+
+plan.variant @not_aligned policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 1 with context
+  // expected-error@+1 {{maps hidden states, but the variant is not aligned; expected it only where the variant is 'aligned ... by receiver'}}
+  %0 = plan.align layer 1 chunk 0 in %h on %c
+}
+
+// -----
+
+plan.variant @mapped_before policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) aligned full by sender {
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 1 with context
+  // expected-error@+1 {{maps hidden states, but the variant is aligned by the sender}}
+  %0 = plan.align layer 1 chunk 0 in %h on %c
+}
+
+// -----
+
+plan.variant @align_on_link policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) aligned full by receiver {
+  %l = plan.stream link
+  %h = plan.buffer hidden layer 1 with context
+  // expected-error@+1 {{'align 1' stands on a link stream, expected a compute stream}}
+  %0 = plan.align layer 1 chunk 0 in %h on %l
+}
+
+// -----
+
+plan.variant @align_elsewhere policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) aligned full by receiver {
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 2 with context
+  // expected-error@+1 {{'align 1' works in a buffer of layer 2, expected one of layer 1, where E of it is sent}}
+  %0 = plan.align layer 1 chunk 0 in %h on %c
+}
+
+// -----
+
+plan.variant @align_0 policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) aligned full by receiver {
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 0 with context
+  // expected-error@+1 {{E of layer 0 is the receiver's own embedding and needs no map}}
+  %0 = plan.align layer 0 chunk 0 in %h on %c
+}
+
+// -----
+
+plan.variant @align_beyond policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 2 promise(loss = 0.0, ttft_ns = 0) aligned full by receiver {
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 1 with context
+  // expected-error@+1 {{is for chunk 2, but the variant has 2 chunks (0 to 1)}}
+  %0 = plan.align layer 1 chunk 0 to 2 in %h on %c
+}
+
+// -----
+
+plan.variant @align_kv policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) aligned full by receiver {
+  %c = plan.stream compute
+  %k = plan.buffer kv layer 1 with context suffix
+  // expected-error@+1 {{'align 1' works on a kv buffer, expected a hidden buffer}}
+  %0 = plan.align layer 1 chunk 0 in %k on %c
+}

@@ -66,3 +66,34 @@ plan.file version 1 dtype "bf16"
     %1 = plan.prefill layer 0 queries all in %h on %c after %0
   }
 }
+
+// A file with maps; variants that are aligned by the receiver, by the sender, and not at all.
+// CHECK-LABEL: plan.file version 4
+// CHECK:         inputs []
+// CHECK-NEXT:    maps <name = "maps.safetensors", fingerprint = "77">
+plan.file version 4 dtype "bf16"
+    sender <name = "s", fingerprint = "00", config = "01", weights = "02", tokenizer = "">
+    receiver <name = "r", fingerprint = "10", config = "01", weights = "12", tokenizer = "13">
+    shape <family = "llama", layers = 2, d_model = 8, ff = 16, heads = 2, kv_heads = 1, head_dim = 4, vocab = 32>
+    compiler "0.1.0" flags "" inputs [] maps <name = "maps.safetensors", fingerprint = "77"> {
+  // CHECK: plan.variant @v0
+  // CHECK-NEXT: promise(loss = 0.5, ttft_ns = 7) aligned low_rank by receiver {
+  plan.variant @v0 policy "p" scheduler "none" tokens [1, 9) rate [0, inf)
+      tuned(tokens = 5, suffix = 1, rate = 1) chunks 4 promise(loss = 0.5, ttft_ns = 7) aligned low_rank by receiver {
+    %l = plan.stream link
+    %c = plan.stream compute
+    %h = plan.buffer hidden layer 1 with context
+    // CHECK: %[[E:.*]] = plan.transfer e(1) chunk 0 into %h1 on %link
+    // CHECK-NEXT: %a1 = plan.align layer 1 chunk 0 in %h1 on %compute after %[[E]]
+    // CHECK: %a1_c1_3 = plan.align layer 1 chunk 1 to 3 in %h1 on %compute after %e1_c1_3 for 5
+    %0 = plan.transfer e(1) chunk 0 into %h on %l
+    %1 = plan.align layer 1 chunk 0 in %h on %c after %0
+    %2 = plan.transfer e(1) chunk 1 to 3 into %h on %l
+    %3 = plan.align layer 1 chunk 1 to 3 in %h on %c after %2 for 5
+  }
+  // CHECK: promise(loss = 0.5, ttft_ns = 7) aligned full by sender makespan 9 lower_bound 8 {
+  plan.variant @v1 policy "p" scheduler "s" tokens [9, inf) rate [0, inf)
+      tuned(tokens = 9, suffix = 1, rate = 1) chunks 1 promise(loss = 0.5, ttft_ns = 7) aligned full by sender
+      makespan 9 lower_bound 8 {
+  }
+}

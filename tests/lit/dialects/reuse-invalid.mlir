@@ -232,3 +232,89 @@ reuse.plan @select_cut policy "p" layers 2 tokens [1, inf) rate [0, inf)
   %b = reuse.select layers 1 to 1 share 0.5 from %h
   reuse.answer %a, %b
 }
+
+// -----
+
+// Maps are fitted for the sender's hidden states.
+reuse.plan @maps_own policy "p" layers 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-note@+1 {{they come from here}}
+  %a, %h = reuse.recompute layers 0 to 0
+  // expected-error@+1 {{maps hidden states that are not a cut; expected the sender's, which is what maps are fitted for}}
+  %m = reuse.align %h full by receiver
+  %b, %i = reuse.recompute layers 1 to 1 from %m
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @idle_map policy "p" layers 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 1
+  %h = reuse.cut layer 1
+  // expected-error@+1 {{is read by 0 tiles, expected exactly one}}
+  %m = reuse.align %h full by receiver
+  reuse.answer %a
+}
+
+// -----
+
+reuse.plan @cut_and_map policy "p" layers 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 0
+  // expected-error@+1 {{at layer 1 is read by 2 tiles, expected exactly one}}
+  %h = reuse.cut layer 1
+  %m = reuse.align %h full by receiver
+  %b, %i = reuse.recompute layers 1 to 1 from %h
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @other_map policy "p" layers 3 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 1
+  // expected-note@+1 {{expected a cut at layer 2}}
+  %h = reuse.cut layer 1
+  %m = reuse.align %h full by receiver
+  // expected-error@+1 {{starts at layer 2 from the hidden states entering layer 1}}
+  %b, %i = reuse.recompute layers 2 to 2 from %m
+  reuse.answer %a, %b
+}
+
+// -----
+
+// One form, one side.
+reuse.plan @two_forms policy "p" layers 3 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 0
+  // expected-note@+1 {{this one is aligned full by receiver}}
+  %h = reuse.cut layer 1
+  %m = reuse.align %h full by receiver
+  %b, %i = reuse.recompute layers 1 to 1 from %m
+  // expected-error@+1 {{is aligned full by sender; expected all hidden states that one plan is sent to go through maps of one form, applied by one side}}
+  %c = reuse.restore layers 2 to 2 aligned full by sender
+  reuse.answer %a, %b, %c
+}
+
+// -----
+
+reuse.plan @half_aligned policy "p" layers 3 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-note@+1 {{this one is aligned diagonal by receiver}}
+  %a = reuse.restore layers 0 to 1 aligned diagonal by receiver
+  // expected-error@+1 {{is not aligned; expected all hidden states}}
+  %h = reuse.cut layer 2
+  %b, %i = reuse.recompute layers 2 to 2 from %h
+  reuse.answer %a, %b
+}
+
+// -----
+
+reuse.plan @embeddings policy "p" layers 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{is aligned, but nothing is sent for layer 0; expected layers above it, or no maps}}
+  %a = reuse.restore layers 0 to 0 aligned full by receiver
+  %b = reuse.load layers 1 to 1
+  reuse.answer %a, %b
+}

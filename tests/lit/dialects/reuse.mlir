@@ -65,3 +65,34 @@ reuse.plan @selected policy "select" layers 4 tokens [1, inf) rate [0, inf)
   %b = reuse.select layers 1 to 3 share 0.15 from %h
   reuse.answer %a, %b
 }
+
+// Aligned cuts: the map is a value of its own. In stairs all cuts go through maps of one form.
+// CHECK-LABEL: reuse.plan @aligned
+// CHECK:         %cut1 = reuse.cut layer 1
+// CHECK-NEXT:    %map1 = reuse.align %cut1 full by receiver
+// CHECK-NEXT:    %kv1, %out2 = reuse.recompute layers 1 to 2 chunks 0 to 0 from %map1
+// CHECK:         %map2 = reuse.align %cut2 full by receiver
+reuse.plan @aligned policy "p" layers 3 chunks 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.1, ttft_ns = 0) {
+  %a = reuse.load layers 0 to 0
+  %h = reuse.cut layer 1
+  %m = reuse.align %h full by receiver
+  %b, %h3 = reuse.recompute layers 1 to 2 chunks 0 to 0 from %m
+  %c = reuse.load layers 1 to 1 chunks 1 to 1
+  %i = reuse.cut layer 2
+  %n = reuse.align %i full by receiver
+  %d, %h4 = reuse.recompute layers 2 to 2 chunks 1 to 1 from %n
+  reuse.answer %a, %b, %c, %d
+}
+
+// Restored layers, mapped by the sender.
+// CHECK-LABEL: reuse.plan @aligned_restored
+// CHECK:         %kv0 = reuse.restore layers 0 to 1 aligned low_rank by sender
+// CHECK-NEXT:    %kv2 = reuse.restore layers 2 to 2 chunks 0 to 0 aligned low_rank by sender
+reuse.plan @aligned_restored policy "restore" layers 3 chunks 2 tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.1, ttft_ns = 0) {
+  %a = reuse.restore layers 0 to 1 aligned low_rank by sender
+  %b = reuse.restore layers 2 to 2 chunks 0 to 0 aligned low_rank by sender
+  %c = reuse.load layers 2 to 2 chunks 1 to 1
+  reuse.answer %a, %b, %c
+}

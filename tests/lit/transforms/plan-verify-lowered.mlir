@@ -30,3 +30,15 @@ plan.variant @no_head policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
   %k0 = plan.buffer kv layer 0 with context suffix
   %0 = plan.transfer kv(0) chunk 0 into %k0 on %l
 }
+
+// -----
+
+plan.variant @not_mapped policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) aligned full by receiver {
+  %l = plan.stream link
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 1 with context
+  // expected-error@+1 {{'e(1)' is sent to a receiver that maps it, but no plan.align waits for it}}
+  %0 = plan.transfer e(1) chunk 0 into %h on %l
+  %1 = plan.recompute layer 1 chunk 0 queries none in %h on %c after %0
+}
