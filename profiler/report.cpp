@@ -25,42 +25,19 @@ std::string mean_text(const Mean& mean) {
 
 std::string nats_text(double nats) { return std::isfinite(nats) ? fmt::format("{:.3g}", nats) : "–"; }
 
-std::vector<const WayScore*> choices(const Quality& q) {
-  std::vector<const WayScore*> out;
-  for (const WayScore& w : q.ways) {
-    bool reuses = w.way.kind == WayKind::kFullReuse || w.way.kind == WayKind::kGroup;
-    if (reuses && w.way.recomputed(q.layers) < q.layers && !w.dropped && std::isfinite(w.loss.value))
-      out.push_back(&w);
-  }
-  return out;
+std::string table_row(const std::vector<std::string>& cells, std::string_view tag) {
+  std::string out = "<tr>";
+  for (const std::string& c : cells) out += html_cell(tag, c);
+  return out + "</tr>\n";
 }
 
-const WayScore* smallest_close(const Quality& q, bool surely) {
-  const WayScore* best = nullptr;
-  auto rank = [&](const WayScore& w) { return std::pair(w.way.recomputed(q.layers), w.loss.value); };
-  for (const WayScore* w : choices(q)) {
-    double loss = surely ? q.loss_bound(*w, kConfidence) : w->loss.value;
-    if (loss <= kCloseLoss && (!best || rank(*w) < rank(*best))) best = w;
-  }
-  return best;
+std::string table(const std::vector<std::string>& head, const std::string& rows) {
+  return "<div class=\"s\"><table>" + table_row(head, "th") + rows + "</table></div>\n";
 }
 
-std::vector<const WayScore*> pareto_groups(const Quality& q) {
-  std::vector<const WayScore*> out;
-  for (const std::string& name : q.pareto)
-    for (const WayScore& w : q.ways)
-      if (w.way.name() == name) out.push_back(&w);
-  return out;
+std::string plural(int64_t count, std::string_view word) {
+  return fmt::format("{} {}{}", format_count(count), word, count == 1 ? "" : "s");
 }
-
-const WayScore* best_group(const Quality& q) {
-  const WayScore* close = smallest_close(q);
-  if (close && close->way.kind == WayKind::kGroup) return close;
-  std::vector<const WayScore*> pareto = pareto_groups(q);
-  return pareto.empty() ? nullptr : pareto.back();
-}
-
-const WayScore* find_way(const Quality& q, WayKind kind) { return q.find(Way{kind}); }
 
 }  // namespace report
 
@@ -68,25 +45,16 @@ namespace {
 
 using namespace report;
 
-std::string row(const std::vector<std::string>& cells, std::string_view tag = "td") {
-  std::string out = "<tr>";
-  for (const std::string& c : cells) out += html_cell(tag, c);
-  return out + "</tr>\n";
-}
-
-std::string table(const std::vector<std::string>& head, const std::string& rows) {
-  return "<div class=\"s\"><table>" + row(head, "th") + rows + "</table></div>\n";
-}
-
-std::string plural(int64_t count, std::string_view word) {
-  return fmt::format("{} {}{}", format_count(count), word, count == 1 ? "" : "s");
-}
-
-/// "layers 7-11 (5 of 12)", "full reuse".
+/// "layers 7-11 (5 of 12)", "restored layers 4-11 (8 of 12) with diagonal maps", "full reuse".
 std::string choice_text(const Quality& q, const WayScore& w) {
   if (w.way.kind == WayKind::kFullReuse) return "full reuse";
-  return fmt::format("{} {} ({} of {})", w.way.recomputed(q.layers) == 1 ? "layer" : "layers",
-                     format_layer_set(w.way.layers), w.way.recomputed(q.layers), q.layers);
+  const bool restored = w.way.kind == WayKind::kRestore;
+  int64_t count = restored ? w.way.layers[0].size() : w.way.recomputed(q.layers);
+  std::string text =
+      fmt::format("{}{} {} ({} of {})", restored ? "restored " : "", count == 1 ? "layer" : "layers",
+                  format_layer_set(w.way.layers), count, q.layers);
+  bool usual = is_plain(w) || w.way.map == MapForm::kFull;
+  return usual ? text : fmt::format("{} with {} maps", text, map_form_name(w.way.map));
 }
 
 std::string loss_text(const Quality& q, const WayScore& w) {
@@ -97,27 +65,47 @@ std::string loss_text(const Quality& q, const WayScore& w) {
                      : "; how sure that is, the profile cannot say");
 }
 
-std::string close_sentence(const Quality& q) {
-  std::vector<const WayScore*> all = choices(q);
-  if (all.empty()) return "";
-  const WayScore* close = smallest_close(q);
+/// What of `among` is close; `noun`: what they are, one of them.
+std::string close_sentence(const Quality& q, const WayList& among, std::string_view noun) {
+  if (among.empty()) return "";
+  const WayScore* close = smallest_close(q, among);
   if (!close) {
-    const WayScore* least = *std::min_element(
-        all.begin(), all.end(), [](const auto* a, const auto* b) { return a->loss.value < b->loss.value; });
+    const WayScore* least = *std::min_element(among.begin(), among.end(), [](const auto* a, const auto* b) {
+      return a->loss.value < b->loss.value;
+    });
     return fmt::format("Nothing that was scored is within {:g} point; the closest is {}: {}.", kCloseLoss,
                        choice_text(q, *least), loss_text(q, *least));
   }
   std::string text =
       close->way.kind == WayKind::kFullReuse
           ? fmt::format("Full reuse is within {:g} point by itself: {}.", kCloseLoss, loss_text(q, *close))
-          : fmt::format("The smallest group within {:g} point is {}: {}.", kCloseLoss, choice_text(q, *close),
-                        loss_text(q, *close));
+          : fmt::format("The smallest {} within {:g} point is {}: {}.", noun, kCloseLoss,
+                        choice_text(q, *close), loss_text(q, *close));
   double bound = q.loss_bound(*close, kConfidence);
   if (!std::isfinite(bound) || bound <= kCloseLoss) return text;
-  const WayScore* sure = smallest_close(q, true);
+  const WayScore* sure = smallest_close(q, among, true);
   return text +
          (sure ? fmt::format(" Below {:g} point with that confidence: {}.", kCloseLoss, choice_text(q, *sure))
-               : fmt::format(" No group is below {:g} point with that confidence.", kCloseLoss));
+               : fmt::format(" No {} is below {:g} point with that confidence.", noun, kCloseLoss));
+}
+
+/// "Without maps: nothing that was scored ...".
+std::string said_of(std::string_view of, std::string sentence) {
+  if (sentence.empty()) return "";
+  sentence[0] = static_cast<char>(std::tolower(static_cast<unsigned char>(sentence[0])));
+  return fmt::format("{}: {}", of, sentence);
+}
+
+/// With maps scored: what is close without them and with them, recomputed and restored.
+std::vector<std::string> close_sentences(const Quality& q) {
+  std::string groups = close_sentence(q, choices(q), "group");
+  if (all_maps(q).empty()) return {groups};
+  constexpr std::string_view kRestoring = "set of restored layers";
+  return {
+      said_of("Without maps", groups), said_of("With maps", close_sentence(q, aligned_groups(q), "group")),
+      said_of("Restoring without maps, which recomputes no layer",
+              close_sentence(q, restores(q, false), kRestoring)),
+      said_of("Restoring with maps", close_sentence(q, restores(q, true), kRestoring)), twins_sentence(q)};
 }
 
 std::string key_sentences(const Quality& q) {
@@ -132,7 +120,7 @@ std::string key_sentences(const Quality& q) {
   say(fmt::format("Over the sender's cache alone (full reuse) it scores {}{}.",
                   reuse ? mean_text(reuse->score) : points_text(q.full_reuse_score),
                   reuse ? ": " + loss_text(q, *reuse) : ""));
-  say(close_sentence(q));
+  for (const std::string& sentence : close_sentences(q)) say(sentence);
   return out + "</ul>\n";
 }
 
@@ -158,8 +146,17 @@ std::string flattery_hint(const Quality& q) {
       "{} was chosen among {} groups on the same data that it is scored on, which flatters it; the profile "
       "does not "
       "say by how much.",
-      best->way.name(),
-      std::ranges::count_if(choices(q), [](const WayScore* w) { return w->way.kind == WayKind::kGroup; }));
+      best->way.name(), std::ranges::count_if(choices(q), [](const WayScore* w) { return is_group(*w); }));
+}
+
+std::string no_spread_hint(const WayScore* best) {
+  if (!best || best->loss.standard_error != 0 || best->contexts < 2) return "";
+  // The rule of three: none in n means below 3 / n with a confidence of 95 %.
+  return fmt::format(
+      "{} lost the same on every context, so that its error is 0. With {} that leaves up to {:.0f} % of "
+      "contexts, with a confidence of 95 %, on which it may differ.",
+      best->way.name(), plural(best->contexts, "context"),
+      std::min(100.0, 300.0 / static_cast<double>(best->contexts)));
 }
 
 std::vector<std::string> hints(const Quality& q) {
@@ -180,16 +177,13 @@ std::vector<std::string> hints(const Quality& q) {
         "are paired by context. Bounds are one-sided, Student's t, for one way looked at by itself.");
   }
   out.push_back(flattery_hint(q));
-  const WayScore* best = smallest_close(q);
-  if (best && best->loss.standard_error == 0 && best->contexts > 1) {
-    // The rule of three: none in n means below 3 / n with a confidence of 95 %.
-    out.push_back(
-        fmt::format("{} lost the same on every context, so that its error is 0. With {} that leaves up to "
-                    "{:.0f} % of contexts, "
-                    "with a confidence of 95 %, on which it may differ.",
-                    best->way.name(), plural(best->contexts, "context"),
-                    std::min(100.0, 300.0 / static_cast<double>(best->contexts))));
-  }
+  const WayScore* aligned = best_aligned(q);
+  if (aligned)
+    out.push_back(fmt::format(
+        "{} was chosen among {} ways with maps on the same data that it is scored on, which flatters "
+        "it; the profile does not say by how much.",
+        aligned->way.name(), aligned_groups(q).size() + restores(q, true).size()));
+  for (const WayScore* best : {smallest_close(q, choices(q)), aligned}) out.push_back(no_spread_hint(best));
   if (auto dropped = std::count_if(q.ways.begin(), q.ways.end(), [](const WayScore& w) { return w.dropped; }))
     out.push_back(
         fmt::format("Racing dropped {}: scored on fewer contexts than the others, shown, never chosen.",
@@ -224,6 +218,7 @@ std::string facts(const Quality& q) {
   item("caches in", q.dtype);
   for (const Quality::Input& data : q.data) item("data", input_text(data));
   if (!q.prompt_template.name.empty()) item("prompt template", input_text(q.prompt_template));
+  if (!q.maps.fingerprint.empty()) item("maps", fmt::format("{} ({:.12})", q.maps.name, q.maps.fingerprint));
   std::vector<std::string> work;
   for (const auto& [key, value] : q.cost.items()) {
     if (value.is_string()) work.push_back(fmt::format("{} {}", key, value.get<std::string>()));
@@ -236,7 +231,7 @@ std::string facts(const Quality& q) {
 std::string task_table(const Quality& q) {
   if (q.tasks.empty()) return "";
   const WayScore* columns[] = {find_way(q, WayKind::kFullPrefill), find_way(q, WayKind::kFullReuse),
-                               best_group(q)};
+                               best_group(q), best_aligned(q)};
   std::vector<std::string> head{"task", "metric", "items", "contexts"};
   for (const WayScore* w : columns)
     if (w) head.push_back(w->way.name());
@@ -247,7 +242,7 @@ std::string task_table(const Quality& q) {
                                    format_count(task.items), format_count(task.contexts)};
     for (const WayScore* w : columns)
       if (w) cells.push_back(t < w->tasks.size() ? mean_text(w->tasks[t]) : "–");
-    rows += row(cells);
+    rows += table_row(cells);
   }
   return table(head, rows);
 }
@@ -262,7 +257,7 @@ std::string selection_rows(const std::vector<const Selection*>& list, bool origi
     cells.insert(cells.end(),
                  {points_text(s->chosen_score), mean_text(s->other_score), points_text(s->best_score),
                   points_text(s->best_score - s->other_score.value)});
-    rows += row(cells);
+    rows += table_row(cells);
   }
   return rows;
 }
@@ -294,7 +289,7 @@ std::string task_matrix(const Quality& q, const std::vector<const Selection*>& l
                                         : fmt::format("{} ({})", points_text(at->second->other_score.value),
                                                       points_text(at->second->best_score)));
     }
-    rows += row(cells);
+    rows += table_row(cells);
   }
   return fmt::format(
              "<h3>Chosen on one task, scored on another: groups of {} (in brackets: the best there)</h3>\n",
@@ -312,10 +307,11 @@ std::string selection_section(const Quality& q) {
   }
   const std::vector<std::string> head{"chosen on",    "scored on", "layers",     "group",
                                       "where chosen", "there",     "best there", "given away"};
-  std::string out =
-      "<h2>Does the choice hold elsewhere?</h2>\n<p>The best group of each size, chosen on some data and "
-      "scored on "
-      "other: what it scores there, and what the best of that size there would have.</p>\n";
+  std::string out = fmt::format(
+      "<h2>Does the choice hold elsewhere?</h2>\n<p>The best group{} of each size, chosen on some "
+      "data and scored on other: what it scores there, and what the best of that size there would "
+      "have.</p>\n",
+      all_maps(q).empty() ? "" : " without maps");
   out += halves_table(halves) + task_matrix(q, tasks);
   if (!others.empty()) out += "<h3>Chosen on another pair</h3>\n" + table(head, selection_rows(others, true));
   if (!tasks.empty())
@@ -360,7 +356,8 @@ std::string all_ways(const Quality& q) {
   if (exact) head.push_back("exact matches");
   if (divergence) head.push_back("divergence, nats per token");
   head.insert(head.end(), {"items", "contexts"});
-  std::string rows;
+  std::string rows, controls;
+  int64_t others = 0;
   for (const WayScore& w : q.ways) {
     // The sender computes all layers, but they are not the receiver's.
     bool sender = w.way.kind == WayKind::kSenderAlone;
@@ -371,10 +368,16 @@ std::string all_ways(const Quality& q) {
     if (exact) cells.push_back(mean_text(w.exact));
     if (divergence) cells.push_back(nats_text(w.divergence.value));
     cells.insert(cells.end(), {format_count(w.items), format_count(w.contexts)});
-    rows += row(cells);
+    (w.way.map_control.empty() ? rows : controls) += table_row(cells);
+    others += !w.way.map_control.empty();
   }
-  return fmt::format("<h2>All {}</h2>\n", plural(static_cast<int64_t>(q.ways.size()), "way")) +
-         table(head, rows);
+  std::string out = fmt::format("<h2>All {}</h2>\n", plural(static_cast<int64_t>(q.ways.size()), "way")) +
+                    table(head, rows);
+  if (others == 0) return out;
+  return out + fmt::format(
+                   "<details><summary>{} with shuffled or another pair's maps: never chosen</summary>\n{}"
+                   "</details>\n",
+                   plural(others, "control"), table(head, controls));
 }
 
 constexpr std::string_view kStyle = R"x(
@@ -390,7 +393,7 @@ std::string quality_html(const Quality& q) {
   std::string out = html_begin(fmt::format("Quality of reuse: {} → {}", q.sender_name, q.receiver_name),
                                Theme::kLightAndDark, std::string(kChartStyle) + std::string(kStyle));
   return out + key_sentences(q) + hint_list(q) + facts(q) + task_table(q) + scores_section(q) +
-         heat_section(q) + sensitivity_section(q) + selection_section(q) + gate_section(q) +
+         maps_section(q) + heat_section(q) + sensitivity_section(q) + selection_section(q) + gate_section(q) +
          example_section(q) + all_ways(q) + std::string(kHtmlEnd);
 }
 

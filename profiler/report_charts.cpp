@@ -19,9 +19,11 @@ constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 // Classes of colours by what is shown; shapes differ too.
 const std::string kPrefillCss = colour_class(0), kScatteredCss = colour_class(1), kReuseCss = colour_class(2),
                   kSenderCss = colour_class(3), kNoCutCss = colour_class(4), kGroupCss = colour_class(5),
-                  kRestoreCss = colour_class(6), kSelectCss = colour_class(7), kWorstCss = colour_class(9);
+                  kRestoreCss = colour_class(6), kSelectCss = colour_class(7), kAlignedCss = colour_class(8),
+                  kWorstCss = colour_class(9);
 
-bool is_group(const WayScore& w) { return w.way.kind == WayKind::kGroup && !w.way.layers.empty(); }
+bool is_plain_group(const WayScore& w) { return is_group(w) && is_plain(w); }
+bool is_aligned_group(const WayScore& w) { return is_group(w) && is_aligned(w); }
 
 std::string figure(std::string_view caption, const std::string& content) {
   return fmt::format("<figure>{}{}</figure>\n",
@@ -49,43 +51,36 @@ std::string hover(const WayScore& w, const Mean& score) {
   return text;
 }
 
-/// From the lowest score to the highest that a chart shows, error bars included where they are drawn.
-std::pair<double, double> score_range(const Quality& q, const ScoreOf& score) {
+/// From the lowest score to the highest of what a chart shows, error bars included where they are drawn.
+struct ScoreRange {
   double low = 100, high = 0;
-  for (const WayScore& w : q.ways) {
-    Mean m = score(w);
-    if (!std::isfinite(m.value) || w.dropped || w.way.kind == WayKind::kReuseOnly) continue;
-    low = std::min(low, is_group(w) ? m.value : bar_low(m));
-    high = std::max(high, bar_high(m));
+  void add(const Mean& m, bool bar) {
+    if (!std::isfinite(m.value)) return;
+    low = std::min(low, bar ? bar_low(m) : m.value);
+    high = std::max(high, bar ? bar_high(m) : m.value);
   }
-  if (low > high) return {0, 100};
-  double step = tick_step(std::max(high - low, 1.0), 6);
-  low = std::max(0.0, std::floor((low - 0.2 * step) / step) * step);
-  high = std::min(100.0, std::ceil((high + 0.2 * step) / step) * step);
-  return {low, std::max(high, low + step)};
-}
+  /// Rounded to steps, with some room.
+  std::pair<double, double> axis() const {
+    if (low > high) return {0, 100};
+    double step = tick_step(std::max(high - low, 1.0), 6);
+    double from = std::max(0.0, std::floor((low - 0.2 * step) / step) * step);
+    double to = std::min(100.0, std::ceil((high + 0.2 * step) / step) * step);
+    return {from, std::max(to, from + step)};
+  }
+};
 
-class ScoreChart {
+/// Scores over recomputed layers: what all such charts share.
+class ScoreFrame {
  public:
-  ScoreChart(const Quality& q, const Chart::Layout& layout, ScoreOf score)
+  ScoreFrame(const Quality& q, const Chart::Layout& layout, ScoreOf score, const ScoreRange& range)
       : q_(q),
         score_(std::move(score)),
         small_(layout.width < 500),
         column_((layout.width - layout.left - layout.right - beside()) /
                 (static_cast<double>(q.layers) + 0.5)),
-        chart_(layout, x_axis(), y_axis()) {}
+        chart_(layout, x_axis(), y_axis(range)) {}
 
-  std::string draw(std::string_view label) {
-    levels();
-    worst();
-    groups();
-    scattered();
-    controls();
-    pareto();
-    return chart_.svg(label);
-  }
-
- private:
+ protected:
   /// Pixels left of 0, where restored layers stand with their labels.
   double beside() const { return small_ ? 16 : 58; }
   ChartAxis x_axis() const {
@@ -94,34 +89,164 @@ class ScoreChart {
     std::erase_if(x.ticks, [](double v) { return v != std::floor(v); });
     return x;
   }
-  ChartAxis y_axis() const {
-    auto [low, high] = score_range(q_, score_);
+  static ChartAxis y_axis(const ScoreRange& range) {
+    auto [low, high] = range.axis();
     return {"score, points", low, high};
   }
   int64_t size(const WayScore& w) const { return w.way.recomputed(q_.layers); }
-  bool on_pareto(const WayScore& w) const {
-    return std::find(pareto_.begin(), pareto_.end(), &w) != pareto_.end();
+  static bool among(const WayList& list, const WayScore& w) {
+    return std::find(list.begin(), list.end(), &w) != list.end();
   }
   void level(WayKind kind, const std::string& css) {
     if (const WayScore* w = find_way(q_, kind)) chart_.level(score_(*w).value, css);
+  }
+  void levels() {
+    level(WayKind::kFullPrefill, kPrefillCss + " dashed");
+    level(WayKind::kFullReuse, kReuseCss + " dashed");
+    level(WayKind::kSenderAlone, kSenderCss + " dotted");
   }
   void with_bar(Mark shape, double x, const WayScore& w, double r, const std::string& css) {
     Mean m = score_(w);
     chart_.error_bar(x, bar_low(m), bar_high(m), css);
     chart_.mark(shape, x, m.value, r, css, hover(w, m));
   }
+  void ends() {
+    if (const WayScore* w = find_way(q_, WayKind::kFullReuse)) with_bar(Mark::kDot, 0, *w, 3.4, kReuseCss);
+    if (const WayScore* w = find_way(q_, WayKind::kFullPrefill))
+      with_bar(Mark::kDot, static_cast<double>(q_.layers), *w, 3.4, kPrefillCss);
+  }
 
-  void levels() {
-    level(WayKind::kFullPrefill, kPrefillCss + " dashed");
-    level(WayKind::kFullReuse, kReuseCss + " dashed");
-    level(WayKind::kSenderAlone, kSenderCss + " dotted");
+  /// In its column from left to right by first layer, so that groups of one size can be told apart.
+  double spread(const WayScore& w) const {
+    constexpr double kSpread = 0.64;
+    auto places = static_cast<double>(q_.layers - size(w));
+    auto first = static_cast<double>(w.way.layers[0].first);
+    return static_cast<double>(size(w)) + (places > 0 ? kSpread * (first / places - 0.5) : 0);
+  }
+
+  void scattered(bool aligned, Mark shape, const std::string& css) {
+    std::map<int64_t, std::vector<double>> by_size;
+    for (const WayScore& w : q_.ways)
+      if (w.way.kind == WayKind::kScattered && (aligned ? is_aligned(w) : is_plain(w)) && !w.dropped &&
+          std::isfinite(score_(w).value))
+        by_size[size(w)].push_back(score_(w).value);
+    for (auto& [layers, v] : by_size) {
+      auto [low, high] = std::minmax_element(v.begin(), v.end());
+      double sum = 0;
+      for (double s : v) sum += s;
+      double mean = sum / static_cast<double>(v.size());
+      chart_.error_bar(static_cast<double>(layers), *low, *high, css);
+      chart_.mark(
+          shape, static_cast<double>(layers), mean, small_ ? 2.4 : 3.2, css,
+          fmt::format("{} scattered sets of {} layers{}: mean {}, from {} to {}", v.size(), layers,
+                      aligned ? ", aligned" : "", points_text(mean), points_text(*low), points_text(*high)));
+    }
+  }
+
+  /// Nothing is recomputed: all at 0, with as many labels as there is room for.
+  void restored(WayList list, Mark shape, const std::string& css) {
+    constexpr double kLabel = 11;
+    const double at = -(small_ ? 9 : 16) / column_;
+    std::sort(list.begin(), list.end(),
+              [&](const WayScore* a, const WayScore* b) { return score_(*a).value > score_(*b).value; });
+    double last = -kLabel;
+    for (const WayScore* w : list) {
+      Mean m = score_(*w);
+      if (!std::isfinite(m.value)) continue;
+      chart_.mark(shape, at, m.value, small_ ? 2.4 : 3.2, css, hover(*w, m));
+      double y = chart_.y_pixel(m.value);
+      if (small_ || y - last < kLabel) continue;
+      chart_.text(at, m.value, -6, 4, format_layer_set(w->way.layers), "tiny r f " + css);
+      last = y;
+    }
+  }
+
+  /// Without maps and with them; the latter, where it stands beside the former, a little to the right.
+  void pareto(bool beside_other) {
+    line_through(pareto_, 0, kGroupCss);
+    for (const WayScore* w : pareto_) {
+      bool no_cut = w->way.layers[0].first == 0;
+      with_bar(no_cut ? Mark::kRing : Mark::kDot, static_cast<double>(size(*w)), *w, small_ ? 3 : 4,
+               no_cut ? kNoCutCss : kGroupCss);
+    }
+    labels(pareto_, 0, pareto_aligned_.empty() ? Side::kAbove : Side::kBelow, "");
+    if (!pareto_aligned_.empty()) aligned_curve(beside_other ? 5 / column_ : 0);
+  }
+  void aligned_curve(double shift) {
+    line_through(pareto_aligned_, shift, kAlignedCss);
+    for (const WayScore* w : pareto_aligned_)
+      with_bar(Mark::kDownTriangle, static_cast<double>(size(*w)) + shift, *w, small_ ? 3 : 4, kAlignedCss);
+    labels(pareto_aligned_, shift, Side::kAbove, " f " + kAlignedCss);
+  }
+  /// From full reuse, unless the list starts at its place, to the full prefill.
+  void line_through(const WayList& list, double shift, const std::string& css) {
+    Chart::Points points;
+    const WayScore* reuse = find_way(q_, WayKind::kFullReuse);
+    if (reuse && (list.empty() || size(*list[0]) > 0)) points.emplace_back(0, score_(*reuse).value);
+    for (const WayScore* w : list)
+      points.emplace_back(static_cast<double>(size(*w)) + shift, score_(*w).value);
+    if (const WayScore* w = find_way(q_, WayKind::kFullPrefill))
+      points.emplace_back(q_.layers, score_(*w).value);
+    chart_.line(points, css);
+  }
+  enum class Side : uint8_t { kAbove, kBelow };
+  void labels(const WayList& list, double shift, Side side, const std::string& css) {
+    constexpr double kLabel = 34, kTopEdge = 26;  // pixels
+    double last = -kLabel;
+    for (const WayScore* w : list) {
+      double x = static_cast<double>(size(*w)) + shift;
+      if (small_ || chart_.x_pixel(x) - last < kLabel) continue;
+      bool below = side == Side::kBelow || (is_plain(*w) && chart_.y_pixel(score_(*w).value) < kTopEdge);
+      bool right = side == Side::kBelow || w->way.kind == WayKind::kRestore;
+      chart_.text(x, score_(*w).value, right ? 6 : -6,
+                  below          ? 14
+                  : is_plain(*w) ? -8
+                                 : -11,
+                  format_layer_set(w->way.layers), (right ? "tiny" : "tiny r") + css);
+      last = chart_.x_pixel(x);
+    }
+  }
+
+  const Quality& q_;
+  ScoreOf score_;
+  WayList pareto_ = pareto_groups(q_), pareto_aligned_ = report::pareto_aligned(q_);
+  bool small_;     // for a phone, or one of many
+  double column_;  // pixels
+  Chart chart_;
+};
+
+/// All ways without maps, and the best with them.
+class ScoreChart : ScoreFrame {
+ public:
+  ScoreChart(const Quality& q, const Chart::Layout& layout, const ScoreOf& score)
+      : ScoreFrame(q, layout, score, range(q, score)) {}
+
+  std::string draw(std::string_view label) {
+    levels();
+    worst();
+    groups();
+    scattered(false, Mark::kSquare, kScatteredCss);
+    selects();
+    restored(restores(q_, false), Mark::kTriangle, kRestoreCss);
+    ends();
+    pareto(true);
+    return chart_.svg(label);
+  }
+
+ private:
+  static ScoreRange range(const Quality& q, const ScoreOf& score) {
+    ScoreRange range;
+    for (const WayScore& w : q.ways)
+      if (!w.dropped && w.way.kind != WayKind::kReuseOnly && is_plain(w)) range.add(score(w), !is_group(w));
+    for (const WayScore* w : report::pareto_aligned(q)) range.add(score(*w), true);
+    return range;
   }
 
   void worst() {
     std::map<int64_t, double> least;
     for (const WayScore& w : q_.ways) {
       double v = score_(w).value;
-      if (!is_group(w) || w.dropped || !std::isfinite(v)) continue;
+      if (!is_plain_group(w) || w.dropped || !std::isfinite(v)) continue;
       auto [at, fresh] = least.try_emplace(size(w), v);
       if (!fresh) at->second = std::min(at->second, v);
     }
@@ -130,126 +255,188 @@ class ScoreChart {
     chart_.line(points, kWorstCss + " thin dotted");
   }
 
-  /// In their column from left to right by first layer, so that they can be told apart.
   void groups() {
-    constexpr double kSpread = 0.64;
     constexpr int64_t kMostBars = 150;
-    bool bars = std::count_if(q_.ways.begin(), q_.ways.end(), is_group) <= kMostBars;
+    bool bars = std::count_if(q_.ways.begin(), q_.ways.end(), is_plain_group) <= kMostBars;
     for (const WayScore& w : q_.ways) {
-      if (!is_group(w) || on_pareto(w)) continue;
-      auto places = static_cast<double>(q_.layers - size(w));
-      auto first = static_cast<double>(w.way.layers[0].first);
-      double x = static_cast<double>(size(w)) + (places > 0 ? kSpread * (first / places - 0.5) : 0);
+      if (!is_plain_group(w) || among(pareto_, w)) continue;
       Mean m = score_(w);
       bool no_cut = w.way.layers[0].first == 0;
       const std::string& css = no_cut ? kNoCutCss : kGroupCss;
-      if (bars && !w.dropped) chart_.error_bar(x, bar_low(m), bar_high(m), css + " ghost");
+      if (bars && !w.dropped) chart_.error_bar(spread(w), bar_low(m), bar_high(m), css + " ghost");
       Mark shape = w.dropped ? Mark::kCross : no_cut ? Mark::kRing : Mark::kDot;
-      chart_.mark(shape, x, m.value, small_ ? 2 : 2.6, css + (no_cut && !w.dropped ? "" : " faint"),
+      chart_.mark(shape, spread(w), m.value, small_ ? 2 : 2.6, css + (no_cut && !w.dropped ? "" : " faint"),
                   hover(w, m));
     }
   }
 
-  void scattered() {
-    std::map<int64_t, std::vector<double>> by_size;
-    for (const WayScore& w : q_.ways)
-      if (w.way.kind == WayKind::kScattered && !w.dropped && std::isfinite(score_(w).value))
-        by_size[size(w)].push_back(score_(w).value);
-    for (auto& [layers, v] : by_size) {
-      auto [low, high] = std::minmax_element(v.begin(), v.end());
-      double sum = 0;
-      for (double s : v) sum += s;
-      double mean = sum / static_cast<double>(v.size());
-      chart_.error_bar(static_cast<double>(layers), *low, *high, kScatteredCss);
-      chart_.mark(Mark::kSquare, static_cast<double>(layers), mean, small_ ? 2.4 : 3.2, kScatteredCss,
-                  fmt::format("{} scattered sets of {} layers: mean {}, from {} to {}", v.size(), layers,
-                              points_text(mean), points_text(*low), points_text(*high)));
-    }
-  }
-
-  void controls() {
-    std::vector<const WayScore*> restores;
+  void selects() {
     Chart::Points select;
-    for (const WayScore& w : q_.ways) {
-      if (w.dropped || !std::isfinite(score_(w).value)) continue;
-      if (w.way.kind == WayKind::kRestore) restores.push_back(&w);
-      if (w.way.kind == WayKind::kSelect)
+    for (const WayScore& w : q_.ways)
+      if (w.way.kind == WayKind::kSelect && !w.dropped && std::isfinite(score_(w).value))
         select.emplace_back(w.way.share * static_cast<double>(q_.layers), score_(w).value);
-    }
     std::sort(select.begin(), select.end());
     chart_.line(select, kSelectCss + " thin");
     for (const WayScore& w : q_.ways)
       if (w.way.kind == WayKind::kSelect && !w.dropped)
         with_bar(Mark::kDiamond, w.way.share * static_cast<double>(q_.layers), w, small_ ? 2.6 : 3.6,
                  kSelectCss);
-    restored(std::move(restores));
-    if (const WayScore* w = find_way(q_, WayKind::kFullReuse)) with_bar(Mark::kDot, 0, *w, 3.4, kReuseCss);
-    if (const WayScore* w = find_way(q_, WayKind::kFullPrefill))
-      with_bar(Mark::kDot, static_cast<double>(q_.layers), *w, 3.4, kPrefillCss);
   }
-
-  /// Nothing is recomputed: all at 0, with as many labels as there is room for.
-  void restored(std::vector<const WayScore*> list) {
-    constexpr double kLabel = 11;
-    const double at = -(small_ ? 9 : 16) / column_;
-    std::sort(list.begin(), list.end(),
-              [&](const WayScore* a, const WayScore* b) { return score_(*a).value > score_(*b).value; });
-    double last = -kLabel;
-    for (const WayScore* w : list) {
-      Mean m = score_(*w);
-      chart_.mark(Mark::kTriangle, at, m.value, small_ ? 2.4 : 3.2, kRestoreCss, hover(*w, m));
-      double y = chart_.y_pixel(m.value);
-      if (small_ || y - last < kLabel) continue;
-      chart_.text(at, m.value, -6, 4, format_layer_set(w->way.layers), "tiny r f " + kRestoreCss);
-      last = y;
-    }
-  }
-
-  void pareto() {
-    Chart::Points points;
-    if (const WayScore* w = find_way(q_, WayKind::kFullReuse)) points.emplace_back(0, score_(*w).value);
-    for (const WayScore* w : pareto_) points.emplace_back(size(*w), score_(*w).value);
-    if (const WayScore* w = find_way(q_, WayKind::kFullPrefill))
-      points.emplace_back(q_.layers, score_(*w).value);
-    chart_.line(points, kGroupCss);
-    constexpr double kLabel = 34, kTopEdge = 26;  // pixels
-    double last = -kLabel;
-    for (const WayScore* w : pareto_) {
-      bool no_cut = w->way.layers[0].first == 0;
-      auto x = static_cast<double>(size(*w));
-      with_bar(no_cut ? Mark::kRing : Mark::kDot, x, *w, small_ ? 3 : 4, no_cut ? kNoCutCss : kGroupCss);
-      if (small_ || chart_.x_pixel(x) - last < kLabel) continue;
-      bool at_edge = chart_.y_pixel(score_(*w).value) < kTopEdge;
-      chart_.text(x, score_(*w).value, -6, at_edge ? 14 : -8, format_layer_set(w->way.layers), "tiny r");
-      last = chart_.x_pixel(x);
-    }
-  }
-
-  const Quality& q_;
-  ScoreOf score_;
-  std::vector<const WayScore*> pareto_ = pareto_groups(q_);
-  bool small_;     // for a phone, or one of many
-  double column_;  // pixels
-  Chart chart_;
 };
+
+void add_levels(const Quality& q, std::vector<LegendEntry>& entries) {
+  if (find_way(q, WayKind::kFullReuse))
+    entries.push_back({Mark::kDot, kReuseCss + " dashed", "full reuse", true});
+  if (find_way(q, WayKind::kFullPrefill))
+    entries.push_back({Mark::kDot, kPrefillCss + " dashed", "full prefill", true});
+  if (find_way(q, WayKind::kSenderAlone))
+    entries.push_back({Mark::kDot, kSenderCss + " dotted", "the sender alone", true, false});
+}
+
+/// All ways with maps, their controls, and the best without.
+class MapsChart : ScoreFrame {
+ public:
+  MapsChart(const Quality& q, const Chart::Layout& layout) : ScoreFrame(q, layout, average, range(q)) {}
+
+  std::string draw(std::string_view label) {
+    levels();
+    for (size_t i = 0; i < controls_.size(); ++i)
+      control(controls_[i], kControlCss[i % 2], kControlMark[i % 2]);
+    scattered(true, Mark::kSquare, kScatteredCss);
+    groups();
+    restored(restores(q_, true), Mark::kDownTriangle, kAlignedCss);
+    ends();
+    best_groups();
+    pareto(false);
+    return chart_.svg(label);
+  }
+
+  std::string legend() const {
+    auto any = [&](auto is) { return std::any_of(q_.ways.begin(), q_.ways.end(), is); };
+    std::vector<LegendEntry> entries;
+    if (!pareto_aligned_.empty())
+      entries.push_back({Mark::kDownTriangle, kAlignedCss,
+                         "with maps: the best of its size, better than all smaller", true});
+    if (!best_.empty())
+      entries.push_back(
+          {Mark::kDownTriangle, kAlignedCss + " thin dashed", "the best group with maps of each size", true});
+    if (any([](const WayScore& w) { return is_aligned_group(w) && !w.dropped; }))
+      entries.push_back({Mark::kDownTriangle, kAlignedCss + " faint", "a group with maps"});
+    if (any([](const WayScore& w) { return is_aligned_group(w) && w.dropped; }))
+      entries.push_back({Mark::kCross, kAlignedCss + " faint", "dropped by racing"});
+    if (!restores(q_, true).empty())
+      entries.push_back({Mark::kDownTriangle, kAlignedCss, "left of 0: restored layers with maps"});
+    if (!pareto_.empty())
+      entries.push_back({Mark::kDot, kGroupCss, "without maps: the best of its size", true});
+    for (size_t i = 0; i < controls_.size(); ++i)
+      entries.push_back({kControlMark[i % 2], std::string(kControlCss[i % 2]) + " dashed",
+                         fmt::format("a control: the best of each size with {} maps", control_words(i)),
+                         true});
+    if (std::any_of(q_.ways.begin(), q_.ways.end(),
+                    [](const WayScore& w) { return w.way.kind == WayKind::kScattered && is_aligned(w); }))
+      entries.push_back(
+          {Mark::kSquare, kScatteredCss, "a control: scattered layers with maps: mean, lowest to highest"});
+    add_levels(q_, entries);
+    return chart_legend(entries);
+  }
+
+ private:
+  static Mean average(const WayScore& w) { return w.score; }
+  static ScoreRange range(const Quality& q) {
+    ScoreRange range;
+    for (const WayScore& w : q.ways) {
+      bool end = w.way.kind == WayKind::kFullReuse || w.way.kind == WayKind::kFullPrefill;
+      bool shown = end || is_aligned(w) || w.way.kind == WayKind::kSenderAlone;
+      if (shown && !w.dropped) range.add(w.score, end);
+    }
+    for (const MapsUsed& maps : controls_of(q))
+      for (auto [size, w] : best_of_sizes(q, ways_with(q, maps))) range.add(w->score, true);
+    for (const WayList& list : {pareto_groups(q), report::pareto_aligned(q)})
+      for (const WayScore* w : list) range.add(w->score, true);
+    return range;
+  }
+  static std::vector<MapsUsed> controls_of(const Quality& q) {
+    std::vector<MapsUsed> all = all_maps(q);
+    std::erase_if(all, [](const MapsUsed& m) { return m.control.empty(); });
+    return all;
+  }
+  std::string control_words(size_t i) const {
+    const std::string& control = controls_[i].control;
+    return control.starts_with("pair ") ? control.substr(5) + "'s" : control;
+  }
+
+  /// A line where sizes follow each other: controls may be of a few sizes only.
+  void control(const MapsUsed& maps, const std::string& css, Mark shape) {
+    Chart::Points points;
+    auto best = best_of_sizes(q_, ways_with(q_, maps));
+    for (auto [layers, w] : best) {
+      auto x = static_cast<double>(layers);
+      if (!points.empty() && x - points.back().first > static_cast<double>(q_.granularity))
+        points.emplace_back(kNone, kNone);
+      points.emplace_back(x, w->score.value);
+    }
+    chart_.line(points, css + " dashed thin");
+    for (auto [layers, w] : best) {
+      auto x = static_cast<double>(layers);
+      chart_.error_bar(x, bar_low(w->score), bar_high(w->score), css);
+      chart_.mark(shape, x, w->score.value, small_ ? 2 : 2.8, css, "a control: " + hover(*w, w->score));
+    }
+  }
+
+  void groups() {
+    for (const WayScore& w : q_.ways)
+      if (is_aligned_group(w) && !among(best_, w) && !among(pareto_aligned_, w))
+        chart_.mark(w.dropped ? Mark::kCross : Mark::kDownTriangle, spread(w), w.score.value,
+                    small_ ? 2 : 2.6, kAlignedCss + " faint", hover(w, w.score));
+  }
+
+  void best_groups() {
+    Chart::Points points;
+    for (const WayScore* w : best_) {
+      points.emplace_back(size(*w), w->score.value);
+      if (!among(pareto_aligned_, *w))
+        with_bar(Mark::kDownTriangle, static_cast<double>(size(*w)), *w, small_ ? 2 : 2.6, kAlignedCss);
+    }
+    chart_.line(points, kAlignedCss + " thin dashed");
+  }
+
+  const std::string kControlCss[2] = {kWorstCss, kSelectCss};
+  static constexpr Mark kControlMark[2] = {Mark::kDiamond, Mark::kRing};
+  static WayList best_groups_of(const Quality& q) {
+    WayList out;
+    for (auto [size, w] : best_of_sizes(q, aligned_groups(q))) out.push_back(w);
+    return out;
+  }
+  std::vector<MapsUsed> controls_ = controls_of(q_);
+  WayList best_ = best_groups_of(q_);
+};
+
+constexpr Chart::Layout kNarrow{.width = 360, .height = 340, .left = 40, .right = 6};
+/// Labels of ways with maps stand above their curve, which is near the top.
+Chart::Layout wide_layout(const Quality& q) {
+  return {.width = 1100, .height = 440, .left = 50, .top = pareto_aligned(q).empty() ? 14.0 : 30.0};
+}
 
 std::string score_legend(const Quality& q) {
   auto any = [&](auto is) { return std::any_of(q.ways.begin(), q.ways.end(), is); };
   auto kind = [&](WayKind k) {
-    return any([&](const WayScore& w) { return w.way.kind == k && !w.dropped; });
+    return any([&](const WayScore& w) { return w.way.kind == k && is_plain(w) && !w.dropped; });
   };
   std::vector<LegendEntry> entries;
   if (!pareto_groups(q).empty())
     entries.push_back({Mark::kDot, kGroupCss, "the best group of its size, better than all smaller", true});
-  if (any([](const WayScore& w) { return is_group(w) && w.way.layers[0].first > 0; }))
+  if (!pareto_aligned(q).empty())
+    entries.push_back({Mark::kDownTriangle, kAlignedCss,
+                       "the same with maps (aligned cuts); at 0: restored layers with maps", true});
+  if (any([](const WayScore& w) { return is_plain_group(w) && w.way.layers[0].first > 0; }))
     entries.push_back({Mark::kDot, kGroupCss + " faint", "a contiguous group"});
-  if (any([](const WayScore& w) { return is_group(w) && w.way.layers[0].first == 0; }))
+  if (any([](const WayScore& w) { return is_plain_group(w) && w.way.layers[0].first == 0; }))
     entries.push_back({Mark::kRing, kNoCutCss, "a group from layer 0: needs no cut"});
-  if (any([](const WayScore& w) { return is_group(w) && w.dropped; }))
+  if (any([](const WayScore& w) { return is_plain_group(w) && w.dropped; }))
     entries.push_back({Mark::kCross, kGroupCss + " faint", "dropped by racing"});
   if (kind(WayKind::kGroup))
     entries.push_back({Mark::kDot, kWorstCss + " dotted",
-                       any([](const WayScore& w) { return is_group(w) && w.dropped; })
+                       any([](const WayScore& w) { return is_plain_group(w) && w.dropped; })
                            ? "the worst group not dropped"
                            : "the worst group",
                        true, false});
@@ -261,11 +448,7 @@ std::string score_legend(const Quality& q) {
   if (kind(WayKind::kRestore))
     entries.push_back(
         {Mark::kTriangle, kRestoreCss, "restore (HCache), by restored layers: recomputes none"});
-  if (kind(WayKind::kFullReuse)) entries.push_back({Mark::kDot, kReuseCss + " dashed", "full reuse", true});
-  if (kind(WayKind::kFullPrefill))
-    entries.push_back({Mark::kDot, kPrefillCss + " dashed", "full prefill", true});
-  if (kind(WayKind::kSenderAlone))
-    entries.push_back({Mark::kDot, kSenderCss + " dotted", "the sender alone", true, false});
+  add_levels(q, entries);
   return chart_legend(entries);
 }
 
@@ -284,11 +467,12 @@ std::string heat_colour(double t) {
 }
 
 struct HeatMap {
-  const char* id;
-  std::string caption;
+  std::string id, caption;
   bool bright_is_low = false, logarithmic = false;
   std::function<double(const WayScore&)> value;
   std::function<std::string(double)> text;
+  MapForm form = MapForm::kNone;                                      // of the groups that are shown
+  double low = std::numeric_limits<double>::infinity(), high = -low;  // what the scale must hold
 };
 
 class HeatPicture {
@@ -296,9 +480,12 @@ class HeatPicture {
   HeatPicture(const Quality& q, const HeatMap& map)
       : q_(q), map_(map), blocks_((q.layers + q.granularity - 1) / q.granularity) {
     cell_ = (kWidth - kLeft - 4) / static_cast<double>(blocks_);
+    low_ = map.low;
+    high_ = map.high;
     for (const WayScore& w : q.ways) {
       double v = shown(w) ? map.value(w) : kNone;
       if (!std::isfinite(v)) continue;
+      any_ = true;
       low_ = std::min(low_, v);
       high_ = std::max(high_, v);
       constexpr double kCharacter = 5.3;  // of the cells' text, about
@@ -309,7 +496,7 @@ class HeatPicture {
   }
 
   std::string draw() const {
-    if (high_ < low_) return "";
+    if (!any_) return "";
     double bottom = kTop + cell_ * static_cast<double>(blocks_);
     std::string out = fmt::format(
         "<svg class=\"chart\" viewBox=\"0 0 {0:g} {1:.1f}\" width=\"{0:g}\" height=\"{1:.1f}\" role=\"img\" "
@@ -327,7 +514,8 @@ class HeatPicture {
   static constexpr double kWidth = 380, kLeft = 36, kTop = 6, kBottom = 66;
 
   bool shown(const WayScore& w) const {
-    return is_group(w) && w.way.layers[0].first % q_.granularity == 0 && w.items > 0;
+    return is_group(w) && maps_used(w.way) == MapsUsed{map_.form} &&
+           w.way.layers[0].first % q_.granularity == 0 && w.items > 0;
   }
   double part(double v) const {
     if (!(high_ > low_)) return 0.5;
@@ -397,9 +585,58 @@ class HeatPicture {
   const Quality& q_;
   const HeatMap& map_;
   int64_t blocks_;
-  double cell_, low_ = std::numeric_limits<double>::infinity(), high_ = -low_;
-  bool numbers_ = true;  // every cell has room for its own
+  double cell_, low_, high_;
+  bool any_ = false, numbers_ = true;  // every cell has room for its own
 };
+
+/// Score and divergence of every group, on scales that all forms of maps share.
+std::vector<HeatMap> shared_heat_maps(const Quality& q) {
+  HeatMap score{"hatch-score",
+                "Score, points",
+                false,
+                false,
+                [](const WayScore& w) { return w.score.value; },
+                [](double v) { return fmt::format("{:.0f}", v); }};
+  HeatMap divergence{"hatch-divergence",
+                     "Divergence from the full prefill, nats per token",
+                     true,
+                     false,
+                     [](const WayScore& w) { return w.divergence.value; },
+                     [](double v) { return fmt::format("{:.2g}", v); }};
+  std::vector<HeatMap> maps{std::move(score), std::move(divergence)};
+  for (HeatMap& map : maps)
+    for (const WayScore& w : q.ways) {
+      double v = is_plain_group(w) || is_aligned_group(w) ? map.value(w) : kNone;
+      if (!std::isfinite(v)) continue;
+      map.low = std::min(map.low, v);
+      map.high = std::max(map.high, v);
+    }
+  maps[1].logarithmic = maps[1].low > 0 && maps[1].high > 20 * maps[1].low;
+  return maps;
+}
+
+/// What maps of a form win over the same group without them.
+HeatMap won_map(const Quality& q) {
+  auto won = [&q](const WayScore& w) {
+    const WayScore* plain = q.find(w.way.aligned(MapForm::kNone));
+    return plain && !w.dropped ? Twins{plain, &w}.won().value : kNone;
+  };
+  // Never "-0".
+  auto text = [](double v) { return fmt::format("{:.0f}", std::round(v) + 0.0); };
+  return {"hatch-won", "Won by the maps, points of loss", false, false, won, text};
+}
+
+std::string heat_row(const Quality& q, std::vector<HeatMap> maps, MapForm form) {
+  std::string pictures;
+  for (HeatMap& map : maps) {
+    map.form = form;
+    if (form != MapForm::kNone) map.id += fmt::format("-{}", map_form_name(form));
+    if (std::string svg = HeatPicture(q, map).draw(); !svg.empty()) pictures += figure(map.caption, svg);
+  }
+  return pictures.empty()
+             ? ""
+             : fmt::format("<div class=\"row{}\">\n{}</div>\n", maps.size() > 2 ? "" : " two", pictures);
+}
 
 // --- Sensitivities
 
@@ -483,12 +720,10 @@ std::string histogram(std::string_view caption, std::string_view unit, const std
 std::string scores_section(const Quality& q) {
   auto average = [](const WayScore& w) { return w.score; };
   std::string label = "scores by recomputed layers";
-  std::string out =
-      "<h2>Score by recomputed layers</h2>\n<figure class=\"page\">" +
-      ScoreChart(q, {.width = 1100, .height = 440, .left = 50}, average).draw(label) +
-      "</figure>\n<figure class=\"phone\">" +
-      ScoreChart(q, {.width = 360, .height = 340, .left = 40, .right = 6}, average).draw(label) +
-      "</figure>\n" + score_legend(q);
+  std::string out = "<h2>Score by recomputed layers</h2>\n<figure class=\"page\">" +
+                    ScoreChart(q, wide_layout(q), average).draw(label) +
+                    "</figure>\n<figure class=\"phone\">" + ScoreChart(q, kNarrow, average).draw(label) +
+                    "</figure>\n" + score_legend(q);
   out +=
       "<p class=\"n\">Error bars: ± 1.96 standard errors, within 0 to 100. Groups of one size stand side by "
       "side by "
@@ -504,30 +739,30 @@ std::string scores_section(const Quality& q) {
   return out + "</div>\n";
 }
 
+std::string maps_chart(const Quality& q) {
+  std::string label = "scores by recomputed layers, with maps";
+  MapsChart wide(q, wide_layout(q)), narrow(q, kNarrow);
+  return "<figure class=\"page\">" + wide.draw(label) + "</figure>\n<figure class=\"phone\">" +
+         narrow.draw(label) + "</figure>\n" + wide.legend();
+}
+
 std::string heat_section(const Quality& q) {
-  double least = std::numeric_limits<double>::infinity(), most = 0;
-  bool dropped = false;
-  for (const WayScore& w : q.ways) {
-    if (!is_group(w)) continue;
-    dropped = dropped || w.dropped;
-    if (!std::isfinite(w.divergence.value)) continue;
-    least = std::min(least, w.divergence.value);
-    most = std::max(most, w.divergence.value);
+  const std::vector<HeatMap> maps = shared_heat_maps(q);
+  std::string rows = heat_row(q, maps, MapForm::kNone);
+  for (const MapsUsed& used : all_maps(q)) {
+    if (!used.control.empty()) continue;
+    std::vector<HeatMap> with = maps;
+    with.push_back(won_map(q));
+    std::string row = heat_row(q, std::move(with), used.form);
+    if (!row.empty()) rows += fmt::format("<h3>With {} maps</h3>\n{}", used.name(), row);
   }
-  const HeatMap maps[] = {
-      {"hatch-score", "Score, points", false, false, [](const WayScore& w) { return w.score.value; },
-       [](double v) { return fmt::format("{:.0f}", v); }},
-      {"hatch-divergence", "Divergence from the full prefill, nats per token", true,
-       least > 0 && most > 20 * least, [](const WayScore& w) { return w.divergence.value; },
-       [](double v) { return fmt::format("{:.2g}", v); }}};
-  std::string pictures;
-  for (const HeatMap& map : maps)
-    if (std::string svg = HeatPicture(q, map).draw(); !svg.empty()) pictures += figure(map.caption, svg);
-  if (pictures.empty()) return "";
+  if (rows.empty()) return "";
+  bool dropped = std::any_of(q.ways.begin(), q.ways.end(), [](const WayScore& w) {
+    return w.dropped && (is_plain_group(w) || is_aligned_group(w));
+  });
   return fmt::format(
-      "<h2>Every group: first and last recomputed layer</h2>\n<p class=\"n\">Bright is good.{}</p>\n"
-      "<div class=\"row two\">\n{}</div>\n",
-      dropped ? " Hatched: dropped by racing, scored on fewer contexts." : "", pictures);
+      "<h2>Every group: first and last recomputed layer</h2>\n<p class=\"n\">Bright is good.{}</p>\n{}",
+      dropped ? " Hatched: dropped by racing, scored on fewer contexts." : "", rows);
 }
 
 std::string sensitivity_section(const Quality& q) {
@@ -543,7 +778,7 @@ std::string sensitivity_section(const Quality& q) {
     }
     // Pairs of a group and full reuse are not kept, so that the gain has no error.
     bool block = range.first % q.granularity == 0 && range.size() <= q.granularity;
-    if (is_group(w) && block && range.size() < q.layers && reuse)
+    if (is_plain_group(w) && block && range.size() < q.layers && reuse)
       gain.push_back({range, {w.score.value - reuse->score.value, kNone}, title});
   }
   std::erase_if(gain, [](const LayerBar& b) { return !std::isfinite(b.mean.value); });
@@ -569,6 +804,7 @@ std::string gate_section(const Quality& q) {
   add(find_way(q, WayKind::kFullPrefill), kPrefillCss);
   add(find_way(q, WayKind::kFullReuse), kReuseCss);
   add(best_group(q), kGroupCss);
+  add(best_aligned(q), kAlignedCss);
   if (!q.k_deviation.empty()) deviation.push_back({"contexts", kSenderCss, &q.k_deviation});
   std::string charts = histogram("How far the receiver's keys of layer 0 are from the sender's",
                                  "relative distance", deviation) +

@@ -32,6 +32,9 @@ std::string mark_path(Mark shape, double x, double y, double r) {
     case Mark::kTriangle:
       return fmt::format("M{:.1f},{:.1f} l{:.1f},{:.1f} h{:.1f} z", x, y - 1.2 * r, 1.2 * r, 2.1 * r,
                          -2.4 * r);
+    case Mark::kDownTriangle:
+      return fmt::format("M{:.1f},{:.1f} l{:.1f},{:.1f} h{:.1f} z", x, y + 1.2 * r, 1.2 * r, -2.1 * r,
+                         -2.4 * r);
     case Mark::kCross:
       return fmt::format("M{:.1f},{:.1f} l{:.1f},{:.1f} m0,{:.1f} l{:.1f},{:.1f}", x - r, y - r, 2 * r, 2 * r,
                          -2 * r, -2 * r, 2 * r);

@@ -23,7 +23,7 @@ struct ChartAxis {
   std::function<std::string(double)> text = {};  // of a tick; empty: "{:g}"
 };
 
-enum class Mark : uint8_t { kDot, kRing, kSquare, kDiamond, kTriangle, kCross };
+enum class Mark : uint8_t { kDot, kRing, kSquare, kDiamond, kTriangle, kCross, kDownTriangle };
 
 class Chart {
  public:

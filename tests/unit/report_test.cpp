@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <regex>
+#include <set>
 
 #include "tests/unit/well_formed.h"
 
@@ -70,15 +71,52 @@ Quality full_profile() {
   return q;
 }
 
+/// Of full_profile(), groups and restored layers with maps too: `gain` points better than without; with the
+/// controls, which score what nothing else does.
+Quality aligned_profile(double gain = 6) {
+  Quality q = full_profile();
+  q.maps = {"pair.safetensors", std::string(64, 'd')};
+  q.ways.push_back(scored(Way::restore({2, 3}), 64));
+  const std::vector<WayScore> plain = q.ways;
+  for (const WayScore& w : plain)
+    if (w.way.can_align()) q.ways.push_back(scored(w.way.aligned(MapForm::kFull), w.score.value + gain));
+  for (const char* control : {"shuffled", "pair A to B"})
+    for (const WayScore& w : plain)
+      if (w.way.can_align() && w.way.kind != WayKind::kScattered)
+        q.ways.push_back(scored(w.way.aligned(MapForm::kFull, control), 90));
+  q.pareto_aligned = {"restore 0-3 aligned", "recompute 1-2 aligned", "recompute 1-3 aligned"};
+  return q;
+}
+
+size_t count_of(const std::string& page, const std::string& text) {
+  size_t count = 0;
+  for (size_t at = page.find(text); at != std::string::npos; at = page.find(text, at + 1)) ++count;
+  return count;
+}
+
 WayScore& way(Quality& q, const std::string& name) {
   for (WayScore& w : q.ways)
     if (w.way.name() == name) return w;
   throw std::runtime_error(name);
 }
 
+/// All rows of a table have as many cells.
+void expect_full_rows(const std::string& page) {
+  for (size_t at = page.find("<table"); at != std::string::npos; at = page.find("<table", at + 1)) {
+    const std::string table = page.substr(at, page.find("</table>", at) - at);
+    std::set<size_t> widths;
+    for (size_t row = table.find("<tr>"); row != std::string::npos; row = table.find("<tr>", row + 1)) {
+      std::string cells = table.substr(row, table.find("</tr>", row) - row);
+      widths.insert(count_of(cells, "</td>") + count_of(cells, "</th>"));
+    }
+    EXPECT_LE(widths.size(), 1u) << table.substr(0, 300);
+  }
+}
+
 std::string checked_page(const Quality& q) {
   std::string page = quality_html(q);
   expect_well_formed(page);
+  expect_full_rows(page);
   EXPECT_THAT(page, AllOf(Not(HasSubstr("nan")), Not(HasSubstr("inf,")), Not(HasSubstr("<script")),
                           Not(HasSubstr("href=")), Not(HasSubstr("src="))));
   return page;
@@ -126,9 +164,7 @@ TEST(Report, EveryGroupIsDrawn) {
   Quality q = full_profile();
   std::string page = checked_page(q);
   for (const char* name : {"recompute 0", "recompute 2-3", "recompute 1-3"}) {
-    size_t count = 0;
-    std::string title = fmt::format("<title>{}: ", name);
-    for (size_t at = page.find(title); at != std::string::npos; at = page.find(title, at + 1)) ++count;
+    size_t count = count_of(page, fmt::format("<title>{}: ", name));
     bool single = std::string(name) == "recompute 0";  // once more: its gain
     EXPECT_EQ(count, single ? 7u : 6u) << name;
   }
@@ -203,6 +239,155 @@ TEST(Report, AllLayersAreNoChoice) {
   q.ways.push_back(scored(Way::group({0, kLayers - 1}), 90, 0));
   EXPECT_THAT(checked_page(q), AllOf(HasSubstr("Nothing that was scored is within 1 point"),
                                      HasSubstr("<title>recompute 0-3: 90.0")));
+}
+
+TEST(Report, SaysWhatIsCloseWithoutMapsAndWithThem) {
+  Quality q = aligned_profile();
+  std::string page = checked_page(q);
+  EXPECT_THAT(
+      page,
+      AllOf(
+          HasSubstr(
+              "Without maps: nothing that was scored is within 1 point; the closest is layers 0-2 (3 of "
+              "4): a loss of 3.0"),
+          HasSubstr("With maps: the smallest group within 1 point is layers 1-3 (3 of 4): a loss of -3.0"),
+          HasSubstr("Restoring without maps, which recomputes no layer: nothing that was scored is within 1 "
+                    "point; the closest is restored layers 0-3 (4 of 4): a loss of 20.0"),
+          HasSubstr("Restoring with maps: nothing that was scored is within 1 point; the closest is restored "
+                    "layers 0-3 (4 of 4): a loss of 14.0"),
+          HasSubstr("<dd>pair.safetensors (dddddddddddd)</dd>"),
+          HasSubstr("recompute 1-3 aligned was chosen among 8 ways with maps")));
+  // Of restored layers that are close, the fewest; any are fewer recomputed layers than a group.
+  way(q, "restore 0-3 aligned").loss = way(q, "restore 2-3 aligned").loss = {0.5, 0.1};
+  page = checked_page(q);
+  EXPECT_THAT(
+      page,
+      AllOf(HasSubstr("Restoring with maps: the smallest set of restored layers within 1 point is "
+                      "restored layers 2-3 (2 of 4): a loss of 0.5 ± 0.1 points, at most 0.7"),
+            HasSubstr("restore 2-3 aligned was chosen among"), HasSubstr("<th>restore 2-3 aligned</th>")));
+  // A form that is not the usual one is named.
+  q.ways.push_back(scored(Way::group({2, 2}).aligned(MapForm::kDiagonal), 89.5));
+  EXPECT_THAT(checked_page(q),
+              HasSubstr("within 1 point is layer 2 (1 of 4) with diagonal maps: a loss of 0.5"));
+}
+
+/// The controls score best of all, and are chosen nowhere.
+TEST(Report, ControlsAreNoChoices) {
+  std::string page = checked_page(aligned_profile());
+  std::string words = page.substr(page.find("<h1>"), page.find("<svg") - page.find("<h1>"));
+  EXPECT_THAT(words, AllOf(Not(HasSubstr("shuffled")), Not(HasSubstr("A to B"))));
+  EXPECT_THAT(page, AllOf(HasSubstr("<tr><td>full (shuffled)</td><td>8</td><td>17.0</td><td>6.0</td>"),
+                          HasSubstr("<td>a control</td><td>a control</td>"),
+                          HasSubstr("a control: the best of each size with A to B's maps"),
+                          HasSubstr("<title>a control: recompute 1 aligned (shuffled): 90.0"),
+                          HasSubstr("16 controls with shuffled or another pair's maps: never chosen"),
+                          HasSubstr("<title>1 scattered sets of 2 layers, aligned: mean 71.0")));
+  // In charts as controls only, and in no heat map.
+  EXPECT_EQ(count_of(page, "<title>recompute 1 aligned (shuffled)"), 0u);
+  EXPECT_EQ(count_of(page, "<title>a control: recompute 1 aligned (shuffled)"), 2u);
+}
+
+/// Controls of a few sizes stand by themselves, beside what this pair's maps win of the same ways.
+TEST(Report, ControlsOfAFewSizesAreNotJoined) {
+  Quality q = aligned_profile();
+  const std::string line = "<path class=\"o c9 dashed thin\" d=\"M";
+  std::string page = checked_page(q);
+  auto lines = [&] {
+    size_t at = page.find(line);
+    std::string path = page.substr(at, page.find("/>", at) - at);
+    return std::pair(count_of(path, "M"), count_of(path, "L"));
+  };
+  EXPECT_EQ(lines(), std::pair(size_t{1}, size_t{3}));  // 0, the restored, to 3
+  std::erase_if(q.ways, [](const WayScore& w) {
+    bool small = w.way.recomputed(kLayers) < 2;
+    return w.way.map_control == "shuffled" && (w.way.kind == WayKind::kRestore ? false : small);
+  });
+  way(q, "recompute 1-2 aligned").loss.value -= 3;
+  page = checked_page(q);
+  EXPECT_EQ(lines(), std::pair(size_t{2}, size_t{1}));  // 0; 2 to 3
+  EXPECT_THAT(page, HasSubstr("<tr><td>full (shuffled)</td><td>5</td><td>14.6</td><td>6.6</td>"));
+}
+
+/// Both charts, for pages and phones; two tasks; three heat maps.
+TEST(Report, WaysWithMapsAreDrawnBesideThoseWithout) {
+  std::string page = checked_page(aligned_profile());
+  EXPECT_EQ(count_of(page, "<title>recompute 1-3 aligned: "), 2u + 2u + 2u + 3u);  // on the curve
+  EXPECT_EQ(count_of(page, "<title>restore 0-3 aligned: "), 2u + 2u + 2u + 2u);    // and among the restored
+  EXPECT_EQ(count_of(page, "<title>recompute 3 aligned: "), 2u + 3u);  // not on it: in the second chart only
+  EXPECT_EQ(count_of(page, "<title>restore 2-3 aligned: "), 2u);
+  // Those without maps are where they were: but for the second chart, which has their curve.
+  EXPECT_EQ(count_of(page, "<title>recompute 2-3: "), 6u);
+  EXPECT_EQ(count_of(page, "<title>recompute 1-3: "), 8u);
+  EXPECT_THAT(page, AllOf(HasSubstr("the same with maps (aligned cuts)"),
+                          HasSubstr("<h3>With full maps</h3>"), HasSubstr("Won by the maps, points of loss"),
+                          HasSubstr("The best group without maps of each size, chosen on some data")));
+  std::string plain = checked_page(full_profile());
+  for (const char* text : {"maps", "aligned", "\"f c8", "\"o c8"}) EXPECT_THAT(plain, Not(HasSubstr(text)));
+}
+
+/// The curve with maps starts at the restored layers that recompute none, else at full reuse.
+TEST(Report, TheCurveWithMapsStartsWhereItsFirstWayIs) {
+  Quality q = aligned_profile();
+  const std::regex curve("<path class=\"o c8\" d=\"M([0-9.]+),([0-9.]+) ");
+  auto start = [&] {
+    std::string page = checked_page(q);
+    std::smatch found;
+    EXPECT_TRUE(std::regex_search(page, found, curve));
+    return std::pair(std::stod(found[1]), std::stod(found[2]));
+  };
+  auto restored = start();
+  q.pareto_aligned.erase(q.pareto_aligned.begin());
+  auto reuse = start();
+  EXPECT_LT(restored.second, reuse.second);  // 76 points are higher up than 60
+  EXPECT_NEAR(restored.first, reuse.first + 5, 0.11);
+}
+
+TEST(Report, SaysWhereMapsHelpAndHurt) {
+  Quality q = aligned_profile();
+  // 6 points by errors of 0.5 and 0.5: beyond two standard errors; 1.4 of 0.71 is not; 1.5 is.
+  EXPECT_THAT(checked_page(q),
+              AllOf(HasSubstr("Of 8 ways scored with maps and without, maps help 8 and hurt none "
+                              "by more than two standard errors."),
+                    Not(HasSubstr("Where maps hurt")),
+                    HasSubstr("<tr><td>full</td><td>8</td><td>6.0</td><td></td><td>8</td><td>0</td>")));
+  way(q, "recompute 2 aligned").loss.value = 21 + 1.4;
+  way(q, "recompute 3 aligned").loss.value = 21 + 1.5;
+  way(q, "restore 2-3 aligned").loss.value = 26 + 9;
+  EXPECT_THAT(
+      checked_page(q),
+      AllOf(
+          HasSubstr("maps help 5 and hurt 2 by more than two standard errors: restore 2-3 aligned (a loss of "
+                    "35.0 instead of 26.0), recompute 3 aligned (a loss of 22.5 instead of 21.0)."),
+          HasSubstr("Where maps hurt"),
+          HasSubstr("<td>restore 2-3 aligned</td><td>26.0 ± 0.5</td><td>35.0 ± 0.5</td><td>-9.0 ± 0.7</td>"),
+          HasSubstr("<tr><td>2-3</td><td>26.0 ± 0.5</td><td>35.0 ± 0.5</td><td>-9.0 ± 0.7 (worse)</td>"),
+          Not(HasSubstr("<td>recompute 2 aligned</td><td>21.0"))));
+  // Errors that are not known prove nothing; what racing dropped is not compared.
+  for (WayScore& w : q.ways) w.loss.standard_error = kNone;
+  EXPECT_THAT(checked_page(q),
+              HasSubstr("Of 8 ways scored with maps and without, maps help 0 and hurt none"));
+  way(q, "recompute 3 aligned").dropped = true;
+  EXPECT_THAT(checked_page(q), AllOf(HasSubstr("Of 7 ways scored"), HasSubstr("url(#hatch-score-full)")));
+}
+
+TEST(Report, FormsOfMapsStandSideBySide) {
+  Quality q = aligned_profile();
+  EXPECT_THAT(checked_page(q),
+              AllOf(Not(HasSubstr("by form of the maps")),
+                    HasSubstr("<tr><td>3</td><td>0-2</td><td>3.0 ± 0.5</td><td>1-3</td><td>-3.0 "
+                              "± 0.5</td><td>6.0 ± 0.7</td></tr>")));
+  q.ways.push_back(scored(Way::group({1, 3}).aligned(MapForm::kDiagonal), 88));
+  q.ways.push_back(scored(Way::group({1, 3}).aligned(MapForm::kLowRank), 94));
+  q.ways.push_back(scored(Way::restore({2, 3}).aligned(MapForm::kLowRank), 65));
+  EXPECT_THAT(
+      checked_page(q),
+      AllOf(HasSubstr("The best group of each size, by form of the maps"),
+            HasSubstr("<th>loss with full maps</th><th>loss with diagonal maps</th><th>loss with low-rank "
+                      "maps</th><th>won by maps</th>"),
+            HasSubstr("<tr><td>3</td><td>3.0 ± 0.5</td><td>-3.0 ± 0.5</td><td>2.0 ± 0.5</td><td>-4.0 ± "
+                      "0.5</td><td>7.0 ± 0.7</td></tr>"),
+            HasSubstr("<tr><td>2-3</td><td>26.0 ± 0.5</td><td>20.0 ± 0.5</td><td>–</td><td>25.0 ± 0.5</td>"),
+            HasSubstr("<td>1-3 (low-rank)</td>"), HasSubstr("<h3>With diagonal maps</h3>")));
 }
 
 TEST(Report, ReadsVersion1) {

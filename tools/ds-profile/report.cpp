@@ -24,8 +24,7 @@ Action add_report(CLI::App& app) {
   auto o = std::make_shared<ReportOptions>();
   CLI::App* cmd =
       app.add_subcommand("report", "draw a quality profile as one HTML page that stands by itself");
-  cmd->add_option("quality", o->quality,
-                  "quality.json, as ds-profile or a script wrote it (versions 1 and 2)")
+  cmd->add_option("quality", o->quality, "quality.json, as ds-profile or a script wrote it (versions 1 to 3)")
       ->required();
   cmd->add_option("-o,--output", o->output, "the page; '-': stdout")->required();
   cmd->footer("Example:\n  ds-profile report quality.json -o report.html");
