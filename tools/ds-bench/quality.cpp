@@ -20,7 +20,7 @@ namespace {
 struct QualityBenchOptions {
   CompileFiles files;
   std::string quality, machine, rates, context, context_ids, data, prompts, prompt, prompt_ids,
-      backend = "auto", json, html;
+      backend = "auto", json, html, align_side = "receiver";
   double link_rtt_ms = 0;
   int64_t chunks = 16;
   int threads = 0, repeats = 5;
@@ -34,10 +34,12 @@ struct Wanted {
 };
 
 /// Restored layers cost link and compute, so of two such ways with one score the smaller is enough.
-void add_restores(const Quality& q, std::vector<Wanted>& out) {
+void add_restores(const Quality& q, bool aligned, std::vector<Wanted>& out) {
   std::vector<const WayScore*> all;
   for (const WayScore& w : q.ways)
-    if (w.way.kind == WayKind::kRestore && !w.dropped) all.push_back(&w);
+    if (w.way.kind == WayKind::kRestore && (w.way.map != MapForm::kNone) == aligned &&
+        w.way.map_control.empty() && !w.dropped)
+      all.push_back(&w);
   std::stable_sort(all.begin(), all.end(), [](const WayScore* a, const WayScore* b) {
     return std::pair(a->way.layers[0].size(), -a->score.value) <
            std::pair(b->way.layers[0].size(), -b->score.value);
@@ -48,7 +50,15 @@ void add_restores(const Quality& q, std::vector<Wanted>& out) {
     best = w->score.value;
     out.push_back({w->way, "restore"});
   }
-  if (all.empty()) out.push_back({Way::restore({0, q.layers - 1}), "restore"});
+  if (all.empty() && !aligned) out.push_back({Way::restore({0, q.layers - 1}), "restore"});
+}
+
+/// The groups among `names`, by both policies.
+void add_groups(const Quality& q, const std::vector<std::string>& names, std::vector<Wanted>& out) {
+  for (const std::string& name : names)
+    for (const WayScore& w : q.ways)
+      if (w.way.name() == name && w.way.kind == WayKind::kGroup)
+        for (const char* policy : {"droidspeak", "balanced"}) out.push_back({w.way, policy});
 }
 
 void add_selects(const Quality& q, std::vector<Wanted>& out) {
@@ -59,16 +69,22 @@ void add_selects(const Quality& q, std::vector<Wanted>& out) {
   if (out.size() == before) out.push_back({Way::select(kUsual), "select"});
 }
 
-/// Also ways whose scores the profile does not know: their times are worth having.
-std::vector<Wanted> wanted_of(const Quality& q) {
+/// Also ways whose scores the profile does not know: their times are worth having. `maps`: there are maps for
+/// those with aligned cuts.
+std::vector<Wanted> wanted_of(const Quality& q, bool maps) {
   std::vector<Wanted> out{{{WayKind::kFullPrefill}, "full-prefill"}, {{WayKind::kFullReuse}, "full-reuse"}};
-  for (const std::string& name : q.pareto)
-    for (const WayScore& w : q.ways)
-      if (w.way.name() == name)
-        for (const char* policy : {"droidspeak", "balanced"}) out.push_back({w.way, policy});
-  add_restores(q, out);
+  add_groups(q, q.pareto, out);
+  if (maps) add_groups(q, q.pareto_aligned, out);
+  add_restores(q, false, out);
+  if (maps) add_restores(q, true, out);
   if (q.layers > 1) add_selects(q, out);  // it compares keys of layer 1
   return out;
+}
+
+bool has_aligned(const Quality& q) {
+  return std::any_of(q.ways.begin(), q.ways.end(), [](const WayScore& w) {
+    return w.way.map != MapForm::kNone && w.way.map_control.empty() && !w.dropped;
+  });
 }
 
 /// What is asked about which context.
@@ -84,7 +100,9 @@ class QualityBench {
   Status run() {
     DS_TRY(check());
     DS_ASSIGN(rates_, parse_rate_list(o_.rates));
-    DS_ASSIGN(inputs_, read_inputs({o_.files.receiver, o_.files.sender, o_.quality, o_.machine}));
+    DS_ASSIGN(inputs_,
+              read_inputs({o_.files.receiver, o_.files.sender, o_.quality, o_.machine, o_.files.maps}));
+    DS_TRY(check_maps_of_profile());
     std::string dtype(dtype_name(inputs_.machine->dtype));
     DS_ASSIGN(receiver_, load_model(o_.files.receiver, o_.backend, o_.threads, dtype, o_.cache));
     DS_ASSIGN(asked_, o_.data.empty() ? ask_by_hand() : ask_of_data());
@@ -109,6 +127,21 @@ class QualityBench {
                                     : "--prompt and --prompt-ids contradict each other; give one");
     if (o_.data.empty() && !o_.prompts.empty())
       return error(Code::kInvalidArgument, "--prompts are templates for --data, which is not given");
+    return ok_status();
+  }
+
+  Status check_maps_of_profile() const {
+    const bool aligned = has_aligned(*inputs_.quality);
+    if (o_.files.maps && !aligned)
+      return error(
+          Code::kInvalidArgument,
+          "--maps '{}': the profile '{}' has no way with maps, so there is nothing to measure with them; "
+          "let ds-profile score some (--align)",
+          *o_.files.maps, o_.quality);
+    if (!o_.files.maps && aligned)
+      fmt::print(stderr,
+                 "note: the profile's ways with maps are left out; --maps FILE ('{}') measures them too\n",
+                 inputs_.quality->maps.name);
     return ok_status();
   }
 
@@ -156,6 +189,7 @@ class QualityBench {
     return std::move(*middle);
   }
 
+  const MapSet* maps() const { return inputs_.maps ? &*inputs_.maps : nullptr; }
   int64_t n() const { return static_cast<int64_t>(asked_.context.size()); }
   int64_t m() const { return static_cast<int64_t>(asked_.prompt.size()); }
 
@@ -167,6 +201,8 @@ class QualityBench {
     if (!wanted.way.layers.empty()) options.recompute = format_layer_set(wanted.way.layers);
     if (wanted.way.kind == WayKind::kSelect)
       options.select_share = fmt::format("{:g}%", 100 * wanted.way.share);
+    options.align = map_form_name(wanted.way.map);
+    if (wanted.way.map != MapForm::kNone) options.align_side = o_.align_side;
     options.context_lengths = std::to_string(n());
     options.link_rates = fmt::format("{}B/s", rate);
     options.suffix_length = m();
@@ -179,7 +215,7 @@ class QualityBench {
   }
 
   Status compile_all() {
-    std::vector<Wanted> wanted = wanted_of(*inputs_.quality);
+    std::vector<Wanted> wanted = wanted_of(*inputs_.quality, maps() != nullptr);
     for (int64_t rate : rates_) {
       QualityRate& measured = measured_.emplace_back();
       std::vector<Plan>& plans = plans_.emplace_back();
@@ -213,7 +249,7 @@ class QualityBench {
     for (const std::vector<Plan>& plans : plans_)
       for (const Plan& plan : plans) all.push_back(&plan);
     DS_ASSIGN(Published entry, publish(*sender.backend, *sender.model, inputs_.pair.sender, asked_.context,
-                                       *store, {.cuts = cuts_of(all)}));
+                                       *store, {.cuts = cuts_of(all), .maps = maps()}));
     entry_bytes_ = entry.entry_bytes;
     return ok_status();
   }
@@ -231,7 +267,7 @@ class QualityBench {
       for (size_t w = 0; w < runs.size(); ++w) {
         Contender c{.name = runs[w].name()};
         DS_ASSIGN(c.session,
-                  Session::create(*receiver_.backend, *receiver_.model, plans_[r][w], {n(), m(), 1}));
+                  Session::create(*receiver_.backend, *receiver_.model, plans_[r][w], {n(), m(), 1}, maps()));
         contenders.push_back(std::move(c));
       }
       Request request;
@@ -267,12 +303,14 @@ class QualityBench {
     fmt::print(to, "{}\n{}\n", title(), note());
     for (const QualityRate& rate : measured_) {
       const QualityRun* prefill = rate.find(WayKind::kFullPrefill);
-      fmt::print(to, "\n{:<18} {:<12} {:>12} {:>8} {:>12} {:>12} {:>16} {:>11} {:>10}\n",
-                 format_rate(static_cast<double>(rate.rate)), "policy", "TTFT", "speed-up", "score", "loss",
-                 "recomputed", "moved", "compute");
+      size_t width = 18;
+      for (const QualityRun& run : rate.runs) width = std::max(width, run.way.name().size());
+      fmt::print(to, "\n{:<{}} {:<12} {:>12} {:>8} {:>12} {:>12} {:>16} {:>11} {:>10}\n",
+                 format_rate(static_cast<double>(rate.rate)), width, "policy", "TTFT", "speed-up", "score",
+                 "loss", "recomputed", "moved", "compute");
       for (const QualityRun& run : rate.runs)
-        fmt::print(to, "{:<18} {:<12} {:>9.2f} ms {:>7.2f}x {:>12} {:>12} {:>16} {:>11} {:>10}\n",
-                   run.way.name(), run.policy, static_cast<double>(run.ttft()) / 1e6,
+        fmt::print(to, "{:<{}} {:<12} {:>9.2f} ms {:>7.2f}x {:>12} {:>12} {:>16} {:>11} {:>10}\n",
+                   run.way.name(), width, run.policy, static_cast<double>(run.ttft()) / 1e6,
                    static_cast<double>(prefill->ttft()) / static_cast<double>(run.ttft()),
                    points_text(run.score), points_text(run.loss), effort_text(run, layers()),
                    format_bytes(run.bytes), format_ns(run.compute()));
@@ -330,9 +368,10 @@ class QualityBench {
     Json runs = Json::array(), on_front = Json::array();
     for (const QualityRun& run : rate.runs) runs.push_back(run_json(run));
     for (const QualityRun* run : front(rate)) on_front.push_back(run->name());
-    const QualityRun* fastest = fastest_within(rate, kCloseLoss);
+    auto name_of = [](const QualityRun* run) { return run ? Json(run->name()) : Json(nullptr); };
     return {{"rate_bytes_per_s", rate.rate},
-            {"fastest_within_1_point", fastest ? Json(fastest->name()) : Json(nullptr)},
+            {"fastest_within_1_point", name_of(fastest_within(rate, kCloseLoss))},
+            {"fastest_within_1_point_without_maps", name_of(fastest_within(rate, kCloseLoss, false))},
             {"front", std::move(on_front)},
             {"select_at_equal_compute", comparison_json(at_equal_compute(rate, layers()))},
             {"select_at_equal_ttft", comparison_json(at_equal_ttft(rate, kNoise))},
@@ -357,6 +396,7 @@ class QualityBench {
                  {"dtype", dtype_name(inputs_.machine->dtype)},
                  {"inputs", std::move(inputs)},
                  {"layers", layers()},
+                 {"align_side", maps() ? Json(o_.align_side) : Json(nullptr)},
                  {"asked", asked_.text},
                  {"context_tokens", n()},
                  {"prompt_tokens", m()},
@@ -388,6 +428,12 @@ Bench add_quality(CLI::App& app) {
   cmd->add_option("--sender", o->files.sender, "Hugging Face folder")->required();
   cmd->add_option("--quality", o->quality, "quality.json of this pair")->required();
   cmd->add_option("--machine", o->machine, "machine.json, from ds-calibrate")->required();
+  cmd->add_option("--maps", o->files.maps,
+                  "maps of this pair, from ds-profile: ways with aligned cuts are measured too");
+  cmd->add_option("--align-side", o->align_side,
+                  "who applies the maps: receiver, sender, or auto, as ds-compile chooses")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"receiver", "sender", "auto"}));
   cmd->add_option("--link-rates", o->rates, "20MB/s,100MB/s: each is measured by itself")->required();
   cmd->add_option("--link-rtt-ms", o->link_rtt_ms, "round trip")->capture_default_str();
   cmd->add_option("--context", o->context, "text file");

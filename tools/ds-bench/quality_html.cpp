@@ -27,11 +27,15 @@ Look look_of(const QualityRun& run) {
     case WayKind::kFullReuse:
       return {Mark::kDot, 2, "full reuse"};
     case WayKind::kRestore:
+      if (run.aligned()) return {Mark::kDownTriangle, 8, "restore with maps"};
       return {Mark::kTriangle, 6, "restore (HCache)"};
     case WayKind::kSelect:
       return {Mark::kDiamond, 7, "select (CacheBlend)"};
     default:
-      return run.policy == "balanced" ? Look{Mark::kSquare, 1, "a group, balanced"}
+      if (run.aligned())
+        return run.policy == "balanced" ? Look{Mark::kSquare, 8, "a group with maps, balanced"}
+                                        : Look{Mark::kRing, 8, "a group with maps, droidspeak"};
+      return run.policy == "balanced" ? Look{Mark::kSquare, 5, "a group, balanced"}
                                       : Look{Mark::kRing, 5, "a group, droidspeak"};
   }
 }

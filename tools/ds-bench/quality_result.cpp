@@ -13,10 +13,11 @@ const QualityRun* QualityRate::find(WayKind kind) const {
   return nullptr;
 }
 
-const QualityRun* fastest_within(const QualityRate& rate, double loss) {
+const QualityRun* fastest_within(const QualityRate& rate, double loss, bool maps) {
   const QualityRun* best = nullptr;
   for (const QualityRun& run : rate.runs)
-    if (run.loss.value <= loss && (!best || run.ttft() < best->ttft())) best = &run;
+    if (run.loss.value <= loss && (maps || !run.aligned()) && (!best || run.ttft() < best->ttft()))
+      best = &run;
   return best;
 }
 
@@ -41,7 +42,7 @@ std::vector<SelectComparison> at_equal_compute(const QualityRate& rate, int64_t 
     };
     SelectComparison c{&select};
     for (const QualityRun& run : rate.runs) {
-      bool takes_part = run.way.kind == WayKind::kGroup && run.policy == "droidspeak";
+      bool takes_part = run.way.kind == WayKind::kGroup && !run.aligned() && run.policy == "droidspeak";
       if (takes_part && (!c.other || distance(run) < distance(*c.other))) c.other = &run;
     }
     out.push_back(c);
@@ -79,14 +80,21 @@ std::string points_text(const Mean& mean) {
 
 std::string fastest_text(const QualityRate& rate) {
   const QualityRun* best = fastest_within(rate, kCloseLoss);
+  const QualityRun* plain = fastest_within(rate, kCloseLoss, false);
   const QualityRun* prefill = rate.find(WayKind::kFullPrefill);
   std::string at = format_rate(static_cast<double>(rate.rate));
   if (!best) return fmt::format("{}: no way within {:g} point of loss", at, kCloseLoss);
-  return fmt::format(
-      "{}: the fastest way within {:g} point of loss is {}: {}, {:.2f} times as fast as the full "
-      "prefill, a loss of {}",
-      at, kCloseLoss, best->name(), format_ns(best->ttft()),
-      static_cast<double>(prefill->ttft()) / static_cast<double>(best->ttft()), points_text(best->loss));
+  auto said = [&](const QualityRun& run) {
+    return fmt::format(
+        "{}: {}, {:.2f} times as fast as the full prefill, a loss of {}", run.name(), format_ns(run.ttft()),
+        static_cast<double>(prefill->ttft()) / static_cast<double>(run.ttft()), points_text(run.loss));
+  };
+  std::string text =
+      fmt::format("{}: the fastest way within {:g} point of loss is {}", at, kCloseLoss, said(*best));
+  if (std::none_of(rate.runs.begin(), rate.runs.end(), [](const QualityRun& run) { return run.aligned(); }))
+    return text;
+  if (plain == best) return text + "; no way with maps is faster";
+  return text + (plain ? "; without maps " + said(*plain) : std::string("; without maps none is"));
 }
 
 }  // namespace ds

@@ -22,6 +22,7 @@ struct QualityRun {
 
   int64_t ttft() const { return median_of(ttft_ns); }
   int64_t compute() const { return median_of(compute_ns); }
+  bool aligned() const { return way.map != MapForm::kNone; }
   bool one_of_many() const { return way.kind == WayKind::kGroup; }
   /// "recompute 7-11, balanced", "full reuse".
   std::string name() const { return one_of_many() ? way.name() + ", " + policy : way.name(); }
@@ -39,8 +40,8 @@ struct QualityRate {
   const QualityRun* find(WayKind kind) const;
 };
 
-/// The quickest whose loss is known and at most `loss` points; nullptr: none.
-const QualityRun* fastest_within(const QualityRate& rate, double loss);
+/// The quickest whose loss is known and at most `loss` points; nullptr: none. `maps`: with maps too.
+const QualityRun* fastest_within(const QualityRate& rate, double loss, bool maps = true);
 
 /// Those that nothing beats in both TTFT and known score, by TTFT.
 std::vector<const QualityRun*> front(const QualityRate& rate);
@@ -50,9 +51,10 @@ struct SelectComparison {
   const QualityRun* select = nullptr;
   const QualityRun* other = nullptr;  // nullptr: there is nothing to compare with
 };
-/// The group, by policy droidspeak, whose recomputed layers come closest to the share of all.
+/// The group without maps, by policy droidspeak, whose recomputed layers come closest to the share of all.
 std::vector<SelectComparison> at_equal_compute(const QualityRate& rate, int64_t layers);
-/// What loses least of all groups, full reuse and the full prefill that are as quick, up to `noise` (0.03: 3
+/// What loses least of all groups, with maps and without, full reuse and the full prefill that are as quick,
+/// up to `noise` (0.03: 3
 /// %).
 std::vector<SelectComparison> at_equal_ttft(const QualityRate& rate, double noise);
 
@@ -67,7 +69,8 @@ inline constexpr double kNoise = 0.03;   // medians this far apart may be the ma
 std::string effort_text(const QualityRun& run, int64_t layers);
 /// "93.4 ± 1.2"; "–" where it is not known.
 std::string points_text(const Mean& mean);
-/// "200 MB/s: the fastest within 1 point is ..., 4.1 ms, ...".
+/// "200 MB/s: the fastest within 1 point is ..., 4.1 ms, ..."; where ways with maps were measured, what it is
+/// without them as well.
 std::string fastest_text(const QualityRate& rate);
 
 }  // namespace ds
