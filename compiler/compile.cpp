@@ -372,11 +372,11 @@ struct Compiler {
     if (there.empty()) return missing("");
     if (!recompute) return ok_status();
     const Way way = request.policy == "restore" ? Way::restore(*recompute) : way_of(*recompute, in.layers);
-    const LayerRange layers = mapped_layers(way);
+    const std::vector<int64_t> layers = way.sent_layers();
     if (layers.empty())
       return refuse("--align " + options.align, "--recompute " + format_layers(*recompute),
                     "that starts from the receiver's own embeddings, so there is no cut to map");
-    for (int64_t l = layers.first; l <= layers.last; ++l)
+    for (int64_t l : layers)
       if (!in.maps->find(l, form)) return missing(fmt::format(" for layer {}", l));
     return ok_status();
   }

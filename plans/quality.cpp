@@ -384,13 +384,13 @@ Way Way::aligned(MapForm form, std::string control) const {
   return way;
 }
 
-std::vector<int64_t> Way::mapped_layers() const {
-  std::vector<int64_t> mapped;
-  if (map == MapForm::kNone) return mapped;
+std::vector<int64_t> Way::sent_layers() const {
+  std::vector<int64_t> sent;
+  if (!can_align()) return sent;
   for (const LayerRange& r : layers)
     for (int64_t l = r.first; l <= (kind == WayKind::kRestore ? r.last : r.first); ++l)
-      if (l > 0) mapped.push_back(l);
-  return mapped;
+      if (l > 0) sent.push_back(l);
+  return sent;
 }
 
 std::string Way::name() const {

@@ -40,8 +40,8 @@ struct Way {
   /// Does it start from hidden states of the sender, so that maps mean something?
   bool can_align() const;
   Way aligned(MapForm form, std::string control = {}) const;
-  /// Layers whose entering hidden states come from the sender through a map; none without maps.
-  std::vector<int64_t> mapped_layers() const;
+  /// Layers whose entering hidden states come from the sender: what an aligned way needs maps for.
+  std::vector<int64_t> sent_layers() const;
   /// "recompute 7-11", "restore 4-11 aligned", "select 15 %": unique within a profile.
   std::string name() const;
   /// Layers that are computed for every token of the context, of `total`. A restored layer counts as none.

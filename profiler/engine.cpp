@@ -116,7 +116,7 @@ Status Engine::load_maps(const Maps& maps) {
   for (const Way& way : ways_) {
     if (way.map == MapForm::kNone) continue;
     auto set = maps.find(way.map_control);
-    for (int64_t l : way.mapped_layers()) {
+    for (int64_t l : way.sent_layers()) {
       const AlignmentMap* map = set == maps.end() ? nullptr : set->second->find(l, way.map);
       if (map == nullptr)
         return error(Code::kNotFound, "'{}' needs a {} map for layer {}, which was not given", way.name(),

@@ -332,8 +332,8 @@ std::vector<Way> available_ways(const std::vector<Way>& ways, const MapSet& own)
   std::vector<Way> available;
   for (const Way& way : ways) {
     bool all = true;
-    for (int64_t l : way.mapped_layers()) all = all && own.find(l, way.map) != nullptr;
-    if (all) available.push_back(way);
+    for (int64_t l : way.sent_layers()) all = all && own.find(l, way.map) != nullptr;
+    if (all || way.map == MapForm::kNone) available.push_back(way);
   }
   return available;
 }

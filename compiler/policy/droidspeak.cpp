@@ -82,7 +82,7 @@ Result<std::vector<Tiling>> draw_droidspeak(const PolicyInput& in) {
   }
   for (const Way& way : ways) {
     // Without a cut there is nothing to wait for, so chunks would only cost.
-    bool cut = !mapped_layers(way).empty();
+    bool cut = !way.sent_layers().empty();
     for (int32_t chunks : in.chunks)
       if (chunks == 1 || cut) all.push_back(band(in, way, chunks));
   }

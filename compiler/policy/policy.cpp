@@ -38,23 +38,15 @@ Way way_of(const LayerRange& group, int64_t layers) {
   return group.size() == layers ? Way{WayKind::kFullPrefill} : Way::group(group);
 }
 
-LayerRange mapped_layers(const Way& way) {
-  if (!way.can_align() || way.layers.size() != 1) return {};
-  LayerRange layers = way.layers[0];
-  if (way.kind == WayKind::kGroup) return {layers.first, layers.first};
-  layers.first = std::max<int64_t>(layers.first, 1);
-  return layers;
-}
-
 bool can_map(const PolicyInput& in, const Way& way, MapForm form) {
-  const LayerRange layers = mapped_layers(way);
-  for (int64_t l = layers.first; l <= layers.last; ++l)
-    if (!in.maps || !in.maps->find(l, form)) return false;
-  return !layers.empty();
+  const std::vector<int64_t> layers = way.sent_layers();
+  return !layers.empty() && in.maps && std::all_of(layers.begin(), layers.end(), [&](int64_t l) {
+    return in.maps->find(l, form) != nullptr;
+  });
 }
 
 std::vector<Way> in_all_forms(const PolicyInput& in, const Way& plain) {
-  if (mapped_layers(plain).empty()) return {plain};
+  if (plain.sent_layers().empty()) return {plain};
   struct Choice {
     Way way;
     double flops;

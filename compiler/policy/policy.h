@@ -86,9 +86,8 @@ Result<std::vector<Tiling>> draw_select(const PolicyInput& input);
 Result<Policy> find_policy(std::string_view name);
 std::vector<std::string_view> policy_names();
 
-/// The layers whose hidden states the sender sends for this way, which maps are needed for; may be none.
-LayerRange mapped_layers(const Way& way);
-/// Are there maps of this form for all of them, and is there one?
+/// Are there maps of this form for all layers whose hidden states the sender sends for this way, and is there
+/// such a layer?
 bool can_map(const PolicyInput& input, const Way& way, MapForm form);
 /// A way in the forms that are allowed: as it is (one that sends no hidden states in any case), and aligned
 /// where there are the maps and, unless the user has named the layers, the profile has scored that. Forms
