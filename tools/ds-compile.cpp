@@ -40,8 +40,8 @@ int main(int argc, char** argv) {
                  "Layers that the receiver recomputes; with --policy restore, those that it restores")
       ->type_name("A-B");
   app.add_option("--policy", o.policy,
-                 "balanced (a group of layers, and stairs on it where the link is slow; the default without "
-                 "--recompute), "
+                 "balanced (a group of layers, and stairs on it where the link is slow, or restored layers where the "
+                 "profile has scored them; the default without --recompute), "
                  "droidspeak (a group of layers), restore (K and V computed from the sender's hidden "
                  "states), select (the tokens that deviate most), cake (a "
                  "split along the tokens), full-prefill or full-reuse")

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "compiler/policy/policy.h"
@@ -113,6 +114,13 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
         if (!group.empty() && group.last + 1 < in.layers) stair(0, k);
       }
     }
+  }
+  // Restored layers compute least of all; with maps they may lose little. Those that the profile has scored
+  // compete.
+  if (in.quality && !in.recompute) {
+    DS_ASSIGN(std::vector<Tiling> restored, draw_restore(in));
+    for (Tiling& t : restored)
+      if (t.way.kind == WayKind::kRestore && !std::isnan(t.loss)) all.push_back(std::move(t));
   }
   return all;
 }

@@ -64,7 +64,8 @@ Result<std::vector<Tiling>> draw_droidspeak(const PolicyInput& input);
 
 /// droidspeak, and stairs on it that balance link and compute: the first chunks are recomputed from the
 /// embeddings through all layers (nothing of them is sent, and it starts before anything has arrived), or go
-/// on from the group to the top layer. Every token keeps its group, so the promise is the group's.
+/// on from the group to the top layer. Every token keeps its group, so the promise is the group's. Restored
+/// layers that the profile has scored take part.
 Result<std::vector<Tiling>> draw_balanced(const PolicyInput& input);
 
 /// Cake: a split along the tokens; the first chunks are computed, the others loaded. Promises no more than
