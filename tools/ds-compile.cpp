@@ -39,12 +39,13 @@ int main(int argc, char** argv) {
   app.add_option("--recompute", o.recompute,
                  "Layers that the receiver recomputes; with --policy restore, those that it restores")
       ->type_name("A-B");
-  app.add_option("--policy", o.policy,
-                 "balanced (a group of layers, and stairs on it where the link is slow, or restored layers where the "
-                 "profile has scored them; the default without --recompute), "
-                 "droidspeak (a group of layers), restore (K and V computed from the sender's hidden "
-                 "states), select (the tokens that deviate most), cake (a "
-                 "split along the tokens), full-prefill or full-reuse")
+  app.add_option(
+         "--policy", o.policy,
+         "balanced (a group of layers, and stairs on it where the link is slow, or restored layers where the "
+         "profile has scored them; the default without --recompute), "
+         "droidspeak (a group of layers), restore (K and V computed from the sender's hidden "
+         "states), select (the tokens that deviate most), cake (a "
+         "split along the tokens), full-prefill or full-reuse")
       ->type_name("NAME");
   app.add_option("--select-share", o.select_share,
                  "With --policy select: how many of the tokens are recomputed, those that deviate most")

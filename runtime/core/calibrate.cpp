@@ -286,16 +286,16 @@ class Calibrator {
     return measure_store(m);
   }
 
-  /// A line through the times of few rows and of many. The layer in between pushes the map out of the caches,
-  /// as in a request.
+  /// A line through the times of few rows and of many. The layer before it, on the same rows, pushes the map
+  /// out of the caches and leaves the threads awake, as between the kernels of a request.
   Status measure_align(MachineTimes& m) {
     const int64_t many = std::min<int64_t>(longest_, 512), few = std::max<int64_t>(many / 8, 1);
     for (const auto& [form, map] : maps_) {
       auto measure = [&](int64_t rows) -> Result<int64_t> {
         std::vector<int64_t> times;
-        for (int i = 0; i < 8 && !stopped(); ++i) {
-          DS_TRY(pass({1, 1, 0}, 1));
+        for (int i = 0; i < 16 && !stopped(); ++i) {
           model_.embed(*compute_, ids_.data(), rows, hidden_->data());
+          model_.layer(*compute_, *workspace_, call(0, {rows, rows, 0}));
           DS_ASSIGN(int64_t ns,
                     once([&] { model_.align(*compute_, *workspace_, *map, hidden_->data(), rows); }));
           if (i > 0) times.push_back(ns);
