@@ -70,6 +70,31 @@ for i, item in enumerate(items):
     check(answers["full"]["recomputed_layers"] == 12 and answers["plan"]["recomputed_layers"] < 12, f"item {i}: layers recomputed")
 check(right["full"] == 8 and right["plan"] >= 7 and right["reuse"] < 8, f"right answers of 8: {right}")
 
+# Aligned cuts: within a loss that no plain group keeps, and whoever applies the maps.
+maps = ["--maps", pair / "maps.safetensors"]
+profiled = ["--quality", pair / "quality.json", *maps]
+aligned = {side: compile_plan(f"aligned-{side}.dsplan", *profiled, "--slo-loss", 1, "--align-side", side) for side in ("receiver", "sender")}
+restored = compile_plan("restored.dsplan", *profiled, "--slo-loss", 3, "--policy", "restore", "--align-side", "receiver")
+plain = compile_plan("plain.dsplan", "--quality", pair / "quality.json", "--slo-loss", 1)
+variant = lambda path: json.loads(tool("ds-plan", "dump", path, "--format", "json").stdout)["variants"][0]
+for path in (*aligned.values(), restored): check("aligned" in variant(path)["way"], f"{path.name}: {variant(path)['way']}")
+check(variant(restored)["recomputed_layers"] == 0, "nothing is recomputed where layers are restored")
+check(variant(aligned["receiver"])["recomputed_layers"] < 8 <= variant(plain)["recomputed_layers"], "maps take fewer layers within a point")
+right = {"receiver": 0, "sender": 0, "restored": 0}
+for i, item in enumerate(items):
+    context = work / f"context{i}.txt"
+    tool("ds-publish", "--model", pair / "sender", *(x for p in (*aligned.values(), restored) for x in ("--plan", p)), *maps, "--context", context,
+         "--store", f"file:{work / 'aligned'}")
+    answers = {name: run("--plan", p, *maps, "--store", f"file:{work / 'aligned'}", "--context", context, "--prompt", item["input"])
+               for name, p in (*aligned.items(), ("restored", restored))}
+    for way, answer in answers.items():
+        right[way] += (answer["text"] or "").strip() in [a.strip() for a in item["answers"]]
+        check(answer["cache"]["status"] == "hit" and answer["cuts"].startswith("aligned"), f"item {i}, {way}: {answer['cache']} {answer['cuts']}")
+    check(answers["receiver"]["output_token_ids"] == answers["sender"]["output_token_ids"], f"item {i}: who maps changes no answer")
+check(min(right.values()) >= 7, f"right answers of 8 with maps: {right}")
+explained = tool("ds-plan", "explain", aligned["receiver"]).stdout
+check("E in an entry for 1, 2, 4, 8 receivers" in explained, "explain shows who may map")
+
 # Sender = receiver: to the last bit, through files.
 context, question = work / "context0.txt", items[0]["input"]
 for dtype in ("bf16", "f32"):
@@ -80,6 +105,14 @@ for dtype in ("bf16", "f32"):
     check(answer["cache"]["status"] == "hit", f"S = R {dtype}: {answer['cache']}")
     run(*request, "--dump-logits", work / "full.safetensors")
     check((work / "mixed.safetensors").read_bytes() == (work / "full.safetensors").read_bytes(), f"S = R in {dtype}: logits equal to the bit")
+    own = work / f"own-{dtype}.safetensors"
+    tool("ds-profile", "fit", "--sender", pair / "receiver", "--receiver", pair / "receiver", "--data", pair / "fit" / "code.jsonl", "--contexts", 10,
+         "--prompts", pair / "data" / "prompts.json", "--dtype", dtype, "-o", own)
+    same = compile_plan(f"mapped-{dtype}.dsplan", "--recompute", "3-6", "--dtype", dtype, "--maps", own, "--align", "full", sender="receiver")
+    tool("ds-publish", "--model", pair / "receiver", "--plan", same, "--maps", own, "--context", context, "--store", f"file:{work / 'same'}", "--dtype", dtype)
+    answer = run("--plan", same, "--maps", own, "--store", f"file:{work / 'same'}", *request, "--dump-logits", work / "mapped.safetensors")
+    check(answer["cuts"].startswith("aligned"), f"S = R {dtype}, aligned: {answer['cuts']}")
+    check((work / "mapped.safetensors").read_bytes() == (work / "full.safetensors").read_bytes(), f"S = R in {dtype}, aligned: logits equal to the bit")
 
 # What a miss is: counted, with its reason, and answered by the full prefill.
 request = ["--context", context, "--prompt", question]
