@@ -107,14 +107,15 @@ int main(int argc, char** argv) {
     }
     DS_ASSIGN(std::vector<GivenMaps> given, read_maps(maps));
     for (const GivenMaps& m : given) {
-      if (std::none_of(read.begin(), read.end(),
-                       [&](auto& p) { return p.maps.fingerprint == m.fingerprint; }) &&
-          (read.size() > 1 || read[0].maps.fingerprint.empty()))
-        return error(
-            Code::kInvalidArgument,
-            "--maps '{}' (fingerprint {:.12}): no plan that was given names these maps; leave them out, or "
-            "give their plan",
-            m.path, m.fingerprint);
+      if (std::any_of(read.begin(), read.end(), [&](auto& p) { return p.maps.fingerprint == m.fingerprint; }))
+        continue;
+      // With one plan there is no doubt which one was meant.
+      if (read.size() == 1 && !read[0].maps.fingerprint.empty()) DS_TRY(m.set.check_plan(m.path, read[0]));
+      return error(
+          Code::kInvalidArgument,
+          "--maps '{}' (fingerprint {:.12}): no plan that was given names these maps; leave them out, or "
+          "give their plan",
+          m.path, m.fingerprint);
     }
     for (size_t i = 0; i < read.size(); ++i) {
       DS_ASSIGN(MappedCuts cuts, cuts_for(read[i], plans[i], given));
