@@ -81,11 +81,7 @@ Status refuse(std::string_view a, std::string_view b, std::string_view why) {
 }
 
 /// The form that was asked for; kNone: "auto" or "none".
-MapForm named_form(const CompileOptions& o) {
-  auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), o.align);
-  return at == std::end(kMapFormNames) ? MapForm::kNone
-                                       : static_cast<MapForm>(at - std::begin(kMapFormNames));
-}
+MapForm named_form(const CompileOptions& o) { return map_form_named(o.align).value_or(MapForm::kNone); }
 
 /// `maps`: a file of them was given.
 Status check_align(const CompileOptions& o, bool maps) {

@@ -7,8 +7,11 @@
 
 #include <cstdint>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <string_view>
+
+#include "support/status.h"
 
 namespace ds {
 
@@ -22,6 +25,11 @@ enum class MapForm : uint8_t {
 inline constexpr std::string_view kMapFormNames[] = {"none", "diagonal", "low-rank", "full"};
 inline constexpr size_t kMapForms = std::size(kMapFormNames);
 inline std::string_view map_form_name(MapForm form) { return kMapFormNames[static_cast<size_t>(form)]; }
+/// "diagonal", "low-rank", "full"; nothing for other names, "none" included.
+std::optional<MapForm> map_form_named(std::string_view name);
+/// The same; an error of that code says `where` and what was found.
+Result<MapForm> parse_map_form(std::string_view name, std::string_view where,
+                               Code code = Code::kInvalidArgument);
 
 /// Who applies it. Where the sender does, the wire carries the receiver's own cut: nothing is left to do
 /// before the first kernel, but an entry has such a cut for each receiver.

@@ -54,11 +54,7 @@ Result<Way> read_way(const JsonObject& o, int64_t layers) {
   }
   if (o.has("map")) {
     DS_ASSIGN(std::string form, o.string("map"));
-    auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), form);
-    if (at == std::end(kMapFormNames))
-      return error(Code::kInvalidArgument, "{}: unknown form '{}'; expected one of {}", o.at("map"), form,
-                   fmt::join(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), ", "));
-    way.map = static_cast<MapForm>(at - std::begin(kMapFormNames));
+    DS_ASSIGN(way.map, parse_map_form(form, o.at("map")));
     DS_ASSIGN(way.map_control, o.string_or("map_control", ""));
     if (!way.can_align())
       return error(Code::kInvalidArgument,

@@ -147,11 +147,9 @@ Result<std::vector<int32_t>> encode_context(const std::string& text, const Token
 Status read_align(const JsonObject& root, WayOptions& w) {
   DS_ASSIGN(const nlohmann::json* forms, root.array("align"));
   for (const auto& form : *forms) {
-    auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames),
-                        form.is_string() ? form.get<std::string>() : "");
-    if (at == std::end(kMapFormNames))
-      return error(Code::kInvalidArgument, "{}: unknown form {}", root.at("align"), form.dump());
-    w.align.push_back(static_cast<MapForm>(at - std::begin(kMapFormNames)));
+    DS_ASSIGN(MapForm named,
+              parse_map_form(form.is_string() ? form.get<std::string>() : "", root.at("align")));
+    w.align.push_back(named);
   }
   DS_ASSIGN(w.shuffled, root.boolean("shuffled"));
   DS_ASSIGN(w.other_pair, root.string("other_pair"));

@@ -105,11 +105,8 @@ Status read_align(const JsonObject& root, const std::string& path, MachineModel&
     DS_ASSIGN(JsonObject o, JsonObject::make((*list)[i], fmt::format("{}: align[{}]", path, i)));
     DS_TRY(check_keys(o, {"form", "rank", "ns", "row_ns"}));
     DS_ASSIGN(std::string form, o.string("form"));
-    auto known = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), form);
-    if (known == std::end(kMapFormNames))
-      return error(Code::kInvalidArgument, "{}: unknown form '{}'; expected one of {}", o.at("form"), form,
-                   fmt::join(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), ", "));
-    AlignPoint p{.form = static_cast<MapForm>(known - std::begin(kMapFormNames))};
+    AlignPoint p;
+    DS_ASSIGN(p.form, parse_map_form(form, o.at("form")));
     const bool low_rank = p.form == MapForm::kLowRank;
     DS_ASSIGN(p.rank, o.integer("rank", low_rank ? 1 : 0, low_rank ? m.shape->d_model : 0));
     DS_ASSIGN(p.ns, o.integer("ns", 1, kHour));

@@ -69,12 +69,8 @@ std::string with_points(Json json, const std::vector<LayerTime>& layers) {
 Result<AlignTime> read_align(const nlohmann::json& json, const std::string& where) {
   DS_ASSIGN(JsonObject o, JsonObject::make(json, where));
   DS_ASSIGN(std::string form, o.string("form"));
-  auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), form);
-  if (at == std::end(kMapFormNames))
-    return error(Code::kCorrupt, "{}: 'form' is '{:.40}'; expected one of {}", where, form,
-                 fmt::join(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), ", "));
   AlignTime t;
-  t.form = static_cast<MapForm>(at - std::begin(kMapFormNames));
+  DS_ASSIGN(t.form, parse_map_form(form, o.at("form"), Code::kCorrupt));
   const bool low_rank = t.form == MapForm::kLowRank;
   DS_ASSIGN(t.rank, o.integer("rank", low_rank ? 1 : 0, low_rank ? INT32_MAX : 0));
   DS_ASSIGN(t.ns, o.integer("ns", 1, kHour));

@@ -54,11 +54,7 @@ Result<AlignmentMap> read_fit(const JsonObject& o, int64_t layers, int64_t d) {
   AlignmentMap m;
   DS_ASSIGN(m.layer, o.integer("layer", 0, layers - 1));
   DS_ASSIGN(std::string form, o.string("form"));
-  auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), form);
-  if (at == std::end(kMapFormNames))
-    return error(Code::kCorrupt, "{}: unknown form '{}'; expected one of {}", o.at("form"), form,
-                 fmt::join(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), ", "));
-  m.form = static_cast<MapForm>(at - std::begin(kMapFormNames));
+  DS_ASSIGN(m.form, parse_map_form(form, o.at("form"), Code::kCorrupt));
   const bool low_rank = m.form == MapForm::kLowRank;
   DS_ASSIGN(m.rank, o.integer("rank", low_rank ? 1 : 0, low_rank ? d : 0));
   constexpr double kNone = kUnknown;

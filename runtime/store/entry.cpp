@@ -45,8 +45,7 @@ constexpr size_t kFingerprint = 64;
 bool is_map(std::string_view text) {
   return text.size() > kFingerprint && text[kFingerprint] == '/' &&
          text.find_first_not_of("0123456789abcdef") == kFingerprint &&
-         std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), text.substr(kFingerprint + 1)) !=
-             std::end(kMapFormNames);
+         map_form_named(text.substr(kFingerprint + 1)).has_value();
 }
 
 std::string escaped(std::string_view bytes) {

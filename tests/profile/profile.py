@@ -205,7 +205,7 @@ broken.write_bytes(fitted.read_bytes()[:-4] + b"\0\0\xc0\x7f")
 says(profile(*base, "--maps", broken, expect=4), "layers.11.full.bias", "finite")
 says(profile(*base, "--maps", fitted, "--fit-data", short, expect=2), "expected one of --maps, --fit-data, --fit-share and --no-align, found 2")
 says(profile(*base, "--fit-share", "100%", expect=2), "nothing would be left to score")
-says(profile(*base, "--align", "cubic", "--fit-data", fit_data, expect=2), "--align cubic: expected full, low-rank or diagonal")
+says(profile(*base, "--align", "cubic", "--fit-data", fit_data, expect=2), "--align: unknown form 'cubic'; expected one of diagonal, low-rank, full")
 says(profile("fit", *models, "--data", fit_data, *prompts, "--rank", 129, "-o", broken, expect=2), "rank 129; expected 1 to 128")
 poisoned = work / "poisoned"
 shutil.copytree(pair / "sender", poisoned)

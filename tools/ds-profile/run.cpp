@@ -32,10 +32,7 @@ Status check_align(RunOptions& o) {
                  sources + o.no_align);
   if (o.no_align) return ok_status();
   for (const std::string& name : o.forms) {
-    auto at = std::find(std::begin(kMapFormNames) + 1, std::end(kMapFormNames), name);
-    if (at == std::end(kMapFormNames))
-      return error(Code::kInvalidArgument, "--align {}: expected full, low-rank or diagonal", name);
-    auto form = static_cast<MapForm>(at - std::begin(kMapFormNames));
+    DS_ASSIGN(MapForm form, parse_map_form(name, "--align"));
     if (std::find(w.align.begin(), w.align.end(), form) == w.align.end()) w.align.push_back(form);
   }
   w.shuffled = !o.no_controls && o.maps.empty();
