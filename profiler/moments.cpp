@@ -31,11 +31,17 @@ Result<std::vector<double>> eigen(Matrix& a, int64_t d) {
   return values;
 }
 
+/// Of y about its mean, summed over tokens and elements.
+double variance_y(const CutMoments& m) {
+  double squares = 0;
+  for (size_t i = 0; i < m.sx.size(); ++i) squares += (m.sx[i] + m.sr[i]) * (m.sx[i] + m.sr[i]);
+  return m.yy - squares / static_cast<double>(m.tokens);
+}
+
 /// Sums about the means.
 struct Centred {
   Matrix xx, xr;
   std::vector<double> mean_x, mean_r;
-  double variance_y = 0;  // summed over tokens and elements
   double variance_x = 0;  // mean over elements, per token
 };
 
@@ -47,7 +53,6 @@ Centred centred(const CutMoments& m) {
     c.mean_x[i] /= n;
     c.mean_r[i] /= n;
   }
-  double squares = 0;
   for (size_t i = 0; i < d; ++i) {
     for (size_t j = 0; j < d; ++j) {
       if (j < i) {
@@ -58,11 +63,8 @@ Centred centred(const CutMoments& m) {
       c.xr[i * d + j] -= m.sx[i] * c.mean_r[j];
     }
     c.variance_x += c.xx[i * d + i];
-    double mean_y = c.mean_x[i] + c.mean_r[i];
-    squares += mean_y * mean_y;
   }
   c.variance_x /= n * static_cast<double>(m.d);
-  c.variance_y = m.yy - n * squares;
   return c;
 }
 
@@ -83,7 +85,7 @@ std::vector<double> bias_of(const Matrix& B, const Centred& c) {
 /// Mean squared distance as a share of the variance of y; 0 where there is neither.
 double error_of(const Affine& map, const CutMoments& m) {
   const auto d = static_cast<size_t>(m.d);
-  const double n = static_cast<double>(m.tokens), variance = centred(m).variance_y;
+  const double n = static_cast<double>(m.tokens), variance = variance_y(m);
   Matrix xxB(square(m.d));
   cblas_dsymm(CblasRowMajor, CblasLeft, CblasUpper, blas(m.d), blas(m.d), 1, m.xx.data(), blas(m.d),
               map.B.data(), blas(m.d), 0, xxB.data(), blas(m.d));
@@ -99,7 +101,7 @@ double error_of(const Affine& map, const CutMoments& m) {
 }
 
 double plain_error(const CutMoments& m) {
-  double variance = centred(m).variance_y;
+  const double variance = variance_y(m);
   return m.rr <= 0 ? 0 : variance > 0 ? m.rr / variance : kUnknown;
 }
 

@@ -4,7 +4,8 @@
 // With x the sender's hidden states that enter a layer and y the receiver's, of d elements each, r = y - x:
 //   minimise  sum |r - x B - b|^2 + lambda |B|^2
 // The penalty pulls towards B = 0, the plain cut, not towards 0: what the data say nothing about stays as it
-// was, and where sender and receiver are the same model the map is the identity exactly.
+// was, and where sender and receiver are the same model the map is the identity exactly. The last bits depend
+// on the CPU and the number of threads, as OpenBLAS's products do; so does a file's fingerprint.
 #pragma once
 
 #include <cstdint>
