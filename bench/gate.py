@@ -4,7 +4,9 @@
 Profiles a pair on some of its notes, then asks through ds-run --gate about the other notes, about modules of code (another kind of document, that
 the pair knows) and about prose (that it has never seen), and counts alarms, by the proxies that raised them.
 
-    gate.py BIN_DIR [--pair DIR] [--false-alarms 5%] [--profile 68] [--requests 60] [-o RESULT.json]
+    gate.py BIN_DIR [--pair DIR] [--false-alarms 5%] [--profile 68] [--requests 60] [--aligned] [-o RESULT.json]
+
+With --aligned the plan has an aligned cut, whose maps were fitted on notes alone: modules of code are then what maps hurt.
 """
 import argparse, datetime, json, pathlib, subprocess, sys, tempfile
 
@@ -15,6 +17,7 @@ p.add_argument("--false-alarms", default="5%", help="the rate that the threshold
 p.add_argument("--profile", type=int, default=68, help="documents that the profile is made of; the others are asked about")
 p.add_argument("--requests", type=int, default=40, help="of each kind of document")
 p.add_argument("--slo-loss", default="3")
+p.add_argument("--aligned", action="store_true")
 p.add_argument("-o", default="-")
 a = p.parse_args()
 bin, pair = pathlib.Path(a.bin).resolve(), pathlib.Path(a.pair).resolve()
@@ -33,9 +36,12 @@ documents = list(dict.fromkeys(item["context"] for item in notes))
 known = set(documents[: a.profile])
 (work / "known.jsonl").write_text("".join(json.dumps(item) + "\n" for item in notes if item["context"] in known))
 models = ["--sender", pair / "sender", "--receiver", pair / "receiver"]
-tool("ds-profile", *models, "--data", work / "known.jsonl", "--prompts", pair / "data" / "prompts.json", "--no-controls", "--no-align", "-o", work / "quality.json")
+tool("ds-profile", *models, "--data", work / "known.jsonl", "--prompts", pair / "data" / "prompts.json", "--no-controls", "-o", work / "quality.json",
+     *(["--fit-data", pair / "fit" / "notes.jsonl"] if a.aligned else ["--no-align"]))
+maps = ["--maps", work / "quality.maps.safetensors"] if a.aligned else []
 tool("ds-compile", *models, "--quality", work / "quality.json", "--slo-loss", a.slo_loss, "--policy", "droidspeak", "--chunks", 1,
-     "--context-lengths", "200,400,1000", "--link-rates", "400MB/s", "-o", work / "plan.dsplan")
+     "--context-lengths", "200,400,1000", "--link-rates", "400MB/s",
+     *(maps + ["--align", "full", "--align-side", "receiver"] if a.aligned else []), "-o", work / "plan.dsplan")
 frames = {task: how["prompt"].split("{context}")[1] for task, how in json.loads((pair / "data" / "prompts.json").read_text())["tasks"].items()}
 fresh = [item for item in notes if item["context"] not in known]
 kinds = {"notes that the profile has not seen": fresh[:: max(1, len(fresh) // a.requests)][: a.requests],
@@ -53,7 +59,7 @@ for kind, items in kinds.items():
         (work / "context.txt").write_text(item["context"])
         tool("ds-publish", "--model", pair / "sender", "--plan", work / "plan.dsplan", "--context", work / "context.txt", "--store", f"file:{work / 'store'}")
         request = ["--receiver", pair / "receiver", "--plan", work / "plan.dsplan", "--store", f"file:{work / 'store'}", "--context", work / "context.txt",
-                   "--prompt", frames[item["dataset"]].replace("{input}", item["input"]), "--max-new-tokens", 48, "--json"]
+                   "--prompt", frames[item["dataset"]].replace("{input}", item["input"]), "--max-new-tokens", 48, *maps, "--json"]
         gated = json.loads(tool("ds-run", *request, "--gate", work / "quality.json", "--gate-false-alarms", a.false_alarms))
         plain = json.loads(tool("ds-run", *request))["text"]
         alarm = gated["gate"]["status"] == "alarm"

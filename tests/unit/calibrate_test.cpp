@@ -182,7 +182,7 @@ TEST(PartialFile, OfSomethingElseOrBrokenIsRefused) {
   };
   EXPECT_THAT(with("\"version\": 3", "\"version\": 2"), HasSubstr("version 2, expected"));
   EXPECT_THAT(with("\"low-rank\"", "\"wide\""),
-              HasSubstr("align[0]: 'form' is 'wide'; expected one of diagonal"));
+              HasSubstr("align[0]: form: unknown form 'wide'; expected one of diagonal"));
   EXPECT_THAT(with("\"low-rank\"", "\"full\""), HasSubstr("align[0]: 'rank' is 3"));
   EXPECT_THAT(with("\"ns\":5", "\"ns\":0"), HasSubstr("layer_ns[0]: 'ns' is 0, expected an integer"));
   EXPECT_THAT(with("\"wakeup_ns\"", "\"wake\""), HasSubstr("key 'wakeup_ns' is missing"));
