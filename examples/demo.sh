@@ -45,7 +45,7 @@ done
 
 step "publish the sender's cache (ds-publish)"
 "$bin/ds-publish" --model "$pair/sender" --context "$pair/data/demo_context.txt" --store "file:$work/store" \
-  --plan "$work/plan.dsplan" --plan "$work/aligned.dsplan" "${maps[@]}"
+  --plan "$work/plan.dsplan" --plan "$work/serial.dsplan" --plan "$work/aligned.dsplan" "${maps[@]}"
 
 step "answer six ways through a link of $rate (ds-bench ttft)"
 "$bin/ds-bench" ttft --receiver "$pair/receiver" --store "file:$work/store" --context "$pair/data/demo_context.txt" \
