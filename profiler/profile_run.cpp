@@ -145,6 +145,7 @@ Result<std::vector<int32_t>> encode_context(const std::string& text, const Token
 
 /// What aligned ways a run has.
 Status read_align(const JsonObject& root, WayOptions& w) {
+  if (!root.has("align")) return ok_status();  // of a run from before there were any
   DS_ASSIGN(const nlohmann::json* forms, root.array("align"));
   for (const auto& form : *forms) {
     DS_ASSIGN(MapForm named,
