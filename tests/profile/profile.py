@@ -180,6 +180,14 @@ says(profile("--receiver", pair / "receiver", "--data", data[0], "-o", work / "b
 says(profile(*job, "--granularity", 13, "-o", work / "bad.json", expect=2), "--granularity 13", "1 to 12")
 says(profile(*job, "--select", "15", "-o", work / "bad.json", expect=2), "bad share '15'", "with the sign")
 says(profile(*job, "--race", 2, "-o", work / "bad.json", expect=2), "--race")
+# By default a quarter of the contexts is for the fit, and the maps say what they were fitted on.
+done = profile(*models, "--data", *data, *prompts, "--no-controls", "--only", "7-10", "-o", work / "shared_data.json")
+says(done, "fitting maps on 3 contexts")
+check(json.loads((work / "shared_data.json").read_text())["contexts"] == 9, "contexts of the fit are not scored")
+own = (work / "shared_data.maps.safetensors").read_bytes()
+own = json.loads(own[8:8 + int.from_bytes(own[:8], "little")])["__metadata__"]
+check([d["name"] for d in json.loads(own["data"])] == ["qa.jsonl", "code.jsonl"], f"what maps were fitted on: {own['data']}")
+
 # Maps that cannot be had.
 one = work / "one.jsonl"
 one.write_text("".join((pair / "data" / "notes_qa.jsonl").read_text().splitlines(keepends=True)[:1]))

@@ -8,20 +8,15 @@
 
 #include "support/json.h"
 #include "tests/unit/model_fixture.h"
+#include "tests/unit/take.h"
 
 namespace ds {
 namespace {
 
 using testing::random_ids;
+using testing::take;
 using testing::tiny_config;
 using testing::TinyModel;
-
-template <typename T>
-T take(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) throw std::runtime_error(result.status().message());
-  return std::move(result).value();
-}
 
 Way way_of_json(const nlohmann::json& json, int64_t layers) {
   Way way;

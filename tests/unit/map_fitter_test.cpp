@@ -10,6 +10,7 @@
 #include "runtime/model/maps.h"
 #include "support/file.h"
 #include "tests/unit/model_fixture.h"
+#include "tests/unit/take.h"
 
 namespace ds {
 namespace {
@@ -17,15 +18,9 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using testing::random_ids;
+using testing::take;
 using testing::tiny_config;
 using testing::TinyModel;
-
-template <typename T>
-T take(Result<T> result) {
-  EXPECT_TRUE(result.ok()) << result.status().message();
-  if (!result.ok()) throw std::runtime_error(result.status().message());
-  return std::move(result).value();
-}
 
 MapFitter::Fitted fit(TinyModel& sender, TinyModel& receiver, FitOptions options = {}) {
   constexpr int64_t contexts = 10;

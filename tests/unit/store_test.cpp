@@ -579,6 +579,15 @@ class Entry : public ::testing::Test {
     return length;
   }
   // The same entry with another header text, its length and checksum right.
+  /// What reading says of a good object after a change to its header's list of tensors.
+  using TensorChange = std::function<void(nlohmann::json&)>;
+  std::string refused(const std::string& good, nlohmann::json header, const TensorChange& change) const {
+    change(header["tensors"]);
+    Status status = read_all(with_header(good, header.dump()));
+    EXPECT_EQ(status.code(), Code::kCorrupt) << status.message();
+    return status.message();
+  }
+
   static std::string with_header(const std::string& object, const std::string& json) {
     int64_t tensors = (20 + static_cast<int64_t>(json_length(object)) + 8 + 4095) / 4096 * 4096;
     std::string head = object.substr(0, 12);
@@ -661,13 +670,7 @@ TEST_F(Entry, MapsAreChecked) {
   add_mapped();
   std::string good = written();
   auto json = *parse_json(header_text(good), "header");
-  auto message = [&](const std::function<void(nlohmann::json&)>& change) {
-    auto changed = json;
-    change(changed["tensors"]);
-    Status status = read_all(with_header(good, changed.dump()));
-    EXPECT_EQ(status.code(), Code::kCorrupt) << status.message();
-    return status.message();
-  };
+  auto message = [&](const TensorChange& change) { return refused(good, json, change); };
   const std::string expected = "expected a fingerprint of 64 hexadecimal digits, '/' and a form of map";
   for (const std::string& map :
        {std::string("x"), std::string(), kMapsA, kMapsA + "/", kMapsA + "/none", kMapsA + "/full ",
@@ -1121,13 +1124,7 @@ TEST_F(Entry, EveryValueOfTheHeaderIsChecked) {
 TEST_F(Entry, TensorsMustLieInOrderAlignedApartAndInside) {
   std::string good = written();
   auto json = *parse_json(header_text(good), "header");
-  auto message = [&](const std::function<void(nlohmann::json&)>& change) {
-    auto changed = json;
-    change(changed["tensors"]);
-    Status status = read_all(with_header(good, changed.dump()));
-    EXPECT_EQ(status.code(), Code::kCorrupt) << status.message();
-    return status.message();
-  };
+  auto message = [&](const TensorChange& change) { return refused(good, json, change); };
   int64_t first = json["tensors"][0]["offset"], second = json["tensors"][1]["offset"];
   EXPECT_THAT(message([&](auto& t) { t[1]["offset"] = first; }), HasSubstr("tensor 1 e(3)"));  // overlap
   EXPECT_THAT(message([&](auto& t) { t[1]["offset"] = second + 1; }), HasSubstr("multiple of 4096"));

@@ -179,7 +179,7 @@ Status check_maps(const RunOptions& o, const MapInputs& in, const LoadedPair& pa
 
 /// The run's maps: read from its folder, taken from --maps, or fitted.
 Result<RunMaps> prepare_maps(const RunOptions& o, const MapInputs& in, const LoadedPair& pair,
-                             ProfileWork& work) {
+                             const DataFiles& data, ProfileWork& work) {
   RunMaps maps;
   if (o.profile.ways.align.empty()) return maps;
   auto make = [&]() -> Result<RunMaps> {
@@ -192,7 +192,8 @@ Result<RunMaps> prepare_maps(const RunOptions& o, const MapInputs& in, const Loa
                format_count(work.fit_tokens),
                format_bytes(MapFitter::memory_bytes(pair.receiver.model->config(), o.profile.fit)));
     DS_ASSIGN(auto fitted, fit_pair(pair, work.fit, o.profile.fit, stop_on_interrupt()));
-    made.own = made.shuffled = maps_of(pair, in.data.inputs);
+    // Without files of their own the fit's contexts are a share of those that are scored.
+    made.own = made.shuffled = maps_of(pair, o.fit_data.empty() ? data.inputs : in.data.inputs);
     made.own.maps = std::move(fitted.maps);
     made.shuffled.maps = std::move(fitted.shuffled);
     made.left_out = std::move(fitted.left_out);
@@ -257,7 +258,7 @@ Status run_profile(RunOptions o) {
   if (o.dry_run) return ok_status();
 
   DS_TRY(open_run(o.state, identity_of(o, pair, data, map_inputs, prompts, work)));
-  DS_ASSIGN(RunMaps maps, prepare_maps(o, map_inputs, pair, work));
+  DS_ASSIGN(RunMaps maps, prepare_maps(o, map_inputs, pair, data, work));
   DS_ASSIGN(RunRecords before, read_records(o.state, work.ways.size()));
   for (const std::string& message : before.damaged) fmt::print(stderr, "computing it again: {}\n", message);
   if (!before.records.empty())
