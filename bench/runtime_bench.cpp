@@ -2,7 +2,7 @@
 #include <benchmark/benchmark.h>
 
 #include "plans/plan_file.h"
-#include "runtime/backends/backend.h"
+#include "runtime/backends/backends.h"
 #include "tests/unit/plan_builder.h"
 
 namespace ds {

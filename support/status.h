@@ -27,7 +27,8 @@ namespace ds {
   X(kInfeasible, "infeasible", 7)            /* no answer meets the constraints */          \
   X(kIo, "i/o error", 8)                     /* the operating system refused */             \
   X(kExhausted, "exhausted", 9)              /* memory, disk or another limit ran out */    \
-  X(kInternal, "internal error", 10)         /* a bug in droidspeak */
+  X(kInternal, "internal error", 10)         /* a bug in droidspeak */                      \
+  X(kUnavailable, "unavailable", 11)         /* a device, driver or library is not there, or was lost */
 
 enum class Code : uint8_t {
 #define DS_X(name, text, exit) name,

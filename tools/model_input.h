@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "runtime/backends/backend.h"
+#include "runtime/backends/backends.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/tokenizer.h"
 #include "runtime/model/verified.h"

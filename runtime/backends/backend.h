@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "plans/plan.h"
+#include "runtime/backends/choice.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/maps.h"
 #include "support/dtype.h"
@@ -43,7 +44,8 @@ class CommandStream {
   virtual void wait(Event& event) = 0;    // what follows starts after `event`
   virtual void record(Event& event) = 0;  // `event` completes when all before it has
   virtual void host(HostTask task) = 0;
-  /// Copies between any two of host and device memory.
+  /// Copies between any two of host and device memory. Where host memory is none that allocate() gave
+  /// (MemoryKind::kHost), a device may make the caller wait until the copy is done.
   virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
   /// From any thread: work that has not started is skipped until the next synchronize(); events still
   /// complete.
@@ -53,7 +55,12 @@ class CommandStream {
   virtual Status synchronize() = 0;
 };
 
-/// Memory of the device (the CPU backend: host memory), zeroed, 64-byte aligned.
+enum class MemoryKind : uint8_t {
+  kDevice,  // where kernels read and write; the host may only where Backend::host_visible()
+  kHost,    // where the host does, and copies run at the link's full rate; no kernel reads it
+};
+
+/// Zeroed, 64-byte aligned. `data()` of device memory is an address for calls and copies.
 class DeviceMemory {
  public:
   virtual ~DeviceMemory() = default;
@@ -122,6 +129,25 @@ struct SelectedCall {
   bool queries = true;  // false: K and V only
 };
 
+/// A row that has left the last layer -> `vocab` f32 logits, and the token that is chosen by them.
+struct HeadCall {
+  const std::byte* hidden = nullptr;
+  float* logits = nullptr;  // host memory; null: not wanted
+  Choice choice = {};
+  int32_t* next = nullptr;  // host memory; null: not wanted
+};
+
+/// One token through the whole model, at the end of what the caches hold.
+struct StepCall {
+  int32_t token = 0;                        // in [0, vocab)
+  int64_t position = 0;                     // of it
+  std::byte* hidden = nullptr;              // one row of scratch
+  std::span<std::byte* const> caches = {};  // by layer, as in LayerCall; lives until the stream has run
+  float* logits = nullptr;                  // as in HeadCall
+  Choice choice = {};
+  int32_t* next = nullptr;
+};
+
 /// Where the time of a model's kernels goes.
 enum class Phase : uint8_t {
   kEmbed,
@@ -182,13 +208,17 @@ class DeviceModel {
   /// the same to the bit whatever `rows` is. `map` lives until the stream has run. No rows: nothing is done.
   virtual void align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
                      int64_t rows) = 0;
-  /// Final norm and lm_head of one row -> `vocab` f32 logits in host memory.
-  virtual void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
-                      float* logits) = 0;
+  /// Final norm, lm_head and the choice of a token, of one row.
+  virtual void head(CommandStream& stream, Workspace& workspace, const HeadCall& call) = 0;
+  void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) {
+    head(stream, workspace, {.hidden = hidden, .logits = logits});
+  }
   /// The same for many rows: rows[i] of `hidden` -> logits[i][vocab]. `rows` (host memory, each >= 0) lives
   /// until the stream has run.
   virtual void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
                             std::span<const int64_t> rows, float* logits) = 0;
+  /// embed(), a layer() of one row for each layer, and head(), as one: what decoding does per token.
+  virtual void step(CommandStream& stream, Workspace& workspace, const StepCall& call) = 0;
   /// From now on kernels add their times to `times` (null: no longer). Only while no stream runs; as long as
   /// it is set, one stream at a time may run this model.
   virtual void set_profile(PhaseTimes* times) = 0;
@@ -224,8 +254,14 @@ class Backend {
   virtual std::string description() const = 0;  // device, ISA, threads, library versions
   virtual Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint,
                                                     const LoadOptions& options) = 0;
+  /// A model of random weights as Checkpoint::random() draws them, or like them where a device makes its own.
+  virtual Result<std::unique_ptr<DeviceModel>> load_random(const ModelConfig& config,
+                                                           const LoadOptions& options, uint64_t seed) = 0;
+  /// Whether the host may read and write what kernels do: then nothing needs to be copied between the two.
+  virtual bool host_visible() const = 0;
   /// kExhausted: says needed and available bytes.
-  virtual Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes) = 0;
+  virtual Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes,
+                                                         MemoryKind kind = MemoryKind::kDevice) = 0;
   /// `capacity`: most commands enqueued between two synchronize() calls.
   virtual Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) = 0;
   virtual Result<std::unique_ptr<Event>> make_event() = 0;
@@ -236,11 +272,5 @@ class Backend {
   /// the caches: the bound that decoding is held against.
   virtual Result<double> measure_read_bandwidth() = 0;
 };
-
-struct CpuOptions {
-  int threads = 0;  // 0: all cores this process may use
-};
-/// The embedded default: oneDNN, bf16 or f32.
-Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options = {});
 
 }  // namespace ds

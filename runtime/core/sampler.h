@@ -1,30 +1,33 @@
-// From logits to a token.
+// Seeded choices: the same tokens on every machine for equal logits.
 #pragma once
 
 #include <cstdint>
 #include <random>
-#include <span>
-#include <vector>
+
+#include "runtime/backends/choice.h"
 
 namespace ds {
 
 struct Sampling {
   double temperature = 0;  // 0: greedy
-  double top_p = 1;        // keep the smallest set of tokens whose probabilities sum to at least this
+  double top_p = 1;        // as in Choice
   uint64_t seed = 0;
 };
 
-/// Greedy (ties: the lowest id), or seeded sampling that gives the same tokens on every machine for equal
-/// logits.
 class Sampler {
  public:
-  Sampler(const Sampling& sampling, int64_t vocab);
-  int32_t choose(std::span<const float> logits);
+  explicit Sampler(const Sampling& sampling) : sampling_(sampling), generator_(sampling.seed) {}
+
+  /// How the next token is chosen.
+  Choice next() {
+    if (sampling_.temperature <= 0) return {};
+    // 53 random bits: the same on every platform, which std::uniform_real_distribution does not promise.
+    return {sampling_.temperature, sampling_.top_p, static_cast<double>(generator_() >> 11) * 0x1p-53};
+  }
 
  private:
   Sampling sampling_;
   std::mt19937_64 generator_;
-  std::vector<std::pair<float, int32_t>> sorted_;  // reserved once: choosing allocates nothing
 };
 
 }  // namespace ds

@@ -166,7 +166,7 @@ Status Session::reserve() {
   }
   transfers_.resize(ops);
   ids_.resize(static_cast<size_t>(rows));
-  logits_.resize(static_cast<size_t>(shape.vocab));
+  for (const auto& cache : caches_) step_caches_.push_back(cache->data());
   first_logits_.resize(static_cast<size_t>(shape.vocab));
   return ok_status();
 }
@@ -306,7 +306,8 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
         model_.align(stream, *workspace_, *maps_.at({op.layer, variant.map_form}), hidden(op, first), rows);
         break;
       case OpKind::kHead:
-        model_.logits(stream, *workspace_, hidden(op, row + m - 1), first_logits_.data());
+        model_.head(stream, *workspace_,
+                    {hidden(op, row + m - 1), first_logits_.data(), first_choice_, &next_id_});
         break;
     }
     stream.record(*ended_[i]);
@@ -366,7 +367,8 @@ Result<Answer> Session::run(const Request& request) {
   answer.tokens.reserve(static_cast<size_t>(request.max_new_tokens));
   size_t most_ops = begun_.size();
   answer.op_times.reserve(most_ops);
-  Sampler sampler(request.sampling, plan_.shape.vocab);
+  Sampler sampler(request.sampling);
+  first_choice_ = sampler.next();
   auto n = static_cast<int64_t>(request.context.size());
 
   const int64_t start = now_ns();
@@ -423,7 +425,7 @@ Result<Answer> Session::run(const Request& request) {
     }
     DS_TRY(execute(plan_.full_prefill, request, nullptr, start, answer));
   }
-  int32_t token = sampler.choose(first_logits_);
+  int32_t token = next_id_;
   answer.ttft_ns = now_ns() - start;
 
   const std::span<const int32_t> stops = request.stop_ids;
@@ -435,15 +437,15 @@ Result<Answer> Session::run(const Request& request) {
     answer.tokens.push_back(token);
     if (request.on_token) request.on_token(token);
     if (static_cast<int64_t>(answer.tokens.size()) >= request.max_new_tokens) break;
-    next_id_ = token;
-    std::byte* row = hidden_[0]->data();
-    model_.embed(*compute_, &next_id_, 1, row);
-    for (int64_t l = 0; l < plan_.shape.layers; ++l) {
-      model_.layer(*compute_, *workspace_, {l, row, caches_[static_cast<size_t>(l)]->data(), position, 1, 1});
-    }
-    model_.logits(*compute_, *workspace_, row, logits_.data());
+    model_.step(*compute_, *workspace_,
+                {.token = token,
+                 .position = position,
+                 .hidden = hidden_[0]->data(),
+                 .caches = step_caches_,
+                 .choice = sampler.next(),
+                 .next = &next_id_});
     DS_TRY(compute_->synchronize());
-    token = sampler.choose(logits_);
+    token = next_id_;
   }
   answer.decode_ns = now_ns() - start - answer.ttft_ns;
   return answer;

@@ -149,9 +149,11 @@ class Session {
   std::vector<std::unique_ptr<Event>> begun_, ended_;  // by op index
   std::vector<Transfer> transfers_;
   std::vector<int32_t> ids_;  // context and suffix, together
-  int32_t next_id_ = 0;
-  std::vector<float> logits_, first_logits_;
-  std::vector<int32_t> selected_;  // the first selected_count_: positions_ of the last run
+  Choice first_choice_;       // of the running request's first token
+  int32_t next_id_ = 0;       // the token chosen last
+  std::vector<float> first_logits_;
+  std::vector<std::byte*> step_caches_;  // by layer
+  std::vector<int32_t> selected_;        // the first selected_count_: positions_ of the last run
   int64_t selected_count_ = 0;
 
   std::unique_ptr<KeyDeviation> key_deviation_;

@@ -14,7 +14,7 @@
 #include <ostream>
 #include <thread>
 
-#include "runtime/backends/backend.h"
+#include "runtime/backends/backends.h"
 #include "tests/conformance/reference.h"
 
 namespace ds::conformance {

@@ -7,7 +7,7 @@
 
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
-#include "runtime/backends/backend.h"
+#include "runtime/backends/backends.h"
 #include "runtime/core/session.h"
 #include "runtime/model/tokenizer.h"
 #include "runtime/store/entry.h"

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "runtime/backends/backends.h"
 #include "support/json.h"
 #include "tests/unit/model_fixture.h"
 #include "tests/unit/take.h"

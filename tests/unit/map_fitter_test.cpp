@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "runtime/backends/backends.h"
 #include "runtime/model/maps.h"
 #include "support/file.h"
 #include "tests/unit/model_fixture.h"

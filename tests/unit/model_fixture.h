@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "runtime/backends/backend.h"
+#include "runtime/backends/backends.h"
 #include "runtime/model/checkpoint.h"
 
 namespace ds::testing {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "runtime/backends/backends.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/model/safetensors.h"

@@ -13,6 +13,7 @@
 #include "compiler/scheduling/schedulers.h"
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
+#include "runtime/backends/backends.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/model/safetensors.h"

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "plans/full_prefill.h"
+#include "runtime/backends/backends.h"
 #include "runtime/core/session.h"
 #include "runtime/model/verified.h"
 #include "support/json.h"

@@ -1,10 +1,10 @@
 // The CPU backend: instruction set and threads are found once; the rest is in model.cpp, stream.cpp,
 // matmul.cpp, attention.cpp and the kernels.
-#include "runtime/backends/backend.h"
+#include "runtime/backends/backends.h"
 #include "runtime/backends/cpu/measure_internal.h"
 #include "runtime/backends/cpu/memory_internal.h"
 #include "runtime/backends/cpu/model_internal.h"
-#include "runtime/backends/cpu/stream_internal.h"
+#include "runtime/backends/host/stream_internal.h"
 
 namespace ds {
 namespace cpu {
@@ -33,7 +33,14 @@ class CpuBackend final : public Backend {
                                             const LoadOptions& options) override {
     return CpuModel::load(checkpoint, options, isa_, threads_);
   }
-  Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes) override {
+  Result<std::unique_ptr<DeviceModel>> load_random(const ModelConfig& config, const LoadOptions& options,
+                                                   uint64_t seed) override {
+    // Its tensors are copied and not kept.
+    DS_ASSIGN(Checkpoint checkpoint, Checkpoint::random(config, seed));
+    return load(checkpoint, options);
+  }
+  bool host_visible() const override { return true; }
+  Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes, MemoryKind) override {
     DS_ASSIGN(HostBuffer buffer, HostBuffer::make(bytes, "buffer"));
     return std::unique_ptr<DeviceMemory>(std::make_unique<CpuMemory>(std::move(buffer)));
   }
@@ -42,14 +49,14 @@ class CpuBackend final : public Backend {
       return error(Code::kInvalidArgument, "{} stream of {} commands; expected 1 to {}",
                    stream_kind_name(kind), capacity, int64_t{1} << 24);
     try {
-      return std::unique_ptr<CommandStream>(std::make_unique<CpuStream>(kind, capacity, threads_));
+      return std::unique_ptr<CommandStream>(std::make_unique<host::HostStream>(kind, capacity, threads_));
     } catch (const std::system_error& e) {
       return error(Code::kExhausted, "starting the thread of a {} stream: {}", stream_kind_name(kind),
                    e.what());
     }
   }
   Result<std::unique_ptr<Event>> make_event() override {
-    return std::unique_ptr<Event>(std::make_unique<CpuEvent>());
+    return std::unique_ptr<Event>(std::make_unique<host::HostEvent>());
   }
   Result<double> measure_matmul_flops(DType dtype) override {
     if (dtype != DType::kBF16 && dtype != DType::kF32)

@@ -260,7 +260,7 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   int64_t normed = aligned(rows * c.d_model * active), attended = aligned(rows * q_size * active);
   int64_t gate_up = aligned(rows * 2 * c.ff * active), activated = aligned(rows * c.ff * active);
   int64_t table = aligned(max_context * (c.head_dim / 2) * 4), scratch = 0;
-  int64_t chosen = aligned(max_context * 4);
+  int64_t chosen = aligned(max_context * 4), logits = aligned(c.vocab * 4);
   for (const auto* p : {&m.q_, &m.kv_, &m.o_, &m.gate_up_, &m.down_, &m.head_})
     scratch = std::max(scratch, aligned((*p)->scratch_bytes()));
   std::vector<MapProducts> map_products;
@@ -275,7 +275,8 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   }
 
   AttentionShape shape{c.heads, c.kv_heads, c.head_dim, m.dtype_, m.active_};
-  int64_t bytes = normed + projected + attended + gate_up + activated + scratch + 2 * table + 2 * chosen;
+  int64_t bytes =
+      normed + projected + attended + gate_up + activated + scratch + 2 * table + 2 * chosen + logits;
   std::string what = fmt::format("workspace for a context of {} tokens", max_context);
   DS_TRY(check_memory(bytes + Attention::scratch_bytes(shape, max_context, kBlockRows, m.threads_), what));
   DS_ASSIGN(w.buffer_, HostBuffer::make(bytes, what));
@@ -294,6 +295,7 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   w.sin_ = reinterpret_cast<float*>(take(table));
   w.deviation_ = reinterpret_cast<float*>(take(chosen));
   w.order_ = reinterpret_cast<int32_t*>(take(chosen));
+  w.logits_ = reinterpret_cast<float*>(take(logits));
 
   std::vector<float> frequencies = c.rope.inverse_frequencies(c.head_dim);
   int64_t half = c.head_dim / 2;
@@ -414,7 +416,7 @@ void CpuModel::embed(CommandStream& stream, const int32_t* ids, int64_t rows, st
     int64_t rows;
     std::byte* hidden;
   };
-  static_cast<CpuStream&>(stream).kernel(
+  static_cast<host::HostStream&>(stream).kernel(
       "embed",
       [](const void* payload) {
         auto* c = static_cast<const Call*>(payload);
@@ -449,7 +451,7 @@ void CpuModel::layer(CommandStream& stream, Workspace& workspace, const LayerCal
     std::byte* hidden;
     SequenceRows sequence;
   };
-  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& cpu_stream = static_cast<host::HostStream&>(stream);
   auto& w = static_cast<CpuWorkspace&>(workspace);
   SequenceRows sequence{call.cache, call.position, call.rows, call.query_rows};
   if (Status status = check_sequence(w, call.layer, call.hidden, sequence); !status.ok())
@@ -473,7 +475,7 @@ void CpuModel::layer_batch(CommandStream& stream, Workspace& workspace, int64_t 
     const SequenceRows* sequences;
     size_t count;
   };
-  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& cpu_stream = static_cast<host::HostStream&>(stream);
   auto& w = static_cast<CpuWorkspace&>(workspace);
   for (size_t i = 0; i < sequences.size(); ++i)
     if (Status status = check_sequence(w, layer, hidden, sequences[i]); !status.ok())
@@ -493,7 +495,7 @@ void CpuModel::select(CommandStream& stream, Workspace& workspace, const SelectC
     CpuWorkspace* workspace;
     SelectCall call;
   };
-  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& cpu_stream = static_cast<host::HostStream&>(stream);
   auto& w = static_cast<CpuWorkspace&>(workspace);
   if (w.model_ != this || call.layer < 0 || call.layer >= config_.layers || call.rows < 1 ||
       call.rows > w.max_context_ || call.count < 1 || call.count > call.rows || call.hidden == nullptr ||
@@ -521,7 +523,7 @@ void CpuModel::layer_selected(CommandStream& stream, Workspace& workspace, const
     CpuWorkspace* workspace;
     SelectedCall call;
   };
-  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& cpu_stream = static_cast<host::HostStream&>(stream);
   auto& w = static_cast<CpuWorkspace&>(workspace);
   if (w.model_ != this || call.layer < 0 || call.layer >= config_.layers || call.rows < 1 ||
       call.rows > w.max_context_ || call.hidden == nullptr || call.cache == nullptr ||
@@ -553,7 +555,7 @@ void CpuModel::align(CommandStream& stream, Workspace& workspace, const DeviceMa
     std::byte* hidden;
     int64_t rows;
   };
-  auto& cpu_stream = static_cast<CpuStream&>(stream);
+  auto& cpu_stream = static_cast<host::HostStream&>(stream);
   auto& w = static_cast<CpuWorkspace&>(workspace);
   auto& m = static_cast<const CpuMap&>(map);
   if (w.model_ != this || m.model_ != this || rows < 0 || hidden == nullptr) {
@@ -579,9 +581,44 @@ void CpuModel::align(CommandStream& stream, Workspace& workspace, const DeviceMa
       Call{this, &w, &m, hidden, rows});
 }
 
-void CpuModel::logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) {
-  static constexpr int64_t kFirst = 0;
-  logits_batch(stream, workspace, hidden, {&kFirst, 1}, logits);
+void CpuModel::head(CommandStream& stream, Workspace& workspace, const HeadCall& call) {
+  struct Call {
+    const CpuModel* model;
+    CpuWorkspace* workspace;
+    HeadCall call;
+  };
+  static_cast<host::HostStream&>(stream).kernel(
+      "head",
+      [](const void* payload) {
+        auto* c = static_cast<const Call*>(payload);
+        return c->model->run_head(*c->workspace, c->call);
+      },
+      Call{this, static_cast<CpuWorkspace*>(&workspace), call});
+}
+
+void CpuModel::step(CommandStream& stream, Workspace& workspace, const StepCall& call) {
+  struct Call {
+    const CpuModel* model;
+    CpuWorkspace* workspace;
+    StepCall call;
+  };
+  auto& cpu_stream = static_cast<host::HostStream&>(stream);
+  auto& w = static_cast<CpuWorkspace&>(workspace);
+  if (static_cast<int64_t>(call.caches.size()) != config_.layers)
+    return cpu_stream.fail(error(Code::kInvalidArgument, "a step with caches of {} layers; the model has {}",
+                                 call.caches.size(), config_.layers));
+  for (int64_t l = 0; l < config_.layers; ++l) {
+    SequenceRows sequence{call.caches[static_cast<size_t>(l)], call.position};
+    if (Status status = check_sequence(w, l, call.hidden, sequence); !status.ok())
+      return cpu_stream.fail(std::move(status));
+  }
+  cpu_stream.kernel(
+      "step",
+      [](const void* payload) {
+        auto* c = static_cast<const Call*>(payload);
+        return c->model->run_step(*c->workspace, c->call);
+      },
+      Call{this, &w, call});
 }
 
 void CpuModel::logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
@@ -594,7 +631,7 @@ void CpuModel::logits_batch(CommandStream& stream, Workspace& workspace, const s
     size_t count;
     float* logits;
   };
-  static_cast<CpuStream&>(stream).kernel(
+  static_cast<host::HostStream&>(stream).kernel(
       "logits",
       [](const void* payload) {
         auto* c = static_cast<const Call*>(payload);
@@ -865,6 +902,25 @@ Status CpuModel::run_align(CpuWorkspace& w, const CpuMap& map, std::byte* hidden
   }
   timer.lap(Phase::kAlign);
   return ok_status();
+}
+
+Status CpuModel::run_head(CpuWorkspace& w, const HeadCall& call) const {
+  static constexpr int64_t kFirst = 0;
+  if (call.logits == nullptr && call.next == nullptr) return ok_status();
+  float* logits = call.logits != nullptr ? call.logits : w.logits_;
+  DS_TRY(run_logits(w, call.hidden, {&kFirst, 1}, logits));
+  if (call.next != nullptr)
+    *call.next = choose({logits, static_cast<size_t>(config_.vocab)}, call.choice, w.sorted_);
+  return ok_status();
+}
+
+Status CpuModel::run_step(CpuWorkspace& w, const StepCall& call) const {
+  DS_TRY(run_embed(&call.token, 1, call.hidden));
+  for (int64_t l = 0; l < config_.layers; ++l) {
+    SequenceRows sequence{call.caches[static_cast<size_t>(l)], call.position};
+    DS_TRY(run_layer(w, l, call.hidden, {&sequence, 1}));
+  }
+  return run_head(w, {call.hidden, call.logits, call.choice, call.next});
 }
 
 Status CpuModel::run_logits(CpuWorkspace& w, const std::byte* hidden, std::span<const int64_t> rows,

@@ -12,8 +12,8 @@
 #include "runtime/backends/cpu/attention_internal.h"
 #include "runtime/backends/cpu/matmul_internal.h"
 #include "runtime/backends/cpu/profile_internal.h"
-#include "runtime/backends/cpu/stream_internal.h"
 #include "runtime/backends/cpu/weights_internal.h"
+#include "runtime/backends/host/stream_internal.h"
 
 namespace ds::cpu {
 
@@ -76,6 +76,8 @@ class CpuWorkspace final : public Workspace {
   float *cos_ = nullptr, *sin_ = nullptr;  // f32 [max_context][head_dim / 2]
   float* deviation_ = nullptr;             // [max_context]: how far each token's K is off
   int32_t* order_ = nullptr;               // [max_context]: tokens, the chosen ones in front
+  float* logits_ = nullptr;                // [vocab]: where nobody else wants them
+  std::vector<std::pair<float, int32_t>> sorted_;  // of choose()
   std::unique_ptr<Attention> attention_;
   std::unique_ptr<ProductRunner> q_, kv_, o_, gate_up_product_, down_, head_;
   struct MapRunners {
@@ -102,7 +104,8 @@ class CpuModel final : public DeviceModel {
   void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) override;
   void align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
              int64_t rows) override;
-  void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) override;
+  void head(CommandStream& stream, Workspace& workspace, const HeadCall& call) override;
+  void step(CommandStream& stream, Workspace& workspace, const StepCall& call) override;
   void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
                     std::span<const int64_t> rows, float* logits) override;
   void set_profile(PhaseTimes* times) override { profile_ = times; }
@@ -132,6 +135,8 @@ class CpuModel final : public DeviceModel {
   Status run_align(CpuWorkspace& w, const CpuMap& map, std::byte* hidden, int64_t rows) const;
   Status run_logits(CpuWorkspace& w, const std::byte* hidden, std::span<const int64_t> rows,
                     float* logits) const;
+  Status run_head(CpuWorkspace& w, const HeadCall& call) const;
+  Status run_step(CpuWorkspace& w, const StepCall& call) const;
 
   ModelConfig config_;
   DType dtype_ = DType::kBF16, active_ = DType::kBF16;

@@ -1,20 +1,20 @@
 #include <omp.h>
 #include <sched.h>
 
-#include "runtime/backends/cpu/stream_internal.h"
+#include "runtime/backends/host/stream_internal.h"
 #include "support/clock.h"
 
-namespace ds::cpu {
+namespace ds::host {
 
-void CpuEvent::complete() {
+void HostEvent::complete() {
   time_ns_ = now_ns();
   done_.store(1, std::memory_order_release);
   done_.notify_all();
 }
 
-void CpuEvent::block() const { done_.wait(0, std::memory_order_acquire); }
+void HostEvent::block() const { done_.wait(0, std::memory_order_acquire); }
 
-CpuStream::CpuStream(StreamKind kind, int64_t capacity, int threads)
+HostStream::HostStream(StreamKind kind, int64_t capacity, int threads)
     : kind_(kind), capacity_(capacity), ring_(static_cast<size_t>(capacity) + 1) {
   cpu_set_t set;
   if (kind == StreamKind::kLink && sched_getaffinity(0, sizeof set, &set) == 0 && threads >= CPU_COUNT(&set))
@@ -23,30 +23,30 @@ CpuStream::CpuStream(StreamKind kind, int64_t capacity, int threads)
   thread_ = std::thread([this, threads] { run(threads); });
 }
 
-CpuStream::~CpuStream() {
+HostStream::~HostStream() {
   (void)synchronize();
   ring_[head_].kind = Kind::kStop;
   publish();
   thread_.join();
 }
 
-void CpuStream::wait(Event& event) { push(Kind::kWait, nullptr, static_cast<CpuEvent*>(&event)); }
+void HostStream::wait(Event& event) { push(Kind::kWait, nullptr, static_cast<HostEvent*>(&event)); }
 
-void CpuStream::record(Event& event) {
-  auto* cpu_event = static_cast<CpuEvent*>(&event);
+void HostStream::record(Event& event) {
+  auto* host_event = static_cast<HostEvent*>(&event);
   uint32_t before = enqueued_.load(std::memory_order_relaxed);
-  push(Kind::kRecord, nullptr, cpu_event);
+  push(Kind::kRecord, nullptr, host_event);
   // Refused for want of room, which synchronize() reports: whoever waits for the event must not hang.
-  if (enqueued_.load(std::memory_order_relaxed) == before) cpu_event->complete();
+  if (enqueued_.load(std::memory_order_relaxed) == before) host_event->complete();
 }
 
-void CpuStream::host(HostTask task) { push(Kind::kHost, nullptr, task); }
+void HostStream::host(HostTask task) { push(Kind::kHost, nullptr, task); }
 
-void CpuStream::copy(std::byte* to, const std::byte* from, int64_t bytes) {
+void HostStream::copy(std::byte* to, const std::byte* from, int64_t bytes) {
   push(Kind::kCopy, nullptr, Copy{to, from, bytes});
 }
 
-Status CpuStream::synchronize() {
+Status HostStream::synchronize() {
   uint32_t target = enqueued_.load(std::memory_order_relaxed);
   for (uint32_t at = completed_.load(std::memory_order_acquire); at != target;
        at = completed_.load(std::memory_order_acquire))
@@ -56,18 +56,18 @@ Status CpuStream::synchronize() {
   return std::exchange(status_, Status());
 }
 
-void CpuStream::fail(Status status) {
+void HostStream::fail(Status status) {
   std::lock_guard lock(status_mutex_);
   if (status_.ok()) status_ = std::move(status);
   skip_.store(true, std::memory_order_relaxed);
 }
 
-Status CpuStream::not_compute(const char* what) const {
+Status HostStream::not_compute(const char* what) const {
   return error(Code::kInvalidArgument, "{} enqueued on a {} stream; kernels run on compute streams only",
                what, stream_kind_name(kind_));
 }
 
-CpuStream::Command* CpuStream::claim() {
+HostStream::Command* HostStream::claim() {
   uint32_t pending = enqueued_.load(std::memory_order_relaxed) - completed_.load(std::memory_order_acquire);
   if (pending >= capacity_) {
     fail(error(Code::kInvalidArgument,
@@ -78,13 +78,13 @@ CpuStream::Command* CpuStream::claim() {
   return &ring_[head_];
 }
 
-void CpuStream::publish() {
+void HostStream::publish() {
   head_ = head_ + 1 == ring_.size() ? 0 : head_ + 1;
   enqueued_.fetch_add(1, std::memory_order_release);
   enqueued_.notify_one();
 }
 
-void CpuStream::take_next_core() {
+void HostStream::take_next_core() {
   if (cores_.empty()) return;
   cpu_set_t set;
   CPU_ZERO(&set);
@@ -92,14 +92,14 @@ void CpuStream::take_next_core() {
   (void)sched_setaffinity(0, sizeof set, &set);  // refused: it stays where it is, which is only slower
 }
 
-void CpuStream::run(int threads) {
+void HostStream::run(int threads) {
   if (kind_ == StreamKind::kCompute) omp_set_num_threads(threads);
   size_t tail = 0;
   for (uint32_t next = 0;; ++next) {
     while (enqueued_.load(std::memory_order_acquire) == next) enqueued_.wait(next, std::memory_order_acquire);
     const Command& command = ring_[tail];
     tail = tail + 1 == ring_.size() ? 0 : tail + 1;
-    CpuEvent* event = nullptr;
+    HostEvent* event = nullptr;
     bool skip = skip_.load(std::memory_order_relaxed);
     switch (command.kind) {
       case Kind::kKernel:
@@ -136,4 +136,4 @@ void CpuStream::run(int threads) {
   }
 }
 
-}  // namespace ds::cpu
+}  // namespace ds::host

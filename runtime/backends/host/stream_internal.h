@@ -1,4 +1,5 @@
-// Streams of the CPU backend: a thread each, fed through a ring of commands that is sized when it is made.
+// Streams of host code: a thread each, fed through a ring of commands that is sized when it is made. The CPU
+// backend's are all of this kind; a device's backend runs its link streams so.
 //
 // Threads: a compute stream is one thread and its OpenMP team, as many as the backend was given (all cores by
 // default), never pinned. A link stream is one thread more, of the same priority. Where compute leaves a core
@@ -19,16 +20,16 @@
 
 #include "runtime/backends/backend.h"
 
-namespace ds::cpu {
+namespace ds::host {
 
-class CpuEvent final : public Event {
+class HostEvent : public Event {
  public:
   void reset() override { done_.store(0, std::memory_order_relaxed); }
   bool done() const override { return done_.load(std::memory_order_acquire) != 0; }
   int64_t time_ns() const override { return time_ns_; }
 
-  void complete();
-  void block() const;  // until complete()
+  virtual void complete();
+  virtual void block() const;  // until complete()
 
  private:
   std::atomic<uint32_t> done_{0};  // 32 bits: waited on as a futex
@@ -39,12 +40,12 @@ class CpuEvent final : public Event {
 /// kept by the stream.
 using CommandCall = Status (*)(const void* payload);
 
-class CpuStream final : public CommandStream {
+class HostStream final : public CommandStream {
  public:
-  static constexpr size_t kPayload = 88;
+  static constexpr size_t kPayload = 120;
 
-  CpuStream(StreamKind kind, int64_t capacity, int threads);
-  ~CpuStream() override;  // after what was enqueued has run
+  HostStream(StreamKind kind, int64_t capacity, int threads);
+  ~HostStream() override;  // after what was enqueued has run
 
   void wait(Event& event) override;
   void record(Event& event) override;
@@ -106,4 +107,4 @@ class CpuStream final : public CommandStream {
   std::thread thread_;
 };
 
-}  // namespace ds::cpu
+}  // namespace ds::host
