@@ -48,7 +48,7 @@ class CommandStream {
   /// (MemoryKind::kHost), a device may make the caller wait until the copy is done.
   virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
   /// From any thread: work that has not started is skipped until the next synchronize(); events still
-  /// complete.
+  /// complete. What a device has already been given runs.
   virtual void cancel() = 0;
   /// Blocks until all that was enqueued has run; returns the first failure since the last call (kernel,
   /// shapes).
@@ -190,7 +190,7 @@ class DeviceModel {
   virtual void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) = 0;
   virtual void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) = 0;
   /// The same for many sequences at once, which read the weights once. `hidden` holds the rows of the first
-  /// sequence, then those of the second, and so on. Every row's result is that of layer() to the bit.
+  /// sequence, then those of the second, and so on. Every row's result is that of layer().
   /// `sequences` (host memory) lives until the stream has run.
   virtual void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
                            std::span<const SequenceRows> sequences) = 0;
@@ -199,13 +199,13 @@ class DeviceModel {
   /// elements of K, in f32, in their order. The `count` tokens with the largest are chosen; of equal ones the
   /// earlier. The cache is only read. `positions` is written on the stream, so that no host waits for it.
   virtual void select(CommandStream& stream, Workspace& workspace, const SelectCall& call) = 0;
-  /// One layer over the chosen tokens. Every row's result is, to the bit, that of layer() calls of one row
-  /// each in the order of positions over the same cache.
+  /// One layer over the chosen tokens. Every row's result is that of layer() calls of one row each in the
+  /// order of positions over the same cache.
   virtual void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) = 0;
   /// Takes `rows` rows of hidden states through a map, in place: each becomes x + (W x + (scale * x + bias)),
   /// the sum in f32, rounded once; where all that is added is 0 the row keeps its bits. The products read W
-  /// and x (low-rank: also what lies between the two) in the compute dtype and sum in f32. A row's result is
-  /// the same to the bit whatever `rows` is. `map` lives until the stream has run. No rows: nothing is done.
+  /// and x (low-rank: also what lies between the two) in the compute dtype and sum in f32. `map` lives until
+  /// the stream has run. No rows: nothing is done.
   virtual void align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
                      int64_t rows) = 0;
   /// Final norm, lm_head and the choice of a token, of one row.

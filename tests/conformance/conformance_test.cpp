@@ -1,7 +1,8 @@
 // What every backend must do, on every element type it computes in. A backend joins by one line in kSetups.
 //
-// Rows are independent: a row's K, V and output are the same to the bit however the rows are split into
-// calls. That is what makes "S = R" exact, so it is checked, not assumed.
+// Rows are independent: on the CPU a row's K, V and output are the same to the bit however the rows are split
+// into calls. That is what makes "S = R" exact there, so it is checked, not assumed. A device's libraries
+// take other ways for other numbers of rows: there the same holds within rounding (Setup::exact_rows).
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -27,13 +28,26 @@ struct Setup {
   Result<std::unique_ptr<Backend>> (*make)();
   DType dtype;
   double tolerance;  // of a layer's output: see difference()
+  bool exact_rows = true;
+  bool quick = false;  // a simulated device: the longest contexts are left out
 };
 
 Result<std::unique_ptr<Backend>> cpu() { return make_cpu_backend({}); }
 Result<std::unique_ptr<Backend>> cpu_one_thread() { return make_cpu_backend({.threads = 1}); }
 Result<std::unique_ptr<Backend>> cpu_three_threads() { return make_cpu_backend({.threads = 3}); }
 
-#ifdef DS_CONFORMANCE_ISA
+#ifdef DS_CONFORMANCE_CUDA
+// The module to test; empty: that beside the programs. Without a device all tests are skipped.
+Result<std::unique_ptr<Backend>> cuda() {
+  if (*DS_CONFORMANCE_CUDA != '\0') setenv("DROIDSPEAK_CUDA_MODULE", DS_CONFORMANCE_CUDA, 1);
+  return make_cuda_backend({});
+}
+constexpr bool kSimulated = *DS_CONFORMANCE_CUDA != '\0';
+const Setup kSetups[] = {
+    {"cuda_f32", cuda, DType::kF32, 4e-6, false, kSimulated},
+    {"cuda_bf16", cuda, DType::kBF16, 1e-2, false, kSimulated},
+};
+#elif defined(DS_CONFORMANCE_ISA)
 // As on a machine that has no more. Before anything asks oneDNN, which reads it once.
 const int kLimited = setenv("ONEDNN_MAX_CPU_ISA", DS_CONFORMANCE_ISA, 1);
 const Setup kSetups[] = {
@@ -150,29 +164,56 @@ struct Rig {
         workspace(take(model->make_workspace(capacity_))),
         stream(take(backend->make_stream(StreamKind::kCompute, 4096))),
         hidden(take(backend->allocate(capacity_ * config.d_model * dtype_size(dtype)))),
-        cache(take(backend->allocate(capacity_ * config.kv_row() * dtype_size(dtype)))) {}
+        cache(take(backend->allocate(capacity_ * config.kv_row() * dtype_size(dtype)))),
+        tolerance(setup.tolerance),
+        exact_rows(setup.exact_rows) {}
 
   const ModelConfig& config() const { return model->config(); }
   int64_t hidden_row() const { return config().d_model * dtype_size(dtype); }
   int64_t cache_row() const { return config().kv_row() * dtype_size(dtype); }
   std::byte* hidden_at(int64_t row) const { return hidden->data() + row * hidden_row(); }
 
+  // Device memory is none of the host's: what it holds is copied.
+  std::vector<std::byte> read(const std::byte* from, int64_t bytes) const {
+    std::vector<std::byte> data(static_cast<size_t>(bytes));
+    stream->copy(data.data(), from, bytes);
+    EXPECT_TRUE(stream->synchronize().ok());
+    return data;
+  }
+  void write(std::byte* to, const std::vector<std::byte>& data) const {
+    stream->copy(to, data.data(), static_cast<int64_t>(data.size()));
+    EXPECT_TRUE(stream->synchronize().ok());
+  }
+  void write(std::byte* to, const std::vector<double>& values) const {
+    std::vector<std::byte> data(values.size() * static_cast<size_t>(dtype_size(dtype)));
+    from_doubles(values, dtype, data.data());
+    write(to, data);
+  }
+  std::vector<double> read_values(const std::byte* from, int64_t elements) const {
+    return to_doubles(read(from, elements * dtype_size(dtype)).data(), elements, dtype);
+  }
+
   void fill(DeviceMemory& memory, int64_t elements, uint64_t seed) const {
     Random random(seed);
     std::vector<double> values(static_cast<size_t>(elements));
     for (double& v : values) v = random.normal();
-    from_doubles(values, dtype, memory.data());
+    write(memory.data(), values);
   }
   void fill_hidden(uint64_t seed) const { fill(*hidden, capacity * config().d_model, seed); }
   void fill_cache(uint64_t seed) const { fill(*cache, capacity * config().kv_row(), seed); }
-  std::vector<std::byte> hidden_bytes() const { return {hidden->data(), hidden->data() + hidden->size()}; }
-  std::vector<std::byte> cache_bytes() const { return {cache->data(), cache->data() + cache->size()}; }
+  std::vector<std::byte> hidden_bytes() const { return read(hidden->data(), hidden->size()); }
+  std::vector<std::byte> cache_bytes() const { return read(cache->data(), cache->size()); }
   std::vector<double> hidden_values() const {
-    return to_doubles(hidden->data(), capacity * config().d_model, dtype);
+    return read_values(hidden->data(), capacity * config().d_model);
   }
   std::vector<double> cache_values() const {
-    return to_doubles(cache->data(), capacity * config().kv_row(), dtype);
+    return read_values(cache->data(), capacity * config().kv_row());
   }
+
+  /// Whether the rows in `found` are those in `expected`: to the bit, or within rounding where the backend
+  /// promises no more.
+  testing::AssertionResult same_rows(const std::vector<std::byte>& found,
+                                     const std::vector<std::byte>& expected) const;
 
   /// Rows of `hidden` are those of the positions from 0 on.
   void enqueue(int64_t layer, int64_t position, int64_t rows, int64_t query_rows) const {
@@ -194,6 +235,8 @@ struct Rig {
   std::unique_ptr<Workspace> workspace;
   std::unique_ptr<CommandStream> stream;
   std::unique_ptr<DeviceMemory> hidden, cache;
+  double tolerance;
+  bool exact_rows;
 };
 
 /// Difference of the two, as a root mean square relative to that of `expected`; a single element that is off
@@ -212,7 +255,27 @@ double difference(const std::vector<double>& found, const std::vector<double>& e
   return std::max(std::sqrt(squares / count), worst / 10) / std::sqrt(scale / count);
 }
 
-class Conformance : public testing::TestWithParam<Setup> {};
+testing::AssertionResult Rig::same_rows(const std::vector<std::byte>& found,
+                                        const std::vector<std::byte>& expected) const {
+  if (found == expected) return testing::AssertionSuccess();
+  if (exact_rows || found.size() != expected.size()) return testing::AssertionFailure() << "bits differ";
+  const auto count = static_cast<int64_t>(found.size()) / dtype_size(dtype);
+  const double off =
+      difference(to_doubles(found.data(), count, dtype), to_doubles(expected.data(), count, dtype));
+  if (off < tolerance) return testing::AssertionSuccess();
+  return testing::AssertionFailure() << "off by " << off << ", allowed " << tolerance;
+}
+
+class Conformance : public testing::TestWithParam<Setup> {
+ protected:
+  void SetUp() override {
+#ifdef DS_CONFORMANCE_CUDA
+    auto backend = GetParam().make();
+    if (!kSimulated && backend.status().code() == Code::kUnavailable)
+      GTEST_SKIP() << backend.status().message();
+#endif
+  }
+};
 INSTANTIATE_TEST_SUITE_P(Backends, Conformance, testing::ValuesIn(kSetups),
                          [](const auto& info) { return std::string(info.param.name); });
 
@@ -241,19 +304,20 @@ TEST_P(Conformance, LayerEqualsReference) {
       ASSERT_OK(rig.stream->synchronize());
       rig.reference.layer(layer, hidden, cache, s.position, s.rows, s.query_rows);
 
-      auto found = to_doubles(rig.hidden_at(s.position), s.rows * config.d_model, rig.dtype);
+      auto found = rig.read_values(rig.hidden_at(s.position), s.rows * config.d_model);
       EXPECT_LT(difference(found, hidden), GetParam().tolerance);
       EXPECT_LT(difference(rig.cache_values(), cache), GetParam().tolerance);
       // Rows without a query keep their hidden states, other cache rows theirs, to the bit.
       auto untouched = static_cast<size_t>((s.position + s.rows - s.query_rows) * rig.hidden_row());
-      EXPECT_EQ(std::memcmp(rig.hidden->data(), hidden_before.data(), untouched), 0);
+      const auto hidden_after = rig.hidden_bytes(), cache_after = rig.cache_bytes();
+      EXPECT_EQ(std::memcmp(hidden_after.data(), hidden_before.data(), untouched), 0);
       auto end = static_cast<size_t>((s.position + s.rows) * rig.hidden_row());
-      EXPECT_EQ(std::memcmp(rig.hidden->data() + end, hidden_before.data() + end, hidden_before.size() - end),
-                0);
+      EXPECT_EQ(
+          std::memcmp(hidden_after.data() + end, hidden_before.data() + end, hidden_before.size() - end), 0);
       auto cache_first = static_cast<size_t>(s.position * rig.cache_row());
       auto cache_end = static_cast<size_t>((s.position + s.rows) * rig.cache_row());
-      EXPECT_EQ(std::memcmp(rig.cache->data(), cache_before.data(), cache_first), 0);
-      EXPECT_EQ(std::memcmp(rig.cache->data() + cache_end, cache_before.data() + cache_end,
+      EXPECT_EQ(std::memcmp(cache_after.data(), cache_before.data(), cache_first), 0);
+      EXPECT_EQ(std::memcmp(cache_after.data() + cache_end, cache_before.data() + cache_end,
                             cache_before.size() - cache_end),
                 0);
     }
@@ -272,7 +336,7 @@ TEST_P(Conformance, EmbedAndLogitsEqualReference) {
       rig.model->logits(*rig.stream, *rig.workspace, rig.hidden_at(2), logits.data());
       ASSERT_OK(rig.stream->synchronize());
       for (int64_t i = 0; i < 5; ++i)
-        EXPECT_EQ(to_doubles(rig.hidden_at(i), config.d_model, rig.dtype), rig.reference.embed(ids[i]));
+        EXPECT_EQ(rig.read_values(rig.hidden_at(i), config.d_model), rig.reference.embed(ids[i]));
       auto expected = rig.reference.logits(rig.reference.embed(17));
       EXPECT_LT(difference(std::vector<double>(logits.begin(), logits.end()), expected),
                 GetParam().tolerance);
@@ -321,7 +385,7 @@ TEST_P(Conformance, RowsDoNotDependOnHowTheyAreSplit) {
   // Lengths on both sides of what is processed at once, and of a tile of keys.
   for (int64_t length : {int64_t{1}, int64_t{63}, int64_t{200}, int64_t{1100}}) {
     for (const auto& [name, config] : models()) {
-      if (length > 200 && name != "llama" && name != "qwen2_ratio_7") continue;
+      if (length > 200 && ((name != "llama" && name != "qwen2_ratio_7") || GetParam().quick)) continue;
       SCOPED_TRACE(fmt::format("{} length {}", name, length));
       Rig rig(GetParam(), config, length);
       rig.fill_hidden(5);
@@ -334,7 +398,7 @@ TEST_P(Conformance, RowsDoNotDependOnHowTheyAreSplit) {
       if (length <= 200) splits[2].assign(static_cast<size_t>(length), 1);  // as decoding does
       for (const auto& split : splits) {
         if (split.empty()) continue;
-        std::memset(rig.cache->data(), 0, static_cast<size_t>(rig.cache->size()));
+        rig.write(rig.cache->data(), std::vector<std::byte>(cache.size()));
         rig.fill_hidden(5);
         int64_t at = 0;
         for (int64_t rows : split) {
@@ -342,8 +406,10 @@ TEST_P(Conformance, RowsDoNotDependOnHowTheyAreSplit) {
           at += rows;
         }
         ASSERT_OK(rig.stream->synchronize());
-        EXPECT_TRUE(rig.cache_bytes() == cache) << fmt::format("cache, split {}", fmt::join(split, ","));
-        EXPECT_TRUE(rig.hidden_bytes() == hidden) << fmt::format("hidden, split {}", fmt::join(split, ","));
+        EXPECT_TRUE(rig.same_rows(rig.cache_bytes(), cache))
+            << "cache, split " << fmt::format("{}", fmt::join(split, ","));
+        EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), hidden))
+            << "hidden, split " << fmt::format("{}", fmt::join(split, ","));
       }
     }
   }
@@ -362,9 +428,10 @@ TEST_P(Conformance, QueryRowsDoNotDependOnTheirNumber) {
       rig.fill_hidden(5);
       rig.enqueue(0, 0, kRows, queries);
       ASSERT_OK(rig.stream->synchronize());
-      EXPECT_TRUE(rig.cache_bytes() == cache) << queries;
-      auto first = static_cast<size_t>((kRows - queries) * rig.hidden_row());
-      EXPECT_EQ(std::memcmp(rig.hidden->data() + first, hidden.data() + first, hidden.size() - first), 0)
+      EXPECT_TRUE(rig.same_rows(rig.cache_bytes(), cache)) << queries;
+      const int64_t first = (kRows - queries) * rig.hidden_row();
+      EXPECT_TRUE(rig.same_rows(rig.read(rig.hidden->data() + first, queries * rig.hidden_row()),
+                                {hidden.begin() + first, hidden.end()}))
           << queries;
     }
   }
@@ -388,8 +455,8 @@ TEST_P(Conformance, RowsOfALargerModelDoNotDependOnHowTheyAreSplit) {
   }
   ASSERT_EQ(at, kRows);
   ASSERT_OK(rig.stream->synchronize());
-  EXPECT_TRUE(rig.cache_bytes() == cache);
-  EXPECT_TRUE(rig.hidden_bytes() == hidden);
+  EXPECT_TRUE(rig.same_rows(rig.cache_bytes(), cache));
+  EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), hidden));
 }
 
 TEST_P(Conformance, TheSameCallTwiceGivesTheSameBits) {
@@ -415,7 +482,7 @@ std::vector<SequenceRows> ragged_batch() {
           {nullptr, 130, 3, 3}, {nullptr, 0, 17, 17}, {nullptr, 640, 2, 1}};
 }
 
-TEST_P(Conformance, BatchEqualsSingleCallsToTheBit) {
+TEST_P(Conformance, BatchEqualsSingleCalls) {
   for (const auto& [name, config] : models()) {
     SCOPED_TRACE(name);
     constexpr int64_t kContext = 650;
@@ -446,12 +513,12 @@ TEST_P(Conformance, BatchEqualsSingleCallsToTheBit) {
     rig.fill_cache(6);
     rig.model->layer_batch(*rig.stream, *workspace, 1, rig.hidden->data(), sequences);
     ASSERT_OK(rig.stream->synchronize());
-    EXPECT_TRUE(rig.hidden_bytes() == hidden);
-    EXPECT_TRUE(rig.cache_bytes() == cache);
+    EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), hidden));
+    EXPECT_TRUE(rig.same_rows(rig.cache_bytes(), cache));
   }
 }
 
-TEST_P(Conformance, SharedPrefixEqualsOwnRowsToTheBit) {
+TEST_P(Conformance, SharedPrefixEqualsOwnRows) {
   struct Tail {
     int64_t prefix_rows, position, rows, query_rows;
   };
@@ -473,35 +540,35 @@ TEST_P(Conformance, SharedPrefixEqualsOwnRowsToTheBit) {
     // Each with the shared rows copied in front of its own.
     rig.fill_hidden(5);
     for (int64_t i = 0, at = 0; i < kCount; at += tails[i].rows, ++i) {
-      std::memcpy(own(i), prefix, static_cast<size_t>(tails[i].prefix_rows * row));
+      rig.stream->copy(own(i), prefix, tails[i].prefix_rows * row);
       rig.model->layer(*rig.stream, *workspace,
                        {1, rig.hidden_at(at), own(i), tails[i].position, tails[i].rows, tails[i].query_rows});
     }
     ASSERT_OK(rig.stream->synchronize());
     auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
     // Not copied. Behind what a sequence does not own lies NaN.
-    std::memcpy(rig.cache->data(), before.data(), before.size());
+    rig.write(rig.cache->data(), before);
     std::vector<SequenceRows> sequences;
     for (int64_t i = 0; i < kCount; ++i) {
       const Tail& t = tails[i];
       std::vector<double> nan(static_cast<size_t>(t.prefix_rows * config.kv_row()), std::nan(""));
-      if (!nan.empty()) from_doubles(nan, rig.dtype, own(i));
+      rig.write(own(i), nan);
       sequences.push_back({own(i) + t.prefix_rows * row, t.position, t.rows, t.query_rows,
                            t.prefix_rows > 0 ? prefix : nullptr, t.prefix_rows});
     }
     rig.fill_hidden(5);
     rig.model->layer_batch(*rig.stream, *workspace, 1, rig.hidden->data(), sequences);
     ASSERT_OK(rig.stream->synchronize());
-    EXPECT_TRUE(rig.hidden_bytes() == hidden);
+    EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), hidden));
     for (int64_t i = 0; i < kCount; ++i) {
       int64_t first = i * kContext + tails[i].prefix_rows, end = (i + 1) * kContext;
-      EXPECT_EQ(std::memcmp(rig.cache->data() + first * row, cache.data() + first * row,
-                            static_cast<size_t>((end - first) * row)),
-                0)
+      EXPECT_TRUE(rig.same_rows(rig.read(rig.cache->data() + first * row, (end - first) * row),
+                                {cache.begin() + first * row, cache.begin() + end * row}))
           << i;
     }
-    EXPECT_EQ(
-        std::memcmp(prefix, before.data() + kCount * kContext * row, static_cast<size_t>(kPrefix * row)), 0)
+    EXPECT_EQ(std::memcmp(rig.read(prefix, kPrefix * row).data(), before.data() + kCount * kContext * row,
+                          static_cast<size_t>(kPrefix * row)),
+              0)
         << "a prefix is only read";
   }
 }
@@ -519,8 +586,8 @@ TEST_P(Conformance, OneCacheMayBeInABatchTwice) {
   const SequenceRows pieces[] = {{rig.cache->data(), 0, 110, 110}, {rig.cache->data(), 110, 190, 190}};
   rig.model->layer_batch(*rig.stream, *rig.workspace, 0, rig.hidden->data(), pieces);
   ASSERT_OK(rig.stream->synchronize());
-  EXPECT_TRUE(rig.hidden_bytes() == hidden);
-  EXPECT_TRUE(rig.cache_bytes() == cache);
+  EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), hidden));
+  EXPECT_TRUE(rig.same_rows(rig.cache_bytes(), cache));
 }
 
 // ---- selected tokens
@@ -546,7 +613,7 @@ std::unique_ptr<DeviceMemory> positions_memory(const Rig& rig, const std::vector
   return memory;
 }
 
-TEST_P(Conformance, SelectedRowsEqualSingleCallsToTheBit) {
+TEST_P(Conformance, SelectedRowsEqualSingleCalls) {
   for (const auto& [name, config] : models()) {
     for (auto [length, count] :
          {std::pair<int64_t, int64_t>{1, 1}, {200, 1}, {200, 37}, {200, 200}, {1300, 900}}) {
@@ -578,14 +645,14 @@ TEST_P(Conformance, SelectedRowsEqualSingleCallsToTheBit) {
                                    .rows = count,
                                    .queries = queries});
         ASSERT_OK(rig.stream->synchronize());
-        EXPECT_TRUE(rig.hidden_bytes() == hidden) << queries;
-        EXPECT_TRUE(rig.cache_bytes() == cache) << queries;
+        EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), hidden)) << queries;
+        EXPECT_TRUE(rig.same_rows(rig.cache_bytes(), cache)) << queries;
       }
     }
   }
 }
 
-TEST_P(Conformance, RunsOfOneCacheInABatchEqualSingleCallsToTheBit) {
+TEST_P(Conformance, RunsOfOneCacheInABatchEqualSingleCalls) {
   // As selected rows, said as sequences; more rows than are processed at once.
   Rig rig(GetParam(), small(Family::kLlama), 1300);
   std::vector<SequenceRows> runs;
@@ -611,8 +678,8 @@ TEST_P(Conformance, RunsOfOneCacheInABatchEqualSingleCallsToTheBit) {
   rig.fill_cache(6);
   rig.model->layer_batch(*rig.stream, *rig.workspace, 0, rig.hidden->data(), runs);
   ASSERT_OK(rig.stream->synchronize());
-  EXPECT_TRUE(rig.hidden_bytes() == hidden);
-  EXPECT_TRUE(rig.cache_bytes() == cache);
+  EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), hidden));
+  EXPECT_TRUE(rig.same_rows(rig.cache_bytes(), cache));
 }
 
 TEST_P(Conformance, SelectChoosesTheTokensWhoseKeysDeviateMost) {
@@ -655,7 +722,7 @@ TEST_P(Conformance, SelectChoosesTheTokensWhoseKeysDeviateMost) {
       for (size_t r = 0; r < static_cast<size_t>(rows); ++r)
         for (size_t i = 0; i < keys; ++i)
           others[r * width + i] = own[r * width + i] + (i % 8 == 0 ? random.normal() : 0);
-      from_doubles(others, rig.dtype, rig.cache->data());
+      rig.write(rig.cache->data(), others);
       others = rig.cache_values();  // as rounded
       std::vector<std::pair<float, int32_t>> deviation;
       for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
@@ -675,15 +742,16 @@ TEST_P(Conformance, SelectChoosesTheTokensWhoseKeysDeviateMost) {
       EXPECT_EQ(select(), expected);
       EXPECT_TRUE(rig.cache_bytes() == cache) << "the cache is only read";
       auto row = static_cast<size_t>(rig.hidden_row());
+      const auto after = rig.hidden_bytes();
       for (size_t i = 0; i < expected.size(); ++i) {
-        EXPECT_EQ(std::memcmp(rig.hidden_at(static_cast<int64_t>(i)),
-                              hidden.data() + static_cast<size_t>(expected[i]) * row, row),
-                  0)
+        EXPECT_EQ(
+            std::memcmp(after.data() + i * row, hidden.data() + static_cast<size_t>(expected[i]) * row, row),
+            0)
             << "row " << i;
       }
       // A key that is not a number is as far off as can be.
       others[static_cast<size_t>(rows / 2) * width] = std::numeric_limits<double>::quiet_NaN();
-      from_doubles(others, rig.dtype, rig.cache->data());
+      rig.write(rig.cache->data(), others);
       rig.fill_hidden(5);
       auto found = select();
       EXPECT_TRUE(std::count(found.begin(), found.end(), static_cast<int32_t>(rows / 2)) == 1);
@@ -717,13 +785,15 @@ TEST_P(Conformance, ImpossibleSelectionsAreRefused) {
     rig.model->layer_selected(*rig.stream, *rig.workspace, call);
     refused(what);
   };
-  layer("one position twice", [](SelectedCall& c) { c.rows = 3; });
-  layer("a position past the workspace", [](SelectedCall& c) { c.positions += 2, c.rows = 2; });
+  if (rig.backend->host_visible()) {  // a device's own positions are not looked at before they are used
+    layer("one position twice", [](SelectedCall& c) { c.rows = 3; });
+    layer("a position past the workspace", [](SelectedCall& c) { c.positions += 2, c.rows = 2; });
+  }
   layer("no rows", [](SelectedCall& c) { c.rows = 0; });
   layer("no cache", [](SelectedCall& c) { c.cache = nullptr; });
 }
 
-TEST_P(Conformance, BatchedLogitsEqualSingleOnesToTheBit) {
+TEST_P(Conformance, BatchedLogitsEqualSingleOnes) {
   for (const auto& [name, config] : models()) {
     SCOPED_TRACE(name);
     Rig rig(GetParam(), config, 80);
@@ -741,7 +811,13 @@ TEST_P(Conformance, BatchedLogitsEqualSingleOnesToTheBit) {
       rig.model->logits_batch(*rig.stream, *rig.workspace, rig.hidden->data(), std::span(rows).first(count),
                               batch.data());
       ASSERT_OK(rig.stream->synchronize());
-      EXPECT_EQ(std::memcmp(batch.data(), single.data(), count * vocab * sizeof(float)), 0) << count;
+      if (rig.exact_rows) {
+        EXPECT_EQ(std::memcmp(batch.data(), single.data(), count * vocab * sizeof(float)), 0) << count;
+      } else {
+        auto end = static_cast<int64_t>(count * vocab);
+        EXPECT_LT(difference({batch.begin(), batch.begin() + end}, {single.begin(), single.begin() + end}),
+                  rig.tolerance);
+      }
       EXPECT_EQ(batch.back(), -1.0f) << count;
     }
   }
@@ -823,13 +899,14 @@ TEST_P(Conformance, AlignEqualsReference) {
             align(all[i], {x.begin() + r * config.d_model, x.begin() + (r + 1) * config.d_model}, rig.dtype);
         expected.insert(expected.end(), row.begin(), row.end());
       }
-      auto found = to_doubles(rig.hidden_at(kFirst), kCount * config.d_model, rig.dtype);
+      auto found = rig.read_values(rig.hidden_at(kFirst), kCount * config.d_model);
       EXPECT_LT(difference(found, expected), GetParam().tolerance);
       // Rows beside them keep theirs.
       auto first = static_cast<size_t>(kFirst * rig.hidden_row());
       auto end = static_cast<size_t>((kFirst + kCount) * rig.hidden_row());
-      EXPECT_EQ(std::memcmp(rig.hidden->data(), before.data(), first), 0);
-      EXPECT_EQ(std::memcmp(rig.hidden->data() + end, before.data() + end, before.size() - end), 0);
+      const auto after = rig.hidden_bytes();
+      EXPECT_EQ(std::memcmp(after.data(), before.data(), first), 0);
+      EXPECT_EQ(std::memcmp(after.data() + end, before.data() + end, before.size() - end), 0);
       EXPECT_GE(rig.loaded[i]->bytes(), config.d_model * 4);
     }
   }
@@ -861,7 +938,7 @@ TEST_P(Conformance, AlignedRowsDoNotDependOnTheirNumber) {
           rig.model->align(*rig.stream, *rig.workspace, *rig.loaded[i], rig.hidden_at(at),
                            std::min(step, rows - at));
         ASSERT_OK(rig.stream->synchronize());
-        EXPECT_TRUE(rig.hidden_bytes() == whole) << fmt::format(
+        EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), whole)) << fmt::format(
             "{} {} rank {} in steps of {}", name, map_form_name(of_width[i].form), of_width[i].rank, step);
       }
     }
@@ -880,7 +957,7 @@ TEST_P(Conformance, MapsThatAddNothingKeepEveryBit) {
   values[0] = -0.0;
   values[1] = 0.0;
   values[7] = 1e-40;  // subnormal
-  from_doubles(values, rig.dtype, rig.hidden->data());
+  rig.write(rig.hidden->data(), values);
   const auto before = rig.hidden_bytes();
   for (const auto& map : rig.loaded)
     rig.model->align(*rig.stream, *rig.workspace, *map, rig.hidden->data(), 50);
@@ -958,14 +1035,17 @@ TEST_P(Conformance, ProfileCountsEveryPhaseAndChangesNothing) {
   PhaseTimes times;
   rig.model->set_profile(&times);
   EXPECT_TRUE(run() == without);
-  for (size_t i = 0; i < kPhases; ++i) EXPECT_GT(times.ns[i], 0) << kPhaseNames[i];
+  for (size_t i = 0; i < kPhases; ++i) {
+    if (static_cast<Phase>(i) == Phase::kAttentionPack && !rig.backend->host_visible()) continue;
+    EXPECT_GT(times.ns[i], 0) << kPhaseNames[i];
+  }
   rig.model->set_profile(nullptr);
   PhaseTimes before = times;
   EXPECT_TRUE(run() == without);
   EXPECT_TRUE(std::equal(before.ns, before.ns + kPhases, times.ns));
 }
 
-TEST_P(Conformance, FewRowsEqualManyToTheBit) {
+TEST_P(Conformance, FewRowsEqualMany) {
   // Deep enough for products that are summed in several pieces; few rows may take another way than many.
   ModelConfig config = shaped(Family::kLlama, 1100, 2310, 6, 2, 48);
   config.layers = 1;
@@ -981,9 +1061,93 @@ TEST_P(Conformance, FewRowsEqualManyToTheBit) {
     for (int64_t at = 0; at < kRows; at += step)
       rig.enqueue(0, at, std::min(step, kRows - at), std::min(step, kRows - at));
     ASSERT_OK(rig.stream->synchronize());
-    EXPECT_TRUE(rig.hidden_bytes() == hidden) << step;
-    EXPECT_TRUE(rig.cache_bytes() == cache) << step;
+    EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), hidden)) << step;
+    EXPECT_TRUE(rig.same_rows(rig.cache_bytes(), cache)) << step;
   }
+}
+
+// ---- tokens
+
+TEST_P(Conformance, StepIsEmbedLayersAndHead) {
+  for (const auto& [name, config] : models()) {
+    SCOPED_TRACE(name);
+    constexpr int64_t kContext = 70, kSteps = 4;
+    Rig rig(GetParam(), config, kContext + kSteps);
+    auto second = take(rig.backend->allocate(rig.cache->size()));
+    std::byte* const caches[] = {rig.cache->data(), second->data()};
+    const auto vocab = static_cast<size_t>(config.vocab);
+    auto run = [&](bool step) {
+      rig.fill_cache(6);
+      rig.fill(*second, rig.capacity * config.kv_row(), 7);
+      std::vector<float> logits(kSteps * vocab);
+      std::vector<int32_t> tokens;
+      int32_t token = 5, next = -1;
+      for (int64_t i = 0; i < kSteps; ++i, token = next) {
+        float* to = logits.data() + static_cast<size_t>(i) * vocab;
+        if (step) {
+          rig.model->step(*rig.stream, *rig.workspace,
+                          {token, kContext + i, rig.hidden->data(), caches, to, {}, &next});
+        } else {
+          rig.model->embed(*rig.stream, &token, 1, rig.hidden->data());
+          for (int64_t l = 0; l < config.layers; ++l)
+            rig.model->layer(*rig.stream, *rig.workspace,
+                             {l, rig.hidden->data(), caches[l], kContext + i, 1, 1});
+          rig.model->head(*rig.stream, *rig.workspace, {rig.hidden->data(), to, {}, &next});
+        }
+        EXPECT_TRUE(rig.stream->synchronize().ok());
+        EXPECT_EQ(next, std::max_element(to, to + vocab) - to);
+        tokens.push_back(next);
+      }
+      return std::pair(tokens, std::vector<double>(logits.begin(), logits.end()));
+    };
+    const auto [tokens, logits] = run(false);
+    const auto [step_tokens, step_logits] = run(true);
+    EXPECT_EQ(step_tokens, tokens);
+    if (rig.exact_rows) {
+      EXPECT_EQ(step_logits, logits);
+    } else {
+      EXPECT_LT(difference(step_logits, logits), rig.tolerance);
+    }
+  }
+}
+
+TEST_P(Conformance, HeadChoosesAsTheHostDoes) {
+  Rig rig(GetParam(), small(Family::kLlama), 40);
+  rig.fill_hidden(5);
+  std::vector<float> logits(static_cast<size_t>(rig.config().vocab));
+  std::vector<std::pair<float, int32_t>> scratch;
+  int different = 0, last = -1;
+  for (int i = 0; i < 40; ++i) {
+    Choice choice;
+    if (i > 0) choice = {0.3 + 0.05 * i, i % 3 == 0 ? 1.0 : 0.6, i * 0.0243};
+    int32_t next = -1, alone = -1;
+    rig.model->head(*rig.stream, *rig.workspace, {rig.hidden_at(i), logits.data(), choice, &next});
+    rig.model->head(*rig.stream, *rig.workspace,
+                    {.hidden = rig.hidden_at(i), .choice = choice, .next = &alone});
+    ASSERT_OK(rig.stream->synchronize());
+    EXPECT_EQ(next, choose(logits, choice, scratch)) << i;
+    EXPECT_EQ(alone, next) << i;
+    different += next != last;
+    last = next;
+  }
+  EXPECT_GT(different, 10);
+}
+
+TEST_P(Conformance, ImpossibleStepsAreRefused) {
+  Rig rig(GetParam(), small(Family::kLlama), 16);
+  std::byte* const caches[] = {rig.cache->data(), rig.cache->data()};
+  int32_t next = -1;
+  auto refused = [&](const char* what, auto change) {
+    StepCall call{3, 4, rig.hidden->data(), caches, nullptr, {}, &next};
+    change(call);
+    rig.model->step(*rig.stream, *rig.workspace, call);
+    EXPECT_EQ(rig.stream->synchronize().code(), Code::kInvalidArgument) << what;
+    EXPECT_EQ(next, -1) << what;
+  };
+  refused("a token outside the vocabulary", [](StepCall& c) { c.token = 301; });
+  refused("past the workspace", [](StepCall& c) { c.position = 16; });
+  refused("too few caches", [&](StepCall& c) { c.caches = c.caches.first(1); });
+  refused("no row", [](StepCall& c) { c.hidden = nullptr; });
 }
 
 // ---- nothing later is seen
@@ -1001,23 +1165,25 @@ TEST_P(Conformance, LaterRowsAreNotSeen) {
       rig.fill_hidden(5);
       // NaN would show in whatever reads it; and so it must in the changed row itself.
       std::vector<double> nan(static_cast<size_t>((200 - changed) * config.d_model), std::nan(""));
-      from_doubles(nan, rig.dtype, rig.hidden_at(changed));
+      rig.write(rig.hidden_at(changed), nan);
       std::vector<double> stale(static_cast<size_t>(200 * config.kv_row()), std::nan(""));
-      from_doubles(stale, rig.dtype, rig.cache->data());
+      rig.write(rig.cache->data(), stale);
       rig.enqueue(0, 0, changed, changed);
       ASSERT_OK(rig.stream->synchronize());
-      auto size = static_cast<size_t>(changed * rig.hidden_row());
-      EXPECT_EQ(std::memcmp(rig.hidden->data(), hidden.data(), size), 0) << changed;
+      const int64_t size = changed * rig.hidden_row();
+      EXPECT_TRUE(rig.same_rows(rig.read(rig.hidden->data(), size), {hidden.begin(), hidden.begin() + size}))
+          << changed;
     }
     // Within one call: other (finite) rows behind leave those before them as they are.
     rig.fill_hidden(5);
     std::vector<double> other(static_cast<size_t>(70 * config.d_model), 3.0);
-    from_doubles(other, rig.dtype, rig.hidden_at(100));
+    rig.write(rig.hidden_at(100), other);
     rig.enqueue(0, 0, kRows, kRows);
     ASSERT_OK(rig.stream->synchronize());
     auto size = static_cast<size_t>(100 * rig.hidden_row());
-    EXPECT_EQ(std::memcmp(rig.hidden->data(), hidden.data(), size), 0);
-    EXPECT_NE(std::memcmp(rig.hidden_at(100), hidden.data() + size, static_cast<size_t>(rig.hidden_row())),
+    const auto after = rig.hidden_bytes();
+    EXPECT_EQ(std::memcmp(after.data(), hidden.data(), size), 0);
+    EXPECT_NE(std::memcmp(after.data() + size, hidden.data() + size, static_cast<size_t>(rig.hidden_row())),
               0);
   }
 }
@@ -1025,7 +1191,7 @@ TEST_P(Conformance, LaterRowsAreNotSeen) {
 TEST_P(Conformance, LongContext) {
   ModelConfig config = shaped(Family::kLlama, 32, 48, 2, 1, 16);
   config.layers = 1;
-  constexpr int64_t kTokens = 32768;
+  const int64_t kTokens = GetParam().quick ? 2048 : 32768;
   Rig rig(GetParam(), config, kTokens);
   rig.fill_hidden(5);
   auto before = rig.hidden_values();
@@ -1033,12 +1199,12 @@ TEST_P(Conformance, LongContext) {
   ASSERT_OK(rig.stream->synchronize());
   auto cache = rig.cache_values();
   // K and V are checked elsewhere; given them, single rows can be.
-  for (int64_t row : {int64_t{0}, int64_t{64}, int64_t{8191}, int64_t{20001}, kTokens - 1}) {
+  for (int64_t row : {int64_t{0}, int64_t{64}, kTokens / 4 - 1, kTokens * 5 / 8, kTokens - 1}) {
     auto first = before.begin() + row * config.d_model;
     std::vector<double> hidden(first, first + config.d_model);
     auto rows = cache;
     rig.reference.layer(0, hidden, rows, row, 1, 1);
-    auto found = to_doubles(rig.hidden_at(row), config.d_model, rig.dtype);
+    auto found = rig.read_values(rig.hidden_at(row), config.d_model);
     EXPECT_LT(difference(found, hidden), GetParam().tolerance) << row;
   }
 }
@@ -1162,8 +1328,12 @@ TEST_P(Conformance, CancelSkipsWorkButCompletesEvents) {
   ASSERT_OK(rig.stream->synchronize());
   ASSERT_OK(link->synchronize());
   EXPECT_TRUE(end->done());
-  EXPECT_EQ(log.at[0].load(), 0);
-  EXPECT_TRUE(rig.hidden_bytes() == hidden);
+  if (rig.backend->host_visible()) {  // what a device has been given already runs
+    EXPECT_EQ(log.at[0].load(), 0);
+    EXPECT_TRUE(rig.hidden_bytes() == hidden);
+  }
+  rig.fill_hidden(5);
+  log.at[0] = 0;
   rig.enqueue(0, 0, 16, 16);  // and works again after synchronize()
   rig.stream->host({Log::call, &log, 0});
   ASSERT_OK(rig.stream->synchronize());
@@ -1263,13 +1433,21 @@ TEST_P(Conformance, TwoModelsRunAtOnce) {
 
 TEST_P(Conformance, MemoryIsZeroedAndAligned) {
   auto backend = take(GetParam().make());
+  auto stream = take(backend->make_stream(StreamKind::kCopy, 8));
   for (int64_t bytes : {1, 63, 4096, 1 << 22}) {
     auto memory = take(backend->allocate(bytes));
     ASSERT_EQ(memory->size(), bytes);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(memory->data()) % 64, 0u);
-    std::vector<std::byte> zeros(static_cast<size_t>(bytes));
-    EXPECT_EQ(std::memcmp(memory->data(), zeros.data(), zeros.size()), 0);
-    std::memset(memory->data(), 1, static_cast<size_t>(bytes));
+    std::vector<std::byte> zeros(static_cast<size_t>(bytes)), found(zeros.size(), std::byte{1});
+    stream->copy(found.data(), memory->data(), bytes);
+    ASSERT_OK(stream->synchronize());
+    EXPECT_TRUE(found == zeros);
+    std::fill(found.begin(), found.end(), std::byte{1});
+    stream->copy(memory->data(), found.data(), bytes);  // freed memory is not zero
+    ASSERT_OK(stream->synchronize());
+    auto of_host = take(backend->allocate(bytes, MemoryKind::kHost));
+    EXPECT_EQ(std::memcmp(of_host->data(), zeros.data(), zeros.size()), 0);
+    std::memset(of_host->data(), 1, static_cast<size_t>(bytes));
   }
   auto nothing = take(backend->allocate(0));
   EXPECT_EQ(nothing->size(), 0);
@@ -1305,6 +1483,24 @@ TEST_P(Conformance, UnsupportedIsRefusedByName) {
   auto refused = backend->load(checkpoint, {.dtype = DType::kF16});
   ASSERT_FALSE(refused.ok());
   EXPECT_EQ(refused.status().code(), Code::kUnsupported);
+}
+
+TEST_P(Conformance, RandomModelsRun) {
+  auto backend = take(GetParam().make());
+  auto model = take(backend->load_random(small(Family::kQwen3), {.dtype = GetParam().dtype}, 7));
+  auto workspace = take(model->make_workspace(4));
+  auto stream = take(backend->make_stream(StreamKind::kCompute, 32));
+  auto hidden = take(backend->allocate(4 * 96 * 4)), cache = take(backend->allocate(4 * 96 * 4));
+  const int32_t ids[] = {1, 2, 3};
+  std::vector<float> logits(301);
+  model->embed(*stream, ids, 3, hidden->data());
+  for (int64_t l = 0; l < 2; ++l)
+    model->layer(*stream, *workspace, {l, hidden->data(), cache->data(), 0, 3, 3});
+  model->logits(*stream, *workspace, hidden->data(), logits.data());
+  ASSERT_OK(stream->synchronize());
+  auto [low, high] = std::minmax_element(logits.begin(), logits.end());
+  EXPECT_LT(*low, *high);
+  EXPECT_TRUE(std::all_of(logits.begin(), logits.end(), [](float v) { return std::isfinite(v); }));
 }
 
 TEST_P(Conformance, LoadingReportsProgress) {

@@ -21,7 +21,7 @@
 #define DS_THREADS(count) __launch_bounds__(count)
 #define DS_SHARED __shared__
 /// std::byte* name: the dynamic shared memory, 16-byte aligned.
-#define DS_DYNAMIC_SHARED(name)                 \
+#define DS_DYNAMIC_SHARED(name)                              \
   extern __shared__ __align__(16) uint4 ds_dynamic_shared[]; \
   std::byte* name = reinterpret_cast<std::byte*>(ds_dynamic_shared)
 
@@ -32,9 +32,9 @@ template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    Args... args) {
   if (shared_bytes > (48 << 10)) {
-    cudaError_t raised = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                              cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              static_cast<int>(shared_bytes));
+    cudaError_t raised =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (raised != cudaSuccess) return raised;
   }
   cudaLaunchConfig_t config{};
@@ -55,8 +55,8 @@ DS_DEVICE void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/// Four 8 x 8 matrices of 16-bit elements from shared memory (ldmatrix.x4); thread i names row i % 8 of matrix
-/// i / 8. `ldmatrix_transposed`: each matrix transposed.
+/// Four 8 x 8 matrices of 16-bit elements from shared memory (ldmatrix.x4); thread i names row i % 8 of
+/// matrix i / 8. `ldmatrix_transposed`: each matrix transposed.
 DS_DEVICE void ldmatrix(uint32_t (&r)[4], const void* row) {
   auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -76,7 +76,8 @@ DS_DEVICE void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
 /// are written, where `valid` is false.
 DS_DEVICE void copy_async_16(void* shared, const void* global, bool valid) {
   auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
+               "r"(valid ? 16 : 0)
                : "memory");
 }
 DS_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
