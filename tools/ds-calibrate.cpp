@@ -12,10 +12,10 @@ using namespace ds;
 namespace {
 
 struct Options {
-  std::string model_dir, shape, dtype = "bf16", backend = "auto", lengths = "256,1024,4096", store, out;
+  std::string model_dir, shape, dtype = "bf16", lengths = "256,1024,4096", store, out;
   int64_t suffix = 16;
   double rtt_ms = 0, budget_s = 60;
-  int threads = 0;
+  BackendFlags on;
   WeightCacheOptions cache;
 };
 
@@ -23,9 +23,8 @@ Status run(const Options& o) {
   if (o.model_dir.empty() == o.shape.empty())
     return error(Code::kInvalidArgument, "give either --model DIR or --shape NAME");
   DS_ASSIGN(std::vector<int64_t> contexts, parse_int_list(o.lengths, 1, int64_t{1} << 24));
-  DS_ASSIGN(LoadedModel loaded, o.shape.empty()
-                                    ? load_model(o.model_dir, o.backend, o.threads, o.dtype, o.cache)
-                                    : load_random_model(o.shape, o.backend, o.threads, o.dtype));
+  DS_ASSIGN(LoadedModel loaded, o.shape.empty() ? load_model(o.model_dir, o.on, o.dtype, o.cache)
+                                                : load_random_model(o.shape, o.on, o.dtype));
   DS_ASSIGN(std::vector<CallSize> grid, calibration_grid(loaded.model->config(), contexts, o.suffix));
 
   TemporaryFolder folder;
@@ -41,7 +40,7 @@ Status run(const Options& o) {
                              .description = loaded.backend->description(),
                              .cpu = cpu_name(),
                              .kernel = kernel_name(),
-                             .threads = o.threads,
+                             .threads = o.on.threads,
                              .shape = loaded.model->config().shape(),
                              .dtype = loaded.model->dtype(),
                              .link_rtt_ns = 0,
@@ -145,8 +144,7 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(0.0, 60000.0));
   app.add_option("--dtype", o.dtype, "bf16 or f32")->capture_default_str();
-  app.add_option("--backend", o.backend, "cpu or auto")->capture_default_str();
-  app.add_option("--threads", o.threads, "compute threads; 0: all cores")->capture_default_str();
+  add_backend_flags(app, o.on);
   add_weight_cache_options(app, o.cache);
   app.add_option("-o,--output", o.out, "machine.json to write; '-': stdout")->required();
   app.footer(

@@ -68,9 +68,9 @@ int main(int argc, char** argv) {
       "states (E)\n"
       "at the cuts that the plans name.",
       "ds-publish"};
-  std::string model_dir, context, context_ids, store_url, dtype = "bf16", salt, backend = "auto";
+  std::string model_dir, context, context_ids, store_url, dtype = "bf16", salt;
   std::vector<std::string> plans, maps;
-  int threads = 0;
+  BackendFlags on;
   WeightCacheOptions cache;
   bool json = false;
   app.add_option("--model", model_dir, "the sender: a Hugging Face folder")->required();
@@ -83,8 +83,7 @@ int main(int argc, char** argv) {
       "file of maps (ds-profile) of a plan whose cuts the sender aligns; may be given several times");
   app.add_option("--dtype", dtype, "bf16 or f32: of computation and of the entry")->capture_default_str();
   app.add_option("--salt", salt, "tenant salt: entries of one salt are never found with another");
-  app.add_option("--backend", backend, "cpu or auto")->capture_default_str();
-  app.add_option("--threads", threads, "compute threads; 0: all cores")->capture_default_str();
+  add_backend_flags(app, on);
   add_weight_cache_options(app, cache);
   app.add_flag("--json", json, "print one JSON object to stdout");
   app.footer(
@@ -94,7 +93,7 @@ int main(int argc, char** argv) {
       "--dtype f32\n"
       "  ds-publish --model S/ --context report.txt --store file:cache --plan aligned.dsplan --maps "
       "maps.safetensors");
-  return run_tool(app, argc, argv, [&]() -> Status {
+  auto run = [&](const BackendFlags& where) -> Status {
     if (context.empty() == context_ids.empty()) {
       return error(Code::kInvalidArgument, "give the context once: --context FILE or --context-ids FILE");
     }
@@ -121,7 +120,7 @@ int main(int argc, char** argv) {
       DS_ASSIGN(MappedCuts cuts, cuts_for(read[i], plans[i], given));
       options.more.push_back(std::move(cuts));
     }
-    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, backend, threads, dtype, cache));
+    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, where, dtype, cache));
     for (size_t i = 0; i < read.size(); ++i) {
       if (read[i].sender.fingerprint != loaded.identity.fingerprint) {
         return error(
@@ -164,5 +163,6 @@ int main(int argc, char** argv) {
                  describe(done.cuts), format_ns(done.prefill_ns), format_ns(done.write_ns));
     }
     return ok_status();
-  });
+  };
+  return run_tool(app, argc, argv, [&] { return with_fallback(on, run); });
 }

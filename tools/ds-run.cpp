@@ -21,11 +21,10 @@ namespace {
 
 struct Options {
   std::string receiver, plan, store, context, context_ids, prompt, prompt_ids, link_rate, mode,
-      dtype = "bf16", record, dump_logits, salt, backend = "auto", gate, gate_false_alarms = "1%",
-      gate_window, maps;
+      dtype = "bf16", record, dump_logits, salt, gate, gate_false_alarms = "1%", gate_window, maps;
   int64_t max_new_tokens = 64, waiting = 0, gate_window_requests = DriftWindow::kDefaultRequests;
   double link_rtt_ms = 0, link_deadline_ms = 0;
-  int threads = 0;
+  BackendFlags on;
   Sampling sampling;
   WeightCacheOptions cache;
   bool json = false, plain_cuts = false;
@@ -261,7 +260,7 @@ RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan
   return record;
 }
 
-Status run(const Options& o) {
+Status run(const Options& o, const BackendFlags& on) {
   DS_TRY(check(o));
   double rate = 0;
   if (!o.link_rate.empty()) {
@@ -287,7 +286,7 @@ Status run(const Options& o) {
   if (!o.gate.empty()) {
     DS_ASSIGN(gate, set_up_gate(o, *plan));
   }
-  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
+  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, on, o.dtype, o.cache));
   DS_ASSIGN(std::vector<int32_t> context, context_tokens(loaded, o.context, o.context_ids));
   std::vector<int32_t> prompt;
   if (!o.prompt_ids.empty()) {
@@ -472,8 +471,7 @@ int main(int argc, char** argv) {
   app.add_option("--record", o.record, "write the run record (JSON lines) for ds-plan trace");
   app.add_option("--dump-logits", o.dump_logits,
                  "write the first token's logits: one f32 tensor 'logits' [vocab], safetensors");
-  app.add_option("--backend", o.backend, "cpu or auto")->capture_default_str();
-  app.add_option("--threads", o.threads, "compute threads; 0: all cores")->capture_default_str();
+  add_backend_flags(app, o.on);
   add_weight_cache_options(app, o.cache);
   app.add_flag("--json", o.json, "print one JSON object to stdout instead of the text");
   app.footer(
@@ -491,5 +489,6 @@ int main(int argc, char** argv) {
       "         --gate-false-alarms 0.5% --gate-window requests.json --context report.txt --prompt 'Who "
       "signed "
       "it?'");
-  return run_tool(app, argc, argv, [&] { return run(o); });
+  return run_tool(app, argc, argv,
+                  [&] { return with_fallback(o.on, [&](const BackendFlags& on) { return run(o, on); }); });
 }

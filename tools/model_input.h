@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "runtime/backends/backends.h"
 #include "runtime/model/checkpoint.h"
 #include "runtime/model/tokenizer.h"
 #include "runtime/model/verified.h"
 #include "support/json.h"
+#include "tools/backend_flags.h"
 #include "tools/tool.h"
 
 namespace ds {
@@ -49,18 +49,6 @@ inline void add_weight_cache_options(CLI::App& app, WeightCacheOptions& o) {
                "seen before");
 }
 
-/// $DROIDSPEAK_CACHE, else $XDG_CACHE_HOME/droidspeak, else ~/.cache/droidspeak; empty: none of them is set.
-inline std::string default_cache_folder() {
-  auto variable = [](const char* name) {
-    const char* value = std::getenv(name);
-    return std::string(value != nullptr ? value : "");
-  };
-  if (std::string own = variable("DROIDSPEAK_CACHE"); !own.empty()) return own;
-  if (std::string xdg = variable("XDG_CACHE_HOME"); !xdg.empty()) return xdg + "/droidspeak";
-  std::string home = variable("HOME");
-  return home.empty() ? "" : home + "/.cache/droidspeak";
-}
-
 /// The folder to use for this checkpoint, empty: none.
 inline std::string weight_cache_folder(const std::string& where, const Checkpoint& checkpoint) {
   constexpr int64_t kLeastBytes = int64_t{256} << 20;
@@ -69,17 +57,8 @@ inline std::string weight_cache_folder(const std::string& where, const Checkpoin
   return checkpoint.weight_bytes() >= kLeastBytes ? default_cache_folder() : "";
 }
 
-/// "cpu" (the embedded default).
-inline Result<std::shared_ptr<Backend>> make_backend(const std::string& name, int threads) {
-  if (name == "cpu" || name == "auto") {
-    DS_ASSIGN(std::shared_ptr<Backend> backend, make_cpu_backend({threads}));
-    return backend;
-  }
-  return error(Code::kInvalidArgument, "unknown backend '{}'; this build has: cpu", name);
-}
-
 /// `shared`: the backend of a model that runs beside this one, instead of one of its own.
-inline Result<LoadedModel> load_model(const std::string& folder, const std::string& backend, int threads,
+inline Result<LoadedModel> load_model(const std::string& folder, const BackendFlags& on,
                                       const std::string& dtype, const WeightCacheOptions& cache,
                                       std::shared_ptr<Backend> shared = nullptr) {
   auto start = std::chrono::steady_clock::now();
@@ -106,7 +85,7 @@ inline Result<LoadedModel> load_model(const std::string& folder, const std::stri
   }
   loaded.backend = std::move(shared);
   if (!loaded.backend) {
-    DS_ASSIGN(loaded.backend, make_backend(backend, threads));
+    DS_ASSIGN(loaded.backend, open_backend(on));
   }
   ProgressBar bar("loading " + loaded.identity.name);
   options.dtype = type;
@@ -125,18 +104,16 @@ inline Result<LoadedModel> load_model(const std::string& folder, const std::stri
 }
 
 /// A model of random weights (preset_config), for measurements that need no checkpoint; without identity.
-inline Result<LoadedModel> load_random_model(const std::string& shape, const std::string& backend,
-                                             int threads, const std::string& dtype) {
+inline Result<LoadedModel> load_random_model(const std::string& shape, const BackendFlags& on,
+                                             const std::string& dtype) {
   DS_ASSIGN(DType type, parse_dtype(dtype));
   if (type == DType::kF16) return error(Code::kInvalidArgument, "--dtype f16: models run in bf16 or f32");
   DS_ASSIGN(ModelConfig config, preset_config(shape));
   LoadedModel loaded;
-  DS_ASSIGN(loaded.backend, make_backend(backend, threads));
-  // Its tensors are copied by the backend and not kept.
-  DS_ASSIGN(Checkpoint checkpoint, Checkpoint::random(config, 1));
+  DS_ASSIGN(loaded.backend, open_backend(on));
   ProgressBar bar("loading " + shape);
   LoadOptions options{type, [&](int64_t done, int64_t total) { bar.update(done, total); }};
-  DS_ASSIGN(loaded.model, loaded.backend->load(checkpoint, options));
+  DS_ASSIGN(loaded.model, loaded.backend->load_random(config, options, 1));
   return loaded;
 }
 

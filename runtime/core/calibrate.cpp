@@ -10,6 +10,7 @@
 #include <fmt/ranges.h>
 
 #include "plans/work.h"
+#include "runtime/core/landing.h"
 #include "runtime/store/entry.h"
 #include "support/clock.h"
 
@@ -361,11 +362,15 @@ class Calibrator {
                          .weights = {},
                          .tokenizer = {}};
     EntryIdentity identity{sender.fingerprint, hash_tokens(context), "ds-calibrate", tokens, model_.dtype()};
+    // What lies in the caches, as ordinary as a request's.
     std::vector<EntrySource> sources;
+    std::vector<std::byte> kept(static_cast<size_t>(config_.layers * tokens * row));
     for (int64_t l = 0; l < config_.layers; ++l) {
-      sources.push_back({TensorKind::kKv,
-                         static_cast<int32_t>(l),
-                         {caches_[static_cast<size_t>(l)]->data(), static_cast<size_t>(tokens * row)}});
+      auto rows =
+          std::span(kept).subspan(static_cast<size_t>(l * tokens * row), static_cast<size_t>(tokens * row));
+      compute_->copy(rows.data(), caches_[static_cast<size_t>(l)]->data(), tokens * row);
+      sources.push_back({TensorKind::kKv, static_cast<int32_t>(l), rows});
+      DS_TRY(compute_->synchronize());
     }
     DS_TRY(write_entry(*options_.store, identity, sender, shape, sources));
     Status status = measure_entry(m, identity, shape);
@@ -385,10 +390,12 @@ class Calibrator {
     int64_t row = config_.kv_row() * element_;
     int64_t all = identity.tokens, few = std::max<int64_t>(all / 16, 1);
     // Not into the caches: kernels will run on them meanwhile.
-    DS_ASSIGN(auto landing, backend_.allocate(identity.tokens * config_.layers * row));
-    auto read = [&](int64_t layer, int64_t rows) {
-      return entry.read_rows(TensorKind::kKv, static_cast<int32_t>(layer), 0, rows,
-                             landing->data() + layer * identity.tokens * row);
+    DS_ASSIGN(auto landed, backend_.allocate(identity.tokens * config_.layers * row));
+    DS_ASSIGN(auto landing, Landing::create(backend_, row));
+    auto read = [&](int64_t layer, int64_t rows) -> Status {
+      DS_TRY(landing->read(entry, {TensorKind::kKv, static_cast<int32_t>(layer), 0, rows},
+                           landed->data() + layer * identity.tokens * row));
+      return landing->synchronize();
     };
     std::vector<int64_t> wholes, parts;
     for (int round = 0; round < 4; ++round) {
@@ -410,9 +417,9 @@ class Calibrator {
       m.read_bytes_per_s = d(all * row) / d(whole) * 1e9;
     }
 
-    const int64_t copy_bytes = landing->size();
-    DS_ASSIGN(auto there, backend_.allocate(copy_bytes));
-    DS_ASSIGN(int64_t copy, timed(4, [&] { compute_->copy(there->data(), landing->data(), copy_bytes); }));
+    const int64_t copy_bytes = landed->size();
+    DS_ASSIGN(auto there, backend_.allocate(copy_bytes, MemoryKind::kHost));
+    DS_ASSIGN(int64_t copy, timed(4, [&] { compute_->copy(landed->data(), there->data(), copy_bytes); }));
     m.copy_bytes_per_s = d(copy_bytes) / d(copy) * 1e9;
     return measure_contention(m, [&](int64_t layer) { return read(layer, all); });
   }

@@ -93,8 +93,7 @@ Result<std::unique_ptr<KeyDeviation>> KeyDeviation::create(Backend& backend, Dev
   made->hidden_row_ = config.d_model * dtype_size(model.dtype());
   DS_ASSIGN(made->hidden_, backend.allocate(kRows * made->hidden_row_));
   DS_ASSIGN(made->keys_, backend.allocate(kRows * made->kv_row_));
-  made->own_.resize(static_cast<size_t>(kRows * made->kv_row_));
-  made->sent_.resize(made->own_.size());
+  DS_ASSIGN(made->compared_, backend.allocate(2 * kRows * made->kv_row_, MemoryKind::kHost));
   return made;
 }
 
@@ -104,21 +103,22 @@ Result<double> KeyDeviation::measure(CommandStream& stream, Workspace& workspace
   if (n < 1) return error(Code::kInvalidArgument, "the deviation of keys: the context has no tokens");
   const bool all = n <= kBlocks * kBlockRows;
   const int64_t blocks = all ? 1 : kBlocks, rows = all ? n : kBlockRows;
+  std::byte *own_rows = compared_->data(), *sent_rows = own_rows + kBlocks * kBlockRows * kv_row_;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t first = all ? 0 : (n - kBlockRows) * i / (kBlocks - 1), at = i * rows * kv_row_;
     std::byte *hidden = hidden_->data() + i * rows * hidden_row_, *keys = keys_->data() + at;
     model_.embed(stream, context.data() + first, rows, hidden);
     model_.layer(stream, workspace, {0, hidden, cache_before(keys, first * kv_row_), first, rows, 0});
-    stream.copy(own_.data() + at, keys, rows * kv_row_);
-    stream.copy(sent_.data() + at, sender + first * kv_row_, rows * kv_row_);
+    stream.copy(own_rows + at, keys, rows * kv_row_);
+    stream.copy(sent_rows + at, sender + first * kv_row_, rows * kv_row_);
   }
   DS_TRY(stream.synchronize());
   const int64_t elements = model_.config().kv_row() / 2;  // K is the first half of a row
   double apart = 0, length = 0;
   for (int64_t row = 0; row < blocks * rows; ++row) {
     for (int64_t e = 0; e < elements; ++e) {
-      double own = as_f64(own_.data() + row * kv_row_, model_.dtype(), e);
-      double sent = as_f64(sent_.data() + row * kv_row_, model_.dtype(), e);
+      double own = as_f64(own_rows + row * kv_row_, model_.dtype(), e);
+      double sent = as_f64(sent_rows + row * kv_row_, model_.dtype(), e);
       apart += (own - sent) * (own - sent);
       length += own * own;
     }

@@ -72,7 +72,7 @@ class KeyDeviation {
   DeviceModel& model_;
   int64_t kv_row_ = 0, hidden_row_ = 0;          // bytes
   std::unique_ptr<DeviceMemory> hidden_, keys_;  // kBlocks * kBlockRows rows each
-  std::vector<std::byte> own_, sent_;            // on the host: as many rows of K and V
+  std::unique_ptr<DeviceMemory> compared_;       // on the host: as many rows of K and V, twice
 };
 
 /// The profile's samples for one way.

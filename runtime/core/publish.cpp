@@ -101,14 +101,24 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
 
   int64_t hidden_bytes = n * config.d_model * dtype_size(model.dtype());
   int64_t kv_bytes = n * config.kv_row() * dtype_size(model.dtype());
-  std::vector<std::unique_ptr<DeviceMemory>> kept;  // what the entry is written from
+  // What the entry is written from is the host's. Where kernels cannot write that, they have rows of their
+  // own, which are copied from.
+  const bool direct = backend.host_visible();
+  std::vector<std::unique_ptr<DeviceMemory>> kept;
+  std::unique_ptr<DeviceMemory> mapped, computed;
+  if (!direct) {
+    DS_ASSIGN(computed, backend.allocate(kv_bytes));
+    if (std::any_of(wanted.begin(), wanted.end(), [](const Wanted& w) { return w.loaded != nullptr; })) {
+      DS_ASSIGN(mapped, backend.allocate(hidden_bytes));
+    }
+  }
   DS_ASSIGN(auto hidden, backend.allocate(hidden_bytes));
   DS_ASSIGN(auto workspace, model.make_workspace(n));
   DS_ASSIGN(auto stream,
-            backend.make_stream(StreamKind::kCompute, static_cast<int64_t>(2 * wanted.size()) + 8));
+            backend.make_stream(StreamKind::kCompute, static_cast<int64_t>(3 * wanted.size()) + 8));
   std::vector<EntrySource> sources;
   auto keep = [&](TensorKind kind, int64_t layer, int64_t bytes, std::string map = {}) -> Result<std::byte*> {
-    DS_ASSIGN(auto memory, backend.allocate(bytes));
+    DS_ASSIGN(auto memory, backend.allocate(bytes, direct ? MemoryKind::kDevice : MemoryKind::kHost));
     std::byte* data = memory->data();
     sources.push_back(
         {kind, static_cast<int32_t>(layer), {data, static_cast<size_t>(bytes)}, std::move(map)});
@@ -123,13 +133,21 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
     for (const Wanted& w : wanted) {
       if (w.cut.layer != l) continue;
       DS_ASSIGN(std::byte * e, keep(TensorKind::kE, l, hidden_bytes, entry_map(w.maps, w.cut.form)));
-      stream->copy(e, hidden->data(), hidden_bytes);
-      if (w.loaded) model.align(*stream, *workspace, *w.loaded, e, n);
+      if (w.loaded) {
+        std::byte* rows = direct ? e : mapped->data();
+        stream->copy(rows, hidden->data(), hidden_bytes);
+        model.align(*stream, *workspace, *w.loaded, rows, n);
+        if (!direct) stream->copy(e, rows, hidden_bytes);
+      } else {
+        stream->copy(e, hidden->data(), hidden_bytes);
+      }
       published.cuts.push_back({w.cut, w.maps, hidden_bytes});
     }
-    DS_ASSIGN(std::byte * cache, keep(TensorKind::kKv, l, kv_bytes));
+    DS_ASSIGN(std::byte * kv, keep(TensorKind::kKv, l, kv_bytes));
+    std::byte* cache = direct ? kv : computed->data();
     // Nobody reads what leaves the last layer: its K and V are all that is needed.
     model.layer(*stream, *workspace, {l, hidden->data(), cache, 0, n, l + 1 < config.layers ? n : 0});
+    if (!direct) stream->copy(kv, cache, kv_bytes);
     DS_TRY(stream->synchronize());
     if (options.progress) options.progress(l + 1, config.layers);
   }

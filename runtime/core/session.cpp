@@ -31,11 +31,9 @@ std::vector<const Variant*> all_variants(const Plan& plan) {
 struct Session::Transfer {
   Session* session = nullptr;
   EntryReader* entry = nullptr;
-  TensorKind kind = TensorKind::kKv;
-  int32_t layer = 0;
-  int64_t first = 0, rows = 0;
+  LandingRows rows;
   std::byte* to = nullptr;
-  std::string_view map = {};  // entry_map()
+  Event* ended = nullptr;  // that it records; null: its stream does
 };
 
 std::string_view cache_status_name(CacheStatus status) {
@@ -149,13 +147,18 @@ Status Session::reserve() {
   }
   if (selects) {
     DS_ASSIGN(positions_, backend_.allocate(rows * static_cast<int64_t>(sizeof(int32_t))));
-    selected_.resize(static_cast<size_t>(rows));
   }
+  const int64_t logits_bytes = shape.vocab * static_cast<int64_t>(sizeof(float));
+  DS_ASSIGN(results_, backend_.allocate(logits_bytes + (1 + (selects ? rows : 0)) * 4, MemoryKind::kHost));
+  first_logits_ = reinterpret_cast<float*>(results_->data());
+  next_id_ = reinterpret_cast<int32_t*>(results_->data() + logits_bytes);
+  selected_ = next_id_ + 1;
   DS_ASSIGN(workspace_, model_.make_workspace(rows + limits_.new_tokens));
   DS_ASSIGN(key_deviation_, KeyDeviation::create(backend_, model_));
   // Per op: its waits, two events, itself; a select op copies besides. Decoding enqueues embed, the layers
   // and logits per token.
   int64_t capacity = static_cast<int64_t>(3 * ops + waits) + shape.layers + 8 + KeyDeviation::kCommands;
+  DS_ASSIGN(landing_, Landing::create(backend_, std::max(hidden_row_, kv_row_)));
   DS_ASSIGN(link_, backend_.make_stream(StreamKind::kLink, capacity));
   DS_ASSIGN(compute_, backend_.make_stream(StreamKind::kCompute, capacity));
   for (size_t i = 0; i < ops; ++i) {
@@ -167,7 +170,6 @@ Status Session::reserve() {
   transfers_.resize(ops);
   ids_.resize(static_cast<size_t>(rows));
   for (const auto& cache : caches_) step_caches_.push_back(cache->data());
-  first_logits_.resize(static_cast<size_t>(shape.vocab));
   return ok_status();
 }
 
@@ -225,17 +227,19 @@ Status Session::check(const Request& request) const {
 void Session::run_transfer(void* context, int64_t) {
   auto& t = *static_cast<Transfer*>(context);
   Session& s = *t.session;
-  if (s.transfer_failed_.load(std::memory_order_acquire)) return;
-  auto in_time = [&t]() -> Status {
-    if (t.session->deadline_ns_ == 0 || now_ns() <= t.session->deadline_ns_) return ok_status();
-    return error(Code::kExhausted, "late: the deadline for transfers passed while {} of layer {} was read",
-                 tensor_kind_name(t.kind), t.layer);
-  };
-  Status status = t.entry->read_rows(t.kind, t.layer, t.first, t.rows, t.to, in_time, t.map);
-  if (status.ok()) return;
-  s.transfer_status_ = std::move(status);
-  s.transfer_failed_.store(true, std::memory_order_release);
-  s.compute_->cancel();
+  if (!s.transfer_failed_.load(std::memory_order_acquire)) {
+    auto in_time = [&t]() -> Status {
+      if (t.session->deadline_ns_ == 0 || now_ns() <= t.session->deadline_ns_) return ok_status();
+      return error(Code::kExhausted, "late: the deadline for transfers passed while {} of layer {} was read",
+                   tensor_kind_name(t.rows.kind), t.rows.layer);
+    };
+    if (Status status = s.landing_->read(*t.entry, t.rows, t.to, in_time); !status.ok()) {
+      s.transfer_status_ = std::move(status);
+      s.transfer_failed_.store(true, std::memory_order_release);
+      s.compute_->cancel();
+    }
+  }
+  if (t.ended != nullptr) s.landing_->record(*t.ended);
 }
 
 void Session::enqueue(const Variant& variant, const Request& request, EntryReader* entry) {
@@ -267,9 +271,11 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
       case OpKind::kTransferE:
       case OpKind::kTransferKv: {
         bool e = op.kind == OpKind::kTransferE;
-        transfers_[i] = {this,  entry, e ? TensorKind::kE : TensorKind::kKv,           op.layer,
-                         first, rows,  e ? hidden(op, first) : cache + first * kv_row_};
-        if (e) transfers_[i].map = entry_maps_[static_cast<size_t>(variant.sent_form())];
+        Transfer& t = transfers_[i];
+        t = {this, entry, {e ? TensorKind::kE : TensorKind::kKv, op.layer, first, rows}};
+        t.to = e ? hidden(op, first) : cache + first * kv_row_;
+        if (e) t.rows.map = entry_maps_[static_cast<size_t>(variant.sent_form())];
+        if (landing_->staged()) t.ended = ended_[i].get();
         stream.host({&run_transfer, &transfers_[i], 0});
         break;
       }
@@ -282,7 +288,7 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
           auto* positions = reinterpret_cast<int32_t*>(positions_->data());
           model_.select(stream, *workspace_,
                         {op.layer, hidden(op, 0), cache, rows, selected_count_, positions});
-          stream.copy(reinterpret_cast<std::byte*>(selected_.data()), positions_->data(),
+          stream.copy(reinterpret_cast<std::byte*>(selected_), positions_->data(),
                       selected_count_ * static_cast<int64_t>(sizeof(int32_t)));
         }
         break;
@@ -306,12 +312,24 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
         model_.align(stream, *workspace_, *maps_.at({op.layer, variant.map_form}), hidden(op, first), rows);
         break;
       case OpKind::kHead:
-        model_.head(stream, *workspace_,
-                    {hidden(op, row + m - 1), first_logits_.data(), first_choice_, &next_id_});
+        model_.head(stream, *workspace_, {hidden(op, row + m - 1), first_logits_, first_choice_, next_id_});
         break;
     }
-    stream.record(*ended_[i]);
+    if (!on_link || !landing_->staged()) stream.record(*ended_[i]);
   }
+}
+
+/// A device that is lost completes no more events: the first op without its own was the last to run.
+Status Session::at_op(const Variant& variant, const Status& status) const {
+  if (status.code() != Code::kUnavailable) return status;
+  for (size_t i = 0; i < variant.ops.size(); ++i) {
+    const Op& op = variant.ops[i];
+    if (!ended_[i]->done())
+      return status.with_context(fmt::format("op {} ({}{}) of variant '{}'", i, op_kind_name(op.kind),
+                                             op.layer < 0 ? "" : fmt::format(" layer {}", op.layer),
+                                             variant.name));
+  }
+  return status;
 }
 
 Status Session::execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
@@ -323,10 +341,11 @@ Status Session::execute(const Variant& variant, const Request& request, EntryRea
   // The link first: its failure cancels the compute stream, and both must be idle before memory is used
   // again.
   Status link = link_->synchronize();
+  if (Status copies = landing_->synchronize(); link.ok()) link = std::move(copies);
   Status compute = compute_->synchronize();
   if (transfer_failed_.load(std::memory_order_acquire)) return transfer_status_;
-  DS_TRY(link);
-  DS_TRY(compute);
+  DS_TRY(at_op(variant, link));
+  DS_TRY(at_op(variant, compute));
   answer.variant = &variant;
   answer.link_ns = answer.compute_ns = 0;
   answer.op_times.resize(variant.ops.size());
@@ -347,7 +366,7 @@ Status Session::check_gate(const Gate& gate, const Variant& variant, int64_t n, 
   verdict.checked = true;
   verdict.variant = &variant;
   verdict.thresholds = *thresholds;
-  verdict.values = first_token_proxies(first_logits_);
+  verdict.values = first_token_proxies(first_logits());
   if (!std::isnan((*thresholds)[Proxy::kKDeviation])) {
     auto context = std::span<const int32_t>(ids_).first(static_cast<size_t>(n));
     DS_ASSIGN(verdict.values[Proxy::kKDeviation],
@@ -425,7 +444,7 @@ Result<Answer> Session::run(const Request& request) {
     }
     DS_TRY(execute(plan_.full_prefill, request, nullptr, start, answer));
   }
-  int32_t token = next_id_;
+  int32_t token = *next_id_;
   answer.ttft_ns = now_ns() - start;
 
   const std::span<const int32_t> stops = request.stop_ids;
@@ -443,9 +462,9 @@ Result<Answer> Session::run(const Request& request) {
                  .hidden = hidden_[0]->data(),
                  .caches = step_caches_,
                  .choice = sampler.next(),
-                 .next = &next_id_});
+                 .next = next_id_});
     DS_TRY(compute_->synchronize());
-    token = next_id_;
+    token = *next_id_;
   }
   answer.decode_ns = now_ns() - start - answer.ttft_ns;
   return answer;

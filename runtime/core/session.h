@@ -13,6 +13,7 @@
 #include "plans/plan.h"
 #include "runtime/backends/backend.h"
 #include "runtime/core/gate.h"
+#include "runtime/core/landing.h"
 #include "runtime/core/link_estimate.h"
 #include "runtime/core/sampler.h"
 #include "runtime/model/maps.h"
@@ -111,13 +112,13 @@ class Session {
   int64_t gate_alarms() const { return gate_alarms_; }
 
   /// Logits of the last run's first token: `vocab` values, valid until the next run.
-  std::span<const float> first_logits() const { return first_logits_; }
+  std::span<const float> first_logits() const {
+    return {first_logits_, static_cast<size_t>(plan_.shape.vocab)};
+  }
 
   /// Positions of the context that the last run has selected and recomputed, ascending; empty where its
   /// variant selects none. Valid until the next run.
-  std::span<const int32_t> selected() const {
-    return std::span(selected_).first(static_cast<size_t>(selected_count_));
-  }
+  std::span<const int32_t> selected() const { return {selected_, static_cast<size_t>(selected_count_)}; }
 
  private:
   struct Transfer;
@@ -129,6 +130,7 @@ class Session {
   void enqueue(const Variant& variant, const Request& request, EntryReader* entry);
   Status execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
                  Answer& answer);
+  Status at_op(const Variant& variant, const Status& status) const;
   Status check_gate(const Gate& gate, const Variant& variant, int64_t n, Answer& answer);
   static void run_transfer(void* context, int64_t argument);
 
@@ -145,15 +147,18 @@ class Session {
   std::vector<std::unique_ptr<DeviceMemory>> hidden_;  // by number of hidden buffer in a variant
   std::unique_ptr<DeviceMemory> positions_;            // int32 each: what a select op has chosen
   std::unique_ptr<Workspace> workspace_;
+  std::unique_ptr<Landing> landing_;
   std::unique_ptr<CommandStream> link_, compute_;
   std::vector<std::unique_ptr<Event>> begun_, ended_;  // by op index
   std::vector<Transfer> transfers_;
-  std::vector<int32_t> ids_;  // context and suffix, together
-  Choice first_choice_;       // of the running request's first token
-  int32_t next_id_ = 0;       // the token chosen last
-  std::vector<float> first_logits_;
+  std::vector<int32_t> ids_;             // context and suffix, together
+  Choice first_choice_;                  // of the running request's first token
   std::vector<std::byte*> step_caches_;  // by layer
-  std::vector<int32_t> selected_;        // the first selected_count_: positions_ of the last run
+  // What comes back from the device, in memory that it can write by itself.
+  std::unique_ptr<DeviceMemory> results_;
+  float* first_logits_ = nullptr;  // [vocab]
+  int32_t* next_id_ = nullptr;     // the token chosen last
+  int32_t* selected_ = nullptr;    // the first selected_count_: positions_ of the last run
   int64_t selected_count_ = 0;
 
   std::unique_ptr<KeyDeviation> key_deviation_;

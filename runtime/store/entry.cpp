@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <charconv>
 #include <cstring>
@@ -445,8 +446,8 @@ Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identit
   return reader;
 }
 
-Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out,
-                              const std::function<Status()>& go_on, std::string_view map) {
+Status EntryReader::read_rows(Cursor& cursor, TensorKind kind, int32_t layer, int64_t first, int64_t rows,
+                              std::byte* out, const std::function<Status()>& go_on, std::string_view map) {
   const EntryTensor* tensor = header_.find(kind, layer, map);
   if (tensor == nullptr) {
     return error(Code::kNotFound, "{}: it has no {}; publish it again with the plan that asks for it{}",
@@ -462,28 +463,28 @@ Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int
   // Blocks are hashed as they pass; rows in front of the first whole one are only copied.
   const int64_t block_bytes = kChecksumRows * row;
   int64_t at = first * row, block_end = (at + block_bytes - 1) / block_bytes * block_bytes;
-  bool whole =
-      std::exchange(open_, nullptr) == tensor && open_at_ == at;  // the block at `at` from its beginning
+  bool whole = std::exchange(cursor.open_, nullptr) == tensor &&
+               cursor.open_at_ == at;  // the block at `at` from its beginning
   block_end = std::min(block_end, tensor->bytes);
   auto arrived = [&](std::span<const std::byte> part) -> Status {
-    bytes_read_ += static_cast<int64_t>(part.size());
+    std::atomic_ref(bytes_read_) += static_cast<int64_t>(part.size());
     while (!part.empty()) {
       if (at == block_end) {
         block_end = std::min(at + block_bytes, tensor->bytes);
         whole = true;
-        checksum_.reset();
+        cursor.checksum_.reset();
       }
       auto piece = part.first(std::min(part.size(), static_cast<size_t>(block_end - at)));
-      if (whole) checksum_.update(piece);
+      if (whole) cursor.checksum_.update(piece);
       at += static_cast<int64_t>(piece.size());
       part = part.subspan(piece.size());
       if (at < block_end || !whole) continue;
       int64_t block = (block_end - 1) / block_bytes;
       uint64_t expected = tensor->checksums[static_cast<size_t>(block)];
-      if (checksum_.value() != expected) {
+      if (cursor.checksum_.value() != expected) {
         return error(Code::kCorrupt, "{} is damaged: checksum {} of rows {} to {}, expected {}",
-                     tensor_name(kind, layer, tensor->map), hex64(checksum_.value()), block * kChecksumRows,
-                     block_end / row - 1, hex64(expected));
+                     tensor_name(kind, layer, tensor->map), hex64(cursor.checksum_.value()),
+                     block * kChecksumRows, block_end / row - 1, hex64(expected));
       }
     }
     return go_on ? go_on() : ok_status();
@@ -491,8 +492,8 @@ Status EntryReader::read_rows(TensorKind kind, int32_t layer, int64_t first, int
   std::span<std::byte> target(out, static_cast<size_t>(rows * row));
   if (Status s = object_->read_by_parts(tensor->offset + first * row, target, std::ref(arrived)); !s.ok())
     return s.with_context(where_);
-  if (whole) open_ = tensor;
-  open_at_ = at;
+  if (whole) cursor.open_ = tensor;
+  cursor.open_at_ = at;
   return ok_status();
 }
 

@@ -108,24 +108,34 @@ class EntryReader {
   /// Rows [first, first + rows) of a tensor into `out`. Every block of kChecksumRows rows that lies in them
   /// whole (the last one of a tensor may be shorter) is verified as it arrives: kCorrupt. kNotFound: the
   /// entry has no such tensor. kInvalidArgument: no such rows. Allocates nothing when it succeeds. One thread
-  /// at a time.
+  /// at a time; several, where each has a cursor of its own.
   ///
   /// `go_on`, where given, is asked before the read and after each of its parts (256 KiB of a file, 4 ms of a
   /// shaped link); its failure ends the read, which returns it. `map`: which E of the layer is meant.
   Status read_rows(TensorKind kind, int32_t layer, int64_t first, int64_t rows, std::byte* out,
-                   const std::function<Status()>& go_on = {}, std::string_view map = {});
+                   const std::function<Status()>& go_on = {}, std::string_view map = {}) {
+    return read_rows(cursor_, kind, layer, first, rows, out, go_on, map);
+  }
+  class Cursor;
+  Status read_rows(Cursor& cursor, TensorKind kind, int32_t layer, int64_t first, int64_t rows,
+                   std::byte* out, const std::function<Status()>& go_on = {}, std::string_view map = {});
   /// Bytes of tensors read so far (not those of the header).
   int64_t bytes_read() const { return bytes_read_; }
+
+  /// The block that a read ended in, so that one read going on from it is verified too.
+  class Cursor {
+    friend class EntryReader;
+    const EntryTensor* open_ = nullptr;
+    int64_t open_at_ = 0;  // byte of the tensor
+    StreamingChecksum checksum_;
+  };
 
  private:
   std::unique_ptr<StoreObject> object_;
   std::string where_;  // for messages
   EntryHeader header_;
-  // The block that the last read ended in, so that one read going on from it is verified too.
-  const EntryTensor* open_ = nullptr;
-  int64_t open_at_ = 0;  // byte of the tensor
-  StreamingChecksum checksum_;
-  int64_t bytes_read_ = 0;
+  Cursor cursor_;
+  int64_t bytes_read_ = 0;  // added to atomically
 };
 
 }  // namespace ds

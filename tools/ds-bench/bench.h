@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "runtime/backends/backend.h"
 #include "tools/model_input.h"
 #include "tools/tool.h"
 
@@ -37,8 +36,9 @@ inline double median(std::vector<double> v) {
 
 /// A model of a preset shape with random weights, and how to run it.
 struct RandomModelOptions {
-  std::string shape = "llama-1b", dtype = "bf16", backend = "auto", json;
-  int threads = 0, repeats = 3;
+  std::string shape = "llama-1b", dtype = "bf16", json;
+  int repeats = 3;
+  BackendFlags on;
 };
 
 inline void add_random_model(CLI::App& cmd, RandomModelOptions& o) {
@@ -49,8 +49,7 @@ inline void add_random_model(CLI::App& cmd, RandomModelOptions& o) {
   cmd.add_option("--repeats", o.repeats, "runs of each, interleaved; the median counts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  cmd.add_option("--threads", o.threads, "0: all cores")->capture_default_str();
-  cmd.add_option("--backend", o.backend, "cpu or auto")->capture_default_str();
+  add_backend_flags(cmd, o.on);
   cmd.add_option("--json", o.json, "write figures to FILE; '-': stdout");
 }
 
@@ -63,11 +62,10 @@ struct RandomModel {
 inline Result<RandomModel> load_random_model(const RandomModelOptions& o, const ModelConfig& config) {
   RandomModel loaded;
   DS_ASSIGN(loaded.dtype, parse_dtype(o.dtype));
-  DS_ASSIGN(loaded.backend, make_backend(o.backend, o.threads));
-  DS_ASSIGN(Checkpoint checkpoint, Checkpoint::random(config, 1));
+  DS_ASSIGN(loaded.backend, open_backend(o.on));
   ProgressBar bar("loading " + o.shape);
   LoadOptions load{loaded.dtype, [&](int64_t done, int64_t total) { bar.update(done, total); }};
-  DS_ASSIGN(loaded.model, loaded.backend->load(checkpoint, load));
+  DS_ASSIGN(loaded.model, loaded.backend->load_random(config, load, 1));
   return loaded;
 }
 

@@ -10,8 +10,9 @@ namespace ds {
 namespace {
 
 struct LoadBenchOptions {
-  std::string model, cache, dtype = "bf16", backend = "auto", json;
-  int threads = 0, repeats = 5;
+  std::string model, cache, dtype = "bf16", json;
+  int repeats = 5;
+  BackendFlags on;
 };
 
 struct Start {
@@ -48,9 +49,9 @@ Status bench_load(const LoadBenchOptions& o) {
     for (Start& start : starts) {
       std::error_code failed;
       if (start.empty_before) fs::remove_all(folder, failed);
-      DS_ASSIGN(LoadedModel loaded,
-                load_model(o.model, o.backend, o.threads, o.dtype,
-                           {start.cached ? folder : "off", start.verify, /*quiet=*/true}));
+      DS_ASSIGN(
+          LoadedModel loaded,
+          load_model(o.model, o.on, o.dtype, {start.cached ? folder : "off", start.verify, /*quiet=*/true}));
       if (loaded.report.weight_cache != start.expected)
         return error(Code::kInternal, "{}: the weight cache was '{}', expected '{}': {}", start.name,
                      weight_cache_status_name(loaded.report.weight_cache),
@@ -93,8 +94,7 @@ Bench add_load(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   cmd->add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
-  cmd->add_option("--backend", o->backend, "cpu or auto")->capture_default_str();
-  cmd->add_option("--threads", o->threads, "0: all cores")->capture_default_str();
+  add_backend_flags(*cmd, o->on);
   cmd->add_option("--json", o->json, "write figures to FILE; '-': stdout");
   return [o] { return bench_load(*o); };
 }

@@ -18,9 +18,10 @@ namespace ds {
 namespace {
 
 struct OverlapOptions {
-  std::string shape = "llama-1b:4", rate = "1GB/s", store, dtype = "bf16", backend = "auto", json;
+  std::string shape = "llama-1b:4", rate = "1GB/s", store, dtype = "bf16", json;
   int64_t tokens = 512, transfer_tokens = 2048;
-  int threads = 0, repeats = 15;
+  int repeats = 15;
+  BackendFlags on;
 };
 
 /// The entry has at least so many bytes, so that it does not come from the caches of the processor.
@@ -45,6 +46,7 @@ class Transfer {
       DS_ASSIGN(auto memory, backend.allocate(header.identity.tokens * header.row_bytes(TensorKind::kKv)));
       caches_.push_back(std::move(memory));
     }
+    DS_ASSIGN(landing_, Landing::create(backend, header.row_bytes(TensorKind::kKv)));
     return ok_status();
   }
   void start(int64_t reads) {
@@ -54,6 +56,7 @@ class Transfer {
   Status finish() {
     stream_.cancel();
     DS_TRY(stream_.synchronize());
+    DS_TRY(landing_->synchronize());
     return status_;
   }
   double wall_seconds() const { return wall_; }
@@ -68,8 +71,8 @@ class Transfer {
     const EntryHeader& header = t.entry_.header();
     int64_t layer = t.next_ % t.layers_, first = t.next_ / t.layers_ * t.tokens_ % header.identity.tokens;
     ++t.next_;
-    t.status_ = t.entry_.read_rows(
-        TensorKind::kKv, static_cast<int32_t>(layer), first, t.tokens_,
+    t.status_ = t.landing_->read(
+        t.entry_, {TensorKind::kKv, static_cast<int32_t>(layer), first, t.tokens_},
         t.caches_[static_cast<size_t>(layer)]->data() + first * header.row_bytes(TensorKind::kKv));
     t.wall_ += seconds(CLOCK_MONOTONIC) - wall;
     t.cpu_ += seconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
@@ -79,6 +82,7 @@ class Transfer {
   EntryReader entry_;
   int64_t layers_, tokens_, next_ = 0;
   std::vector<std::unique_ptr<DeviceMemory>> caches_;
+  std::unique_ptr<Landing> landing_;
   Status status_;  // of the link stream's thread until finish()
   double wall_ = 0, cpu_ = 0;
 };
@@ -199,11 +203,10 @@ Status bench_overlap(const OverlapOptions& o) {
   identity.tokens_hash = hash_tokens({});
   Status status = [&]() -> Status {
     DS_TRY(publish_random(*store, identity, config.shape()));
-    DS_ASSIGN(auto backend, make_backend(o.backend, o.threads));
-    DS_ASSIGN(Checkpoint checkpoint, Checkpoint::random(config, 1));
+    DS_ASSIGN(auto backend, open_backend(o.on));
     ProgressBar bar("loading " + o.shape);
     LoadOptions load{dtype, [&](int64_t done, int64_t total) { bar.update(done, total); }};
-    DS_ASSIGN(auto model, backend->load(checkpoint, load));
+    DS_ASSIGN(auto model, backend->load_random(config, load, 1));
     bar.finish();
     return measure(o, *backend, *model, *store, rate, identity);
   }();
@@ -233,8 +236,7 @@ Bench add_overlap(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   cmd->add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
-  cmd->add_option("--threads", o->threads, "0: all cores")->capture_default_str();
-  cmd->add_option("--backend", o->backend, "cpu or auto")->capture_default_str();
+  add_backend_flags(*cmd, o->on);
   cmd->add_option("--json", o->json, "write figures to FILE; '-': stdout");
   return [o] { return bench_overlap(*o); };
 }

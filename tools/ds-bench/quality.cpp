@@ -19,11 +19,12 @@ namespace {
 
 struct QualityBenchOptions {
   CompileFiles files;
-  std::string quality, machine, rates, context, context_ids, data, prompts, prompt, prompt_ids,
-      backend = "auto", json, html, align_side = "receiver";
+  std::string quality, machine, rates, context, context_ids, data, prompts, prompt, prompt_ids, json, html,
+      align_side = "receiver";
   double link_rtt_ms = 0;
   int64_t chunks = 16;
-  int threads = 0, repeats = 5;
+  int repeats = 5;
+  BackendFlags on;
   WeightCacheOptions cache;
 };
 
@@ -104,7 +105,7 @@ class QualityBench {
               read_inputs({o_.files.receiver, o_.files.sender, o_.quality, o_.machine, o_.files.maps}));
     DS_TRY(check_maps_of_profile());
     std::string dtype(dtype_name(inputs_.machine->dtype));
-    DS_ASSIGN(receiver_, load_model(o_.files.receiver, o_.backend, o_.threads, dtype, o_.cache));
+    DS_ASSIGN(receiver_, load_model(o_.files.receiver, o_.on, dtype, o_.cache));
     DS_ASSIGN(asked_, o_.data.empty() ? ask_by_hand() : ask_of_data());
     DS_TRY(compile_all());
     DS_TRY(publish_all(dtype));
@@ -242,8 +243,7 @@ class QualityBench {
   /// One entry for all plans.
   Status publish_all(const std::string& dtype) {
     DS_TRY(folder_.make("ds-quality"));
-    DS_ASSIGN(LoadedModel sender,
-              load_model(o_.files.sender, o_.backend, o_.threads, dtype, o_.cache, receiver_.backend));
+    DS_ASSIGN(LoadedModel sender, load_model(o_.files.sender, o_.on, dtype, o_.cache, receiver_.backend));
     DS_ASSIGN(auto store, open_store(store_url()));
     std::vector<const Plan*> all;
     for (const std::vector<Plan>& plans : plans_)
@@ -449,8 +449,7 @@ Bench add_quality(CLI::App& app) {
   cmd->add_option("--repeats", o->repeats, "runs of each way, in turns; the median counts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  cmd->add_option("--threads", o->threads, "0: all cores")->capture_default_str();
-  cmd->add_option("--backend", o->backend, "cpu or auto")->capture_default_str();
+  add_backend_flags(*cmd, o->on);
   add_weight_cache_options(*cmd, o->cache);
   cmd->add_option("-o,--json", o->json, "write figures to FILE; '-': stdout");
   cmd->add_option("--html", o->html, "write a page with pictures to FILE");

@@ -86,7 +86,7 @@ class Sweep {
                                  .description = loaded_.backend->description(),
                                  .cpu = cpu_name(),
                                  .kernel = kernel_name(),
-                                 .threads = o_.model.threads,
+                                 .threads = o_.model.on.threads,
                                  .shape = loaded_.model->config().shape(),
                                  .dtype = loaded_.dtype,
                                  .options = ""};

@@ -14,12 +14,12 @@ namespace ds {
 namespace {
 
 struct TtftOptions {
-  std::string receiver, store, context, context_ids, prompt, answer, link_rate, dtype = "bf16",
-                                                                                backend = "auto", json, maps;
+  std::string receiver, store, context, context_ids, prompt, answer, link_rate, dtype = "bf16", json, maps;
   std::vector<std::string> plans;
   double link_rtt_ms = 0;
   int64_t max_new_tokens = 16;
-  int threads = 0, repeats = 7;
+  int repeats = 7;
+  BackendFlags on;
   WeightCacheOptions cache;
 };
 
@@ -63,7 +63,7 @@ Status bench_ttft(const TtftOptions& o) {
   }
   DS_ASSIGN(auto store, open_store(o.store));
   if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
-  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
+  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.on, o.dtype, o.cache));
   // A plan's own full prefill comes with a prediction; without a plan there is none.
   ways[0].plan = ways.size() > 1
                      ? ways[1].plan
@@ -165,7 +165,7 @@ Bench add_ttft(CLI::App& app) {
       ->check(CLI::Range(1, 100000));
   cmd->add_option("--repeats", o->repeats, "the median counts")->capture_default_str();
   cmd->add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
-  cmd->add_option("--threads", o->threads, "0: all cores")->capture_default_str();
+  add_backend_flags(*cmd, o->on);
   add_weight_cache_options(*cmd, o->cache);
   cmd->add_option("--json", o->json, "write figures to FILE; '-': stdout");
   return [o] { return bench_ttft(*o); };

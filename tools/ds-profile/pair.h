@@ -9,8 +9,8 @@
 namespace ds {
 
 struct PairOptions {
-  std::string sender, receiver, dtype = "bf16", backend = "auto";
-  int threads = 0;
+  std::string sender, receiver, dtype = "bf16";
+  BackendFlags on;
   WeightCacheOptions cache;
 };
 
@@ -18,8 +18,7 @@ inline void add_pair_options(CLI::App& app, PairOptions& o) {
   app.add_option("--sender", o.sender, "the model whose caches are reused: a Hugging Face folder");
   app.add_option("--receiver", o.receiver, "the model that answers");
   app.add_option("--dtype", o.dtype, "bf16 or f32")->capture_default_str();
-  app.add_option("--backend", o.backend, "cpu or auto")->capture_default_str();
-  app.add_option("--threads", o.threads, "compute threads; 0: all cores")->capture_default_str();
+  add_backend_flags(app, o.on);
   add_weight_cache_options(app, o.cache);
 }
 
@@ -36,8 +35,8 @@ struct LoadedPair {
 /// Both models on one backend, of one shape and one tokenizer.
 inline Result<LoadedPair> load_pair(const PairOptions& o) {
   LoadedPair pair;
-  DS_ASSIGN(pair.receiver, load_model(o.receiver, o.backend, o.threads, o.dtype, o.cache));
-  DS_ASSIGN(pair.sender, load_model(o.sender, o.backend, o.threads, o.dtype, o.cache, pair.receiver.backend));
+  DS_ASSIGN(pair.receiver, load_model(o.receiver, o.on, o.dtype, o.cache));
+  DS_ASSIGN(pair.sender, load_model(o.sender, o.on, o.dtype, o.cache, pair.receiver.backend));
   DS_TRY(check_same_architecture(pair.sender.model->config(), pair.receiver.model->config(), o.sender,
                                  o.receiver));
   if (!pair.receiver.tokenizer)
