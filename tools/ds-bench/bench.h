@@ -22,11 +22,13 @@ Bench add_decode(CLI::App& app);
 Bench add_prefill(CLI::App& app);
 Bench add_ttft(CLI::App& app);
 Bench add_overlap(CLI::App& app);
+Bench add_kernels(CLI::App& app);
+Bench add_plans(CLI::App& app);
 // With the compiler only.
 Bench add_compile(CLI::App& app);
 Bench add_sweep(CLI::App& app);
 Bench add_quality(CLI::App& app);
-Bench add_quality(CLI::App& app);
+Bench add_make_plans(CLI::App& app);
 
 inline double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());

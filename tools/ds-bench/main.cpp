@@ -13,10 +13,13 @@ int main(int argc, char** argv) {
   const std::pair<const char*, Bench> benches[] = {
       {"attention", add_attention(app)},
 #ifdef DS_HAVE_COMPILER
-      {"compile", add_compile(app)},     {"quality", add_quality(app)}, {"sweep", add_sweep(app)},
+      {"compile", add_compile(app)},       {"make-plans", add_make_plans(app)},
+      {"quality", add_quality(app)},       {"sweep", add_sweep(app)},
 #endif
-      {"decode", add_decode(app)},       {"load", add_load(app)},       {"make-model", add_make_model(app)},
-      {"overlap", add_overlap(app)},     {"prefill", add_prefill(app)}, {"ttft", add_ttft(app)}};
+      {"decode", add_decode(app)},         {"kernels", add_kernels(app)},
+      {"plans", add_plans(app)},           {"load", add_load(app)},
+      {"make-model", add_make_model(app)}, {"overlap", add_overlap(app)},
+      {"prefill", add_prefill(app)},       {"ttft", add_ttft(app)}};
   app.footer(
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"
@@ -24,10 +27,13 @@ int main(int argc, char** argv) {
       "  ds-bench prefill --lengths 2048 --profile\n"
       "  ds-bench attention --shape llama-8b --lengths 512,2048,4096\n"
       "  ds-bench decode --shape llama-1b --context 1024 --batch 1,2,4,8,16,32 --json -\n"
+      "  ds-bench kernels --shape llama-8b --backend cuda --json kernels.json\n"
+      "  ds-bench plans --shape llama-8b --plans plans/ --store file:/dev/shm/ds --json plans.json\n"
       "  ds-bench ttft --receiver R/ --store file:cache --context c.txt --prompt 'Where?' --link-rate 20MB/s "
       "\\\n"
       "      --plan 'full reuse=reuse.dsplan' --plan plan=pair.dsplan\n"
 #ifdef DS_HAVE_COMPILER
+      "  ds-bench make-plans --shape llama-8b --machine machine.json --rates 10Gb/s,100Gb/s -o plans/\n"
       "  ds-bench compile --layers 80 --chunks 16 --json -\n"
       "  ds-bench quality --receiver R/ --sender S/ --quality quality.json --machine machine.json \\\n"
       "      --link-rates 20MB/s,100MB/s --data notes.jsonl -o quality-ttft.json --html page.html\n"
