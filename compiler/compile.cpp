@@ -285,6 +285,7 @@ struct Compiler {
           machine.name));
     }
     plan.dtype = dtype_name(machine.dtype);
+    if (inputs.machine) plan.backend = machine.backend;
     return ok_status();
   }
 

@@ -251,6 +251,7 @@ struct Plan {
   ModelIdentity sender, receiver;
   Shape shape;
   std::string dtype;              // element type for which the times were predicted: bf16 or f32
+  std::string backend;            // of the machine that they were predicted from: cpu, cuda; "": not known
   std::vector<Variant> variants;  // ranges do not overlap
   Variant full_prefill;           // the fall-back: valid for every length and rate
   MapsIdentity maps;              // of all aligned cuts; empty: there are none

@@ -72,6 +72,7 @@ class Reader {
       if (left_ < 0) break;
     }
     p.full_prefill = variant(*f.full_prefill());
+    if (f.backend() != nullptr) p.backend = text(f.backend());
     if (f.maps() != nullptr) p.maps = {text(f.maps()->name()), text(f.maps()->fingerprint())};
     if (left_ < 0) {
       return error(
@@ -260,8 +261,10 @@ std::string serialize_plan(const Plan& plan) {
     auto fingerprint = b.CreateString(plan.maps.fingerprint);
     maps = fb::CreateMaps(b, name, fingerprint);
   }
+  flatbuffers::Offset<flatbuffers::String> backend;
+  if (!plan.backend.empty()) backend = b.CreateString(plan.backend);
   fb::FinishPlanBuffer(b, fb::CreatePlan(b, plan.format_version, provenance, sender, receiver, shape, dtype,
-                                         variant_vector, full_prefill, maps));
+                                         variant_vector, full_prefill, maps, backend));
   return {reinterpret_cast<const char*>(b.GetBufferPointer()), b.GetSize()};
 }
 

@@ -996,6 +996,7 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
   }
   DS_TRY(text("shape.family", plan.shape.family, false));
   DS_TRY(text("dtype", plan.dtype, false));
+  DS_TRY(text("backend", plan.backend, true));
   if (plan.dtype != "bf16" && plan.dtype != "f32") {
     return fail(2, fmt::format("dtype is \"{}\"; expected \"bf16\" or \"f32\"", plan.dtype));
   }

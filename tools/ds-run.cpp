@@ -299,6 +299,12 @@ Status run(const Options& o, const BackendFlags& on) {
     plan = full_prefill_plan(loaded.identity, loaded.model->config().shape(),
                              std::string(dtype_name(loaded.model->dtype())));
   }
+  if (!full && !plan->backend.empty() && plan->backend != loaded.backend->name())
+    fmt::print(
+        stderr,
+        "warning: the plan's times are those of a machine with the {} backend, this is {}: what it predicts "
+        "does not hold here, and another plan may be faster; calibrate with --backend {} and compile again\n",
+        plan->backend, loaded.backend->name(), loaded.backend->name());
   auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
   if (m == 0)
     return error(Code::kInvalidArgument, "the prompt has no tokens; at least one is needed to answer from");

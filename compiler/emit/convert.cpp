@@ -142,9 +142,11 @@ plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
     inputs.push_back(plan::InputAttr::get(ctx, f.role, f.name, f.sha256));
   plan::MapsAttr maps;
   if (p.maps != MapsIdentity{}) maps = plan::MapsAttr::get(ctx, p.maps.name, p.maps.fingerprint);
-  auto file = b.create<plan::FileOp>(loc, static_cast<uint32_t>(p.format_version), p.dtype, model(p.sender),
-                                     model(p.receiver), shape, p.provenance.compiler_version,
-                                     p.provenance.flags, b.getArrayAttr(inputs), maps);
+  auto file = b.create<plan::FileOp>(loc, b.getI32IntegerAttr(p.format_version), b.getStringAttr(p.dtype),
+                                     p.backend.empty() ? mlir::StringAttr() : b.getStringAttr(p.backend),
+                                     model(p.sender), model(p.receiver), shape,
+                                     b.getStringAttr(p.provenance.compiler_version),
+                                     b.getStringAttr(p.provenance.flags), b.getArrayAttr(inputs), maps);
   file.getBody().emplaceBlock();
   return file;
 }
@@ -350,6 +352,7 @@ Result<Plan> export_file(plan::FileOp file) {
   Plan p;
   p.format_version = static_cast<int32_t>(file.getVersion());
   p.dtype = file.getDtype().str();
+  p.backend = file.getBackend().value_or("").str();
   auto model = [](plan::ModelAttr m) {
     return ModelIdentity{m.getName().str(), m.getFingerprint().str(), m.getConfig().str(),
                          m.getWeights().str(), m.getTokenizer().str()};

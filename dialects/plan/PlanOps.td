@@ -15,15 +15,15 @@ class Plan_Op<string mnemonic, list<Trait> traits = []> : Op<Plan_Dialect, mnemo
 def Plan_FileOp : Plan_Op<"file", [IsolatedFromAbove, SymbolTable, NoTerminator, SingleBlock, NoRegionArguments]> {
   let summary = "a plan file: for whom it is, what it was made from, its variants (ds::Plan)";
   let description = [{
-    Holds `reuse.plan`s before and `plan.variant`s after lowering. The element type `dtype` is the one for
-    which times hold. `maps` is there where a variant has aligned cuts: what they are mapped with.
+    Holds `reuse.plan`s before and `plan.variant`s after lowering. The element type `dtype` and the `backend`
+    are those for which times hold. `maps` is there where a variant has aligned cuts: what they are mapped with.
   }];
-  let arguments = (ins I32Attr:$version, StrAttr:$dtype, Plan_ModelAttr:$sender, Plan_ModelAttr:$receiver,
+  let arguments = (ins I32Attr:$version, StrAttr:$dtype, OptionalAttr<StrAttr>:$backend, Plan_ModelAttr:$sender, Plan_ModelAttr:$receiver,
     Plan_ShapeAttr:$shape, StrAttr:$compiler, StrAttr:$flags, TypedArrayAttrBase<Plan_InputAttr, "inputs">:$inputs,
     OptionalAttr<Plan_MapsAttr>:$maps);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
-    `version` $version `dtype` $dtype `\n` `sender` $sender `\n` `receiver` $receiver `\n` `shape` $shape
+    `version` $version `dtype` $dtype (`backend` $backend^)? `\n` `sender` $sender `\n` `receiver` $receiver `\n` `shape` $shape
     `\n` `compiler` $compiler `flags` $flags `\n` `inputs` $inputs `\n` (`maps` $maps^ `\n`)?
     attr-dict-with-keyword $body
   }];

@@ -129,6 +129,7 @@ Json plan_to_json(const Plan& p) {
         {"head_dim", s.head_dim},
         {"vocab", s.vocab}}},
       {"dtype", p.dtype},
+      {"backend", p.backend.empty() ? Json(nullptr) : Json(p.backend)},
       {"cut_layers", cut_layers(p)},
       {"published_cuts", cuts},
       {"maps", p.maps == MapsIdentity{} ? Json(nullptr)

@@ -22,7 +22,8 @@ struct KernelWork {
 };
 
 /// Activations once in and once out where they are used, weights once; sums of a phase's kernels.
-std::map<Phase, KernelWork> layer_kernels(const ModelConfig& c, int64_t rows, int64_t position, double element) {
+std::map<Phase, KernelWork> layer_kernels(const ModelConfig& c, int64_t rows, int64_t position,
+                                          double element) {
   auto f = [](int64_t v) { return static_cast<double>(v); };
   const double r = f(rows), d = f(c.d_model), q = f(c.heads * c.head_dim), kv = f(c.kv_row()), ff = f(c.ff);
   auto product = [&](double in, double out) {
@@ -107,18 +108,16 @@ Status bench_kernels(const KernelsOptions& options) {
   }
   bar.finish();
   const double peak = median(peaks), bandwidth = median(bandwidths);
-  fmt::print(stderr, "{} {}, a context of {}, {}; one large matrix product: {:.1f} TFLOP/s; reading memory: {:.1f} GB/s\n",
-             o.shape, o.dtype, context, backend->description(), peak / 1e12, bandwidth / 1e9);
+  fmt::print(
+      stderr,
+      "{} {}, a context of {}, {}; one large matrix product: {:.1f} TFLOP/s; reading memory: {:.1f} GB/s\n",
+      o.shape, o.dtype, context, backend->description(), peak / 1e12, bandwidth / 1e9);
   fmt::print(stderr, "{:>6} {:<16} {:>12} {:>12} {:>12} {:>12}\n", "rows", "kernels", "us a layer", "TFLOP/s",
              "GB/s", "of bound");
-  nlohmann::ordered_json out = {{"shape", o.shape},
-                                {"dtype", o.dtype},
-                                {"context", context},
-                                {"backend", backend->description()},
-                                {"matmul_flops_per_s", peak},
-                                {"read_bytes_per_s", bandwidth},
-                                {"repeats", o.repeats},
-                                {"kernels", nlohmann::json::array()}};
+  nlohmann::ordered_json out = {{"shape", o.shape},           {"dtype", o.dtype},
+                                {"context", context},         {"backend", backend->description()},
+                                {"matmul_flops_per_s", peak}, {"read_bytes_per_s", bandwidth},
+                                {"repeats", o.repeats},       {"kernels", nlohmann::json::array()}};
   for (int64_t n : rows) {
     for (const auto& [phase, work] : layer_kernels(config, n, context - n, static_cast<double>(element))) {
       const double ns = median(times[n][phase]);
@@ -146,9 +145,7 @@ Bench add_kernels(CLI::App& app) {
       "kernels", "each kind of kernel of a layer against the matrix products' and the memory's speed");
   add_random_model(*cmd, o->model);
   cmd->add_option("--rows", o->rows, "rows of a call, at the end of the context")->capture_default_str();
-  cmd->add_option("--context", o->context, "tokens")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1 << 24));
+  cmd->add_option("--context", o->context, "tokens")->capture_default_str()->check(CLI::Range(1, 1 << 24));
   return [o] { return bench_kernels(*o); };
 }
 

@@ -96,7 +96,8 @@ Status bench_plans(const PlansOptions& options) {
     std::vector<Contender> contenders;
     auto add = [&](const std::string& name, const Plan& plan, bool full) -> Status {
       Contender c{.name = name, .full_prefill = full};
-      DS_ASSIGN(c.session, Session::create(*loaded.backend, *loaded.model, plan, {cell.tokens, cell.suffix, 1}));
+      DS_ASSIGN(c.session,
+                Session::create(*loaded.backend, *loaded.model, plan, {cell.tokens, cell.suffix, 1}));
       contenders.push_back(std::move(c));
       return ok_status();
     };
@@ -125,8 +126,8 @@ Status bench_plans(const PlansOptions& options) {
       const double predicted =
           ms(predicted_ttft_ns(p.plan, p.variant(), {cell.tokens, cell.suffix, cell.rate}));
       const Answer& last = contenders[i].last();
-      fmt::print(stderr, "{:<28} {:>9.2f} ms {:>9.2f} ms {:>9.2f} ms {:>8.2f}x {:>10.3f} {:>+8.1f}%\n", p.name,
-                 bound, predicted, measured, base / measured, measured / bound,
+      fmt::print(stderr, "{:<28} {:>9.2f} ms {:>9.2f} ms {:>9.2f} ms {:>8.2f}x {:>10.3f} {:>+8.1f}%\n",
+                 p.name, bound, predicted, measured, base / measured, measured / bound,
                  100 * (measured / predicted - 1));
       rows.push_back({{"plan", p.name},
                       {"recomputed_layers", recomputed_layers(p.variant())},
