@@ -44,6 +44,8 @@ class CommandStream {
   virtual void wait(Event& event) = 0;    // what follows starts after `event`
   virtual void record(Event& event) = 0;  // `event` completes when all before it has
   virtual void host(HostTask task) = 0;
+  /// What is enqueued from now on belongs to this op of a plan (negative: to none): for messages.
+  virtual void begin_op(int64_t) {}
   /// Copies between any two of host and device memory. Where host memory is none that allocate() gave
   /// (MemoryKind::kHost), a device may make the caller wait until the copy is done.
   virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;

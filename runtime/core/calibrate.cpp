@@ -325,7 +325,8 @@ class Calibrator {
       if (i > 0) near.push_back(at_0), far.push_back(behind);
     }
     m.attention_flops = m.matmul_flops;
-    if (near.empty() || median(far) <= median(near)) return ok_status();  // too short to tell
+    // Too short to tell.
+    if (position == 0 || near.empty() || median(far) <= median(near)) return ok_status();
     const Shape shape = config_.shape();
     double more =
         layer_work(shape, {position, rows, rows}).attention - layer_work(shape, {0, rows, rows}).attention;

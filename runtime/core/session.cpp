@@ -262,6 +262,7 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
       if (variant.ops[static_cast<size_t>(w)].stream != op.stream)
         stream.wait(*ended_[static_cast<size_t>(w)]);
     }
+    stream.begin_op(static_cast<int64_t>(i));
     stream.record(*begun_[i]);
     auto [first, rows, queries] = op_rows(op, variant.chunks, n, m, variant.select_share);
     // Buffers without context rows begin with the suffix.
@@ -316,20 +317,8 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
         break;
     }
     if (!on_link || !landing_->staged()) stream.record(*ended_[i]);
+    stream.begin_op(-1);
   }
-}
-
-/// A device that is lost completes no more events: the first op without its own was the last to run.
-Status Session::at_op(const Variant& variant, const Status& status) const {
-  if (status.code() != Code::kUnavailable) return status;
-  for (size_t i = 0; i < variant.ops.size(); ++i) {
-    const Op& op = variant.ops[i];
-    if (!ended_[i]->done())
-      return status.with_context(fmt::format("op {} ({}{}) of variant '{}'", i, op_kind_name(op.kind),
-                                             op.layer < 0 ? "" : fmt::format(" layer {}", op.layer),
-                                             variant.name));
-  }
-  return status;
 }
 
 Status Session::execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
@@ -343,9 +332,11 @@ Status Session::execute(const Variant& variant, const Request& request, EntryRea
   Status link = link_->synchronize();
   if (Status copies = landing_->synchronize(); link.ok()) link = std::move(copies);
   Status compute = compute_->synchronize();
+  // A device that is lost fails every stream; this one may know at which op.
+  if (compute.code() == Code::kUnavailable) return compute;
   if (transfer_failed_.load(std::memory_order_acquire)) return transfer_status_;
-  DS_TRY(at_op(variant, link));
-  DS_TRY(at_op(variant, compute));
+  DS_TRY(link);
+  DS_TRY(compute);
   answer.variant = &variant;
   answer.link_ns = answer.compute_ns = 0;
   answer.op_times.resize(variant.ops.size());

@@ -130,7 +130,6 @@ class Session {
   void enqueue(const Variant& variant, const Request& request, EntryReader* entry);
   Status execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
                  Answer& answer);
-  Status at_op(const Variant& variant, const Status& status) const;
   Status check_gate(const Gate& gate, const Variant& variant, int64_t n, Answer& answer);
   static void run_transfer(void* context, int64_t argument);
 

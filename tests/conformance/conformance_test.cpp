@@ -30,17 +30,20 @@ struct Setup {
   double tolerance;  // of a layer's output: see difference()
   bool exact_rows = true;
   bool quick = false;  // a simulated device: the longest contexts are left out
+  bool few_models() const { return quick && dtype == DType::kF32; }  // its slowest kernels
 };
 
+#ifndef DS_CONFORMANCE_CUDA
 Result<std::unique_ptr<Backend>> cpu() { return make_cpu_backend({}); }
 Result<std::unique_ptr<Backend>> cpu_one_thread() { return make_cpu_backend({.threads = 1}); }
 Result<std::unique_ptr<Backend>> cpu_three_threads() { return make_cpu_backend({.threads = 3}); }
+#endif
 
 #ifdef DS_CONFORMANCE_CUDA
 // The module to test; empty: that beside the programs. Without a device all tests are skipped.
 Result<std::unique_ptr<Backend>> cuda() {
   if (*DS_CONFORMANCE_CUDA != '\0') setenv("DROIDSPEAK_CUDA_MODULE", DS_CONFORMANCE_CUDA, 1);
-  return make_cuda_backend({});
+  return make_cuda_backend({.cache = testing::TempDir() + "ds-test-algorithms"});  // searched for once
 }
 constexpr bool kSimulated = *DS_CONFORMANCE_CUDA != '\0';
 const Setup kSetups[] = {
@@ -117,8 +120,8 @@ ModelConfig shaped(Family family, int64_t d, int64_t ff, int64_t heads, int64_t 
 }
 
 /// GQA ratios 1, 2, 3, 4, 7, 8 and 80; head_dim != d / heads, not a multiple of 16, and up to 256; sizes that
-/// no vector divides.
-std::vector<std::pair<std::string, ModelConfig>> models() {
+/// no vector divides. `some`: three of them, one of each way that kernels go.
+std::vector<std::pair<std::string, ModelConfig>> models(bool some = false) {
   std::vector<std::pair<std::string, ModelConfig>> all = {
       {"llama", small(Family::kLlama)},
       {"llama_no_gqa", shaped(Family::kLlama, 64, 128, 4, 4, 16)},
@@ -139,6 +142,10 @@ std::vector<std::pair<std::string, ModelConfig>> models() {
   all[1].second.rope = {.type = RopeConfig::Type::kLinear, .theta = 10000, .factor = 4};
   all[2].second.tied_embeddings = true;
   all[5].second.tied_embeddings = true;
+  if (some)
+    std::erase_if(all, [](const auto& m) {
+      return m.first != "llama" && m.first != "qwen2_ratio_7" && m.first != "qwen3";
+    });
   return all;
 }
 
@@ -287,7 +294,7 @@ TEST_P(Conformance, LayerEqualsReference) {
   };
   const Span spans[] = {{0, 1, 1},  {0, 5, 5},    {0, 67, 67}, {3, 130, 1},
                         {61, 7, 7}, {64, 65, 64}, {70, 9, 0},  {199, 1, 1}};
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
     SCOPED_TRACE(name);
     Rig rig(GetParam(), config, 200);
     for (const Span& s : spans) {
@@ -326,7 +333,7 @@ TEST_P(Conformance, LayerEqualsReference) {
 
 TEST_P(Conformance, EmbedAndLogitsEqualReference) {
   for (DType stored : {DType::kBF16, DType::kF16, DType::kF32}) {
-    for (const auto& [name, config] : models()) {
+    for (const auto& [name, config] : models(GetParam().few_models())) {
       if (stored != DType::kBF16 && name != "llama" && name != "qwen2_ratio_7") continue;
       SCOPED_TRACE(fmt::format("{} stored as {}", name, dtype_name(stored)));
       Rig rig(GetParam(), config, 8, stored);
@@ -345,7 +352,7 @@ TEST_P(Conformance, EmbedAndLogitsEqualReference) {
 }
 
 TEST_P(Conformance, WholeModelEqualsReference) {
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
     SCOPED_TRACE(name);
     constexpr int64_t kTokens = 37;
     Rig rig(GetParam(), config, kTokens, DType::kF32);
@@ -384,7 +391,7 @@ TEST_P(Conformance, WholeModelEqualsReference) {
 TEST_P(Conformance, RowsDoNotDependOnHowTheyAreSplit) {
   // Lengths on both sides of what is processed at once, and of a tile of keys.
   for (int64_t length : {int64_t{1}, int64_t{63}, int64_t{200}, int64_t{1100}}) {
-    for (const auto& [name, config] : models()) {
+    for (const auto& [name, config] : models(GetParam().quick)) {
       if (length > 200 && ((name != "llama" && name != "qwen2_ratio_7") || GetParam().quick)) continue;
       SCOPED_TRACE(fmt::format("{} length {}", name, length));
       Rig rig(GetParam(), config, length);
@@ -416,7 +423,7 @@ TEST_P(Conformance, RowsDoNotDependOnHowTheyAreSplit) {
 }
 
 TEST_P(Conformance, QueryRowsDoNotDependOnTheirNumber) {
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
     SCOPED_TRACE(name);
     constexpr int64_t kRows = 150;
     Rig rig(GetParam(), config, kRows);
@@ -483,7 +490,8 @@ std::vector<SequenceRows> ragged_batch() {
 }
 
 TEST_P(Conformance, BatchEqualsSingleCalls) {
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
+    if (GetParam().quick && name != "qwen2_ratio_7") continue;
     SCOPED_TRACE(name);
     constexpr int64_t kContext = 650;
     auto sequences = ragged_batch();
@@ -528,7 +536,8 @@ TEST_P(Conformance, SharedPrefixEqualsOwnRows) {
                         {192, 200, 120, 70}, {1, 1, 70, 70},       {0, 0, 80, 80}};
   constexpr int64_t kContext = 400, kPrefix = 192;
   constexpr auto kCount = static_cast<int64_t>(std::size(tails));
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
+    if (GetParam().quick && name != "qwen2_ratio_7") continue;
     SCOPED_TRACE(name);
     Rig rig(GetParam(), config, (kCount + 1) * kContext);
     auto workspace = take(rig.model->make_workspace(kContext));
@@ -614,10 +623,10 @@ std::unique_ptr<DeviceMemory> positions_memory(const Rig& rig, const std::vector
 }
 
 TEST_P(Conformance, SelectedRowsEqualSingleCalls) {
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().quick)) {
     for (auto [length, count] :
          {std::pair<int64_t, int64_t>{1, 1}, {200, 1}, {200, 37}, {200, 200}, {1300, 900}}) {
-      if (length > 200 && name != "llama" && name != "qwen2_ratio_7") continue;
+      if (length > 200 && ((name != "llama" && name != "qwen2_ratio_7") || GetParam().quick)) continue;
       SCOPED_TRACE(fmt::format("{}: {} of {}", name, count, length));
       Rig rig(GetParam(), config, length);
       auto positions = scattered(length, count);
@@ -654,9 +663,10 @@ TEST_P(Conformance, SelectedRowsEqualSingleCalls) {
 
 TEST_P(Conformance, RunsOfOneCacheInABatchEqualSingleCalls) {
   // As selected rows, said as sequences; more rows than are processed at once.
-  Rig rig(GetParam(), small(Family::kLlama), 1300);
+  const int64_t length = GetParam().quick ? 300 : 1300;
+  Rig rig(GetParam(), small(Family::kLlama), length);
   std::vector<SequenceRows> runs;
-  for (int32_t p : scattered(1300, 900)) {
+  for (int32_t p : scattered(length, length * 9 / 13)) {
     if (!runs.empty() && runs.back().position + runs.back().rows == p) {
       ++runs.back().rows;
       ++runs.back().query_rows;
@@ -683,10 +693,10 @@ TEST_P(Conformance, RunsOfOneCacheInABatchEqualSingleCalls) {
 }
 
 TEST_P(Conformance, SelectChoosesTheTokensWhoseKeysDeviateMost) {
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
     for (auto [rows, count] :
          {std::pair<int64_t, int64_t>{1, 1}, {200, 30}, {200, 199}, {200, 200}, {1100, 160}}) {
-      if (rows > 200 && name != "llama" && name != "qwen2_ratio_7") continue;
+      if (rows > 200 && ((name != "llama" && name != "qwen2_ratio_7") || GetParam().quick)) continue;
       SCOPED_TRACE(fmt::format("{}: {} of {}", name, count, rows));
       Rig rig(GetParam(), config, rows);
       auto memory = positions_memory(rig, std::vector<int32_t>(static_cast<size_t>(rows), -1));
@@ -794,7 +804,7 @@ TEST_P(Conformance, ImpossibleSelectionsAreRefused) {
 }
 
 TEST_P(Conformance, BatchedLogitsEqualSingleOnes) {
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
     SCOPED_TRACE(name);
     Rig rig(GetParam(), config, 80);
     rig.fill_hidden(5);
@@ -881,7 +891,7 @@ struct MapRig : Rig {
 };
 
 TEST_P(Conformance, AlignEqualsReference) {
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
     const auto all = maps(config.d_model);
     constexpr int64_t kRows = 67;
     MapRig rig(GetParam(), config, kRows, all);
@@ -913,10 +923,10 @@ TEST_P(Conformance, AlignEqualsReference) {
 }
 
 TEST_P(Conformance, AlignedRowsDoNotDependOnTheirNumber) {
-  auto all = models();
-  all.emplace_back("deep", shaped(Family::kLlama, 1100, 2310, 6, 2, 48));
+  auto all = models(GetParam().few_models());
+  if (!GetParam().quick) all.emplace_back("deep", shaped(Family::kLlama, 1100, 2310, 6, 2, 48));
   all.emplace_back("rank_above_ff", shaped(Family::kLlama, 112, 16, 14, 2, 16));
-  all.emplace_back("llama_1b", shaped(Family::kLlama, 2048, 512, 32, 8, 64));
+  if (!GetParam().quick) all.emplace_back("llama_1b", shaped(Family::kLlama, 2048, 512, 32, 8, 64));
   for (auto& [name, config] : all) {
     const bool large = config.d_model > 1000;
     if (large) config.layers = 1;
@@ -1069,7 +1079,7 @@ TEST_P(Conformance, FewRowsEqualMany) {
 // ---- tokens
 
 TEST_P(Conformance, StepIsEmbedLayersAndHead) {
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
     SCOPED_TRACE(name);
     constexpr int64_t kContext = 70, kSteps = 4;
     Rig rig(GetParam(), config, kContext + kSteps);
@@ -1154,7 +1164,7 @@ TEST_P(Conformance, ImpossibleStepsAreRefused) {
 
 TEST_P(Conformance, LaterRowsAreNotSeen) {
   constexpr int64_t kRows = 170;
-  for (const auto& [name, config] : models()) {
+  for (const auto& [name, config] : models(GetParam().few_models())) {
     SCOPED_TRACE(name);
     Rig rig(GetParam(), config, 200);
     rig.fill_hidden(5);
@@ -1191,7 +1201,7 @@ TEST_P(Conformance, LaterRowsAreNotSeen) {
 TEST_P(Conformance, LongContext) {
   ModelConfig config = shaped(Family::kLlama, 32, 48, 2, 1, 16);
   config.layers = 1;
-  const int64_t kTokens = GetParam().quick ? 2048 : 32768;
+  const int64_t kTokens = GetParam().quick ? 1024 : 32768;
   Rig rig(GetParam(), config, kTokens);
   rig.fill_hidden(5);
   auto before = rig.hidden_values();

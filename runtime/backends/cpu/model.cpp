@@ -6,36 +6,13 @@
 #include <initializer_list>
 #include <numeric>
 
+#include "runtime/backends/host/tensors_internal.h"
 #include "support/units.h"
 
 namespace ds::cpu {
 namespace {
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-void convert(const TensorView& from, int64_t first, int64_t count, DType to, std::byte* out) {
-  const std::byte* data = from.data.data() + first * dtype_size(from.dtype);
-  if (from.dtype == to) {
-    std::memcpy(out, data, static_cast<size_t>(count * dtype_size(to)));
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    float value = 0;
-    uint16_t half = 0;
-    if (from.dtype == DType::kF32) {
-      std::memcpy(&value, data + i * 4, 4);
-    } else {
-      std::memcpy(&half, data + i * 2, 2);
-      value = from.dtype == DType::kBF16 ? bf16_to_f32(half) : f16_to_f32(half);
-    }
-    if (to == DType::kF32) {
-      std::memcpy(out + i * 4, &value, 4);
-    } else {
-      half = f32_to_bf16(value);
-      std::memcpy(out + i * 2, &half, 2);
-    }
-  }
-}
 
 /// Lists the arrays that a model needs of a checkpoint, checks their shapes, and says where each goes once
 /// they are loaded.
@@ -71,7 +48,7 @@ class Loader {
         {fmt::format("{} rows {}", name, dtype_name(dtype)), rows * row_bytes, [=](std::byte* out) {
 #pragma omp parallel for schedule(static)
            for (int64_t row = 0; row < rows; ++row)
-             convert(view, row * columns, columns, dtype, out + row * row_bytes);
+             host::convert(view, row * columns, columns, dtype, out + row * row_bytes);
            return ok_status();
          }});
     return ok_status();
@@ -90,7 +67,7 @@ class Loader {
     for (const Vector& v : vectors_) floats += v.view.elements();
     arrays_.push_back({"vectors f32", floats * 4, [this](std::byte* out) {
                          for (const Vector& v : vectors_) {
-                           convert(v.view, 0, v.view.elements(), DType::kF32, out);
+                           host::convert(v.view, 0, v.view.elements(), DType::kF32, out);
                            out += v.view.elements() * 4;
                          }
                          return ok_status();
@@ -120,13 +97,7 @@ class Loader {
   };
 
   Result<TensorView> take(const std::string& name, std::initializer_list<int64_t> shape) {
-    DS_ASSIGN(TensorView view, checkpoint_.tensor(name));
-    if (!std::equal(view.shape.begin(), view.shape.end(), shape.begin(), shape.end()) ||
-        static_cast<int64_t>(view.data.size()) != view.elements() * dtype_size(view.dtype))
-      return error(Code::kMismatch, "checkpoint '{}': tensor '{}' has shape [{}] ({} bytes), expected [{}]",
-                   checkpoint_.name(), name, fmt::join(view.shape, ", "), view.data.size(),
-                   fmt::join(shape, ", "));
-    return view;
+    return host::tensor_of_shape(checkpoint_, name, shape);
   }
 
   const Checkpoint& checkpoint_;

@@ -53,6 +53,8 @@ int64_t attention_tile_rows(const AttentionShape& shape);
 int64_t attention_splits(const AttentionShape& shape, int64_t tiles, int64_t keys, int multiprocessors);
 /// Bytes of scratch for `tiles` tiles in `splits` splits: what each split has found, to be joined.
 int64_t attention_scratch_bytes(const AttentionShape& shape, int64_t tiles, int64_t splits);
+/// The same of any call that is split as attention_splits() says.
+int64_t attention_most_scratch_bytes(const AttentionShape& shape, int multiprocessors);
 
 /// q, out: [rows][heads][head_dim]. `segments` and `tiles` are device-readable.
 cudaError_t attend(cudaStream_t stream, const AttentionShape& shape, const std::byte* q, std::byte* out,
@@ -61,22 +63,45 @@ cudaError_t attend(cudaStream_t stream, const AttentionShape& shape, const std::
 
 // ---- the library's
 
+/// What the library reads from device memory in place of lengths that it would otherwise be built for. In
+/// elements, each on a 16-byte boundary; q_offsets and kv_offsets say where a sequence begins and ends, so
+/// that nothing outside it is written.
+struct LibraryLengths {
+  alignas(16) int32_t rows = 0;
+  alignas(16) int32_t keys = 0;
+  alignas(16) int32_t q_offsets[2] = {};
+  alignas(16) int32_t kv_offsets[2] = {};
+};
+/// `lengths`, device memory, as `segment` says when the kernel runs.
+cudaError_t write_lengths(cudaStream_t stream, const AttentionShape& shape, const AttentionSegment& segment,
+                          LibraryLengths* lengths);
+
 /// Graphs of one model's attention, built once for contexts up to a length; lengths are read from device
 /// memory, so that nothing is built in a request.
 class LibraryAttention {
  public:
   virtual ~LibraryAttention() = default;
   /// Null without an error: the library does not do this shape on this device, or is not there; `why` says
-  /// which.
+  /// which. Takes up to a second for each of a handful of graphs.
   static Result<std::unique_ptr<LibraryAttention>> make(const AttentionShape& shape, int64_t max_context,
                                                         int64_t max_rows, int device, std::string& why);
   virtual int64_t workspace_bytes() const = 0;
   /// Fewest rows for which it is worth while; fewer go to our own kernel.
   virtual int64_t least_rows() const = 0;
-  /// One segment without a prefix and without positions of its own. `workspace`: workspace_bytes().
+  /// One segment without a prefix and without positions of its own; at most max_rows rows, max_context keys.
+  /// `workspace`: workspace_bytes(), 256-byte aligned, of this stream only. Any thread may call. The last
+  /// keys are read in whole tiles: kLibraryKeyTile rows of the cache from a multiple of it on must be
+  /// readable, and hold numbers (memory that was zeroed and then only held caches does).
   virtual Status run(cudaStream_t stream, const std::byte* q, std::byte* out, const AttentionSegment& segment,
                      std::byte* workspace) = 0;
 };
-std::string library_attention_version();  // "cuDNN 9.19.0"; "" where it was built without
+inline constexpr int64_t kLibraryKeyTile = 128;
+std::string library_attention_version();  // "cuDNN 9.19.0"; "" where it is not there, or was built without
+
+/// Whether the library would do this on a device that need not be here: builds the graph for `rows` rows for
+/// the device that `properties` describes (JSON, as cuDNN writes it), of compute capability sm / 10. sm % 10.
+/// Gives the name of the library's plan.
+Result<std::string> plan_library_attention(const AttentionShape& shape, int64_t max_context, int64_t rows,
+                                           const std::string& properties, int sm);
 
 }  // namespace ds::cuda

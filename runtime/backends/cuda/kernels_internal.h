@@ -2,7 +2,8 @@
 // every element read and written once. Sums are in f32. Pointers are to device memory, or to host memory that
 // devices can read; shapes are in elements; `dtype` is bf16 or f32, that of hidden states and caches.
 //
-// Each returns what starting it returned; failures of running kernels come from the stream.
+// Each returns what starting it returned; failures of running kernels come from the stream. Rows that are not
+// 16-byte aligned or no multiple of 16 bytes are done element by element. No rows: nothing is started.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -21,9 +22,9 @@ struct RowTarget {
   int64_t position = 0;
 };
 
-/// The places of the rows of one call: row i is targets[i]; or, where there are none, at the position
-/// first + (first_at ? *first_at : 0) + i, or positions[i] where these are given, of `cache`, whose row 0 is
-/// position 0.
+/// The places of the rows of one call (16-byte aligned each where half a head is a multiple of 16 bytes): row
+/// i is targets[i]; or, where there are none, at the position first + (first_at ? *first_at : 0) + i, or
+/// positions[i] where these are given, of `cache`, whose row 0 is position 0.
 struct RowPlaces {
   const RowTarget* targets = nullptr;
   std::byte* cache = nullptr;
@@ -40,7 +41,9 @@ cudaError_t embed(cudaStream_t stream, DType dtype, const int32_t* ids, int64_t 
 cudaError_t rms_norm(cudaStream_t stream, DType dtype, const std::byte* x, const int64_t* index,
                      const float* weight, float eps, int64_t rows, int64_t d, std::byte* out);
 
-/// Bias, norm of each head, rotary embedding, and where the results go: Q to `q_out`, K and V to the cache.
+/// Bias, norm of each head (Q and K), rotary embedding of the pairs (i, i + head_dim / 2) of Q and K, and
+/// where the results go: Q to `q_out`, K and V to the cache. head_dim: even, at most 256; else
+/// cudaErrorInvalidValue.
 struct RopeCall {
   const std::byte* projected = nullptr;  // rows of `stride` elements, in dtype
   int64_t stride = 0;
@@ -79,8 +82,9 @@ cudaError_t select_largest(cudaStream_t stream, const float* values, int64_t row
 cudaError_t gather_rows(cudaStream_t stream, const std::byte* from, const int32_t* index, int64_t rows,
                         int64_t row_bytes, std::byte* to);
 
-/// *next = the token that ds::choose() chooses, up to rounding of sums. `choice` is read when the kernel
-/// runs.
+/// *next = the token that ds::choose() chooses, up to rounding of sums; the same logits always choose the
+/// same. Logits that are no number are never chosen, unless the first of a greedy choice is one: then it is,
+/// as there. `choice` is read when the kernel runs.
 cudaError_t choose_token(cudaStream_t stream, const float* logits, int64_t vocab, const Choice* choice,
                          int32_t* next);
 
@@ -88,7 +92,8 @@ cudaError_t choose_token(cudaStream_t stream, const float* logits, int64_t vocab
 cudaError_t fill_random(cudaStream_t stream, DType dtype, std::byte* out, int64_t elements, uint64_t seed,
                         float deviation);
 
-/// Reads `bytes` (a multiple of 16) once and adds what it read to *sum: what memory can do.
+/// Reads `bytes` (a multiple of 16, 16-byte aligned) once and adds the words that it read to *sum: what
+/// memory can do.
 cudaError_t read_all(cudaStream_t stream, const std::byte* data, int64_t bytes, uint32_t* sum);
 
 }  // namespace ds::cuda

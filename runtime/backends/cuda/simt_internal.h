@@ -15,11 +15,16 @@
 #include "runtime/backends/cuda/simulated/simt.h"
 #else
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #define DS_KERNEL __global__ void
 #define DS_DEVICE __device__ __forceinline__
 /// Most threads of a block of a kernel: DS_KERNEL DS_THREADS(256) name(...)
 #define DS_THREADS(count) __launch_bounds__(count)
-#define DS_SHARED __shared__
+/// Shared memory of a fixed size, 16-byte aligned.
+#define DS_SHARED __shared__ __align__(16)
 /// std::byte* name: the dynamic shared memory, 16-byte aligned.
 #define DS_DYNAMIC_SHARED(name)                              \
   extern __shared__ __align__(16) uint4 ds_dynamic_shared[]; \
@@ -27,22 +32,57 @@
 
 namespace ds::cuda {
 
+/// More than 48 KiB of shared memory for a kernel: asked for once, not at each launch.
+inline cudaError_t grant_shared(const void* kernel, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, size_t> granted;
+  int device = 0;
+  if (cudaError_t raised = cudaGetDevice(&device); raised != cudaSuccess) return raised;
+  std::lock_guard lock(mutex);
+  size_t& most = granted[{device, kernel}];
+  if (bytes <= most) return cudaSuccess;
+  cudaError_t raised =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (raised == cudaSuccess) most = bytes;
+  return raised;
+}
+
 /// kernel<<<grid, block, shared_bytes, stream>>>(args...); more than 48 KiB of shared memory are asked for.
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    Args... args) {
-  if (shared_bytes > (48 << 10)) {
-    cudaError_t raised =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (raised != cudaSuccess) return raised;
-  }
+  if (shared_bytes > (48 << 10))
+    if (cudaError_t raised = grant_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
+        raised != cudaSuccess)
+      return raised;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
+/// 2^v; relative error below 2^-22, 0 where it would be subnormal.
+DS_DEVICE float exp2_approx(float v) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
+
+/// 16 bytes of global memory, 16-byte aligned, in one access whatever the compiler thinks of the pointer. Not
+/// for what the same thread has written otherwise than by store_16().
+DS_DEVICE uint4 load_16(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(__cvta_generic_to_global(p)));
+  return v;
+}
+DS_DEVICE void store_16(void* p, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(p)), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
 }
 
 /// d += a * b of one warp: a 16 x 16 and b 16 x 8 of bf16, d 16 x 8 of f32, laid out as PTX's
@@ -88,6 +128,16 @@ DS_DEVICE void copy_async_wait() {
 }
 
 }  // namespace ds::cuda
+#endif
+
+/// In front of a loop that must be unrolled, so that what it indexes stays in registers; or by a number.
+#ifdef __CUDACC__
+#define DS_PRAGMA(text) _Pragma(#text)
+#define DS_UNROLL DS_PRAGMA(unroll)
+#define DS_UNROLL_BY(count) DS_PRAGMA(unroll count)
+#else
+#define DS_UNROLL
+#define DS_UNROLL_BY(count)
 #endif
 
 namespace ds::cuda {

@@ -1,0 +1,79 @@
+// Memory of the device, and pinned memory of the host.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "runtime/backends/cuda/device_internal.h"
+
+namespace ds::cuda {
+
+/// Kernels that read tiles of the cache (attention, the library's in particular) may read past its last row,
+/// and throw away what they find there: behind every allocation lies room for the largest tile, zeroed, as
+/// what is thrown away must be numbers.
+inline constexpr int64_t kSlack = int64_t{2} << 20;
+
+/// Zeroed, 256-byte aligned. Freed once the device has done all it was given.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(DeviceBuffer&& other) noexcept;
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept;
+  ~DeviceBuffer();
+
+  /// kExhausted with needed and available bytes; `what` names it there.
+  static Result<DeviceBuffer> make(std::shared_ptr<Device> device, int64_t bytes, std::string_view what);
+
+  std::byte* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  std::shared_ptr<Device> device_;
+  std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+/// Pinned memory of the host, zeroed; kernels can read and write it under the same address.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  PinnedBuffer(PinnedBuffer&& other) noexcept;
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept;
+  ~PinnedBuffer();
+
+  static Result<PinnedBuffer> make(std::shared_ptr<Device> device, int64_t bytes, std::string_view what);
+
+  std::byte* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  std::shared_ptr<Device> device_;
+  std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+/// Pinned memory for small things of one stream: taken piece by piece, all given back at once. It grows when
+/// more is taken than ever before, and never shrinks.
+class StagingArena {
+ public:
+  static Result<StagingArena> make(std::shared_ptr<Device> device, int64_t bytes);
+  /// 64-byte aligned; null: the host has no more memory to pin.
+  std::byte* take(int64_t bytes);
+  void reset();
+
+ private:
+  std::shared_ptr<Device> device_;
+  std::vector<PinnedBuffer> chunks_;
+  size_t chunk_ = 0;
+  int64_t used_ = 0;  // of chunk_
+};
+
+/// As a DeviceMemory.
+Result<std::unique_ptr<DeviceMemory>> allocate(std::shared_ptr<Device> device, int64_t bytes,
+                                               MemoryKind kind);
+
+}  // namespace ds::cuda

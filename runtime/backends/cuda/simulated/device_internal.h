@@ -1,0 +1,155 @@
+// What the simulated device consists of: memory, streams, events, graphs. Behind CUDA's own functions
+// (runtime.cpp, blas.cpp).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "runtime/backends/cuda/simulated/simulated.h"
+
+namespace ds::cuda::simulated {
+
+using Work = std::function<void()>;
+
+/// What a launch has put on a stream.
+struct KernelCall {
+  const char* text;
+  dim3 grid, block;
+  size_t shared_bytes;
+  std::function<void()> thread;
+};
+void run_kernel(const KernelCall& call, uint64_t seed);
+
+/// One cudaEventRecord.
+struct Recording {
+  std::atomic<uint32_t> done{0};
+  int64_t time_ns = 0;
+  void complete();
+  void wait() const { done.wait(0); }
+};
+
+/// What a stream collects instead of running it.
+struct Capture {
+  cudaStreamCaptureMode mode;
+  std::thread::id thread;
+  bool broken = false;
+  std::vector<Work> work;
+};
+
+enum class Memory : uint8_t { kNone, kDevice, kPinned };
+
+class Device {
+ public:
+  static Device& get();
+
+  /// Every function of the runtime begins so: counts, faults, and refuses what cannot be done now.
+  cudaError_t enter(const char* function);
+  cudaError_t lose(cudaError_t error);  // from now on every call fails with it
+  cudaError_t lost() const { return lost_.load(); }
+  const Config& config() const { return config_; }
+  void reset(std::string_view text);
+
+  cudaError_t allocate(void** data, size_t bytes, Memory memory);
+  cudaError_t free(void* data, Memory memory);
+  /// Where `data` lies; `fits`: whether all `bytes` do.
+  Memory find(const void* data, size_t bytes, bool& fits) const;
+  size_t free_bytes() const;
+
+  void add(CUstream_st* stream);
+  void remove(CUstream_st* stream);
+  void wait_for_all();
+  CUstream_st* stream(cudaStream_t given);  // 0: the default one; null: not one of ours
+
+  /// Whether a capture forbids what waits or allocates; the capture is then broken.
+  bool forbidden_by_capture();
+  void begin_capture(const std::shared_ptr<Capture>& capture);
+  void end_capture(const std::shared_ptr<Capture>& capture);
+
+  void count_kernel();
+  int64_t calls(const std::string& function) const;
+  uint64_t next_seed() { return config_.seed + 0x9e3779b97f4a7c15u * ++seeds_; }
+  Live live() const;
+  std::atomic<int> events{0}, graphs{0}, handles{0};
+
+ private:
+  Device() { configure(""); }
+  void configure(std::string_view text);
+
+  Config config_;
+  std::atomic<cudaError_t> lost_{cudaSuccess};
+  std::atomic<uint64_t> seeds_{0};
+  mutable std::mutex mutex_;
+  struct Allocation {
+    size_t bytes;
+    Memory memory;
+    void* mapped;
+    size_t mapped_bytes;
+  };
+  std::map<uintptr_t, Allocation> allocations_;
+  std::set<CUstream_st*> streams_;
+  CUstream_st* default_stream_ = nullptr;
+  std::vector<std::shared_ptr<Capture>> captures_;
+  std::map<std::string, int64_t> calls_;
+};
+
+/// Whether this thread is in a host function of a stream, which must not call CUDA.
+extern thread_local bool in_host_function;
+
+/// Records an error for cudaGetLastError().
+cudaError_t note(cudaError_t error);
+
+}  // namespace ds::cuda::simulated
+
+/// Runs what is put into it, in order, on a thread of its own.
+struct CUstream_st {
+ public:
+  explicit CUstream_st(int priority);
+  ~CUstream_st();  // after what it holds has run
+
+  /// `always`: also once the device is lost.
+  cudaError_t push(ds::cuda::simulated::Work work, bool always = false);
+  void wait();
+  bool idle();
+
+  std::shared_ptr<ds::cuda::simulated::Capture> capture;
+  const int priority;
+
+ private:
+  struct Item {
+    ds::cuda::simulated::Work work;
+    bool always;
+  };
+  void run(uint64_t seed);
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Item> items_;
+  bool busy_ = false, stop_ = false;
+  std::thread thread_;
+};
+
+struct CUevent_st {
+  std::atomic<std::shared_ptr<ds::cuda::simulated::Recording>> latest;  // null: never recorded
+  std::shared_ptr<ds::cuda::simulated::Capture> captured;  // where it was recorded last, if in a capture
+  bool timed = true;
+};
+
+struct CUgraph_st {
+  std::vector<ds::cuda::simulated::Work> work;
+};
+struct CUgraphExec_st {
+  std::shared_ptr<const std::vector<ds::cuda::simulated::Work>> work;
+};
