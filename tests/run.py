@@ -10,11 +10,11 @@ root = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def googletest(program, totals):
+def googletest(program, totals, arguments=(), **more):
     """One program; its own report is the count, and a crash is a failure whatever the report says."""
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder) / "report.json"
-        done = subprocess.run([program, f"--gtest_output=json:{report}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        done = subprocess.run([program, f"--gtest_output=json:{report}", *arguments], env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               stdin=subprocess.DEVNULL, text=True, errors="replace")
         passed = failed = skipped = 0
         if report.exists():
@@ -26,6 +26,17 @@ def googletest(program, totals):
         if done.returncode != 0 and failed == 0 or passed + failed + skipped == 0: failed += 1
         if failed: print(done.stdout[-8000:])
         totals.append((passed, failed, skipped))
+
+
+# Programs that also run on the device that is simulated on the CPU, and which of their tests: one model or type of a kind each,
+# since it is some hundred times slower.
+SIMULATED = {
+    "oracle_test": "*",
+    "executor_test": "Misses*:*Laws.*/llama_f32:*Laws.*/qwen3_bf16",
+    "aligned_test": "*AlignedOracle*/1",
+    "tilings_test": "*Tilings*/0:TilingLaws.*Restored",
+    "engine_test": "*EngineOracle*/0",
+}
 
 
 def lit(build, totals):
@@ -50,8 +61,13 @@ def main():
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"): sys.exit(__doc__)
     build = pathlib.Path(sys.argv[1]).resolve()
     only = [sys.argv[i + 1] for i, a in enumerate(sys.argv[:-1]) if a == "--only"]
-    programs = sorted(p for p in (build / "tests").iterdir() if p.is_file() and os.access(p, os.X_OK))
+    programs = sorted(p for p in (build / "tests").iterdir() if p.is_file() and os.access(p, os.X_OK) and p.suffix != ".so")
     jobs = [(p.name, lambda t, p=p: googletest(str(p), t)) for p in programs]
+    module = build / "tests" / "droidspeak_cuda_simulated.so"
+    if module.exists():
+        device = {"DROIDSPEAK_TEST_BACKEND": "cuda", "DROIDSPEAK_CUDA_MODULE": str(module)}
+        jobs += [(f"{p.name[:-5]}_simulated", lambda t, p=p: googletest(str(p), t, [f"--gtest_filter={SIMULATED[p.name]}"], **device))
+                 for p in programs if p.name in SIMULATED]
     jobs += [(s.parent.name, lambda t, s=s: script(str(s), str(build), t)) for s in sorted((root / "tests").glob("*/run.sh"))]
     if (build / "bin" / "ds-opt").exists(): jobs.append(("lit", lambda t: lit(str(build), t)))
     jobs = [j for j in jobs if not only or j[0] in only]

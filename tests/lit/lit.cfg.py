@@ -15,3 +15,9 @@ config.environment["PATH"] = os.pathsep.join(
 config.substitutions.append(("%models", os.path.join(config.ds_source_dir, "tests", "golden", "models")))
 config.substitutions.append(("%pair", os.path.join(config.ds_source_dir, "examples", "pair")))
 config.substitutions.append(("%inputs", os.path.join(config.test_source_root, "Inputs")))
+
+# The CUDA backend on the device that is simulated on the CPU.
+module = os.path.join(config.ds_binary_dir, "tests", "droidspeak_cuda_simulated.so")
+if os.path.exists(module):
+    config.available_features.add("cuda-simulated")
+config.substitutions.append(("%cuda_module", module))

@@ -11,7 +11,6 @@
 
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
-#include "runtime/backends/backends.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/model/safetensors.h"
@@ -106,7 +105,7 @@ class AlignedOracle : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(AlignedOracle, LogitsAgreeWithTransformersTo1e4) {
   const std::string folder = DS_SOURCE_DIR "/tests/golden/models/" + GetParam();
-  auto backend = make_cpu_backend();
+  auto backend = testing::test_backend();
   ASSERT_TRUE(backend.ok());
   std::unique_ptr<DeviceModel> models[2];
   ModelIdentity identities[2];
@@ -188,7 +187,8 @@ TEST_P(AlignedOracle, LogitsAgreeWithTransformersTo1e4) {
         EXPECT_LT(worst(found, want), 1e-4f);
         ++checked;
       }
-      EXPECT_TRUE(same_bits(by_side[0], by_side[1])) << "who applies the maps makes no difference";
+      EXPECT_TRUE(same_bits(by_side[0], by_side[1]) || !testing::exact_rows())
+          << "who applies the maps makes no difference";
     }
   }
   EXPECT_EQ(checked, 48);

@@ -6,7 +6,6 @@
 
 #include <cmath>
 
-#include "runtime/backends/backends.h"
 #include "support/json.h"
 #include "tests/unit/model_fixture.h"
 #include "tests/unit/take.h"
@@ -73,7 +72,7 @@ class EngineOracle : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(EngineOracle, AnswersAgreeWithTransformers) {
   const std::string folder = DS_SOURCE_DIR "/tests/golden/models/" + GetParam();
-  auto backend = take(make_cpu_backend());
+  auto backend = take(testing::test_backend());
   auto sender_files = take(Checkpoint::open(folder + "/sender"));
   auto receiver_files = take(Checkpoint::open(folder + "/receiver"));
   auto sender = take(backend->load(sender_files, {.dtype = DType::kF32}));

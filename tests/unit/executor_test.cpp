@@ -17,6 +17,7 @@
 namespace ds {
 namespace {
 
+using testing::exact_rows;
 using testing::make_plan;
 using testing::plain_cuts;
 using testing::random_ids;
@@ -81,7 +82,7 @@ struct Case {
 
 class Laws : public ::testing::TestWithParam<Case> {};
 
-TEST_P(Laws, SenderIsReceiverGivesTheFullPrefillToTheBit) {
+TEST_P(Laws, SenderIsReceiverGivesTheFullPrefill) {
   TinyModel model(tiny_config(GetParam().family), 11, GetParam().dtype);
   ASSERT_NE(model.model, nullptr);
   const int64_t vocab = model.model->config().vocab;
@@ -113,8 +114,8 @@ TEST_P(Laws, SenderIsReceiverGivesTheFullPrefillToTheBit) {
         std::string what =
             fmt::format("group {} {} n={} m={}", format_layers(group), schedule, length.n, length.m);
         EXPECT_TRUE(answer.miss.ok()) << what << ": " << answer.miss.message();
-        EXPECT_TRUE(same_bits(logits, expected))
-            << what << ": differs by " << largest_difference(logits, expected);
+        const double allowed = exact_rows() ? 0 : GetParam().dtype == DType::kF32 ? 1e-5 : 4e-2;
+        EXPECT_LE(largest_difference(logits, expected), allowed) << what;
       }
     }
   }

@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <fstream>
 
-#include "runtime/backends/backends.h"
 #include "runtime/model/maps.h"
 #include "support/file.h"
 #include "tests/unit/model_fixture.h"
@@ -50,7 +49,7 @@ TEST(MapFitter, OneModelGivesTheIdentityExactly) {
 }
 
 TEST(MapFitter, FitsBetterThanThePlainCutAndThanAWrongOrder) {
-  auto backend = take(make_cpu_backend());
+  auto backend = take(testing::test_backend());
   const std::string pair = DS_SOURCE_DIR "/examples/pair/";
   auto sender_files = take(Checkpoint::open(pair + "mild")),
        receiver_files = take(Checkpoint::open(pair + "receiver"));

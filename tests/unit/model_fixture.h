@@ -7,8 +7,9 @@
 #include <random>
 #include <vector>
 
-#include "runtime/backends/backends.h"
+#include "runtime/backends/backend.h"
 #include "runtime/model/checkpoint.h"
+#include "tests/unit/test_backend.h"
 
 namespace ds::testing {
 
@@ -42,7 +43,7 @@ struct TinyModel {
   ModelIdentity identity;
 
   TinyModel(const ModelConfig& config, uint64_t seed, DType dtype) {
-    auto made = make_cpu_backend();
+    auto made = test_backend();
     auto random = Checkpoint::random(config, seed);
     if (!made.ok() || !random.ok()) {
       ADD_FAILURE() << made.status().message() << random.status().message();

@@ -6,12 +6,12 @@
 #include <cstring>
 #include <filesystem>
 
-#include "runtime/backends/backends.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/model/safetensors.h"
 #include "support/json.h"
 #include "tests/unit/plan_builder.h"
+#include "tests/unit/test_backend.h"
 
 namespace ds {
 namespace {
@@ -26,7 +26,7 @@ class Oracle : public ::testing::TestWithParam<std::string> {
 
   void SetUp() override {
     folder_ = DS_SOURCE_DIR "/tests/golden/models/" + GetParam();
-    auto backend = make_cpu_backend();
+    auto backend = testing::test_backend();
     ASSERT_TRUE(backend.ok()) << backend.status().message();
     backend_ = std::move(backend).value();
     auto cases = read_json_file(folder_ + "/cases.json");

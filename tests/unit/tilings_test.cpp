@@ -13,7 +13,6 @@
 #include "compiler/scheduling/schedulers.h"
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
-#include "runtime/backends/backends.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/model/safetensors.h"
@@ -119,7 +118,7 @@ class Tilings : public ::testing::TestWithParam<std::string> {
  protected:
   void open(const std::string& cases) {
     std::string folder = DS_SOURCE_DIR "/tests/golden/models/" + GetParam();
-    auto made = make_cpu_backend();
+    auto made = testing::test_backend();
     ASSERT_TRUE(made.ok());
     backend_ = std::move(*made);
     for (int i = 0; i < 2; ++i) {
@@ -253,7 +252,16 @@ struct Law {
     Plan plan = compile_tiles(tiles, chunks, scheduler, shape, model.identity, model.identity, share);
     auto found = run(*model.backend, *model.model, plan, request);
     ASSERT_EQ(found.size(), want.size());
-    EXPECT_EQ(std::memcmp(found.data(), want.data(), want.size() * sizeof(float)), 0);
+    if (testing::exact_rows()) {
+      EXPECT_EQ(std::memcmp(found.data(), want.data(), want.size() * sizeof(float)), 0);
+      return;
+    }
+    float off = 0, most = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      off = std::max(off, std::abs(found[i] - want[i]));
+      most = std::max(most, std::abs(want[i]));
+    }
+    EXPECT_LT(off, (model.model->dtype() == DType::kF32 ? 1e-5f : 4e-2f) * most);
   }
 
   TinyModel model;
