@@ -15,7 +15,7 @@ bundle=$folder/gpu-bench
 mkdir -p "$bundle"/{bin,lib,tests}
 cp build/cuda/bin/{ds-bench,ds-calibrate,ds-profile,ds-run,ds-publish,droidspeak_cuda.so} "$bundle/bin"
 for test in build/cuda/tests/{conformance_cuda_test,cuda_*_test}; do
-  case $test in *simulated*) ;; *) [ -x "$test" ] && cp "$test" "$bundle/tests" ;; esac
+  case $test in *simulat*|*library*) ;; *) [ -x "$test" ] && cp "$test" "$bundle/tests" ;; esac
 done
 ln -s ../bin/droidspeak_cuda.so "$bundle/tests/droidspeak_cuda.so"
 cp bench/gpu/{run.py,torch_prefill.py,README.md} "$bundle"
