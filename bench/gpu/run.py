@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tests and measures droidspeak on the GPU of this machine; writes one JSON file.
 
-  ./run.py -o results.json                        everything, about 25 minutes
+  ./run.py -o results.json                        everything, half an hour
   ./run.py --steps tests,calibrate,prefill        only these
   ./run.py --quick                                small shapes and few repeats: whether all of it runs
 
