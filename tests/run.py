@@ -32,6 +32,7 @@ def googletest(program, totals, arguments=(), **more):
 # Programs that also run on the device that is simulated on the CPU, and which of their tests: one model or type of a kind each,
 # since it is some hundred times slower.
 SIMULATED = {
+    "landing_test": "*",
     "oracle_test": "*",
     "executor_test": "Misses*:*Laws.*/llama_f32:*Laws.*/qwen3_bf16",
     "aligned_test": "*AlignedOracle*/1",

@@ -22,6 +22,7 @@
 namespace ds {
 
 /// A point in a stream's order. Recorded once per request; reset() between requests, when no stream uses it.
+/// One thread may record it while another enqueues a wait for it.
 class Event {
  public:
   virtual ~Event() = default;

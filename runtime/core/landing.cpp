@@ -15,10 +15,10 @@ constexpr int64_t kMostCopies = int64_t{1} << 20;  // between two synchronize()
 
 }  // namespace
 
-Result<std::unique_ptr<Landing>> Landing::create(Backend& backend, int64_t row_bytes) {
+Result<std::unique_ptr<Landing>> Landing::create(Backend& backend, int64_t row_bytes, int threads) {
   std::unique_ptr<Landing> landing(new Landing());
   if (backend.host_visible()) return landing;
-  landing->threads_ = std::clamp(omp_get_num_procs() / 2, 1, kMostThreads);
+  landing->threads_ = threads > 0 ? threads : std::clamp(omp_get_num_procs() / 2, 1, kMostThreads);
   landing->cursors_.resize(static_cast<size_t>(landing->threads_));
   // Whole blocks of a checksum each, so that every byte is verified whichever thread reads it.
   landing->block_bytes_ = std::max(kBlockBytes, kChecksumRows * row_bytes);

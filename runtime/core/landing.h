@@ -28,8 +28,9 @@ struct LandingRows {
 
 class Landing {
  public:
-  /// `row_bytes`: of the longest row that will be read. kExhausted: no pinned memory.
-  static Result<std::unique_ptr<Landing>> create(Backend& backend, int64_t row_bytes);
+  /// `row_bytes`: of the longest row that will be read. `threads` that read into pinned memory; 0: as many as
+  /// a device's link can use and this machine spare. kExhausted: no pinned memory.
+  static Result<std::unique_ptr<Landing>> create(Backend& backend, int64_t row_bytes, int threads = 0);
 
   /// On one thread at a time. When it returns, all rows have been read and, where staged(), are on their way:
   /// record() says when they are there. `go_on` as in EntryReader::read_rows; it is called by several
