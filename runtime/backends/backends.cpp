@@ -33,6 +33,14 @@ std::vector<std::string> module_places() {
   return places;
 }
 
+/// Without the driver's library there is no device, and CUDA's own, which are large, need not be loaded.
+bool may_have_device() {
+  if (const char* given = std::getenv(kModuleVariable); given != nullptr && *given != '\0') return true;
+  void* driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+  if (driver != nullptr) dlclose(driver);
+  return driver != nullptr;
+}
+
 /// Never closed: what it has made may outlive any scope.
 Result<const BackendModule*> open_module() {
   std::string path;
@@ -75,6 +83,7 @@ Result<std::unique_ptr<Backend>> make_backend(const BackendOptions& options) {
   if (options.name == "cuda") return make_cuda_backend(options.cuda);
   if (options.name != "auto")
     return error(Code::kInvalidArgument, "unknown backend '{}'; expected cpu, cuda or auto", options.name);
+  if (!may_have_device()) return make_cpu_backend(options.cpu);
   auto cuda = make_cuda_backend(options.cuda);
   return cuda.ok() || cuda.status().code() != Code::kUnavailable ? std::move(cuda)
                                                                  : make_cpu_backend(options.cpu);

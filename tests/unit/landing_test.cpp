@@ -24,8 +24,14 @@ class Landings : public ::testing::TestWithParam<int> {
   void SetUp() override {
     folder_ = ::testing::TempDir() + "/ds_landing_" + std::to_string(getpid());
     std::filesystem::remove_all(folder_);
-    shape_ = {.family = "llama", .layers = 2, .d_model = 8192, .ff = 64, .heads = 64, .kv_heads = 32,
-              .head_dim = 128, .vocab = 100};
+    shape_ = {.family = "llama",
+              .layers = 2,
+              .d_model = 8192,
+              .ff = 64,
+              .heads = 64,
+              .kv_heads = 32,
+              .head_dim = 128,
+              .vocab = 100};
     identity_ = {.sender = std::string(64, 'a'), .tokens_hash = std::string(64, 'b'), .tokens = kTokens};
     kv_row_ = shape_.kv_row() * 2;
     std::mt19937_64 random(1);
@@ -37,7 +43,7 @@ class Landings : public ::testing::TestWithParam<int> {
     }
     store_ = testing::take(open_store("file:" + folder_));
     (void)testing::take(write_entry(*store_, identity_, {.fingerprint = identity_.sender}, shape_,
-                     {{TensorKind::kKv, 0, data_[0]}, {TensorKind::kKv, 1, data_[1]}}));
+                                    {{TensorKind::kKv, 0, data_[0]}, {TensorKind::kKv, 1, data_[1]}}));
     backend_ = testing::take(testing::test_backend());
     memory_ = testing::take(backend_->allocate(kTokens * kv_row_));
     landing_ = testing::take(Landing::create(*backend_, kv_row_, GetParam()));
@@ -69,7 +75,8 @@ TEST_P(Landings, EveryRowLandsWhereItBelongs) {
   EXPECT_EQ(landing_->staged(), !backend_->host_visible());
   EntryReader entry = testing::take(EntryReader::open(*store_, identity_, shape_));
   int64_t bytes = 0;
-  for (auto [first, rows] : {std::pair<int64_t, int64_t>{0, kTokens}, {64, 500}, {100, 333}, {999, 1}, {5, 0}}) {
+  for (auto [first, rows] :
+       {std::pair<int64_t, int64_t>{0, kTokens}, {64, 500}, {100, 333}, {999, 1}, {5, 0}}) {
     for (int32_t layer : {0, 1}) {
       Status status = landing_->read(entry, {TensorKind::kKv, layer, first, rows}, memory_->data());
       ASSERT_TRUE(status.ok()) << status.message();
