@@ -1,11 +1,11 @@
-// Streams and events of the device, and how they meet the streams of host code (runtime/backends/host).
+// Streams and events of the device, and how they meet the streams of host code (runtime/backends/host):
 //
-//   recorded by     waited for by      how
-//   a stream        a stream           cudaStreamWaitEvent
-//   a stream        a host thread      cudaEventSynchronize, which sleeps
-//   a host thread   a stream           cuStreamWaitValue32 on a flag in pinned memory, which the thread
-//   writes a host thread   a host thread      a futex whoever it is,  a stream, before   the flag: a stream
-//   that records such an event writes it too later
+// - Recorded by a stream, waited for by a stream: cudaStreamWaitEvent.
+// - Recorded by a stream, waited for by a host thread: cudaEventSynchronize, which sleeps.
+// - Recorded by a host thread, waited for by a stream: cuStreamWaitValue32, on a flag in pinned memory.
+// - Both by host threads: a futex.
+// - A stream that waits before anybody has recorded waits for the flag too; whoever records then writes it, a
+//   stream by cuStreamWriteValue32.
 #pragma once
 
 #include <cuda_runtime_api.h>
