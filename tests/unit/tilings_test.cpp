@@ -220,7 +220,8 @@ TEST_P(Tilings, SelectedTokensAndLogitsAgreeWithTransformers) {
       if (share < 1) continue;
       // All tokens: the receiver's own prefill, to the bit.
       request.full_prefill = true;
-      EXPECT_EQ(found, run(*backend_, *models[1], plan, request, &selected));
+      const std::vector<float> full = run(*backend_, *models[1], plan, request, &selected);
+      EXPECT_TRUE(found == full || (!testing::exact_rows() && worst(found, full) < 1e-5f));
       EXPECT_TRUE(selected.empty());
       request.full_prefill = false;
     }
