@@ -13,6 +13,7 @@
 #include "runtime/backends/cpu/matmul_internal.h"
 #include "runtime/backends/cpu/profile_internal.h"
 #include "runtime/backends/cpu/weights_internal.h"
+#include "runtime/backends/host/checks_internal.h"
 #include "runtime/backends/host/stream_internal.h"
 
 namespace ds::cpu {
@@ -122,8 +123,7 @@ class CpuModel final : public DeviceModel {
   Status load_weights(const Checkpoint& checkpoint, const LoadOptions& options);
   int64_t planned_bytes() const;
   Status run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const;
-  Status check_sequence(const CpuWorkspace& w, int64_t layer, const std::byte* hidden,
-                        const SequenceRows& sequence) const;
+  host::CallSpace space_of(const CpuWorkspace& w) const;
   Status run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
                    std::span<const SequenceRows> sequences) const;
   Status run_select(CpuWorkspace& w, const SelectCall& call) const;

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 
+#include "runtime/backends/host/checks_internal.h"
 #include "runtime/backends/host/tensors_internal.h"
 
 namespace ds::cuda {
@@ -88,19 +89,7 @@ Result<std::unique_ptr<DeviceMap>> CudaModel::load_map(const AlignmentMap& map) 
   const bool full = map.form == MapForm::kFull, low_rank = map.form == MapForm::kLowRank;
   const std::string what = fmt::format("the {} map of layer {}", map_form_name(map.form), map.layer);
   auto size = [](const std::vector<float>& v) { return static_cast<int64_t>(v.size()); };
-  if (map.form == MapForm::kNone)
-    return error(Code::kInvalidArgument, "a map of layer {} without a form cannot be applied", map.layer);
-  if (size(map.bias) != d)
-    return error(Code::kMismatch, "{} is for hidden states of width {}, the model's have {}", what,
-                 size(map.bias), d);
-  if (size(map.weight) != (full ? d * d : 0) || size(map.scale) != (full ? 0 : d) ||
-      map.rank < (low_rank ? 1 : 0) || map.rank > (low_rank ? d : 0) || size(map.up) != d * map.rank ||
-      size(map.down) != d * map.rank)
-    return error(
-        Code::kInvalidArgument,
-        "{} of rank {} has {} numbers in its weight, {} and {} in up and down, {} in its scale; these do "
-        "not fit width {}",
-        what, map.rank, size(map.weight), size(map.up), size(map.down), size(map.scale), d);
+  DS_TRY(host::check_map(map, d));
 
   device_->use();
   auto loaded = std::make_unique<CudaMap>();
@@ -150,21 +139,8 @@ Result<std::unique_ptr<DeviceMap>> CudaModel::load_map(const AlignmentMap& map) 
 
 // ---- enqueuing: what is asked is checked, then run
 
-Status CudaModel::check_sequence(const CudaWorkspace& w, int64_t layer, const std::byte* hidden,
-                                 const SequenceRows& s) const {
-  if (w.model_ == this && layer >= 0 && layer < config_.layers && s.rows >= 1 && s.position >= 0 &&
-      s.position + s.rows <= w.max_context_ && s.query_rows >= 0 && s.query_rows <= s.rows &&
-      s.prefix_rows >= 0 && s.prefix_rows <= s.position && (s.prefix != nullptr || s.prefix_rows == 0) &&
-      hidden != nullptr && s.cache != nullptr)
-    return ok_status();
-  return error(Code::kInvalidArgument,
-               "layer {} (of {}) over rows {} to {} with {} query rows behind a prefix of {}, {}, in a "
-               "workspace {} for {} positions",
-               layer, config_.layers, s.position, s.position + s.rows, s.query_rows, s.prefix_rows,
-               hidden == nullptr    ? "without hidden states"
-               : s.cache == nullptr ? "without a cache"
-                                    : "with hidden states and cache",
-               w.model_ == this ? "of this model" : "of another model", w.max_context_);
+host::CallSpace CudaModel::space_of(const CudaWorkspace& w) const {
+  return {w.model_ == this, config_.layers, w.max_context_};
 }
 
 void CudaModel::embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) {
@@ -177,8 +153,8 @@ void CudaModel::layer(CommandStream& stream, Workspace& workspace, const LayerCa
   CudaStream* ours = compute_stream(stream, "layer");
   if (ours == nullptr) return;
   auto& w = static_cast<CudaWorkspace&>(workspace);
-  if (Status status =
-          check_sequence(w, call.layer, call.hidden, {call.cache, call.position, call.rows, call.query_rows});
+  if (Status status = host::check_sequence(space_of(w), call.layer, call.hidden,
+                                           {call.cache, call.position, call.rows, call.query_rows});
       !status.ok())
     return ours->fail(std::move(status));
   keep(*ours, run_layer(*ours, w, call), "layer {}, {} rows", call.layer, call.rows);
@@ -190,7 +166,7 @@ void CudaModel::layer_batch(CommandStream& stream, Workspace& workspace, int64_t
   if (ours == nullptr) return;
   auto& w = static_cast<CudaWorkspace&>(workspace);
   for (size_t i = 0; i < sequences.size(); ++i)
-    if (Status status = check_sequence(w, layer, hidden, sequences[i]); !status.ok())
+    if (Status status = host::check_sequence(space_of(w), layer, hidden, sequences[i]); !status.ok())
       return ours->fail(status.with_context(fmt::format("sequence {} of {}", i, sequences.size())));
   keep(*ours, run_batch(*ours, w, layer, hidden, sequences), "layer {}, {} sequences", layer,
        sequences.size());
@@ -200,17 +176,8 @@ void CudaModel::select(CommandStream& stream, Workspace& workspace, const Select
   CudaStream* ours = compute_stream(stream, "select");
   if (ours == nullptr) return;
   auto& w = static_cast<CudaWorkspace&>(workspace);
-  if (w.model_ != this || call.layer < 0 || call.layer >= config_.layers || call.rows < 1 ||
-      call.rows > w.max_context_ || call.count < 1 || call.count > call.rows || call.hidden == nullptr ||
-      call.cache == nullptr || call.positions == nullptr) {
-    return ours->fail(
-        error(Code::kInvalidArgument,
-              "select {} of {} rows at layer {} (of {}), {}, in a workspace {} for {} positions", call.count,
-              call.rows, call.layer, config_.layers,
-              call.hidden && call.cache && call.positions ? "with all memory"
-                                                          : "without hidden states, cache or positions",
-              w.model_ == this ? "of this model" : "of another model", w.max_context_));
-  }
+  if (Status status = host::check_select(space_of(w), call); !status.ok())
+    return ours->fail(std::move(status));
   keep(*ours, run_select(*ours, w, call), "select at layer {}", call.layer);
 }
 
@@ -218,17 +185,8 @@ void CudaModel::layer_selected(CommandStream& stream, Workspace& workspace, cons
   CudaStream* ours = compute_stream(stream, "layer");
   if (ours == nullptr) return;
   auto& w = static_cast<CudaWorkspace&>(workspace);
-  if (w.model_ != this || call.layer < 0 || call.layer >= config_.layers || call.rows < 1 ||
-      call.rows > w.max_context_ || call.hidden == nullptr || call.cache == nullptr ||
-      call.positions == nullptr) {
-    return ours->fail(error(Code::kInvalidArgument,
-                            "layer {} (of {}) over {} selected rows, {}, in a workspace {} for {} positions",
-                            call.layer, config_.layers, call.rows,
-                            call.hidden && call.cache && call.positions
-                                ? "with all memory"
-                                : "without hidden states, cache or positions",
-                            w.model_ == this ? "of this model" : "of another model", w.max_context_));
-  }
+  if (Status status = host::check_selected(space_of(w), call); !status.ok())
+    return ours->fail(std::move(status));
   keep(*ours, run_selected(*ours, w, call), "layer {}, {} selected rows", call.layer, call.rows);
 }
 
@@ -277,8 +235,8 @@ void CudaModel::step(CommandStream& stream, Workspace& workspace, const StepCall
     return ours->fail(error(Code::kInvalidArgument, "a step with caches of {} layers; the model has {}",
                             call.caches.size(), config_.layers));
   for (int64_t l = 0; l < config_.layers; ++l) {
-    if (Status status =
-            check_sequence(w, l, call.hidden, {call.caches[static_cast<size_t>(l)], call.position});
+    if (Status status = host::check_sequence(space_of(w), l, call.hidden,
+                                             {call.caches[static_cast<size_t>(l)], call.position});
         !status.ok())
       return ours->fail(std::move(status));
   }

@@ -19,6 +19,7 @@
 #include "runtime/backends/cuda/memory_internal.h"
 #include "runtime/backends/cuda/stream_internal.h"
 #include "runtime/backends/cuda/weights_internal.h"
+#include "runtime/backends/host/checks_internal.h"
 
 namespace ds::cuda {
 
@@ -211,8 +212,7 @@ class CudaModel final : public DeviceModel {
   AttentionShape attention_shape() const {
     return {config_.heads, config_.kv_heads, config_.head_dim, dtype_};
   }
-  Status check_sequence(const CudaWorkspace& w, int64_t layer, const std::byte* hidden,
-                        const SequenceRows& sequence) const;
+  host::CallSpace space_of(const CudaWorkspace& w) const;
   /// An upper bound of the keys that steps share a graph up to.
   int64_t step_keys(const CudaWorkspace& w, int64_t keys) const;
 
