@@ -1,33 +1,10 @@
 #!/usr/bin/env python3
 """Runs every test of a build and ends with one plain line: "N passed, N failed". What
-needs a device or a right that is not there is counted as skipped, on the line before.
-
-usage: tests/run.py BUILD_DIR [--only NAME]...     NAME: a GoogleTest program, "lit", or a script's folder under tests/
-"""
-import json, os, pathlib, re, subprocess, sys, tempfile, time
+needs a device or a right that is not there is counted as skipped, on the line before."""
+import argparse, collections, dataclasses, json, os, pathlib, re, signal, subprocess, sys, tempfile, threading, time
+from typing import Callable
 
 root = pathlib.Path(__file__).resolve().parent.parent
-# Threads that spin while they wait take the core from each other on a busy machine; tests need no microseconds.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def googletest(program, totals, arguments=(), **more):
-    """One program; its own report is the count, and a crash is a failure whatever the report says."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = pathlib.Path(folder) / "report.json"
-        done = subprocess.run([program, f"--gtest_output=json:{report}", *arguments], env=os.environ | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              stdin=subprocess.DEVNULL, text=True, errors="replace")
-        passed = failed = skipped = 0
-        if report.exists():
-            for suite in json.loads(report.read_text())["testsuites"]:
-                for case in suite["testsuite"]:
-                    if "failures" in case: failed += 1
-                    elif case.get("result") == "SKIPPED": skipped += 1
-                    else: passed += 1
-        if done.returncode != 0 and failed == 0 or passed + failed + skipped == 0: failed += 1
-        if failed: print(done.stdout[-8000:])
-        totals.append((passed, failed, skipped))
-
 
 # Programs that also run on the device that is simulated on the CPU, and which of their tests: one model or type of a kind each,
 # since it is some hundred times slower.
@@ -40,46 +17,187 @@ SIMULATED = {
     "engine_test": "*EngineOracle*/0",
 }
 
-
-def lit(build, totals):
-    done = subprocess.run(["cmake", "--build", build, "--target", "check-lit"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          stdin=subprocess.DEVNULL, text=True, errors="replace")
-    count = lambda word: sum(int(n) for n in re.findall(rf"^\s*{word}\s*:\s*(\d+)", done.stdout, re.M))
-    passed, failed, skipped = count("Passed"), count("Failed") + count("Unresolved"), count("Unsupported")
-    if done.returncode != 0 and failed == 0 or passed == 0: failed += 1
-    if failed: print(done.stdout[-12000:])
-    totals.append((passed, failed, skipped))
+Outcome = collections.namedtuple("Outcome", "passed failed skipped output")
 
 
-def script(path, build, totals):
+@dataclasses.dataclass
+class Job:
+    name: str
+    run: Callable[[], Outcome]
+    alone: bool = False  # it has several processes of its own, or measures
+
+
+class Limits:
+    """How long one program may take, and who is running."""
+
+    def __init__(self, seconds):
+        self.seconds, self.running, self.lock, self.stopped = seconds, set(), threading.Lock(), False
+
+    def execute(self, command, env):
+        """The exit status (None: killed, since it took too long), and all that was printed. When it returns, nothing that
+        the command has started is left, unless it made a session of its own."""
+        with tempfile.TemporaryFile() as output:
+            with self.lock:
+                if self.stopped: return 1, ""
+                # A group of its own can be killed with all its children. A file, since a child that is left holds a pipe open.
+                process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                self.running.add(process)
+            try:
+                code = process.wait(self.seconds)
+            except subprocess.TimeoutExpired:
+                code = None
+                self.signal(process, signal.SIGTERM)  # scripts remove what they have made
+                try:
+                    process.wait(5)
+                except subprocess.TimeoutExpired:
+                    pass
+            self.signal(process, signal.SIGKILL)
+            process.wait()
+            with self.lock: self.running.discard(process)
+            output.seek(0)
+            return code, output.read().decode(errors="replace")
+
+    @staticmethod
+    def signal(process, number):
+        try:
+            os.killpg(process.pid, number)
+        except (ProcessLookupError, PermissionError):  # nobody is left
+            pass
+
+    def stop(self):
+        with self.lock:
+            self.stopped = True
+            for process in self.running: self.signal(process, signal.SIGKILL)
+
+    def ending(self, code):
+        if code is None: return f"killed: it took longer than {self.seconds:g} s (--time-limit)"
+        if code < 0:
+            return f"ended by {signal.Signals(-code).name if -code in set(signal.Signals) else f'signal {-code}'}"
+        return f"exit status {code}"
+
+
+def shortened(text, first=4000, last=8000):
+    """What failed first, and how it ended."""
+    if len(text) <= first + last: return text
+    return f"{text[:first]}\n[... {len(text) - first - last} characters ...]\n{text[-last:]}"
+
+
+def googletest(program, limits, arguments=(), **more):
+    """One program. Its own report is the count; one that was killed or crashed before it wrote any is counted by what it
+    printed, and the test that was running is a failure. An ending that the report does not explain is one too."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder) / "report.json"
+        code, output = limits.execute([program, f"--gtest_output=json:{report}", *arguments], os.environ | more)
+        cases = collections.Counter()
+        explained = False
+        try:
+            for suite in json.loads(report.read_text())["testsuites"]:
+                for case in suite["testsuite"]:
+                    if case.get("status") == "NOTRUN": continue
+                    cases["failed" if "failures" in case else "skipped" if case.get("result") == "SKIPPED" else "passed"] += 1
+            # 1 is what GoogleTest gives for failures.
+            explained = code == (1 if cases["failed"] else 0)
+            running = []
+        except (OSError, ValueError, KeyError, TypeError):
+            cases.clear()
+            started = re.findall(r"^\[ +(RUN|OK|FAILED|SKIPPED) +\] ([^\s,]+)", output, re.M)
+            ended = {name: what for what, name in started if what != "RUN"}
+            cases.update({"OK": "passed", "FAILED": "failed", "SKIPPED": "skipped"}[how] for how in ended.values())
+            running = [name for what, name in started if what == "RUN" and name not in ended]
+        notes = []
+        if not explained or sum(cases.values()) == 0:
+            cases["failed"] += 1
+            note = limits.ending(code) if code != 0 else "it reported no tests"
+            if running: note += f", while {running[-1]} was running"
+            elif code is None or report.exists(): note += ", after its last test"
+            notes.append(f"{program}: {note}\n")
+        return Outcome(cases["passed"], cases["failed"], cases["skipped"], shortened(output) + "".join(notes) if cases["failed"] else "")
+
+
+def lit(build, limits):
+    """lit limits its tests itself (tests/lit/lit.cfg.py); the limit of the whole is for lit."""
+    code, output = limits.execute(["cmake", "--build", build, "--target", "check-lit"], os.environ)
+    count = lambda word: sum(int(n) for n in re.findall(rf"^\s*{word}\s*:\s*(\d+)", output, re.M))
+    passed, skipped = count("Passed"), count("Unsupported")
+    failed = count("Failed") + count("Unresolved") + count("Timed Out")
+    if code != 0 and failed == 0 or passed == 0: failed += 1
+    return Outcome(passed, failed, skipped, shortened(output) + f"lit: {limits.ending(code)}\n" if failed else "")
+
+
+def script(path, build, limits):
     """tests/*/run.sh: exit 0 passed, 77 skipped (with its reason on stdout), anything else failed."""
-    done = subprocess.run(["bash", path, build], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                          text=True, errors="replace")
-    if done.returncode not in (0,): print(done.stdout[-8000:])
-    totals.append((int(done.returncode == 0), int(done.returncode not in (0, 77)), int(done.returncode == 77)))
+    code, output = limits.execute(["bash", path, build], os.environ)
+    note = f"{path}: {limits.ending(code)}\n" if code not in (0, 77) else ""
+    return Outcome(int(code == 0), int(code not in (0, 77)), int(code == 77), shortened(output) + note if code != 0 else "")
 
 
-def main():
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"): sys.exit(__doc__)
-    build = pathlib.Path(sys.argv[1]).resolve()
-    only = [sys.argv[i + 1] for i, a in enumerate(sys.argv[:-1]) if a == "--only"]
+def find_jobs(build, limits):
     programs = sorted(p for p in (build / "tests").iterdir() if p.is_file() and os.access(p, os.X_OK) and p.suffix != ".so")
-    jobs = [(p.name, lambda t, p=p: googletest(str(p), t)) for p in programs]
+    jobs = [Job(p.name, lambda p=p: googletest(str(p), limits)) for p in programs]
     module = build / "tests" / "droidspeak_cuda_simulated.so"
     if module.exists():
         device = {"DROIDSPEAK_TEST_BACKEND": "cuda", "DROIDSPEAK_CUDA_MODULE": str(module)}
-        jobs += [(f"{p.name[:-5]}_simulated", lambda t, p=p: googletest(str(p), t, [f"--gtest_filter={SIMULATED[p.name]}"], **device))
+        jobs += [Job(f"{p.name[:-5]}_simulated", lambda p=p: googletest(str(p), limits, [f"--gtest_filter={SIMULATED[p.name]}"], **device))
                  for p in programs if p.name in SIMULATED]
-    jobs += [(s.parent.name, lambda t, s=s: script(str(s), str(build), t)) for s in sorted((root / "tests").glob("*/run.sh"))]
-    if (build / "bin" / "ds-opt").exists(): jobs.append(("lit", lambda t: lit(str(build), t)))
-    jobs = [j for j in jobs if not only or j[0] in only]
+    jobs += [Job(s.parent.name, lambda s=s: script(str(s), str(build), limits), alone=True) for s in sorted((root / "tests").glob("*/run.sh"))]
+    if (build / "bin" / "ds-opt").exists(): jobs.append(Job("lit", lambda: lit(str(build), limits), alone=True))
+    return jobs
+
+
+def run_jobs(jobs, side_by_side, report):
+    """Those that share the machine first, the longest (by their names) before the others; then one after another."""
+    shared = [j for j in jobs if not j.alone]
+    shared.sort(key=lambda j: (not j.name.startswith("conformance"), "simulated" not in j.name))
+    for group, width in ((shared, side_by_side), ([j for j in jobs if j.alone], 1)):
+        waiting, lock = collections.deque(group), threading.Lock()
+
+        def work():
+            while True:
+                with lock:
+                    if not waiting: return
+                    job = waiting.popleft()
+                start = time.time()
+                outcome = job.run()
+                with lock: report(job, outcome, time.time() - start)
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(width, len(group)))]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("build", type=pathlib.Path, metavar="BUILD_DIR")
+    parser.add_argument("--only", action="append", metavar="NAME", help='a GoogleTest program, "lit", or a script\'s folder under tests/; again for more')
+    parser.add_argument("--jobs", type=int, metavar="N", help="GoogleTest programs side by side (default: half of the cores, at least 2 if there are 2)",
+                        default=max(min(2, len(os.sched_getaffinity(0))), len(os.sched_getaffinity(0)) // 2))
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", default=float(os.environ.get("DROIDSPEAK_TEST_TIME_LIMIT", 600)),
+                        help="for each program; one that takes longer is killed and has failed (default: DROIDSPEAK_TEST_TIME_LIMIT, or 600)")
+    options = parser.parse_args()
+    # Threads that spin while they wait take the core from each other on a busy machine; tests need no microseconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ["DROIDSPEAK_TEST_TIME_LIMIT"] = f"{options.time_limit:g}"
+    limits = Limits(options.time_limit)
+    jobs = find_jobs(options.build.resolve(), limits)
+    if unknown := set(options.only or ()) - {j.name for j in jobs}: sys.exit(f"tests/run.py: no test is named {', '.join(sorted(unknown))}")
     totals = []
-    for name, job in jobs:
-        start = time.time()
-        job(totals)
-        passed, failed, skipped = totals[-1]
-        print(f"{'FAIL' if failed else 'ok':4} {name:28} {passed:5} passed {failed:3} failed {skipped:3} skipped  {time.time() - start:6.1f} s", flush=True)
-    passed, failed, skipped = (sum(t[i] for t in totals) for i in range(3))
+
+    def report(job, outcome, seconds):
+        totals.append(outcome)
+        if outcome.output: print(outcome.output.rstrip("\n"))
+        print(f"{'FAIL' if outcome.failed else 'ok':4} {job.name:32} {outcome.passed:5} passed {outcome.failed:3} failed {outcome.skipped:3} skipped  {seconds:6.1f} s", flush=True)
+
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        run_jobs([j for j in jobs if not options.only or j.name in options.only], options.jobs, report)
+    except KeyboardInterrupt:
+        limits.stop()
+        sys.exit("tests/run.py: interrupted")
+    passed, failed, skipped = (sum(getattr(t, what) for t in totals) for what in ("passed", "failed", "skipped"))
     if skipped: print(f"{skipped} skipped: they need a device, or a right, that is not there")
     print(f"{passed} passed, {failed} failed")
     sys.exit(1 if failed or not passed else 0)
