@@ -1,4 +1,4 @@
-// What every backend must do, on every element type it computes in. A backend joins by one line in kSetups.
+// What every backend must do, on every element type it computes in. A backend joins by one line in setups().
 //
 // Rows are independent: on the CPU a row's K, V and output are the same to the bit however the rows are split
 // into calls. That is what makes "S = R" exact there, so it is checked, not assumed. A device's libraries
@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "runtime/backends/backends.h"
+#include "tests/conformance/program.h"
 #include "tests/conformance/reference.h"
 
 namespace ds::conformance {
@@ -33,50 +34,33 @@ struct Setup {
   bool few_models() const { return quick && dtype == DType::kF32; }  // its slowest kernels
 };
 
-#ifndef DS_CONFORMANCE_CUDA
 Result<std::unique_ptr<Backend>> cpu() { return make_cpu_backend({}); }
 Result<std::unique_ptr<Backend>> cpu_one_thread() { return make_cpu_backend({.threads = 1}); }
 Result<std::unique_ptr<Backend>> cpu_three_threads() { return make_cpu_backend({.threads = 3}); }
-#endif
-
-#ifdef DS_CONFORMANCE_CUDA
-// The module to test; empty: that beside the programs. Without a device all tests are skipped.
+/// Without a device all tests are skipped.
 Result<std::unique_ptr<Backend>> cuda() {
-  if (*DS_CONFORMANCE_CUDA != '\0') setenv("DROIDSPEAK_CUDA_MODULE", DS_CONFORMANCE_CUDA, 1);
   return make_cuda_backend({.cache = testing::TempDir() + "ds-test-algorithms"});  // searched for once
 }
-constexpr bool kSimulated = *DS_CONFORMANCE_CUDA != '\0';
-const Setup kSetups[] = {
-    {"cuda_f32", cuda, DType::kF32, 4e-6, false, kSimulated},
-    {"cuda_bf16", cuda, DType::kBF16, 1e-2, false, kSimulated},
-};
-#elif defined(DS_CONFORMANCE_ISA)
-// As on a machine that has no more. Before anything asks oneDNN, which reads it once.
-const int kLimited = setenv("ONEDNN_MAX_CPU_ISA", DS_CONFORMANCE_ISA, 1);
-const Setup kSetups[] = {
-    {"cpu_f32", cpu, DType::kF32, 2e-6},
-    {"cpu3_bf16", cpu_three_threads, DType::kBF16, 6e-3},
-};
-TEST(ConformanceSetup, InstructionSetIsLimited) {
-  ASSERT_EQ(kLimited, 0);
-  auto backend = cpu();
-  ASSERT_TRUE(backend.ok());
-  std::string description = (*backend)->description();
-  auto has = [&](const char* what) { return description.find(what) != std::string::npos; };
-  EXPECT_FALSE(has("with bf16")) << description;
-  std::string_view limit = DS_CONFORMANCE_ISA;
-  EXPECT_TRUE(limit == "AVX512_CORE" || !has("AVX-512")) << description;
-  EXPECT_TRUE(limit != "SSE41" || has("no vector extension")) << description;
-  (void)cpu_one_thread;
+
+bool simulated() { return kProgram.cuda_module != nullptr && *kProgram.cuda_module != '\0'; }
+bool limited() { return *kProgram.max_isa != '\0'; }
+
+/// What this program tests. Before anything asks oneDNN or opens the module: both read the environment once.
+std::vector<Setup> setups() {
+  if (kProgram.cuda_module != nullptr) {
+    if (simulated()) setenv("DROIDSPEAK_CUDA_MODULE", kProgram.cuda_module, 1);
+    return {{"cuda_f32", cuda, DType::kF32, 4e-6, false, simulated()},
+            {"cuda_bf16", cuda, DType::kBF16, 1e-2, false, simulated()}};
+  }
+  if (limited()) {  // as on a machine that has no more
+    setenv("ONEDNN_MAX_CPU_ISA", kProgram.max_isa, 1);
+    return {{"cpu_f32", cpu, DType::kF32, 2e-6}, {"cpu3_bf16", cpu_three_threads, DType::kBF16, 6e-3}};
+  }
+  return {{"cpu_f32", cpu, DType::kF32, 2e-6},
+          {"cpu_bf16", cpu, DType::kBF16, 6e-3},
+          {"cpu1_bf16", cpu_one_thread, DType::kBF16, 6e-3},
+          {"cpu3_f32", cpu_three_threads, DType::kF32, 2e-6}};
 }
-#else
-const Setup kSetups[] = {
-    {"cpu_f32", cpu, DType::kF32, 2e-6},
-    {"cpu_bf16", cpu, DType::kBF16, 6e-3},
-    {"cpu1_bf16", cpu_one_thread, DType::kBF16, 6e-3},
-    {"cpu3_f32", cpu_three_threads, DType::kF32, 2e-6},
-};
-#endif
 void PrintTo(const Setup& setup, std::ostream* out) { *out << setup.name; }
 
 #define ASSERT_OK(expr)                                   \
@@ -276,15 +260,28 @@ testing::AssertionResult Rig::same_rows(const std::vector<std::byte>& found,
 class Conformance : public testing::TestWithParam<Setup> {
  protected:
   void SetUp() override {
-#ifdef DS_CONFORMANCE_CUDA
+    if (kProgram.cuda_module == nullptr || simulated()) return;
     auto backend = GetParam().make();
-    if (!kSimulated && backend.status().code() == Code::kUnavailable)
-      GTEST_SKIP() << backend.status().message();
-#endif
+    if (backend.status().code() == Code::kUnavailable) GTEST_SKIP() << backend.status().message();
   }
 };
-INSTANTIATE_TEST_SUITE_P(Backends, Conformance, testing::ValuesIn(kSetups),
+INSTANTIATE_TEST_SUITE_P(Backends, Conformance, testing::ValuesIn(setups()),
                          [](const auto& info) { return std::string(info.param.name); });
+
+/// For programs that limit the instruction set, and for no other.
+class LimitedInstructionSet : public testing::TestWithParam<std::string> {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(LimitedInstructionSet);
+INSTANTIATE_TEST_SUITE_P(Limits, LimitedInstructionSet,
+                         testing::ValuesIn(std::vector<std::string>(limited() ? 1 : 0, kProgram.max_isa)),
+                         [](const auto& info) { return info.param; });
+
+TEST_P(LimitedInstructionSet, IsTheMost) {
+  std::string description = take(cpu())->description();
+  auto has = [&](const char* what) { return description.find(what) != std::string::npos; };
+  EXPECT_FALSE(has("with bf16")) << description;
+  EXPECT_TRUE(GetParam() == "AVX512_CORE" || !has("AVX-512")) << description;
+  EXPECT_TRUE(GetParam() != "SSE41" || has("no vector extension")) << description;
+}
 
 // ---- kernels against the reference
 

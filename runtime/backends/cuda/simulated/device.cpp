@@ -16,6 +16,7 @@ thread_local bool in_host_function = false;
 namespace {
 
 constexpr size_t kPage = 4096, kGranule = 256;
+constexpr size_t kMostKept = 512 << 20;
 
 [[noreturn]] void refuse(std::string_view text) {
   std::fprintf(
@@ -94,6 +95,9 @@ void Device::reset(std::string_view text) {
   std::lock_guard lock(mutex_);
   for (auto& [data, allocation] : allocations_) munmap(allocation.mapped, allocation.mapped_bytes);
   allocations_.clear();
+  for (auto& [inside, mapped] : kept_) munmap(mapped, inside + 2 * kPage);
+  kept_.clear();
+  kept_bytes_ = 0;
   captures_.clear();
   calls_.clear();
   lost_ = cudaSuccess;
@@ -141,7 +145,9 @@ cudaError_t Device::allocate(void** data, size_t bytes, Memory memory) {
     return cudaErrorMemoryAllocation;
   // As near to the page behind, which nobody may touch, as the alignment allows.
   const size_t inside = (rounded + kPage - 1) / kPage * kPage, mapped_bytes = inside + 2 * kPage;
-  void* mapped = mmap(nullptr, mapped_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* mapped = take_kept(inside);
+  if (mapped == nullptr)
+    mapped = mmap(nullptr, mapped_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) return cudaErrorMemoryAllocation;
   std::byte* first = static_cast<std::byte*>(mapped) + kPage;
   if (mprotect(first, inside, PROT_READ | PROT_WRITE) != 0) return cudaErrorMemoryAllocation;
@@ -158,9 +164,28 @@ cudaError_t Device::free(void* data, Memory memory) {
   std::lock_guard lock(mutex_);
   auto found = allocations_.find(reinterpret_cast<uintptr_t>(data));
   if (found == allocations_.end() || found->second.memory != memory) return cudaErrorInvalidValue;
-  munmap(found->second.mapped, found->second.mapped_bytes);
+  const auto [bytes, kind, mapped, mapped_bytes] = found->second;
   allocations_.erase(found);
+  // Nobody may touch it, but its pages stay: new ones from the kernel would cost more than all that tests do
+  // with them.
+  const size_t inside = mapped_bytes - 2 * kPage;
+  if (kept_bytes_ + inside > kMostKept || mprotect(mapped, mapped_bytes, PROT_NONE) != 0) {
+    munmap(mapped, mapped_bytes);
+  } else {
+    kept_.emplace(inside, mapped);
+    kept_bytes_ += inside;
+  }
   return cudaSuccess;
+}
+
+void* Device::take_kept(size_t inside) {
+  std::lock_guard lock(mutex_);
+  auto found = kept_.find(inside);
+  if (found == kept_.end()) return nullptr;
+  void* mapped = found->second;
+  kept_.erase(found);
+  kept_bytes_ -= inside;
+  return mapped;
 }
 
 Memory Device::find(const void* data, size_t bytes, bool& fits) const {

@@ -87,6 +87,7 @@ class Device {
  private:
   Device() { configure(""); }
   void configure(std::string_view text);
+  void* take_kept(size_t inside);  // null: none of that size is kept
 
   Config config_;
   std::atomic<cudaError_t> lost_{cudaSuccess};
@@ -99,6 +100,8 @@ class Device {
     size_t mapped_bytes;
   };
   std::map<uintptr_t, Allocation> allocations_;
+  std::multimap<size_t, void*> kept_;  // freed, by the size between their guards
+  size_t kept_bytes_ = 0;
   std::set<CUstream_st*> streams_;
   CUstream_st* default_stream_ = nullptr;
   std::vector<std::shared_ptr<Capture>> captures_;

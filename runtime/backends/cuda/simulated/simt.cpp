@@ -55,9 +55,14 @@ struct Meeting {
   void* arguments[kWarp] = {};
 };
 
+/// A warp, and which of its lanes are where. Lanes run so short between their meetings that who is next is
+/// half of all that the device does: nothing here allocates, divides or looks at other lanes one by one.
 struct Warp {
   std::vector<Meeting> open;  // of different lanes
-  std::vector<uint32_t> ready;
+  uint32_t lanes = 0;         // that the block has
+  uint32_t left = 0;
+  uint32_t ready_count = 0;
+  uint8_t ready[kWarp];  // in no order
 };
 
 /// One thread of the CPU that runs blocks: the stacks of their threads, and who is running.
@@ -85,7 +90,7 @@ class Machine {
   static void keep(transfer_t from);  // what jumped here
   void prepare_shared(size_t bytes);
   std::byte* take_stack();
-  void make_ready(size_t thread);
+  void make_ready(size_t warp, uint32_t lanes);
   bool draw(size_t& next);
   void set_running(size_t thread);
   void suspend();                             // the running thread; returns when it is resumed
@@ -96,7 +101,10 @@ class Machine {
   const KernelCall* call_ = nullptr;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
-  uint32_t ready_ranks_ = 0;  // of warps that have threads to run
+  uint3* const running_index_ = &threadIdx;  // of this thread of the CPU: found once
+  dim3 shape_{0, 0, 0};
+  std::vector<uint3> indexes_;  // of the threads of a block of that shape
+  uint32_t ready_ranks_ = 0;    // of warps that have threads to run
   size_t warp_of_rank_[kWarp] = {}, rank_of_warp_[kWarp] = {};
   bool in_rank_order_ = false;
   size_t left_ = 0, at_barrier_ = 0, current_ = 0;
@@ -108,13 +116,20 @@ class Machine {
   fcontext_t main_ = nullptr;
 };
 
-thread_local Machine machine;
+thread_local Machine own_machine;
+/// That of this thread of the CPU, once it runs kernels.
+constinit thread_local Machine* machine = nullptr;
 
 uint64_t next_random(uint64_t& state) {
   uint64_t z = (state += 0x9e3779b97f4a7c15u);
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
+}
+
+/// Of `count` numbers, by 32 random bits.
+uint32_t one_of(uint32_t count, uint32_t random) {
+  return static_cast<uint32_t>((uint64_t{count} * random) >> 32);
 }
 
 std::string text_of(uint3 v) { return fmt::format("({}, {}, {})", v.x, v.y, v.z); }
@@ -164,38 +179,45 @@ void Machine::keep(transfer_t from) {
   if (from.data != nullptr) *static_cast<fcontext_t*>(from.data) = from.fctx;
 }
 
-void Machine::make_ready(size_t thread) {
-  threads_[thread].state = State::kReady;
-  warps_[thread / kWarp].ready.push_back(static_cast<uint32_t>(thread));
-  ready_ranks_ |= 1u << rank_of_warp_[thread / kWarp];
+void Machine::make_ready(size_t warp, uint32_t lanes) {
+  Warp& w = warps_[warp];
+  for (uint32_t left = lanes; left != 0; left &= left - 1) {
+    const int lane = std::countr_zero(left);
+    threads_[warp * kWarp + static_cast<size_t>(lane)].state = State::kReady;
+    w.ready[w.ready_count++] = static_cast<uint8_t>(lane);
+  }
+  ready_ranks_ |= 1u << rank_of_warp_[warp];
 }
 
 /// Who runs next: in half of the blocks any warp, in the others always the first in a random order of the
 /// warps, which then runs as far ahead of the others as barriers let it. Within a warp any lane.
 bool Machine::draw(size_t& next) {
   if (ready_ranks_ == 0) return false;
+  const uint64_t random = next_random(random_);
   uint32_t ranks = ready_ranks_;
-  if (!in_rank_order_)
-    for (uint64_t skip = next_random(random_) % static_cast<uint64_t>(std::popcount(ranks)); skip > 0; --skip)
+  if (!in_rank_order_ && (ranks & (ranks - 1)) != 0) {
+    const auto count = static_cast<uint32_t>(std::popcount(ranks));
+    for (uint32_t skip = one_of(count, static_cast<uint32_t>(random >> 32)); skip > 0; --skip)
       ranks &= ranks - 1;
+  }
   const int rank = std::countr_zero(ranks);
-  std::vector<uint32_t>& ready = warps_[warp_of_rank_[rank]].ready;
-  size_t at = next_random(random_) % ready.size();
-  next = ready[at];
-  ready[at] = ready.back();
-  ready.pop_back();
-  if (ready.empty()) ready_ranks_ &= ~(1u << rank);
+  const size_t warp = warp_of_rank_[rank];
+  Warp& w = warps_[warp];
+  uint8_t& drawn = w.ready[one_of(w.ready_count, static_cast<uint32_t>(random))];
+  next = warp * kWarp + drawn;
+  drawn = w.ready[--w.ready_count];
+  if (w.ready_count == 0) ready_ranks_ &= ~(1u << rank);
   return true;
 }
 
 void Machine::set_running(size_t thread) {
   current_ = thread;
-  threadIdx = index_in(call_->block, thread);
+  *running_index_ = indexes_[thread];
 }
 
 void Machine::fiber(transfer_t from) {
   keep(from);
-  machine.run_threads();
+  machine->run_threads();
 }
 
 void Machine::run_threads() {
@@ -206,6 +228,7 @@ void Machine::run_threads() {
     call_->thread();
     fiber_stack_ = thread_stacks_[current_];
     me().state = State::kLeft;
+    warps_[current_ / kWarp].left |= 1u << current_ % kWarp;
     ++left_;
     size_t next;
     if (!draw(next)) {
@@ -227,16 +250,14 @@ void Machine::leave_to(fcontext_t to) {
 void Machine::suspend() {
   size_t self = current_, next;
   if (!draw(next)) stuck();
-  if (next != self) {
-    set_running(next);
-    fcontext_t to = threads_[next].context;
-    if (!threads_[next].started) {
-      fiber_stack_ = take_stack();
-      to = make_fcontext(fiber_stack_ + kStack, kStack - kPage, &Machine::fiber);
-    }
-    keep(jump_fcontext(to, &threads_[self].context));
+  if (next == self) return;
+  set_running(next);
+  fcontext_t to = threads_[next].context;
+  if (!threads_[next].started) {
+    fiber_stack_ = take_stack();
+    to = make_fcontext(fiber_stack_ + kStack, kStack - kPage, &Machine::fiber);
   }
-  set_running(self);
+  keep(jump_fcontext(to, &threads_[self].context));  // who resumes it has said who is running
 }
 
 void Machine::barrier(const Place& place) {
@@ -259,27 +280,25 @@ void Machine::barrier(const Place& place) {
     if (other.line != place.line || other.function != place.function)
       fault(fmt::format("threads meet at different __syncthreads: {}, line {}, and {}", place.function,
                         place.line, where(i)));
-    make_ready(i);
   }
-  make_ready(current_);
+  for (size_t i = 0; i < warps_.size(); ++i) make_ready(i, warps_[i].lanes);
   suspend();
 }
 
 void Machine::meet(const char* what, uint32_t mask, void* argument, WarpStep step, const Place& place) {
-  const size_t first = current_ / kWarp * kWarp, own_lane = current_ % kWarp;
+  const size_t own_warp = current_ / kWarp, own_lane = current_ % kWarp;
+  Warp& warp = warps_[own_warp];
   auto wrong = [&](const std::string& text) {
     fault(fmt::format("{} in {}, line {}: {}", what, place.function, place.line, text));
   };
   if ((mask >> own_lane & 1) == 0) wrong("the mask does not name this lane");
-  for (size_t i = 0; i < kWarp; ++i) {
-    if ((mask >> i & 1) == 0) continue;
-    if (first + i >= threads_.size()) wrong("the mask names lanes that the block does not have");
-    if (threads_[first + i].state == State::kLeft)
-      wrong(fmt::format("thread {}, which the mask names", where(first + i)));
-  }
-  std::vector<Meeting>& open = warps_[current_ / kWarp].open;
-  auto found =
-      std::find_if(open.begin(), open.end(), [mask](const Meeting& m) { return (m.mask & mask) != 0; });
+  if ((mask & ~warp.lanes) != 0) wrong("the mask names lanes that the block does not have");
+  if (const uint32_t missing = mask & warp.left; missing != 0)
+    wrong(fmt::format("thread {}, which the mask names",
+                      where(own_warp * kWarp + static_cast<size_t>(std::countr_zero(missing)))));
+  std::vector<Meeting>& open = warp.open;
+  auto found = open.begin();
+  while (found != open.end() && (found->mask & mask) == 0) ++found;
   if (found == open.end()) {
     open.push_back({.what = what, .step = step, .mask = mask});
     found = open.end() - 1;
@@ -297,11 +316,9 @@ void Machine::meet(const char* what, uint32_t mask, void* argument, WarpStep ste
     suspend();
     return;
   }
-  Meeting all = *found;
+  step(found->arguments);
   open.erase(found);
-  step(all.arguments);
-  for (size_t i = 0; i < kWarp; ++i)
-    if ((mask >> i & 1) != 0) make_ready(first + i);
+  make_ready(own_warp, mask);
   suspend();
 }
 
@@ -333,6 +350,11 @@ void Machine::stuck() const {
 void Machine::run_block(const KernelCall& call, uint64_t order_seed) {
   const size_t count = size_t{call.block.x} * call.block.y * call.block.z;
   call_ = &call;
+  if (call.block.x != shape_.x || call.block.y != shape_.y || call.block.z != shape_.z) {
+    shape_ = call.block;
+    indexes_.resize(count);
+    for (size_t i = 0; i < count; ++i) indexes_[i] = index_in(shape_, i);
+  }
   random_ = order_seed;
   threads_.resize(count);
   for (Thread& thread : threads_) {
@@ -341,7 +363,14 @@ void Machine::run_block(const KernelCall& call, uint64_t order_seed) {
     thread.copies.clear();
   }
   thread_stacks_.resize(count);
-  warps_.assign((count + kWarp - 1) / kWarp, {});
+  warps_.resize((count + kWarp - 1) / kWarp);
+  for (size_t i = 0; i < warps_.size(); ++i) {
+    Warp& warp = warps_[i];
+    warp.open.clear();
+    const size_t lanes = std::min<size_t>(kWarp, count - i * kWarp);
+    warp.lanes = kWholeWarp >> (kWarp - lanes);
+    warp.left = warp.ready_count = 0;
+  }
   in_rank_order_ = next_random(random_) % 2 == 0;
   for (size_t i = 0; i < warps_.size(); ++i) {  // a random permutation
     const size_t at = next_random(random_) % (i + 1);
@@ -350,7 +379,7 @@ void Machine::run_block(const KernelCall& call, uint64_t order_seed) {
   }
   for (size_t i = 0; i < warps_.size(); ++i) rank_of_warp_[warp_of_rank_[i]] = i;
   ready_ranks_ = 0;
-  for (size_t i = 0; i < count; ++i) make_ready(i);
+  for (size_t i = 0; i < warps_.size(); ++i) make_ready(i, warps_[i].lanes);
   left_ = at_barrier_ = 0;
   prepare_shared(call.shared_bytes);
   size_t first = 0;
@@ -367,11 +396,11 @@ void Machine::run_block(const KernelCall& call, uint64_t order_seed) {
 struct sigaction before_segv, before_ill, before_bus;
 
 void on_signal(int number, siginfo_t* info, void*) {
-  if (machine.running()) {
+  if (machine != nullptr && machine->running()) {
     char text[512];
     const char* what = number == SIGILL ? "an access that is not aligned, or an index out of range"
                                         : "an access outside of what is allocated";
-    const std::string_view name = kernel_name(machine.call()->text);
+    const std::string_view name = kernel_name(machine->call()->text);
     int length =
         std::snprintf(text, sizeof text,
                       "simulated device: kernel %.*s, block (%u, %u, %u), thread (%u, %u, %u): %s (%p)\n",
@@ -399,6 +428,7 @@ void name_faults_once() {
 
 void run_kernel(const KernelCall& call, uint64_t seed) {
   name_faults_once();
+  machine = &own_machine;
   blockDim = call.block;
   gridDim = call.grid;
   const uint64_t blocks = uint64_t{call.grid.x} * call.grid.y * call.grid.z;
@@ -408,20 +438,20 @@ void run_kernel(const KernelCall& call, uint64_t seed) {
   uint64_t at = next_random(seed) % blocks;
   for (uint64_t i = 0; i < blocks; ++i, at = (at + step) % blocks) {
     blockIdx = index_in(call.grid, at);
-    machine.run_block(call, next_random(seed));
+    machine->run_block(call, next_random(seed));
   }
 }
 
-void fault(const char* message) { machine.fault(message); }
-int lane() { return static_cast<int>(machine.current() % kWarp); }
-std::byte* dynamic_shared() { return machine.shared_memory(); }
-void barrier(const Place& place) { machine.barrier(place); }
+void fault(const char* message) { own_machine.fault(message); }
+int lane() { return static_cast<int>(machine->current() % kWarp); }
+std::byte* dynamic_shared() { return machine->shared_memory(); }
+void barrier(const Place& place) { machine->barrier(place); }
 void meet(const char* what, uint32_t mask, void* argument, WarpStep step, const Place& place) {
-  machine.meet(what, mask, argument, step, place);
+  machine->meet(what, mask, argument, step, place);
 }
 
 void shuffle(uint32_t mask, Shuffle& mine, const Place& place) {
-  machine.meet(
+  machine->meet(
       "a shuffle", mask, &mine,
       [](void* const* arguments) {
         for (int i = 0; i < kWarp; ++i) {
@@ -437,7 +467,7 @@ void shuffle(uint32_t mask, Shuffle& mine, const Place& place) {
 
 uint32_t ballot(uint32_t mask, bool vote, const Place& place) {
   uint32_t mine = vote ? 1 : 0;
-  machine.meet(
+  machine->meet(
       "a vote", mask, &mine,
       [](void* const* arguments) {
         uint32_t all = 0;
@@ -515,13 +545,13 @@ void load_four(void* const* arguments) {
 
 void mma_16x8x16(float* d, const uint32_t* a, const uint32_t* b, const Place& place) {
   Product mine{d, a, b};
-  machine.meet("mma_16x8x16", kWholeWarp, &mine, &multiply, place);
+  machine->meet("mma_16x8x16", kWholeWarp, &mine, &multiply, place);
 }
 
 void load_matrices(uint32_t* r, const void* row, bool transposed, const Place& place) {
   check_aligned(row, 16, "ldmatrix of a row that is not 16-byte aligned");
   MatrixRows mine{r, static_cast<const std::byte*>(row)};
-  machine.meet("ldmatrix", kWholeWarp, &mine, transposed ? &load_four<true> : &load_four<false>, place);
+  machine->meet("ldmatrix", kWholeWarp, &mine, transposed ? &load_four<true> : &load_four<false>, place);
 }
 
 // ---- copies in the background: done when they are waited for, not before, and what is there until then is
@@ -530,20 +560,20 @@ void load_matrices(uint32_t* r, const void* row, bool transposed, const Place& p
 void copy_async_16(void* shared, const void* global, bool valid) {
   check_aligned(shared, 16, "copy_async_16 to what is not 16-byte aligned");
   check_aligned(global, 16, "copy_async_16 from what is not 16-byte aligned");
-  auto& copies = machine.me().copies;
+  auto& copies = machine->me().copies;
   if (copies.empty()) copies.emplace_back();
   copies.back().push_back({shared, global, valid});
   std::memset(shared, 0xff, 16);
 }
 
 void copy_async_commit() {
-  auto& copies = machine.me().copies;
+  auto& copies = machine->me().copies;
   if (copies.empty()) copies.emplace_back();
   copies.emplace_back();
 }
 
 void copy_async_wait(int pending) {
-  auto& copies = machine.me().copies;
+  auto& copies = machine->me().copies;
   if (copies.empty()) return;
   size_t committed = copies.size() - 1, keep = static_cast<size_t>(pending);
   size_t finished = committed > keep ? committed - keep : 0;
