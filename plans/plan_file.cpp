@@ -326,9 +326,9 @@ Result<Plan> parse_plan(std::span<const std::byte> bytes, const std::string& ori
 }
 
 Result<Plan> read_plan(const std::string& path) {
-  Result<MappedFile> file = MappedFile::open(path);
+  Result<std::string> file = read_text_file(path, INT32_MAX);
   if (!file.ok()) return file.status().with_context("reading a plan");
-  return parse_plan(file->bytes(), path);
+  return parse_plan(std::as_bytes(std::span(file->data(), file->size())), path);
 }
 
 }  // namespace ds

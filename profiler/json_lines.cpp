@@ -50,8 +50,8 @@ Status for_each_line(std::string_view text, const std::function<Status(std::stri
 
 Result<std::string> read_json_lines(const std::string& path, std::string_view what,
                                     const std::function<Status(const JsonObject&, int64_t)>& line) {
-  DS_ASSIGN(MappedFile file, MappedFile::open(path));
-  std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  DS_ASSIGN(std::string file, read_text_file(path, INT64_MAX));
+  std::string_view text = file;
   if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
   bool any = false;
   DS_TRY(for_each_line(text, [&](std::string_view one, int64_t number) -> Status {
@@ -66,7 +66,7 @@ Result<std::string> read_json_lines(const std::string& path, std::string_view wh
     return line(*object, number);
   }));
   if (!any) return error(Code::kCorrupt, "'{}' is empty; expected JSON lines, each with {}", path, what);
-  return sha256_hex(file.bytes());
+  return sha256_hex(file);
 }
 
 }  // namespace ds

@@ -1,7 +1,6 @@
 #include "profiler/profile_run.h"
 
 #include <fcntl.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -35,34 +34,6 @@ Result<ContextRecord> read_record(const std::string& path, size_t ways) {
 }
 
 bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
-
-/// A lock on one context, held by this process until it ends or this object does.
-class ContextLock {
- public:
-  ContextLock() = default;
-  ContextLock(const ContextLock&) = delete;
-  ~ContextLock() {
-    if (fd_ < 0) return;
-    unlink(path_.c_str());
-    close(fd_);
-  }
-  /// False: another process has it.
-  Result<bool> take(std::string path) {
-    int fd = open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0644);
-    if (fd < 0) return io_error("make the lock", path);
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-      close(fd);
-      return false;
-    }
-    path_ = std::move(path);
-    fd_ = fd;
-    return true;
-  }
-
- private:
-  std::string path_;
-  int fd_ = -1;
-};
 
 Json identity_json(const RunIdentity& run) {
   auto model = [](const ModelIdentity& m) { return Json{{"name", m.name}, {"fingerprint", m.fingerprint}}; };
@@ -301,7 +272,7 @@ Result<RunMaps> run_maps(const std::string& folder, bool shuffled, const std::at
                          const std::function<Result<RunMaps>()>& fit) {
   const std::string path = folder + "/maps.safetensors", control = folder + "/shuffled.safetensors";
   while (!stop.load()) {
-    ContextLock lock;
+    FileLock lock;
     DS_ASSIGN(bool mine, lock.take(folder + "/maps.lock"));
     if (!mine) {
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -458,13 +429,13 @@ Status run_contexts(const std::string& folder, const ProfileWork& work, const Pr
         active = racing_ways(work.ways, layers, seen.records, options, round * options.race_round);
         decided = round;
       }
-      ContextLock lock;
+      FileLock lock;
       DS_ASSIGN(bool mine, lock.take(record_path(folder, index, "lock")));
       if (!mine) continue;
       if (!read_record(path, work.ways.size()).ok()) {
         DS_ASSIGN(ContextRecord record, work_on(work, tokenizer, engine, index, active));
         DS_TRY(
-            write_file_atomically(path, record_text(record))
+            write_file_atomically(path, record_text(record), {.owner_only = true})
                 .with_context(fmt::format("{} contexts are kept in '{}'; the same command goes on from there",
                                           done.size(), folder)));
       }

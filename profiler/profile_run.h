@@ -4,11 +4,10 @@
 //
 // A run is a folder:
 //   run.json                   what it is a run of; another command line's run is refused, by field
-//   context-000017.jsonl       one context's answers (record.h), written whole or not at all
-//   context-000017.lock        held (flock) by the process that works on it; the kernel frees it with the
-//   process
-//   maps.safetensors           of aligned cuts, where there are any: made by the first process, or given
-//   shuffled.safetensors       those of the control
+//   context-000017.jsonl       one context's answers (record.h), written whole or not at all; its owner's
+//   only context-000017.lock        held (FileLock) by the process that works on it; the kernel frees it with
+//   the process maps.safetensors           of aligned cuts, where there are any: made by the first process,
+//   or given shuffled.safetensors       those of the control
 #pragma once
 
 #include <atomic>

@@ -17,24 +17,29 @@ namespace ds {
 
 // The one table of error codes: enumerator, the word shown to people, the exit code of a tool that ends with
 // it.
-#define DS_STATUS_CODES(X)                                                                  \
-  X(kOk, "ok", 0)                                                                           \
-  X(kInvalidArgument, "invalid argument", 2) /* the caller asked for nonsense */            \
-  X(kNotFound, "not found", 3)               /* a file, tensor or entry is absent */        \
-  X(kCorrupt, "corrupt", 4)                  /* bytes are not what their format promises */ \
-  X(kMismatch, "mismatch", 5)                /* two inputs do not belong together */        \
-  X(kUnsupported, "unsupported", 6)          /* valid, but not done by this version */      \
-  X(kInfeasible, "infeasible", 7)            /* no answer meets the constraints */          \
-  X(kIo, "i/o error", 8)                     /* the operating system refused */             \
-  X(kExhausted, "exhausted", 9)              /* memory, disk or another limit ran out */    \
-  X(kInternal, "internal error", 10)         /* a bug in droidspeak */                      \
-  X(kUnavailable, "unavailable", 11)         /* a device, driver or library is not there, or was lost */
+#define DS_STATUS_CODES(X)                                                                                 \
+  X(kOk, "ok", 0)                                                                                          \
+  X(kInvalidArgument, "invalid argument", 2)   /* the caller asked for nonsense */                         \
+  X(kNotFound, "not found", 3)                 /* a file, tensor or entry is absent */                     \
+  X(kCorrupt, "corrupt", 4)                    /* bytes are not what their format promises */              \
+  X(kMismatch, "mismatch", 5)                  /* two inputs do not belong together */                     \
+  X(kUnsupported, "unsupported", 6)            /* valid, but not done by this version */                   \
+  X(kInfeasible, "infeasible", 7)              /* no answer meets the constraints */                       \
+  X(kIo, "i/o error", 8)                       /* the operating system refused */                          \
+  X(kExhausted, "exhausted", 9)                /* memory, disk or another limit ran out */                 \
+  X(kInternal, "internal error", 10)           /* a bug in droidspeak */                                   \
+  X(kUnavailable, "unavailable", 11)           /* a device, driver or library is not there, or was lost */ \
+  X(kDeviceMemory, "out of device memory", 12) /* a device's, or what is pinned on the host for it */
 
 enum class Code : uint8_t {
 #define DS_X(name, text, exit) name,
   DS_STATUS_CODES(DS_X)
 #undef DS_X
 };
+
+/// Whether a failure is that of a device: it is not there, is lost, or has too little memory. Only backends
+/// of devices fail so, and the same work may succeed on another one.
+inline bool is_device_failure(Code code) { return code == Code::kUnavailable || code == Code::kDeviceMemory; }
 
 /// "not found", "corrupt", ...
 std::string_view code_name(Code code);

@@ -42,11 +42,11 @@ struct LoadedPlan {
 Result<LoadedPlan> load(const std::string& path) {
   LoadedPlan loaded;
   loaded.path = path;
-  Result<MappedFile> file = MappedFile::open(path);
+  Result<std::string> file = read_text_file(path, INT32_MAX);
   if (!file.ok()) return file.status().with_context("reading a plan");
-  DS_ASSIGN(loaded.plan, parse_plan(file->bytes(), path));
-  loaded.sha256 = sha256_hex(file->bytes());
-  loaded.bytes = static_cast<int64_t>(file->bytes().size());
+  DS_ASSIGN(loaded.plan, parse_plan(std::as_bytes(std::span(file->data(), file->size())), path));
+  loaded.sha256 = sha256_hex(*file);
+  loaded.bytes = static_cast<int64_t>(file->size());
   return loaded;
 }
 

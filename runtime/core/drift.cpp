@@ -199,7 +199,7 @@ Result<DriftWindow> update_drift_window(const std::string& path, const std::stri
   FolderLock lock(path);
   DS_ASSIGN(DriftWindow window, DriftWindow::read(path, profile_sha256, requests));
   window.add(way, verdict);
-  DS_TRY(write_file_atomically(path, window.to_json().dump(1) + "\n"));
+  DS_TRY(write_file_atomically(path, window.to_json().dump(1) + "\n", {.owner_only = true}));
   return window;
 }
 

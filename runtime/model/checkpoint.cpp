@@ -291,6 +291,7 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
         file->path(), name, entry.dtype, shape_text(entry.shape), family_name(config.family), config.layers);
   }
   for (SafetensorsFile& file : files) checkpoint.files_.push_back(std::move(file).release());
+  DS_TRY(checkpoint.intact());
   return checkpoint;
 }
 
@@ -445,20 +446,34 @@ Result<ModelIdentity> Checkpoint::identity_with(std::string weights) const {
   identity.weights = std::move(weights);
   const std::string tokenizer = folder_ + "/tokenizer.json";
   if (!folder_.empty() && file_exists(tokenizer)) {
-    DS_ASSIGN(MappedFile file, MappedFile::open(tokenizer));
-    identity.tokenizer = sha256_hex(file.bytes());
+    DS_ASSIGN(std::string file, read_text_file(tokenizer));
+    identity.tokenizer = sha256_hex(file);
   }
   identity.fingerprint = sha256_hex(fmt::format("config {}\nweights {}\ntokenizer {}\n", identity.config,
                                                 identity.weights, identity.tokenizer));
   return identity;
 }
 
-Result<ModelIdentity> Checkpoint::identity() const { return identity_with(weights_hash(read_weights({}))); }
+Status Checkpoint::intact() const {
+  for (const MappedFile& file : files_) DS_TRY(file.intact());
+  return ok_status();
+}
 
-Status Checkpoint::check_finite() const { return finite(read_weights({})); }
+Result<ModelIdentity> Checkpoint::identity() const {
+  const Reading reading = read_weights({});
+  DS_TRY(intact());
+  return identity_with(weights_hash(reading));
+}
+
+Status Checkpoint::check_finite() const {
+  const Reading reading = read_weights({});
+  DS_TRY(intact());
+  return finite(reading);
+}
 
 Result<ModelIdentity> Checkpoint::verify(const std::function<void(int64_t, int64_t)>& progress) const {
   const Reading reading = read_weights(progress);
+  DS_TRY(intact());
   DS_TRY(finite(reading));
   return identity_with(weights_hash(reading));
 }

@@ -67,6 +67,10 @@ class Checkpoint {
   /// The identity with `weights`, the hash that an earlier reading of the same files gave.
   Result<ModelIdentity> identity_with(std::string weights) const;
 
+  /// kCorrupt: a file was cut short since it was opened (MappedFile::intact()): tensors read as zeros. Asked
+  /// by whatever reads all weights, and by backends after they have loaded them.
+  Status intact() const;
+
   /// The files that hold the weights; none for random ones.
   std::span<const MappedFile> files() const { return files_; }
   const std::string& folder() const { return folder_; }

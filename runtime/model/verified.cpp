@@ -109,7 +109,7 @@ Result<Verified> verify_checkpoint(const Checkpoint& checkpoint, const VerifyOpt
   // What cannot be remembered is read again; the file of packed weights says why a folder takes nothing.
   (void)write_file_atomically(
       path, [&](int fd) { return write_fully(fd, std::as_bytes(std::span(text.data(), text.size())), path); },
-      /*flush=*/false);
+      {.flush = false});
   return verified;
 }
 

@@ -19,6 +19,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// K and V can be read back into the context's text: a store that nobody has made is its maker's alone, as its
+// objects are wherever they lie.
+constexpr unsigned kFolderMode = 0700;
+
 constexpr time_t kLeftoverSeconds =
     3600;  // a temporary file not written to for so long has no writer any more
 
@@ -84,22 +88,17 @@ class FileStore final : public Store {
 
   Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) override {
     DS_TRY(check_key(key));
-    std::error_code failure;
-    fs::create_directories(folder_, failure);
-    if (failure) {
-      if (failure.category() == std::generic_category() || failure.category() == std::system_category()) {
-        errno = failure.value();
-        if (errno != ENOTDIR && errno != EEXIST) return io_error("create the folder", folder_);
-      }
-      return error(Code::kInvalidArgument, "cannot create the folder '{}': {}; give the path of a folder",
-                   folder_, failure.message());
-    }
+    DS_TRY(make_folders(folder_, kFolderMode));
     remove_leftovers();
     std::string path = path_of(key);
-    DS_TRY(write_file_atomically(path, [&](int fd) {
-      return produce([&](std::span<const std::byte> bytes) { return write_fully(fd, bytes, path); });
-    }));
-    return flush_folder();
+    DS_TRY(write_file_atomically(path,
+                                 [&](int fd) {
+                                   return produce([&](std::span<const std::byte> bytes) {
+                                     return write_fully(fd, bytes, path);
+                                   });
+                                 },
+                                 {.owner_only = true}));
+    return flush_folder(folder_);
   }
 
   Result<std::unique_ptr<StoreObject>> open(const std::string& key) override {
@@ -136,15 +135,6 @@ class FileStore final : public Store {
     bool folder = stat(folder_.c_str(), &info) == 0;
     return error(Code::kNotFound, "no object '{}' in store '{}'{}", key, url(),
                  folder ? "" : ": the folder does not exist");
-  }
-
-  Status flush_folder() const {
-    int fd = ::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    // A folder that may be written but not listed cannot be flushed; neither can those of some file systems.
-    if (fd < 0) return errno == EACCES ? ok_status() : io_error("open the folder", folder_);
-    Status status = fsync(fd) != 0 && errno != EINVAL ? io_error("flush the folder", folder_) : ok_status();
-    close(fd);
-    return status;
   }
 
   // Writers that died leave their temporary file. Looked for at the first put and then at most once an hour.

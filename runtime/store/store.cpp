@@ -1,5 +1,7 @@
 #include "runtime/store/store.h"
 
+#include <cstdlib>
+
 #include "runtime/store/file_store_internal.h"
 
 namespace ds {
@@ -21,11 +23,31 @@ Result<std::unique_ptr<Store>> open_store(const std::string& url) {
     return error(Code::kInvalidArgument, "store '{}' has the unknown scheme '{}'; {}", url, scheme, kKnown);
   }
   if (path.starts_with("//")) {
-    // file://HOST/PATH names another machine; only the empty host is this one.
-    if (!path.starts_with("///")) {
-      return error(Code::kInvalidArgument, "store '{}' names a host; {}, or file:///PATH", url, kKnown);
+    // file://HOST/PATH names another machine; only the empty host and localhost are this one.
+    constexpr std::string_view kLocal = "//localhost/";
+    if (path.starts_with(kLocal)) {
+      path = path.substr(kLocal.size() - 1);
+    } else if (path.starts_with("///")) {
+      path = path.substr(2);
+    } else {
+      return error(Code::kInvalidArgument,
+                   "store '{}' names the host '{}'; {}, or file:///PATH for an absolute one", url,
+                   path.substr(2, path.find('/', 2) - 2), kKnown);
     }
-    path = path.substr(2);
+  } else if (path.starts_with('~')) {
+    // No shell has seen it behind "file:".
+    if (path != "~" && !path.starts_with("~/")) {
+      const std::string user = path.substr(0, path.find('/'));
+      return error(Code::kInvalidArgument,
+                   "store '{}': '{}' is not expanded, only ~ and ~/ are ($HOME); give the whole path, or "
+                   "'file:./{}' for a folder of that name",
+                   url, user, path);
+    }
+    const char* home = std::getenv("HOME");
+    if (home == nullptr || *home != '/')
+      return error(Code::kInvalidArgument, "store '{}': $HOME is {}; give the whole path", url,
+                   home == nullptr ? "not set" : fmt::format("'{}', no absolute path", home));
+    path = home + path.substr(1);
   }
   if (path.empty() || path.find('\0') != std::string::npos) {
     return error(Code::kInvalidArgument, "store '{}' has no usable path; {}", url, kKnown);

@@ -53,8 +53,15 @@ class Store {
   virtual Status remove(const std::string& key) = 0;
 };
 
-/// "file:PATH", "file:///ABSOLUTE/PATH" (the folder is created by the first put). kInvalidArgument names the
-/// schemes that are known. Opening touches nothing: a missing folder is a store without objects.
+/// "file:PATH" (as the system reads it: relative to the working folder of each call, or absolute; "~" and
+/// "~/" in front are $HOME), "file:///ABSOLUTE/PATH" or "file://localhost/ABSOLUTE/PATH". Paths are taken
+/// literally: nothing is percent-decoded. kInvalidArgument names the schemes that are known, and what of a
+/// path is not understood ("~user"; "./~user" is a folder of that name). Opening touches nothing: a missing
+/// folder is a store without objects.
+///
+/// Who can read an entry can read back what its context said: a folder that the first put creates has mode
+/// 0700, objects have 0600, whatever the umask. For receivers of other users, make the folder beforehand and
+/// give both the same user (or copy the objects).
 Result<std::unique_ptr<Store>> open_store(const std::string& url);
 
 struct LinkOptions {

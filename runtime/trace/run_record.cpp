@@ -166,7 +166,7 @@ Status write_run_record(const std::string& path, const RunRecord& record) {
     return Status(Code::kInvalidArgument, back.status().message())
         .with_context("refusing to write a run record");
   }
-  return write_file_atomically(path, text);
+  return write_file_atomically(path, text, {.owner_only = true});
 }
 
 Result<RunRecord> parse_run_record(std::string_view text, const std::string& origin) {
@@ -216,10 +216,9 @@ Result<RunRecord> parse_run_record(std::string_view text, const std::string& ori
 }
 
 Result<RunRecord> read_run_record(const std::string& path) {
-  Result<MappedFile> file = MappedFile::open(path);
-  if (!file.ok()) return file.status().with_context("reading a run record");
-  auto bytes = file->bytes();
-  return parse_run_record({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
+  Result<std::string> text = read_text_file(path);
+  if (!text.ok()) return text.status().with_context("reading a run record");
+  return parse_run_record(*text, path);
 }
 
 }  // namespace ds

@@ -4,6 +4,7 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -23,6 +24,21 @@
 #include "runtime/store/store.h"
 #include "support/file.h"
 #include "support/json.h"
+
+namespace {
+
+std::vector<std::string>* flushed = nullptr;  // paths, while a test collects them
+
+}  // namespace
+
+/// Instead of the C library's, in this program: so that a test sees what is flushed.
+extern "C" int fsync(int fd) {
+  if (flushed != nullptr) {
+    std::error_code ignored;
+    flushed->push_back(std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd), ignored));
+  }
+  return static_cast<int>(syscall(SYS_fsync, fd));
+}
 
 namespace ds {
 namespace {
@@ -95,6 +111,47 @@ TEST(FileStore, PutOpenReadRemove) {
   EXPECT_TRUE(store->remove("a").ok());
   EXPECT_EQ(store->remove("a").code(), Code::kNotFound);
   EXPECT_EQ(store->open("a").status().code(), Code::kNotFound);
+}
+
+TEST(FileStore, AFirstPutFlushesEveryFolderThatHasGotAnEntry) {
+  Folder folder;
+  const std::string root = fs::canonical(folder.path());
+  auto store = file_store(root + "/made/by/put");
+  std::vector<std::string> seen;
+  flushed = &seen;
+  Status first = put_text(*store, "a", "first");
+  flushed = nullptr;
+  ASSERT_TRUE(first.ok()) << first.message();
+  EXPECT_THAT(seen,
+              ::testing::ElementsAre(root, root + "/made", root + "/made/by",
+                                     ::testing::StartsWith(root + "/made/by/put/a"), root + "/made/by/put"));
+  seen.clear();
+  flushed = &seen;
+  Status second = put_text(*store, "b", "second");
+  flushed = nullptr;
+  ASSERT_TRUE(second.ok());
+  EXPECT_THAT(seen,
+              ::testing::ElementsAre(::testing::StartsWith(root + "/made/by/put/b"), root + "/made/by/put"));
+}
+
+TEST(FileStore, ObjectsAndFoldersAreTheirMakersAlone) {
+  Folder folder;
+  auto mode = [](const std::string& path) {
+    struct stat info {};
+    EXPECT_EQ(stat(path.c_str(), &info), 0) << path;
+    return info.st_mode & 0777;
+  };
+  const mode_t before = umask(022);
+  auto made = file_store(folder.path() + "/made/store"), there = file_store(folder.path() + "/there");
+  fs::create_directory(folder.path() + "/there");
+  Status puts[] = {put_text(*made, "k", "x"), put_text(*there, "k", "x")};
+  umask(before);
+  for (const Status& put : puts) ASSERT_TRUE(put.ok()) << put.message();
+  EXPECT_EQ(mode(folder.path() + "/made"), 0755u);
+  EXPECT_EQ(mode(folder.path() + "/made/store"), 0700u);
+  EXPECT_EQ(mode(folder.path() + "/made/store/k"), 0600u);
+  EXPECT_EQ(mode(folder.path() + "/there"), 0755u) << "whose it is, is its maker's business";
+  EXPECT_EQ(mode(folder.path() + "/there/k"), 0600u);
 }
 
 TEST(FileStore, ReadsRangesAndRefusesThoseOutside) {
@@ -345,7 +402,8 @@ TEST(FileStore, ConcurrentWritersOfOneKeyLeaveOneWholeObject) {
 
 TEST(OpenStore, Urls) {
   Folder folder;
-  for (const std::string& url : {"file:" + folder.path(), "file://" + folder.path()}) {
+  for (const std::string& url :
+       {"file:" + folder.path(), "file://" + folder.path(), "file://localhost" + folder.path()}) {
     auto store = open_store(url);
     ASSERT_TRUE(store.ok()) << store.status().message();
     EXPECT_EQ((*store)->url(), "file:" + folder.path());
@@ -358,6 +416,41 @@ TEST(OpenStore, Urls) {
     EXPECT_THAT(store.status().message(), HasSubstr("file:PATH")) << "names what is known";
   }
   EXPECT_THAT(open_store("redis:x").status().message(), HasSubstr("'redis'"));
+  EXPECT_THAT(open_store("file://host/folder").status().message(), HasSubstr("the host 'host'"));
+  EXPECT_THAT(open_store("file://relative").status().message(), HasSubstr("the host 'relative'"));
+  // Paths are literal.
+  for (const char* path : {"x", "./x", "../x", "./~x", "a~", "a/~/b", "/~/x", "a b", "a%20b", "?x#y"})
+    EXPECT_EQ((*open_store(std::string("file:") + path))->url(), std::string("file:") + path);
+}
+
+TEST(OpenStore, ATildeInFrontIsHome) {
+  Folder folder;
+  const char* home = getenv("HOME");
+  const std::string before = home == nullptr ? "" : home;
+  setenv("HOME", folder.path().c_str(), 1);
+  EXPECT_EQ((*open_store("file:~"))->url(), "file:" + folder.path());
+  EXPECT_EQ((*open_store("file:~/"))->url(), "file:" + folder.path() + "/");
+  auto store = take(open_store("file:~/a/b"));
+  EXPECT_EQ(store->url(), "file:" + folder.path() + "/a/b");
+  ASSERT_TRUE(put_text(*store, "k", "x").ok());
+  EXPECT_TRUE(fs::exists(folder.path() + "/a/b/k"));
+  for (const char* bad : {"file:~user", "file:~user/x", "file:~~/x"}) {
+    auto refused = open_store(bad);
+    ASSERT_FALSE(refused.ok()) << bad;
+    EXPECT_EQ(refused.status().code(), Code::kInvalidArgument);
+  }
+  EXPECT_THAT(open_store("file:~user/x").status().message(),
+              AllOf(HasSubstr("'~user'"), HasSubstr("'file:./~user/x'")));
+  EXPECT_THAT(open_store("~/x").status().message(), HasSubstr("did you mean 'file:~/x'"));
+  for (const char* bad : {"", "relative"}) {
+    setenv("HOME", bad, 1);
+    EXPECT_THAT(open_store("file:~/x").status().message(), HasSubstr("$HOME"));
+  }
+  unsetenv("HOME");
+  EXPECT_THAT(open_store("file:~/x").status().message(), HasSubstr("$HOME is not set"));
+  EXPECT_TRUE(open_store("file:x").ok());
+  setenv("HOME", before.c_str(), 1);
+  EXPECT_FALSE(fs::exists("~"));
 }
 
 // --- the shaped link

@@ -1,11 +1,19 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
+#include <numeric>
 #include <set>
+#include <thread>
 
 #include "support/dtype.h"
 #include "support/file.h"
@@ -216,6 +224,193 @@ TEST(Files, MappedAndWholeFiles) {
   EXPECT_EQ(write_file_atomically(folder, "x").code(), Code::kInvalidArgument) << "a folder";
   EXPECT_EQ(write_file_atomically(folder + "/absent/x", "x").code(), Code::kNotFound);
   std::filesystem::remove_all(folder);
+}
+
+TEST(Files, PipesAreReadToTheirEnd) {
+  const std::string path = ::testing::TempDir() + "/ds_pipe_" + std::to_string(getpid());
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  const std::string text(300'000, 'x');
+  std::thread writer([&] {
+    int fd = open(path.c_str(), O_WRONLY);
+    EXPECT_TRUE(write_fully(fd, std::as_bytes(std::span(text.data(), text.size())), path).ok());
+    close(fd);
+  });
+  auto read = read_text_file(path);
+  writer.join();
+  unlink(path.c_str());
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_TRUE(*read == text);
+  EXPECT_EQ(read_text_file("/dev/zero", 1 << 20).status().code(), Code::kInvalidArgument) << "it has no end";
+}
+
+unsigned mode_of(const std::string& path) {
+  struct stat info {};
+  EXPECT_EQ(stat(path.c_str(), &info), 0) << path;
+  return info.st_mode & 0777;
+}
+
+TEST(Files, TheUmaskDecidesUnlessTheyAreTheOwnersAlone) {
+  const std::string folder = ::testing::TempDir() + "/ds_modes_" + std::to_string(getpid()),
+                    path = folder + "/x";
+  std::filesystem::create_directories(folder);
+  for (auto [mask, expected] : {std::pair{022u, 0644u}, {002u, 0664u}, {077u, 0600u}, {000u, 0666u}}) {
+    SCOPED_TRACE(mask);
+    const mode_t before = umask(mask);
+    Status open = write_file_atomically(path, "x"),
+           mine = write_file_atomically(path + "1", "x", {.owner_only = true});
+    Status folders = make_folders(folder + fmt::format("/a{}/b/", mask), 0700);
+    umask(before);
+    ASSERT_TRUE(open.ok() && mine.ok() && folders.ok()) << folders.message();
+    EXPECT_EQ(mode_of(path), expected);
+    EXPECT_EQ(mode_of(path + "1"), 0600u);
+    EXPECT_EQ(mode_of(folder + fmt::format("/a{}", mask)), 0777u & ~mask);
+    EXPECT_EQ(mode_of(folder + fmt::format("/a{}/b", mask)), 0700u & ~mask);
+  }
+  // What others could read is theirs no longer once it is written as the owner's.
+  ASSERT_TRUE(write_file_atomically(path, "y", {.owner_only = true}).ok());
+  EXPECT_EQ(mode_of(path), 0600u);
+  std::filesystem::remove_all(folder);
+}
+
+/// A file of `pages` pages of ones, mapped.
+struct Mapped {
+  explicit Mapped(size_t pages) : page(static_cast<size_t>(sysconf(_SC_PAGESIZE))) {
+    EXPECT_TRUE(write_file_atomically(path, std::string(pages * page, '\1')).ok());
+    auto opened = MappedFile::open(path);
+    EXPECT_TRUE(opened.ok());
+    file = std::move(opened).value();
+  }
+  ~Mapped() { unlink(path.c_str()); }
+  int64_t sum() const {
+    return std::accumulate(file.bytes().begin(), file.bytes().end(), int64_t{0},
+                           [](int64_t sum, std::byte b) { return sum + std::to_integer<int>(b); });
+  }
+  size_t page;
+  std::string path = ::testing::TempDir() + "/ds_cut_" + std::to_string(getpid());
+  MappedFile file;
+};
+
+TEST(MappedFiles, CutWhileInUseIsAnErrorAndNotTheEndOfTheProcess) {
+  for (size_t left : {size_t{0}, size_t{1}, size_t{5 * 4096}, size_t{5 * 4096 + 17}}) {
+    SCOPED_TRACE(left);
+    Mapped m(40);
+    const auto all = static_cast<int64_t>(m.file.bytes().size());
+    EXPECT_EQ(m.sum(), all);
+    EXPECT_TRUE(m.file.intact().ok());
+    ASSERT_EQ(truncate(m.path.c_str(), static_cast<off_t>(left)), 0);
+    std::vector<std::thread> readers;
+    for (int i = 0; i < 4; ++i)
+      readers.emplace_back(
+          [&] { EXPECT_EQ(m.sum(), static_cast<int64_t>(left)) << "zeros where nothing is"; });
+    for (auto& t : readers) t.join();
+    Status status = m.file.intact();
+    EXPECT_EQ(status.code(), Code::kCorrupt);
+    EXPECT_NE(status.message().find("cut short"), std::string::npos) << status.message();
+    MappedFile moved = std::move(m.file);
+    EXPECT_FALSE(moved.intact().ok());
+    m.file = std::move(moved);
+    EXPECT_FALSE(m.file.intact().ok());
+  }
+}
+
+TEST(MappedFiles, ALastPageCutInsideRaisesNoSignalAndIsNoticedAllTheSame) {
+  Mapped m(2);
+  ASSERT_EQ(truncate(m.path.c_str(), static_cast<off_t>(2 * m.page - 1)), 0);
+  EXPECT_EQ(m.sum(), static_cast<int64_t>(2 * m.page - 1));
+  EXPECT_EQ(m.file.intact().code(), Code::kCorrupt);
+}
+
+TEST(MappedFiles, OnlyTheMappingThatWasCutIsTorn) {
+  const std::string folder = ::testing::TempDir() + "/ds_torn_" + std::to_string(getpid());
+  std::filesystem::create_directories(folder);
+  std::vector<MappedFile> files;
+  for (int i = 0; i < 3; ++i) {
+    const std::string path = folder + "/" + std::to_string(i);
+    ASSERT_TRUE(write_file_atomically(path, std::string(20'000, 'x')).ok());
+    files.push_back(std::move(MappedFile::open(path)).value());
+  }
+  ASSERT_EQ(truncate((folder + "/1").c_str(), 0), 0);
+  int64_t zeros = 0;
+  for (const MappedFile& file : files)
+    zeros += std::count(file.bytes().begin(), file.bytes().end(), std::byte{0});
+  EXPECT_EQ(zeros, 20'000);
+  EXPECT_TRUE(files[0].intact().ok());
+  EXPECT_FALSE(files[1].intact().ok());
+  EXPECT_TRUE(files[2].intact().ok());
+  files.clear();
+  // What is mapped next, perhaps at the same place, has nothing of it.
+  ASSERT_TRUE(MappedFile::open(folder + "/0")->intact().ok());
+  std::filesystem::remove_all(folder);
+}
+
+TEST(MappedFilesDeathTest, AnotherBusErrorEndsTheProcessAsIfWeWereNotThere) {
+  Mapped m(1);  // the handler is set
+  auto fault = [&] {
+    ASSERT_EQ(truncate(m.path.c_str(), 0), 0);
+    int fd = open(m.path.c_str(), O_RDONLY);
+    auto* data = static_cast<volatile char*>(mmap(nullptr, m.page, PROT_READ, MAP_SHARED, fd, 0));
+    (void)data[0];
+  };
+  EXPECT_EXIT(fault(), ::testing::KilledBySignal(SIGBUS), "");
+  EXPECT_EXIT(kill(getpid(), SIGBUS), ::testing::KilledBySignal(SIGBUS), "");
+}
+
+/// Takes a lock until `turns` times are over, and counts how often somebody else was inside.
+int intruders(const std::string& lock, const std::string& inside, int turns) {
+  int found = 0;
+  for (int i = 0; i < turns;) {
+    FileLock held;
+    auto mine = held.take(lock);
+    if (!mine.ok()) return 1000;
+    if (!*mine) continue;
+    int fd = open(inside.c_str(), O_CREAT | O_EXCL | O_RDWR, 0600);  // refused where there is one already
+    if (fd < 0) ++found;
+    if (fd >= 0) close(fd);
+    if (i % 7 == 0) std::this_thread::yield();
+    if (fd >= 0) unlink(inside.c_str());
+    ++i;
+  }
+  return found;
+}
+
+TEST(FileLocks, HaveOneHolderAmongThreadsAndProcesses) {
+  const std::string folder = ::testing::TempDir() + "/ds_locks_" + std::to_string(getpid());
+  std::filesystem::create_directories(folder);
+  const std::string lock = folder + "/lock", inside = folder + "/inside";
+  constexpr int kTurns = 2000;
+  std::vector<pid_t> children;
+  for (int i = 0; i < 3; ++i) {
+    pid_t child = fork();
+    if (child == 0) _exit(std::min(intruders(lock, inside, kTurns), 100));
+    children.push_back(child);
+  }
+  std::array<int, 2> found{};
+  std::vector<std::thread> threads;
+  for (int& f : found) threads.emplace_back([&] { f = intruders(lock, inside, kTurns); });
+  for (auto& t : threads) t.join();
+  for (int f : found) EXPECT_EQ(f, 0);
+  for (pid_t child : children) {
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  }
+  EXPECT_FALSE(std::filesystem::exists(lock)) << "the last holder removes the file";
+  FileLock first, second;
+  EXPECT_TRUE(*first.take(lock));
+  EXPECT_FALSE(*second.take(lock));
+  EXPECT_EQ(second.take(folder + "/absent/lock").status().code(), Code::kNotFound);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Statuses, OnlyFailuresOfDevicesAreThose) {
+  std::set<int> exits;
+  for (int c = 0; c <= static_cast<int>(Code::kDeviceMemory); ++c) {
+    const auto code = static_cast<Code>(c);
+    EXPECT_TRUE(exits.insert(exit_code(code)).second) << code_name(code);
+    EXPECT_EQ(is_device_failure(code), code == Code::kUnavailable || code == Code::kDeviceMemory);
+  }
+  EXPECT_EQ(code_name(Code::kDeviceMemory), "out of device memory");
+  EXPECT_EQ(exit_code(Code::kDeviceMemory), 12);
 }
 
 TEST(Files, SystemErrorsByKind) {

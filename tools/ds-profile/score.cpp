@@ -29,8 +29,7 @@ struct TaskScores {
 };
 
 Result<std::vector<Prediction>> read_text_predictions(const std::string& path) {
-  DS_ASSIGN(MappedFile file, MappedFile::open(path));
-  std::string_view text(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+  DS_ASSIGN(std::string text, read_text_file(path));
   std::vector<Prediction> predictions;
   DS_TRY(for_each_line(text, [&](std::string_view line, int64_t number) {
     predictions.push_back({std::string(line), fmt::format("{}:{}", path, number)});

@@ -71,7 +71,8 @@ class Loader {
                            host::convert(v.view, 0, v.view.elements(), DType::kF32, out);
                            out += v.view.elements() * 4;
                          }
-                         return ok_status();
+                         // The last of all arrays: what was read has to be what the files hold.
+                         return checkpoint_.intact();
                        }});
     DS_ASSIGN(Weights weights, Weights::load(arrays_, kind, options));
     for (const auto& [to, array] : rows_) *to = weights.data() + arrays_[array].offset;
@@ -605,7 +606,7 @@ Status CpuModel::run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) 
     std::memcpy(hidden + i * row, embedding_ + ids[i] * row, static_cast<size_t>(row));
   }
   timer.lap(Phase::kEmbed);
-  return ok_status();
+  return weights_.intact();
 }
 
 Status CpuModel::run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
@@ -722,7 +723,7 @@ Status CpuModel::run_select(CpuWorkspace& w, const SelectCall& call) const {
                    static_cast<size_t>(d * wire));
   }
   timer.lap(Phase::kNorm);
-  return ok_status();
+  return weights_.intact();
 }
 
 Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
@@ -757,7 +758,7 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
   timer.lap(Phase::kRope);
 
   // The rest of the layer for the rows with a query only.
-  if (queries == 0) return ok_status();
+  if (queries == 0) return weights_.intact();
   if (queries < rows)
     for (int64_t r = 0, q = 0; q < queries; ++r)
       if (w.rows_[r].hidden == w.query_rows_[q].hidden)
@@ -800,7 +801,7 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
   for (int64_t r = 0; r < queries; ++r)
     k.add_norm(w.query_rows_[r].hidden, w.projected_ + r * d, nullptr, eps_, d, nullptr);
   timer.lap(Phase::kNorm);
-  return ok_status();
+  return weights_.intact();
 }
 
 Status CpuModel::run_align(CpuWorkspace& w, const CpuMap& map, std::byte* hidden, int64_t rows) const {
@@ -865,7 +866,7 @@ Status CpuModel::run_logits(CpuWorkspace& w, const std::byte* hidden, std::span<
     rows = rows.subspan(static_cast<size_t>(count));
   }
   timer.lap(Phase::kLogits);
-  return ok_status();
+  return weights_.intact();
 }
 
 }  // namespace ds::cpu

@@ -149,6 +149,7 @@ Result<MappedFile> open_checked(const Target& target, const LoadOptions& options
     return error(Code::kCorrupt, "'{}': the {} bytes from {} on do not match their checksum", target.path,
                  piece.bytes, target.block_offset() + piece.offset);
   }
+  DS_TRY(file.intact());
   return file;
 }
 
@@ -218,7 +219,7 @@ Status write_file(const Target& target, const std::vector<WeightArray>& arrays, 
     if (lseek(fd, 0, SEEK_SET) < 0) return io_error("write", target.path);
     return write_fully(fd, std::as_bytes(std::span(text.data(), text.size())), target.path);
   };
-  return write_file_atomically(target.path, write, /*flush=*/false);
+  return write_file_atomically(target.path, write, {.flush = false});
 }
 
 }  // namespace

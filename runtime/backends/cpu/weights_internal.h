@@ -36,6 +36,8 @@ class Weights {
 
   const std::byte* data() const { return data_; }
   int64_t size() const { return size_; }
+  /// kCorrupt: the file that they are mapped from was cut short; kernels ask after they have read them.
+  Status intact() const { return file_.intact(); }
 
  private:
   const std::byte* data_ = nullptr;

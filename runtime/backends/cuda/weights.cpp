@@ -173,6 +173,7 @@ Result<Weights> Weights::load(std::shared_ptr<Device> device, const Checkpoint& 
     }
   }
   DS_TRY(uploader->finish());
+  DS_TRY(checkpoint.intact());
   if (options.progress) options.progress(total, total);
   return w;
 }
