@@ -28,6 +28,8 @@ class Event {
   virtual ~Event() = default;
   virtual void reset() = 0;
   virtual bool done() const = 0;
+  /// Blocks, without spinning, until it is done().
+  virtual void block() const = 0;
   /// steady_clock nanoseconds at which it completed; valid once done().
   virtual int64_t time_ns() const = 0;
 };
@@ -45,8 +47,11 @@ class CommandStream {
   virtual void wait(Event& event) = 0;    // what follows starts after `event`
   virtual void record(Event& event) = 0;  // `event` completes when all before it has
   virtual void host(HostTask task) = 0;
-  /// What is enqueued from now on belongs to this op of a plan (negative: to none): for messages.
+  /// What is enqueued from now on belongs to this op of a plan (negative: to none): for failed_op().
   virtual void begin_op(int64_t) {}
+  /// The op whose work failed, where that is known, of the failure that synchronize() has returned last;
+  /// negative: none.
+  virtual int64_t failed_op() const { return -1; }
   /// Copies between any two of host and device memory. Where host memory is none that allocate() gave
   /// (MemoryKind::kHost), a device may make the caller wait until the copy is done.
   virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
@@ -185,8 +190,8 @@ class DeviceModel {
   virtual int64_t weight_bytes() const = 0;
   virtual Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) = 0;
   /// For align() of this model, and with workspaces that are made after it. `map` is copied. kMismatch: a map
-  /// for hidden states of another width; kInvalidArgument: arrays that do not fit its form; kExhausted. May
-  /// run beside streams and other calls of load_map() and make_workspace().
+  /// for hidden states of another width; kInvalidArgument: arrays that do not fit its form; kExhausted,
+  /// kDeviceMemory. May run beside streams and other calls of load_map() and make_workspace().
   virtual Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map) = 0;
 
   /// `ids` (host memory, in [0, vocab), living until the stream has run) -> `rows` rows of hidden states.
@@ -262,7 +267,7 @@ class Backend {
                                                            const LoadOptions& options, uint64_t seed) = 0;
   /// Whether the host may read and write what kernels do: then nothing needs to be copied between the two.
   virtual bool host_visible() const = 0;
-  /// kExhausted: says needed and available bytes.
+  /// kExhausted (of the host) or kDeviceMemory: says needed and available bytes.
   virtual Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes,
                                                          MemoryKind kind = MemoryKind::kDevice) = 0;
   /// `capacity`: most commands enqueued between two synchronize() calls.

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
 
 namespace ds {
 namespace {
@@ -34,19 +33,23 @@ Result<std::unique_ptr<Landing>> Landing::create(Backend& backend, int64_t row_b
   return landing;
 }
 
-/// The index of a block that nobody uses, taken from its place.
+/// The index of a block that nobody uses, taken from its place. There are more blocks than readers, so one
+/// that is neither free nor being copied is never all that is left.
 size_t Landing::acquire() {
-  for (;; std::this_thread::yield()) {
+  size_t block = 0;
+  {
     std::lock_guard lock(mutex_);
-    if (!copying_.empty() && blocks_[copying_.front()].copied->done()) {
-      free_.push_back(copying_.front());
-      copying_.erase(copying_.begin());
+    if (!free_.empty()) {
+      block = free_.back();
+      free_.pop_back();
+      return block;
     }
-    if (free_.empty()) continue;
-    const size_t block = free_.back();
-    free_.pop_back();
-    return block;
+    block = copying_.front();
+    copying_.erase(copying_.begin());
   }
+  // It is this reader's from now on; others wait for later ones.
+  blocks_[block].copied->block();
+  return block;
 }
 
 void Landing::copy(size_t block, std::byte* to, int64_t bytes) {

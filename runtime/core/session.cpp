@@ -19,6 +19,40 @@ int64_t hidden_index(const Variant& variant, int32_t buffer) {
 
 bool is_transfer(const Op& op) { return op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv; }
 
+/// A compute stream's failure, with what was being computed.
+Status failed_in(const Variant& variant, int64_t op, const Status& status) {
+  if (op < 0 || op >= static_cast<int64_t>(variant.ops.size()))
+    return status.with_context(fmt::format("variant '{}'", variant.name));
+  const Op& of = variant.ops[static_cast<size_t>(op)];
+  return status.with_context(fmt::format("variant '{}', op {} ({}){}", variant.name, op,
+                                         op_label(of, variant.chunks),
+                                         of.layer < 0 ? "" : fmt::format(", layer {}", of.layer)));
+}
+
+/// A model of finite weights gives finite logits. What else comes is no answer, and choosing from it would
+/// hide that.
+Status check_finite(std::span<const float> logits, int64_t token, const Variant& variant) {
+  auto finite = [](float x) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return (bits & 0x7f800000u) != 0x7f800000u;
+  };
+  int64_t bad = 0;  // without a branch: the vocabulary is read at the speed of memory
+  for (float x : logits) bad += finite(x) ? 0 : 1;
+  if (bad == 0) return ok_status();
+  const auto first = std::find_if_not(logits.begin(), logits.end(), finite);
+  return error(
+      Code::kInternal,
+      "the logits of token {} of the answer are not numbers: {} of {} are not finite, the first is that "
+      "of id {} ({}){}",
+      token, bad, logits.size(), first - logits.begin(), *first,
+      std::none_of(variant.ops.begin(), variant.ops.end(), is_transfer)
+          ? "; a kernel is broken, or the model overflows: see whether --dtype f32 answers"
+          : fmt::format("; variant '{}' has reused a sender's entry: see whether the full prefill "
+                        "(--mode full-prefill) answers, then publish the entry again",
+                        variant.name));
+}
+
 std::vector<const Variant*> all_variants(const Plan& plan) {
   std::vector<const Variant*> all{&plan.full_prefill};
   for (const Variant& v : plan.variants) all.push_back(&v);
@@ -149,9 +183,12 @@ Status Session::reserve() {
     DS_ASSIGN(positions_, backend_.allocate(rows * static_cast<int64_t>(sizeof(int32_t))));
   }
   const int64_t logits_bytes = shape.vocab * static_cast<int64_t>(sizeof(float));
-  DS_ASSIGN(results_, backend_.allocate(logits_bytes + (1 + (selects ? rows : 0)) * 4, MemoryKind::kHost));
+  // Logits of further tokens lie in the host's memory anyway, or would have to be fetched.
+  const int64_t logits = backend_.host_visible() ? 2 * logits_bytes : logits_bytes;
+  DS_ASSIGN(results_, backend_.allocate(logits + (1 + (selects ? rows : 0)) * 4, MemoryKind::kHost));
   first_logits_ = reinterpret_cast<float*>(results_->data());
-  next_id_ = reinterpret_cast<int32_t*>(results_->data() + logits_bytes);
+  if (backend_.host_visible()) step_logits_ = first_logits_ + shape.vocab;
+  next_id_ = reinterpret_cast<int32_t*>(results_->data() + logits);
   selected_ = next_id_ + 1;
   DS_ASSIGN(workspace_, model_.make_workspace(rows + limits_.new_tokens));
   DS_ASSIGN(key_deviation_, KeyDeviation::create(backend_, model_));
@@ -321,8 +358,8 @@ void Session::enqueue(const Variant& variant, const Request& request, EntryReade
   }
 }
 
-Status Session::execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
-                        Answer& answer) {
+Result<bool> Session::execute(const Variant& variant, const Request& request, EntryReader* entry,
+                              int64_t start, Answer& answer, Status& miss) {
   transfer_failed_.store(false, std::memory_order_relaxed);
   transfer_status_ = {};
   selected_count_ = 0;
@@ -331,12 +368,16 @@ Status Session::execute(const Variant& variant, const Request& request, EntryRea
   // again.
   Status link = link_->synchronize();
   if (Status copies = landing_->synchronize(); link.ok()) link = std::move(copies);
-  Status compute = compute_->synchronize();
-  // A device that is lost fails every stream; this one may know at which op.
-  if (compute.code() == Code::kUnavailable) return compute;
-  if (transfer_failed_.load(std::memory_order_acquire)) return transfer_status_;
+  // A fault of the store or the entry is a miss. One of the device or a kernel is none, even beside a miss:
+  // it would never be seen if a full prefill covered it.
+  if (Status compute = compute_->synchronize(); !compute.ok())
+    return failed_in(variant, compute_->failed_op(), compute);
   DS_TRY(link);
-  DS_TRY(compute);
+  if (transfer_failed_.load(std::memory_order_acquire)) {
+    miss = transfer_status_;
+    return false;
+  }
+  DS_TRY(check_finite(first_logits(), 1, variant));
   answer.variant = &variant;
   answer.link_ns = answer.compute_ns = 0;
   answer.op_times.resize(variant.ops.size());
@@ -345,7 +386,7 @@ Status Session::execute(const Variant& variant, const Request& request, EntryRea
     (is_transfer(variant.ops[i]) ? answer.link_ns : answer.compute_ns) +=
         ended_[i]->time_ns() - begun_[i]->time_ns();
   }
-  return ok_status();
+  return true;
 }
 
 /// Fills answer.gate from first_logits_ and the caches; both streams are idle.
@@ -372,6 +413,19 @@ Status Session::check_gate(const Gate& gate, const Variant& variant, int64_t n, 
 }
 
 Result<Answer> Session::run(const Request& request) {
+  if (running_.exchange(true, std::memory_order_acquire))
+    return error(
+        Code::kInvalidArgument,
+        "this session is answering another request: it takes one at a time; wait for its answer, or make "
+        "a session for every thread");
+  struct Running {  // also where on_token throws
+    std::atomic<bool>& flag;
+    ~Running() { flag.store(false, std::memory_order_release); }
+  } running{running_};
+  return answer(request);
+}
+
+Result<Answer> Session::answer(const Request& request) {
   DS_TRY(check(request));
   Answer answer;
   answer.tokens.reserve(static_cast<size_t>(request.max_new_tokens));
@@ -396,7 +450,7 @@ Result<Answer> Session::run(const Request& request) {
   bool wants_entry = variant != nullptr && std::any_of(variant->ops.begin(), variant->ops.end(), is_transfer);
   Status miss;
   bool done = false;
-  if (wants_entry) {
+  if (wants_entry && request.store != nullptr) {
     answer.cache = CacheStatus::kMiss;
     if (request.receiver != nullptr && request.receiver->fingerprint != plan_.receiver.fingerprint) {
       miss = error(Code::kMismatch,
@@ -405,8 +459,6 @@ Result<Answer> Session::run(const Request& request) {
                    "tokenizer differ; compile a plan for it",
                    plan_.receiver.name, plan_.receiver.fingerprint, request.receiver->name,
                    request.receiver->fingerprint);
-    } else if (request.store == nullptr) {
-      miss = error(Code::kNotFound, "no store was given to look in");
     } else {
       EntryIdentity identity{plan_.sender.fingerprint, hash_tokens(request.context), request.salt, n,
                              model_.dtype()};
@@ -414,17 +466,18 @@ Result<Answer> Session::run(const Request& request) {
       answer.lookup_ns = now_ns() - start;
       miss = entry.status();
       if (entry.ok()) {
-        miss = execute(*variant, request, &*entry, start, answer);
+        auto ran = execute(*variant, request, &*entry, start, answer, miss);
+        if (!ran.ok()) return ran.status();
         answer.bytes_loaded = entry->bytes_read();
-        done = miss.ok();
+        done = *ran;
         if (done) {
           answer.cache = CacheStatus::kHit;
           link_estimate_.add(answer.bytes_loaded, answer.link_ns);
         }
       }
     }
-  } else if (variant != nullptr) {
-    DS_TRY(execute(*variant, request, nullptr, start, answer));
+  } else if (variant != nullptr && !wants_entry) {
+    DS_TRY(execute(*variant, request, nullptr, start, answer, miss));
     done = true;
   }
   if (done && request.gate != nullptr) DS_TRY(check_gate(*request.gate, *variant, n, answer));
@@ -433,7 +486,8 @@ Result<Answer> Session::run(const Request& request) {
       answer.miss = miss;
       answer.lost_ns = now_ns() - start;
     }
-    DS_TRY(execute(plan_.full_prefill, request, nullptr, start, answer));
+    Status none;  // without transfers there is nothing to miss
+    DS_TRY(execute(plan_.full_prefill, request, nullptr, start, answer, none));
   }
   int32_t token = *next_id_;
   answer.ttft_ns = now_ns() - start;
@@ -452,9 +506,14 @@ Result<Answer> Session::run(const Request& request) {
                  .position = position,
                  .hidden = hidden_[0]->data(),
                  .caches = step_caches_,
+                 .logits = step_logits_,
                  .choice = sampler.next(),
                  .next = next_id_});
-    DS_TRY(compute_->synchronize());
+    const auto number = static_cast<int64_t>(answer.tokens.size()) + 1;
+    if (Status status = compute_->synchronize(); !status.ok())
+      return status.with_context(fmt::format("token {} of the answer", number));
+    if (step_logits_ != nullptr)
+      DS_TRY(check_finite({step_logits_, first_logits().size()}, number, *answer.variant));
     token = *next_id_;
   }
   answer.decode_ns = now_ns() - start - answer.ttft_ns;

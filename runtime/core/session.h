@@ -31,7 +31,7 @@ struct SessionLimits {
 struct Request {
   std::span<const int32_t> context;  // n >= 0 tokens
   std::span<const int32_t> suffix;   // m >= 1 tokens
-  Store* store = nullptr;            // where the sender's entry may be; nullptr: do not reuse
+  Store* store = nullptr;            // where the sender's entry may be; nullptr: do not reuse (kUnused)
   const ModelIdentity* receiver =
       nullptr;       // who answers; a plan for another receiver is a miss. nullptr: not checked
   std::string salt;  // tenant salt of the entry
@@ -65,7 +65,7 @@ struct Answer {
   int64_t link_rate = 0, waiting = 0;  // what it was chosen by, besides the context's length
   RateSource rate_source = RateSource::kUnknown;
   CacheStatus cache = CacheStatus::kUnused;
-  Status miss;                          // why the cache missed
+  Status miss;                          // why the cache missed: a fault of the store, or of the entry
   int64_t ttft_ns = 0;                  // tokens in hand -> first token chosen
   int64_t lookup_ns = 0;                // finding and checking the entry
   GateVerdict gate;                     // after an alarm `cache` stays "hit" and the full prefill answers
@@ -100,8 +100,11 @@ class Session {
   Status warm_up();
 
   /// Runs one request. A missing, damaged or foreign entry is no error: it is counted (Answer::cache, miss)
-  /// and the full prefill answers. Errors: tokens outside the vocabulary or the limits (kInvalidArgument),
-  /// kernel failures.
+  /// and the full prefill answers. Errors: tokens outside the vocabulary or the limits, a call while another
+  /// thread's, or the one whose on_token this is, still runs (kInvalidArgument); a kernel that fails,
+  /// whatever the way, with the op and its layer (kUnavailable: the device is lost); a first logit that is
+  /// not finite (kInternal), and where the host sees the logits of further tokens (Backend::host_visible())
+  /// also of these.
   Result<Answer> run(const Request& request);
 
   /// Bytes per second, from the transfers of requests so far; 0: none yet.
@@ -128,8 +131,10 @@ class Session {
   Status reserve();
   Status check(const Request& request) const;
   void enqueue(const Variant& variant, const Request& request, EntryReader* entry);
-  Status execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
-                 Answer& answer);
+  Result<Answer> answer(const Request& request);
+  /// False: what the store has is not all there or not right, `miss` says why.
+  Result<bool> execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
+                       Answer& answer, Status& miss);
   Status check_gate(const Gate& gate, const Variant& variant, int64_t n, Answer& answer);
   static void run_transfer(void* context, int64_t argument);
 
@@ -156,6 +161,7 @@ class Session {
   // What comes back from the device, in memory that it can write by itself.
   std::unique_ptr<DeviceMemory> results_;
   float* first_logits_ = nullptr;  // [vocab]
+  float* step_logits_ = nullptr;   // [vocab], of the token decoded last; null: only the device has them
   int32_t* next_id_ = nullptr;     // the token chosen last
   int32_t* selected_ = nullptr;    // the first selected_count_: positions_ of the last run
   int64_t selected_count_ = 0;
@@ -164,6 +170,7 @@ class Session {
   int64_t gate_checks_ = 0, gate_alarms_ = 0;
 
   LinkEstimate link_estimate_;
+  std::atomic<bool> running_{false};
   int64_t deadline_ns_ = 0;  // of the running request's transfers, on now_ns()'s clock; 0: none
   // The link stream's verdict on the running request.
   std::atomic<bool> transfer_failed_{false};

@@ -372,20 +372,20 @@ TEST_F(CudaBackend, TooMuchMemoryIsRefusedWithBothNumbers) {
   auto backend = take(make_backend({}));
   auto refused = backend->allocate(int64_t{1} << 50);
   ASSERT_FALSE(refused.ok());
-  EXPECT_EQ(refused.status().code(), Code::kExhausted);
+  EXPECT_EQ(refused.status().code(), Code::kDeviceMemory);
   for (const char* part : {"needs", "available"})
     EXPECT_NE(refused.status().message().find(part), std::string::npos) << refused.status().message();
   ModelConfig large = small();
   large.vocab = int64_t{1} << 40;
   auto model = backend->load_random(large, {}, 1);
   ASSERT_FALSE(model.ok());
-  EXPECT_EQ(model.status().code(), Code::kExhausted) << model.status().message();
+  EXPECT_EQ(model.status().code(), Code::kDeviceMemory) << model.status().message();
   EXPECT_NE(model.status().message().find("weights of 'random-1'"), std::string::npos)
       << model.status().message();
   Rig rig(kept());
   auto workspace = rig.model->make_workspace(int64_t{1} << 30);
   ASSERT_FALSE(workspace.ok());
-  EXPECT_EQ(workspace.status().code(), Code::kExhausted) << workspace.status().message();
+  EXPECT_EQ(workspace.status().code(), Code::kDeviceMemory) << workspace.status().message();
 }
 
 // ---- algorithms of products
@@ -822,7 +822,7 @@ TEST_F(CudaBackend, ASmallDeviceSaysWhatItLacks) {
   auto model = take(backend->load_random(small(), {}, 1));
   auto workspace = model->make_workspace(600);
   ASSERT_FALSE(workspace.ok());
-  EXPECT_EQ(workspace.status().code(), Code::kExhausted);
+  EXPECT_EQ(workspace.status().code(), Code::kDeviceMemory);
   for (const char* part : {"workspace for a context of 600 tokens", "needs", "MiB are available"})
     EXPECT_NE(workspace.status().message().find(part), std::string::npos) << workspace.status().message();
 }

@@ -2,15 +2,19 @@
 // there or not right. Sender and receiver go through publish -> store -> run, as in production.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "plans/full_prefill.h"
+#include "runtime/backends/host/stream_internal.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/store/entry.h"
+#include "tests/unit/aligned_plans.h"
 #include "tests/unit/model_fixture.h"
 #include "tests/unit/plan_builder.h"
 
@@ -267,7 +271,12 @@ TEST_F(Misses, HitFirst) {
 TEST_F(Misses, NoStore) {
   Request request = make_request();
   request.store = nullptr;
-  expect_miss(request, Code::kNotFound, "store");
+  Answer answer;
+  auto logits = run_request(receiver_, plan_, request, &answer);
+  EXPECT_EQ(answer.cache, CacheStatus::kUnused) << "nobody looked anywhere: nothing was missed";
+  EXPECT_TRUE(answer.miss.ok()) << answer.miss.message();
+  EXPECT_EQ(answer.lost_ns, 0);
+  EXPECT_TRUE(same_bits(logits, full_));
 }
 
 TEST_F(Misses, NoEntry) {
@@ -393,6 +402,245 @@ TEST_F(Misses, BadRequestsAreErrors) {
             Code::kMismatch);
   EXPECT_EQ(Session::create(*receiver_.backend, *receiver_.model, plan_, {70000, 6, 4}).status().code(),
             Code::kInvalidArgument);
+}
+
+/// A model that computes as another one does, but for one fault.
+class BrokenModel final : public DeviceModel {
+ public:
+  explicit BrokenModel(DeviceModel& model) : model_(model) {}
+
+  std::string fails;             // "select", "align", "layer", "layer_selected", "head", "step"
+  int64_t rows = 0;              // layer: only calls of so many rows; 0: all
+  bool not_a_number = false;     // head and step succeed, with a logit that is none
+  float number = std::nanf("");  // that logit
+  int64_t after = 0;             // step: so many are right
+
+  const ModelConfig& config() const override { return model_.config(); }
+  DType dtype() const override { return model_.dtype(); }
+  int64_t weight_bytes() const override { return model_.weight_bytes(); }
+  Result<std::unique_ptr<Workspace>> make_workspace(int64_t n) override { return model_.make_workspace(n); }
+  Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map) override {
+    return model_.load_map(map);
+  }
+  void embed(CommandStream& stream, const int32_t* ids, int64_t n, std::byte* hidden) override {
+    model_.embed(stream, ids, n, hidden);
+  }
+  void layer(CommandStream& stream, Workspace& w, const LayerCall& call) override {
+    if (rows != 0 && call.rows != rows) return model_.layer(stream, w, call);
+    fail_or(stream, "layer", [&] { model_.layer(stream, w, call); });
+  }
+  void layer_batch(CommandStream& stream, Workspace& w, int64_t layer, std::byte* hidden,
+                   std::span<const SequenceRows> sequences) override {
+    model_.layer_batch(stream, w, layer, hidden, sequences);
+  }
+  void select(CommandStream& stream, Workspace& w, const SelectCall& call) override {
+    fail_or(stream, "select", [&] { model_.select(stream, w, call); });
+  }
+  void layer_selected(CommandStream& stream, Workspace& w, const SelectedCall& call) override {
+    fail_or(stream, "layer_selected", [&] { model_.layer_selected(stream, w, call); });
+  }
+  void align(CommandStream& stream, Workspace& w, const DeviceMap& map, std::byte* hidden,
+             int64_t n) override {
+    fail_or(stream, "align", [&] { model_.align(stream, w, map, hidden, n); });
+  }
+  void head(CommandStream& stream, Workspace& w, const HeadCall& call) override {
+    fail_or(stream, "head", [&] { model_.head(stream, w, call); });
+    if (fails != "head" && not_a_number && after == 0) spoil(stream, call.logits);
+  }
+  void step(CommandStream& stream, Workspace& w, const StepCall& call) override {
+    const bool right = after > 0 && after-- > 1;
+    if (right) return model_.step(stream, w, call);
+    fail_or(stream, "step", [&] { model_.step(stream, w, call); });
+    if (not_a_number) spoil(stream, call.logits);
+  }
+  void logits_batch(CommandStream& stream, Workspace& w, const std::byte* hidden, std::span<const int64_t> of,
+                    float* logits) override {
+    model_.logits_batch(stream, w, hidden, of, logits);
+  }
+  void set_profile(PhaseTimes* times) override { model_.set_profile(times); }
+
+ private:
+  template <typename Call>
+  void fail_or(CommandStream& stream, const char* what, Call call) {
+    if (fails != what) return call();
+    static_cast<host::HostStream&>(stream).kernel(
+        what, [](const void*) { return error(Code::kInternal, "this kernel is broken"); }, 0);
+  }
+  void spoil(CommandStream& stream, float* logits) {
+    struct To {
+      float* logit;
+      float number;
+    };
+    static_cast<host::HostStream&>(stream).kernel(
+        "spoil",
+        [](const void* payload) {
+          auto* to = static_cast<const To*>(payload);
+          *to->logit = to->number;
+          return ok_status();
+        },
+        To{logits + 17, number});
+  }
+  DeviceModel& model_;
+};
+
+/// Ways that reuse an entry that is all right, by a model that is not.
+class Faults : public Misses {
+ protected:
+  void SetUp() override {
+    if (!testing::exact_rows()) GTEST_SKIP() << "kernels are broken on streams of host code";
+    Misses::SetUp();
+  }
+  /// Runs `plan_` and then a full prefill, in one session.
+  Status run(BrokenModel& model, const MapSet* maps = nullptr, int64_t new_tokens = 1) {
+    auto session = Session::create(*receiver_.backend, model, plan_, {90, 6, new_tokens}, maps);
+    EXPECT_TRUE(session.ok()) << session.status().message();
+    if (!session.ok()) return ok_status();
+    Request request = make_request();
+    request.max_new_tokens = new_tokens;
+    tokens_ = 0;
+    request.on_token = [&](int32_t) { ++tokens_; };
+    auto answer = (*session)->run(request);
+    // The session lives on: a way without the fault answers.
+    request = make_request();
+    request.full_prefill = true;
+    auto full = (*session)->run(request);
+    full_works_ =
+        full.ok() && same_bits({(*session)->first_logits().begin(), (*session)->first_logits().end()}, full_);
+    return answer.status();
+  }
+  /// The fault is the request's: it is told with its op, and no full prefill covers it.
+  void expect_fault(const Status& status, const std::vector<std::string>& parts) {
+    EXPECT_EQ(code_name(status.code()), code_name(Code::kInternal)) << status.message();
+    for (const std::string& part : parts)
+      EXPECT_NE(status.message().find(part), std::string::npos) << status.message() << "\nexpected: " << part;
+    EXPECT_EQ(tokens_, 0);
+    EXPECT_TRUE(full_works_);
+  }
+  int tokens_ = 0;
+  bool full_works_ = false;
+};
+
+TEST_F(Faults, ALayerThatIsBrokenForTheContextAlone) {
+  BrokenModel model(*receiver_.model);
+  model.fails = "layer";
+  model.rows = 90;
+  expect_fault(run(model), {"variant 'v0', op ", "(recompute 2), layer 2: this kernel is broken"});
+}
+
+TEST_F(Faults, ALayerThatIsBrokenForTheSuffixAlone) {
+  BrokenModel model(*receiver_.model);
+  model.fails = "layer";
+  model.rows = 6;
+  expect_fault(run(model), {"variant 'v0', op ", "(suffix 0), layer 0: this kernel is broken"});
+}
+
+TEST_F(Faults, Select) {
+  plan_ = testing::make_select_plan(plan_.shape, 0.25);
+  plan_.sender = sender_.identity;
+  plan_.receiver = receiver_.identity;
+  for (const char* kernel : {"select", "layer_selected"}) {
+    BrokenModel model(*receiver_.model);
+    EXPECT_TRUE(run(model).ok());
+    model.fails = kernel;
+    expect_fault(run(model), {"variant 'v0', op ", ", layer 1: this kernel is broken"});
+  }
+}
+
+TEST_F(Faults, Align) {
+  MapSet maps = testing::make_maps(plan_.shape, 4, [](int64_t, const std::string&, std::vector<float>&) {});
+  testing::set_pair(maps, sender_.identity, receiver_.identity);
+  plan_ =
+      testing::with_aligned_cuts(plan_, MapForm::kDiagonal, MapSide::kReceiver, {"maps", maps.fingerprint()});
+  BrokenModel model(*receiver_.model);
+  EXPECT_TRUE(run(model, &maps).ok());
+  model.fails = "align";
+  expect_fault(run(model, &maps), {"variant 'v0', op ", "(align 2), layer 2: this kernel is broken"});
+}
+
+TEST_F(Faults, AKernelBesideAMissIsNotCoveredByIt) {
+  // The last byte, which is K and V of layer 4: damaged, and known to be only when the kernel has long run.
+  const auto size = static_cast<std::streamoff>(std::filesystem::file_size(file_));
+  std::fstream file(file_, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(size - 1);
+  const char last = static_cast<char>(file.get());
+  file.seekp(size - 1);
+  file.put(static_cast<char>(last ^ 1));
+  file.close();
+  store_ = shape_link(std::move(store_), {400'000, 0});
+  expect_miss(make_request(), Code::kCorrupt, "kv(4)");
+  BrokenModel model(*receiver_.model);
+  model.fails = "layer";
+  model.rows = 90;
+  expect_fault(run(model), {"variant 'v0', op ", "(recompute 2), layer 2: this kernel is broken"});
+}
+
+TEST_F(Faults, AFirstLogitThatIsNoNumberIsAnError) {
+  for (float number : {std::nanf(""), INFINITY, -INFINITY}) {
+    BrokenModel model(*receiver_.model);
+    model.not_a_number = true;
+    model.number = number;
+    auto session = Session::create(*receiver_.backend, model, plan_, {90, 6, 1});
+    ASSERT_TRUE(session.ok());
+    for (bool full : {false, true}) {
+      Request request = make_request();
+      request.full_prefill = full;
+      request.on_token = [](int32_t) { ADD_FAILURE() << "a token was chosen"; };
+      Status status = (*session)->run(request).status();
+      EXPECT_EQ(status.code(), Code::kInternal);
+      for (std::string part :
+           {"token 1 of the answer", "1 of 300", "id 17", full ? "--dtype f32" : "variant 'v0'"})
+        EXPECT_NE(status.message().find(part), std::string::npos) << status.message();
+    }
+  }
+}
+
+TEST_F(Faults, ALaterLogitThatIsNoNumberIsAnErrorToo) {
+  for (bool fails : {false, true}) {
+    BrokenModel model(*receiver_.model);
+    model.after = 3;  // tokens 2 and 3 are right
+    model.not_a_number = !fails;
+    if (fails) model.fails = "step";
+    Status status = run(model, nullptr, 9);
+    EXPECT_EQ(status.code(), Code::kInternal);
+    EXPECT_NE(status.message().find("token 4 of the answer"), std::string::npos) << status.message();
+    EXPECT_EQ(tokens_, 3);
+  }
+}
+
+TEST_F(Misses, ASecondThreadInOneSessionIsRefusedAndHarmsNothing) {
+  auto session = Session::create(*receiver_.backend, *receiver_.model, plan_, {90, 6, 8});
+  ASSERT_TRUE(session.ok());
+  Request request = make_request();
+  request.max_new_tokens = 8;
+  const std::vector<int32_t> alone = (*session)->run(request)->tokens;
+  Status again;  // by the request's own callback
+  std::atomic<bool> go{false}, stop{false};
+  std::atomic<int> refused{0};
+  std::thread second([&] {
+    while (!go) std::this_thread::yield();
+    Request other = make_request();
+    other.full_prefill = true;
+    while (!stop) {
+      Status status = (*session)->run(other).status();
+      if (status.ok()) continue;  // between two requests of the first
+      EXPECT_EQ(status.code(), Code::kInvalidArgument) << status.message();
+      EXPECT_NE(status.message().find("one at a time"), std::string::npos) << status.message();
+      ++refused;
+    }
+  });
+  request.on_token = [&](int32_t) {
+    go = true;
+    again = (*session)->run(make_request()).status();
+    if (refused == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  };
+  auto answer = (*session)->run(request);
+  stop = true;
+  second.join();
+  ASSERT_TRUE(answer.ok()) << answer.status().message();
+  EXPECT_EQ(answer->tokens, alone);
+  EXPECT_EQ(again.code(), Code::kInvalidArgument);
+  EXPECT_GT(refused, 0);
+  EXPECT_TRUE((*session)->run(make_request()).ok()) << "afterwards it is free again";
 }
 
 TEST(Choice, ByLengthLinkAndLoad) {

@@ -75,7 +75,7 @@ Meaning meaning_of(cudaError_t raised) {
       size_t free = 0, total = 0;
       (void)cudaMemGetInfo(&free, &total);
       return {
-          Code::kExhausted,
+          Code::kDeviceMemory,
           fmt::format("{} of {} of device memory are available; end other processes on it, or use a smaller "
                       "model or shorter contexts",
                       format_bytes(static_cast<int64_t>(free)), format_bytes(static_cast<int64_t>(total)))};
@@ -313,7 +313,7 @@ Status Device::check_memory(int64_t bytes, std::string_view what) const {
 
 Status Device::exhausted(int64_t bytes, std::string_view what) const {
   DS_ASSIGN(Memory now, memory());
-  return error(Code::kExhausted, "{}: needs {} of device memory, {} of {} are available on {}", what,
+  return error(Code::kDeviceMemory, "{}: needs {} of device memory, {} of {} are available on {}", what,
                format_bytes(bytes), format_bytes(now.free), format_bytes(now.total), info_.name);
 }
 

@@ -24,7 +24,7 @@ namespace ds::cuda {
 
 /// What a failed call of CUDA's means: "WHAT: NAME (TEXT)" and what to do. No device, a driver that is too
 /// old, and a device that is lost for this process (an illegal address, a hardware fault) are kUnavailable,
-/// too little memory kExhausted; others, which are bugs here, kInternal. Forgets an error that can be
+/// too little memory kDeviceMemory; others, which are bugs here, kInternal. Forgets an error that can be
 /// forgotten.
 Status failure(cudaError_t raised, std::string_view what);
 Status failure(cublasStatus_t raised, std::string_view what);
@@ -135,7 +135,7 @@ class Device {
     int64_t free = 0, total = 0;
   };
   Result<Memory> memory() const;
-  /// kExhausted where `bytes` more are not to be had.
+  /// kDeviceMemory where `bytes` more are not to be had.
   Status check_memory(int64_t bytes, std::string_view what) const;
   Status exhausted(int64_t bytes, std::string_view what) const;
 

@@ -87,7 +87,7 @@ Result<PinnedBuffer> PinnedBuffer::make(std::shared_ptr<Device> device, int64_t 
       return failure(raised, fmt::format("cudaHostAlloc of {} for {}", format_bytes(bytes), what));
     (void)cudaGetLastError();
     return error(
-        Code::kExhausted,
+        Code::kDeviceMemory,
         "{}: needs {} of pinned host memory, no more are available; see the limits of this machine and "
         "of locked memory (ulimit -l)",
         what, format_bytes(bytes));

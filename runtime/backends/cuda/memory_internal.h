@@ -25,7 +25,7 @@ class DeviceBuffer {
   DeviceBuffer& operator=(DeviceBuffer&& other) noexcept;
   ~DeviceBuffer();
 
-  /// kExhausted with needed and available bytes; `what` names it there.
+  /// kDeviceMemory with needed and available bytes; `what` names it there.
   static Result<DeviceBuffer> make(std::shared_ptr<Device> device, int64_t bytes, std::string_view what);
 
   std::byte* data() const { return data_; }

@@ -170,7 +170,10 @@ bool CudaStream::claim() {
 
 void CudaStream::fail(Status status) {
   std::lock_guard lock(status_mutex_);
-  if (status_.ok()) status_ = op_ < 0 ? std::move(status) : status.with_context(fmt::format("op {}", op_));
+  if (status_.ok()) {
+    status_ = std::move(status);
+    status_op_ = op_;
+  }
   skip_.store(true, std::memory_order_relaxed);
 }
 
@@ -254,7 +257,7 @@ void CudaStream::flush_deliveries() {
 Result<std::byte*> CudaStream::stage(int64_t bytes) {
   std::byte* at = arena_.take(bytes);
   if (at == nullptr)
-    return error(Code::kExhausted, "{} bytes of arguments: needs pinned host memory, no more is available",
+    return error(Code::kDeviceMemory, "{} bytes of arguments: needs pinned host memory, no more is available",
                  bytes);
   return at;
 }
@@ -316,6 +319,7 @@ Status CudaStream::synchronize() {
   arena_.reset();
   std::lock_guard lock(status_mutex_);
   skip_.store(false, std::memory_order_relaxed);
+  failed_op_ = std::exchange(status_op_, -1);
   Status first = std::exchange(status_, Status());
   return first.ok() ? ran : first;
 }

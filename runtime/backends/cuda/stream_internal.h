@@ -77,6 +77,7 @@ class CudaStream final : public CommandStream {
   void record(Event& event) override;
   void host(HostTask task) override;
   void begin_op(int64_t op) override { op_ = op; }
+  int64_t failed_op() const override { return failed_op_; }
   void copy(std::byte* to, const std::byte* from, int64_t bytes) override;
   void cancel() override { skip_.store(true, std::memory_order_relaxed); }
   Status synchronize() override;
@@ -125,7 +126,7 @@ class CudaStream final : public CommandStream {
 
   std::shared_ptr<Device> device_;
   StreamKind kind_;
-  int64_t capacity_, enqueued_ = 0, op_ = -1;
+  int64_t capacity_, enqueued_ = 0, op_ = -1, failed_op_ = -1;
   cudaStream_t stream_ = nullptr;
   StagingArena arena_;
   // Their addresses must not change while the stream runs; they are used again after synchronize().
@@ -138,6 +139,7 @@ class CudaStream final : public CommandStream {
   std::atomic<bool> skip_{false};
   std::mutex status_mutex_;
   Status status_;
+  int64_t status_op_ = -1;
 };
 
 }  // namespace ds::cuda

@@ -53,12 +53,16 @@ Status HostStream::synchronize() {
     completed_.wait(at, std::memory_order_acquire);
   std::lock_guard lock(status_mutex_);
   skip_.store(false, std::memory_order_relaxed);
+  failed_op_ = std::exchange(status_op_, -1);
   return std::exchange(status_, Status());
 }
 
-void HostStream::fail(Status status) {
+void HostStream::fail(Status status, int64_t op) {
   std::lock_guard lock(status_mutex_);
-  if (status_.ok()) status_ = std::move(status);
+  if (status_.ok()) {
+    status_ = std::move(status);
+    status_op_ = op;
+  }
   skip_.store(true, std::memory_order_relaxed);
 }
 
@@ -104,7 +108,8 @@ void HostStream::run(int threads) {
     switch (command.kind) {
       case Kind::kKernel:
         if (!skip)
-          if (Status status = command.call(command.payload); !status.ok()) fail(std::move(status));
+          if (Status status = command.call(command.payload); !status.ok())
+            fail(std::move(status), command.op);
         break;
       case Kind::kHost: {
         HostTask task;

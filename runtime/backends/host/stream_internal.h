@@ -29,7 +29,7 @@ class HostEvent : public Event {
   int64_t time_ns() const override { return time_ns_; }
 
   virtual void complete();
-  virtual void block() const;  // until complete()
+  void block() const override;  // until complete()
 
  private:
   std::atomic<uint32_t> done_{0};  // 32 bits: waited on as a futex
@@ -51,6 +51,8 @@ class HostStream final : public CommandStream {
   void record(Event& event) override;
   void host(HostTask task) override;
   void copy(std::byte* to, const std::byte* from, int64_t bytes) override;
+  void begin_op(int64_t op) override { op_ = op; }
+  int64_t failed_op() const override { return failed_op_; }
   void cancel() override { skip_.store(true, std::memory_order_relaxed); }
   Status synchronize() override;
 
@@ -61,8 +63,8 @@ class HostStream final : public CommandStream {
     push(Kind::kKernel, call, payload);
   }
   /// Keeps the first failure for synchronize(); work after it is skipped, events still complete, so that no
-  /// other stream hangs.
-  void fail(Status status);
+  /// other stream hangs. On the thread that enqueues; the op is the one that was begun last.
+  void fail(Status status) { fail(std::move(status), op_); }
 
  private:
   enum class Kind : uint8_t { kKernel, kHost, kCopy, kWait, kRecord, kStop };
@@ -73,6 +75,7 @@ class HostStream final : public CommandStream {
   };
   struct Command {
     Kind kind = Kind::kStop;
+    int64_t op = -1;
     CommandCall call = nullptr;
     alignas(8) std::byte payload[kPayload];
   };
@@ -83,10 +86,12 @@ class HostStream final : public CommandStream {
     Command* slot = claim();
     if (slot == nullptr) return;
     slot->kind = kind;
+    slot->op = op_;
     slot->call = call;
     std::memcpy(slot->payload, &payload, sizeof(P));
     publish();
   }
+  void fail(Status status, int64_t op);
   Command* claim();
   void publish();
   void take_next_core();
@@ -95,6 +100,8 @@ class HostStream final : public CommandStream {
 
   StreamKind kind_;
   int64_t capacity_;
+  int64_t op_ = -1;         // that was begun last
+  int64_t failed_op_ = -1;  // of what synchronize() has returned last
   std::vector<int> cores_;  // to take in turn; empty: wherever the system likes
   size_t core_ = 0;
   std::vector<Command> ring_;                      // capacity and one for kStop
@@ -104,6 +111,7 @@ class HostStream final : public CommandStream {
   std::atomic<bool> skip_{false};  // after a failure or cancel(), until synchronize()
   std::mutex status_mutex_;
   Status status_;
+  int64_t status_op_ = -1;
   std::thread thread_;
 };
 
