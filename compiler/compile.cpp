@@ -579,10 +579,10 @@ Status read_maps(const std::string& path, const Shape& shape, CompileInputs& in)
   DS_ASSIGN(MapSet maps, MapSet::read(path));
   DS_TRY(maps.check_pair(path, in.pair.sender.fingerprint, in.pair.receiver.fingerprint, shape.layers,
                          shape.d_model));
-  DS_ASSIGN(MappedFile bytes, MappedFile::open(path));
+  DS_ASSIGN(std::string bytes, read_text_file(path, INT64_MAX));
   in.maps_identity = {base_name(path), maps.fingerprint()};
   in.maps = std::move(maps);
-  in.files.push_back({"maps", in.maps_identity.name, sha256_hex(bytes.bytes())});
+  in.files.push_back({"maps", in.maps_identity.name, sha256_hex(bytes)});
   return ok_status();
 }
 
@@ -596,7 +596,7 @@ Result<CompileOutput> run(const CompileInputs& inputs, const CompileOptions& opt
 
 Result<CompileInputs> read_inputs(const CompileFiles& files, bool plain_without_maps) {
   CompileInputs in;
-  DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver));
+  DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver, files.identify));
   in.files.push_back({"sender", base_name(files.sender), in.pair.sender.fingerprint});
   in.files.push_back({"receiver", base_name(files.receiver), in.pair.receiver.fingerprint});
   const Shape shape = in.pair.config.shape();

@@ -26,9 +26,10 @@ inline void add_backend_flags(CLI::App& app, BackendFlags& o) {
       ->capture_default_str()
       ->check(CLI::Range(0, 1023));
   app.add_option("--threads", o.threads, "of the cpu backend; 0: all cores")->capture_default_str();
-  app.add_option("--fallback", o.fallback,
-                 "cpu: where the device is not there, has too little memory or is lost, run all on the CPU "
-                 "instead;\nnone: end with its error")
+  app.add_option(
+         "--fallback", o.fallback,
+         "cpu: where the device is not there, has too little memory or is lost before anything of the "
+         "result has been shown, run all on the CPU instead;\nnone: end with its error")
       ->capture_default_str()
       ->check(CLI::IsMember({"none", "cpu"}));
   app.add_flag("--check-kernels", o.check_kernels,
@@ -49,8 +50,7 @@ inline std::string default_cache_folder() {
 
 /// Whether `status` is one that --fallback is for; says so on stderr.
 inline bool falls_back(const BackendFlags& flags, const Status& status) {
-  const bool device = status.code() == Code::kUnavailable || status.code() == Code::kExhausted;
-  if (!device || flags.fallback != "cpu" || flags.name == "cpu") return false;
+  if (!is_device_failure(status.code()) || flags.fallback != "cpu" || flags.name == "cpu") return false;
   fmt::print(stderr, "on the CPU instead: {}\n", status.message());
   return true;
 }
@@ -69,13 +69,21 @@ inline Result<std::shared_ptr<Backend>> open_backend(const BackendFlags& flags) 
 }
 
 /// Runs `body`; and once more on the CPU where it failed for want of the device and --fallback allows it.
+/// `body` sets `shown` once it has shown part of its result: that cannot be taken back, and what another
+/// backend would go on with may differ.
 inline Status with_fallback(const BackendFlags& flags,
-                            const std::function<Status(const BackendFlags&)>& body) {
-  Status status = body(flags);
+                            const std::function<Status(const BackendFlags&, bool& shown)>& body) {
+  bool shown = false;
+  Status status = body(flags, shown);
+  if (shown && is_device_failure(status.code()) && flags.fallback == "cpu")
+    return Status(status.code(),
+                  status.message() +
+                      "; part of the answer has been shown, so the CPU does not begin it again "
+                      "(--fallback is for what fails before)");
   if (!falls_back(flags, status)) return status;
   BackendFlags cpu = flags;
   cpu.name = "cpu";
-  return body(cpu);
+  return body(cpu, shown);
 }
 
 }  // namespace ds

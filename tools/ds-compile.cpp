@@ -1,6 +1,7 @@
 // ds-compile: two model folders of one architecture and what is wanted -> a plan file.
 #include "compiler/compile.h"
 #include "support/file.h"
+#include "tools/model_input.h"
 #include "tools/tool.h"
 
 int main(int argc, char** argv) {
@@ -116,6 +117,13 @@ int main(int argc, char** argv) {
       ->type_name("PHASE");
   app.add_option("-o,--output", output, "Where to write; - is standard output (the default for text)")
       ->type_name("FILE");
+  WeightCacheOptions cache;
+  add_weight_cache_options(app, cache);
+  files.identify = [&](const Checkpoint& checkpoint) -> Result<ModelIdentity> {
+    DS_ASSIGN(Verified verified,
+              verify_weights(checkpoint, weight_cache_folder(cache.where, checkpoint), cache));
+    return std::move(verified.identity);
+  };
   return run_tool(app, argc, argv, [&]() -> Status {
     if (output.empty()) {
       if (o.emit == "flatbuffer")

@@ -76,7 +76,11 @@ int main(int argc, char** argv) {
   app.add_option("--model", model_dir, "the sender: a Hugging Face folder")->required();
   app.add_option("--context", context, "text file with the shared context");
   app.add_option("--context-ids", context_ids, "JSON list of token ids instead");
-  app.add_option("--store", store_url, "where to put the entry: file:PATH")->required();
+  app.add_option(
+         "--store", store_url,
+         "where to put the entry: file:PATH, a folder (made for you alone, mode 0700, where it is missing; "
+         "entries have 0600: they can be read back into the context's text)")
+      ->required();
   app.add_option("--plan", plans, "plan whose cuts are published; may be given several times")->required();
   app.add_option(
       "--maps", maps,
@@ -93,7 +97,7 @@ int main(int argc, char** argv) {
       "--dtype f32\n"
       "  ds-publish --model S/ --context report.txt --store file:cache --plan aligned.dsplan --maps "
       "maps.safetensors");
-  auto run = [&](const BackendFlags& where) -> Status {
+  auto run = [&](const BackendFlags& where, bool&) -> Status {  // shows nothing before all is done
     if (context.empty() == context_ids.empty()) {
       return error(Code::kInvalidArgument, "give the context once: --context FILE or --context-ids FILE");
     }

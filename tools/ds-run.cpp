@@ -260,7 +260,7 @@ RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan
   return record;
 }
 
-Status run(const Options& o, const BackendFlags& on) {
+Status run(const Options& o, const BackendFlags& on, bool& shown) {
   DS_TRY(check(o));
   double rate = 0;
   if (!o.link_rate.empty()) {
@@ -334,6 +334,7 @@ Status run(const Options& o, const BackendFlags& on) {
     request.on_token = [&](int32_t token) {
       auto text = decoder->push(token);
       if (text.ok()) fmt::print("{}", *text);
+      shown = shown || (text.ok() && !text->empty());
       std::fflush(stdout);
     };
   }
@@ -495,6 +496,7 @@ int main(int argc, char** argv) {
       "         --gate-false-alarms 0.5% --gate-window requests.json --context report.txt --prompt 'Who "
       "signed "
       "it?'");
-  return run_tool(app, argc, argv,
-                  [&] { return with_fallback(o.on, [&](const BackendFlags& on) { return run(o, on); }); });
+  return run_tool(app, argc, argv, [&] {
+    return with_fallback(o.on, [&](auto& on, bool& shown) { return run(o, on, shown); });
+  });
 }

@@ -57,6 +57,15 @@ inline std::string weight_cache_folder(const std::string& where, const Checkpoin
   return checkpoint.weight_bytes() >= kLeastBytes ? default_cache_folder() : "";
 }
 
+/// The identity of a checkpoint, remembered in `folder` (empty: nowhere), with a progress bar.
+inline Result<Verified> verify_weights(const Checkpoint& checkpoint, const std::string& folder,
+                                       const WeightCacheOptions& cache) {
+  ProgressBar bar("checking " + checkpoint.name());
+  VerifyOptions options{folder, cache.verify, {}};
+  if (!cache.quiet) options.progress = [&](int64_t done, int64_t total) { bar.update(done, total); };
+  return verify_checkpoint(checkpoint, options);
+}
+
 /// `shared`: the backend of a model that runs beside this one, instead of one of its own.
 inline Result<LoadedModel> load_model(const std::string& folder, const BackendFlags& on,
                                       const std::string& dtype, const WeightCacheOptions& cache,
@@ -68,17 +77,10 @@ inline Result<LoadedModel> load_model(const std::string& folder, const BackendFl
   DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder));
   loaded.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
   LoadOptions options;
-  using Progress = std::function<void(int64_t, int64_t)>;
   options.weight_cache = weight_cache_folder(cache.where, *loaded.checkpoint);
-  {
-    ProgressBar bar("checking " + loaded.checkpoint->name());
-    auto progress = [&](int64_t done, int64_t total) { bar.update(done, total); };
-    DS_ASSIGN(Verified verified,
-              verify_checkpoint(*loaded.checkpoint, {options.weight_cache, cache.verify,
-                                                     cache.quiet ? Progress() : Progress(progress)}));
-    loaded.identity = std::move(verified.identity);
-    loaded.weights_remembered = verified.remembered;
-  }
+  DS_ASSIGN(Verified verified, verify_weights(*loaded.checkpoint, options.weight_cache, cache));
+  loaded.identity = std::move(verified.identity);
+  loaded.weights_remembered = verified.remembered;
   if (access((folder + "/tokenizer.json").c_str(), F_OK) == 0) {
     DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(folder));
     loaded.tokenizer = std::move(tokenizer);

@@ -1,17 +1,16 @@
 #include "compiler/inputs/models.h"
 
-#include "runtime/model/checkpoint.h"
-
 namespace ds {
 
-Result<ModelPair> read_pair(const std::string& sender, const std::string& receiver) {
+Result<ModelPair> read_pair(const std::string& sender, const std::string& receiver,
+                            const Identify& identify) {
   ModelPair pair;
   DS_ASSIGN(ModelConfig sender_config, ModelConfig::read(sender));
   DS_ASSIGN(pair.config, ModelConfig::read(receiver));
   DS_TRY(check_same_architecture(sender_config, pair.config, sender, receiver));
-  auto identity = [](const std::string& folder) -> Result<ModelIdentity> {
+  auto identity = [&](const std::string& folder) -> Result<ModelIdentity> {
     DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder));
-    return checkpoint.identity();
+    return identify ? identify(checkpoint) : checkpoint.identity();
   };
   DS_ASSIGN(pair.receiver, identity(receiver));
   if (sender == receiver) {

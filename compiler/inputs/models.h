@@ -1,9 +1,11 @@
 // The two model folders, read and cross-checked.
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "plans/plan.h"
+#include "runtime/model/checkpoint.h"
 #include "runtime/model/config.h"
 #include "support/status.h"
 
@@ -14,8 +16,12 @@ struct ModelPair {
   ModelIdentity sender, receiver;
 };
 
-/// Reads both folders and the fingerprints of their weights. kMismatch where the architectures differ: one
-/// line for each differing field, with both values.
-Result<ModelPair> read_pair(const std::string& sender, const std::string& receiver);
+/// How the identity of an opened model is found.
+using Identify = std::function<Result<ModelIdentity>(const Checkpoint&)>;
+
+/// Reads both folders and the fingerprints of their weights: by `identify`, else by reading all weights.
+/// kMismatch where the architectures differ: one line for each differing field, with both values.
+Result<ModelPair> read_pair(const std::string& sender, const std::string& receiver,
+                            const Identify& identify = {});
 
 }  // namespace ds

@@ -13,6 +13,10 @@ namespace {
 
 constexpr const char* kModule = "droidspeak_cuda.so";
 constexpr const char* kModuleVariable = "DROIDSPEAK_CUDA_MODULE";
+// From a program's folder to that of libraries, as this build installs them; then as others do: an installed
+// tree may have been moved, and a program of somebody else's may lie in another one.
+constexpr const char* kLibraryFolders[] = {DS_LIBDIR_FROM_BIN, "../lib", "../lib64",
+                                           "../lib/" DS_LIBRARY_ARCHITECTURE};
 
 /// Where the module may be, in the order of looking.
 std::vector<std::string> module_places() {
@@ -28,7 +32,8 @@ std::vector<std::string> module_places() {
   for (const fs::path& file : from) {
     if (file.empty()) continue;
     places.push_back(file.parent_path() / kModule);
-    places.push_back(file.parent_path() / "../lib/droidspeak" / kModule);
+    for (const char* folder : kLibraryFolders)
+      places.push_back(file.parent_path() / folder / "droidspeak" / kModule);
   }
   return places;
 }
@@ -48,11 +53,12 @@ Result<const BackendModule*> open_module() {
     if (path.empty() && access(place.c_str(), R_OK) == 0) path = place;
   if (path.empty()) {
     const char* given = std::getenv(kModuleVariable);
-    return error(Code::kUnavailable, "the cuda backend is not there: {}; {}",
-                 given != nullptr && *given != '\0'
-                     ? fmt::format("${} names '{}', which cannot be read", kModuleVariable, given)
-                     : fmt::format("no {} beside this program nor in ../lib/droidspeak", kModule),
-                 "build it with the CUDA toolkit (./dev build cuda), or use --backend cpu");
+    return error(
+        Code::kUnavailable, "the cuda backend is not there: {}; {}",
+        given != nullptr && *given != '\0'
+            ? fmt::format("${} names '{}', which cannot be read", kModuleVariable, given)
+            : fmt::format("no {} beside this program nor in {}/droidspeak", kModule, DS_LIBDIR_FROM_BIN),
+        "build it with the CUDA toolkit (./dev build cuda), or use --backend cpu");
   }
   void* module = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (module == nullptr) {

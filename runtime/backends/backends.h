@@ -21,9 +21,10 @@ struct CudaOptions {
   bool graphs = true;          // steps of decoding as CUDA graphs
   bool check_kernels = false;  // wait for every kernel, so that a failure names it; slow
 };
-/// From the module droidspeak_cuda.so, which is opened now: beside this program or library, in
-/// ../lib/droidspeak from there, or where $DROIDSPEAK_CUDA_MODULE says. kUnavailable: no module, none of
-/// CUDA's libraries, no driver or one that is too old, no such device; says which.
+/// From the module droidspeak_cuda.so, which is opened now: beside this program or library, in the folder
+/// droidspeak of the libraries' folder next to theirs (../lib, ../lib64, ../lib/x86_64-linux-gnu, or as this
+/// build installs them), or where $DROIDSPEAK_CUDA_MODULE says. kUnavailable: no module, none of CUDA's
+/// libraries, no driver or one that is too old, no such device; says which.
 Result<std::unique_ptr<Backend>> make_cuda_backend(const CudaOptions& options = {});
 
 struct BackendOptions {
