@@ -287,13 +287,9 @@ Status run(const Options& o, const BackendFlags& on, bool& shown) {
     DS_ASSIGN(gate, set_up_gate(o, *plan));
   }
   DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, on, o.dtype, o.cache));
-  DS_ASSIGN(std::vector<int32_t> context, context_tokens(loaded, o.context, o.context_ids));
-  std::vector<int32_t> prompt;
-  if (!o.prompt_ids.empty()) {
-    DS_ASSIGN(prompt, read_ids(o.prompt_ids));
-  } else {
-    DS_ASSIGN(prompt, encode(loaded, o.prompt, context.empty()));
-  }
+  DS_ASSIGN(const JoinedText joined,
+            read_request(loaded, {o.context, o.context_ids, o.prompt, o.prompt_ids}));
+  const std::span<const int32_t> context = joined.context(), prompt = joined.suffix();
   bool full = !plan || o.mode == "full-prefill";
   if (!plan) {
     plan = full_prefill_plan(loaded.identity, loaded.model->config().shape(),
@@ -318,6 +314,7 @@ Status run(const Options& o, const BackendFlags& on, bool& shown) {
   bool stream_text = decoder && !o.json;
   Request request;
   request.context = context;
+  request.entry = joined.entry;
   request.suffix = prompt;
   request.store = store.get();
   request.receiver = &loaded.identity;
@@ -389,7 +386,8 @@ Status run(const Options& o, const BackendFlags& on, bool& shown) {
     out["load_s"] = loaded.load_seconds;
     out["weight_cache"] = weight_cache_status_name(loaded.report.weight_cache);
     out["context_tokens"] = n;
-    out["prompt_token_ids"] = prompt;
+    out["entry_tokens"] = joined.entry.size();
+    out["prompt_token_ids"] = std::vector(prompt.begin(), prompt.end());
     out["output_token_ids"] = answer.tokens;
     if (loaded.tokenizer) {
       DS_ASSIGN(std::string text, loaded.tokenizer->decode(answer.tokens, true));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/model/checkpoint.h"
+#include "runtime/model/joined_text.h"
 #include "runtime/model/tokenizer.h"
 #include "runtime/model/verified.h"
 #include "support/json.h"
@@ -137,18 +138,16 @@ inline Result<std::vector<int32_t>> read_ids(const std::string& path) {
   return ids;
 }
 
-inline Result<std::vector<int32_t>> encode(const LoadedModel& model, const std::string& text,
-                                           bool add_special) {
-  if (!model.tokenizer) {
-    return error(Code::kNotFound,
-                 "'{}' has no tokenizer.json to read text with; give token ids (--context-ids, --prompt-ids)",
-                 model.identity.name);
-  }
-  return model.tokenizer->encode(text, add_special);
+/// kNotFound: the model's folder has none.
+inline Result<const Tokenizer*> tokenizer_of(const LoadedModel& model) {
+  if (model.tokenizer) return &*model.tokenizer;
+  return error(Code::kNotFound,
+               "'{}' has no tokenizer.json to read text with; give token ids (--context-ids, --prompt-ids)",
+               model.identity.name);
 }
 
-/// Context tokens from --context FILE (text, with the template's BOS) or --context-ids FILE; empty when
-/// neither is given.
+/// Context tokens from --context FILE (text, by text_ids()) or --context-ids FILE; empty when neither is
+/// given.
 inline Result<std::vector<int32_t>> context_tokens(const LoadedModel& model, const std::string& text_file,
                                                    const std::string& ids_file) {
   if (!text_file.empty() && !ids_file.empty()) {
@@ -157,9 +156,43 @@ inline Result<std::vector<int32_t>> context_tokens(const LoadedModel& model, con
   if (!ids_file.empty()) return read_ids(ids_file);
   if (text_file.empty()) return std::vector<int32_t>{};
   DS_ASSIGN(std::string text, read_text_file(text_file));
-  auto ids = encode(model, text, true);
+  DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(model));
+  auto ids = text_ids(*tokenizer, text);
   if (!ids.ok()) return ids.status().with_context(text_file);
   return ids;
+}
+
+/// Where a request's context and prompt stand: each as text or as ids.
+struct RequestInput {
+  std::string context, context_ids;  // files; neither: no context
+  std::string prompt;                // the text itself
+  std::string prompt_ids;            // a file
+};
+
+/// A request's tokens. Where context and prompt are both text they are read as one; ids are taken as they
+/// are, and a prompt's text behind a context of ids is read by itself.
+inline Result<JoinedText> read_request(const LoadedModel& model, const RequestInput& input) {
+  if (input.prompt_ids.empty() && input.context_ids.empty()) {
+    DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(model));
+    std::string context;
+    if (!input.context.empty()) {
+      DS_ASSIGN(context, read_text_file(input.context));
+    }
+    return join_text(*tokenizer, context, input.prompt);
+  }
+  JoinedText joined;
+  DS_ASSIGN(joined.entry, context_tokens(model, input.context, input.context_ids));
+  joined.ids = joined.entry;
+  joined.shared = static_cast<int64_t>(joined.entry.size());
+  std::vector<int32_t> prompt;
+  if (!input.prompt_ids.empty()) {
+    DS_ASSIGN(prompt, read_ids(input.prompt_ids));
+  } else {
+    DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(model));
+    DS_ASSIGN(prompt, text_ids(*tokenizer, input.prompt, joined.entry.empty()));
+  }
+  joined.ids.insert(joined.ids.end(), prompt.begin(), prompt.end());
+  return joined;
 }
 
 }  // namespace ds

@@ -249,6 +249,13 @@ Status Session::check(const Request& request) const {
   }
   if (request.max_new_tokens < 1)
     return error(Code::kInvalidArgument, "at least one new token must be asked for");
+  if (!request.entry.empty() &&
+      (request.entry.size() < request.context.size() ||
+       !std::equal(request.context.begin(), request.context.end(), request.entry.begin()))) {
+    return error(Code::kInvalidArgument,
+                 "the request's {} context tokens are not the first of the {} tokens of its entry",
+                 request.context.size(), request.entry.size());
+  }
   for (auto part : {request.context, request.suffix}) {
     for (size_t i = 0; i < part.size(); ++i) {
       if (part[i] < 0 || part[i] >= plan_.shape.vocab) {
@@ -460,9 +467,11 @@ Result<Answer> Session::answer(const Request& request) {
                    plan_.receiver.name, plan_.receiver.fingerprint, request.receiver->name,
                    request.receiver->fingerprint);
     } else {
-      EntryIdentity identity{plan_.sender.fingerprint, hash_tokens(request.context), request.salt, n,
-                             model_.dtype()};
+      const std::span<const int32_t> published = request.entry.empty() ? request.context : request.entry;
+      EntryIdentity identity{plan_.sender.fingerprint, hash_tokens(published), request.salt,
+                             static_cast<int64_t>(published.size()), model_.dtype()};
       auto entry = EntryReader::open(*request.store, identity, plan_.shape);
+      if (entry.ok()) entry->end_at(n);
       answer.lookup_ns = now_ns() - start;
       miss = entry.status();
       if (entry.ok()) {

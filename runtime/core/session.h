@@ -30,8 +30,11 @@ struct SessionLimits {
 
 struct Request {
   std::span<const int32_t> context;  // n >= 0 tokens
-  std::span<const int32_t> suffix;   // m >= 1 tokens
-  Store* store = nullptr;            // where the sender's entry may be; nullptr: do not reuse (kUnused)
+  /// What the sender's entry was published for, where that is more than `context`, its beginning: an entry
+  /// serves every request that begins as it does (JoinedText). Empty: `context`.
+  std::span<const int32_t> entry;
+  std::span<const int32_t> suffix;  // m >= 1 tokens
+  Store* store = nullptr;           // where the sender's entry may be; nullptr: do not reuse (kUnused)
   const ModelIdentity* receiver =
       nullptr;       // who answers; a plan for another receiver is a miss. nullptr: not checked
   std::string salt;  // tenant salt of the entry

@@ -337,12 +337,15 @@ Result<Tokenizer> Tokenizer::load(const std::string& folder) {
   return Tokenizer(std::move(impl));
 }
 
-Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special) const {
+Status check_utf8(std::string_view text) {
   size_t valid = unicode::valid_utf8_prefix(text);
-  if (valid != text.size()) {
-    return error(Code::kInvalidArgument, "the text is not UTF-8: byte {} of {} is 0x{:02X}; convert it first",
-                 valid, text.size(), static_cast<unsigned char>(text[valid]));
-  }
+  if (valid == text.size()) return ok_status();
+  return error(Code::kInvalidArgument, "the text is not UTF-8: byte {} of {} is 0x{:02X}; convert it first",
+               valid, text.size(), static_cast<unsigned char>(text[valid]));
+}
+
+Result<std::vector<int32_t>> Tokenizer::encode(std::string_view text, bool add_special) const {
+  DS_TRY(check_utf8(text));
   if (text.size() > INT32_MAX / 4) {
     return error(Code::kInvalidArgument, "the text has {} bytes; the most are {}", text.size(),
                  INT32_MAX / 4);
@@ -375,6 +378,12 @@ Result<std::string> Tokenizer::decode(std::span<const int32_t> ids, bool skip_sp
   for (int32_t id : ids) DS_TRY(impl_->feed(run, id, skip_special, out));
   DS_TRY(run.finish(out));
   return out;
+}
+
+std::span<const int32_t> Tokenizer::prefix() const {
+  const std::vector<int32_t>& pieces = impl_->pieces;
+  const auto text = std::find(pieces.begin(), pieces.end(), Impl::kText);
+  return std::span(pieces).first(static_cast<size_t>(text - pieces.begin()));
 }
 
 int64_t Tokenizer::vocab_size() const {

@@ -13,6 +13,9 @@
 
 namespace ds {
 
+/// kInvalidArgument with the place of the first byte that is not.
+Status check_utf8(std::string_view text);
+
 /// Safe to use from several threads at once.
 class Tokenizer {
  public:
@@ -36,6 +39,9 @@ class Tokenizer {
   /// Ids to text; ids outside the vocabulary are kInvalidArgument. Broken UTF-8 becomes U+FFFD, as in the
   /// package.
   Result<std::string> decode(std::span<const int32_t> ids, bool skip_special) const;
+
+  /// What the template puts before a text when `add_special` is set: BOS, nothing, rarely more.
+  std::span<const int32_t> prefix() const;
 
   int64_t vocab_size() const;  // number of tokens, with added tokens; ids may have gaps
   /// Ids of tokens by content ("<s>"), -1: none.

@@ -492,6 +492,14 @@ Status EntryReader::read_rows(Cursor& cursor, TensorKind kind, int32_t layer, in
   std::span<std::byte> target(out, static_cast<size_t>(rows * row));
   if (Status s = object_->read_by_parts(tensor->offset + first * row, target, std::ref(arrived)); !s.ok())
     return s.with_context(where_);
+  if (first + rows == end_row_ && whole) {
+    std::array<std::byte, 32 << 10> unused;
+    while (at < block_end) {
+      auto rest = std::span(unused).first(std::min(unused.size(), static_cast<size_t>(block_end - at)));
+      if (Status s = object_->read_by_parts(tensor->offset + at, rest, std::ref(arrived)); !s.ok())
+        return s.with_context(where_);
+    }
+  }
   if (whole) cursor.open_ = tensor;
   cursor.open_at_ = at;
   return ok_status();

@@ -116,6 +116,9 @@ class EntryReader {
                    const std::function<Status()>& go_on = {}, std::string_view map = {}) {
     return read_rows(cursor_, kind, layer, first, rows, out, go_on, map);
   }
+  /// Only the first `rows` rows of the tensors will be read: where that is inside a block of checksums, a
+  /// read that ends there goes on to the block's end, so that these rows are verified as well.
+  void end_at(int64_t rows) { end_row_ = rows; }
   class Cursor;
   Status read_rows(Cursor& cursor, TensorKind kind, int32_t layer, int64_t first, int64_t rows,
                    std::byte* out, const std::function<Status()>& go_on = {}, std::string_view map = {});
@@ -135,6 +138,7 @@ class EntryReader {
   std::string where_;  // for messages
   EntryHeader header_;
   Cursor cursor_;
+  int64_t end_row_ = 0;     // end_at(); 0: the tensors' own ends
   int64_t bytes_read_ = 0;  // added to atomically
 };
 

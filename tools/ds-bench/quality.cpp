@@ -90,7 +90,7 @@ bool has_aligned(const Quality& q) {
 
 /// What is asked about which context.
 struct Asked {
-  std::vector<int32_t> context, prompt;
+  JoinedText tokens;
   std::string text;  // for people
 };
 
@@ -148,16 +148,11 @@ class QualityBench {
 
   Result<Asked> ask_by_hand() const {
     Asked asked;
-    DS_ASSIGN(asked.context, context_tokens(receiver_, o_.context, o_.context_ids));
-    if (asked.context.empty())
+    DS_ASSIGN(asked.tokens, read_request(receiver_, {o_.context, o_.context_ids, o_.prompt, o_.prompt_ids}));
+    if (asked.tokens.shared == 0)
       return error(Code::kInvalidArgument, "'{}' has no tokens: there is nothing to reuse",
                    o_.context.empty() ? o_.context_ids : o_.context);
-    if (o_.prompt_ids.empty()) {
-      DS_ASSIGN(asked.prompt, encode(receiver_, o_.prompt, false));
-    } else {
-      DS_ASSIGN(asked.prompt, read_ids(o_.prompt_ids));
-    }
-    if (asked.prompt.empty())
+    if (asked.tokens.suffix().empty())
       return error(Code::kInvalidArgument, "the prompt has no tokens; expected at least one");
     asked.text = o_.context.empty() ? o_.context_ids : o_.context;
     return asked;
@@ -179,20 +174,20 @@ class QualityBench {
       DS_ASSIGN(Prompt text, render(*prompt, item));
       if (!seen.insert(text.context).second) continue;
       Asked asked;
-      DS_ASSIGN(asked.context, encode(receiver_, text.context, true));
-      DS_ASSIGN(asked.prompt, encode(receiver_, text.suffix, false));
+      DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(receiver_));
+      DS_ASSIGN(asked.tokens, join_text(*tokenizer, text.context, text.suffix));
       asked.text = item.where;
       all.push_back(std::move(asked));
     }
     auto middle = all.begin() + static_cast<ptrdiff_t>(all.size() / 2);
     std::nth_element(all.begin(), middle, all.end(),
-                     [](const Asked& a, const Asked& b) { return a.context.size() < b.context.size(); });
+                     [](const Asked& a, const Asked& b) { return a.tokens.shared < b.tokens.shared; });
     return std::move(*middle);
   }
 
   const MapSet* maps() const { return inputs_.maps ? &*inputs_.maps : nullptr; }
-  int64_t n() const { return static_cast<int64_t>(asked_.context.size()); }
-  int64_t m() const { return static_cast<int64_t>(asked_.prompt.size()); }
+  int64_t n() const { return asked_.tokens.shared; }
+  int64_t m() const { return static_cast<int64_t>(asked_.tokens.suffix().size()); }
 
   Result<Plan> compile_way(const Wanted& wanted, int64_t rate) const {
     CompileInputs inputs = inputs_;
@@ -248,8 +243,8 @@ class QualityBench {
     std::vector<const Plan*> all;
     for (const std::vector<Plan>& plans : plans_)
       for (const Plan& plan : plans) all.push_back(&plan);
-    DS_ASSIGN(Published entry, publish(*sender.backend, *sender.model, inputs_.pair.sender, asked_.context,
-                                       *store, {.cuts = cuts_of(all), .maps = maps()}));
+    DS_ASSIGN(Published entry, publish(*sender.backend, *sender.model, inputs_.pair.sender,
+                                       asked_.tokens.entry, *store, {.cuts = cuts_of(all), .maps = maps()}));
     entry_bytes_ = entry.entry_bytes;
     return ok_status();
   }
@@ -271,8 +266,9 @@ class QualityBench {
         contenders.push_back(std::move(c));
       }
       Request request;
-      request.context = asked_.context;
-      request.suffix = asked_.prompt;
+      request.context = asked_.tokens.context();
+      request.entry = asked_.tokens.entry;
+      request.suffix = asked_.tokens.suffix();
       request.store = store.get();
       request.receiver = &receiver_.identity;
       request.link_rate = rates_[r];

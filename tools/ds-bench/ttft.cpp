@@ -68,8 +68,8 @@ Status bench_ttft(const TtftOptions& o) {
   ways[0].plan = ways.size() > 1
                      ? ways[1].plan
                      : full_prefill_plan(loaded.identity, loaded.model->config().shape(), o.dtype);
-  DS_ASSIGN(std::vector<int32_t> context, context_tokens(loaded, o.context, o.context_ids));
-  DS_ASSIGN(std::vector<int32_t> prompt, encode(loaded, o.prompt, context.empty()));
+  DS_ASSIGN(const JoinedText joined, read_request(loaded, {o.context, o.context_ids, o.prompt, ""}));
+  const std::span<const int32_t> context = joined.context(), prompt = joined.suffix();
   auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
   std::vector<Contender> contenders;
   for (NamedPlan& way : ways) {
@@ -81,6 +81,7 @@ Status bench_ttft(const TtftOptions& o) {
   }
   Request request;
   request.context = context;
+  request.entry = joined.entry;
   request.suffix = prompt;
   request.store = store.get();
   request.receiver = &loaded.identity;
