@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "profiler/aggregate.h"
+#include "runtime/model/joined_text.h"
 #include "support/file.h"
 #include "support/hash.h"
 #include "support/json.h"
@@ -101,17 +102,50 @@ std::vector<std::string> differences(const nlohmann::json& a, const nlohmann::js
   return found;
 }
 
-Result<std::vector<int32_t>> encode_context(const std::string& text, const Tokenizer& tokenizer,
-                                            int64_t truncate) {
-  DS_ASSIGN(std::vector<int32_t> ids, tokenizer.encode(text, true));
-  auto n = static_cast<int64_t>(ids.size());
-  if (truncate > 0 && n > truncate) {
-    // As LongBench does: what matters stands at the ends more often than in the middle.
-    std::vector<int32_t> kept(ids.begin(), ids.begin() + truncate / 2);
-    kept.insert(kept.end(), ids.end() - (truncate - truncate / 2), ids.end());
-    return kept;
-  }
-  return ids;
+/// Takes the middle out of a context of `n` tokens, which `ids` begin with, so that `truncate` are left. As
+/// LongBench does: what matters stands at the ends more often.
+void truncate_context(std::vector<int32_t>& ids, size_t n, int64_t truncate) {
+  const auto most = static_cast<size_t>(truncate);
+  if (truncate <= 0 || n <= most) return;
+  auto at = [&](size_t i) { return ids.begin() + static_cast<ptrdiff_t>(std::min(i, ids.size())); };
+  ids.erase(at(most / 2), at(n - (most - most / 2)));
+}
+
+Result<JoinedText> read_prompt(const Prompt& text, const Tokenizer& tokenizer, int64_t truncate) {
+  DS_ASSIGN(JoinedText joined, join_text(tokenizer, text.context, text.suffix));
+  const size_t n = joined.entry.size();
+  truncate_context(joined.ids, n, truncate);
+  truncate_context(joined.entry, n, truncate);
+  joined.shared = shared_tokens(joined.entry, joined.ids);
+  return joined;
+}
+
+/// The ids of `answer` behind the text `prompt`. Where they are not those of the whole text's end, for a
+/// token lies across, they are its own.
+Result<std::vector<int32_t>> read_answer(const std::string& prompt, const std::string& answer,
+                                         const Tokenizer& tokenizer) {
+  DS_ASSIGN(std::vector<int32_t> before, tokenizer.encode(prompt, false));
+  DS_ASSIGN(std::vector<int32_t> whole, tokenizer.encode(prompt + answer, false));
+  if (whole.size() < before.size() || !std::equal(before.begin(), before.end(), whole.begin()))
+    return tokenizer.encode(answer, false);
+  whole.erase(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(before.size()));
+  return whole;
+}
+
+/// What all questions of a context leave of its entry; `tokens` and suffixes are made by it.
+Status share_context(ProfileContext& context) {
+  size_t shared = context.entry.size();
+  for (const Question& q : context.questions)
+    shared = std::min(shared, static_cast<size_t>(shared_tokens(context.entry, q.suffix)));
+  if (shared == 0)
+    return error(Code::kInvalidArgument, "{}: {}; expected at least one that can be reused",
+                 context.origins[0].item->where,
+                 context.entry.empty() ? "the context has no tokens"
+                                       : "no token of the context is one of the text with a question, too");
+  context.tokens.assign(context.entry.begin(), context.entry.begin() + static_cast<ptrdiff_t>(shared));
+  for (Question& q : context.questions)
+    q.suffix.erase(q.suffix.begin(), q.suffix.begin() + static_cast<ptrdiff_t>(shared));
+  return ok_status();
 }
 
 /// What aligned ways a run has.
@@ -175,37 +209,38 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
       DS_ASSIGN(Prompt text, render(*prompt, item));
       auto [at, fresh] = by_text.try_emplace(text.context, work.contexts.size());
       if (fresh) {
-        ProfileContext context;
-        auto ids = encode_context(text.context, tokenizer, options.truncate);
-        if (!ids.ok()) return ids.status().with_context(item.where);
-        context.tokens = std::move(*ids);
-        work.contexts.push_back(std::move(context));
+        work.contexts.emplace_back();
       }
       ProfileContext& context = work.contexts[at->second];
       Question question;
-      auto suffix = tokenizer.encode(text.suffix, false);
-      if (!suffix.ok()) return suffix.status().with_context(item.where);
-      auto reference = tokenizer.encode(prompt->answer_prefix + item.answers[0], false);
+      auto joined = read_prompt(text, tokenizer, options.truncate);
+      if (!joined.ok()) return joined.status().with_context(item.where);
+      auto reference = read_answer(text.suffix, prompt->answer_prefix + item.answers[0], tokenizer);
       if (!reference.ok()) return reference.status().with_context(item.where);
-      question.suffix = std::move(*suffix);
+      context.entry = std::move(joined->entry);
+      question.suffix = std::move(joined->ids);  // all of the text, until what is shared is known
       question.reference = std::move(*reference);
       question.max_new_tokens = prompt->max_new_tokens;
-      if (context.tokens.empty() || question.suffix.empty())
-        return error(Code::kInvalidArgument, "{}: {} has no tokens; expected at least one", item.where,
-                     context.tokens.empty() ? "the context" : "the question");
-      auto n = static_cast<int64_t>(context.tokens.size()), m = static_cast<int64_t>(question.suffix.size());
+      context.questions.push_back(std::move(question));
+      context.origins.push_back({&item, prompt, fmt::format("{}:{}", set.sha256, item.line), item.task});
+    }
+  }
+  for (ProfileContext& context : work.contexts) {
+    DS_TRY(share_context(context));
+    const auto n = static_cast<int64_t>(context.tokens.size());
+    for (size_t q = 0; q < context.questions.size(); ++q) {
+      const Question& question = context.questions[q];
       int64_t forced = std::min<int64_t>(static_cast<int64_t>(question.reference.size()), kDivergenceTokens);
-      int64_t rows = m + std::max(forced, question.max_new_tokens);
+      int64_t rows = static_cast<int64_t>(question.suffix.size()) + std::max(forced, question.max_new_tokens);
       if (n + rows > config.max_positions)
         return error(
             Code::kInvalidArgument,
             "{}: {} tokens of context and {} of question and answer do not fit the models' {} positions; "
             "give --truncate {} or shorten it",
-            item.where, n, rows, config.max_positions, std::max<int64_t>(config.max_positions - rows, 1));
+            context.origins[q].item->where, n, rows, config.max_positions,
+            std::max<int64_t>(config.max_positions - rows, 1));
       work.limits.context = std::max(work.limits.context, n);
       work.limits.question = std::max(work.limits.question, rows);
-      context.questions.push_back(std::move(question));
-      context.origins.push_back({&item, prompt, fmt::format("{}:{}", set.sha256, item.line), item.task});
     }
   }
   // Files are often sorted by kind; a run that is looked at early should have seen some of each.
@@ -220,7 +255,7 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
                  "--no-align",
                  aside, work.contexts.size());
   for (; aside > 0; --aside) {
-    work.fit.push_back(std::move(work.contexts.back().tokens));
+    work.fit.push_back(std::move(work.contexts.back().entry));
     work.contexts.pop_back();
     work.fit_tokens += static_cast<int64_t>(work.fit.back().size());
   }
@@ -241,7 +276,7 @@ Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset
                                                        const std::vector<ProfileContext>& scored,
                                                        int64_t& left_out) {
   std::set<std::vector<int32_t>> seen;
-  for (const ProfileContext& c : scored) seen.insert(c.tokens);
+  for (const ProfileContext& c : scored) seen.insert(c.entry);
   const std::set<std::vector<int32_t>> of_scored = seen;
   std::set<std::vector<int32_t>> counted;
   std::vector<std::vector<int32_t>> contexts;
@@ -249,8 +284,9 @@ Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset
     for (const Item& item : set.items) {
       DS_ASSIGN(const PromptTemplate* prompt, prompts.find(item.task));
       DS_ASSIGN(Prompt text, render(*prompt, item));
-      auto ids = encode_context(text.context, tokenizer, truncate);
+      auto ids = text_ids(tokenizer, text.context);
       if (!ids.ok()) return ids.status().with_context(item.where);
+      truncate_context(*ids, ids->size(), truncate);
       if (ids->empty() || static_cast<int64_t>(ids->size()) > config.max_positions)
         return error(Code::kInvalidArgument,
                      "{}: a context of {} tokens to fit on; expected 1 to {}: give --truncate", item.where,

@@ -42,7 +42,8 @@ struct ProfileOptions {
 
 /// One context and what is asked about it.
 struct ProfileContext {
-  std::vector<int32_t> tokens;
+  std::vector<int32_t> entry;   // of the context by itself
+  std::vector<int32_t> tokens;  // the first of them: those that it has in every question's whole text, too
   std::vector<Question> questions;
   struct Origin {
     const Item* item = nullptr;
@@ -64,9 +65,10 @@ struct ProfileWork {
   int64_t layer_runs = 0, naive_layer_runs = 0;  // without racing
 };
 
-/// Renders, encodes and groups the items by context. `data` and `prompts` outlive the result. Errors name the
-/// item: a context, question and answer longer than the model's positions (says what to do), no tokens.
-/// kInfeasible: no context is left to score.
+/// Renders, encodes and groups the items by context. Context and question are read as one text (join_text());
+/// the questions of a context share as many of its tokens as all of them leave as they are. `data` and
+/// `prompts` outlive the result. Errors name the item: a context, question and answer longer than the model's
+/// positions (says what to do), no tokens. kInfeasible: no context is left to score.
 Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemplates& prompts,
                               const Tokenizer& tokenizer, const ModelConfig& config,
                               const ProfileOptions& options);

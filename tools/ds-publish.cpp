@@ -4,6 +4,7 @@
 
 #include "plans/plan_file.h"
 #include "runtime/core/publish.h"
+#include "runtime/model/identity.h"
 #include "runtime/store/store.h"
 #include "tools/model_input.h"
 
@@ -126,15 +127,24 @@ int main(int argc, char** argv) {
     }
     DS_ASSIGN(LoadedModel loaded, load_model(model_dir, where, dtype, cache));
     for (size_t i = 0; i < read.size(); ++i) {
-      if (read[i].sender.fingerprint != loaded.identity.fingerprint) {
+      if (!same_model(read[i].sender, loaded.identity)) {
         return error(
             Code::kMismatch,
-            "plan '{}' is for sender '{}' (fingerprint {:.12}), '{}' has {:.12}: its weights, config or "
-            "tokenizer differ; compile a plan with --sender {}",
+            "plan '{}' is for sender '{}' (fingerprint {:.12}), '{}' has {:.12}: its weights or config "
+            "differ; compile a plan with --sender {}",
             plans[i], read[i].sender.name, read[i].sender.fingerprint, model_dir, loaded.identity.fingerprint,
             model_dir);
       }
+      if (read[i].sender.fingerprint != read[0].sender.fingerprint)
+        return error(
+            Code::kMismatch,
+            "plans '{}' and '{}' name the sender by two files of its tokenizer ({:.12}, {:.12}), and "
+            "an entry has one name; publish for each by itself, or compile one of them again",
+            plans[0], plans[i], read[0].sender.fingerprint, read[i].sender.fingerprint);
     }
+    // Under the name that requests by these plans look for, should the tokenizer have been saved again since.
+    loaded.identity.tokenizer = read[0].sender.tokenizer;
+    loaded.identity.fingerprint = read[0].sender.fingerprint;
     DS_ASSIGN(std::vector<int32_t> ids, context_tokens(loaded, context, context_ids));
 
     ProgressBar bar("prefilling " + format_count(static_cast<int64_t>(ids.size())) + " tokens");

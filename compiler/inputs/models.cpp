@@ -1,5 +1,7 @@
 #include "compiler/inputs/models.h"
 
+#include "runtime/model/tokenizer.h"
+
 namespace ds {
 
 Result<ModelPair> read_pair(const std::string& sender, const std::string& receiver,
@@ -18,6 +20,7 @@ Result<ModelPair> read_pair(const std::string& sender, const std::string& receiv
   } else {
     DS_ASSIGN(pair.sender, identity(sender));
   }
+  DS_TRY(check_same_ids(sender, receiver));
   return pair;
 }
 

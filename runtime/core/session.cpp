@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "runtime/model/identity.h"
 #include "support/clock.h"
 
 namespace ds {
@@ -459,11 +460,11 @@ Result<Answer> Session::answer(const Request& request) {
   bool done = false;
   if (wants_entry && request.store != nullptr) {
     answer.cache = CacheStatus::kMiss;
-    if (request.receiver != nullptr && request.receiver->fingerprint != plan_.receiver.fingerprint) {
+    if (request.receiver != nullptr && !same_model(plan_.receiver, *request.receiver)) {
       miss = error(Code::kMismatch,
                    "the plan is for receiver '{}' (fingerprint {:.12}), this model is '{}' ({:.12}): "
-                   "weights, config or "
-                   "tokenizer differ; compile a plan for it",
+                   "weights or config "
+                   "differ; compile a plan for it",
                    plan_.receiver.name, plan_.receiver.fingerprint, request.receiver->name,
                    request.receiver->fingerprint);
     } else {

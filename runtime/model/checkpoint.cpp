@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 
+#include "runtime/model/identity.h"
 #include "runtime/model/safetensors.h"
 #include "support/hash.h"
 #include "support/json.h"
@@ -449,8 +450,7 @@ Result<ModelIdentity> Checkpoint::identity_with(std::string weights) const {
     DS_ASSIGN(std::string file, read_text_file(tokenizer));
     identity.tokenizer = sha256_hex(file);
   }
-  identity.fingerprint = sha256_hex(fmt::format("config {}\nweights {}\ntokenizer {}\n", identity.config,
-                                                identity.weights, identity.tokenizer));
+  identity.fingerprint = identity_fingerprint(identity.config, identity.weights, identity.tokenizer);
   return identity;
 }
 

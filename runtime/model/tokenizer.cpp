@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <unordered_set>
 
+#include "runtime/model/tokenizer_beside_internal.h"
 #include "runtime/model/tokenizer_bpe_internal.h"
 #include "runtime/model/tokenizer_steps_internal.h"
 #include "runtime/model/tokenizer_unicode_internal.h"
@@ -11,13 +13,6 @@
 
 namespace ds {
 namespace {
-
-struct AddedToken {
-  std::string content;
-  std::string matched;  // what is looked for in the text: the content, normalized where the token is
-  bool single_word = false, lstrip = false, rstrip = false, normalized = false, special = false;
-  int32_t id = -1;
-};
 
 /// Finds added tokens in a text: at each place the longest, from left to right.
 class TokenFinder {
@@ -143,32 +138,45 @@ struct Tokenizer::Impl {
   std::vector<int32_t> pieces = {kText};
   static constexpr int32_t kText = -1;
 
-  Status read(const nlohmann::json& root);
+  Status read(const nlohmann::json& root, const std::string& folder);
   Status read_added(const nlohmann::json& list, const std::string& where);
+  Status add(AddedToken token, const std::string& where);
+  Status make_finders();
+  void frame_text(const BesideTokenizer& beside);
+  int32_t next_id() const;
   Status read_post_processor(const nlohmann::json& value, const std::string& where, int depth, bool& done);
   Status read_template(const JsonObject& object);
+  int32_t token_id(std::string_view content) const;
   Status encode_text(std::string_view text, bool at_start, Bpe::Scratch& scratch, TextPool& pool,
                      std::vector<int32_t>& out) const;
 
-  /// The text that decoding starts from.
-  Result<std::string_view> token(int32_t id) const {
+  /// The text that decoding starts from; data() null: no token has this id.
+  std::string_view token(int32_t id) const {
     auto it = added.find(id);
-    if (it != added.end()) return std::string_view(it->second.matched);
-    std::string_view text = bpe.token(id);
-    if (text.data() == nullptr) {
-      return error(Code::kInvalidArgument, "token id {} is not in the vocabulary of '{}' ({} tokens)", id,
-                   path, bpe.size() + static_cast<int64_t>(added.size()));
-    }
-    return text;
+    return it != added.end() ? std::string_view(it->second.decoded) : bpe.token(id);
+  }
+  /// As it is written; data() null: no token has this id.
+  std::string_view content(int32_t id) const {
+    auto it = added.find(id);
+    return it != added.end() ? std::string_view(it->second.content) : bpe.token(id);
+  }
+  /// How texts are searched for it.
+  std::string how_added(int32_t id) const {
+    auto it = added.find(id);
+    if (it == added.end()) return "of the vocabulary only";
+    const AddedToken& t = it->second;
+    return fmt::format("added{}{}{}{}", t.single_word ? ", single word" : "", t.lstrip ? ", lstrip" : "",
+                       t.rstrip ? ", rstrip" : "", t.normalized ? ", normalized" : "");
   }
   Status feed(Decoder::Run& run, int32_t id, bool skip_special, std::string& out) const {
-    DS_ASSIGN(std::string_view text, token(id));
+    const std::string_view text = token(id);
+    if (text.data() == nullptr) return ok_status();
     if (skip_special && special.count(std::string(text)) > 0) return ok_status();
     return run.feed(text, out);
   }
 };
 
-Status Tokenizer::Impl::read(const nlohmann::json& root) {
+Status Tokenizer::Impl::read(const nlohmann::json& root, const std::string& folder) {
   DS_ASSIGN(JsonObject object, JsonObject::make(root, path));
   DS_ASSIGN(std::string version, object.string_or("version", "1.0"));
   if (version != "1.0") {
@@ -189,15 +197,50 @@ Status Tokenizer::Impl::read(const nlohmann::json& root) {
     DS_ASSIGN(const nlohmann::json* list, object.array("added_tokens"));
     DS_TRY(read_added(*list, object.at("added_tokens")));
   }
+  std::vector<AddedToken> own;
+  for (const auto& [id, token] : added) own.push_back(token);
+  DS_ASSIGN(BesideTokenizer beside, read_beside(folder, own));
+  for (AddedToken& token : beside.tokens) {
+    token.id = token_id(token.content);
+    if (token.id < 0) {
+      token.id = next_id();
+      if (std::string_view taken = bpe.token(token.id); taken.data() != nullptr)
+        return error(Code::kCorrupt,
+                     "{}: token '{}' beside tokenizer.json would get the next id, {}, which its vocabulary "
+                     "gives to '{}'; add the token to tokenizer.json",
+                     folder, token.content, token.id, taken);
+    }
+    DS_TRY(add(std::move(token), folder + ": an added token beside tokenizer.json"));
+  }
+  DS_TRY(make_finders());
   bool done = false;
   if (!part("post_processor").is_null()) {
     DS_TRY(read_post_processor(part("post_processor"), object.at("post_processor"), 0, done));
   }
+  frame_text(beside);
   return ok_status();
 }
 
+/// The package gives ids itself: the model's where it has the token, else the next free one.
+int32_t Tokenizer::Impl::token_id(std::string_view content) const {
+  auto it = added_ids.find(content);
+  return it != added_ids.end() ? it->second : bpe.token_id(content);
+}
+int32_t Tokenizer::Impl::next_id() const {
+  const auto size = static_cast<int32_t>(bpe.size());
+  return added.empty() ? size : std::max(size, added.rbegin()->first + 1);
+}
+
+/// Where tokenizer.json puts nothing before a text, or nothing behind it, tokenizer_config.json may.
+void Tokenizer::Impl::frame_text(const BesideTokenizer& beside) {
+  if (pieces.empty()) return;
+  if (beside.add_bos && !beside.bos_token.empty() && pieces.front() == kText)
+    pieces.insert(pieces.begin(), token_id(beside.bos_token));
+  if (beside.add_eos && !beside.eos_token.empty() && pieces.back() == kText)
+    pieces.push_back(token_id(beside.eos_token));
+}
+
 Status Tokenizer::Impl::read_added(const nlohmann::json& list, const std::string& where) {
-  int64_t next_id = bpe.size();
   for (size_t i = 0; i < list.size(); ++i) {
     DS_ASSIGN(JsonObject object, JsonObject::make(list[i], fmt::format("{}[{}]", where, i)));
     AddedToken token;
@@ -210,11 +253,8 @@ Status Tokenizer::Impl::read_added(const nlohmann::json& list, const std::string
     DS_ASSIGN(token.special, object.boolean("special"));
     if (token.content.empty()) continue;
 
-    // The package gives ids itself: the model's where it has the token, else the next free one.
-    int64_t expected = bpe.token_id(token.content);
-    auto known = added_ids.find(token.content);
-    if (known != added_ids.end()) expected = known->second;
-    if (expected < 0) expected = next_id++;
+    int32_t expected = token_id(token.content);
+    if (expected < 0) expected = next_id();
     if (id != expected) {
       return error(Code::kCorrupt, "{}: token '{}' has id {}, expected {} ({})", object.at("id"),
                    token.content, id, expected,
@@ -225,23 +265,36 @@ Status Tokenizer::Impl::read_added(const nlohmann::json& list, const std::string
       return error(Code::kCorrupt, "{}: token '{}' has id {}, which the vocabulary gives to '{}'",
                    object.at("id"), token.content, id, bpe.token(static_cast<int32_t>(id)));
     }
-    token.id = static_cast<int32_t>(id);
-    token.matched = token.content;
-    if (token.normalized) {
-      bool at_start = true;
-      DS_TRY(normalizer.apply(token.matched, at_start).with_context(object.where()));
-      if (token.matched.empty()) {
-        return error(Code::kCorrupt, "{}: nothing is left of token '{}' after the normalizer", object.where(),
-                     token.content);
-      }
-    }
-    if (token.special) special.insert(token.content);
-    added_ids[token.content] = token.id;
-    added[token.id] = std::move(token);
+    token.id = expected;
+    DS_TRY(add(std::move(token), object.where()));
   }
+  return ok_status();
+}
+
+/// One that is there already gets the new flags, but stays special, and is decoded as it was (in the package,
+/// too).
+Status Tokenizer::Impl::add(AddedToken token, const std::string& where) {
+  token.matched = token.content;
+  if (token.normalized) {
+    bool at_start = true;
+    DS_TRY(normalizer.apply(token.matched, at_start).with_context(where));
+    if (token.matched.empty()) {
+      return error(Code::kCorrupt, "{}: nothing is left of token '{}' after the normalizer", where,
+                   token.content);
+    }
+  }
+  auto before = added.find(token.id);
+  token.decoded = token.normalized || before == added.end() ? token.matched : before->second.decoded;
+  if (token.special) special.insert(token.content);
+  added_ids[token.content] = token.id;
+  added[token.id] = std::move(token);
+  return ok_status();
+}
+
+Status Tokenizer::Impl::make_finders() {
   for (const auto& [id, token] : added) {
     if (!(token.normalized ? normalized_finder : plain_finder).add(token.matched, &token)) {
-      return error(Code::kCorrupt, "{}: several added tokens are '{}' after the normalizer", where,
+      return error(Code::kCorrupt, "{}: several added tokens are '{}' after the normalizer", path,
                    token.matched);
     }
   }
@@ -294,7 +347,7 @@ Status Tokenizer::Impl::read_template(const JsonObject& object) {
     for (const nlohmann::json& id : *ids) {
       bool integral = id.is_number_integer() && !(id.is_number_unsigned() && id.get<uint64_t>() > INT64_MAX);
       int64_t number = integral ? id.get<int64_t>() : -1;
-      if (number < 0 || number > INT32_MAX || !token(static_cast<int32_t>(number)).ok()) {
+      if (number < 0 || number > INT32_MAX || token(static_cast<int32_t>(number)).data() == nullptr) {
         return error(Code::kCorrupt, "{}: found {}, expected ids of the vocabulary", entry.at("ids"),
                      ids->dump());
       }
@@ -333,7 +386,7 @@ Result<Tokenizer> Tokenizer::load(const std::string& folder) {
   auto impl = std::make_unique<Impl>();
   impl->path = folder + "/tokenizer.json";
   DS_ASSIGN(nlohmann::json root, read_json_file(impl->path));
-  DS_TRY(impl->read(root));
+  DS_TRY(impl->read(root, folder));
   return Tokenizer(std::move(impl));
 }
 
@@ -392,9 +445,89 @@ int64_t Tokenizer::vocab_size() const {
   return count;
 }
 
-int32_t Tokenizer::token_id(std::string_view content) const {
-  auto it = impl_->added_ids.find(content);
-  return it != impl_->added_ids.end() ? it->second : impl_->bpe.token_id(content);
+int32_t Tokenizer::token_id(std::string_view content) const { return impl_->token_id(content); }
+
+IdsComparison compare_ids(const Tokenizer& a, const std::string& name_a, const Tokenizer& b,
+                          const std::string& name_b) {
+  IdsComparison out;
+  const Tokenizer::Impl &x = *a.impl_, &y = *b.impl_;
+  auto differ = [&](std::string_view what, const std::string& of_a, const std::string& of_b) {
+    if (out.difference.empty())
+      out.difference = fmt::format("{}: {} in '{}', {} in '{}'", what, of_a, name_a, of_b, name_b);
+  };
+  auto name = [](int32_t id, std::string_view text) { return fmt::format("{} '{}'", id, text); };
+
+  const int32_t end =
+      std::max({x.bpe.end_id(), y.bpe.end_id(), x.added.empty() ? 0 : x.added.rbegin()->first + 1,
+                y.added.empty() ? 0 : y.added.rbegin()->first + 1});
+  for (int32_t id = 0; id < end; ++id) {
+    const std::string_view of_a = x.content(id), of_b = y.content(id);
+    if (of_a.data() == nullptr && of_b.data() == nullptr) continue;
+    if (of_b.data() == nullptr) {
+      if (int32_t other = y.token_id(of_a); other >= 0)
+        differ(fmt::format("the id of token '{}'", of_a), std::to_string(id), std::to_string(other));
+      out.only_a.push_back({id, std::string(of_a)});
+    } else if (of_a.data() == nullptr) {
+      if (int32_t other = x.token_id(of_b); other >= 0)
+        differ(fmt::format("the id of token '{}'", of_b), std::to_string(other), std::to_string(id));
+      out.only_b.push_back({id, std::string(of_b)});
+    } else if (of_a != of_b) {
+      differ(fmt::format("token {}", id), fmt::format("'{}'", of_a), fmt::format("'{}'", of_b));
+    } else if (const std::string how_a = x.how_added(id), how_b = y.how_added(id); how_a != how_b) {
+      differ("token " + name(id, of_a), how_a, how_b);
+    }
+  }
+
+  const auto steps = [&](std::string_view what, const std::vector<std::string>& of_a,
+                         const std::vector<std::string>& of_b) {
+    for (size_t i = 0; i < std::max(of_a.size(), of_b.size()); ++i) {
+      const std::string step_a = i < of_a.size() ? of_a[i] : "none",
+                        step_b = i < of_b.size() ? of_b[i] : "none";
+      if (step_a != step_b) return differ(fmt::format("{} {}", what, i + 1), step_a, step_b);
+    }
+  };
+  steps("normalizer", x.normalizer.canonical(), y.normalizer.canonical());
+  steps("pre-tokenizer", x.pre_tokenizer.canonical(), y.pre_tokenizer.canonical());
+  if (x.bpe.options() != y.bpe.options()) differ("the model", x.bpe.options(), y.bpe.options());
+  if (out.difference.empty()) {
+    const auto merges_a = x.bpe.merges(), merges_b = y.bpe.merges();
+    auto text = [](const Bpe& bpe, const auto& merges, size_t i) {
+      return i < merges.size()
+                 ? fmt::format("'{} {}'", bpe.token(merges[i].first), bpe.token(merges[i].second))
+                 : std::string("none");
+    };
+    const size_t most = std::max(merges_a.size(), merges_b.size());
+    for (size_t i = 0; i < most; ++i) {
+      if (i < merges_a.size() && i < merges_b.size() && merges_a[i] == merges_b[i]) continue;
+      differ(fmt::format("merge {}", i + 1), text(x.bpe, merges_a, i), text(y.bpe, merges_b, i));
+      break;
+    }
+  }
+  if (!std::ranges::equal(a.prefix(), b.prefix()))
+    differ("what stands before a text", fmt::format("[{}]", fmt::join(a.prefix(), ", ")),
+           fmt::format("[{}]", fmt::join(b.prefix(), ", ")));
+  return out;
+}
+
+Status check_same_ids(const Tokenizer& sender, const std::string& sender_name, const Tokenizer& receiver,
+                      const std::string& receiver_name) {
+  const IdsComparison found = compare_ids(sender, sender_name, receiver, receiver_name);
+  if (found.agree()) return ok_status();
+  return error(Code::kMismatch,
+               "sender and receiver have different tokenizers: the same text would be other tokens, so that "
+               "nothing can be reused; {}",
+               found.difference);
+}
+
+Status check_same_ids(const std::string& sender_folder, const std::string& receiver_folder) {
+  std::optional<Tokenizer> tokenizers[2];
+  for (auto [folder, to] : {std::pair(&sender_folder, &tokenizers[0]), {&receiver_folder, &tokenizers[1]}}) {
+    Result<Tokenizer> read = Tokenizer::load(*folder);
+    if (!read.ok() && read.status().code() == Code::kNotFound) return ok_status();
+    DS_TRY(read.status());
+    *to = std::move(*read);
+  }
+  return check_same_ids(*tokenizers[0], sender_folder, *tokenizers[1], receiver_folder);
 }
 
 struct StreamingDecoder::State {

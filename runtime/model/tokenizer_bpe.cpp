@@ -135,6 +135,29 @@ std::string_view Bpe::token(int32_t id) const {
                                                              : std::string_view();
 }
 
+std::string Bpe::options() const {
+  std::string out = ignore_merges_ ? "words of the vocabulary are not merged" : "all words are merged";
+  const bool all_bytes =
+      byte_fallback_ && std::all_of(byte_ids_.begin(), byte_ids_.end(), [](int32_t id) { return id >= 0; });
+  if (all_bytes) return out + "; unknown characters are bytes";
+  if (byte_fallback_) out += "; unknown characters are bytes where all of these are tokens";
+  if (!has_unk_) return out + "; unknown characters are nothing";
+  return out + fmt::format("; unknown characters are '{}'{}", unk_token_,
+                           fuse_unk_ ? ", one for neighbours" : ", each");
+}
+
+std::vector<std::pair<int32_t, int32_t>> Bpe::merges() const {
+  std::vector<const Merge*> used;
+  for (const Merge& m : merges_)
+    if (m.pair != kNoPair) used.push_back(&m);
+  std::sort(used.begin(), used.end(), [](const Merge* a, const Merge* b) { return a->rank < b->rank; });
+  std::vector<std::pair<int32_t, int32_t>> out;
+  out.reserve(used.size());
+  for (const Merge* m : used)
+    out.emplace_back(static_cast<int32_t>(m->pair >> 32), static_cast<int32_t>(m->pair & 0xFFFFFFFFu));
+  return out;
+}
+
 const Bpe::Merge* Bpe::find_merge(int32_t a, int32_t b) const {
   uint64_t pair = pair_of(a, b);
   size_t mask = merges_.size() - 1;

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "support/json.h"
@@ -41,6 +42,11 @@ class Bpe {
   int32_t token_id(std::string_view token) const;  // -1: none
   std::string_view token(int32_t id) const;        // data() null: none
   int64_t size() const { return static_cast<int64_t>(vocab_.size()); }
+  int32_t end_id() const { return static_cast<int32_t>(tokens_.size()); }  // behind the last one
+  /// The options that decide ids, in words; those without effect are left out.
+  std::string options() const;
+  /// The pairs that merge, the first one first.
+  std::vector<std::pair<int32_t, int32_t>> merges() const;
 
  private:
   struct Merge {

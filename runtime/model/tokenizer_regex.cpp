@@ -454,6 +454,7 @@ Result<Pattern> Pattern::regex(std::string_view pattern, const std::string& wher
                  pattern, pcre2_message(code), offset, translated);
   }
   Pattern p;
+  p.regex_ = translated;
   p.where_ = where;
   p.code_ = std::shared_ptr<const void>(
       compiled, [](const void* v) { pcre2_code_free(static_cast<pcre2_code*>(const_cast<void*>(v))); });

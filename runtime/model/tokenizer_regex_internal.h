@@ -34,9 +34,11 @@ class Pattern {
   /// `text` with every match replaced.
   Result<std::string> replace(std::string_view text, std::string_view content) const;
   size_t literal_size() const { return literal_.size(); }  // 0: a regular expression
+  /// Equal for two patterns that match alike because they are written alike.
+  std::string canonical() const { return literal_.empty() ? "regex " + regex_ : "text " + literal_; }
 
  private:
-  std::string literal_, where_;
+  std::string literal_, regex_, where_;
   std::shared_ptr<const void> code_;  // pcre2_code
 };
 

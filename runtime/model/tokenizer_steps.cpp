@@ -199,6 +199,27 @@ Status Normalizer::apply(std::string& text, bool& at_start) const {
   return ok_status();
 }
 
+std::vector<std::string> Normalizer::canonical() const {
+  std::vector<std::string> out;
+  for (const Step& s : steps_) {
+    switch (s.kind) {
+      case Kind::kPrepend:
+        out.push_back(fmt::format("Prepend '{}'", s.text));
+        break;
+      case Kind::kReplace:
+        out.push_back(fmt::format("Replace {} by '{}'", s.pattern.canonical(), s.text));
+        break;
+      case Kind::kForm:
+        out.push_back(std::array{"NFC", "NFD", "NFKC", "NFKD"}[static_cast<size_t>(s.form)]);
+        break;
+      case Kind::kStrip:
+        out.push_back(fmt::format("Strip{}{}", s.left ? " left" : "", s.right ? " right" : ""));
+        break;
+    }
+  }
+  return out;
+}
+
 // ------------------------------------------------------------------------------------------- pre-tokenizers
 
 Result<PreTokenizer> PreTokenizer::read(const nlohmann::json& value, const std::string& where) {
@@ -270,6 +291,39 @@ Status PreTokenizer::read_into(const nlohmann::json& value, const std::string& w
   }
   steps.push_back(std::move(step));
   return ok_status();
+}
+
+std::vector<std::string> PreTokenizer::canonical() const {
+  std::vector<std::string> out;
+  for (const Step& s : steps_) {
+    const std::string behavior = std::array{"isolated", "removed", "merged with previous", "merged with next",
+                                            "contiguous"}[static_cast<size_t>(s.behavior)];
+    switch (s.kind) {
+      case Kind::kByteLevel:
+        out.push_back(fmt::format("ByteLevel{}{}", s.prefix_space ? " with a space before" : "",
+                                  s.splits ? ", splits" : ""));
+        break;
+      case Kind::kSplit:
+        out.push_back(
+            fmt::format("Split {}{}, {}", s.invert ? "but for " : "", s.pattern.canonical(), behavior));
+        break;
+      case Kind::kMetaspace:
+        out.push_back(fmt::format("Metaspace '{}', prepended {}{}", s.replacement,
+                                  std::array{"first", "never", "always"}[static_cast<size_t>(s.prepend)],
+                                  s.splits ? ", splits" : ""));
+        break;
+      case Kind::kDigits:
+        out.push_back("Digits, " + behavior);
+        break;
+      case Kind::kWhitespace:
+        out.push_back("Whitespace");
+        break;
+      case Kind::kWhitespaceSplit:
+        out.push_back("WhitespaceSplit");
+        break;
+    }
+  }
+  return out;
 }
 
 Status PreTokenizer::find(const Step& step, std::string_view text, std::vector<Span>& spans) {

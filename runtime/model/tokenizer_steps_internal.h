@@ -40,6 +40,8 @@ class Normalizer {
   bool empty() const { return steps_.empty(); }
   /// Clears `at_start` where what began the text is gone.
   Status apply(std::string& text, bool& at_start) const;
+  /// One line per step: the same for two files that ask for the same, however they are written.
+  std::vector<std::string> canonical() const;
 
  private:
   enum class Kind : uint8_t { kPrepend, kReplace, kForm, kStrip };
@@ -61,6 +63,7 @@ class PreTokenizer {
   static Result<PreTokenizer> read(const nlohmann::json& value, const std::string& where);
   /// Splits and rewrites the pieces in place; none of the result is empty.
   Status apply(std::vector<Piece>& pieces, TextPool& pool) const;
+  std::vector<std::string> canonical() const;  // as of normalizers
 
  private:
   enum class Kind : uint8_t { kByteLevel, kSplit, kMetaspace, kDigits, kWhitespace, kWhitespaceSplit };

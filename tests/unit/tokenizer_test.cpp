@@ -12,6 +12,7 @@
 #include <random>
 #include <thread>
 
+#include "runtime/model/joined_text.h"
 #include "runtime/model/tokenizer_regex_internal.h"
 #include "runtime/model/tokenizer_steps_internal.h"
 #include "support/json.h"
@@ -184,7 +185,7 @@ TEST(Tokenizer, TokenIds) {
   EXPECT_EQ(t.decode({}, true).value(), "");
 }
 
-TEST(Tokenizer, RefusesTextThatIsNotUtf8AndUnknownIds) {
+TEST(Tokenizer, RefusesTextThatIsNotUtf8) {
   Tokenizer t = load("qwen2");
   for (std::string_view bad : {"\xFF", "abc\xC3", "\xED\xA0\x80", "\xC0\xAF", "ok\xF4\x90\x80\x80"}) {
     Result<std::vector<int32_t>> r = t.encode(bad, true);
@@ -192,14 +193,148 @@ TEST(Tokenizer, RefusesTextThatIsNotUtf8AndUnknownIds) {
     EXPECT_EQ(r.status().code(), Code::kInvalidArgument);
     EXPECT_THAT(r.status().message(), HasSubstr("not UTF-8"));
   }
-  for (int32_t id : {-1, INT32_MIN, static_cast<int32_t>(t.vocab_size()), INT32_MAX}) {
-    Result<std::string> r = t.decode(std::vector<int32_t>{0, id}, false);
-    ASSERT_FALSE(r.ok());
-    EXPECT_EQ(r.status().code(), Code::kInvalidArgument);
-    EXPECT_THAT(r.status().message(), HasSubstr(std::to_string(id)));
-    StreamingDecoder stream(t);
-    EXPECT_FALSE(stream.push(id).ok());
+}
+
+TEST(Tokenizer, AnIdThatNoTokenHasIsNothing) {
+  for (const char* name : {"qwen2", "llama2", "unknowns"}) {
+    Tokenizer t = load(name);
+    const std::vector<int32_t> ids = t.encode("the \U0001F600 end", false).value();
+    for (int32_t id : {-1, INT32_MIN, static_cast<int32_t>(t.vocab_size()), INT32_MAX}) {
+      // Everywhere, inside a character too.
+      for (size_t at = 0; at <= ids.size(); ++at) {
+        std::vector<int32_t> more = ids;
+        more.insert(more.begin() + static_cast<ptrdiff_t>(at), id);
+        EXPECT_EQ(t.decode(more, true).value(), t.decode(ids, true).value()) << name << id;
+        EXPECT_EQ(stream(t, more, true), t.decode(ids, true).value()) << name << id;
+      }
+      EXPECT_EQ(t.decode(std::vector<int32_t>{id}, false).value(), "");
+    }
   }
+}
+
+// --------------------------------------------------------------------------------- a context and a prompt
+
+/// Where characters begin.
+std::vector<size_t> cuts_of(const std::string& text) {
+  std::vector<size_t> cuts;
+  for (size_t at = 0; at <= text.size(); ++at) {
+    if (at == text.size() || (static_cast<unsigned char>(text[at]) & 0xC0) != 0x80) cuts.push_back(at);
+  }
+  return cuts;
+}
+
+/// Whatever the cut, what is read are the package's ids of the whole text, with one BOS and no EOS.
+TEST_P(Golden, ATextIsReadAsAWholeWhereverItIsCut) {
+  Tokenizer tokenizer = load(GetParam());
+  json corpus = read_fixture("corpus.json"), expected = read_fixture(GetParam() + "/expected.json");
+  const auto before = expected["before"].get<std::vector<int32_t>>();
+  EXPECT_THAT(tokenizer.prefix(), ::testing::ElementsAreArray(before));
+  const auto stride = expected["stride"].get<size_t>();
+  int64_t cuts = 0, across = 0;
+  for (size_t i = 0; i < corpus.size(); i += stride) {
+    const auto text = corpus[i].get<std::string>();
+    const auto ids = expected["cases"][i / stride]["ids"].get<std::vector<int32_t>>();
+    std::vector<int32_t> want = before;
+    // A BOS that is written there is the one.
+    const bool written = ids.size() >= before.size() && std::equal(before.begin(), before.end(), ids.begin());
+    if (written) want.clear();
+    want.insert(want.end(), ids.begin(), ids.end());
+    for (size_t cut : cuts_of(text)) {
+      if (cut % 3 != i % 3 && cut != 0 && cut != text.size()) continue;
+      const std::string context = text.substr(0, cut), prompt = text.substr(cut);
+      Result<JoinedText> joined = join_text(tokenizer, context, prompt);
+      if (want.empty()) {
+        ASSERT_FALSE(joined.ok());
+        continue;
+      }
+      ASSERT_TRUE(joined.ok()) << joined.status().message();
+      ++cuts;
+      EXPECT_EQ(joined->ids, want) << shown(context) << " + " << shown(prompt);
+      if (context.empty()) {
+        EXPECT_TRUE(joined->entry.empty());
+      } else {
+        EXPECT_EQ(joined->entry, text_ids(tokenizer, context).value());
+      }
+      // As many as agree, and one is left to answer from.
+      const auto shared = static_cast<size_t>(joined->shared);
+      ASSERT_LT(shared, want.size());
+      ASSERT_LE(shared, joined->entry.size());
+      EXPECT_TRUE(std::equal(want.begin(), want.begin() + joined->shared, joined->entry.begin()));
+      if (shared + 1 < want.size() && shared < joined->entry.size()) {
+        EXPECT_NE(want[shared], joined->entry[shared]);
+      }
+      EXPECT_EQ(joined->context().size() + joined->suffix().size(), want.size());
+      across += shared < joined->entry.size() && shared + 1 < want.size() ? 1 : 0;
+      if (!ids.empty()) {
+        EXPECT_EQ(join_text(tokenizer, context, prompt, false).value().ids, ids) << shown(text);
+      }
+    }
+  }
+  EXPECT_GT(cuts, 700);
+  EXPECT_GT(across, 30);  // tokens that lie across a border
+}
+
+TEST(JoinedText, WhatIsSharedIsWhatNothingBehindItChanges) {
+  // "twelve site" + "s are closed": no space comes between, and what has become "▁sites" is read anew.
+  Tokenizer llama = load("llama2");
+  JoinedText joined = join_text(llama, "It lists twelve site", "s are closed").value();
+  EXPECT_EQ(joined.ids, llama.encode("It lists twelve sites are closed", true).value());
+  EXPECT_EQ(llama.decode(joined.ids, true).value(), "It lists twelve sites are closed");
+  EXPECT_EQ(joined.ids.size() - joined.suffix().size(), joined.entry.size());
+  EXPECT_EQ(llama.decode(joined.suffix(), true).value(), "s are closed");
+  // "th" + "e": another token lies there, and what comes before it stays.
+  joined = join_text(llama, "It lists th", "e sites").value();
+  EXPECT_EQ(joined.ids, llama.encode("It lists the sites", true).value());
+  EXPECT_LT(joined.shared, static_cast<int64_t>(joined.entry.size()));
+  EXPECT_EQ(llama.decode(joined.context(), true).value(), "It lists");
+  EXPECT_EQ(llama.decode(llama.encode("s are closed", false).value(), true).value(), "s are closed");
+
+  // A normalizer composes over the border.
+  Tokenizer qwen = load("qwen2");
+  joined = join_text(qwen, "cafe", "\u0301 noir").value();
+  EXPECT_EQ(joined.ids, qwen.encode("caf\u00e9 noir", false).value());
+  // An added token lies across it.
+  joined = join_text(qwen, "hello <|im_", "end|>").value();
+  EXPECT_EQ(qwen.decode(joined.context(), false).value(), "hello");
+  EXPECT_EQ(qwen.decode(joined.suffix(), false).value(), " <|im_end|>");
+  EXPECT_EQ(joined.ids.back(), qwen.token_id("<|im_end|>"));
+}
+
+TEST(JoinedText, BosStandsOnceAndEosNowhere) {
+  Tokenizer llama3 = load("llama3");
+  const int32_t bos = llama3.token_id("<|begin_of_text|>");
+  auto bos_of = [&](const JoinedText& joined) {
+    return std::pair(std::count(joined.entry.begin(), joined.entry.end(), bos),
+                     std::count(joined.ids.begin(), joined.ids.end(), bos));
+  };
+  EXPECT_EQ(bos_of(join_text(llama3, "a text", " and more").value()), std::pair(1L, 1L));
+  EXPECT_EQ(bos_of(join_text(llama3, "<|begin_of_text|>a text", " and more").value()), std::pair(1L, 1L));
+  EXPECT_EQ(bos_of(join_text(llama3, "<|begin_of_text|>a text", " more", false).value()), std::pair(1L, 1L));
+  EXPECT_EQ(bos_of(join_text(llama3, "a text", " and more", false).value()), std::pair(0L, 0L));
+  EXPECT_EQ(bos_of(join_text(llama3, "", "<|begin_of_text|>").value()), std::pair(0L, 1L));
+  // Written half here and half there it is still the only one.
+  EXPECT_EQ(bos_of(join_text(llama3, "<|begin_of", "_text|>a").value()), std::pair(1L, 1L));
+  // With nothing but BOS, the one token is read.
+  JoinedText nothing = join_text(llama3, "", "").value();
+  EXPECT_THAT(nothing.ids, ElementsAre(bos));
+  EXPECT_EQ(nothing.shared, 0);
+
+  Tokenizer gemma = load("gemma");  // its template ends texts with </s>
+  JoinedText joined = join_text(gemma, "the", " the").value();
+  const int32_t eos = gemma.token_id("</s>");
+  EXPECT_EQ(gemma.encode("the", true).value().back(), eos);
+  EXPECT_EQ(std::count(joined.entry.begin(), joined.entry.end(), eos), 0);
+  EXPECT_EQ(std::count(joined.ids.begin(), joined.ids.end(), eos), 0);
+}
+
+TEST(JoinedText, SaysWhichPartIsNotUtf8) {
+  Tokenizer t = load("qwen2");
+  EXPECT_THAT(join_text(t, "a\xFF", "b").status().message(), HasSubstr("the context: the text is not UTF-8"));
+  EXPECT_THAT(join_text(t, "a", "bc\xFF").status().message(),
+              HasSubstr("the prompt: the text is not UTF-8: byte 2 of 3"));
+  // Two halves of a character: neither of them is a text.
+  EXPECT_FALSE(join_text(t, "caf\xC3", "\xA9").ok());
+  EXPECT_THAT(join_text(t, "", "").status().message(), HasSubstr("no tokens"));
 }
 
 TEST(Tokenizer, StreamsTextAsSoonAsItIsCertain) {
@@ -516,6 +651,270 @@ TEST_F(BrokenTokenizer, Patterns) {
   Result<std::vector<int32_t>> ids = t->encode(std::string(3000, 'a') + "b", false);
   ASSERT_FALSE(ids.ok());
   EXPECT_EQ(ids.status().code(), Code::kExhausted);
+}
+
+// ------------------------------------------------------------------------ files beside tokenizer.json
+
+class Beside : public BrokenTokenizer {
+ protected:
+  void put(const std::string& name, const json& value) {
+    std::ofstream(folder_ + "/" + name, std::ios::binary)
+        << (value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  void remove(const std::string& name) { std::filesystem::remove(folder_ + "/" + name); }
+  /// With good_ and this file beside it.
+  void refuse_file(const std::string& name, const json& value, Code code,
+                   const std::vector<std::string>& parts) {
+    put(name, value);
+    Result<Tokenizer> r = load_text(good_.dump());
+    ASSERT_FALSE(r.ok()) << name << " " << value;
+    EXPECT_EQ(code_name(r.status().code()), code_name(code)) << r.status().message();
+    EXPECT_THAT(r.status().message(), HasSubstr(name));
+    for (const std::string& part : parts) EXPECT_THAT(r.status().message(), HasSubstr(part));
+    remove(name);
+  }
+};
+
+TEST_F(Beside, AddedTokensAsTransformersReadsThem) {
+  const json fixtures = read_fixture("beside.json");
+  EXPECT_GT(fixtures.size(), 15u);
+  for (const json& fixture : fixtures) {
+    SCOPED_TRACE(fixture["name"].get<std::string>());
+    for (const char* name : {"tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"})
+      remove(name);
+    for (const auto& [name, value] : fixture["files"].items()) put(name, value);
+    Result<Tokenizer> t =
+        load_text(read_fixture(fixture["base"].get<std::string>() + "/tokenizer.json").dump());
+    ASSERT_TRUE(t.ok()) << t.status().message();
+    EXPECT_EQ(t->vocab_size(), fixture["vocab_size"].get<int64_t>());
+    for (const auto& [content, id] : fixture["added"].items())
+      EXPECT_EQ(t->token_id(content), id.get<int32_t>());
+    for (const json& c : fixture["cases"]) {
+      const auto ids = c["ids"].get<std::vector<int32_t>>();
+      EXPECT_EQ(t->encode(c["text"].get<std::string>(), true).value(), ids) << c["text"];
+      EXPECT_EQ(shown(t->decode(ids, true).value()), shown(c["skip"].get<std::string>())) << c["text"];
+    }
+  }
+}
+
+/// As version 4 of transformers reads it; version 5 cannot.
+TEST_F(Beside, SpecialTokensListedWithFlags) {
+  put("special_tokens_map.json", {{"additional_special_tokens",
+                                   {{{"content", "<x>"},
+                                     {"lstrip", true},
+                                     {"rstrip", false},
+                                     {"normalized", false},
+                                     {"single_word", false}},
+                                    "<y>"}}});
+  Result<Tokenizer> t = load_text(good_.dump());
+  ASSERT_TRUE(t.ok()) << t.status().message();
+  EXPECT_EQ(t->token_id("<x>"), 3);
+  EXPECT_EQ(t->token_id("<y>"), 4);
+  EXPECT_THAT(t->encode("a  <x>b<y>", true).value(), ElementsAre(0, 3, 1, 4));
+  EXPECT_EQ(t->decode(std::vector<int32_t>{0, 3, 1, 4}, true).value(), "a b");
+}
+
+TEST_F(Beside, BosAndEosThatOnlyTheConfigurationAsksFor) {
+  good_["model"]["vocab"]["<s>"] = 3;
+  good_["model"]["vocab"]["</s>"] = 4;
+  auto ids = [&](const json& config) {
+    put("tokenizer_config.json", config);
+    Result<Tokenizer> t = load_text(good_.dump());
+    EXPECT_TRUE(t.ok()) << t.status().message();
+    return std::pair(t->encode("ab", true).value(), text_ids(*t, "ab").value());
+  };
+  using Ids = std::vector<int32_t>;
+  const json named = {{"bos_token", "<s>"}, {"eos_token", "</s>"}};
+  auto with = [&](const json& more) {
+    json config = named;
+    config.update(more);
+    return config;
+  };
+  EXPECT_EQ(ids(named), std::pair(Ids{2}, Ids{2}));
+  EXPECT_EQ(ids(with({{"add_bos_token", true}})), std::pair(Ids{3, 2}, Ids{3, 2}));
+  // What ends a text is not for one that goes on.
+  EXPECT_EQ(ids(with({{"add_bos_token", true}, {"add_eos_token", true}})),
+            std::pair(Ids{3, 2, 4}, Ids{3, 2}));
+  EXPECT_EQ(ids(with({{"add_bos_token", false}, {"add_eos_token", nullptr}})), std::pair(Ids{2}, Ids{2}));
+  EXPECT_EQ(ids({{"add_bos_token", true}, {"bos_token", nullptr}}), std::pair(Ids{2}, Ids{2}));
+  // A template that puts something there has decided.
+  good_["post_processor"] = {
+      {"type", "TemplateProcessing"},
+      {"single",
+       {{{"SpecialToken", {{"id", "</s>"}, {"type_id", 0}}}}, {{"Sequence", {{"id", "A"}, {"type_id", 0}}}}}},
+      {"special_tokens", {{"</s>", {{"id", "</s>"}, {"ids", {4}}, {"tokens", {"</s>"}}}}}}};
+  EXPECT_EQ(ids(with({{"add_bos_token", true}})), std::pair(Ids{4, 2}, Ids{4, 2}));
+  EXPECT_EQ(ids(with({{"add_bos_token", false}})), std::pair(Ids{4, 2}, Ids{4, 2}));
+}
+
+TEST_F(Beside, MalformedFiles) {
+  for (const char* name : {"tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"}) {
+    for (const json& text : {json(""), json("{"), json("[1"), json("\"x"), json("\xFF")})
+      refuse_file(name, text.get<std::string>().empty() ? json(" ") : text, Code::kCorrupt, {});
+    refuse_file(name, json::array({1}), Code::kCorrupt, {});
+    refuse_file(name, json(3), Code::kCorrupt, {});
+  }
+  const std::string config = "tokenizer_config.json";
+  refuse_file(config, {{"added_tokens_decoder", 3}}, Code::kCorrupt, {"added_tokens_decoder"});
+  for (const char* id : {"x", "-1", "1.5", "", "99999999999", "3 "})
+    refuse_file(config, {{"added_tokens_decoder", {{id, {{"content", "<x>"}}}}}}, Code::kCorrupt,
+                {"added_tokens_decoder", "expected the id"});
+  refuse_file(config, {{"added_tokens_decoder", {{"3", "<x>"}}}}, Code::kCorrupt,
+              {"added_tokens_decoder: 3"});
+  refuse_file(config, {{"added_tokens_decoder", {{"3", {{"lstrip", true}}}}}}, Code::kCorrupt, {"content"});
+  refuse_file(config, {{"added_tokens_decoder", {{"3", {{"content", 5}}}}}}, Code::kInvalidArgument,
+              {"content"});
+  refuse_file(config, {{"added_tokens_decoder", {{"3", {{"content", "<x>"}, {"lstrip", "yes"}}}}}},
+              Code::kInvalidArgument, {"lstrip"});
+  refuse_file(config, {{"pad_token", 5}}, Code::kCorrupt, {"pad_token", "expected a token"});
+  refuse_file(config, {{"eos_token", {{"id", 5}}}}, Code::kCorrupt, {"eos_token", "content"});
+  refuse_file(config, {{"extra_special_tokens", "<x>"}}, Code::kCorrupt,
+              {"extra_special_tokens", "expected a list"});
+  refuse_file(config, {{"additional_special_tokens", {"<x>", 5}}}, Code::kCorrupt,
+              {"additional_special_tokens[1]"});
+  refuse_file(config, {{"add_bos_token", "yes"}}, Code::kInvalidArgument, {"add_bos_token"});
+  refuse_file(config, {{"split_special_tokens", true}}, Code::kUnsupported, {"split_special_tokens"});
+  const std::string added = "added_tokens.json";
+  for (const json& id : {json("3"), json(-1), json(1.5), json(nullptr), json(uint64_t{1} << 63)})
+    refuse_file(added, {{"<x>", id}}, id.is_null() ? Code::kCorrupt : Code::kInvalidArgument, {"<x>"});
+  refuse_file(added, {{"<x>", 3}, {"<y>", 3}}, Code::kCorrupt, {"id 3", "<x>", "<y>"});
+
+  // A vocabulary whose next free id is not free.
+  good_["model"]["vocab"] = {{"a", 0}, {"b", 1}, {"ab", 3}};
+  put(added, {{"<x>", 9}});
+  Result<Tokenizer> r = load_text(good_.dump());
+  ASSERT_FALSE(r.ok());
+  EXPECT_EQ(r.status().code(), Code::kCorrupt);
+  EXPECT_THAT(r.status().message(), HasSubstr("'<x>'"));
+  EXPECT_THAT(r.status().message(), HasSubstr("'ab'"));
+}
+
+// ----------------------------------------------------------------------------------- two tokenizers, same
+// ids
+
+class SameIds : public BrokenTokenizer {
+ protected:
+  /// How `changed` compares with `file`.
+  IdsComparison compare(const json& file, const json& changed) {
+    Result<Tokenizer> a = load_text(file.dump()), b = load_text(changed.dump());
+    EXPECT_TRUE(a.ok() && b.ok()) << a.status().message() << b.status().message();
+    return compare_ids(*a, "A", *b, "B");
+  }
+};
+
+/// As trainers and other versions write the same tokenizer again.
+TEST_F(SameIds, HoweverAFileIsWritten) {
+  for (const char* name : {"llama3", "qwen2", "gpt2", "llama2", "mistral", "gemma", "unknowns"}) {
+    SCOPED_TRACE(name);
+    const json file = read_fixture(std::string(name) + "/tokenizer.json");
+    json again = file;
+    again["padding"] = {{"strategy", "BatchLongest"}, {"direction", "Left"}, {"pad_id", 2},
+                        {"pad_type_id", 0},           {"pad_token", "</s>"}, {"pad_to_multiple_of", nullptr}};
+    again["truncation"] = {
+        {"direction", "Right"}, {"max_length", 4}, {"strategy", "LongestFirst"}, {"stride", 0}};
+    again["decoder"] = nullptr;
+    again["model"]["type"] = "BPE";
+    for (json& merge : again["model"]["merges"]) {
+      if (merge.is_array()) {
+        merge = merge[0].get<std::string>() + " " + merge[1].get<std::string>();
+      } else {
+        const auto text = merge.get<std::string>();
+        merge = {text.substr(0, text.find(' ')), text.substr(text.find(' ') + 1)};
+      }
+    }
+    if (again["normalizer"].is_null()) {
+      again["normalizer"] = {{"type", "Sequence"}, {"normalizers", json::array()}};
+    } else {
+      again["normalizer"] = {{"type", "Sequence"}, {"normalizers", {again["normalizer"]}}};
+    }
+    for (json& token : again["added_tokens"]) token["special"] = !token["special"].get<bool>();
+    const IdsComparison found = compare(file, again);
+    EXPECT_TRUE(found.same()) << found.difference;
+  }
+}
+
+TEST_F(SameIds, NamesTheFirstThingThatDiffers) {
+  const json file = read_fixture("llama2/tokenizer.json");
+  auto differs = [&](const std::function<void(json&)>& change, const std::vector<std::string>& parts) {
+    json changed = file;
+    change(changed);
+    const IdsComparison found = compare(file, changed);
+    EXPECT_FALSE(found.agree());
+    for (const std::string& part : parts) EXPECT_THAT(found.difference, HasSubstr(part));
+  };
+  differs([](json& f) { f["normalizer"]["normalizers"].erase(0); },
+          {"normalizer 1", "Prepend", "in 'A'", "in 'B'"});
+  differs(
+      [](json& f) {
+        f["pre_tokenizer"] = {{"type", "WhitespaceSplit"}};
+      },
+      {"pre-tokenizer 1", "none in 'A'", "WhitespaceSplit in 'B'"});
+  differs([](json& f) { f["model"]["ignore_merges"] = true; }, {"the model", "not merged in 'B'"});
+  differs([](json& f) { f["model"]["byte_fallback"] = false; }, {"the model", "'<unk>'"});
+  differs([](json& f) { std::swap(f["model"]["merges"][3], f["model"]["merges"][4]); }, {"merge 4:"});
+  differs([](json& f) { f["model"]["merges"].erase(7); }, {"merge 8:"});
+  differs([](json& f) { f["post_processor"] = nullptr; }, {"before a text", "[1] in 'A'", "[] in 'B'"});
+  differs([](json& f) { f["added_tokens"].back()["lstrip"] = true; },
+          {"token 767 'long added token'", "added in 'A'", "added, lstrip in 'B'"});
+  differs([](json& f) { f["added_tokens"].back()["content"] = "other"; },
+          {"token 767", "'long added token' in 'A'", "'other' in 'B'"});
+  differs(
+      [](json& f) {
+        auto& vocab = f["model"]["vocab"];
+        std::swap(vocab["\u2581the"], vocab["\u2581"]);
+      },
+      {"token "});
+  differs(
+      [](json& f) {
+        f["added_tokens"].erase(f["added_tokens"].size() - 2);
+        f["added_tokens"].back()["id"] = 766;
+      },
+      {"long added token"});
+  // Where every byte is a token nothing is unknown, whatever it would be.
+  json changed = file;
+  changed["model"]["unk_token"] = nullptr;
+  changed["model"]["fuse_unk"] = false;
+  EXPECT_TRUE(compare(file, changed).same());
+}
+
+TEST_F(SameIds, TokensThatOnlyOneKnows) {
+  const json file = read_fixture("llama2/tokenizer.json");
+  json more = file;
+  for (int i = 0; i < 2; ++i) {
+    json token = file["added_tokens"].back();
+    token["id"] = 768 + i;
+    token["content"] = "<|extra_" + std::to_string(i) + "|>";
+    more["added_tokens"].push_back(token);
+  }
+  IdsComparison found = compare(file, more);
+  EXPECT_TRUE(found.agree()) << found.difference;
+  EXPECT_FALSE(found.same());
+  EXPECT_TRUE(found.only_a.empty());
+  ASSERT_EQ(found.only_b.size(), 2u);
+  EXPECT_EQ(found.only_b[1].id, 769);
+  EXPECT_EQ(found.only_b[1].content, "<|extra_1|>");
+  found = compare(more, file);
+  EXPECT_TRUE(found.agree());
+  EXPECT_EQ(found.only_a.size(), 2u);
+}
+
+/// Of folders, with what stands beside their files.
+TEST_F(SameIds, OfFolders) {
+  const std::string other = folder_ + "/other";
+  std::filesystem::create_directories(other);
+  ASSERT_TRUE(load_text(good_.dump()).ok());
+  EXPECT_TRUE(check_same_ids(folder_, other).ok());  // nothing to compare with
+  std::ofstream(other + "/tokenizer.json") << good_.dump(2);
+  EXPECT_TRUE(check_same_ids(folder_, other).ok());
+  std::ofstream(other + "/added_tokens.json") << R"({"<x>": 3})";
+  EXPECT_TRUE(check_same_ids(folder_, other).ok());  // of tokens that both know nothing differs
+  std::ofstream(folder_ + "/added_tokens.json") << R"({"<y>": 3})";
+  const Status status = check_same_ids(folder_, other);
+  EXPECT_EQ(status.code(), Code::kMismatch);
+  EXPECT_THAT(status.message(), HasSubstr("different tokenizers"));
+  EXPECT_THAT(status.message(), HasSubstr("token 3: '<y>' in '" + folder_ + "', '<x>' in '" + other + "'"));
+  std::ofstream(other + "/tokenizer.json") << "{";
+  EXPECT_EQ(check_same_ids(folder_, other).code(), Code::kCorrupt);
 }
 
 /// Bytes and values of good files changed at random: loading and using them fails cleanly or works.

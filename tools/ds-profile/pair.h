@@ -32,7 +32,7 @@ struct LoadedPair {
   LoadedModel sender, receiver;
 };
 
-/// Both models on one backend, of one shape and one tokenizer.
+/// Both models on one backend, of one shape, with tokenizers that give the same ids.
 inline Result<LoadedPair> load_pair(const PairOptions& o) {
   LoadedPair pair;
   DS_ASSIGN(pair.receiver, load_model(o.receiver, o.on, o.dtype, o.cache));
@@ -41,12 +41,8 @@ inline Result<LoadedPair> load_pair(const PairOptions& o) {
                                  o.receiver));
   if (!pair.receiver.tokenizer)
     return error(Code::kNotFound, "'{}' has no tokenizer.json to read the data with", o.receiver);
-  if (pair.sender.identity.tokenizer != pair.receiver.identity.tokenizer)
-    return error(
-        Code::kMismatch,
-        "sender and receiver have different tokenizers (tokenizer.json of '{}' and '{}'): the same text "
-        "would be other tokens, so that nothing can be reused",
-        o.sender, o.receiver);
+  if (pair.sender.tokenizer)
+    DS_TRY(check_same_ids(*pair.sender.tokenizer, o.sender, *pair.receiver.tokenizer, o.receiver));
   return pair;
 }
 
