@@ -596,7 +596,7 @@ Result<CompileOutput> run(const CompileInputs& inputs, const CompileOptions& opt
 
 Result<CompileInputs> read_inputs(const CompileFiles& files, bool plain_without_maps) {
   CompileInputs in;
-  DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver, files.identify));
+  DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver, files.open, files.identify));
   in.files.push_back({"sender", base_name(files.sender), in.pair.sender.fingerprint});
   in.files.push_back({"receiver", base_name(files.receiver), in.pair.receiver.fingerprint});
   const Shape shape = in.pair.config.shape();

@@ -49,6 +49,7 @@ struct CompileFiles {
   std::optional<std::string> quality;    // quality.json
   std::optional<std::string> machine;    // machine.json
   std::optional<std::string> maps = {};  // of the pair, for aligned cuts
+  OpenOptions open = {};                 // of both models
   Identify identify = {};                // of the models; empty: all weights are read
 };
 

@@ -16,14 +16,16 @@ struct Options {
   int64_t suffix = 16;
   double rtt_ms = 0, budget_s = 60;
   BackendFlags on;
+  OpenOptions open;
   WeightCacheOptions cache;
 };
 
 Status run(const Options& o) {
   if (o.model_dir.empty() == o.shape.empty())
     return error(Code::kInvalidArgument, "give either --model DIR or --shape NAME");
+  DS_TRY(check_open_options(o.open, {o.model_dir}));
   DS_ASSIGN(std::vector<int64_t> contexts, parse_int_list(o.lengths, 1, int64_t{1} << 24));
-  DS_ASSIGN(LoadedModel loaded, o.shape.empty() ? load_model(o.model_dir, o.on, o.dtype, o.cache)
+  DS_ASSIGN(LoadedModel loaded, o.shape.empty() ? load_model(o.model_dir, o.open, o.on, o.dtype, o.cache)
                                                 : load_random_model(o.shape, o.on, o.dtype));
   DS_ASSIGN(std::vector<CallSize> grid, calibration_grid(loaded.model->config(), contexts, o.suffix));
 
@@ -144,6 +146,7 @@ int main(int argc, char** argv) {
       ->capture_default_str()
       ->check(CLI::Range(0.0, 60000.0));
   app.add_option("--dtype", o.dtype, "bf16 or f32")->capture_default_str();
+  add_open_options(app, o.open);
   add_backend_flags(app, o.on);
   add_weight_cache_options(app, o.cache);
   app.add_option("-o,--output", o.out, "machine.json to write; '-': stdout")->required();

@@ -2,6 +2,7 @@
 #include "compiler/compile.h"
 #include "support/file.h"
 #include "tools/model_input.h"
+#include "tools/open_options.h"
 #include "tools/tool.h"
 
 int main(int argc, char** argv) {
@@ -20,6 +21,8 @@ int main(int argc, char** argv) {
       "  The same, with cuts that may be aligned by maps that ds-profile has fitted:\n"
       "    ds-compile --receiver base --sender tuned --quality quality.json --slo-loss 2 \\\n"
       "        --maps maps.safetensors -o pair.dsplan\n"
+      "  A base as sender, a LoRA adapter of it as receiver:\n"
+      "    ds-compile --receiver adapter --sender base --base base --recompute 3-6 -o pair.dsplan\n"
       "  Recompute layers 7 to 10 from an aligned cut:\n"
       "    ds-compile --receiver base --sender tuned --recompute 7-10 --maps maps.safetensors --align full "
       "\\\n"
@@ -37,6 +40,7 @@ int main(int argc, char** argv) {
   app.add_option("--sender", files.sender, "Model folder of the sender, whose caches are reused")
       ->required()
       ->type_name("DIR");
+  add_open_options(app, files.open);
   app.add_option("--recompute", o.recompute,
                  "Layers that the receiver recomputes; with --policy restore, those that it restores")
       ->type_name("A-B");
@@ -131,6 +135,7 @@ int main(int argc, char** argv) {
                      "-o is missing; a plan file goes to a file, or to standard output with -o -");
       output = "-";
     }
+    DS_TRY(check_open_options(files.open, {files.sender, files.receiver}));
     DS_ASSIGN(CompileOutput out, compile(files, o));
     for (const std::string& note : out.notes) fmt::print(stderr, "ds-compile: note: {}\n", note);
     return write_file_atomically(output, out.bytes);

@@ -72,6 +72,7 @@ int main(int argc, char** argv) {
   std::string model_dir, context, context_ids, store_url, dtype = "bf16", salt;
   std::vector<std::string> plans, maps;
   BackendFlags on;
+  OpenOptions open;
   WeightCacheOptions cache;
   bool json = false;
   app.add_option("--model", model_dir, "the sender: a Hugging Face folder")->required();
@@ -88,6 +89,7 @@ int main(int argc, char** argv) {
       "file of maps (ds-profile) of a plan whose cuts the sender aligns; may be given several times");
   app.add_option("--dtype", dtype, "bf16 or f32: of computation and of the entry")->capture_default_str();
   app.add_option("--salt", salt, "tenant salt: entries of one salt are never found with another");
+  add_open_options(app, open);
   add_backend_flags(app, on);
   add_weight_cache_options(app, cache);
   app.add_flag("--json", json, "print one JSON object to stdout");
@@ -99,6 +101,7 @@ int main(int argc, char** argv) {
       "  ds-publish --model S/ --context report.txt --store file:cache --plan aligned.dsplan --maps "
       "maps.safetensors");
   auto run = [&](const BackendFlags& where, bool&) -> Status {  // shows nothing before all is done
+    DS_TRY(check_open_options(open, {model_dir}));
     if (context.empty() == context_ids.empty()) {
       return error(Code::kInvalidArgument, "give the context once: --context FILE or --context-ids FILE");
     }
@@ -125,7 +128,7 @@ int main(int argc, char** argv) {
       DS_ASSIGN(MappedCuts cuts, cuts_for(read[i], plans[i], given));
       options.more.push_back(std::move(cuts));
     }
-    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, where, dtype, cache));
+    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, open, where, dtype, cache));
     for (size_t i = 0; i < read.size(); ++i) {
       if (!same_model(read[i].sender, loaded.identity)) {
         return error(

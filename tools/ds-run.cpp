@@ -26,12 +26,14 @@ struct Options {
   double link_rtt_ms = 0, link_deadline_ms = 0;
   BackendFlags on;
   Sampling sampling;
+  OpenOptions open;
   WeightCacheOptions cache;
   bool json = false, plain_cuts = false;
 };
 
 /// Options that contradict each other are refused before any work starts.
 Status check(const Options& o) {
+  DS_TRY(check_open_options(o.open, {o.receiver}));
   auto refuse = [](std::string_view why) { return error(Code::kInvalidArgument, "{}", why); };
   if (!o.context.empty() && !o.context_ids.empty())
     return refuse("--context and --context-ids contradict each other");
@@ -286,7 +288,7 @@ Status run(const Options& o, const BackendFlags& on, bool& shown) {
   if (!o.gate.empty()) {
     DS_ASSIGN(gate, set_up_gate(o, *plan));
   }
-  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, on, o.dtype, o.cache));
+  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.open, on, o.dtype, o.cache));
   DS_ASSIGN(const JoinedText joined,
             read_request(loaded, {o.context, o.context_ids, o.prompt, o.prompt_ids}));
   const std::span<const int32_t> context = joined.context(), prompt = joined.suffix();
@@ -476,6 +478,7 @@ int main(int argc, char** argv) {
   app.add_option("--record", o.record, "write the run record (JSON lines) for ds-plan trace");
   app.add_option("--dump-logits", o.dump_logits,
                  "write the first token's logits: one f32 tensor 'logits' [vocab], safetensors");
+  add_open_options(app, o.open);
   add_backend_flags(app, o.on);
   add_weight_cache_options(app, o.cache);
   app.add_flag("--json", o.json, "print one JSON object to stdout instead of the text");
@@ -483,6 +486,7 @@ int main(int argc, char** argv) {
       "Examples:\n"
       "  ds-run --receiver agent/ --context report.txt --prompt 'Who signed it?'\n"
       "  ds-run --receiver agent/ --weight-cache /var/cache/ds-weights --verify-weights --prompt 'Hello'\n"
+      "  ds-run --receiver agent-lora/ --base Llama-3.2-1B/ --context report.txt --prompt 'Who signed it?'\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --link-rate 20MB/s \\\n"
       "         --context report.txt --prompt 'Who signed it?' --record run.jsonl --json\n"
       "  ds-run --receiver agent/ --plan aligned.dsplan --maps maps.safetensors --store file:/var/cache/ds "

@@ -13,6 +13,7 @@
 #include "runtime/model/verified.h"
 #include "support/json.h"
 #include "tools/backend_flags.h"
+#include "tools/open_options.h"
 #include "tools/tool.h"
 
 namespace ds {
@@ -68,22 +69,24 @@ inline Result<Verified> verify_weights(const Checkpoint& checkpoint, const std::
 }
 
 /// `shared`: the backend of a model that runs beside this one, instead of one of its own.
-inline Result<LoadedModel> load_model(const std::string& folder, const BackendFlags& on,
-                                      const std::string& dtype, const WeightCacheOptions& cache,
+inline Result<LoadedModel> load_model(const std::string& folder, const OpenOptions& open,
+                                      const BackendFlags& on, const std::string& dtype,
+                                      const WeightCacheOptions& cache,
                                       std::shared_ptr<Backend> shared = nullptr) {
   auto start = std::chrono::steady_clock::now();
   DS_ASSIGN(DType type, parse_dtype(dtype));
   if (type == DType::kF16) return error(Code::kInvalidArgument, "--dtype f16: models run in bf16 or f32");
   LoadedModel loaded;
-  DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder));
+  DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder, open));
   loaded.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
   LoadOptions options;
   options.weight_cache = weight_cache_folder(cache.where, *loaded.checkpoint);
   DS_ASSIGN(Verified verified, verify_weights(*loaded.checkpoint, options.weight_cache, cache));
   loaded.identity = std::move(verified.identity);
   loaded.weights_remembered = verified.remembered;
-  if (access((folder + "/tokenizer.json").c_str(), F_OK) == 0) {
-    DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(folder));
+  const std::string tokenizer_folder = loaded.checkpoint->folder_of("tokenizer.json");
+  if (access((tokenizer_folder + "/tokenizer.json").c_str(), F_OK) == 0) {
+    DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(tokenizer_folder));
     loaded.tokenizer = std::move(tokenizer);
   }
   loaded.backend = std::move(shared);

@@ -20,8 +20,9 @@ struct ModelPair {
 using Identify = std::function<Result<ModelIdentity>(const Checkpoint&)>;
 
 /// Reads both folders and the fingerprints of their weights: by `identify`, else by reading all weights.
-/// kMismatch where the architectures differ: one line for each differing field, with both values.
+/// kMismatch where the architectures differ: one line for each differing field, with both values. `options`
+/// are for both.
 Result<ModelPair> read_pair(const std::string& sender, const std::string& receiver,
-                            const Identify& identify = {});
+                            const OpenOptions& options = {}, const Identify& identify = {});
 
 }  // namespace ds

@@ -11,7 +11,9 @@
 #include <set>
 #include <thread>
 
+#include "runtime/model/adapter.h"
 #include "runtime/model/identity.h"
+#include "runtime/model/parallel_internal.h"
 #include "runtime/model/safetensors.h"
 #include "support/hash.h"
 #include "support/json.h"
@@ -38,24 +40,6 @@ bool without_effect(std::string_view name) {
     if (name.ends_with(suffix)) return true;
   }
   return false;
-}
-
-/// Runs task(0..count-1) on the cores this process has; each index once, in no particular order.
-void parallel_for(size_t count, const std::function<void(size_t)>& task) {
-  size_t workers = std::clamp<size_t>(std::thread::hardware_concurrency(), 1, 16);
-  workers = std::min(workers, count);
-  std::atomic<size_t> next{0};
-  auto run = [&] {
-    for (size_t i = next++; i < count; i = next++) task(i);
-  };
-  std::vector<std::thread> threads;
-  try {
-    for (size_t i = 1; i < workers; ++i) threads.emplace_back(run);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that run, and this one, do the work.
-  }
-  run();
-  for (std::thread& t : threads) t.join();
 }
 
 /// Whether any element has all exponent bits set (infinity or NaN). Without a branch, so that it is
@@ -95,6 +79,16 @@ double element(const TensorView& t, int64_t index) {
   if (t.dtype == DType::kF32) return *reinterpret_cast<const float*>(at);
   uint16_t bits = *reinterpret_cast<const uint16_t*>(at);
   return t.dtype == DType::kBF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+/// "agent" of "models/agent/"
+std::string folder_name(const std::string& folder) {
+  std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
+  std::error_code failed;
+  if (std::filesystem::path whole = std::filesystem::absolute(path, failed).lexically_normal(); !failed) {
+    path = whole;
+  }
+  return (path.has_filename() ? path : path.parent_path()).filename().string();
 }
 
 /// The weight files of a folder, in order, checked against the index where there is one.
@@ -194,19 +188,39 @@ std::vector<TensorSpec> required_tensors(const ModelConfig& c) {
   return specs;
 }
 
-Result<Checkpoint> Checkpoint::open(const std::string& folder) {
+Result<Checkpoint> Checkpoint::open_adapter(const std::string& folder, const OpenOptions& options) {
+  DS_ASSIGN(Adapter adapter, Adapter::open(folder));
+  DS_ASSIGN(const std::string base_folder, adapter.find_base(options.base));
+  if (Adapter::is_adapter(base_folder))
+    return error(Code::kUnsupported,
+                 "'{}' is an adapter of '{}', which is an adapter itself; merge that one into its base first",
+                 folder, base_folder);
+  OpenOptions of_base = options;
+  of_base.base.clear();
+  Result<Checkpoint> base = Checkpoint::open(base_folder, of_base);
+  if (!base.ok()) return base.status().with_context(fmt::format("the base of the adapter '{}'", folder));
   Checkpoint checkpoint;
   checkpoint.folder_ = folder;
-  std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
-  std::error_code failed;
-  if (std::filesystem::path whole = std::filesystem::absolute(path, failed).lexically_normal(); !failed) {
-    path = whole;
-  }
-  checkpoint.name_ = (path.has_filename() ? path : path.parent_path()).filename().string();
+  checkpoint.name_ = folder_name(folder);
+  checkpoint.base_ = std::make_shared<const Checkpoint>(std::move(*base));
+  DS_TRY(adapter.attach(*checkpoint.base_));
+  checkpoint.config_ = adapter.config();
+  checkpoint.tensors_ = adapter.tensors();
+  checkpoint.files_.push_back(std::move(adapter).release());
+  checkpoint.adapter_ = std::make_shared<const Adapter>(std::move(adapter));
+  return checkpoint;
+}
+
+Result<Checkpoint> Checkpoint::open(const std::string& folder, const OpenOptions& options) {
+  if (Adapter::is_adapter(folder)) return open_adapter(folder, options);
+  Checkpoint checkpoint;
+  checkpoint.folder_ = folder;
+  checkpoint.name_ = folder_name(folder);
   DS_ASSIGN(checkpoint.config_, ModelConfig::read(folder));
   if (file_exists(folder + "/adapter_config.json")) {
     return error(Code::kUnsupported,
-                 "'{}' has an adapter (adapter_config.json) beside the weights; merge it into them first",
+                 "'{}' has an adapter (adapter_config.json) beside the weights of a model: is it merged into "
+                 "them or not? Keep the two in folders of their own",
                  folder);
   }
   DS_ASSIGN(std::vector<SafetensorsFile> files, open_weights(folder));
@@ -366,7 +380,18 @@ Result<Checkpoint> Checkpoint::random(const ModelConfig& config, uint64_t seed) 
 Result<TensorView> Checkpoint::tensor(const std::string& name) const {
   auto it = tensors_.find(name);
   if (it == tensors_.end()) return error(Code::kNotFound, "checkpoint '{}' has no tensor '{}'", name_, name);
+  if (adapter_ && adapter_->merges(name)) return adapter_->merge(name);
   return it->second;
+}
+
+Result<std::vector<int64_t>> Checkpoint::shape(const std::string& name) const {
+  auto it = tensors_.find(name);
+  if (it == tensors_.end()) return error(Code::kNotFound, "checkpoint '{}' has no tensor '{}'", name_, name);
+  return it->second.shape;
+}
+
+std::string Checkpoint::folder_of(const std::string& file) const {
+  return base_ && !file_exists(folder_ + "/" + file) ? base_->folder_ : folder_;
 }
 
 int64_t Checkpoint::weight_bytes() const {
@@ -445,7 +470,7 @@ Result<ModelIdentity> Checkpoint::identity_with(std::string weights) const {
   identity.name = name_;
   identity.config = sha256_hex(config_.canonical());
   identity.weights = std::move(weights);
-  const std::string tokenizer = folder_ + "/tokenizer.json";
+  const std::string tokenizer = folder_of("tokenizer.json") + "/tokenizer.json";
   if (!folder_.empty() && file_exists(tokenizer)) {
     DS_ASSIGN(std::string file, read_text_file(tokenizer));
     identity.tokenizer = sha256_hex(file);
@@ -455,23 +480,41 @@ Result<ModelIdentity> Checkpoint::identity_with(std::string weights) const {
 }
 
 Status Checkpoint::intact() const {
+  if (base_) DS_TRY(base_->intact());
   for (const MappedFile& file : files_) DS_TRY(file.intact());
   return ok_status();
 }
 
+std::string Checkpoint::adapted_weights(const std::string& base, const Adapter& adapter) {
+  return sha256_hex(fmt::format("base {}\nadapter {}\n", base, adapter.hash()));
+}
+
 Result<ModelIdentity> Checkpoint::identity() const {
+  if (adapter_) {
+    DS_ASSIGN(ModelIdentity base, base_->identity());
+    return identity_with(adapted_weights(base.weights, *adapter_));
+  }
   const Reading reading = read_weights({});
   DS_TRY(intact());
   return identity_with(weights_hash(reading));
 }
 
 Status Checkpoint::check_finite() const {
+  if (adapter_) {
+    DS_TRY(base_->check_finite());
+    return adapter_->check_finite();
+  }
   const Reading reading = read_weights({});
   DS_TRY(intact());
   return finite(reading);
 }
 
 Result<ModelIdentity> Checkpoint::verify(const std::function<void(int64_t, int64_t)>& progress) const {
+  if (adapter_) {
+    DS_TRY(adapter_->check_finite());
+    DS_ASSIGN(ModelIdentity base, base_->verify(progress));
+    return identity_with(adapted_weights(base.weights, *adapter_));
+  }
   const Reading reading = read_weights(progress);
   DS_TRY(intact());
   DS_TRY(finite(reading));

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <filesystem>
 
+#include "runtime/model/adapter.h"
 #include "support/hash.h"
 #include "support/json.h"
 
@@ -33,6 +34,7 @@ json key_of(const Checkpoint& checkpoint) {
               {"files", json::array()}};
   for (const MappedFile& file : checkpoint.files())
     key["files"].push_back(stamp_json(absolute(file.path()), file.stamp()));
+  if (checkpoint.adapter() != nullptr) key["adapter"] = sha256_hex(checkpoint.adapter()->decisions());
   return key;
 }
 
@@ -88,16 +90,29 @@ Result<Verified> verify_checkpoint(const Checkpoint& checkpoint, const VerifyOpt
     DS_ASSIGN(verified.identity, checkpoint.verify(options.progress));
     return verified;
   }
-  const std::string path =
-      fmt::format("{}/{:.32}.verified.json", options.cache, sha256_hex(absolute(checkpoint.folder())));
   json key = key_of(checkpoint);
+  std::string model = absolute(checkpoint.folder());
+  Verified base;
+  base.remembered = true;
+  if (checkpoint.base() != nullptr) {
+    DS_ASSIGN(base, verify_checkpoint(*checkpoint.base(), options));
+    key["base"] = base.identity.weights;
+    model = fmt::format("{}\n{}", model, absolute(checkpoint.base()->folder()));
+  }
+  const std::string path = fmt::format("{}/{:.32}.verified.json", options.cache, sha256_hex(model));
   Memory memory = recall(path);
   if (!options.reread && memory.key == key) {
     DS_ASSIGN(verified.identity, checkpoint.identity_with(memory.weights));
-    verified.remembered = true;
+    verified.remembered = base.remembered;
     return verified;
   }
-  DS_ASSIGN(verified.identity, checkpoint.verify(options.progress));
+  if (checkpoint.adapter() != nullptr) {
+    DS_TRY(checkpoint.adapter()->check_finite());
+    DS_ASSIGN(verified.identity, checkpoint.identity_with(Checkpoint::adapted_weights(
+                                     base.identity.weights, *checkpoint.adapter())));
+  } else {
+    DS_ASSIGN(verified.identity, checkpoint.verify(options.progress));
+  }
   if (!memory.fingerprint.empty() && memory.fingerprint != verified.identity.fingerprint)
     remove_packed(options.cache, memory.fingerprint);
   if (!settled(checkpoint)) return verified;

@@ -25,7 +25,8 @@ struct Verified {
 /// modification and of change) the weights are taken as they were found then. A file that is written to,
 /// replaced or copied has another stamp, and one that changed in the last two seconds is not remembered: its
 /// clock may not tell the next change from this one. Where a folder's model has become another, the packed
-/// weights of the one before are removed from `cache`.
+/// weights of the one before are removed from `cache`. An adapter's files and its base's are remembered
+/// apart: a new adapter of a known base costs reading the adapter.
 Result<Verified> verify_checkpoint(const Checkpoint& checkpoint, const VerifyOptions& options);
 
 }  // namespace ds

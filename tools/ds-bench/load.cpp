@@ -12,6 +12,7 @@ namespace {
 struct LoadBenchOptions {
   std::string model, cache, dtype = "bf16", json;
   int repeats = 5;
+  OpenOptions open;
   BackendFlags on;
 };
 
@@ -24,6 +25,7 @@ struct Start {
 
 Status bench_load(const LoadBenchOptions& o) {
   namespace fs = std::filesystem;
+  DS_TRY(check_open_options(o.open, {o.model}));
   std::string parent = o.cache.empty() ? default_cache_folder() : o.cache;
   if (parent.empty())
     return error(Code::kInvalidArgument, "give --weight-cache DIR: neither DROIDSPEAK_CACHE nor HOME is set");
@@ -49,9 +51,9 @@ Status bench_load(const LoadBenchOptions& o) {
     for (Start& start : starts) {
       std::error_code failed;
       if (start.empty_before) fs::remove_all(folder, failed);
-      DS_ASSIGN(
-          LoadedModel loaded,
-          load_model(o.model, o.on, o.dtype, {start.cached ? folder : "off", start.verify, /*quiet=*/true}));
+      DS_ASSIGN(LoadedModel loaded,
+                load_model(o.model, o.open, o.on, o.dtype,
+                           {start.cached ? folder : "off", start.verify, /*quiet=*/true}));
       if (loaded.report.weight_cache != start.expected)
         return error(Code::kInternal, "{}: the weight cache was '{}', expected '{}': {}", start.name,
                      weight_cache_status_name(loaded.report.weight_cache),
@@ -94,6 +96,7 @@ Bench add_load(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   cmd->add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
+  add_open_options(*cmd, o->open);
   add_backend_flags(*cmd, o->on);
   cmd->add_option("--json", o->json, "write figures to FILE; '-': stdout");
   return [o] { return bench_load(*o); };

@@ -101,11 +101,11 @@ class QualityBench {
   Status run() {
     DS_TRY(check());
     DS_ASSIGN(rates_, parse_rate_list(o_.rates));
-    DS_ASSIGN(inputs_,
-              read_inputs({o_.files.receiver, o_.files.sender, o_.quality, o_.machine, o_.files.maps}));
+    DS_ASSIGN(inputs_, read_inputs({o_.files.receiver, o_.files.sender, o_.quality, o_.machine, o_.files.maps,
+                                    o_.files.open}));
     DS_TRY(check_maps_of_profile());
     std::string dtype(dtype_name(inputs_.machine->dtype));
-    DS_ASSIGN(receiver_, load_model(o_.files.receiver, o_.on, dtype, o_.cache));
+    DS_ASSIGN(receiver_, load_model(o_.files.receiver, o_.files.open, o_.on, dtype, o_.cache));
     DS_ASSIGN(asked_, o_.data.empty() ? ask_by_hand() : ask_of_data());
     DS_TRY(compile_all());
     DS_TRY(publish_all(dtype));
@@ -238,7 +238,8 @@ class QualityBench {
   /// One entry for all plans.
   Status publish_all(const std::string& dtype) {
     DS_TRY(folder_.make("ds-quality"));
-    DS_ASSIGN(LoadedModel sender, load_model(o_.files.sender, o_.on, dtype, o_.cache, receiver_.backend));
+    DS_ASSIGN(LoadedModel sender,
+              load_model(o_.files.sender, o_.files.open, o_.on, dtype, o_.cache, receiver_.backend));
     DS_ASSIGN(auto store, open_store(store_url()));
     std::vector<const Plan*> all;
     for (const std::vector<Plan>& plans : plans_)
@@ -446,6 +447,7 @@ Bench add_quality(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
   add_backend_flags(*cmd, o->on);
+  add_open_options(*cmd, o->files.open);
   add_weight_cache_options(*cmd, o->cache);
   cmd->add_option("-o,--json", o->json, "write figures to FILE; '-': stdout");
   cmd->add_option("--html", o->html, "write a page with pictures to FILE");

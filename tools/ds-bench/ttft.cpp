@@ -20,6 +20,7 @@ struct TtftOptions {
   int64_t max_new_tokens = 16;
   int repeats = 7;
   BackendFlags on;
+  OpenOptions open;
   WeightCacheOptions cache;
 };
 
@@ -63,7 +64,8 @@ Status bench_ttft(const TtftOptions& o) {
   }
   DS_ASSIGN(auto store, open_store(o.store));
   if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
-  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.on, o.dtype, o.cache));
+  DS_TRY(check_open_options(o.open, {o.receiver}));
+  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.open, o.on, o.dtype, o.cache));
   // A plan's own full prefill comes with a prediction; without a plan there is none.
   ways[0].plan = ways.size() > 1
                      ? ways[1].plan
@@ -167,6 +169,7 @@ Bench add_ttft(CLI::App& app) {
   cmd->add_option("--repeats", o->repeats, "the median counts")->capture_default_str();
   cmd->add_option("--dtype", o->dtype, "bf16 or f32")->capture_default_str();
   add_backend_flags(*cmd, o->on);
+  add_open_options(*cmd, o->open);
   add_weight_cache_options(*cmd, o->cache);
   cmd->add_option("--json", o->json, "write figures to FILE; '-': stdout");
   return [o] { return bench_ttft(*o); };

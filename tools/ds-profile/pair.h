@@ -11,6 +11,7 @@ namespace ds {
 struct PairOptions {
   std::string sender, receiver, dtype = "bf16";
   BackendFlags on;
+  OpenOptions open;
   WeightCacheOptions cache;
 };
 
@@ -18,6 +19,7 @@ inline void add_pair_options(CLI::App& app, PairOptions& o) {
   app.add_option("--sender", o.sender, "the model whose caches are reused: a Hugging Face folder");
   app.add_option("--receiver", o.receiver, "the model that answers");
   app.add_option("--dtype", o.dtype, "bf16 or f32")->capture_default_str();
+  add_open_options(app, o.open);
   add_backend_flags(app, o.on);
   add_weight_cache_options(app, o.cache);
 }
@@ -35,8 +37,9 @@ struct LoadedPair {
 /// Both models on one backend, of one shape, with tokenizers that give the same ids.
 inline Result<LoadedPair> load_pair(const PairOptions& o) {
   LoadedPair pair;
-  DS_ASSIGN(pair.receiver, load_model(o.receiver, o.on, o.dtype, o.cache));
-  DS_ASSIGN(pair.sender, load_model(o.sender, o.on, o.dtype, o.cache, pair.receiver.backend));
+  DS_TRY(check_open_options(o.open, {o.sender, o.receiver}));
+  DS_ASSIGN(pair.receiver, load_model(o.receiver, o.open, o.on, o.dtype, o.cache));
+  DS_ASSIGN(pair.sender, load_model(o.sender, o.open, o.on, o.dtype, o.cache, pair.receiver.backend));
   DS_TRY(check_same_architecture(pair.sender.model->config(), pair.receiver.model->config(), o.sender,
                                  o.receiver));
   if (!pair.receiver.tokenizer)

@@ -26,32 +26,39 @@ class Loader {
     int64_t out;
   };
   Status matrix(PackedWeights& to, const Product& product, std::initializer_list<Matrix> matrices) {
-    std::vector<PackedWeights::Part> parts;
     std::string name;
     for (const Matrix& m : matrices) {
-      DS_ASSIGN(TensorView view, take(m.name, {m.out, product.in()}));
-      parts.push_back({view.data.data(), view.dtype, m.out});
+      DS_TRY(host::check_shape(checkpoint_, m.name, {m.out, product.in()}));
       name += m.name + " ";
     }
     matrices_.push_back({&to, &product, arrays_.size()});
-    arrays_.push_back(
-        {name + product.layout(), product.packed_bytes(), [this, &product, parts](std::byte* out) {
-           return PackedWeights::pack(product, parts, joined_, out);
-         }});
+    arrays_.push_back({name + product.layout(), product.packed_bytes(),
+                       [this, &product, list = std::vector(matrices)](std::byte* out) -> Status {
+                         // Only here: an adapter's tensors are merged when they are asked for.
+                         std::vector<TensorView> views;
+                         std::vector<PackedWeights::Part> parts;
+                         for (const Matrix& m : list) {
+                           DS_ASSIGN(TensorView view, take(m.name, {m.out, product.in()}));
+                           parts.push_back({view.data.data(), view.dtype, m.out});
+                           views.push_back(std::move(view));
+                         }
+                         return PackedWeights::pack(product, parts, joined_, out);
+                       }});
     return ok_status();
   }
 
   Status rows(const std::byte*& to, const std::string& name, int64_t rows, int64_t columns, DType dtype) {
-    DS_ASSIGN(TensorView view, take(name, {rows, columns}));
+    DS_TRY(host::check_shape(checkpoint_, name, {rows, columns}));
     rows_.push_back({&to, arrays_.size()});
     const int64_t row_bytes = columns * dtype_size(dtype);
-    arrays_.push_back(
-        {fmt::format("{} rows {}", name, dtype_name(dtype)), rows * row_bytes, [=](std::byte* out) {
+    arrays_.push_back({fmt::format("{} rows {}", name, dtype_name(dtype)), rows * row_bytes,
+                       [=, this](std::byte* out) -> Status {
+                         DS_ASSIGN(TensorView view, take(name, {rows, columns}));
 #pragma omp parallel for schedule(static)
-           for (int64_t row = 0; row < rows; ++row)
-             host::convert(view, row * columns, columns, dtype, out + row * row_bytes);
-           return ok_status();
-         }});
+                         for (int64_t row = 0; row < rows; ++row)
+                           host::convert(view, row * columns, columns, dtype, out + row * row_bytes);
+                         return ok_status();
+                       }});
     return ok_status();
   }
 

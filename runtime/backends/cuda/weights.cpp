@@ -150,23 +150,21 @@ Result<Weights> Weights::load(std::shared_ptr<Device> device, const Checkpoint& 
                               const LoadOptions& options) {
   device->use();
   DS_ASSIGN(Weights w, make(device, checkpoint.config(), options.dtype, checkpoint.name()));
-  std::vector<TensorView> views;
   int64_t total = 0, done = 0;
   for (const Place& p : w.places_) {
-    auto view = p.columns > 0 ? host::tensor_of_shape(checkpoint, p.name, {p.rows, p.columns})
-                              : host::tensor_of_shape(checkpoint, p.name, {p.rows});
-    DS_TRY(view);
-    views.push_back(std::move(*view));
+    DS_TRY(p.columns > 0 ? host::check_shape(checkpoint, p.name, {p.rows, p.columns})
+                         : host::check_shape(checkpoint, p.name, {p.rows}));
     total += p.bytes();
   }
   DS_ASSIGN(std::unique_ptr<Uploader> uploader, Uploader::make(device));
-  for (size_t i = 0; i < views.size(); ++i) {
-    const Place& p = w.places_[i];
+  for (const Place& p : w.places_) {
+    // One at a time: an adapter's tensors are merged when they are asked for.
+    DS_ASSIGN(const TensorView view, checkpoint.tensor(p.name));
     const int64_t element = dtype_size(p.dtype), most = kPiece / element;
     for (int64_t at = 0; at < p.elements(); at += most) {
       const int64_t count = std::min(most, p.elements() - at);
       DS_ASSIGN(std::byte * piece, uploader->next());
-      convert_all(views[i], at, count, p.dtype, piece);
+      convert_all(view, at, count, p.dtype, piece);
       DS_TRY(uploader->send(w.buffer_.data() + p.offset + at * element, count * element));
       done += count * element;
       if (options.progress && done < total) options.progress(done, total);

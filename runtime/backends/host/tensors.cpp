@@ -5,6 +5,14 @@
 
 namespace ds::host {
 
+Status check_shape(const Checkpoint& checkpoint, const std::string& name,
+                   std::initializer_list<int64_t> shape) {
+  DS_ASSIGN(std::vector<int64_t> found, checkpoint.shape(name));
+  if (std::equal(found.begin(), found.end(), shape.begin(), shape.end())) return ok_status();
+  return error(Code::kMismatch, "checkpoint '{}': tensor '{}' has shape [{}], expected [{}]",
+               checkpoint.name(), name, fmt::join(found, ", "), fmt::join(shape, ", "));
+}
+
 Result<TensorView> tensor_of_shape(const Checkpoint& checkpoint, const std::string& name,
                                    std::initializer_list<int64_t> shape) {
   DS_ASSIGN(TensorView view, checkpoint.tensor(name));

@@ -12,7 +12,12 @@
 
 namespace ds::host {
 
-/// A tensor that must have this shape; kNotFound, kMismatch.
+/// kNotFound, kMismatch. Reads and merges nothing.
+Status check_shape(const Checkpoint& checkpoint, const std::string& name,
+                   std::initializer_list<int64_t> shape);
+
+/// A tensor that must have this shape; kNotFound, kMismatch. Held no longer than it is used: an adapter's are
+/// made for the caller.
 Result<TensorView> tensor_of_shape(const Checkpoint& checkpoint, const std::string& name,
                                    std::initializer_list<int64_t> shape);
 
