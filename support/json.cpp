@@ -35,18 +35,27 @@ bool too_deep(std::string_view text) {
   return false;
 }
 
-}  // namespace
-
-Result<nlohmann::json> parse_json(std::string_view text, const std::string& origin) {
+template <typename Json>
+Result<Json> parse_as(std::string_view text, const std::string& origin) {
   if (text.empty()) return error(Code::kCorrupt, "'{}' is empty; expected JSON", origin);
   if (too_deep(text)) {
     return error(Code::kCorrupt, "'{}' nests lists or objects more than {} deep", origin, kMaxDepth);
   }
   try {
-    return nlohmann::json::parse(text);
+    return Json::parse(text);
   } catch (const nlohmann::json::exception& e) {
     return error(Code::kCorrupt, "'{}' is not valid JSON ({} bytes): {}", origin, text.size(), e.what());
   }
+}
+
+}  // namespace
+
+Result<nlohmann::json> parse_json(std::string_view text, const std::string& origin) {
+  return parse_as<nlohmann::json>(text, origin);
+}
+
+Result<nlohmann::ordered_json> parse_ordered_json(std::string_view text, const std::string& origin) {
+  return parse_as<nlohmann::ordered_json>(text, origin);
 }
 
 Result<nlohmann::json> read_json_file(const std::string& path) {

@@ -15,6 +15,8 @@ namespace ds {
 /// messages.
 Result<nlohmann::json> parse_json(std::string_view text, const std::string& origin);
 Result<nlohmann::json> read_json_file(const std::string& path);
+/// The same with the keys of objects in the text's order.
+Result<nlohmann::ordered_json> parse_ordered_json(std::string_view text, const std::string& origin);
 
 /// A view of one JSON object that knows where it stands ("machine.json: compute.matmul"): typed access with
 /// ranges.
