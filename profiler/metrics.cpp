@@ -10,6 +10,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "profiler/jieba.h"
 #include "profiler/python_text_internal.h"
 
 namespace ds {
@@ -50,13 +51,13 @@ std::u32string normalized(Text text) {
   return out;
 }
 
-double qa_f1(Text prediction, Text answer) {
-  std::u32string p = normalized(prediction), a = normalized(answer);
-  Texts predicted = python::split(p), expected = python::split(a);
-  std::unordered_map<Text, int64_t> left;
-  for (Text word : expected) ++left[word];
+/// Of words as multisets.
+template <class Word>
+double f1(const std::vector<Word>& predicted, const std::vector<Word>& expected) {
+  std::unordered_map<Word, int64_t> left;
+  for (const Word& word : expected) ++left[word];
   int64_t same = 0;
-  for (Text word : predicted) {
+  for (const Word& word : predicted) {
     auto it = left.find(word);
     if (it != left.end() && it->second-- > 0) ++same;
   }
@@ -64,6 +65,37 @@ double qa_f1(Text prediction, Text answer) {
   double precision = static_cast<double>(same) / static_cast<double>(predicted.size());
   double recall = static_cast<double>(same) / static_cast<double>(expected.size());
   return (2 * precision * recall) / (precision + recall);
+}
+
+double qa_f1(Text prediction, Text answer) {
+  std::u32string p = normalized(prediction), a = normalized(answer);
+  return f1(python::split(p), python::split(a));
+}
+
+// ---- qa_f1_zh ----
+
+/// Of ASCII and of Chinese text, as LongBench lists them: a full stop of full width is not among them.
+bool is_punctuation_zh(char32_t c) {
+  static constexpr std::pair<char32_t, char32_t> kRanges[] = {
+      {0x2013, 0x2014}, {0x2018, 0x2019}, {0x201B, 0x201F}, {0x2026, 0x2027}, {0x3001, 0x3003},
+      {0x300B, 0x3011}, {0x3014, 0x301F}, {0x3030, 0x3030}, {0x303E, 0x303F}, {0xFE4F, 0xFE4F},
+      {0xFF01, 0xFF0D}, {0xFF0F, 0xFF0F}, {0xFF1A, 0xFF20}, {0xFF3B, 0xFF40}, {0xFF5B, 0xFF64}};
+  auto within = [c](const auto& range) { return range.first <= c && c <= range.second; };
+  return is_punctuation(c) || std::any_of(std::begin(kRanges), std::end(kRanges), within);
+}
+
+std::vector<std::u32string> words_zh(Text text, const Jieba& jieba) {
+  std::vector<std::u32string> words;
+  for (Text word : jieba.cut(text)) {
+    std::u32string kept = python::lower(word);
+    std::erase_if(kept, [](char32_t c) { return is_punctuation_zh(c) || python::is_space(c); });
+    if (!kept.empty()) words.push_back(std::move(kept));
+  }
+  return words;
+}
+
+double qa_f1_zh(Text prediction, Text answer, const Jieba& jieba) {
+  return f1(words_zh(prediction, jieba), words_zh(answer, jieba));
 }
 
 // ---- rouge_l ----
@@ -139,6 +171,21 @@ double rouge_l(Text prediction, Text answer) {
   double shared = static_cast<double>(common.size());
   double recall = shared / distinct(expected), precision = shared / distinct(predicted);
   return 2.0 * ((precision * recall) / (precision + recall + 1e-8));
+}
+
+// ---- rouge_l_zh ----
+
+std::u32string spaced(Text text, const Jieba& jieba) {
+  std::u32string out;
+  for (Text word : jieba.cut(text)) {
+    if (!out.empty()) out += U' ';
+    out += word;
+  }
+  return out;
+}
+
+double rouge_l_zh(Text prediction, Text answer, const Jieba& jieba) {
+  return rouge_l(spaced(prediction, jieba), spaced(answer, jieba));
 }
 
 // ---- code_sim ----
@@ -248,6 +295,59 @@ double exact_match(Text prediction, Text answer) {
   return python::strip(prediction) == python::strip(answer) ? 1 : 0;
 }
 
+// ---- classification ----
+
+double classification(Text prediction, Text answer, std::span<const std::u32string> classes) {
+  Texts named;
+  for (const std::u32string& name : classes)
+    if (prediction.find(name) != Text::npos) named.push_back(name);
+  // Classes within the right one's name do not count against it. Removing one while walking over the list
+  // passes over the next, as in LongBench.
+  for (size_t i = 0; i < named.size(); ++i) {
+    const Text name = named[i];
+    if (name != answer && answer.find(name) != Text::npos)
+      named.erase(std::find(named.begin(), named.end(), name));
+  }
+  const bool right = std::find(named.begin(), named.end(), answer) != named.end();
+  return right ? 1.0 / static_cast<double>(named.size()) : 0;
+}
+
+// ---- retrieval, count ----
+
+/// Runs of decimal digits, of any script.
+Texts numbers(Text text) {
+  Texts found;
+  for (size_t at = 0; at < text.size(); ++at) {
+    const size_t begin = at;
+    while (at < text.size() && python::is_digit(text[at])) ++at;
+    if (at > begin) found.push_back(text.substr(begin, at - begin));
+  }
+  return found;
+}
+
+double share_of_numbers(Text prediction, Text number) {
+  const Texts found = numbers(prediction);
+  if (found.empty()) return 0;
+  return static_cast<double>(std::count(found.begin(), found.end(), number)) /
+         static_cast<double>(found.size());
+}
+
+Text paragraph_word(Metric metric) { return metric == Metric::kRetrieval ? U"Paragraph " : U"\u6BB5\u843D"; }
+
+/// The first number behind the word for a paragraph; empty: none.
+Text paragraph_number(Text answer, Text word) {
+  for (size_t at = answer.find(word); at != Text::npos; at = answer.find(word, at + 1)) {
+    const Text rest = answer.substr(at + word.size());
+    if (!rest.empty() && python::is_digit(rest[0])) return numbers(rest)[0];
+  }
+  return {};
+}
+
+double retrieval(Text prediction, Text answer, Text word) {
+  const Text number = paragraph_number(answer, word);
+  return number.empty() ? 0 : share_of_numbers(prediction, number);
+}
+
 }  // namespace
 
 std::string_view metric_name(Metric metric) { return kMetricNames[static_cast<size_t>(metric)]; }
@@ -259,8 +359,14 @@ Result<Metric> parse_metric(std::string_view name) {
                fmt::join(kMetricNames, ", "));
 }
 
-double score(Metric metric, std::string_view prediction, std::span<const std::string> answers) {
+bool needs_words(Metric metric) { return metric == Metric::kQaF1Zh || metric == Metric::kRougeLZh; }
+
+double score(Metric metric, std::string_view prediction, std::span<const std::string> answers,
+             const MetricInputs& inputs) {
   std::u32string predicted = decode(prediction);
+  std::vector<std::u32string> classes;
+  if (metric == Metric::kClassification)
+    for (const std::string& name : inputs.classes) classes.push_back(decode(name));
   double best = 0;
   for (const std::string& bytes : answers) {
     std::u32string answer = decode(bytes);
@@ -278,26 +384,43 @@ double score(Metric metric, std::string_view prediction, std::span<const std::st
       case Metric::kExactMatch:
         one = exact_match(predicted, answer);
         break;
+      case Metric::kClassification:
+        one = classification(predicted, answer, classes);
+        break;
+      case Metric::kRetrieval:
+      case Metric::kRetrievalZh:
+        one = retrieval(predicted, answer, paragraph_word(metric));
+        break;
+      case Metric::kCount:
+        one = share_of_numbers(predicted, answer);
+        break;
+      case Metric::kQaF1Zh:
+        one = qa_f1_zh(predicted, answer, *inputs.words);
+        break;
+      case Metric::kRougeLZh:
+        one = rouge_l_zh(predicted, answer, *inputs.words);
+        break;
     }
     best = std::max(best, one);
   }
   return best;
 }
 
-std::optional<Metric> longbench_metric(std::string_view dataset) {
-  static constexpr std::pair<std::string_view, Metric> kTable[] = {
-      {"narrativeqa", Metric::kQaF1},   {"qasper", Metric::kQaF1},   {"multifieldqa_en", Metric::kQaF1},
-      {"hotpotqa", Metric::kQaF1},      {"2wikimqa", Metric::kQaF1}, {"musique", Metric::kQaF1},
-      {"triviaqa", Metric::kQaF1},      {"qmsum", Metric::kRougeL},  {"gov_report", Metric::kRougeL},
-      {"multi_news", Metric::kRougeL},  {"samsum", Metric::kRougeL}, {"lcc", Metric::kCodeSim},
-      {"repobench-p", Metric::kCodeSim}};
-  for (const auto& [name, metric] : kTable)
-    if (name == dataset) return metric;
-  return std::nullopt;
-}
-
-bool longbench_first_line(std::string_view dataset) {
-  return dataset == "trec" || dataset == "triviaqa" || dataset == "samsum" || dataset == "lsht";
+Status check_answers(Metric metric, std::span<const std::string> answers,
+                     std::span<const std::string> classes) {
+  if (metric == Metric::kClassification && classes.empty())
+    return error(Code::kInvalidArgument,
+                 "all_classes: found none, expected the names of all classes: 'classification' compares with "
+                 "them");
+  if (metric == Metric::kRetrieval || metric == Metric::kRetrievalZh) {
+    const std::string_view example = metric == Metric::kRetrieval ? "Paragraph 7" : "段落7";
+    for (size_t i = 0; i < answers.size(); ++i)
+      if (paragraph_number(decode(answers[i]), paragraph_word(metric)).empty())
+        return error(Code::kInvalidArgument,
+                     "answers[{}]: found '{:.60}', expected one like '{}': '{}' compares numbers", i,
+                     answers[i], example, metric_name(metric));
+  }
+  return ok_status();
 }
 
 std::string_view first_line(std::string_view text) {

@@ -74,6 +74,8 @@ Json identity_json(const RunIdentity& run) {
   json["race"] = run.options.race ? Json(*run.options.race) : Json(nullptr);
   json["race_round"] = run.options.race_round;
   json["contexts"] = run.contexts;
+  // Only where scores depend on it, so that other runs stay those that they were.
+  if (!run.words.empty()) json["words"] = run.words;
   return json;
 }
 
@@ -184,7 +186,7 @@ Result<ContextRecord> work_on(const ProfileWork& work, const Tokenizer& tokenize
       DS_ASSIGN(std::string text, tokenizer.decode(a.tokens, true));
       r.text = std::string(cut_answer(*origin.prompt, origin.task, text));
       r.scored = true;
-      r.score = score(item.metric, r.text, item.references);
+      r.score = score(item.metric, r.text, item.references, {origin.item->classes, work.words.get()});
       r.exact = score(Metric::kExactMatch, r.text, item.references);
       r.divergence = a.divergence;
       r.entropy = a.entropy;
@@ -215,7 +217,7 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
       Question question;
       auto joined = read_prompt(text, tokenizer, options.truncate);
       if (!joined.ok()) return joined.status().with_context(item.where);
-      auto reference = read_answer(text.suffix, prompt->answer_prefix + item.answers[0], tokenizer);
+      auto reference = read_answer(text.suffix, reference_text(*prompt, text, item), tokenizer);
       if (!reference.ok()) return reference.status().with_context(item.where);
       context.entry = std::move(joined->entry);
       question.suffix = std::move(joined->ids);  // all of the text, until what is shared is known

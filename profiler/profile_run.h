@@ -20,6 +20,7 @@
 #include "plans/plan.h"
 #include "profiler/dataset.h"
 #include "profiler/engine.h"
+#include "profiler/jieba.h"
 #include "profiler/map_fitter.h"
 #include "profiler/prompt.h"
 #include "profiler/record.h"
@@ -61,6 +62,7 @@ struct ProfileWork {
   std::vector<std::vector<int32_t>> fit;
   int64_t fit_tokens = 0;
   EngineLimits limits;
+  std::shared_ptr<const Jieba> words;  // where a metric needs_words(); not set by plan_work()
   int64_t tokens = 0, questions = 0;
   int64_t layer_runs = 0, naive_layer_runs = 0;  // without racing
 };
@@ -92,6 +94,7 @@ struct RunIdentity {
   int64_t layers = 0, contexts = 0;
   std::vector<Quality::Input> fit_data;  // empty: a share of `data`
   std::string maps, other_maps;          // fingerprints of files that were given; empty: none was
+  std::string words;                     // Jieba::sha256() where a metric needs_words(), else empty
 };
 
 /// Makes the folder, or finds the same run in it. kMismatch names the field that differs.

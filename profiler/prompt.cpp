@@ -1,6 +1,7 @@
 #include "profiler/prompt.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include "support/file.h"
 #include "support/hash.h"
@@ -11,6 +12,7 @@ namespace {
 
 constexpr std::string_view kBuiltin =
     R"({"schema":"droidspeak.prompts","version":1,"tasks":{"*":{"prompt":"{context}{input}","max_new_tokens":64}}})";
+constexpr int64_t kMostNewTokens = 1 << 20;
 constexpr std::string_view kContext = "{context}", kInput = "{input}";
 constexpr std::string_view kRule =
     "expected {context} once, then {input} at most once, and braces that are meant as such doubled: {{ }}";
@@ -65,22 +67,33 @@ Result<std::vector<std::string>> read_stops(const JsonObject& o) {
   return stops;
 }
 
+/// dataset2prompt.json: texts by task, without a schema.
+bool is_longbench(const nlohmann::json& json) {
+  auto is_text = [](const nlohmann::json& value) { return value.is_string(); };
+  return json.is_object() && !json.empty() && !json.contains("schema") &&
+         std::all_of(json.begin(), json.end(), is_text);
+}
+
 Result<PromptTemplate> read_template(const JsonObject& o) {
-  DS_TRY(check_keys(o, {"prompt", "max_new_tokens", "metric", "answer_prefix", "stop", "first_line"}));
+  DS_TRY(
+      check_keys(o, {"prompt", "max_new_tokens", "metric", "answer_prefix", "stop", "first_line", "chat"}));
   PromptTemplate t;
   DS_ASSIGN(std::string prompt, o.string("prompt"));
   DS_TRY(parse_prompt(prompt, o.at("prompt"), t));
-  DS_ASSIGN(t.max_new_tokens, o.integer_or("max_new_tokens", 1, 1 << 20, t.max_new_tokens));
+  DS_ASSIGN(t.max_new_tokens, o.integer_or("max_new_tokens", 1, kMostNewTokens, t.max_new_tokens));
   if (o.has("metric")) {
     DS_ASSIGN(std::string name, o.string("metric"));
     Result<Metric> metric = parse_metric(name);
     if (!metric.ok()) return metric.status().with_context(o.at("metric"));
     t.metric = *metric;
   }
-  DS_ASSIGN(t.answer_prefix, o.string_or("answer_prefix", t.answer_prefix));
+  DS_ASSIGN(t.answer_prefix, o.string_or("answer_prefix", *t.answer_prefix));
   DS_ASSIGN(t.stop, read_stops(o));
   if (o.has("first_line")) {
     DS_ASSIGN(t.first_line, o.boolean("first_line"));
+  }
+  if (o.has("chat")) {
+    DS_ASSIGN(t.chat, o.boolean("chat"));
   }
   return t;
 }
@@ -104,6 +117,18 @@ Result<Prompt> render(const PromptTemplate& prompt, const Item& item) {
   return out;
 }
 
+std::string reference_text(const PromptTemplate& prompt, const Prompt& text, const Item& item) {
+  if (prompt.answer_prefix) return *prompt.answer_prefix + item.answers[0];
+  const char last = text.suffix.back();
+  const bool spaced = last == ' ' || (last >= '\t' && last <= '\r') || (last & 0x80) != 0;
+  return (spaced ? "" : " ") + item.answers[0];
+}
+
+bool wants_chat(const PromptTemplate& prompt, std::string_view task) {
+  const LongBenchTask* of_longbench = longbench_task(task);
+  return prompt.chat.value_or(of_longbench == nullptr || of_longbench->chat);
+}
+
 std::string_view cut_answer(const PromptTemplate& prompt, std::string_view task, std::string_view text) {
   size_t end = text.size();
   for (const std::string& stop : prompt.stop) end = std::min(end, text.find(stop));
@@ -114,6 +139,11 @@ std::string_view cut_answer(const PromptTemplate& prompt, std::string_view task,
 Result<PromptTemplates> PromptTemplates::parse(std::string name, std::string_view text) {
   PromptTemplates templates;
   DS_ASSIGN(nlohmann::json json, parse_json(text, name));
+  if (is_longbench(json)) {
+    DS_ASSIGN(templates, parse_longbench(std::move(name), json));
+    templates.sha256_ = sha256_hex(text);
+    return templates;
+  }
   DS_ASSIGN(JsonObject root, JsonObject::make(json, name));
   DS_TRY(check_schema(root, "droidspeak.prompts", kPromptsVersion));
   DS_TRY(check_keys(root, {"schema", "version", "tasks"}));
@@ -131,6 +161,44 @@ Result<PromptTemplates> PromptTemplates::parse(std::string name, std::string_vie
   return templates;
 }
 
+Result<PromptTemplates> PromptTemplates::parse_longbench(std::string name, const nlohmann::json& prompts) {
+  PromptTemplates templates;
+  for (const auto& [task, text] : prompts.items()) {
+    PromptTemplate t;
+    DS_TRY(parse_prompt(text.get<std::string>(), fmt::format("{}: {}", name, task), t));
+    t.max_new_tokens = 0;
+    t.answer_prefix.reset();
+    templates.tasks_.emplace(task, std::move(t));
+  }
+  templates.name_ = std::move(name);
+  return templates;
+}
+
+Status PromptTemplates::set_max_new_tokens(const std::string& number_or_file) {
+  int64_t number = 0;
+  const char* last = number_or_file.data() + number_or_file.size();
+  const bool is_number = std::from_chars(number_or_file.data(), last, number).ptr == last;
+  std::string text = number_or_file;
+  if (is_number) {
+    if (number < 1 || number > kMostNewTokens)
+      return error(Code::kInvalidArgument, "{} new tokens; expected 1 to {}", number, kMostNewTokens);
+    for (auto& [task, t] : tasks_) t.max_new_tokens = number;
+  } else {
+    DS_ASSIGN(text, read_text_file(number_or_file, 64 << 20));
+    DS_ASSIGN(nlohmann::json json, parse_json(text, number_or_file));
+    DS_ASSIGN(JsonObject root, JsonObject::make(json, number_or_file));
+    for (const auto& [task, value] : json.items()) {
+      DS_ASSIGN(number, root.integer(task, 1, kMostNewTokens));
+      auto listed = tasks_.find(task);
+      if (auto star = tasks_.find("*"); listed == tasks_.end() && star != tasks_.end())
+        listed = tasks_.emplace(task, star->second).first;
+      if (listed != tasks_.end()) listed->second.max_new_tokens = number;
+    }
+  }
+  sha256_ = sha256_hex(sha256_ + "\n" + text);
+  return ok_status();
+}
+
 const PromptTemplates& PromptTemplates::builtin() {
   static const PromptTemplates templates = parse("builtin", kBuiltin).value();
   return templates;
@@ -143,6 +211,8 @@ Result<PromptTemplates> PromptTemplates::read(const std::string& path) {
 
 const PromptTemplate* PromptTemplates::listed(std::string_view task) const {
   auto it = tasks_.find(task);
+  if (const LongBenchTask* named = longbench_task(task); it == tasks_.end() && named != nullptr)
+    it = tasks_.find(named->name);
   if (it == tasks_.end()) it = tasks_.find("*");
   return it == tasks_.end() ? nullptr : &it->second;
 }
@@ -158,6 +228,20 @@ Result<const PromptTemplate*> PromptTemplates::find(std::string_view task) const
 std::optional<Metric> PromptTemplates::metric(std::string_view task) const {
   const PromptTemplate* found = listed(task);
   return found && found->metric ? found->metric : longbench_metric(task);
+}
+
+Status check_max_new_tokens(const PromptTemplates& prompts, const std::vector<Dataset>& data) {
+  for (const Dataset& set : data) {
+    for (const Item& item : set.items) {
+      DS_ASSIGN(const PromptTemplate* prompt, prompts.find(item.task));
+      if (prompt->max_new_tokens > 0) continue;
+      return error(Code::kInvalidArgument,
+                   "{}: '{}' does not say how long an answer to '{}' may be; give a number or LongBench's "
+                   "dataset2maxlen.json by --max-new-tokens",
+                   item.where, prompts.name(), item.task);
+    }
+  }
+  return ok_status();
 }
 
 }  // namespace ds

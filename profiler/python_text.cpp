@@ -75,6 +75,8 @@ bool is_word(char32_t c) {
   return major == 'L' || major == 'N';
 }
 
+bool is_digit(char32_t c) { return category(c) == UTF8PROC_CATEGORY_ND; }
+
 std::u32string lower(std::u32string_view text) {
   std::u32string out;
   out.reserve(text.size());

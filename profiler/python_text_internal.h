@@ -16,6 +16,7 @@ std::u32string decode(std::string_view bytes);
 
 bool is_space(char32_t c);  // str.isspace
 bool is_word(char32_t c);   // \w of the module re
+bool is_digit(char32_t c);  // \d of it
 
 /// str.lower(), with the two mappings that depend on more than the character: a final sigma, and U+0130,
 /// which becomes two characters.

@@ -95,9 +95,9 @@ TEST_F(DatasetFile, SaysWhatIsWrongWhere) {
   EXPECT_THAT(failure(kItem + "\n{\"context\": \n", Code::kCorrupt),
               AllOf(HasSubstr("file:2' is not valid JSON"), HasSubstr("at column 13"),
                     HasSubstr("expected one JSON object with the fields context")));
-  EXPECT_THAT(
-      failure("[" + kItem + "]", Code::kCorrupt),
-      AllOf(HasSubstr("file:1: found ["), HasSubstr("expected a JSON object with the fields context")));
+  EXPECT_THAT(failure("[" + kItem + "]", Code::kCorrupt),
+              AllOf(HasSubstr("file:1: found ["), HasSubstr("expected a JSON object with the fields context"),
+                    HasSubstr("a JSON list, not JSON lines (jq -c '.[]' FILE makes lines of a list)")));
   EXPECT_THAT(failure(R"({"context":"c","input":"i","answers":["x"]})", Code::kCorrupt),
               HasSubstr("file:1: key 'dataset' is missing; expected the fields context, input, answers"));
   EXPECT_THAT(failure(item_with(R"(,"input":3)"), Code::kInvalidArgument),
@@ -116,8 +116,14 @@ TEST_F(DatasetFile, SaysWhatIsWrongWhere) {
               HasSubstr("'_id' is [], expected a string"));
   EXPECT_THAT(failure(item_with(R"(,"metric":"f1")"), Code::kInvalidArgument),
               HasSubstr("file:1: metric: unknown metric 'f1'; expected one of qa_f1"));
-  EXPECT_THAT(failure(item_with(R"(,"dataset":"trec")"), Code::kInvalidArgument),
-              HasSubstr("file:1: dataset: data set 'trec' has no known metric; give a metric in the prompt"));
+  EXPECT_THAT(failure(item_with(R"(,"dataset":"mine")"), Code::kInvalidArgument),
+              HasSubstr("file:1: dataset: data set 'mine' has no known metric; give a metric in the prompt"));
+  EXPECT_THAT(failure(item_with(R"(,"dataset":"trec","all_classes":null)"), Code::kInvalidArgument),
+              HasSubstr("file:1: all_classes: found none, expected the names of all classes"));
+  EXPECT_THAT(failure(item_with(R"(,"all_classes":["x",3])"), Code::kInvalidArgument),
+              HasSubstr("file:1: all_classes[1] is not a string"));
+  EXPECT_THAT(failure(item_with(R"(,"dataset":"passage_retrieval_en")"), Code::kInvalidArgument),
+              HasSubstr("file:1: answers[0]: found 'x', expected one like 'Paragraph 7'"));
   EXPECT_THAT(failure(item_with("") + "\n" + item_with(R"(,"metric":"qa_f1")"), Code::kInvalidArgument),
               HasSubstr("file:3: metric: data set 'lcc' is scored by qa_f1 here and by code_sim in line 1"));
   EXPECT_THAT(failure(kItem + "\n{\"context\":\"caf\xE9\"}", Code::kCorrupt),
@@ -125,6 +131,38 @@ TEST_F(DatasetFile, SaysWhatIsWrongWhere) {
   EXPECT_THAT(failure("\xFF\xFE{\0", Code::kCorrupt), HasSubstr("byte 0xff at column 1 is not UTF-8"));
   EXPECT_THAT(failure(std::string(5000, '['), Code::kCorrupt), HasSubstr("nests lists or objects"));
   EXPECT_EQ(read_dataset("/nowhere").status().code(), Code::kNotFound);
+}
+
+TEST_F(DatasetFile, RefusesLongBenchV2ByName) {
+  EXPECT_THAT(
+      failure(
+          R"({"_id":"1","domain":"d","sub_domain":"s","difficulty":"easy","length":"short","question":"q",)"
+          R"("choice_A":"a","choice_B":"b","choice_C":"c","choice_D":"d","answer":"A","context":"c"})",
+          Code::kUnsupported),
+      AllOf(HasSubstr("file:1: found the fields question and choice_A to choice_D: this is LongBench-v2"),
+            HasSubstr("Write question and choices into 'input'")));
+}
+
+TEST_F(DatasetFile, ReadsClasses) {
+  Result<Dataset> data = read_dataset(write(item_with(R"(,"dataset":"trec_e","all_classes":["x","y"])")));
+  ASSERT_TRUE(data.ok()) << data.status().message();
+  EXPECT_EQ(data->items[0].metric, Metric::kClassification);
+  EXPECT_THAT(data->items[0].classes, ElementsAre("x", "y"));
+}
+
+TEST_F(DatasetFile, WordsAreLoadedWhereAMetricNeedsThem) {
+  auto words = [&](const std::string& dataset, const std::string& folder) {
+    Result<Dataset> data = read_dataset(write(item_with(R"(,"dataset":")" + dataset + "\"")));
+    EXPECT_TRUE(data.ok()) << data.status().message();
+    return load_words({&*data, 1}, folder);
+  };
+  EXPECT_EQ(*words("hotpotqa", "/nowhere"), nullptr);
+  EXPECT_NE(*words("vcsum", DS_SOURCE_DIR "/tests/golden/metrics/jieba"), nullptr);
+  auto missing = words("dureader", "/nowhere");
+  ASSERT_FALSE(missing.ok());
+  EXPECT_THAT(missing.status().message(),
+              AllOf(HasSubstr("file:1: data set 'dureader' is scored by rouge_l_zh"),
+                    HasSubstr("/nowhere/dict.txt"), HasSubstr("python3-jieba")));
 }
 
 TEST_F(DatasetFile, RefusesAbsurdlyLongLines) {
@@ -258,6 +296,70 @@ TEST_F(PromptFile, SaysWhatIsWrongWhere) {
   EXPECT_EQ(PromptTemplates::read(write(R"({"schema":"x","version":1})")).status().code(), Code::kMismatch);
   EXPECT_EQ(PromptTemplates::read(write(R"({"schema":"droidspeak.prompts","version":2})")).status().code(),
             Code::kUnsupported);
+}
+
+TEST_F(PromptFile, ReadsLongBenchsOwnPrompts) {
+  const std::string text =
+      R"({"hotpotqa":"Read.\n{context}\n\nQuestion: {input}\nAnswer:","lcc":"Complete:\n{context}Next line of code:\n",)"
+      R"("dureader":"文章：{context}\n问题：{input}\n回答："})";
+  Result<PromptTemplates> read = PromptTemplates::read(write(text));
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(read->sha256(), sha256_hex(text));
+  EXPECT_EQ((*read->find("hotpotqa"))->before_context, "Read.\n");
+  EXPECT_EQ(*read->find("hotpotqa_e"), *read->find("hotpotqa"));
+  EXPECT_EQ(read->metric("dureader"), Metric::kRougeLZh);
+  EXPECT_THAT(read->find("trec").status().message(), HasSubstr("no prompt for data set 'trec'"));
+  // What a reference answer begins with depends on what its prompt ends with.
+  auto reference = [&](const std::string& task) {
+    Item item = an_item("c", "q");
+    item.answers = {"x"};
+    const PromptTemplate& t = **read->find(task);
+    return reference_text(t, *render(t, item), item);
+  };
+  EXPECT_EQ(reference("hotpotqa"), " x");
+  EXPECT_EQ(reference("lcc"), "x");
+  EXPECT_EQ(reference("dureader"), "x");
+  EXPECT_THAT(PromptTemplates::read(write(R"({"qa":"{context}","x":3})")).status().message(),
+              HasSubstr("schema"));
+  EXPECT_THAT(PromptTemplates::read(write(R"({"qa":"Q: {question}"})")).status().message(),
+              HasSubstr("file: qa: found '{question}' at byte 3"));
+}
+
+TEST_F(PromptFile, AFileSaysHowLongAnswersMayBe) {
+  Result<PromptTemplates> prompts = PromptTemplates::read(write(R"({"qa":"{context}1","lcc":"{context}2"})"));
+  ASSERT_TRUE(prompts.ok()) << prompts.status().message();
+  Item item = an_item("c", "q");
+  item.task = "qa";
+  std::vector<Dataset> data(1);
+  data[0].items = {item};
+  EXPECT_THAT(check_max_new_tokens(*prompts, data).message(),
+              AllOf(HasSubstr("d.jsonl:3: '"), HasSubstr("does not say how long an answer to 'qa' may be"),
+                    HasSubstr("dataset2maxlen.json by --max-new-tokens")));
+  const std::string before = prompts->sha256(), lengths = R"({"qa":32,"other":5})";
+  ASSERT_TRUE(prompts->set_max_new_tokens(write(lengths)).ok());
+  EXPECT_EQ((*prompts->find("qa"))->max_new_tokens, 32);
+  EXPECT_EQ(prompts->sha256(), sha256_hex(before + "\n" + lengths));
+  EXPECT_TRUE(check_max_new_tokens(*prompts, data).ok());
+  data[0].items[0].task = "lcc";
+  EXPECT_FALSE(check_max_new_tokens(*prompts, data).ok());
+  ASSERT_TRUE(prompts->set_max_new_tokens("7").ok());
+  EXPECT_EQ((*prompts->find("lcc"))->max_new_tokens, 7);
+  PromptTemplates builtin = PromptTemplates::builtin();
+  ASSERT_TRUE(builtin.set_max_new_tokens(write(lengths)).ok());
+  EXPECT_EQ((*builtin.find("qa"))->max_new_tokens, 32);
+  EXPECT_EQ((*builtin.find("more"))->max_new_tokens, 64);
+  EXPECT_THAT(builtin.set_max_new_tokens("0").message(), HasSubstr("0 new tokens; expected 1 to 1048576"));
+  EXPECT_THAT(builtin.set_max_new_tokens(write(R"({"qa":"x"})")).message(), HasSubstr("'qa' is \"x\""));
+  EXPECT_EQ(builtin.set_max_new_tokens("/nowhere").code(), Code::kNotFound);
+}
+
+TEST_F(PromptFile, SomeTasksAreForTheChatTemplate) {
+  PromptTemplate t = only(R"({"prompt":"{context}x"})");
+  EXPECT_TRUE(wants_chat(t, "hotpotqa"));
+  EXPECT_TRUE(wants_chat(t, "mine"));
+  EXPECT_FALSE(wants_chat(t, "lcc_e"));
+  EXPECT_TRUE(wants_chat(only(R"({"prompt":"{context}x","chat":true})"), "lcc"));
+  EXPECT_FALSE(wants_chat(only(R"({"prompt":"{context}x","chat":false})"), "hotpotqa"));
 }
 
 TEST(BuiltinPrompt, IsContextAndInput) {

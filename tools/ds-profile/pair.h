@@ -49,9 +49,16 @@ inline Result<LoadedPair> load_pair(const PairOptions& o) {
   return pair;
 }
 
-inline Result<PromptTemplates> read_prompts(const std::string& path) {
-  if (path.empty()) return PromptTemplates::builtin();
-  return PromptTemplates::read(path);
+/// `max_new_tokens`: a number or a file, see PromptTemplates::set_max_new_tokens(); empty: the templates'
+/// own.
+inline Result<PromptTemplates> read_prompts(const std::string& path, const std::string& max_new_tokens = "") {
+  PromptTemplates prompts = PromptTemplates::builtin();
+  if (!path.empty()) {
+    DS_ASSIGN(prompts, PromptTemplates::read(path));
+  }
+  if (!max_new_tokens.empty())
+    DS_TRY(prompts.set_max_new_tokens(max_new_tokens).with_context("--max-new-tokens"));
+  return prompts;
 }
 
 struct DataFiles {

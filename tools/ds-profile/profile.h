@@ -7,6 +7,10 @@
 
 namespace ds {
 
+inline constexpr const char* kJiebaHelp =
+    "folder of the Python package jieba, whose dictionary cuts Chinese answers into words; default: "
+    "$DROIDSPEAK_JIEBA, else where Debian's python3-jieba puts it";
+
 /// Adds an action to `app`; the result runs it, once parsed.
 using Action = std::function<Status()>;
 Action add_run(CLI::App& app);  // what the tool does without an action's name

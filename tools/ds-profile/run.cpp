@@ -12,7 +12,7 @@ namespace {
 struct RunOptions {
   PairOptions pair;
   AlignOptions align;
-  std::string out, prompts, state, other, stats, maps, other_maps, maps_out;
+  std::string out, prompts, max_new_tokens, jieba, state, other, stats, maps, other_maps, maps_out;
   std::vector<std::string> data, fit_data, forms, only;
   std::string fit_share;
   ProfileOptions profile;
@@ -220,6 +220,7 @@ RunIdentity identity_of(const RunOptions& o, const LoadedPair& pair, const DataF
   identity.prompts = {prompts.name() == "builtin" ? prompts.name()
                                                   : std::filesystem::path(prompts.name()).filename().string(),
                       prompts.sha256()};
+  if (work.words) identity.words = work.words->sha256();
   identity.options = o.profile;
   identity.layers = pair.receiver.model->config().layers;
   identity.contexts = static_cast<int64_t>(work.contexts.size());
@@ -229,8 +230,10 @@ RunIdentity identity_of(const RunOptions& o, const LoadedPair& pair, const DataF
 Status run_profile(RunOptions o) {
   DS_TRY(check_options(o));
   // What can fail at once comes before what takes time.
-  DS_ASSIGN(PromptTemplates prompts, read_prompts(o.prompts));
+  DS_ASSIGN(PromptTemplates prompts, read_prompts(o.prompts, o.max_new_tokens));
   DS_ASSIGN(DataFiles data, read_data(o.data, prompts));
+  DS_TRY(check_max_new_tokens(prompts, data.sets));
+  DS_ASSIGN(std::shared_ptr<const Jieba> words, load_words(data.sets, o.jieba));
   std::optional<Quality> other;
   if (!o.other.empty()) {
     DS_ASSIGN(other, Quality::read(o.other));
@@ -254,6 +257,7 @@ Status run_profile(RunOptions o) {
                  left_out);
   }
   work.limits.batch_rows = o.batch_rows;
+  work.words = std::move(words);
   say_cost(o, work, config, receiver.model->dtype());
   if (o.dry_run) return ok_status();
 
@@ -313,8 +317,14 @@ Action add_run(CLI::App& app) {
   add_pair_options(app, o->pair);
   app.add_option("--data", o->data,
                  "questions: JSON lines with LongBench's fields; several files are one profile");
-  app.add_option("--prompts", o->prompts,
-                 "prompt templates by task (droidspeak.prompts); default: context + input");
+  app.add_option(
+      "--prompts", o->prompts,
+      "prompt templates by task (droidspeak.prompts), or LongBench's dataset2prompt.json; default: "
+      "context + input");
+  app.add_option("--max-new-tokens", o->max_new_tokens,
+                 "most tokens of an answer: a number, or a file with one by task (LongBench's "
+                 "dataset2maxlen.json); default: the templates' own");
+  app.add_option("--jieba", o->jieba, kJiebaHelp);
   app.add_option("-o,--output", o->out, "quality.json to write; '-': stdout");
   app.add_option("--granularity", o->profile.ways.granularity,
                  "edges of groups are multiples of so many layers")

@@ -1,4 +1,6 @@
 // ds-profile score: scores predictions that exist already, as LongBench's eval.py does.
+#include <fmt/ranges.h>
+
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,7 +15,7 @@ namespace ds {
 namespace {
 
 struct ScoreOptions {
-  std::string metric = "auto", data, predictions;
+  std::string metric = "auto", data, predictions, jieba;
   bool text = false, json = false;
 };
 
@@ -84,17 +86,22 @@ Result<Dataset> read_data(const ScoreOptions& o) {
   Result<Metric> metric = parse_metric(o.metric);
   if (!metric.ok()) return metric.status().with_context("--metric");
   DS_ASSIGN(Dataset data, read_dataset(o.data, [&](std::string_view) { return *metric; }));
-  for (Item& item : data.items) item.metric = *metric;
+  for (Item& item : data.items) {
+    item.metric = *metric;
+    DS_TRY(check_answers(*metric, item.answers, item.classes).with_context(item.where));
+  }
   return data;
 }
 
 void print_table(const std::vector<TaskScores>& tasks, double average) {
   size_t width = 4;
   for (const TaskScores& t : tasks) width = std::max(width, t.name.size());
-  fmt::print("{:<{}}  {:<11}  {:>6}  {:>6}\n", "task", width, "metric", "items", "score");
+  size_t metric_width = 11;
+  for (const TaskScores& t : tasks) metric_width = std::max(metric_width, metric_name(t.metric).size());
+  fmt::print("{:<{}}  {:<{}}  {:>6}  {:>6}\n", "task", width, "metric", metric_width, "items", "score");
   for (const TaskScores& t : tasks)
-    fmt::print("{:<{}}  {:<11}  {:>6}  {:>6.2f}\n", t.name, width, metric_name(t.metric), t.scores.size(),
-               points(t.scores));
+    fmt::print("{:<{}}  {:<{}}  {:>6}  {:>6.2f}\n", t.name, width, metric_name(t.metric), metric_width,
+               t.scores.size(), points(t.scores));
   if (tasks.size() > 1) fmt::print("average of {} tasks: {:.2f}\n", tasks.size(), average);
 }
 
@@ -114,6 +121,7 @@ Status run_score(const ScoreOptions& o) {
   DS_ASSIGN(std::vector<Prediction> predictions,
             o.text ? read_text_predictions(o.predictions) : read_json_predictions(o.predictions));
   DS_TRY(check_order(o, data, predictions));
+  DS_ASSIGN(std::shared_ptr<const Jieba> words, load_words({&data, 1}, o.jieba));
   std::vector<TaskScores> tasks;
   std::map<std::string, size_t> task_of_name;
   std::vector<double> items;
@@ -121,7 +129,7 @@ Status run_score(const ScoreOptions& o) {
     const Item& item = data.items[i];
     std::string_view text = predictions[i].text;
     if (longbench_first_line(item.task)) text = first_line(text);
-    items.push_back(score(item.metric, text, item.answers));
+    items.push_back(score(item.metric, text, item.answers, {item.classes, words.get()}));
     size_t task = task_of_name.try_emplace(item.task, tasks.size()).first->second;
     if (task == tasks.size()) tasks.push_back({item.task, item.metric, {}});
     tasks[task].scores.push_back(items.back());
@@ -145,8 +153,8 @@ Action add_score(CLI::App& app) {
       "score", "score predictions that exist already: points by task as LongBench's eval.py prints them");
   cmd->add_option(
          "--metric", o->metric,
-         "qa_f1, rouge_l, code_sim or exact_match, for all items; auto: the item's own 'metric', else "
-         "LongBench's for its data set")
+         fmt::format("for all items: {}; auto: the item's own 'metric', else LongBench's for its data set",
+                     fmt::join(kMetricNames, ", ")))
       ->capture_default_str();
   cmd->add_option("--data", o->data,
                   "JSON lines with context, input, answers and dataset (LongBench's fields)")
@@ -154,6 +162,7 @@ Action add_score(CLI::App& app) {
   cmd->add_option("--predictions", o->predictions,
                   "JSON lines with pred (LongBench's output), one for each item, in order")
       ->required();
+  cmd->add_option("--jieba", o->jieba, kJiebaHelp);
   cmd->add_flag("--text", o->text,
                 "predictions are plain text, one a line (an empty line is an empty answer)");
   cmd->add_flag("--json", o->json,
