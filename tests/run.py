@@ -17,6 +17,30 @@ SIMULATED = {
     "engine_test": "*EngineOracle*/0",
 }
 
+# What runs under the sanitizers (presets asan and tsan), as GoogleTest filters: what reads bytes of others, what hands memory from
+# thread to thread, and requests from the store to the first token. GoogleTest and oneDNN are not instrumented: what they do with
+# memory is not seen, only what is done to their arguments.
+SANITIZERS = {
+    "address": {
+        "preset": "asan",
+        "environment": {"ASAN_OPTIONS": "detect_stack_use_after_return=1:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+        "programs": {
+            "support_test": "*", "plans_test": "*", "plan_fuzz_test": "*", "config_test": "*", "checkpoint_test": "*", "tokenizer_test": "*", "store_test": "*",
+            "landing_test": "*", "executor_test": "*", "gate_test": "*", "weight_cache_test": "*", "aligned_test": "*", "trace_test": "*", "dataset_test": "*",
+            "metrics_test": "*", "aggregate_test": "*",
+        },
+        "quick": ["plans_test", "plan_fuzz_test", "config_test", "checkpoint_test", "tokenizer_test", "store_test"],
+    },
+    "thread": {
+        "preset": "tsan",
+        # libgomp is not instrumented, and its barriers look like races: one OpenMP thread. Seen are the threads that we start
+        # (streams, landings, stores, loading, weight caches), not races between the iterations of one parallel loop.
+        "environment": {"TSAN_OPTIONS": f"suppressions={root}/tests/thread_sanitizer.supp:second_deadlock_stack=1", "OMP_THREAD_LIMIT": "1"},
+        "programs": {"landing_test": "*", "store_test": "*", "executor_test": "*", "gate_test": "*", "weight_cache_test": "*", "checkpoint_test": "*"},
+        "quick": ["landing_test", "store_test"],
+    },
+}
+
 Outcome = collections.namedtuple("Outcome", "passed failed skipped output")
 
 
@@ -40,7 +64,10 @@ class Limits:
             with self.lock:
                 if self.stopped: return 1, ""
                 # A group of its own can be killed with all its children. A file, since a child that is left holds a pipe open.
-                process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                try:
+                    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+                except OSError as error:
+                    return 127, f"{error}\n"
                 self.running.add(process)
             try:
                 code = process.wait(self.seconds)
@@ -131,6 +158,13 @@ def script(path, build, limits):
     return Outcome(int(code == 0), int(code not in (0, 77)), int(code == 77), shortened(output) + note if code != 0 else "")
 
 
+def sanitized_jobs(build, kind, names, limits):
+    what = SANITIZERS[kind]
+    programs = {name: str(build / "tests" / name) for name in names}
+    return [Job(f"{name[:-5]}_{kind}", lambda n=name: googletest(programs[n], limits, [f"--gtest_filter={what['programs'][n]}"], **what["environment"]))
+            for name in names]
+
+
 def find_jobs(build, limits):
     programs = sorted(p for p in (build / "tests").iterdir() if p.is_file() and os.access(p, os.X_OK) and p.suffix != ".so")
     jobs = [Job(p.name, lambda p=p: googletest(str(p), limits)) for p in programs]
@@ -173,16 +207,35 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("build", type=pathlib.Path, metavar="BUILD_DIR")
     parser.add_argument("--only", action="append", metavar="NAME", help='a GoogleTest program, "lit", or a script\'s folder under tests/; again for more')
+    parser.add_argument("--sanitize", choices=[*SANITIZERS, "quick"],
+                        help="address, thread: only what is stated for it in this file, from BUILD_DIR; quick: beside all tests of BUILD_DIR a part of both, "
+                             "from the builds asan and tsan beside it")
+    parser.add_argument("--programs", action="store_true", help="print what has to be built for --sanitize KIND (for quick: asan/PROGRAM, tsan/PROGRAM), and end")
     parser.add_argument("--jobs", type=int, metavar="N", help="GoogleTest programs side by side (default: half of the cores, at least 2 if there are 2)",
                         default=max(min(2, len(os.sched_getaffinity(0))), len(os.sched_getaffinity(0)) // 2))
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", default=float(os.environ.get("DROIDSPEAK_TEST_TIME_LIMIT", 600)),
                         help="for each program; one that takes longer is killed and has failed (default: DROIDSPEAK_TEST_TIME_LIMIT, or 600)")
     options = parser.parse_args()
+    if options.programs:
+        if options.sanitize in SANITIZERS: print(*SANITIZERS[options.sanitize]["programs"])
+        if options.sanitize == "quick": print(*(f"{what['preset']}/{name}" for what in SANITIZERS.values() for name in what["quick"]))
+        return
     # Threads that spin while they wait take the core from each other on a busy machine; tests need no microseconds.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ["DROIDSPEAK_TEST_TIME_LIMIT"] = f"{options.time_limit:g}"
     limits = Limits(options.time_limit)
-    jobs = find_jobs(options.build.resolve(), limits)
+    build = options.build.resolve()
+    for kind, what in SANITIZERS.items():
+        folder = build if options.sanitize == kind else build.parent / what["preset"] if options.sanitize == "quick" else None
+        cache = folder / "CMakeCache.txt" if folder else None
+        if cache and not (cache.exists() and re.search(rf"^DS_SANITIZE:\w+=.*{kind}", cache.read_text(), re.M)):
+            sys.exit(f"tests/run.py: {folder} is no build of the preset {what['preset']}; ./dev test --sanitize {options.sanitize} makes it")
+    if options.sanitize in SANITIZERS:
+        jobs = sanitized_jobs(build, options.sanitize, SANITIZERS[options.sanitize]["programs"], limits)
+    else:
+        jobs = find_jobs(build, limits)
+        if options.sanitize == "quick":
+            for kind, what in SANITIZERS.items(): jobs += sanitized_jobs(build.parent / what["preset"], kind, what["quick"], limits)
     if unknown := set(options.only or ()) - {j.name for j in jobs}: sys.exit(f"tests/run.py: no test is named {', '.join(sorted(unknown))}")
     totals = []
 

@@ -39,6 +39,8 @@ PROGRAMS = {
     "loud_test": (GOOD + 'print("the first words"); print("x" * 100000); test("C", "FAILED"); write(); sys.exit(1)', 2, 1, 0,
                   ["the first words", "characters ...]", "Fake.C"]),
 }
+# Programs that cannot be started at all, by their first line.
+BROKEN = {"broken_test": ("#!/no/such/interpreter", 0, 1, 0, ["broken_test", "exit status 127"])}
 SCRIPTS = {
     "good": ("exit 0", 1, 0, 0, []),
     "skipping": ("echo no device; exit 77", 0, 0, 1, ["no device"]),
@@ -74,12 +76,13 @@ def write(path, text):
 (work / "tests").mkdir()
 shutil.copy(here.parent / "run.py", work / "tests" / "run.py")  # it looks for scripts beside itself
 for name, (body, *_) in PROGRAMS.items(): write(work / "build" / "tests" / name, FAKE + body + "\n")
+for name, (text, *_) in BROKEN.items(): write(work / "build" / "tests" / name, text + "\n")
 for name, (body, *_) in SCRIPTS.items(): write(work / "tests" / name / "run.sh", body + "\n")
 
 start = time.time()
 done = run("--time-limit", 2, "--jobs", 4)
 lines = done.stdout.splitlines()
-everything = PROGRAMS | SCRIPTS
+everything = PROGRAMS | BROKEN | SCRIPTS
 passed, failed, skipped = (sum(e[i] for e in everything.values()) for i in (1, 2, 3))
 check(lines[-1] == f"{passed} passed, {failed} failed", f"the last line is '{lines[-1]}', expected {passed} passed, {failed} failed")
 check(lines[-2].startswith(f"{skipped} skipped"), f"the line before is '{lines[-2]}', expected {skipped} skipped")
@@ -111,6 +114,9 @@ done = run("--only", "god_test")
 check(done.returncode != 0 and "no test is named god_test" in done.stdout, f"--only with a name of none: {done.stdout}")
 done = run("--only", "hanging", DROIDSPEAK_TEST_TIME_LIMIT="1")
 check("longer than 1 s" in done.stdout, f"DROIDSPEAK_TEST_TIME_LIMIT: {done.stdout}")
+
+done = run("--sanitize", "address")
+check(done.returncode != 0 and "is no build of the preset asan" in done.stdout, f"--sanitize on another build: {done.stdout}")
 
 # Stopped from outside, it takes its programs with it.
 (work / "build" / "tests" / "hanging_test.pid").unlink()

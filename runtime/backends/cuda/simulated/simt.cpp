@@ -52,7 +52,11 @@ struct Meeting {
   const char* what = "";
   WarpStep step = nullptr;
   uint32_t mask = 0, here = 0;
-  void* arguments[kWarp] = {};
+  void* arguments[kWarp];
+
+  Meeting(const char* what, WarpStep step, uint32_t mask) : what(what), step(step), mask(mask) {
+    if (mask != kWholeWarp) std::fill(std::begin(arguments), std::end(arguments), nullptr);
+  }
 };
 
 /// A warp, and which of its lanes are where. Lanes run so short between their meetings that who is next is
@@ -175,6 +179,18 @@ std::byte* Machine::take_stack() {
   return stack;
 }
 
+/// Where a fiber begins on its stack. Not all at the same place of a page: what they all use first would lie
+/// in the same few lines of the cache.
+std::byte* begin_of(std::byte* stack) {
+  constexpr size_t kApart = 128;
+  return stack + kStack - reinterpret_cast<uintptr_t>(stack) / kStack % (kPage / kApart) * kApart;
+}
+
+fcontext_t make_fiber(std::byte* stack, void (*run)(transfer_t)) {
+  std::byte* begin = begin_of(stack);
+  return make_fcontext(begin, static_cast<size_t>(begin - stack) - kPage, run);
+}
+
 void Machine::keep(transfer_t from) {
   if (from.data != nullptr) *static_cast<fcontext_t*>(from.data) = from.fctx;
 }
@@ -255,7 +271,7 @@ void Machine::suspend() {
   fcontext_t to = threads_[next].context;
   if (!threads_[next].started) {
     fiber_stack_ = take_stack();
-    to = make_fcontext(fiber_stack_ + kStack, kStack - kPage, &Machine::fiber);
+    to = make_fiber(fiber_stack_, &Machine::fiber);
   }
   keep(jump_fcontext(to, &threads_[self].context));  // who resumes it has said who is running
 }
@@ -300,7 +316,7 @@ void Machine::meet(const char* what, uint32_t mask, void* argument, WarpStep ste
   auto found = open.begin();
   while (found != open.end() && (found->mask & mask) == 0) ++found;
   if (found == open.end()) {
-    open.push_back({.what = what, .step = step, .mask = mask});
+    open.emplace_back(what, step, mask);
     found = open.end() - 1;
   }
   if (found->mask != mask || found->step != step)
@@ -386,7 +402,7 @@ void Machine::run_block(const KernelCall& call, uint64_t order_seed) {
   draw(first);
   set_running(first);
   fiber_stack_ = take_stack();
-  fcontext_t to = make_fcontext(fiber_stack_ + kStack, kStack - kPage, &Machine::fiber);
+  fcontext_t to = make_fiber(fiber_stack_, &Machine::fiber);
   keep(jump_fcontext(to, &main_));
   call_ = nullptr;
 }
