@@ -1,4 +1,4 @@
-# Text tests of the compiler and the tools. %models are the small checkpoints under tests/golden/models, %pair the
+# Text tests of the compiler and the tools. %models and %adapters are those under tests/golden, %pair the
 # trained pair.
 import os
 
@@ -16,6 +16,7 @@ config.environment["PATH"] = os.pathsep.join(
     [os.path.join(config.ds_binary_dir, "bin"), config.llvm_tools_dir, config.environment["PATH"]]
 )
 config.substitutions.append(("%models", os.path.join(config.ds_source_dir, "tests", "golden", "models")))
+config.substitutions.append(("%adapters", os.path.join(config.ds_source_dir, "tests", "golden", "adapters")))
 config.substitutions.append(("%pair", os.path.join(config.ds_source_dir, "examples", "pair")))
 config.substitutions.append(("%inputs", os.path.join(config.test_source_root, "Inputs")))
 
