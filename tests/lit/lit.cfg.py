@@ -1,5 +1,5 @@
-# Text tests of the compiler and the tools. %models and %adapters are those under tests/golden, %pair the
-# trained pair.
+# Text tests of the compiler and the tools. %models, %adapters and %tokenizers are those under tests/golden, %pair
+# the trained pair.
 import os
 
 import lit.formats
@@ -17,6 +17,7 @@ config.environment["PATH"] = os.pathsep.join(
 )
 config.substitutions.append(("%models", os.path.join(config.ds_source_dir, "tests", "golden", "models")))
 config.substitutions.append(("%adapters", os.path.join(config.ds_source_dir, "tests", "golden", "adapters")))
+config.substitutions.append(("%tokenizers", os.path.join(config.ds_source_dir, "tests", "golden", "tokenizers")))
 config.substitutions.append(("%pair", os.path.join(config.ds_source_dir, "examples", "pair")))
 config.substitutions.append(("%inputs", os.path.join(config.test_source_root, "Inputs")))
 

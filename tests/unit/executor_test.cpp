@@ -13,6 +13,7 @@
 #include "runtime/backends/host/stream_internal.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
+#include "runtime/model/identity.h"
 #include "runtime/store/entry.h"
 #include "tests/unit/aligned_plans.h"
 #include "tests/unit/model_fixture.h"
@@ -122,6 +123,37 @@ TEST_P(Laws, SenderIsReceiverGivesTheFullPrefill) {
         EXPECT_LE(largest_difference(logits, expected), allowed) << what;
       }
     }
+  }
+}
+
+/// An entry serves every request that begins as its context does, and no row behind that is used.
+TEST_P(Laws, TheBeginningOfAnEntryGivesTheFullPrefill) {
+  TinyModel model(tiny_config(GetParam().family), 11, GetParam().dtype);
+  ASSERT_NE(model.model, nullptr);
+  const int64_t vocab = model.model->config().vocab;
+  const auto entry = random_ids(257, vocab, 1), suffix = random_ids(9, vocab, 2);
+  auto store = open_store("file:" + fresh_folder("beginning"));
+  ASSERT_TRUE(store.ok());
+  ASSERT_TRUE(
+      publish(*model.backend, *model.model, model.identity, entry, **store, {.cuts = plain_cuts({2})}).ok());
+  for (size_t n : {256, 255, 193, 192, 100, 64, 1}) {
+    Request request;
+    request.context = std::span(entry).first(n);
+    request.suffix = suffix;
+    request.full_prefill = true;
+    Plan plan = plan_for(model, model, {2, 3}, "e-first");
+    const auto expected = run_request(model, plan, request);
+    request.full_prefill = false;
+    request.store = store->get();
+    request.receiver = &model.identity;
+    Answer answer;
+    run_request(model, plan, request, &answer);
+    EXPECT_EQ(answer.cache, CacheStatus::kMiss) << "no entry of these tokens alone was published";
+    request.entry = entry;
+    auto logits = run_request(model, plan, request, &answer);
+    EXPECT_EQ(answer.cache, CacheStatus::kHit) << n << ": " << answer.miss.message();
+    const double allowed = exact_rows() ? 0 : GetParam().dtype == DType::kF32 ? 1e-5 : 4e-2;
+    EXPECT_LE(largest_difference(logits, expected), allowed) << n;
   }
 }
 
@@ -296,6 +328,67 @@ TEST_F(Misses, OtherSalt) {
   Request request = make_request();
   request.salt = "another tenant";
   expect_miss(request, Code::kNotFound, "");
+}
+
+/// The block of 64 rows that the last one used lies in is verified whole; what lies behind it is not read.
+TEST_F(Misses, DamageWhereTheBeginningOfAnEntryEnds) {
+  const auto whole = context_;
+  Request request = make_request();
+  request.entry = whole;
+  request.context = std::span(whole).first(70);
+  Answer answer;
+  run_request(receiver_, plan_, request, &answer);
+  ASSERT_EQ(answer.cache, CacheStatus::kHit) << answer.miss.message();
+  // Rows 0 to 89 of E at the cut and of KV of three layers: the last block goes on to row 89.
+  EXPECT_EQ(answer.bytes_loaded, 90 * 2 * (64 + 3 * 2 * 2 * 16));
+  // The object ends with the last layer's last row.
+  std::fstream file(file_, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(-1, std::ios::end);
+  file.put('\x55');
+  file.close();
+  full_.clear();
+  Request alone = request;
+  alone.full_prefill = true;
+  full_ = run_request(receiver_, plan_, alone);
+  expect_miss(request, Code::kCorrupt, "damaged");
+  // A request that ends before that block never sees it.
+  request.context = std::span(whole).first(64);
+  run_request(receiver_, plan_, request, &answer);
+  EXPECT_EQ(answer.cache, CacheStatus::kHit) << answer.miss.message();
+}
+
+TEST_F(Misses, ContextThatIsNotTheBeginningOfItsEntry) {
+  auto session = Session::create(*receiver_.backend, *receiver_.model, plan_, {90, 6, 1});
+  ASSERT_TRUE(session.ok());
+  auto other = context_;
+  other[5] = (other[5] + 1) % 300;
+  Request request = make_request();
+  for (std::span<const int32_t> entry :
+       {std::span<const int32_t>(other), std::span<const int32_t>(context_).first(89)}) {
+    request.entry = entry;
+    auto refused = (*session)->run(request);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.status().code(), Code::kInvalidArgument);
+    EXPECT_NE(refused.status().message().find("not the first of"), std::string::npos);
+  }
+}
+
+/// A tokenizer saved again in other bytes makes no other model.
+TEST_F(Misses, NotForATokenizerThatWasSavedAgain) {
+  plan_.receiver = receiver_.identity;
+  ModelIdentity again = receiver_.identity;
+  again.tokenizer = sha256_hex(std::string("other bytes"));
+  again.fingerprint = identity_fingerprint(again.config, again.weights, again.tokenizer);
+  plan_.receiver.fingerprint = identity_fingerprint(again.config, again.weights, plan_.receiver.tokenizer);
+  ASSERT_NE(again.fingerprint, plan_.receiver.fingerprint);
+  Request request = make_request();
+  request.receiver = &again;
+  Answer answer;
+  run_request(receiver_, plan_, request, &answer);
+  EXPECT_EQ(answer.cache, CacheStatus::kHit) << answer.miss.message();
+  again.weights = sha256_hex(std::string("other weights"));
+  again.fingerprint = identity_fingerprint(again.config, again.weights, again.tokenizer);
+  expect_miss(request, Code::kMismatch, "weights or config");
 }
 
 TEST_F(Misses, OtherReceiver) {

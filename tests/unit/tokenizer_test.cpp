@@ -849,7 +849,8 @@ TEST_F(SameIds, NamesTheFirstThingThatDiffers) {
         f["pre_tokenizer"] = {{"type", "WhitespaceSplit"}};
       },
       {"pre-tokenizer 1", "none in 'A'", "WhitespaceSplit in 'B'"});
-  differs([](json& f) { f["model"]["ignore_merges"] = true; }, {"the model", "not merged in 'B'"});
+  differs([](json& f) { f["model"]["ignore_merges"] = true; },
+          {"the model", "not merged; unknown characters are bytes in 'B'"});
   differs([](json& f) { f["model"]["byte_fallback"] = false; }, {"the model", "'<unk>'"});
   differs([](json& f) { std::swap(f["model"]["merges"][3], f["model"]["merges"][4]); }, {"merge 4:"});
   differs([](json& f) { f["model"]["merges"].erase(7); }, {"merge 8:"});

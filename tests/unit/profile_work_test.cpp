@@ -1,0 +1,131 @@
+// What a profile's run reads: contexts and questions as tokens of one text.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "profiler/profile_run.h"
+#include "runtime/model/joined_text.h"
+
+namespace ds {
+namespace {
+
+using ::testing::HasSubstr;
+
+class Work : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/ds-profile-work-" + std::to_string(getpid());
+    std::filesystem::create_directories(folder_);
+    const std::string path = folder_ + "/prompts.json";
+    std::ofstream(path) << R"({"schema": "droidspeak.prompts", "version": 1, "tasks": {"*": {
+      "prompt": "{context}{input}", "max_new_tokens": 4, "metric": "qa_f1"}}})";
+    auto prompts = PromptTemplates::read(path);
+    ASSERT_TRUE(prompts.ok()) << prompts.status().message();
+    prompts_ = std::move(*prompts);
+    auto config = preset_config("llama:layers=2,d=64,vocab=800,positions=256");
+    ASSERT_TRUE(config.ok()) << config.status().message();
+    config_ = *config;
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  static Tokenizer tokenizer(const std::string& name) {
+    return Tokenizer::load(DS_SOURCE_DIR "/tests/golden/tokenizers/" + name).value();
+  }
+  static std::vector<Dataset> data_of(const std::vector<std::pair<std::string, std::string>>& texts) {
+    Dataset set{"data.jsonl", std::string(64, 'a'), {}};
+    for (const auto& [context, input] : texts) {
+      const auto line = static_cast<int64_t>(set.items.size()) + 1;
+      set.items.push_back({context,
+                           input,
+                           {"the clerk"},
+                           "notes",
+                           Metric::kQaF1,
+                           "",
+                           line,
+                           "data.jsonl:" + std::to_string(line)});
+    }
+    return {set};
+  }
+  Result<ProfileWork> plan(const std::vector<Dataset>& data, const Tokenizer& t, int64_t truncate = 0) {
+    ProfileOptions options;
+    options.truncate = truncate;
+    return plan_work(data, prompts_, t, config_, options);
+  }
+  static std::vector<int32_t> joined(const std::vector<int32_t>& a, const std::vector<int32_t>& b) {
+    std::vector<int32_t> all = a;
+    all.insert(all.end(), b.begin(), b.end());
+    return all;
+  }
+
+  std::string folder_;
+  PromptTemplates prompts_;
+  ModelConfig config_;
+};
+
+/// Two questions, of which one leaves the context's tokens as they are and the other does not.
+TEST_F(Work, QuestionsAreReadWithTheirContext) {
+  const std::string context = "The report was signed on 3 May. It lists th", a = "e sites. Who signed it?",
+                    b = " who?";
+  for (const char* name : {"llama2", "mistral", "llama3", "qwen2"}) {
+    SCOPED_TRACE(name);
+    Tokenizer t = tokenizer(name);
+    auto data = data_of({{context, a}, {context, b}});
+    auto work = plan(data, t);
+    ASSERT_TRUE(work.ok()) << work.status().message();
+    ASSERT_EQ(work->contexts.size(), 1u);
+    const ProfileContext& c = work->contexts[0];
+    EXPECT_EQ(c.entry, text_ids(t, context).value());
+    EXPECT_LT(c.tokens.size(), c.entry.size());
+    EXPECT_GT(c.tokens.size(), 5u);
+    EXPECT_TRUE(std::equal(c.tokens.begin(), c.tokens.end(), c.entry.begin()));
+    ASSERT_EQ(c.questions.size(), 2u);
+    EXPECT_EQ(joined(c.tokens, c.questions[0].suffix), text_ids(t, context + a).value());
+    EXPECT_EQ(joined(c.tokens, c.questions[1].suffix), text_ids(t, context + b).value());
+    // As much as both leave, and no less.
+    const int64_t least =
+        std::min(join_text(t, context, a).value().shared, join_text(t, context, b).value().shared);
+    EXPECT_EQ(static_cast<int64_t>(c.tokens.size()), least);
+    // The reference goes on where the question ends, without a space that nobody typed.
+    EXPECT_EQ(joined(joined(c.tokens, c.questions[0].suffix), c.questions[0].reference),
+              text_ids(t, context + a + " the clerk").value());
+    EXPECT_EQ(work->limits.context, static_cast<int64_t>(c.tokens.size()));
+
+    // Contexts to fit maps on are read by themselves; this one is known again.
+    int64_t left_out = 0;
+    auto fit = fit_contexts(data, prompts_, t, config_, 0, work->contexts, left_out);
+    ASSERT_TRUE(fit.ok()) << fit.status().message();
+    EXPECT_TRUE(fit->empty());
+    EXPECT_EQ(left_out, 1);
+  }
+}
+
+TEST_F(Work, ATruncatedContextKeepsItsEndsAndItsBorder) {
+  std::string context = "The report begins.";
+  for (int i = 0; i < 12; ++i) context += " It was signed on " + std::to_string(i) + " May.";
+  context += " It lists th";
+  Tokenizer t = tokenizer("llama2");
+  auto work = plan(data_of({{context, "e sites"}}), t, 30);
+  ASSERT_TRUE(work.ok()) << work.status().message();
+  const ProfileContext& c = work->contexts[0];
+  EXPECT_EQ(c.entry.size(), 30u);
+  EXPECT_LT(c.tokens.size(), 30u);
+  EXPECT_GT(c.tokens.size(), 25u);
+  const auto whole = text_ids(t, context + "e sites").value();
+  const auto all = joined(c.tokens, c.questions[0].suffix);
+  EXPECT_TRUE(std::equal(all.begin(), all.begin() + 15, whole.begin()));
+  EXPECT_TRUE(
+      std::equal(all.rbegin(), all.rbegin() + static_cast<ptrdiff_t>(all.size()) - 15, whole.rbegin()));
+}
+
+TEST_F(Work, NothingOfAContextIsLeft) {
+  auto work = plan(data_of({{"th", "e sites"}}), tokenizer("qwen2"));
+  ASSERT_FALSE(work.ok());
+  EXPECT_EQ(work.status().code(), Code::kInvalidArgument);
+  EXPECT_THAT(work.status().message(), HasSubstr("data.jsonl:1: no token of the context"));
+}
+
+}  // namespace
+}  // namespace ds
