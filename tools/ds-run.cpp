@@ -430,7 +430,12 @@ int main(int argc, char** argv) {
   CLI::App app{
       "Answer a prompt about a context with the receiver: by a plan, from a sender's entry, or by a full "
       "prefill.\n"
-      "The answer goes to stdout, everything else to stderr.",
+      "The answer goes to stdout, everything else to stderr.\n"
+      "\n"
+      "Context and prompt are read as one text: where a token lies across the border, the context's last\n"
+      "tokens are read again with the prompt. The tokenizer's BOS stands once, written or not; no EOS is\n"
+      "added. Added tokens, and add_bos_token where tokenizer.json adds nothing itself, are taken from\n"
+      "tokenizer_config.json, or from the added_tokens.json and special_tokens_map.json of older folders.",
       "ds-run"};
   Options o;
   app.add_option("--receiver", o.receiver, "the model that answers: a Hugging Face folder")->required();

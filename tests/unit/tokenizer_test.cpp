@@ -779,6 +779,29 @@ TEST_F(Beside, MalformedFiles) {
     refuse_file(added, {{"<x>", id}}, id.is_null() ? Code::kCorrupt : Code::kInvalidArgument, {"<x>"});
   refuse_file(added, {{"<x>", 3}, {"<y>", 3}}, Code::kCorrupt, {"id 3", "<x>", "<y>"});
 
+  // Damaged anywhere they are refused by name or read, never more.
+  const std::string whole =
+      json({{"added_tokens_decoder", {{"3", {{"content", "<x>"}, {"lstrip", true}, {"special", true}}}}},
+            {"bos_token", "<x>"},
+            {"extra_special_tokens", {"<y>", "<z>"}},
+            {"add_bos_token", true}})
+          .dump();
+  std::mt19937 random(5);
+  for (int round = 0; round < 300; ++round) {
+    std::string damaged = whole;
+    for (size_t n = 1 + random() % 3; n > 0; --n)
+      damaged[random() % damaged.size()] = static_cast<char>(32 + random() % 95);
+    put(config, damaged);
+    Result<Tokenizer> t = load_text(good_.dump());
+    if (!t.ok()) {
+      EXPECT_THAT(t.status().message(), HasSubstr(config)) << damaged;
+      continue;
+    }
+    Result<std::vector<int32_t>> ids = t->encode("ab<x>b<y>", true);
+    EXPECT_TRUE(ids.ok() && t->decode(*ids, false).ok()) << damaged;
+  }
+  remove(config);
+
   // A vocabulary whose next free id is not free.
   good_["model"]["vocab"] = {{"a", 0}, {"b", 1}, {"ab", 3}};
   put(added, {{"<x>", 9}});
