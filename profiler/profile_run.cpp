@@ -1,6 +1,5 @@
 #include "profiler/profile_run.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>

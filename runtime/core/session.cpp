@@ -38,7 +38,7 @@ Status check_finite(std::span<const float> logits, int64_t token, const Variant&
     std::memcpy(&bits, &x, sizeof(bits));
     return (bits & 0x7f800000u) != 0x7f800000u;
   };
-  int64_t bad = 0;  // without a branch: the vocabulary is read at the speed of memory
+  int bad = 0;  // without a branch: the vocabulary is read at the speed of memory
   for (float x : logits) bad += finite(x) ? 0 : 1;
   if (bad == 0) return ok_status();
   const auto first = std::find_if_not(logits.begin(), logits.end(), finite);

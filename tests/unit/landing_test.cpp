@@ -3,13 +3,16 @@
 #include "runtime/core/landing.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <thread>
 
 #include "tests/unit/take.h"
 #include "tests/unit/test_backend.h"
@@ -136,6 +139,82 @@ TEST_P(Landings, ItEndsWhenToldTo) {
   EXPECT_EQ(status.code(), Code::kExhausted) << status.message();
   EXPECT_EQ(landing_->read(entry, {TensorKind::kE, 1, 0, 1}, memory_->data()).code(), Code::kNotFound);
   EXPECT_TRUE(landing_->synchronize().ok());
+}
+
+/// The CPU backend as if its memory were a device's, at the end of a slow link.
+class SlowBackend final : public Backend {
+ public:
+  static constexpr auto kCopyTime = std::chrono::milliseconds(25);
+  explicit SlowBackend(Backend& backend) : backend_(backend) {}
+  std::string_view name() const override { return "slow"; }
+  std::string description() const override { return "slow"; }
+  Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& c, const LoadOptions& o) override {
+    return backend_.load(c, o);
+  }
+  Result<std::unique_ptr<DeviceModel>> load_random(const ModelConfig& c, const LoadOptions& o,
+                                                   uint64_t seed) override {
+    return backend_.load_random(c, o, seed);
+  }
+  bool host_visible() const override { return false; }
+  Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes, MemoryKind kind) override {
+    return backend_.allocate(bytes, kind);
+  }
+  Result<std::unique_ptr<Event>> make_event() override { return backend_.make_event(); }
+  Result<double> measure_matmul_flops(DType dtype) override { return backend_.measure_matmul_flops(dtype); }
+  Result<double> measure_read_bandwidth() override { return backend_.measure_read_bandwidth(); }
+  Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) override {
+    struct Slow final : CommandStream {
+      std::unique_ptr<CommandStream> to;
+      void wait(Event& event) override { to->wait(event); }
+      void record(Event& event) override { to->record(event); }
+      void host(HostTask task) override { to->host(task); }
+      void cancel() override { to->cancel(); }
+      Status synchronize() override { return to->synchronize(); }
+      void copy(std::byte* at, const std::byte* from, int64_t bytes) override {
+        to->host({[](void*, int64_t) { std::this_thread::sleep_for(kCopyTime); }, nullptr, 0});
+        to->copy(at, from, bytes);
+      }
+    };
+    auto slow = std::make_unique<Slow>();
+    DS_ASSIGN(slow->to, backend_.make_stream(kind, std::min<int64_t>(capacity, 4096)));
+    return std::unique_ptr<CommandStream>(std::move(slow));
+  }
+
+ private:
+  Backend& backend_;
+};
+
+double cpu_seconds() {
+  struct rusage used {};
+  getrusage(RUSAGE_SELF, &used);
+  auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
+  };
+  return seconds(used.ru_utime) + seconds(used.ru_stime);
+}
+
+TEST_P(Landings, WaitingForASlowDeviceTakesNoCore) {
+  if (!backend_->host_visible()) GTEST_SKIP() << "the slow device is made of the host";
+  SlowBackend slow(*backend_);
+  auto landing = testing::take(Landing::create(slow, kv_row_, GetParam()));
+  ASSERT_TRUE(landing->staged());
+  EntryReader entry = testing::take(EntryReader::open(*store_, identity_, shape_));
+  // What reading itself costs, at the speed of memory.
+  const double begin = cpu_seconds();
+  for (int i = 0; i < 8; ++i)
+    ASSERT_TRUE(landing_->read(entry, {TensorKind::kKv, 0, 0, kTokens}, memory_->data()).ok());
+  const double reading = cpu_seconds() - begin;
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < 8; ++i)
+    ASSERT_TRUE(landing->read(entry, {TensorKind::kKv, 0, 0, kTokens}, memory_->data()).ok());
+  const double used = cpu_seconds() - begin - reading;
+  const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  EXPECT_TRUE(landing->synchronize().ok());
+  // 32 blocks, of which the last ones may still be on their way.
+  EXPECT_GT(took, 20 * std::chrono::duration<double>(SlowBackend::kCopyTime).count());
+  EXPECT_LT(used, 3 * reading + 0.25 * took) << "of " << took << " s, reading takes " << reading;
+  std::vector<std::byte> found(memory_->data(), memory_->data() + kTokens * kv_row_);
+  EXPECT_TRUE(found == data_[0]);
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, Landings, ::testing::Values(1, 4));

@@ -356,5 +356,98 @@ TEST_F(VerifiedTest, WeightsThatAreNotFiniteAreNeverRemembered) {
   EXPECT_TRUE(files().empty());
 }
 
+/// Files that another process cuts short while they are in use: SIGBUS without care.
+class CutTest : public VerifiedTest {
+ protected:
+  void SetUp() override {
+    VerifiedTest::SetUp();
+    folder_ = copy();
+    for (const auto& file : fs::directory_iterator(folder_))
+      if (file.path().extension() == ".safetensors") weights_ = file.path();
+    ASSERT_FALSE(weights_.empty());
+  }
+  void cut(const std::string& path, double share) {
+    fs::resize_file(path, static_cast<uintmax_t>(static_cast<double>(fs::file_size(path)) * share));
+  }
+  static void expect_cut(const Status& status, const std::string& path) {
+    EXPECT_EQ(status.code(), Code::kCorrupt) << status.message();
+    EXPECT_THAT(status.message(), ::testing::AllOf(HasSubstr("cut short"), HasSubstr(path)));
+  }
+  std::string folder_, weights_;
+};
+
+TEST_F(CutTest, ACheckpointThatIsHashedOrChecked) {
+  for (double share : {0.999, 0.5, 0.0}) {
+    auto c = Checkpoint::open(folder_);
+    ASSERT_TRUE(c.ok()) << c.status().message();
+    const auto whole = fs::file_size(weights_);
+    cut(weights_, share);
+    expect_cut(verify_checkpoint(*c, {cache_, false, {}}).status(), weights_);
+    expect_cut(c->identity().status(), weights_);
+    expect_cut(c->check_finite(), weights_);
+    EXPECT_TRUE(files().empty()) << "nothing is remembered of it";
+    fs::copy_file(kModels + "llama/receiver/" + fs::path(weights_).filename().string(), weights_,
+                  fs::copy_options::overwrite_existing);
+    ASSERT_EQ(fs::file_size(weights_), whole);
+  }
+}
+
+TEST_F(CutTest, ACheckpointThatIsPackedLeavesNoPackedFile) {
+  for (const std::string& cache : {cache_, std::string()}) {
+    auto c = Checkpoint::open(folder_);
+    ASSERT_TRUE(c.ok()) << c.status().message();
+    auto backend = testing::test_backend();
+    ASSERT_TRUE(backend.ok());
+    LoadOptions options;
+    options.weight_cache = cache;
+    options.fingerprint = std::string(64, 'f');
+    cut(weights_, 0.5);
+    auto model = (*backend)->load(*c, options);
+    ASSERT_FALSE(model.ok());
+    expect_cut(model.status(), weights_);
+    EXPECT_TRUE(files().empty()) << "zeros with right checksums";
+    fs::copy_file(kModels + "llama/receiver/" + fs::path(weights_).filename().string(), weights_,
+                  fs::copy_options::overwrite_existing);
+  }
+}
+
+TEST_F(CutTest, PackedWeightsThatAModelRunsFrom) {
+  auto c = Checkpoint::open(folder_);
+  ASSERT_TRUE(c.ok());
+  const ModelIdentity identity = *c->identity();
+  const Plan plan = full_prefill_plan(identity, c->config().shape(), "bf16");
+  auto backend = make_cpu_backend({});
+  const auto ids = random_ids(43, c->config().vocab, 5);
+  Request request;
+  request.context = std::span(ids).first(40);
+  request.suffix = std::span(ids).subspan(40);
+  request.full_prefill = true;
+  std::vector<float> expected;
+  // All of the block, half of it, and only some bytes of its last page.
+  for (int64_t left : {int64_t{2} << 20, (int64_t{2} << 20) + 100'000, int64_t{-100}}) {
+    SCOPED_TRACE(left);
+    LoadReport report;
+    LoadOptions options;
+    options.weight_cache = cache_;
+    options.fingerprint = identity.fingerprint;
+    options.report = &report;
+    auto model = (*backend)->load(*c, options);
+    ASSERT_TRUE(model.ok()) << model.status().message();
+    EXPECT_NE(report.weight_cache, WeightCacheStatus::kFailed) << report.reason;
+    auto session = Session::create(**backend, **model, plan, {40, 3, 2});
+    ASSERT_TRUE(session.ok());
+    request.max_new_tokens = 1;
+    auto good = (*session)->run(request);
+    ASSERT_TRUE(good.ok()) << good.status().message();
+    std::vector<float> logits((*session)->first_logits().begin(), (*session)->first_logits().end());
+    if (expected.empty()) expected = logits;
+    EXPECT_EQ(logits, expected) << "a file that was cut is packed anew";
+    const auto size = static_cast<int64_t>(fs::file_size(report.path));
+    fs::resize_file(report.path, static_cast<uintmax_t>(left < 0 ? size + left : left));
+    expect_cut((*session)->run(request).status(), report.path);
+    expect_cut((*session)->warm_up(), report.path);
+  }
+}
+
 }  // namespace
 }  // namespace ds
