@@ -5,18 +5,17 @@
 #include <set>
 
 #include "plans/plan.h"
+#include "profiler/engine_internal.h"
 #include "support/clock.h"
 
 namespace ds {
 namespace {
 
 constexpr size_t kSenderSet = 0;
-/// Logits that are read back at once.
-constexpr int64_t kLogitBytes = int64_t{64} << 20;
-
 int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/// Kinds of maps that layers are restored with.
+}  // namespace
+
 std::vector<MapKey> restored_with(const std::vector<Way>& ways) {
   std::set<MapKey> kinds;
   for (const Way& w : ways)
@@ -24,14 +23,13 @@ std::vector<MapKey> restored_with(const std::vector<Way>& ways) {
   return {kinds.begin(), kinds.end()};
 }
 
-/// Each step of a batch costs the same few microseconds per layer however many rows it has.
 int64_t rows_at_once(const ModelConfig& config, DType dtype, const EngineLimits& limits) {
+  // Each step of a batch costs the same few microseconds per layer however many rows it has.
   constexpr int64_t kBytes = int64_t{256} << 20, kLeast = 2048, kMost = 32768;
   int64_t fit = std::clamp(kBytes / (config.layers * config.kv_row() * dtype_size(dtype)), kLeast, kMost);
   return std::max(limits.batch_rows > 0 ? limits.batch_rows : fit, limits.question);
 }
 
-/// Logits -> log-probabilities, in place. Returns the index of the largest, the first of equals.
 int64_t log_softmax(std::span<float> x) {
   auto best = std::max_element(x.begin(), x.end());
   const double top = *best;
@@ -49,8 +47,6 @@ double divergence(std::span<const float> p, std::span<const float> q) {
     sum += std::exp(static_cast<double>(p[i])) * (static_cast<double>(p[i]) - static_cast<double>(q[i]));
   return sum;
 }
-
-}  // namespace
 
 /// One question over one way's caches.
 struct Engine::Sequence {

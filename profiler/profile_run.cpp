@@ -444,13 +444,23 @@ Status run_contexts(const std::string& folder, const ProfileWork& work, const Pr
         "stopped after {} of {} contexts; they are kept in '{}', and the same command goes on from there",
         done.size(), total, folder);
   };
+  auto weight = [&](int64_t index) {
+    return work.seconds.empty() ? 1.0 : work.seconds[static_cast<size_t>(index)];
+  };
+  double all = 0;
+  for (int64_t index = 0; index < total; ++index) all += weight(index);
+  auto report = [&] {
+    double sum = 0;
+    for (int64_t index : done) sum += weight(index);
+    progress({static_cast<int64_t>(done.size()), total, sum / all});
+  };
   std::vector<bool> active(work.ways.size(), true);
   int64_t decided = -1;  // the round that `active` is for
   while (static_cast<int64_t>(done.size()) < total) {
     bool worked = false;
     for (int64_t index = 0; index < total; ++index) {
       if (stop.load()) return interrupted();
-      progress({static_cast<int64_t>(done.size()), total});
+      report();
       if (done.contains(index)) continue;
       const std::string path = record_path(folder, index, "jsonl");
       if (read_record(path, work.ways.size()).ok()) {
@@ -482,7 +492,7 @@ Status run_contexts(const std::string& folder, const ProfileWork& work, const Pr
     if (!worked && static_cast<int64_t>(done.size()) < total)
       std::this_thread::sleep_for(std::chrono::milliseconds(200));  // others work on what is left
   }
-  progress({total, total});
+  report();
   return ok_status();
 }
 

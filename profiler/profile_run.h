@@ -63,6 +63,7 @@ struct ProfileWork {
   int64_t fit_tokens = 0;
   EngineLimits limits;
   std::shared_ptr<const Jieba> words;  // where a metric needs_words(); not set by plan_work()
+  std::vector<double> seconds;         // by context, for its share of the work; empty: all count alike
   int64_t tokens = 0, questions = 0;
   int64_t layer_runs = 0, naive_layer_runs = 0;  // without racing
 };
@@ -128,6 +129,7 @@ std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,
 
 struct RunProgress {
   int64_t done = 0, total = 0;  // contexts, those of other processes included
+  double share = 0;             // of all contexts' work, what is done
 };
 
 /// Works on contexts until all are done, by this process or others; kInfeasible where `stop` was set (between

@@ -1,11 +1,8 @@
 // What every tool's main shares: argument parsing with worked examples, errors, progress on a terminal.
 #pragma once
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <atomic>
-#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <functional>
@@ -13,6 +10,7 @@
 
 #include "support/status.h"
 #include "support/units.h"
+#include "tools/progress.h"
 
 namespace ds {
 
@@ -52,38 +50,5 @@ inline std::atomic<bool>& stop_on_interrupt() {
   sigaction(SIGTERM, &action, nullptr);
   return flag;
 }
-
-/// A one-line progress bar on stderr: drawn on a terminal only, at most ten times a second, cleared at the
-/// end.
-class ProgressBar {
- public:
-  explicit ProgressBar(std::string what) : what_(std::move(what)), terminal_(isatty(STDERR_FILENO) != 0) {}
-  ProgressBar(const ProgressBar&) = delete;
-  ~ProgressBar() { finish(); }
-
-  void update(int64_t done, int64_t total) {
-    if (!terminal_ || total <= 0) return;
-    auto now = std::chrono::steady_clock::now();
-    if (drawn_ && now - last_ < std::chrono::milliseconds(100) && done < total) return;
-    last_ = now;
-    double share = static_cast<double>(done) / static_cast<double>(total);
-    double seconds = std::chrono::duration<double>(now - start_).count();
-    int filled = static_cast<int>(share * 30);
-    fmt::print(stderr, "\r\033[K{} [{}{}] {:3.0f}%", what_, std::string(static_cast<size_t>(filled), '#'),
-               std::string(static_cast<size_t>(30 - filled), '.'), share * 100);
-    if (share > 0.02 && seconds > 1) fmt::print(stderr, " {:.0f} s left", seconds * (1 - share) / share);
-    std::fflush(stderr);
-    drawn_ = true;
-  }
-  void finish() {
-    if (drawn_) fmt::print(stderr, "\r\033[K");
-    drawn_ = false;
-  }
-
- private:
-  std::string what_;
-  bool terminal_, drawn_ = false;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now(), last_;
-};
 
 }  // namespace ds

@@ -49,6 +49,8 @@ job = [*models, "--data", *data, *prompts, "--fit-data", fit_data, "--maps-out",
 whole = work / "whole.json"
 done = profile(*job, "-o", whole)
 says(done, "contexts", "layer-runs", "if every way ran by itself")
+says(done, "about ", " of them to fit maps, at most ", " where all answers are as long as they may be (measured in ", " per token and layer)")
+check(done.stderr.index("about ") < done.stderr.index("fitting maps on"), "the time is said before anything runs")
 check("full prefill" in done.stdout and "full reuse" in done.stdout, "a table on stdout")
 check("\r" not in done.stderr, "no progress bar in a pipe")
 quality = json.loads(whole.read_text())
@@ -73,6 +75,7 @@ for way in ("recompute 7-10", "restore 4-11"):
 check(any("aligned" in name for name in quality["pareto_aligned"]) and not any("aligned" in name for name in quality["pareto"]), "two Pareto lists")
 fitted = work / "fitted.safetensors"
 done = profile("fit", *models, "--data", fit_data, *prompts, "-o", fitted, "--json")
+says(done, "about ", "(measured in ", " per token and layer)")
 statistics = json.loads(done.stdout)
 check(statistics["fingerprint"] == quality["maps"]["fingerprint"], "the same maps when they are fitted by themselves")
 check(len(statistics["maps"]) == 33 and all(m["error"] < m["plain_error"] for m in statistics["maps"]), "maps come nearer than plain cuts")
@@ -98,7 +101,7 @@ for wait in (1.6, 3.0):
     run.kill(); run.wait()
 kept = len(list((work / "killed.json.run").glob("context-*.jsonl"))) if (work / "killed.json.run").exists() else 0
 done = profile(*job, "-o", killed)
-if kept: says(done, f"going on from", f"{kept} of 12 contexts are there")
+if kept: says(done, f"going on from", f"{kept} of 12 contexts are there; about ", " to go")
 check(killed.read_bytes() == whole.read_bytes(), f"killed after {kept} contexts, the profile is the same")
 run = subprocess.Popen(command(*job, "-o", work / "stopped.json"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 while not list((work / "stopped.json.run").glob("context-*.jsonl")) and run.poll() is None: time.sleep(0.02)

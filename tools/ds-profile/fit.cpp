@@ -53,8 +53,14 @@ Status run_fit(const FitToolOptions& o) {
   const int64_t bytes = MapFitter::memory_bytes(config, options);
   fmt::print(stderr, "fitting maps for layers 1 to {} on {} contexts ({} tokens); {} of memory for sums\n",
              config.layers - 1, contexts.size(), format_count(tokens), format_bytes(bytes));
+  ProfileWork work;
+  work.fit_tokens = tokens;
+  work.fit = std::move(contexts);
+  DS_ASSIGN(Pace pace, measure_pace(*pair.receiver.backend, *pair.receiver.model, work));
+  const double expected = estimate_time(pace, work, config, options).fit_s;
+  fmt::print(stderr, "about {} ({})\n", format_duration(expected), basis_of(pace));
   const int64_t begin = now_ns();
-  DS_ASSIGN(MapFitter::Fitted fitted, fit_pair(pair, contexts, options, stop_on_interrupt()));
+  DS_ASSIGN(MapFitter::Fitted fitted, fit_pair(pair, work.fit, options, expected, stop_on_interrupt()));
   MapSet set = maps_of(pair, data.inputs);
   set.maps = o.control ? std::move(fitted.shuffled) : std::move(fitted.maps);
   DS_TRY(set.write(o.out));

@@ -3,6 +3,7 @@
 
 #include <filesystem>
 
+#include "profiler/estimate.h"
 #include "profiler/profile_run.h"
 #include "tools/model_input.h"
 
@@ -34,18 +35,24 @@ struct LoadedPair {
   LoadedModel sender, receiver;
 };
 
-/// Both models on one backend, of one shape, with tokenizers that give the same ids.
-inline Result<LoadedPair> load_pair(const PairOptions& o) {
-  LoadedPair pair;
+/// What can be told from configs and tokenizers, before any weights are read: one shape, and the same ids.
+inline Status check_pair(const PairOptions& o) {
   DS_TRY(check_open_options(o.open, {o.sender, o.receiver}));
+  DS_ASSIGN(Checkpoint receiver, Checkpoint::open(o.receiver, o.open));
+  DS_ASSIGN(Checkpoint sender, Checkpoint::open(o.sender, o.open));
+  DS_TRY(check_same_architecture(sender.config(), receiver.config(), o.sender, o.receiver));
+  const std::string ours = receiver.folder_of("tokenizer.json"), theirs = sender.folder_of("tokenizer.json");
+  if (!file_exists(ours + "/tokenizer.json"))
+    return error(Code::kNotFound, "'{}' has no tokenizer.json to read the data with", o.receiver);
+  return check_same_ids(theirs, ours);
+}
+
+/// Both models on one backend; a pair that cannot be is refused before its weights are packed.
+inline Result<LoadedPair> load_pair(const PairOptions& o) {
+  DS_TRY(check_pair(o));
+  LoadedPair pair;
   DS_ASSIGN(pair.receiver, load_model(o.receiver, o.open, o.on, o.dtype, o.cache));
   DS_ASSIGN(pair.sender, load_model(o.sender, o.open, o.on, o.dtype, o.cache, pair.receiver.backend));
-  DS_TRY(check_same_architecture(pair.sender.model->config(), pair.receiver.model->config(), o.sender,
-                                 o.receiver));
-  if (!pair.receiver.tokenizer)
-    return error(Code::kNotFound, "'{}' has no tokenizer.json to read the data with", o.receiver);
-  if (pair.sender.tokenizer)
-    DS_TRY(check_same_ids(*pair.sender.tokenizer, o.sender, *pair.receiver.tokenizer, o.receiver));
   return pair;
 }
 
@@ -106,15 +113,24 @@ inline MapSet maps_of(const LoadedPair& pair, const std::vector<Quality::Input>&
   return set;
 }
 
+/// What an estimate stands on.
+inline std::string basis_of(const Pace& pace) {
+  return fmt::format("measured in {} on {} tokens: {} per token and layer", format_duration(pace.measured_s),
+                     format_count(pace.context_tokens), format_ns(static_cast<int64_t>(pace.layer_row)));
+}
+
 /// Runs both models over the contexts and fits maps to them. kInfeasible where `stop` was set.
 inline Result<MapFitter::Fitted> fit_pair(const LoadedPair& pair,
                                           const std::vector<std::vector<int32_t>>& contexts,
-                                          const FitOptions& options, const std::atomic<bool>& stop) {
+                                          const FitOptions& options, double expected_seconds,
+                                          const std::atomic<bool>& stop) {
   int64_t most = 0;
   for (const auto& c : contexts) most = std::max(most, static_cast<int64_t>(c.size()));
   DS_ASSIGN(auto fitter, MapFitter::create(*pair.receiver.backend, *pair.sender.model, *pair.receiver.model,
                                            options, static_cast<int64_t>(contexts.size()), most));
-  ProgressBar bar("fitting maps");
+  ProgressBar bar("fitting maps", expected_seconds);
+  int64_t tokens = 0, done = 0;
+  for (const auto& c : contexts) tokens += static_cast<int64_t>(c.size());
   for (size_t i = 0; i < contexts.size(); ++i) {
     if (stop.load())
       return error(Code::kInfeasible,
@@ -122,7 +138,8 @@ inline Result<MapFitter::Fitted> fit_pair(const LoadedPair& pair,
                    contexts.size());
     auto status = fitter->add(contexts[i]);
     if (!status.ok()) return status.with_context(fmt::format("context {} to fit on", i));
-    bar.update(static_cast<int64_t>(i) + 1, static_cast<int64_t>(contexts.size()));
+    done += static_cast<int64_t>(contexts[i].size());
+    bar.update(done, tokens);
   }
   bar.finish();
   return fitter->fit();

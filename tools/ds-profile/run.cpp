@@ -1,5 +1,6 @@
 // ds-profile without an action: answers a data set over every way and writes quality.json; and `merge`.
 #include <memory>
+#include <numeric>
 
 #include "support/clock.h"
 #include "support/file.h"
@@ -100,6 +101,20 @@ void say_cost(const RunOptions& o, const ProfileWork& work, const ModelConfig& c
         o.profile.race_round, (1 - *o.profile.race) * 100);
 }
 
+double sum_of(const std::vector<double>& seconds) {
+  return std::accumulate(seconds.begin(), seconds.end(), 0.0);
+}
+
+/// Without what the state keeps already.
+void say_time(const RunOptions& o, const Pace& pace, const TimeEstimate& time) {
+  const double answers = sum_of(time.context_s);
+  fmt::print(stderr, "about {}{}, at most {} where all answers are as long as they may be ({})\n",
+             format_duration(time.fit_s + answers),
+             time.fit_s > 0 ? fmt::format(", {} of them to fit maps", format_duration(time.fit_s)) : "",
+             format_duration(time.fit_s + sum_of(time.longest_s)), basis_of(pace));
+  if (o.profile.race) fmt::print(stderr, "racing shortens that by what it drops\n");
+}
+
 void say_result(const Quality& q, const ProfileWork& work, const EngineWork& done, double seconds) {
   auto s = [](int64_t ns) { return static_cast<double>(ns) / 1e9; };
   if (done.layer_runs > 0) {
@@ -179,7 +194,7 @@ Status check_maps(const RunOptions& o, const MapInputs& in, const LoadedPair& pa
 
 /// The run's maps: read from its folder, taken from --maps, or fitted.
 Result<RunMaps> prepare_maps(const RunOptions& o, const MapInputs& in, const LoadedPair& pair,
-                             const DataFiles& data, ProfileWork& work) {
+                             const DataFiles& data, double expected_seconds, ProfileWork& work) {
   RunMaps maps;
   if (o.profile.ways.align.empty()) return maps;
   auto make = [&]() -> Result<RunMaps> {
@@ -191,7 +206,7 @@ Result<RunMaps> prepare_maps(const RunOptions& o, const MapInputs& in, const Loa
     fmt::print(stderr, "fitting maps on {} contexts ({} tokens); {} of memory for sums\n", work.fit.size(),
                format_count(work.fit_tokens),
                format_bytes(MapFitter::memory_bytes(pair.receiver.model->config(), o.profile.fit)));
-    DS_ASSIGN(auto fitted, fit_pair(pair, work.fit, o.profile.fit, stop_on_interrupt()));
+    DS_ASSIGN(auto fitted, fit_pair(pair, work.fit, o.profile.fit, expected_seconds, stop_on_interrupt()));
     // Without files of their own the fit's contexts are a share of those that are scored.
     made.own = made.shuffled = maps_of(pair, o.fit_data.empty() ? data.inputs : in.data.inputs);
     made.own.maps = std::move(fitted.maps);
@@ -259,24 +274,36 @@ Status run_profile(RunOptions o) {
   work.limits.batch_rows = o.batch_rows;
   work.words = std::move(words);
   say_cost(o, work, config, receiver.model->dtype());
+  DS_ASSIGN(Pace pace, measure_pace(*receiver.backend, *receiver.model, work));
+  TimeEstimate time = estimate_time(pace, work, config, o.profile.fit);
+  say_time(o, pace, time);
   if (o.dry_run) return ok_status();
 
   DS_TRY(open_run(o.state, identity_of(o, pair, data, map_inputs, prompts, work)));
-  DS_ASSIGN(RunMaps maps, prepare_maps(o, map_inputs, pair, data, work));
+  DS_ASSIGN(RunMaps maps, prepare_maps(o, map_inputs, pair, data, time.fit_s, work));
   DS_ASSIGN(RunRecords before, read_records(o.state, work.ways.size()));
   for (const std::string& message : before.damaged) fmt::print(stderr, "computing it again: {}\n", message);
+  work.seconds = time.context_s;
+  double left = sum_of(work.seconds);
+  for (const ContextRecord& r : before.records)
+    if (r.index < static_cast<int64_t>(work.seconds.size()))
+      left -= work.seconds[static_cast<size_t>(r.index)];
   if (!before.records.empty())
-    fmt::print(stderr, "going on from '{}': {} of {} contexts are there\n", o.state, before.records.size(),
-               work.contexts.size());
+    fmt::print(stderr, "going on from '{}': {} of {} contexts are there; about {} to go\n", o.state,
+               before.records.size(), work.contexts.size(), format_duration(left));
   DS_ASSIGN(auto engine,
             Engine::create(*receiver.backend, *sender.model, *receiver.model, work.ways, work.limits,
                            config.eos_token_ids, maps.by_control(o.profile.ways.other_pair)));
-  ProgressBar bar("profiling");
-  const auto first = static_cast<int64_t>(before.records.size());
+  ProgressBar bar("profiling", left);
+  std::optional<double> first;  // share of the work that was there
   int64_t begin = now_ns();
   DS_TRY(run_contexts(o.state, work, o.profile, *receiver.tokenizer, config.layers, *engine,
-                      stop_on_interrupt(),
-                      [&](const RunProgress& p) { bar.update(p.done - first, p.total - first); }));
+                      stop_on_interrupt(), [&](const RunProgress& p) {
+                        constexpr double kParts = 1e6;
+                        if (!first) first = p.share;
+                        bar.update(static_cast<int64_t>(kParts * (p.share - *first)),
+                                   static_cast<int64_t>(kParts * (1 - *first)));
+                      }));
   bar.finish();
   double seconds = static_cast<double>(now_ns() - begin) / 1e9;
   DS_ASSIGN(Quality q, profile_of_runs({o.state}, other ? &*other : nullptr));
@@ -354,7 +381,7 @@ Action add_run(CLI::App& app) {
   app.add_option("--compare-with", o->other,
                  "another pair's quality.json: its best groups are looked up here");
   app.add_option("--stats", o->stats, "write where the time went (JSON)");
-  app.add_flag("--dry-run", o->dry_run, "state the cost and end");
+  app.add_flag("--dry-run", o->dry_run, "state the cost and the time that it would take, and end");
   app.add_option("--batch-rows", o->batch_rows,
                  "rows of questions and answers computed at once; 0: as memory for 256 MiB of caches allows")
       ->capture_default_str()

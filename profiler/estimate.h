@@ -1,0 +1,38 @@
+// How long a run will take, told before it starts by doing a little of each kind of its work: some layers
+// over one context, a batch of questions, a step of decoding, some sums for maps.
+#pragma once
+
+#include "profiler/profile_run.h"
+
+namespace ds {
+
+/// What the work takes on this machine, in nanoseconds.
+struct Pace {
+  int64_t context_tokens = 0;  // of the context that it was measured on
+  double layer_row = 0;        // one token of a context of that length through one layer
+  double question_row = 0;     // one token of questions and answers behind it through one layer, in a batch
+  double decode_row = 0;       // one token of an answer through one layer, in a batch
+  double logits_row = 0;       // one token's logits
+  double score_row = 0;        // a distribution and how far it is from another
+  double sums_row = 0;         // one token's share of the sums for one layer's maps
+  double solve = 0;            // one layer's maps, from the sums
+  double measured_s = 0;       // seconds that finding this out took
+};
+
+/// Measures with `receiver`, for some seconds at most unless a single layer takes longer. The context is the
+/// one whose length is nearest to that of the average token's context, from those to fit on where there are
+/// no others; what a context of another length takes is told in proportion. kExhausted: memory for one
+/// layer's caches.
+Result<Pace> measure_pace(Backend& backend, DeviceModel& receiver, const ProfileWork& work);
+
+struct TimeEstimate {
+  double fit_s = 0;  // the maps
+  /// By context of the work, where answers are as long as their references, and where all are as long as they
+  /// may be.
+  std::vector<double> context_s, longest_s;
+};
+
+TimeEstimate estimate_time(const Pace& pace, const ProfileWork& work, const ModelConfig& config,
+                           const FitOptions& fit);
+
+}  // namespace ds
