@@ -84,6 +84,7 @@ inline Result<LoadedModel> load_model(const std::string& folder, const OpenOptio
   DS_ASSIGN(Verified verified, verify_weights(*loaded.checkpoint, options.weight_cache, cache));
   loaded.identity = std::move(verified.identity);
   loaded.weights_remembered = verified.remembered;
+  options.base_fingerprint = verified.base.fingerprint;
   const std::string tokenizer_folder = loaded.checkpoint->folder_of("tokenizer.json");
   if (access((tokenizer_folder + "/tokenizer.json").c_str(), F_OK) == 0) {
     DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(tokenizer_folder));
@@ -103,8 +104,12 @@ inline Result<LoadedModel> load_model(const std::string& folder, const OpenOptio
   const LoadReport& report = loaded.report;
   if (!report.reason.empty() && !cache.quiet) fmt::print(stderr, "packed weights: {}\n", report.reason);
   if (report.weight_cache == WeightCacheStatus::kWritten && !cache.quiet)
-    fmt::print(stderr, "packed weights of '{}' ({}) kept in '{}' for later starts\n", loaded.identity.name,
-               format_bytes(loaded.model->weight_bytes()), report.path);
+    fmt::print(stderr, "packed weights of '{}' ({}{}) kept in '{}' for later starts\n", loaded.identity.name,
+               format_bytes(loaded.model->weight_bytes() - report.shared_bytes),
+               report.shared_bytes > 0
+                   ? fmt::format("; {} more are its base's", format_bytes(report.shared_bytes))
+                   : "",
+               report.path);
   loaded.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return loaded;
 }

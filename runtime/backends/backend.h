@@ -243,16 +243,19 @@ std::string_view weight_cache_status_name(WeightCacheStatus status);  // "off", 
 
 struct LoadReport {
   WeightCacheStatus weight_cache = WeightCacheStatus::kOff;
-  std::string path;    // of the file
-  std::string reason;  // why a file that was there is not used, or why none could be written
+  std::string path;          // of the file
+  std::string reason;        // why a file that was there is not used, or why none could be written
+  int64_t shared_bytes = 0;  // packed weights of an adapter that are its base's, mapped from the base's file
 };
 
 struct LoadOptions {
   DType dtype = DType::kBF16;                                      // compute and cache type: kBF16 or kF32
   std::function<void(int64_t done, int64_t total)> progress = {};  // weight bytes; may be empty
-  std::string weight_cache = {};  // folder of packed weights; empty: pack into memory at every start
-  std::string fingerprint = {};   // of the checkpoint (ModelIdentity); weight_cache needs it
-  LoadReport* report = nullptr;   // filled where given
+  std::string weight_cache = {};      // folder of packed weights; empty: pack into memory at every start
+  std::string fingerprint = {};       // of the checkpoint (ModelIdentity); weight_cache needs it
+  std::string base_fingerprint = {};  // of an adapter's base: where most of its weights are the base's, these
+                                      // are packed and mapped once, as the base's own file in weight_cache
+  LoadReport* report = nullptr;       // filled where given
 };
 
 class Backend {

@@ -97,6 +97,7 @@ Result<Verified> verify_checkpoint(const Checkpoint& checkpoint, const VerifyOpt
   if (checkpoint.base() != nullptr) {
     DS_ASSIGN(base, verify_checkpoint(*checkpoint.base(), options));
     key["base"] = base.identity.weights;
+    verified.base = base.identity;
     model = fmt::format("{}\n{}", model, absolute(checkpoint.base()->folder()));
   }
   const std::string path = fmt::format("{}/{:.32}.verified.json", options.cache, sha256_hex(model));

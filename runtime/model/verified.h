@@ -19,6 +19,7 @@ struct VerifyOptions {
 struct Verified {
   ModelIdentity identity;
   bool remembered = false;  // the weights were not read
+  ModelIdentity base;       // of an adapter; empty where nothing is remembered, or for a model by itself
 };
 
 /// As Checkpoint::verify(), but where `cache` remembers the very files (device, inode, size, times of

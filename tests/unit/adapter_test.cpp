@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "plans/full_prefill.h"
+#include "runtime/backends/backends.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/model/safetensors.h"
@@ -290,22 +291,100 @@ class AdapterPair : public AdapterTest {
 };
 
 TEST_F(AdapterPair, BaseToAdapterAndAdapterToAdapter) {
-  for (DType dtype : {DType::kF32, DType::kBF16}) {
-    const Model base = load(kModels + "llama/receiver", dtype), a = load(kAdapters + "patterns", dtype),
-                b = load(kAdapters + "regex", dtype);
-    for (const auto& [sender, receiver] : {std::pair(&base, &a), {&a, &base}, {&a, &b}}) {
-      const Answer by_plan = ask(*sender, *receiver, dtype, true),
-                   full = ask(*sender, *receiver, dtype, false);
-      EXPECT_TRUE(by_plan.miss.ok()) << by_plan.miss.message();
-      EXPECT_NE(by_plan.logits, full.logits) << "reuse approximates between models that differ";
-    }
-    // The law that holds for every plan: with one model on both sides it is the full prefill, to the bit.
-    for (const Model* m : {&a, &b}) {
-      const Answer by_plan = ask(*m, *m, dtype, true), full = ask(*m, *m, dtype, false);
-      EXPECT_TRUE(by_plan.miss.ok()) << by_plan.miss.message();
-      EXPECT_EQ(by_plan.logits, full.logits);
-    }
+  const Model base = load(kModels + "llama/receiver", DType::kF32),
+              a = load(kAdapters + "patterns", DType::kF32), b = load(kAdapters + "regex", DType::kF32);
+  for (const auto& [sender, receiver] : {std::pair(&base, &a), {&a, &base}, {&a, &b}}) {
+    const Answer by_plan = ask(*sender, *receiver, DType::kF32, true),
+                 full = ask(*sender, *receiver, DType::kF32, false);
+    EXPECT_TRUE(by_plan.miss.ok()) << by_plan.miss.message();
+    EXPECT_NE(by_plan.logits, full.logits) << "reuse approximates between models that differ";
   }
+}
+
+TEST_F(AdapterPair, WithOneAdapterOnBothSidesReuseIsTheFullPrefillToTheBit) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    const Model model = load(kAdapters + "patterns", dtype);
+    const Answer by_plan = ask(model, model, dtype, true), full = ask(model, model, dtype, false);
+    EXPECT_TRUE(by_plan.miss.ok()) << by_plan.miss.message();
+    EXPECT_EQ(by_plan.logits, full.logits);
+  }
+}
+
+// ---- packed weights kept between starts
+
+TEST_F(AdapterPair, AdaptersOfOneBaseShareItsPackedWeights) {
+  const std::string cache = root_ + "/cache", base_folder = kModels + "llama/receiver";
+  auto backend = take(make_cpu_backend({}));
+  struct Loaded {
+    LoadReport report;
+    std::vector<float> logits;
+    int64_t bytes = 0;
+  };
+  auto load = [&](const std::string& folder, DType dtype, const std::string& where) {
+    Loaded out;
+    auto checkpoint = take(Checkpoint::open(folder));
+    const Verified verified = take(verify_checkpoint(checkpoint, {where, false, {}}));
+    LoadOptions options{.dtype = dtype};
+    options.weight_cache = where;
+    options.fingerprint = verified.identity.fingerprint;
+    options.base_fingerprint = verified.base.fingerprint;
+    options.report = &out.report;
+    auto model = take(backend->load(checkpoint, options));
+    out.bytes = model->weight_bytes();
+    std::vector<int32_t> ids(20);
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>((i * 37 + 11) % 200);
+    const Plan plan =
+        full_prefill_plan(verified.identity, checkpoint.config().shape(), std::string(dtype_name(dtype)));
+    auto session = take(Session::create(*backend, *model, plan, {0, 20, 1}));
+    Request request;
+    request.suffix = ids;
+    request.full_prefill = true;
+    EXPECT_TRUE(session->run(request).ok());
+    auto logits = session->first_logits();
+    out.logits.assign(logits.begin(), logits.end());
+    return out;
+  };
+  auto files = [&] {
+    std::map<std::string, int64_t> sizes;
+    for (const auto& entry : fs::directory_iterator(cache))
+      if (entry.path().extension() == ".weights")
+        sizes[entry.path().string()] = static_cast<int64_t>(entry.file_size());
+    return sizes;
+  };
+  const DType dtype = DType::kBF16;
+  const Loaded base = load(base_folder, dtype, ""), plain = load(kAdapters + "patterns", dtype, ""),
+               other = load(kAdapters + "regex", dtype, "");
+  EXPECT_NE(plain.logits, base.logits);
+  EXPECT_NE(plain.logits, other.logits);
+  EXPECT_EQ(plain.report.shared_bytes, 0);
+  // The adapter comes first: the base's file is written with it, and then found by the base.
+  const Loaded first = load(kAdapters + "patterns", dtype, cache);
+  EXPECT_EQ(first.report.weight_cache, WeightCacheStatus::kWritten) << first.report.reason;
+  ASSERT_EQ(files().size(), 2u);
+  EXPECT_EQ(load(base_folder, dtype, cache).report.weight_cache, WeightCacheStatus::kHit);
+  EXPECT_EQ(load(base_folder, dtype, cache).logits, base.logits);
+  const Loaded second = load(kAdapters + "patterns", dtype, cache);
+  EXPECT_EQ(second.report.weight_cache, WeightCacheStatus::kHit) << second.report.reason;
+  const Loaded third = load(kAdapters + "regex", dtype, cache);
+  EXPECT_EQ(files().size(), 3u) << "one for the base, one for what each adapter changes";
+  EXPECT_EQ(first.logits, plain.logits);
+  EXPECT_EQ(second.logits, plain.logits);
+  EXPECT_EQ(third.logits, other.logits);
+  for (const Loaded* l : {&first, &second, &third}) {
+    EXPECT_EQ(l->bytes > base.bytes * 9 / 10 && l->bytes < base.bytes * 11 / 10, true) << l->bytes;
+    EXPECT_GT(l->report.shared_bytes, base.bytes / 3);
+  }
+  // Damage in the base's file is found by the adapter too: it is packed anew.
+  for (const auto& [path, size] : files()) {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(size - 9);
+    file.put('\x5a');
+  }
+  EXPECT_EQ(load(kAdapters + "patterns", dtype, cache).logits, plain.logits);
+  EXPECT_EQ(load(base_folder, dtype, cache).logits, base.logits);
+  EXPECT_EQ(load(base_folder, dtype, cache).report.weight_cache, WeightCacheStatus::kHit);
+  // One that changes most of the weights has a file of its own for all of them.
+  EXPECT_EQ(load(kAdapters + "all-linear", dtype, cache).report.shared_bytes, 0);
 }
 
 // ---- identity

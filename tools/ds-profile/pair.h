@@ -42,7 +42,7 @@ inline Status check_pair(const PairOptions& o) {
   DS_ASSIGN(Checkpoint sender, Checkpoint::open(o.sender, o.open));
   DS_TRY(check_same_architecture(sender.config(), receiver.config(), o.sender, o.receiver));
   const std::string ours = receiver.folder_of("tokenizer.json"), theirs = sender.folder_of("tokenizer.json");
-  if (!file_exists(ours + "/tokenizer.json"))
+  if (access((ours + "/tokenizer.json").c_str(), F_OK) != 0)
     return error(Code::kNotFound, "'{}' has no tokenizer.json to read the data with", o.receiver);
   return check_same_ids(theirs, ours);
 }

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <numeric>
 
 #include "runtime/backends/host/checks_internal.h"
 #include "runtime/backends/host/tensors_internal.h"
+#include "runtime/model/adapter.h"
 #include "support/units.h"
 
 namespace ds::cpu {
@@ -15,11 +17,16 @@ namespace {
 
 int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
+}  // namespace
+
 /// Lists the arrays that a model needs of a checkpoint, checks their shapes, and says where each goes once
 /// they are loaded.
 class Loader {
  public:
-  explicit Loader(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  /// `changed_only`: matrices of which an adapter changes nothing are left out and stay where an earlier
+  /// loader has put them.
+  explicit Loader(const Checkpoint& checkpoint, bool changed_only = false)
+      : checkpoint_(checkpoint), changed_only_(changed_only) {}
 
   struct Matrix {
     std::string name;
@@ -27,6 +34,10 @@ class Loader {
   };
   Status matrix(PackedWeights& to, const Product& product, std::initializer_list<Matrix> matrices) {
     std::string name;
+    if (std::all_of(matrices.begin(), matrices.end(), [&](const Matrix& m) { return left_out(m.name); })) {
+      left_out_bytes_ += product.packed_bytes();
+      return ok_status();
+    }
     for (const Matrix& m : matrices) {
       DS_TRY(host::check_shape(checkpoint_, m.name, {m.out, product.in()}));
       name += m.name + " ";
@@ -48,9 +59,13 @@ class Loader {
   }
 
   Status rows(const std::byte*& to, const std::string& name, int64_t rows, int64_t columns, DType dtype) {
+    const int64_t row_bytes = columns * dtype_size(dtype);
+    if (left_out(name)) {
+      left_out_bytes_ += rows * row_bytes;
+      return ok_status();
+    }
     DS_TRY(host::check_shape(checkpoint_, name, {rows, columns}));
     rows_.push_back({&to, arrays_.size()});
-    const int64_t row_bytes = columns * dtype_size(dtype);
     arrays_.push_back({fmt::format("{} rows {}", name, dtype_name(dtype)), rows * row_bytes,
                        [=, this](std::byte* out) -> Status {
                          DS_ASSIGN(TensorView view, take(name, {rows, columns}));
@@ -87,12 +102,15 @@ class Loader {
       DS_ASSIGN(*to, PackedWeights::view(*product, weights.data() + arrays_[array].offset));
     }
     const auto* from = reinterpret_cast<const float*>(weights.data() + arrays_.back().offset);
+    for (const Vector& v : vectors_) v.to->clear();
     for (const Vector& v : vectors_) {
       v.to->insert(v.to->end(), from, from + v.view.elements());
       from += v.view.elements();
     }
     return weights;
   }
+
+  int64_t left_out_bytes() const { return left_out_bytes_; }
 
  private:
   struct PackedMatrix {
@@ -109,13 +127,38 @@ class Loader {
     return host::tensor_of_shape(checkpoint_, name, shape);
   }
 
+  bool left_out(const std::string& name) const {
+    return changed_only_ && checkpoint_.adapter()->untouched(name);
+  }
+
   const Checkpoint& checkpoint_;
+  const bool changed_only_;
+  int64_t left_out_bytes_ = 0;
   HostBuffer joined_;
   std::vector<WeightArray> arrays_;
   std::vector<PackedMatrix> matrices_;
   std::vector<std::pair<const std::byte**, size_t>> rows_;
   std::vector<Vector> vectors_;
 };
+
+namespace {
+
+/// Whether it pays to map the base's packed weights and to pack beside them only what the adapter changes:
+/// where that is no more than half.
+bool shares_with_base(const Checkpoint& checkpoint, const LoadOptions& options) {
+  const Adapter* adapter = checkpoint.adapter();
+  if (adapter == nullptr || options.weight_cache.empty() || options.base_fingerprint.empty() ||
+      checkpoint.config().canonical() != checkpoint.base()->config().canonical())
+    return false;
+  int64_t all = 0, untouched = 0;
+  for (const TensorSpec& spec : required_tensors(checkpoint.config())) {
+    const int64_t elements =
+        std::accumulate(spec.shape.begin(), spec.shape.end(), int64_t{1}, std::multiplies<>());
+    all += elements;
+    if (adapter->untouched(spec.name)) untouched += elements;
+  }
+  return untouched >= all - untouched;
+}
 
 const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 
@@ -182,8 +225,27 @@ int64_t CpuModel::planned_bytes() const {
 }
 
 Status CpuModel::load_weights(const Checkpoint& checkpoint, const LoadOptions& options) {
+  const bool shares = shares_with_base(checkpoint, options);
+  if (shares) {
+    // The base as if it were loaded itself, so that whoever comes next, base or adapter, finds its file.
+    LoadOptions of_base = options;
+    LoadReport report;
+    of_base.fingerprint = options.base_fingerprint;
+    of_base.report = &report;
+    Loader base(*checkpoint.base());
+    DS_TRY(list_weights(base));
+    DS_ASSIGN(base_weights_, base.load(math_name(math_), of_base));
+  }
+  Loader loader(checkpoint, shares);
+  DS_TRY(list_weights(loader));
+  DS_ASSIGN(weights_, loader.load(math_name(math_), options));
+  shared_bytes_ = loader.left_out_bytes();
+  if (options.report != nullptr) options.report->shared_bytes = shared_bytes_;
+  return ok_status();
+}
+
+Status CpuModel::list_weights(Loader& loader) {
   const ModelConfig& c = config_;
-  Loader loader(checkpoint);
   DS_TRY(loader.rows(embedding_, "model.embed_tokens.weight", c.vocab, c.d_model, dtype_));
   int64_t q_size = c.heads * c.head_dim, kv_size = c.kv_heads * c.head_dim;
   layers_.resize(static_cast<size_t>(c.layers));
@@ -212,7 +274,6 @@ Status CpuModel::load_weights(const Checkpoint& checkpoint, const LoadOptions& o
   DS_TRY(loader.vector(final_norm_, "model.norm.weight", c.d_model));
   DS_TRY(loader.matrix(head_weights_, *head_,
                        {{c.tied_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", c.vocab}}));
-  DS_ASSIGN(weights_, loader.load(math_name(math_), options));
   return ok_status();
 }
 

@@ -87,6 +87,8 @@ class CpuWorkspace final : public Workspace {
   std::vector<MapRunners> map_products_;  // as the model's, when this was made
 };
 
+class Loader;
+
 class CpuModel final : public DeviceModel {
  public:
   static Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint, const LoadOptions& options,
@@ -94,7 +96,7 @@ class CpuModel final : public DeviceModel {
 
   const ModelConfig& config() const override { return config_; }
   DType dtype() const override { return dtype_; }
-  int64_t weight_bytes() const override { return weights_.size(); }
+  int64_t weight_bytes() const override { return weights_.size() + shared_bytes_; }
   Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) override;
   Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map) override;
   void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) override;
@@ -121,6 +123,7 @@ class CpuModel final : public DeviceModel {
   };
 
   Status load_weights(const Checkpoint& checkpoint, const LoadOptions& options);
+  Status list_weights(Loader& loader);
   int64_t planned_bytes() const;
   Status run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const;
   host::CallSpace space_of(const CpuWorkspace& w) const;
@@ -149,7 +152,9 @@ class CpuModel final : public DeviceModel {
   const std::byte* embedding_ = nullptr;  // [vocab][d_model], hidden's dtype
   std::vector<float> final_norm_;
   PackedWeights head_weights_;
-  Weights weights_;  // what the matrices and the embeddings point into
+  Weights weights_;       // what the matrices and the embeddings point into
+  Weights base_weights_;  // or into this: what an adapter leaves as it is in its base
+  int64_t shared_bytes_ = 0;
   PhaseTimes* profile_ = nullptr;
   mutable std::mutex map_mutex_;  // of what follows
   std::vector<MapProducts> map_products_;
