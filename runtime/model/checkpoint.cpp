@@ -4,15 +4,18 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <set>
 #include <thread>
 
 #include "runtime/model/adapter.h"
 #include "runtime/model/identity.h"
+#include "runtime/model/model_folder.h"
 #include "runtime/model/parallel_internal.h"
 #include "runtime/model/safetensors.h"
 #include "support/hash.h"
@@ -81,18 +84,45 @@ double element(const TensorView& t, int64_t index) {
   return t.dtype == DType::kBF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
 }
 
-/// "agent" of "models/agent/"
-std::string folder_name(const std::string& folder) {
-  std::filesystem::path path = std::filesystem::path(folder).lexically_normal();
-  std::error_code failed;
-  if (std::filesystem::path whole = std::filesystem::absolute(path, failed).lexically_normal(); !failed) {
-    path = whole;
+/// none: another type than weights have.
+std::optional<DType> dtype_of(const SafetensorsEntry& entry) {
+  if (entry.dtype == "F32") return DType::kF32;
+  if (entry.dtype == "BF16") return DType::kBF16;
+  if (entry.dtype == "F16") return DType::kF16;
+  return std::nullopt;
+}
+
+/// At any address.
+float number_at(const SafetensorsEntry& entry, DType dtype, size_t index) {
+  const std::byte* at = entry.data.data() + index * static_cast<size_t>(dtype_size(dtype));
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, at, sizeof(value));
+    return value;
   }
-  return (path.has_filename() ? path : path.parent_path()).filename().string();
+  uint16_t bits;
+  std::memcpy(&bits, at, sizeof(bits));
+  return dtype == DType::kBF16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+/// Whether two tensors of one shape hold the same numbers: to the bit in one type, else up to what rounding
+/// to the narrower of the two can change.
+bool equal_numbers(const SafetensorsEntry& a, const SafetensorsEntry& b) {
+  const std::optional<DType> x = dtype_of(a), y = dtype_of(b);
+  if (!x || !y) return false;
+  if (*x == *y) return std::equal(a.data.begin(), a.data.end(), b.data.begin(), b.data.end());
+  const bool bf16 = *x == DType::kBF16 || *y == DType::kBF16, f16 = *x == DType::kF16 || *y == DType::kF16;
+  const float relative = bf16 ? 0x1p-8f : 0x1p-11f, least = f16 ? 0x1p-25f : 0.0f;  // half a step
+  for (size_t i = 0; i < a.data.size() / static_cast<size_t>(dtype_size(*x)); ++i) {
+    const float p = number_at(a, *x, i), q = number_at(b, *y, i);
+    if (!(std::abs(p - q) <= relative * std::abs(p) + least)) return false;
+  }
+  return true;
 }
 
 /// The weight files of a folder, in order, checked against the index where there is one.
-Result<std::vector<SafetensorsFile>> open_weights(const std::string& folder) {
+/// `tied`: the head is the embedding, whatever the index says of it.
+Result<std::vector<SafetensorsFile>> open_weights(const std::string& folder, bool tied) {
   std::vector<SafetensorsFile> files;
   const std::string single = folder + "/model.safetensors";
   const std::string index_path = folder + "/model.safetensors.index.json";
@@ -119,7 +149,7 @@ Result<std::vector<SafetensorsFile>> open_weights(const std::string& folder) {
   DS_ASSIGN(json document, read_json_file(index_path));
   DS_ASSIGN(JsonObject index, JsonObject::make(document, index_path));
   DS_ASSIGN(JsonObject map, index.object("weight_map"));
-  std::set<std::string> names;
+  std::set<std::string> names, needed;
   for (const auto& [tensor, file] : map.json().items()) {
     // The index names files beside it; a path could lead out of the folder.
     std::string name = file.is_string() ? file.get<std::string>() : "";
@@ -129,9 +159,11 @@ Result<std::vector<SafetensorsFile>> open_weights(const std::string& folder) {
                    tensor, file.dump(-1, ' ', false, json::error_handler_t::replace));
     }
     names.insert(name);
+    if (!tied || tensor != kHead) needed.insert(name);
   }
   std::map<std::string, size_t> opened;
   for (const std::string& name : names) {
+    if (needed.count(name) == 0 && !file_exists(folder + "/" + name)) continue;
     Result<SafetensorsFile> file = SafetensorsFile::open(folder + "/" + name);
     if (!file.ok()) {
       return file.status().with_context(fmt::format("a shard that {} names", index_path));
@@ -140,6 +172,7 @@ Result<std::vector<SafetensorsFile>> open_weights(const std::string& folder) {
     files.push_back(std::move(*file));
   }
   for (const auto& [tensor, file] : map.json().items()) {
+    if (tied && tensor == kHead) continue;  // writers drop it from the files, but not from the index
     const SafetensorsFile& shard = files[opened[file.get<std::string>()]];
     if (shard.entries().count(tensor) == 0) {
       return error(Code::kCorrupt, "'{}' has no tensor '{}', but {} says so", shard.path(), tensor,
@@ -173,6 +206,7 @@ std::vector<TensorSpec> required_tensors(const ModelConfig& c) {
       add("self_attn.k_proj.bias", {kv});
       add("self_attn.v_proj.bias", {kv});
     }
+    if (c.o_bias) add("self_attn.o_proj.bias", {c.d_model});
     if (c.qk_norm) {
       add("self_attn.q_norm.weight", {c.head_dim});
       add("self_attn.k_norm.weight", {c.head_dim});
@@ -182,6 +216,11 @@ std::vector<TensorSpec> required_tensors(const ModelConfig& c) {
     add("mlp.gate_proj.weight", {c.ff, c.d_model});
     add("mlp.up_proj.weight", {c.ff, c.d_model});
     add("mlp.down_proj.weight", {c.d_model, c.ff});
+    if (c.mlp_bias) {
+      add("mlp.gate_proj.bias", {c.ff});
+      add("mlp.up_proj.bias", {c.ff});
+      add("mlp.down_proj.bias", {c.d_model});
+    }
   }
   specs.push_back({"model.norm.weight", {c.d_model}});
   if (!c.tied_embeddings) specs.push_back({kHead, {c.vocab, c.d_model}});
@@ -201,7 +240,7 @@ Result<Checkpoint> Checkpoint::open_adapter(const std::string& folder, const Ope
   if (!base.ok()) return base.status().with_context(fmt::format("the base of the adapter '{}'", folder));
   Checkpoint checkpoint;
   checkpoint.folder_ = folder;
-  checkpoint.name_ = folder_name(folder);
+  checkpoint.name_ = model_name(folder);
   checkpoint.base_ = std::make_shared<const Checkpoint>(std::move(*base));
   DS_TRY(adapter.attach(*checkpoint.base_));
   checkpoint.config_ = adapter.config();
@@ -211,19 +250,20 @@ Result<Checkpoint> Checkpoint::open_adapter(const std::string& folder, const Ope
   return checkpoint;
 }
 
-Result<Checkpoint> Checkpoint::open(const std::string& folder, const OpenOptions& options) {
+Result<Checkpoint> Checkpoint::open(const std::string& given, const OpenOptions& options) {
+  DS_ASSIGN(const std::string folder, find_model_folder(given));
   if (Adapter::is_adapter(folder)) return open_adapter(folder, options);
   Checkpoint checkpoint;
   checkpoint.folder_ = folder;
-  checkpoint.name_ = folder_name(folder);
-  DS_ASSIGN(checkpoint.config_, ModelConfig::read(folder));
+  checkpoint.name_ = model_name(folder);
+  DS_ASSIGN(checkpoint.config_, ModelConfig::read(folder, options.max_model_len));
   if (file_exists(folder + "/adapter_config.json")) {
     return error(Code::kUnsupported,
                  "'{}' has an adapter (adapter_config.json) beside the weights of a model: is it merged into "
                  "them or not? Keep the two in folders of their own",
                  folder);
   }
-  DS_ASSIGN(std::vector<SafetensorsFile> files, open_weights(folder));
+  DS_ASSIGN(std::vector<SafetensorsFile> files, open_weights(folder, checkpoint.config_.tied_embeddings));
 
   const ModelConfig& config = checkpoint.config_;
   std::map<std::string, const SafetensorsFile*> owners;
@@ -260,12 +300,8 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder, const OpenOptions
                    spec.name, shape_text(entry.shape), shape_text(spec.shape));
     }
     TensorView view;
-    if (entry.dtype == "F32") {
-      view.dtype = DType::kF32;
-    } else if (entry.dtype == "BF16") {
-      view.dtype = DType::kBF16;
-    } else if (entry.dtype == "F16") {
-      view.dtype = DType::kF16;
+    if (std::optional<DType> dtype = dtype_of(entry)) {
+      view.dtype = *dtype;
     } else {
       return error(Code::kUnsupported, "{}: tensor '{}' has elements of type {}, expected BF16, F16 or F32",
                    file, spec.name, entry.dtype);
@@ -290,10 +326,7 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder, const OpenOptions
         if (f.entries().count(kEmbedding) > 0) other = &f;
       }
       const SafetensorsEntry& embedding = other->entries().at(kEmbedding);
-      if (entry.dtype == embedding.dtype && entry.shape == embedding.shape &&
-          std::equal(entry.data.begin(), entry.data.end(), embedding.data.begin())) {
-        continue;
-      }
+      if (entry.shape == embedding.shape && equal_numbers(entry, embedding)) continue;
       return error(Code::kMismatch,
                    "{}: config.json ties the embeddings ('tie_word_embeddings'), but '{}' differs from '{}'; "
                    "correct the config or drop the tensor",

@@ -37,6 +37,7 @@ std::vector<TensorSpec> required_tensors(const ModelConfig& config);
 
 struct OpenOptions {
   std::string base;  // folder of the base, for an adapter that does not name it by a path that is here
+  int64_t max_model_len = 0;  // positions that the model is used for; 0: all that it has (ModelConfig::read)
 };
 
 class Checkpoint {
@@ -44,9 +45,11 @@ class Checkpoint {
   /// Opens config.json and model.safetensors, or the shards of model.safetensors.index.json. Maps, copies
   /// nothing (but a tensor that a file holds at an odd address); checks headers (sizes, offsets, overlaps,
   /// dtypes) and that every tensor of the architecture is there with its shape. Tensors without effect
-  /// (tables of rotary frequencies, a head equal to the tied embeddings) are dropped, unknown ones refused.
+  /// (tables of rotary frequencies, a head equal to the tied embeddings up to the narrower type) are dropped,
+  /// unknown ones refused. `folder` may be whatever find_model_folder() takes.
   /// Does not read the weights: see check_finite(). Errors name file and tensor: kNotFound, kCorrupt,
   /// kMismatch, kUnsupported.
+  ///
   /// A folder with a LoRA adapter (adapter.h) is a model too: its base's weights, merged with the adapter's
   /// tensor by tensor when they are asked for.
   static Result<Checkpoint> open(const std::string& folder, const OpenOptions& options = {});

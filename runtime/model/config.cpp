@@ -8,6 +8,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "runtime/model/model_folder.h"
 #include "support/file.h"
 #include "support/json.h"
 
@@ -23,13 +24,16 @@ struct FamilyInfo {
   int64_t kv_heads;  // 0: as many as query heads
   int64_t head_dim;  // 0: hidden_size / num_attention_heads
   int64_t max_positions;
+  // Which biases the class has where config.json asks for them.
+  bool attention_bias, mlp_bias;
+  std::string_view old_architecture = "";  // how early checkpoints spell it
 };
 
 constexpr std::array<FamilyInfo, 4> kFamilies{{
-    {Family::kLlama, "llama", "LlamaForCausalLM", 0, 0, 2048},
-    {Family::kMistral, "mistral", "MistralForCausalLM", 8, 0, 131072},
-    {Family::kQwen2, "qwen2", "Qwen2ForCausalLM", 32, 0, 32768},
-    {Family::kQwen3, "qwen3", "Qwen3ForCausalLM", 32, 128, 32768},
+    {Family::kLlama, "llama", "LlamaForCausalLM", 0, 0, 2048, true, true, "LLaMAForCausalLM"},
+    {Family::kMistral, "mistral", "MistralForCausalLM", 8, 0, 131072, false, false},
+    {Family::kQwen2, "qwen2", "Qwen2ForCausalLM", 32, 0, 32768, false, false},
+    {Family::kQwen3, "qwen3", "Qwen3ForCausalLM", 32, 128, 32768, true, false},
 }};
 
 const FamilyInfo& info_of(Family family) { return kFamilies[static_cast<size_t>(family)]; }
@@ -72,6 +76,7 @@ Result<Family> read_family(const JsonObject& config) {
   }
   const FamilyInfo* found = nullptr;
   for (const FamilyInfo& f : kFamilies) {
+    if (!architecture.empty() && architecture == f.old_architecture) architecture = f.architecture;
     if (model_type.empty() ? f.architecture == architecture : f.name == model_type) found = &f;
   }
   if (found == nullptr) {
@@ -116,7 +121,6 @@ constexpr RefusedKey kRefused[] = {
     {"n_routed_experts", neutral_zero, "a mixture of experts would need routed MLPs"},
     {"num_experts_per_tok", neutral_zero, "a mixture of experts would need routed MLPs"},
     {"moe_intermediate_size", neutral_zero, "a mixture of experts would need routed MLPs"},
-    {"mlp_bias", neutral_false, "biases in the MLP are not supported"},
     {"attn_logit_softcapping", neutral_zero, "soft-capped attention scores are not supported"},
     {"final_logit_softcapping", neutral_zero, "soft-capped logits are not supported"},
     {"attention_chunk_size", neutral_zero, "chunked attention is not supported"},
@@ -152,11 +156,17 @@ Status refuse_what_is_not_done(const JsonObject& config, Family family) {
     if (config.has(r.key) && !r.neutral(config.json().at(r.key))) return refuse(config, r.key, r.why);
   }
   // Qwen2's class has its biases built in and reads no such key, but some files state it.
-  if (config.has("attention_bias") && !neutral_false(config.json().at("attention_bias")) &&
-      family != Family::kQwen2) {
+  const FamilyInfo& info = info_of(family);
+  DS_ASSIGN(bool attention_bias, config.boolean_or("attention_bias", false));
+  if (attention_bias && !info.attention_bias && family != Family::kQwen2) {
     return refuse(
         config, "attention_bias",
-        fmt::format("biases of attention are supported for qwen2 only, not for {}", family_name(family)));
+        fmt::format("biases of attention are supported for llama, qwen2 and qwen3, not for {}", info.name));
+  }
+  DS_ASSIGN(bool mlp_bias, config.boolean_or("mlp_bias", false));
+  if (mlp_bias && !info.mlp_bias) {
+    return refuse(config, "mlp_bias",
+                  fmt::format("biases in the MLP are supported for llama only, not for {}", info.name));
   }
   if (family == Family::kQwen3) {
     DS_ASSIGN(bool norm, config.boolean_or("use_qk_norm", true));
@@ -185,52 +195,90 @@ Status refuse_what_is_not_done(const JsonObject& config, Family family) {
   return ok_status();
 }
 
-// A window binds when some layer slides and its window is shorter than the longest context the model takes.
+/// A window binds when some layer slides and its window is shorter than the longest context the model takes.
 Status refuse_binding_window(const JsonObject& config, Family family, int64_t layers, int64_t max_positions) {
   constexpr int64_t kMost = int64_t{1} << 40;
-  if (config.has("layer_types")) {
+  const bool qwen = family == Family::kQwen2 || family == Family::kQwen3;
+  // null means no window, while an absent key means the class's default.
+  const bool by_default = !config.json().contains("sliding_window") && (qwen || family == Family::kMistral);
+  int64_t window = 4096;  // 0: none
+  if (!by_default) {
+    DS_ASSIGN(window, config.integer_or("sliding_window", 0, kMost, 0));
+  }
+  DS_ASSIGN(bool used, config.boolean_or("use_sliding_window", !qwen));
+  if (!used) window = 0;
+
+  bool slides = window > 0;
+  const char* key = qwen ? "use_sliding_window" : "sliding_window";
+  if (config.has("layer_types")) {  // they decide, where they are listed
     DS_ASSIGN(const json* types, config.array("layer_types"));
+    slides = false;
     for (size_t i = 0; i < types->size(); ++i) {
-      if ((*types)[i] != "full_attention") {
-        return error(
-            Code::kUnsupported,
-            "{}: 'layer_types' has {} at layer {}: only 'full_attention' is supported; a sliding window "
-            "would need caches that forget",
-            config.where(), shown((*types)[i]), i);
-      }
+      const json& type = (*types)[i];
+      if (type == "full_attention") continue;
+      slides = true;
+      key = "layer_types";
+      if (type == "sliding_attention" && window > 0) continue;
+      return error(Code::kUnsupported,
+                   "{}: 'layer_types' has {} at layer {}{}: only 'full_attention' is supported, and "
+                   "'sliding_attention' with a window that no context exceeds",
+                   config.where(), shown(type), i,
+                   type == "sliding_attention" ? ", but no window is stated" : "");
     }
     if (static_cast<int64_t>(types->size()) != layers) {
       return error(Code::kInvalidArgument,
                    "{}: 'layer_types' has {} entries, expected {} (num_hidden_layers)", config.where(),
                    types->size(), layers);
     }
-  }
-  bool qwen = family == Family::kQwen2 || family == Family::kQwen3;
-  int64_t window = 0;  // 0: none
-  if (qwen) {
-    DS_ASSIGN(bool use, config.boolean_or("use_sliding_window", false));
-    if (!use) return ok_status();
+  } else if (qwen) {
     DS_ASSIGN(int64_t first, config.integer_or("max_window_layers", 0, kMost, 28));
-    bool listed = config.has("layer_types");  // all full, as checked above: they decide
-    if (listed || first >= layers) return ok_status();
-    // For these classes null means no window, while an absent key means the default.
-    if (!config.json().contains("sliding_window")) {
-      window = 4096;
-    } else {
-      DS_ASSIGN(window, config.integer_or("sliding_window", 0, kMost, 0));
-    }
-  } else if (family == Family::kMistral && !config.json().contains("sliding_window")) {
-    window = 4096;
-  } else {
-    DS_ASSIGN(window, config.integer_or("sliding_window", 0, kMost, 0));
+    slides = slides && first < layers;
   }
-  if (window == 0 || window >= max_positions) return ok_status();
+  if (!slides || window >= max_positions) return ok_status();
   return refuse(
-      config, qwen ? "use_sliding_window" : "sliding_window",
-      fmt::format("a window of {} tokens would bind (max_position_embeddings is {}), and sliding windows "
-                  "are not supported; for contexts that fit into the window, set "
-                  "max_position_embeddings to {}",
+      config, key,
+      fmt::format("a sliding window of {} tokens would bind (max_position_embeddings gives {} positions), "
+                  "and caches that forget are not supported; for contexts that fit into the window, "
+                  "--max-model-len {}",
                   window, max_positions, window));
+}
+
+/// YaRN's numbers as transformers 5 reads them: a 'factor' that is given counts (transformers 4 took the
+/// ratio of max_position_embeddings to the original positions instead, which is 1 where a config was extended
+/// as Qwen2.5's documentation says), and where it is null, that ratio.
+Status read_yarn(const JsonObject& dictionary, int64_t max_positions, RopeConfig& rope) {
+  rope.type = RopeConfig::Type::kYarn;
+  if (dictionary.json().contains("factor") && !dictionary.has("factor")) {
+    rope.factor = static_cast<double>(max_positions) / static_cast<double>(rope.original_max_positions);
+  } else {
+    DS_ASSIGN(rope.factor, dictionary.number("factor", 1e-3, 1e6));
+  }
+  // 0 stands for the default there.
+  auto or_default = [&](const char* key, double otherwise) -> Result<double> {
+    DS_ASSIGN(double value, dictionary.number_or(key, 0, 1e9, otherwise));
+    return value == 0 ? otherwise : value;
+  };
+  DS_ASSIGN(rope.beta_fast, or_default("beta_fast", 32));
+  DS_ASSIGN(rope.beta_slow, or_default("beta_slow", 1));
+  if (rope.beta_fast < rope.beta_slow) {
+    return error(Code::kInvalidArgument, "{}: 'beta_fast' is {}, expected no less than 'beta_slow' ({})",
+                 dictionary.where(), rope.beta_fast, rope.beta_slow);
+  }
+  if (rope.theta <= 1) {
+    return error(Code::kInvalidArgument, "{}: 'rope_theta' is {}, expected more than 1 for yarn",
+                 dictionary.where(), rope.theta);
+  }
+  DS_ASSIGN(rope.truncate, dictionary.boolean_or("truncate", !dictionary.json().contains("truncate")));
+  DS_ASSIGN(double mscale, dictionary.number_or("mscale", -1e3, 1e3, 0));
+  DS_ASSIGN(double all_dim, dictionary.number_or("mscale_all_dim", -1e3, 1e3, 0));
+  auto scale_of = [&](double m) { return rope.factor <= 1 ? 1.0 : 0.1 * m * std::log(rope.factor) + 1.0; };
+  const double derived = mscale != 0 && all_dim != 0 ? scale_of(mscale) / scale_of(all_dim) : scale_of(1);
+  DS_ASSIGN(rope.attention_factor, dictionary.number_or("attention_factor", 0, 1e3, derived));
+  if (!std::isfinite(rope.attention_factor) || rope.attention_factor <= 0) {
+    return error(Code::kInvalidArgument, "{}: the attention factor comes to {}, expected more than 0",
+                 dictionary.where(), rope.attention_factor);
+  }
+  return ok_status();
 }
 
 // Keys of transformers 4 (rope_theta, rope_scaling with type or rope_type) and 5 (rope_parameters), with
@@ -263,13 +311,28 @@ Result<RopeConfig> read_rope(const JsonObject& config, int64_t max_positions) {
   if (dictionary.has("mrope_section")) {
     return refuse(dictionary, "mrope_section", "multi-dimensional rotary positions are not supported");
   }
-  if (type == "default") {
-    rope.type = RopeConfig::Type::kDefault;
-  } else if (type == "linear") {
+  if (type == "default") return rope;
+  if (type == "linear") {
     DS_ASSIGN(rope.factor, dictionary.number("factor", 1e-3, 1e6));
     // Dividing by one is the default.
     rope.type = rope.factor == 1 ? RopeConfig::Type::kDefault : RopeConfig::Type::kLinear;
-  } else if (type == "llama3") {
+    return rope;
+  }
+  if (type != "llama3" && type != "yarn") {
+    return refuse(
+        dictionary, dictionary.has("rope_type") ? "rope_type" : "type",
+        type == "dynamic" || type == "longrope" || type == "su"
+            ? "its frequencies depend on how long a request is, and cached keys keep those of another; "
+              "supported rotary types are default, linear, llama3 and yarn"
+            : "supported rotary types are default, linear, llama3 and yarn");
+  }
+  constexpr const char* kOriginal = "original_max_position_embeddings";
+  constexpr int64_t kMost = int64_t{1} << 31;
+  DS_ASSIGN(rope.original_max_positions, dictionary.integer_or(kOriginal, 1, kMost, max_positions));
+  DS_ASSIGN(rope.original_max_positions, config.integer_or(kOriginal, 1, kMost, rope.original_max_positions));
+  if (type == "yarn") {
+    DS_TRY(read_yarn(dictionary, max_positions, rope));
+  } else {
     rope.type = RopeConfig::Type::kLlama3;
     DS_ASSIGN(rope.factor, dictionary.number("factor", 1e-3, 1e6));
     DS_ASSIGN(rope.low_freq_factor, dictionary.number("low_freq_factor", 1e-6, 1e6));
@@ -279,14 +342,6 @@ Result<RopeConfig> read_rope(const JsonObject& config, int64_t max_positions) {
                    "{}: 'high_freq_factor' is {}, expected more than 'low_freq_factor' ({})",
                    dictionary.where(), rope.high_freq_factor, rope.low_freq_factor);
     }
-    constexpr const char* kOriginal = "original_max_position_embeddings";
-    constexpr int64_t kMost = int64_t{1} << 31;
-    DS_ASSIGN(rope.original_max_positions, dictionary.integer_or(kOriginal, 1, kMost, max_positions));
-    DS_ASSIGN(rope.original_max_positions,
-              config.integer_or(kOriginal, 1, kMost, rope.original_max_positions));
-  } else {
-    return refuse(dictionary, dictionary.has("rope_type") ? "rope_type" : "type",
-                  "supported rotary types are default, linear and llama3");
   }
   return rope;
 }
@@ -318,17 +373,35 @@ Result<DType> read_dtype(const JsonObject& config) {
 }
 
 std::string rope_type_name(RopeConfig::Type type) {
-  return type == RopeConfig::Type::kDefault  ? "default"
-         : type == RopeConfig::Type::kLinear ? "linear"
-                                             : "llama3";
+  switch (type) {
+    case RopeConfig::Type::kDefault:
+      return "default";
+    case RopeConfig::Type::kLinear:
+      return "linear";
+    case RopeConfig::Type::kLlama3:
+      return "llama3";
+    case RopeConfig::Type::kYarn:
+      break;
+  }
+  return "yarn";
 }
 
-// Every field that shapes the numbers, by config.json's key; those of the RoPE's scaling only where it uses
-// them.
-std::vector<std::pair<std::string, std::string>> canonical_fields(const ModelConfig& c) {
-  std::vector<std::pair<std::string, std::string>> fields;
-  auto add = [&](const char* key, const auto& value) { fields.emplace_back(key, fmt::format("{}", value)); };
+/// A field that shapes the numbers, by config.json's key.
+struct Field {
+  std::string key, value;
+  bool shared = true;   // sender and receiver must have the same
+  bool always = false;  // it is in the canonical text even where it says nothing
+};
+
+/// Those of the RoPE's scaling say "none" where it does not use them.
+std::vector<Field> fields_of(const ModelConfig& c) {
+  std::vector<Field> fields;
+  auto add = [&](const char* key, const auto& value) {
+    fields.push_back({.key = key, .value = fmt::format("{}", value), .always = true});
+  };
+  auto unshared = [&] { fields.back().shared = false; };
   add("model_type", family_name(c.family));
+  unshared();
   add("num_hidden_layers", c.layers);
   add("hidden_size", c.d_model);
   add("intermediate_size", c.ff);
@@ -336,23 +409,37 @@ std::vector<std::pair<std::string, std::string>> canonical_fields(const ModelCon
   add("num_key_value_heads", c.kv_heads);
   add("head_dim", c.head_dim);
   add("vocab_size", c.vocab);
+  unshared();
   add("rms_norm_eps", c.rms_norm_eps);
   add("attention_bias", c.qkv_bias);
   add("use_qk_norm", c.qk_norm);
-  add("rope_type", rope_type_name(c.rope.type));
-  add("rope_theta", c.rope.theta);
-  bool linear = c.rope.type == RopeConfig::Type::kLinear, llama3 = c.rope.type == RopeConfig::Type::kLlama3;
+  const RopeConfig& rope = c.rope;
+  add("rope_type", rope_type_name(rope.type));
+  add("rope_theta", rope.theta);
+  const bool llama3 = rope.type == RopeConfig::Type::kLlama3, yarn = rope.type == RopeConfig::Type::kYarn;
   auto add_if = [&](bool used, const char* key, const auto& value) {
     if (used) {
       add(key, value);
     } else {
-      fields.emplace_back(key, "none");
+      fields.push_back({.key = key, .value = "none", .always = true});
     }
   };
-  add_if(linear || llama3, "factor", c.rope.factor);
-  add_if(llama3, "low_freq_factor", c.rope.low_freq_factor);
-  add_if(llama3, "high_freq_factor", c.rope.high_freq_factor);
-  add_if(llama3, "original_max_position_embeddings", c.rope.original_max_positions);
+  add_if(rope.type != RopeConfig::Type::kDefault, "factor", rope.factor);
+  add_if(llama3, "low_freq_factor", rope.low_freq_factor);
+  add_if(llama3, "high_freq_factor", rope.high_freq_factor);
+  add_if(llama3 || yarn, "original_max_position_embeddings", rope.original_max_positions);
+  // What came later is there only where it is used, so that older models keep their text.
+  const size_t first = fields.size();
+  add_if(yarn, "beta_fast", rope.beta_fast);
+  add_if(yarn, "beta_slow", rope.beta_slow);
+  add_if(yarn, "truncate", rope.truncate);
+  add_if(yarn, "attention_factor", rope.attention_factor);
+  // A bias that is not there is one of zeros.
+  add_if(c.o_bias, "attention_bias of o_proj", true);
+  unshared();
+  add_if(c.mlp_bias, "mlp_bias", true);
+  unshared();
+  for (size_t i = first; i < fields.size(); ++i) fields[i].always = false;
   return fields;
 }
 
@@ -365,10 +452,32 @@ std::vector<float> RopeConfig::inverse_frequencies(int64_t head_dim) const {
   // In f32 and in transformers' order of operations; its Python scalars are double until they meet a tensor,
   // and torch computes scalar / tensor as reciprocal times scalar.
   const float base = static_cast<float>(theta);
+  double low = 0, high = 0;  // the pairs between which YaRN blends
+  if (type == Type::kYarn) {
+    const auto dim = static_cast<double>(head_dim);
+    auto pair_of = [&](double turns) {
+      return dim * std::log(static_cast<double>(original_max_positions) / (turns * 2 * std::numbers::pi)) /
+             (2 * std::log(theta));
+    };
+    low = pair_of(beta_fast);
+    high = pair_of(beta_slow);
+    if (truncate) {
+      low = std::floor(low);
+      high = std::ceil(high);
+    }
+    low = std::max(low, 0.0);
+    high = std::min(high, dim - 1);
+    if (low == high) high += 0.001;
+  }
   for (size_t i = 0; i < result.size(); ++i) {
     float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-    float frequency = 1.0f / std::pow(base, exponent);
-    if (type == Type::kLinear) {
+    const float turn = std::pow(base, exponent);
+    float frequency = 1.0f / turn;
+    if (type == Type::kYarn) {
+      float ramp = (static_cast<float>(i) - static_cast<float>(low)) / static_cast<float>(high - low);
+      const float kept = 1.0f - std::clamp(ramp, 0.0f, 1.0f);
+      frequency = 1.0f / (static_cast<float>(factor) * turn) * (1.0f - kept) + frequency * kept;
+    } else if (type == Type::kLinear) {
       frequency /= static_cast<float>(factor);
     } else if (type == Type::kLlama3) {
       const double original = static_cast<double>(original_max_positions);
@@ -390,9 +499,12 @@ std::vector<float> RopeConfig::inverse_frequencies(int64_t head_dim) const {
   return result;
 }
 
-Result<ModelConfig> ModelConfig::read(const std::string& folder) {
+Result<ModelConfig> ModelConfig::read(const std::string& given, int64_t max_model_len) {
+  DS_ASSIGN(const std::string folder, find_model_folder(given));
   const std::string path = folder + "/config.json";
-  DS_ASSIGN(json document, read_json_file(path));
+  Result<json> file = read_json_file(path);
+  if (file.status().code() == Code::kNotFound) return no_config(folder);
+  DS_ASSIGN(const json document, std::move(file));
   DS_ASSIGN(JsonObject config, JsonObject::make(document, path));
 
   ModelConfig c;
@@ -441,10 +553,25 @@ Result<ModelConfig> ModelConfig::read(const std::string& folder) {
                  "{}: the head dimension is {}, expected an even number (rotary pairs)", path, c.head_dim);
   }
   DS_ASSIGN(c.rope, read_rope(config, c.max_positions));
+  // What YaRN stretches to: configs are extended by adding 'rope_scaling' alone, too.
+  if (c.rope.type == RopeConfig::Type::kYarn) {
+    const double stretched = std::round(c.rope.factor * static_cast<double>(c.rope.original_max_positions));
+    c.max_positions =
+        std::max(c.max_positions, static_cast<int64_t>(std::min(stretched, static_cast<double>(1LL << 31))));
+  }
+  if (max_model_len < 0 || max_model_len > c.max_positions) {
+    return error(Code::kInvalidArgument,
+                 "{}: --max-model-len is {}, expected 1 to the {} positions that the model has", path,
+                 max_model_len, c.max_positions);
+  }
+  if (max_model_len > 0) c.max_positions = max_model_len;
   DS_TRY(refuse_binding_window(config, c.family, c.layers, c.max_positions));
   DS_ASSIGN(c.tied_embeddings, config.boolean_or("tie_word_embeddings", false));
   DS_ASSIGN(c.dtype, read_dtype(config));
-  c.qkv_bias = c.family == Family::kQwen2;
+  DS_ASSIGN(const bool attention_bias, config.boolean_or("attention_bias", false));
+  c.qkv_bias = c.family == Family::kQwen2 || attention_bias;
+  c.o_bias = attention_bias && family.attention_bias;
+  DS_ASSIGN(c.mlp_bias, config.boolean_or("mlp_bias", false));
   c.qk_norm = c.family == Family::kQwen3;
 
   DS_ASSIGN(c.eos_token_ids, read_eos(config));
@@ -462,7 +589,8 @@ Result<ModelConfig> ModelConfig::read(const std::string& folder) {
 
 std::string ModelConfig::canonical() const {
   std::string text;
-  for (const auto& [key, value] : canonical_fields(*this)) text += key + "=" + value + "\n";
+  for (const Field& f : fields_of(*this))
+    if (f.always || f.value != "none") text += f.key + "=" + f.value + "\n";
   return text + fmt::format("tie_word_embeddings={}\n", tied_embeddings);
 }
 
@@ -481,10 +609,10 @@ Shape ModelConfig::shape() const {
 
 std::vector<std::string> architecture_differences(const ModelConfig& sender, const ModelConfig& receiver) {
   std::vector<std::string> lines;
-  auto a = canonical_fields(sender), b = canonical_fields(receiver);
+  const std::vector<Field> a = fields_of(sender), b = fields_of(receiver);
   for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i].second != b[i].second) {
-      lines.push_back(fmt::format("{}: sender {}, receiver {}", a[i].first, a[i].second, b[i].second));
+    if (a[i].shared && a[i].value != b[i].value) {
+      lines.push_back(fmt::format("{}: sender {}, receiver {}", a[i].key, a[i].value, b[i].value));
     }
   }
   return lines;

@@ -116,6 +116,7 @@ std::vector<std::pair<std::string, ModelConfig>> models(bool some = false) {
       {"qwen2_ratio_8", shaped(Family::kQwen2, 64, 130, 8, 1, 80)},
       {"qwen3", shaped(Family::kQwen3, 80, 120, 4, 2, 32)},
       {"qwen3_ratio_80", shaped(Family::kQwen3, 46, 58, 80, 1, 6)},
+      {"llama_biases_yarn", shaped(Family::kLlama, 70, 102, 4, 2, 18)},
   };
   all[0].second.rope = {.type = RopeConfig::Type::kLlama3,
                         .theta = 500000,
@@ -124,6 +125,13 @@ std::vector<std::pair<std::string, ModelConfig>> models(bool some = false) {
                         .high_freq_factor = 4,
                         .original_max_positions = 64};
   all[1].second.rope = {.type = RopeConfig::Type::kLinear, .theta = 10000, .factor = 4};
+  ModelConfig& biased = all.back().second;
+  biased.qkv_bias = biased.o_bias = biased.mlp_bias = true;
+  biased.rope = {.type = RopeConfig::Type::kYarn,
+                 .theta = 10000,
+                 .factor = 4,
+                 .original_max_positions = 64,
+                 .attention_factor = 1.25};
   all[2].second.tied_embeddings = true;
   all[5].second.tied_embeddings = true;
   if (some)

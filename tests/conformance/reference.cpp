@@ -53,6 +53,12 @@ std::vector<double> multiply(const std::vector<double>& w, const std::vector<dou
   return y;
 }
 
+/// y + bias, where there is one.
+std::vector<double> add(std::vector<double> y, const std::vector<double>& bias) {
+  for (size_t i = 0; i < bias.size(); ++i) y[i] += bias[i];
+  return y;
+}
+
 nlohmann::json config_json(const ModelConfig& c, DType stored) {
   static const char* const kArchitectures[] = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM",
                                                "Qwen3ForCausalLM"};
@@ -84,6 +90,16 @@ nlohmann::json config_json(const ModelConfig& c, DType stored) {
                          {"original_max_position_embeddings", c.rope.original_max_positions}};
   if (c.rope.type == RopeConfig::Type::kLinear)
     j["rope_scaling"] = {{"rope_type", "linear"}, {"factor", c.rope.factor}};
+  if (c.rope.type == RopeConfig::Type::kYarn)
+    j["rope_scaling"] = {{"rope_type", "yarn"},
+                         {"factor", c.rope.factor},
+                         {"beta_fast", c.rope.beta_fast},
+                         {"beta_slow", c.rope.beta_slow},
+                         {"truncate", c.rope.truncate},
+                         {"attention_factor", c.rope.attention_factor},
+                         {"original_max_position_embeddings", c.rope.original_max_positions}};
+  j["attention_bias"] = c.o_bias;
+  j["mlp_bias"] = c.mlp_bias;
   return j;
 }
 
@@ -228,6 +244,12 @@ Result<Reference> Reference::load(const Checkpoint& checkpoint, DType dtype) {
       layer.k_bias = take(a + "k_proj.bias", false);
       layer.v_bias = take(a + "v_proj.bias", false);
     }
+    if (c.o_bias) layer.o_bias = take(a + "o_proj.bias", false);
+    if (c.mlp_bias) {
+      layer.gate_bias = take(p + "mlp.gate_proj.bias", false);
+      layer.up_bias = take(p + "mlp.up_proj.bias", false);
+      layer.down_bias = take(p + "mlp.down_proj.bias", false);
+    }
     if (c.qk_norm) {
       layer.q_norm = take(a + "q_norm.weight", false);
       layer.k_norm = take(a + "k_norm.weight", false);
@@ -261,7 +283,7 @@ std::vector<double> Reference::heads(const std::vector<double>& x, const std::ve
     }
     for (size_t i = 0; i < half; ++i) {
       double angle = static_cast<float>(position) * frequencies_[i];  // f32, as transformers
-      double a = head[i], b = head[half + i];
+      double a = head[i] * config_.rope.attention_factor, b = head[half + i] * config_.rope.attention_factor;
       head[i] = a * std::cos(angle) - b * std::sin(angle);
       head[half + i] = b * std::cos(angle) + a * std::sin(angle);
     }
@@ -307,12 +329,12 @@ void Reference::layer(int64_t index, std::vector<double>& hidden, std::vector<do
   for (int64_t r = rows - query_rows; r < rows; ++r) {
     double* h = &hidden[static_cast<size_t>(r) * d];
     auto q = heads(rms_norm(h, l.input_norm), l.q, l.q_bias, l.q_norm, config_.heads, position + r);
-    auto o = multiply(l.o, attend(q, cache, position + r));
+    auto o = add(multiply(l.o, attend(q, cache, position + r)), l.o_bias);
     for (size_t i = 0; i < d; ++i) h[i] += o[i];
     auto x = rms_norm(h, l.post_norm);
-    auto gate = multiply(l.gate, x), up = multiply(l.up, x);
+    auto gate = add(multiply(l.gate, x), l.gate_bias), up = add(multiply(l.up, x), l.up_bias);
     for (size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
-    auto down = multiply(l.down, gate);
+    auto down = add(multiply(l.down, gate), l.down_bias);
     for (size_t i = 0; i < d; ++i) h[i] += down[i];
   }
 }

@@ -55,8 +55,8 @@ class Reference {
 
  private:
   struct Layer {
-    std::vector<double> q, k, v, o, gate, up, down, input_norm, post_norm, q_bias, k_bias, v_bias, q_norm,
-        k_norm;
+    std::vector<double> q, k, v, o, gate, up, down, input_norm, post_norm, q_bias, k_bias, v_bias, o_bias,
+        gate_bias, up_bias, down_bias, q_norm, k_norm;
   };
   std::vector<double> heads(const std::vector<double>& x, const std::vector<double>& w,
                             const std::vector<double>& bias, const std::vector<double>& norm, int64_t count,

@@ -92,7 +92,8 @@ TEST_F(CheckpointTest, OpensEveryGoldenModel) {
       {"llama/receiver", DType::kBF16, 48},   {"llama/sender", DType::kBF16, 48},
       {"llama2/receiver", DType::kF32, 39},   {"llama3/receiver", DType::kBF16, 38},
       {"mistral/receiver", DType::kBF16, 30}, {"qwen2/receiver", DType::kBF16, 51},
-      {"qwen3/receiver", DType::kF16, 58}};
+      {"qwen3/receiver", DType::kF16, 58},    {"biases/receiver", DType::kBF16, 67},
+      {"qwen3bias/receiver", DType::kF32, 33}};
   for (const auto& [model, dtype, count] : models) {
     Result<Checkpoint> c = Checkpoint::open(kModels + model);
     ASSERT_TRUE(c.ok()) << c.status().message();
@@ -125,7 +126,7 @@ TEST_F(CheckpointTest, TensorsHaveTheBytesOfTheFile) {
 }
 
 TEST_F(CheckpointTest, MissingFiles) {
-  expect_fails(root_ + "/nowhere", Code::kNotFound, {"nowhere/config.json"});
+  expect_fails(root_ + "/nowhere", Code::kNotFound, {"nowhere'", "config.json"});
   std::string folder = copy("llama");
   fs::remove(weights(folder));
   expect_fails(folder, Code::kNotFound, {folder, "model.safetensors"});
@@ -287,9 +288,123 @@ TEST_F(CheckpointTest, TiedHeadInTheFile) {
   Result<Checkpoint> c = Checkpoint::open(folder);
   ASSERT_TRUE(c.ok()) << c.status().message();
   EXPECT_FALSE(c->has("lm_head.weight"));
+  // In another type: equal to what the narrower one can say.
+  std::string wide(head.size() * 2, '\0'), narrow = head;
+  for (size_t i = 0; i < head.size() / 2; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, head.data() + 2 * i, 2);
+    // A little less than half a step of bf16 more: what training in f32 and saving in bf16 leaves.
+    const float value = bf16_to_f32(bits) * 1.0015f;
+    std::memcpy(wide.data() + 4 * i, &value, 4);
+  }
+  write(weights(folder), with_extra(parts, "lm_head.weight", wide, "F32", {256, 48}).file());
+  Result<Checkpoint> other_type = Checkpoint::open(folder);
+  ASSERT_TRUE(other_type.ok()) << other_type.status().message();
+  EXPECT_EQ(other_type->identity()->fingerprint, c->identity()->fingerprint);
+  const float off = 3;
+  std::memcpy(wide.data() + 400, &off, 4);
+  write(weights(folder), with_extra(parts, "lm_head.weight", wide, "F32", {256, 48}).file());
+  expect_fails(folder, Code::kMismatch, {"lm_head.weight", "tie_word_embeddings"});
   head[100] ^= 1;
   write(weights(folder), with_extra(parts, "lm_head.weight", head, "BF16", {256, 48}).file());
   expect_fails(folder, Code::kMismatch, {"lm_head.weight", "tie_word_embeddings"});
+}
+
+TEST_F(CheckpointTest, TiedHeadInTheIndexOnly) {
+  std::string folder = copy("llama3"), index = folder + "/model.safetensors.index.json";
+  const std::string file = "model-00001-of-00002.safetensors";
+  fs::rename(weights(folder), folder + "/" + file);
+  json map;
+  for (const TensorSpec& spec : required_tensors(*ModelConfig::read(folder))) map[spec.name] = file;
+  // Named for a file that lacks it, and for one that is not there at all.
+  for (const char* where : {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}) {
+    map["lm_head.weight"] = where;
+    write(index, json{{"weight_map", map}}.dump());
+    Result<Checkpoint> c = Checkpoint::open(folder);
+    ASSERT_TRUE(c.ok()) << c.status().message();
+    EXPECT_EQ(c->identity()->weights, Checkpoint::open(kModels + "llama3/receiver")->identity()->weights);
+  }
+  // Without ties the head is missed.
+  json config = json::parse(slurp(folder + "/config.json"));
+  config["tie_word_embeddings"] = false;
+  write(folder + "/config.json", config.dump());
+  expect_fails(folder, Code::kNotFound, {"model-00002-of-00002.safetensors"});
+}
+
+TEST_F(CheckpointTest, SnapshotsOfTheHubsCache) {
+  const std::string root = root_ + "/models--some-org--some-model", first = root + "/snapshots/0a1b2c";
+  fs::create_directories(root + "/blobs");
+  fs::create_directories(root + "/snapshots");
+  fs::rename(copy("llama"), first);
+  const std::string fingerprint = Checkpoint::open(kModels + "llama/receiver")->identity()->fingerprint;
+  for (const std::string& given : {root, root + "/", first}) {
+    Result<Checkpoint> c = Checkpoint::open(given);
+    ASSERT_TRUE(c.ok()) << c.status().message();
+    EXPECT_EQ(c->identity()->fingerprint, fingerprint);
+    EXPECT_EQ(c->name(), "some-model");
+    EXPECT_EQ(fs::weakly_canonical(c->folder()), fs::weakly_canonical(first));
+  }
+  // Of several, the one that refs/main names.
+  fs::rename(copy("qwen2"), root + "/snapshots/3d4e5f");
+  expect_fails(root, Code::kUnsupported, {"2 snapshots", "snapshots/0a1b2c", "snapshots/3d4e5f"});
+  fs::create_directories(root + "/refs");
+  write(root + "/refs/main", "3d4e5f\n");
+  Result<Checkpoint> c = Checkpoint::open(root);
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  EXPECT_EQ(c->config().family, Family::kQwen2);
+  write(root + "/refs/main", "../../../elsewhere");
+  expect_fails(root, Code::kUnsupported, {"2 snapshots"});
+  expect_fails(root_, Code::kUnsupported, {"cache of the Hugging Face Hub", "models--some-org--some-model"});
+  fs::remove_all(root + "/snapshots");
+  fs::create_directories(root + "/snapshots");
+  expect_fails(root, Code::kNotFound, {"without any snapshot", "some-org/some-model"});
+}
+
+TEST_F(CheckpointTest, SaysWhatAFolderIsThatIsNone) {
+  ::setenv("HF_HUB_CACHE", (root_ + "/hub").c_str(), 1);
+  expect_fails("meta-llama/Llama-3.1-8B", Code::kNotFound,
+               {"looks like the name of a model on the Hugging Face Hub", "nothing is downloaded",
+                "hf download meta-llama/Llama-3.1-8B"});
+  fs::create_directories(root_ + "/hub/models--meta-llama--Llama-3.1-8B/snapshots");
+  expect_fails("meta-llama/Llama-3.1-8B", Code::kNotFound,
+               {"has been downloaded", root_ + "/hub/models--meta-llama--Llama-3.1-8B"});
+  ::unsetenv("HF_HUB_CACHE");
+  for (const char* path : {"/a/b", "./a/b", "a/b/c", "~/a", "a b/c"}) {
+    Status status = Checkpoint::open(path).status();
+    EXPECT_EQ(status.code(), Code::kNotFound);
+    EXPECT_THAT(status.message(), ::testing::Not(HasSubstr("Hub"))) << path;
+  }
+  expect_fails("", Code::kNotFound, {"empty"});
+
+  write(root_ + "/model-Q4_K_M.gguf", "GGUF....");
+  write(root_ + "/renamed.bin", "GGUF....");
+  write(root_ + "/notes.txt", "x");
+  expect_fails(root_ + "/model-Q4_K_M.gguf", Code::kUnsupported, {"GGUF", "Hugging Face folder"});
+  expect_fails(root_ + "/renamed.bin", Code::kUnsupported, {"GGUF"});
+  expect_fails(root_ + "/notes.txt", Code::kUnsupported, {"is a file"});
+  expect_fails(root_, Code::kUnsupported, {"model-Q4_K_M.gguf", "GGUF"});
+  std::string folder = copy("llama");
+  for (const char* name : {"model.safetensors", "config.json"})
+    expect_fails(folder + "/" + name, Code::kUnsupported, {"one file of a model", "'" + folder + "'"});
+
+  std::string empty = root_ + "/empty";
+  fs::create_directories(empty + "/final");
+  expect_fails(empty, Code::kNotFound, {"has no config.json", "Hugging Face folder"});
+  write(empty + "/final/config.json", "{}");
+  expect_fails(empty, Code::kNotFound, {"there is one in", "empty/final'"});
+  write(empty + "/params.json", "{}");
+  expect_fails(empty, Code::kUnsupported, {"params.json"});
+  write(empty + "/adapter_config.json", R"({"base_model_name_or_path": "meta-llama/Llama-3.1-8B"})");
+  expect_fails(empty, Code::kUnsupported, {"adapter", "'meta-llama/Llama-3.1-8B'"});
+
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"}) {
+    std::string pointers = copy("llama");
+    write(pointers + "/" + name,
+          "version https://git-lfs.github.com/spec/v1\noid "
+          "sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2"
+          "ca24d17e2393\nsize 12345\n");
+    expect_fails(pointers, Code::kCorrupt, {std::string("/") + name, "Git LFS", "git lfs pull"});
+  }
 }
 
 TEST_F(CheckpointTest, FindsNotANumberAnywhere) {

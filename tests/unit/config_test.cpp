@@ -56,7 +56,8 @@ class ConfigTest : public ::testing::Test {
 };
 
 TEST_F(ConfigTest, KeysOfTransformers4And5GiveTheSame) {
-  for (const char* model : {"llama", "llama2", "llama3", "mistral", "qwen2", "qwen3"}) {
+  for (const char* model :
+       {"llama", "llama2", "llama3", "mistral", "qwen2", "qwen3", "yarn", "biases", "qwen3bias"}) {
     Result<ModelConfig> old = read(golden(model, "config-v4.json"));
     Result<ModelConfig> now = read(golden(model, "config-v5.json"));
     ASSERT_TRUE(old.ok()) << old.status().message();
@@ -167,7 +168,7 @@ TEST_F(ConfigTest, FamilyFromArchitecturesAlone) {
 }
 
 TEST_F(ConfigTest, InverseFrequenciesEqualTransformers) {
-  for (const char* model : {"llama", "llama2", "llama3", "mistral", "qwen2", "qwen3"}) {
+  for (const char* model : {"llama", "llama2", "llama3", "mistral", "qwen2", "qwen3", "yarn"}) {
     Result<ModelConfig> c = ModelConfig::read(kModels + model + "/receiver");
     ASSERT_TRUE(c.ok()) << c.status().message();
     Result<SafetensorsFile> expected = SafetensorsFile::open(kModels + model + "/expected.safetensors");
@@ -186,7 +187,7 @@ TEST_F(ConfigTest, InverseFrequenciesEqualTransformers) {
 TEST_F(ConfigTest, InverseFrequenciesOfRealShapes) {
   Result<json> cases = read_json_file(kModels + "rope.json");
   ASSERT_TRUE(cases.ok()) << cases.status().message();
-  ASSERT_EQ(cases->size(), 4u);
+  ASSERT_EQ(cases->size(), 8u);
   for (const json& c : *cases) {
     SCOPED_TRACE(c["rope_parameters"].dump());
     json config = golden("llama");
@@ -200,6 +201,7 @@ TEST_F(ConfigTest, InverseFrequenciesOfRealShapes) {
     for (size_t i = 0; i < got.size(); ++i) {
       EXPECT_NEAR(got[i], want[i].get<double>(), 2.4e-7 * want[i].get<double>()) << i;
     }
+    EXPECT_FLOAT_EQ(read_back->rope.attention_scaling(), c["attention_scaling"].get<float>());
   }
 }
 
@@ -264,10 +266,8 @@ TEST_F(ConfigTest, RefusesByNameWhatItDoesNotDo) {
        R"({"architectures": ["LlamaForSequenceClassification"]})",
        {"LlamaForSequenceClassification"}},
       {"llama", R"({"architectures": ["MistralForCausalLM"]})", {"architectures", "MistralForCausalLM"}},
-      {"llama", R"({"attention_bias": true})", {"attention_bias", "true"}},
       {"mistral", R"({"attention_bias": true})", {"attention_bias", "mistral"}},
-      {"qwen3", R"({"attention_bias": true})", {"attention_bias", "qwen3"}},
-      {"llama", R"({"mlp_bias": true})", {"mlp_bias", "true"}},
+      {"qwen3", R"({"mlp_bias": true})", {"mlp_bias", "true", "llama only", "qwen3"}},
       {"llama", R"({"hidden_act": "gelu"})", {"hidden_act", "gelu", "silu"}},
       {"llama",
        R"({"quantization_config": {"quant_method": "awq", "bits": 4}})",
@@ -283,21 +283,27 @@ TEST_F(ConfigTest, RefusesByNameWhatItDoesNotDo) {
       {"llama", R"({"partial_rotary_factor": 0.5})", {"partial_rotary_factor", "0.5"}},
       {"llama", R"({"rope_parameters": {"partial_rotary_factor": 0.5}})", {"partial_rotary_factor", "0.5"}},
       {"llama",
-       R"({"rope_parameters": {"rope_type": "yarn", "factor": 4}})",
-       {"rope_type", "yarn", "llama3"}},
-      {"llama", R"({"rope_parameters": {"rope_type": "dynamic"}})", {"dynamic"}},
+       R"({"rope_parameters": {"rope_type": "dynamic"}})",
+       {"dynamic", "how long a request is", "yarn"}},
       {"llama", R"({"rope_parameters": null, "rope_scaling": {"type": "longrope"}})", {"'type'", "longrope"}},
       {"llama", R"({"rope_scaling": {"type": "mrope", "mrope_section": [1]}})", {"mrope"}},
       {"llama", R"({"rope_scaling": {"type": "default", "mrope_section": [1]}})", {"mrope_section"}},
       {"qwen2", R"({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}})", {"full_attention"}},
-      {"mistral", R"({"sliding_window": 128})", {"sliding_window", "128", "4096", "max_position_embeddings"}},
+      {"mistral",
+       R"({"sliding_window": 128})",
+       {"sliding_window", "128", "4096", "max_position_embeddings", "--max-model-len 128"}},
       {"llama", R"({"sliding_window": 128})", {"sliding_window", "128"}},
       {"qwen2",
        R"({"use_sliding_window": true, "sliding_window": 64, "max_window_layers": 2, "layer_types": null})",
        {"use_sliding_window", "64", "1024"}},
       {"qwen3",
        R"({"layer_types": ["full_attention", "full_attention", "sliding_attention"]})",
-       {"layer_types", "sliding_attention", "layer 2"}},
+       {"layer_types", "sliding_attention", "layer 2", "no window is stated"}},
+      {"qwen3",
+       R"({"layer_types": ["full_attention", "full_attention", "full_attention", "full_attention",
+                           "sliding_attention"], "use_sliding_window": true, "sliding_window": 1000})",
+       {"layer_types", "1000", "1024", "--max-model-len 1000"}},
+      {"llama", R"({"layer_types": ["chunked_attention"]})", {"layer_types", "chunked_attention"}},
       {"llama", R"({"use_qk_norm": true})", {"use_qk_norm"}},
   };
   for (const Refusal& r : refusals) {
@@ -325,6 +331,9 @@ TEST_F(ConfigTest, HarmlessKeysAreAccepted) {
       {"qwen2",
        R"({"use_sliding_window": true, "sliding_window": 16, "max_window_layers": 4, "layer_types": null})"},
       {"qwen2", R"({"use_sliding_window": true, "sliding_window": null, "max_window_layers": 0})"},
+      {"qwen3",
+       R"({"layer_types": ["full_attention", "full_attention", "full_attention", "full_attention",
+                           "sliding_attention"], "use_sliding_window": true, "sliding_window": 1024})"},
       {"llama", R"({"some_key_of_a_tool": {"a": 1}})"},
   };
   for (const auto& [model, patch] : harmless) {
@@ -414,6 +423,145 @@ TEST_F(ConfigTest, BadFilesNeverCrash) {
   }
 }
 
+TEST_F(ConfigTest, Yarn) {
+  Result<ModelConfig> c = ModelConfig::read(kModels + "yarn/receiver");
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  EXPECT_EQ(c->rope.type, RopeConfig::Type::kYarn);
+  EXPECT_EQ(c->rope.factor, 4);
+  EXPECT_EQ(c->rope.original_max_positions, 64);
+  EXPECT_EQ(c->rope.beta_fast, 8);
+  EXPECT_EQ(c->rope.beta_slow, 1);
+  EXPECT_NEAR(c->rope.attention_factor, (0.15 * std::log(4) + 1) / (0.05 * std::log(4) + 1), 1e-12);
+  EXPECT_EQ(c->max_positions, 256);
+
+  // As Qwen2.5's documentation has it: 'rope_scaling' is added, max_position_embeddings stays.
+  json qwen = golden("qwen2", "config-v4.json");  // 1024 positions
+  qwen["rope_scaling"] = {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 1024}};
+  Result<ModelConfig> stretched = read(qwen);
+  ASSERT_TRUE(stretched.ok()) << stretched.status().message();
+  EXPECT_EQ(stretched->max_positions, 4096);
+  EXPECT_EQ(stretched->rope.factor, 4);
+  qwen["rope_scaling"].erase("original_max_position_embeddings");  // max_position_embeddings, as transformers
+  EXPECT_EQ(read(qwen)->canonical(), stretched->canonical());
+  qwen["max_position_embeddings"] = 8192;
+  qwen["rope_scaling"]["original_max_position_embeddings"] = 1024;
+  EXPECT_EQ(read(qwen)->max_positions, 8192);
+  EXPECT_EQ(read(qwen)->rope.factor, 4);  // what is stated counts
+  qwen["rope_scaling"]["factor"] = nullptr;
+  EXPECT_EQ(read(qwen)->rope.factor, 8);
+
+  // It is part of the identity, and of what a pair must share.
+  Result<ModelConfig> plain = read(golden("qwen2"));
+  EXPECT_NE(stretched->canonical(), plain->canonical());
+  EXPECT_THAT(architecture_differences(*plain, *stretched),
+              ElementsAre("rope_type: sender default, receiver yarn", "factor: sender none, receiver 4",
+                          "original_max_position_embeddings: sender none, receiver 1024",
+                          "beta_fast: sender none, receiver 32", "beta_slow: sender none, receiver 1",
+                          "truncate: sender none, receiver true",
+                          ::testing::StartsWith("attention_factor: sender none, receiver 1.138")));
+  ModelConfig other = *stretched;
+  other.rope.attention_factor = 1;
+  EXPECT_THAT(architecture_differences(*stretched, other),
+              ElementsAre(::testing::StartsWith("attention_factor: sender 1.138")));
+
+  for (const auto& [patch, part] : std::initializer_list<std::pair<const char*, const char*>>{
+           {R"({"beta_fast": 1, "beta_slow": 2})", "beta_fast"},
+           {R"({"factor": -1})", "factor"},
+           {R"({"attention_factor": 0})", "attention factor"},
+           {R"({"mscale": -90, "mscale_all_dim": 1})", "attention factor"},
+           {R"({"rope_theta": 1})", "rope_theta"}}) {
+    json bad = golden("yarn");
+    bad["rope_parameters"].merge_patch(json::parse(patch));
+    expect_refused(bad, Code::kInvalidArgument, {"rope_parameters", part});
+  }
+}
+
+TEST_F(ConfigTest, MaxModelLen) {
+  json mistral = golden("mistral");  // 4096 positions
+  mistral["sliding_window"] = 1024;
+  write("config.json", mistral.dump());
+  EXPECT_EQ(ModelConfig::read(folder_).status().code(), Code::kUnsupported);
+  EXPECT_EQ(ModelConfig::read(folder_, 1025).status().code(), Code::kUnsupported);
+  for (int64_t n : {1024, 1000, 1}) {
+    Result<ModelConfig> c = ModelConfig::read(folder_, n);
+    ASSERT_TRUE(c.ok()) << c.status().message();
+    EXPECT_EQ(c->max_positions, n);
+  }
+  Result<ModelConfig> more = ModelConfig::read(folder_, 4097);
+  EXPECT_EQ(more.status().code(), Code::kInvalidArgument);
+  EXPECT_THAT(more.status().message(),
+              ::testing::AllOf(HasSubstr("--max-model-len is 4097"), HasSubstr("4096")));
+  // How many positions are used is no part of a model: it neither changes frequencies nor identities.
+  write("config.json", golden("yarn").dump());
+  EXPECT_EQ(ModelConfig::read(folder_, 64)->canonical(), ModelConfig::read(folder_)->canonical());
+  json llama3 = golden("llama3");
+  llama3["rope_parameters"].erase("original_max_position_embeddings");
+  write("config.json", llama3.dump());
+  EXPECT_EQ(ModelConfig::read(folder_, 64)->rope, ModelConfig::read(folder_)->rope);
+}
+
+TEST_F(ConfigTest, Biases) {
+  Result<ModelConfig> c = ModelConfig::read(kModels + "biases/receiver");
+  ASSERT_TRUE(c.ok()) << c.status().message();
+  EXPECT_TRUE(c->qkv_bias && c->o_bias && c->mlp_bias);
+  Result<ModelConfig> qwen3 = ModelConfig::read(kModels + "qwen3bias/receiver");
+  ASSERT_TRUE(qwen3.ok()) << qwen3.status().message();
+  EXPECT_TRUE(qwen3->qkv_bias && qwen3->o_bias && !qwen3->mlp_bias);
+  Result<ModelConfig> qwen2 = ModelConfig::read(kModels + "qwen2/receiver");
+  EXPECT_TRUE(qwen2->qkv_bias && !qwen2->o_bias && !qwen2->mlp_bias);
+}
+
+TEST_F(ConfigTest, WhatIsComputedCountsNotWhatItIsCalled) {
+  json llama = golden("llama"), mistral = llama;
+  mistral["model_type"] = "mistral";
+  mistral["architectures"] = {"MistralForCausalLM"};
+  mistral["sliding_window"] = nullptr;
+  Result<ModelConfig> a = read(llama), b = read(mistral);
+  ASSERT_TRUE(a.ok() && b.ok()) << b.status().message();
+  EXPECT_THAT(architecture_differences(*a, *b), IsEmpty());
+  EXPECT_NE(a->canonical(), b->canonical());  // two models still
+
+  // A Qwen2 that somebody has saved as a Llama: its output projection has biases of zeros.
+  json qwen = golden("qwen2"), as_llama = qwen;
+  as_llama["model_type"] = "llama";
+  as_llama["architectures"] = {"LlamaForCausalLM"};
+  as_llama["attention_bias"] = true;
+  Result<ModelConfig> q = read(qwen), l = read(as_llama);
+  ASSERT_TRUE(q.ok() && l.ok()) << l.status().message();
+  EXPECT_TRUE(l->o_bias);
+  EXPECT_THAT(architecture_differences(*q, *l), IsEmpty());
+  as_llama["attention_bias"] = false;
+  EXPECT_THAT(architecture_differences(*q, *read(as_llama)),
+              ElementsAre("attention_bias: sender true, receiver false"));
+
+  json early = llama;
+  early["architectures"] = {"LLaMAForCausalLM"};
+  EXPECT_EQ(read(early)->canonical(), a->canonical());
+  early.erase("model_type");
+  EXPECT_EQ(read(early)->family, Family::kLlama);
+}
+
+TEST_F(ConfigTest, VocabulariesMayDiffer) {
+  json more = golden("llama");
+  more["vocab_size"] = 264;
+  Result<ModelConfig> a = read(golden("llama")), b = read(more);
+  EXPECT_THAT(architecture_differences(*a, *b), IsEmpty());
+  EXPECT_NE(a->canonical(), b->canonical());
+}
+
+TEST_F(ConfigTest, CanonicalTextsStay) {
+  // Profiles, maps and entries out there name models by the hash of these texts.
+  EXPECT_EQ(read(golden("qwen2"))->canonical(),
+            "model_type=qwen2\nnum_hidden_layers=4\nhidden_size=56\nintermediate_size=48\n"
+            "num_attention_heads=14\nnum_key_value_heads=2\nhead_dim=4\nvocab_size=168\nrms_norm_eps=1e-06\n"
+            "attention_bias=true\nuse_qk_norm=false\nrope_type=default\nrope_theta=1000000\nfactor=none\n"
+            "low_freq_factor=none\nhigh_freq_factor=none\noriginal_max_position_embeddings=none\n"
+            "tie_word_embeddings=false\n");
+  EXPECT_THAT(read(golden("llama3"))->canonical(),
+              HasSubstr("rope_type=llama3\nrope_theta=5000\nfactor=8\nlow_freq_factor=1\nhigh_freq_factor=4\n"
+                        "original_max_position_embeddings=64\ntie_word_embeddings=true\n"));
+}
+
 TEST_F(ConfigTest, DifferencesNameEveryField) {
   Result<ModelConfig> a = read(golden("llama"));
   json other = golden("llama");
@@ -431,11 +579,162 @@ TEST_F(ConfigTest, DifferencesNameEveryField) {
   EXPECT_NE(a->canonical(), b->canonical());
   Result<ModelConfig> qwen = read(golden("qwen3"));
   EXPECT_THAT(architecture_differences(*a, *qwen),
-              ::testing::Contains("model_type: sender llama, receiver qwen3"));
+              ::testing::Contains("use_qk_norm: sender false, receiver true"));
   ModelConfig tied = *a;
   tied.tied_embeddings = true;  // another model, but the same caches
   EXPECT_NE(tied.canonical(), a->canonical());
   EXPECT_THAT(architecture_differences(*a, tied), IsEmpty());
+}
+
+// The numbers of configs that are published, each in the notation of the transformers that wrote it.
+struct Published {
+  const char* what;
+  const char* config;
+  // What must be read from it; "" in `refused`: it loads.
+  int64_t kv_heads, head_dim, positions;
+  double theta;
+  RopeConfig::Type rope;
+  DType dtype;
+  const char* refused = "";
+};
+
+TEST_F(ConfigTest, PublishedConfigsOfTransformers3To5) {
+  using Type = RopeConfig::Type;
+  const Published published[] = {
+      {"Llama 1, converted before transformers had the class",
+       R"({"architectures": ["LLaMAForCausalLM"], "bos_token_id": 0, "eos_token_id": 1, "hidden_act": "silu",
+           "hidden_size": 4096, "intermediate_size": 11008, "initializer_range": 0.02, "max_sequence_length": 2048,
+           "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "pad_token_id": -1,
+           "rms_norm_eps": 1e-06, "torch_dtype": "float16", "transformers_version": "4.27.0.dev0",
+           "use_cache": true, "vocab_size": 32000})",
+       32, 128, 2048, 1e4, Type::kDefault, DType::kF16},
+      {"Llama 2 7B, 4.31",
+       R"({"_name_or_path": "x", "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+           "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008,
+           "max_position_embeddings": 4096, "model_type": "llama", "num_attention_heads": 32,
+           "num_hidden_layers": 32, "num_key_value_heads": 32, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+           "rope_scaling": null, "tie_word_embeddings": false, "torch_dtype": "float16", "use_cache": true,
+           "vocab_size": 32000})",
+       32, 128, 4096, 1e4, Type::kDefault, DType::kF16},
+      {"a Llama 2 stretched to 32k, linear, 4.31's 'type'",
+       R"({"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 11008,
+           "max_position_embeddings": 32768, "model_type": "llama", "num_attention_heads": 32,
+           "num_hidden_layers": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-05,
+           "rope_scaling": {"factor": 8.0, "type": "linear"}, "torch_dtype": "float16", "vocab_size": 32000})",
+       32, 128, 32768, 1e4, Type::kLinear, DType::kF16},
+      {"Llama 3.1 8B, 4.42",
+       R"({"architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+           "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu",
+           "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": false,
+           "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+           "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0,
+           "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+           "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "vocab_size": 128256})",
+       8, 128, 131072, 5e5, Type::kLlama3, DType::kBF16},
+      {"the same, saved again by a trainer with transformers 5",
+       R"({"architectures": ["LlamaForCausalLM"], "attention_bias": false, "dtype": "bfloat16", "head_dim": 128,
+           "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336, "layer_types": null,
+           "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama", "num_attention_heads": 32,
+           "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+           "rope_parameters": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 8192, "rope_theta": 500000.0, "rope_type": "llama3"},
+           "tie_word_embeddings": false, "transformers_version": "5.0.0", "unsloth_fixed": true,
+           "use_cache": false, "vocab_size": 128264})",
+       8, 128, 131072, 5e5, Type::kLlama3, DType::kBF16},
+      {"Mistral 7B v0.1, its window binds",
+       R"({"architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+           "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+           "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+           "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "torch_dtype": "bfloat16",
+           "vocab_size": 32000})",
+       8, 128, 4096, 1e4, Type::kDefault, DType::kBF16, "--max-model-len 4096"},
+      {"Mistral 7B v0.3",
+       R"({"architectures": ["MistralForCausalLM"], "attention_dropout": 0.0, "hidden_act": "silu",
+           "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+           "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+           "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": null, "torch_dtype": "bfloat16",
+           "vocab_size": 32768})",
+       8, 128, 32768, 1e6, Type::kDefault, DType::kBF16},
+      {"Qwen2.5 7B: a window as long as the model, which is off",
+       R"({"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 3584,
+           "intermediate_size": 18944, "max_position_embeddings": 131072, "max_window_layers": 28,
+           "model_type": "qwen2", "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
+           "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": false,
+           "torch_dtype": "bfloat16", "use_mrope": false, "use_sliding_window": false, "vocab_size": 152064})",
+       4, 128, 131072, 1e6, Type::kDefault, DType::kBF16},
+      {"a Qwen2.5 with its window on, from a layer that it does not have",
+       R"({"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 896,
+           "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24,
+           "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2,
+           "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 4096, "tie_word_embeddings": true,
+           "torch_dtype": "bfloat16", "use_sliding_window": true, "vocab_size": 151936})",
+       2, 64, 32768, 1e6, Type::kDefault, DType::kBF16},
+      {"the same, saved by transformers 5, which lists the layers",
+       R"({"architectures": ["Qwen2ForCausalLM"], "dtype": "bfloat16", "hidden_act": "silu", "hidden_size": 896,
+           "intermediate_size": 4864, "layer_types": ["full_attention", "full_attention"],
+           "max_position_embeddings": 32768, "max_window_layers": 2, "model_type": "qwen2",
+           "num_attention_heads": 14, "num_hidden_layers": 2, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+           "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}, "sliding_window": null,
+           "tie_word_embeddings": true, "use_sliding_window": true, "vocab_size": 151936})",
+       2, 64, 32768, 1e6, Type::kDefault, DType::kBF16},
+      {"a Qwen2.5 whose window is as long as the model",
+       R"({"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 896,
+           "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 21,
+           "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2,
+           "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": true,
+           "torch_dtype": "bfloat16", "use_sliding_window": true, "vocab_size": 151936})",
+       2, 64, 32768, 1e6, Type::kDefault, DType::kBF16},
+      {"a Qwen2.5 with YaRN, whose window is now too short",
+       R"({"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 896,
+           "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 21,
+           "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2,
+           "rms_norm_eps": 1e-06, "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768,
+           "type": "yarn"}, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": true,
+           "torch_dtype": "bfloat16", "use_sliding_window": true, "vocab_size": 151936})",
+       2, 64, 32768, 1e6, Type::kYarn, DType::kBF16, "--max-model-len 32768"},
+      {"Qwen2.5 7B with YaRN by hand, as its documentation says",
+       R"({"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 3584,
+           "intermediate_size": 18944, "max_position_embeddings": 32768, "max_window_layers": 28,
+           "model_type": "qwen2", "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
+           "rms_norm_eps": 1e-06, "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768,
+           "type": "yarn"}, "rope_theta": 1000000.0, "sliding_window": 131072, "torch_dtype": "bfloat16",
+           "use_sliding_window": false, "vocab_size": 152064})",
+       4, 128, 131072, 1e6, Type::kYarn, DType::kBF16},
+      {"Qwen3 0.6B, 4.51",
+       R"({"architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "head_dim": 128, "hidden_act": "silu",
+           "hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 40960,
+           "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+           "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000,
+           "sliding_window": null, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+           "use_sliding_window": false, "vocab_size": 151936})",
+       8, 128, 40960, 1e6, Type::kDefault, DType::kBF16},
+      {"a distillation of DeepSeek over Qwen's 1.5B, window on paper only",
+       R"({"architectures": ["Qwen2ForCausalLM"], "bos_token_id": 151643, "eos_token_id": 151643,
+           "hidden_act": "silu", "hidden_size": 1536, "intermediate_size": 8960, "max_position_embeddings": 131072,
+           "max_window_layers": 21, "model_type": "qwen2", "num_attention_heads": 12, "num_hidden_layers": 28,
+           "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 10000, "sliding_window": 4096,
+           "tie_word_embeddings": false, "torch_dtype": "bfloat16", "use_mrope": false,
+           "use_sliding_window": false, "vocab_size": 151936})",
+       2, 128, 131072, 1e4, Type::kDefault, DType::kBF16},
+  };
+  for (const Published& p : published) {
+    SCOPED_TRACE(p.what);
+    write("config.json", p.config);
+    Result<ModelConfig> c = ModelConfig::read(folder_);
+    if (*p.refused != '\0') {
+      EXPECT_EQ(c.status().code(), Code::kUnsupported);
+      EXPECT_THAT(c.status().message(), HasSubstr(p.refused));
+      c = ModelConfig::read(folder_, p.positions);
+    }
+    EXPECT_TRUE(c.ok()) << c.status().message();
+    if (!c.ok()) continue;
+    EXPECT_EQ(c->kv_heads, p.kv_heads);
+    EXPECT_EQ(c->head_dim, p.head_dim);
+    EXPECT_EQ(c->max_positions, p.positions);
+    EXPECT_EQ(c->rope.theta, p.theta);
+    EXPECT_EQ(c->rope.type, p.rope);
+    EXPECT_EQ(c->dtype, p.dtype);
+  }
 }
 
 TEST(PresetTest, NamesAndLayers) {

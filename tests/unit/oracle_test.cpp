@@ -1,4 +1,4 @@
-// Logits against transformers in float32: full prefills and mixed caches of six small models of all families.
+// Logits against transformers in float32: full prefills and mixed caches of small models of all families.
 // What is expected, and how it was made: tests/golden/models/README.md.
 #include <gtest/gtest.h>
 
@@ -145,7 +145,8 @@ TEST_P(Oracle, Bf16StaysNear) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Oracle,
-                         ::testing::Values("llama", "llama2", "llama3", "mistral", "qwen2", "qwen3"),
+                         ::testing::Values("llama", "llama2", "llama3", "mistral", "qwen2", "qwen3", "yarn",
+                                           "biases", "qwen3bias", "grown"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

@@ -162,6 +162,18 @@ bool shares_with_base(const Checkpoint& checkpoint, const LoadOptions& options) 
 
 const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 
+/// row += bias, where there is one. A row of its own: what the others of a call are does not matter.
+void add_bias(const std::vector<float>& bias, std::byte* row, DType dtype) {
+  for (size_t i = 0; i < bias.size(); ++i) {
+    if (dtype == DType::kF32) {
+      reinterpret_cast<float*>(row)[i] += bias[i];
+    } else {
+      auto* at = reinterpret_cast<uint16_t*>(row) + i;
+      *at = f32_to_bf16(bf16_to_f32(*at) + bias[i]);
+    }
+  }
+}
+
 }  // namespace
 
 // ---- loading
@@ -266,6 +278,12 @@ Status CpuModel::list_weights(Loader& loader) {
       DS_TRY(loader.vector(layer.kv_bias, attention + "k_proj.bias", kv_size));
       DS_TRY(loader.vector(layer.kv_bias, attention + "v_proj.bias", kv_size));
     }
+    if (c.o_bias) DS_TRY(loader.vector(layer.o_bias, attention + "o_proj.bias", c.d_model));
+    if (c.mlp_bias) {
+      DS_TRY(loader.vector(layer.gate_up_bias, prefix + "mlp.gate_proj.bias", c.ff));
+      DS_TRY(loader.vector(layer.gate_up_bias, prefix + "mlp.up_proj.bias", c.ff));
+      DS_TRY(loader.vector(layer.down_bias, prefix + "mlp.down_proj.bias", c.d_model));
+    }
     if (c.qk_norm) {
       DS_TRY(loader.vector(layer.q_norm, attention + "q_norm.weight", c.head_dim));
       DS_TRY(loader.vector(layer.k_norm, attention + "k_norm.weight", c.head_dim));
@@ -338,14 +356,15 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   w.order_ = reinterpret_cast<int32_t*>(take(chosen));
   w.logits_ = reinterpret_cast<float*>(take(logits));
 
-  std::vector<float> frequencies = c.rope.inverse_frequencies(c.head_dim);
+  const std::vector<float> frequencies = c.rope.inverse_frequencies(c.head_dim);
+  const float scaling = c.rope.attention_scaling();
   int64_t half = c.head_dim / 2;
 #pragma omp parallel for schedule(static) num_threads(m.threads_)
   for (int64_t position = 0; position < max_context; ++position)
     for (int64_t i = 0; i < half; ++i) {
       float angle = static_cast<float>(position) * frequencies[static_cast<size_t>(i)];
-      w.cos_[position * half + i] = std::cos(angle);
-      w.sin_[position * half + i] = std::sin(angle);
+      w.cos_[position * half + i] = std::cos(angle) * scaling;
+      w.sin_[position * half + i] = std::sin(angle) * scaling;
     }
 
   w.q_ = std::make_unique<ProductRunner>(m.q_);
@@ -850,15 +869,18 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
   DS_TRY(w.o_->run(layer.o, queries, w.attended_, reinterpret_cast<std::byte*>(w.projected_), w.scratch_));
   timer.lap(Phase::kO);
 #pragma omp parallel for schedule(static) if (many)
-  for (int64_t r = 0; r < queries; ++r)
+  for (int64_t r = 0; r < queries; ++r) {
+    add_bias(layer.o_bias, reinterpret_cast<std::byte*>(w.projected_ + r * d), DType::kF32);
     k.add_norm(w.query_rows_[r].hidden, w.projected_ + r * d, layer.post_norm.data(), eps_, d,
                w.normed_ + r * d * active);
+  }
   timer.lap(Phase::kNorm);
   DS_TRY(w.gate_up_product_->run(layer.gate_up, queries, w.normed_, w.gate_up_, w.scratch_));
   timer.lap(Phase::kGateUp);
 #pragma omp parallel for schedule(static) if (many)
   for (int64_t r = 0; r < queries; ++r) {
-    const std::byte* gate = w.gate_up_ + r * 2 * c.ff * active;
+    std::byte* gate = w.gate_up_ + r * 2 * c.ff * active;
+    add_bias(layer.gate_up_bias, gate, active_);
     k.swiglu(gate, gate + c.ff * active, c.ff, w.activated_ + r * c.ff * active);
   }
   timer.lap(Phase::kSwiglu);
@@ -866,8 +888,10 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
                       w.scratch_));
   timer.lap(Phase::kDown);
 #pragma omp parallel for schedule(static) if (many)
-  for (int64_t r = 0; r < queries; ++r)
+  for (int64_t r = 0; r < queries; ++r) {
+    add_bias(layer.down_bias, reinterpret_cast<std::byte*>(w.projected_ + r * d), DType::kF32);
     k.add_norm(w.query_rows_[r].hidden, w.projected_ + r * d, nullptr, eps_, d, nullptr);
+  }
   timer.lap(Phase::kNorm);
   return weights_.intact();
 }

@@ -118,8 +118,9 @@ class CpuModel final : public DeviceModel {
   struct Layer {
     PackedWeights q, kv, o, gate_up, down;
     std::vector<float> input_norm, post_norm;
-    std::vector<float> q_bias, kv_bias;  // empty: none
-    std::vector<float> q_norm, k_norm;   // empty: none
+    std::vector<float> q_bias, kv_bias;                  // empty: none
+    std::vector<float> o_bias, gate_up_bias, down_bias;  // empty: none
+    std::vector<float> q_norm, k_norm;                   // empty: none
   };
 
   Status load_weights(const Checkpoint& checkpoint, const LoadOptions& options);

@@ -376,16 +376,25 @@ Status CudaModel::run_block(Launcher& on, CudaWorkspace& w, int64_t number, cons
                       segment.keys));
   }
   DS_TRY(on.lap(Phase::kAttention));
+  // Products know no bias but the row that they add to.
+  auto add_bias = [&](const float* bias, std::byte* rows, int64_t width) {
+    if (bias == nullptr) return ok_status();
+    return on.started(align_rows(stream, dtype_, rows, nullptr, nullptr, bias, b.queries, width),
+                      "align_rows of {} rows of {}", b.queries, width);
+  };
   DS_TRY(on.multiply(*w.o_, layer.o, w.attended_, hidden, b.queries, w.product_workspace_));
+  DS_TRY(add_bias(layer.o_bias, hidden, d));
   DS_TRY(on.lap(Phase::kO));
   DS_TRY(run_norm(on, hidden, nullptr, layer.post_norm, b.queries, w.normed_));
   DS_TRY(on.lap(Phase::kNorm));
   DS_TRY(on.multiply(*w.gate_up_, layer.gate_up, w.normed_, w.projected_, b.queries, w.product_workspace_));
+  DS_TRY(add_bias(layer.gate_up_bias, w.projected_, 2 * c.ff));
   DS_TRY(on.lap(Phase::kGateUp));
   DS_TRY(on.started(swiglu(stream, dtype_, w.projected_, b.queries, c.ff, w.attended_),
                     "swiglu of {} rows of {}", b.queries, c.ff));
   DS_TRY(on.lap(Phase::kSwiglu));
   DS_TRY(on.multiply(*w.down_, layer.down, w.attended_, hidden, b.queries, w.product_workspace_));
+  DS_TRY(add_bias(layer.down_bias, hidden, d));
   DS_TRY(on.lap(Phase::kDown));
   if (b.gather == nullptr) return ok_status();
   // Back to where they came from, run by run.

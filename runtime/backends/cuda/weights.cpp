@@ -100,6 +100,12 @@ int64_t Weights::lay_out(const ModelConfig& c, DType dtype) {
       add(attention + "k_proj.bias", kv, 0, DType::kF32);
       add(attention + "v_proj.bias", kv, 0, DType::kF32);
     }
+    if (c.o_bias) add(attention + "o_proj.bias", c.d_model, 0, DType::kF32);
+    if (c.mlp_bias) {
+      add(prefix + "mlp.gate_proj.bias", c.ff, 0, DType::kF32);
+      add(prefix + "mlp.up_proj.bias", c.ff, 0, DType::kF32, true);
+      add(prefix + "mlp.down_proj.bias", c.d_model, 0, DType::kF32);
+    }
     if (c.qk_norm) {
       add(attention + "q_norm.weight", c.head_dim, 0, DType::kF32);
       add(attention + "k_norm.weight", c.head_dim, 0, DType::kF32);
@@ -135,6 +141,12 @@ Result<Weights> Weights::make(std::shared_ptr<Device> device, const ModelConfig&
       layer.q_bias = vector();
       layer.k_bias = vector();
       layer.v_bias = vector();
+    }
+    if (c.o_bias) layer.o_bias = vector();
+    if (c.mlp_bias) {
+      layer.gate_up_bias = vector();
+      ++next;
+      layer.down_bias = vector();
     }
     if (c.qk_norm) {
       layer.q_norm = vector();

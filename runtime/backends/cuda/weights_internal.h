@@ -14,8 +14,9 @@ namespace ds::cuda {
 struct LayerWeights {
   const std::byte *qkv = nullptr, *o = nullptr, *gate_up = nullptr, *down = nullptr;
   const float *input_norm = nullptr, *post_norm = nullptr;
-  const float *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;  // null: none
-  const float *q_norm = nullptr, *k_norm = nullptr;                     // null: none
+  const float *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr;           // null: none
+  const float *o_bias = nullptr, *gate_up_bias = nullptr, *down_bias = nullptr;  // null: none
+  const float *q_norm = nullptr, *k_norm = nullptr;                              // null: none
 };
 
 /// Arrays begin at multiples of it.

@@ -124,6 +124,7 @@ Status CudaWorkspace::allocate() {
 Status CudaWorkspace::make_tables() {
   const ModelConfig& c = model_->config_;
   const std::vector<float> frequencies = c.rope.inverse_frequencies(c.head_dim);
+  const float scaling = c.rope.attention_scaling();
   const int64_t half = c.head_dim / 2;
   std::vector<float> cos(static_cast<size_t>(max_context_ * half)), sin(cos.size());
 #pragma omp parallel for schedule(static)
@@ -131,8 +132,8 @@ Status CudaWorkspace::make_tables() {
     for (int64_t i = 0; i < half; ++i) {
       const float angle = static_cast<float>(position) * frequencies[static_cast<size_t>(i)];
       const auto at = static_cast<size_t>(position * half + i);
-      cos[at] = std::cos(angle);
-      sin[at] = std::sin(angle);
+      cos[at] = std::cos(angle) * scaling;
+      sin[at] = std::sin(angle) * scaling;
     }
   const AttentionTile tile{.segment = 0, .first_row = 0, .rows = 1};
   auto upload = [&](void* to, const void* from, size_t bytes) {

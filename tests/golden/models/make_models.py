@@ -1,6 +1,6 @@
 """Makes the models of this folder and, by transformers in float32, the logits that they must give.
 
-    python make_models.py [OUT]        OUT: this folder
+    python make_models.py [OUT [MODEL ...]]        OUT: this folder; MODEL: all
 
 Needs torch, transformers 5 and safetensors (made with torch 2.15.0, transformers 5.23.0). Running it again gives
 the same checkpoints to the byte and the same logits up to rounding. README.md says how the folder is laid out.
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 CLASSES = dict(llama=LlamaConfig, mistral=MistralConfig, qwen2=Qwen2Config, qwen3=Qwen3Config)
 
 # keys: the style of config.json (transformers 4 or 5); drop: keys taken out of it, to be derived by the reader;
-# shards: number of safetensors files of the receiver; sender: whether there is one.
+# shards: number of safetensors files of the receiver; sender: whether there is one, or what its shape and family have of their own.
 MODELS = {
     # Grouped queries 4:1, a head_dim that is no multiple of 8 and not d/heads.
     "llama": dict(family="llama", seed=11, dtype="bfloat16", keys=5, sender=True, eos=[1, 2], shape=dict(
@@ -51,6 +51,24 @@ MODELS = {
         hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=2,
         head_dim=10, vocab_size=180, max_position_embeddings=1024, rms_norm_eps=1e-6,
         rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+    # YaRN, stretched to four times of much fewer positions than the contexts here have, cos and sin scaled.
+    "yarn": dict(family="llama", seed=17, dtype="bfloat16", keys=4, drop=["head_dim"], sender=True, eos=2, shape=dict(
+        hidden_size=32, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=60, max_position_embeddings=256, rms_norm_eps=1e-6,
+        rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=64,
+                             beta_fast=8.0, mscale=1.5, mscale_all_dim=0.5))),
+    # Biases on every product.
+    "biases": dict(family="llama", seed=18, dtype="bfloat16", keys=5, sender=True, eos=1, shape=dict(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1,
+        vocab_size=60, max_position_embeddings=512, rms_norm_eps=1e-5, attention_bias=True, mlp_bias=True)),
+    # Biases on attention's products beside norms over q and k.
+    "qwen3bias": dict(family="qwen3", seed=19, dtype="float32", keys=5, sender=False, eos=1, shape=dict(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=50, max_position_embeddings=512, rms_norm_eps=1e-6, attention_bias=True)),
+    # A fine-tune with tokens of its own, and the base it shares all else with under another family's name.
+    "grown": dict(family="llama", seed=20, dtype="bfloat16", keys=4, eos=1, sender=dict(family="mistral", vocab_size=52), shape=dict(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1,
+        vocab_size=60, max_position_embeddings=512, rms_norm_eps=1e-5)),
 }
 FULL = [(0, 1), (0, 5), (1, 1), (2, 3), (37, 1), (64, 64), (130, 7)]  # context, suffix
 REUSE = [(37, 1), (130, 7)]
@@ -73,7 +91,8 @@ def keys_of_4(config):
     c["torch_dtype"] = c.pop("dtype")
     rope = dict(c.pop("rope_parameters"))
     c["rope_theta"] = rope.pop("rope_theta")
-    c["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    if rope["rope_type"] == "yarn": rope["type"] = rope.pop("rope_type")  # as it is written by hand
+    c["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
     c["transformers_version"] = "4.46.0"
     return c
 
@@ -145,18 +164,24 @@ def rope_cases():
     """Angular frequencies of shapes that people use."""
     llama3 = dict(rope_type="llama3", rope_theta=500000.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
     shapes = [(64, llama3 | dict(factor=32.0)), (128, llama3 | dict(factor=8.0)), (128, dict(rope_type="default", rope_theta=1e6)),
-              (96, dict(rope_type="linear", rope_theta=10000.0, factor=4.0))]
+              (96, dict(rope_type="linear", rope_theta=10000.0, factor=4.0)),
+              (128, dict(rope_type="yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=32768)),
+              (64, dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, original_max_position_embeddings=4096, beta_fast=32, beta_slow=1,
+                        mscale=1.0, mscale_all_dim=0.707)),
+              (64, dict(rope_type="yarn", rope_theta=150000.0, factor=32.0, original_max_position_embeddings=4096, truncate=False)),
+              (80, dict(rope_type="yarn", rope_theta=5e5, factor=8.0, original_max_position_embeddings=8192, attention_factor=0.75))]
     for head_dim, rope in shapes:
         cfg = LlamaConfig(hidden_size=4 * head_dim, num_attention_heads=4, num_hidden_layers=1, intermediate_size=8, vocab_size=8,
                           max_position_embeddings=131072, rope_parameters=dict(rope))
-        f = LlamaRotaryEmbedding(cfg).inv_freq
-        yield dict(head_dim=head_dim, rope_parameters=rope, inverse_frequencies=f.tolist())
+        e = LlamaRotaryEmbedding(cfg)
+        yield dict(head_dim=head_dim, rope_parameters=rope, inverse_frequencies=e.inv_freq.tolist(), attention_scaling=e.attention_scaling)
 
 
-def main(out):
+def main(out, wanted):
     here = os.path.join(out, "")
     with open(here + "rope.json", "w") as f: f.write("[\n" + ",\n".join(json.dumps(c) for c in rope_cases()) + "\n]\n")
     for name, spec in MODELS.items():
+        if wanted and name not in wanted: continue
         folder = here + name
         layers, vocab = spec["shape"]["num_hidden_layers"], spec["shape"]["vocab_size"]
         dtype = getattr(torch, spec["dtype"])
@@ -167,7 +192,11 @@ def main(out):
         R, S = load(f"{folder}/receiver"), None
         assert all(torch.equal(a.float(), b) for a, b in zip(receiver.parameters(), R.parameters()))
         if spec["sender"]:
-            save(make(spec, spec["seed"] + 100, dtype), spec, f"{folder}/sender")
+            own = dict(spec["sender"]) if isinstance(spec["sender"], dict) else {}
+            other = spec | dict(family=own.pop("family", spec["family"]), shape=spec["shape"] | own)
+            if other["family"] == "mistral": other["shape"] |= dict(sliding_window=None, head_dim=spec["shape"]["hidden_size"] // spec["shape"]["num_attention_heads"])
+            vocab = min(vocab, other["shape"]["vocab_size"])
+            save(make(other, spec["seed"] + 100, dtype), other, f"{folder}/sender")
             S = load(f"{folder}/sender")
 
         g = torch.Generator().manual_seed(spec["seed"] + 200)
@@ -198,4 +227,4 @@ def main(out):
         print(f"{name}: {len(cases)} cases, {size // 1024} KiB")
 
 
-if __name__ == "__main__": main(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__)))
+if __name__ == "__main__": main(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__)), sys.argv[2:])

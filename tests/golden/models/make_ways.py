@@ -1,7 +1,7 @@
 """Makes ways.json of every model here that has a sender: the answers, divergences, entropies and margins that
 transformers, in float32, gives over the caches that a profile compares. The models themselves are make_models.py's.
 
-    python make_ways.py [OUT]        OUT: this folder
+    python make_ways.py [OUT [MODEL ...]]        OUT: this folder; MODEL: all
 """
 import json, os, sys
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -98,17 +98,19 @@ def caches(R, S, context):
 
 
 @torch.no_grad()
-def main(out):
+def main(out, wanted):
     for name, spec in MODELS.items():
-        if not spec["sender"]: continue
+        if not spec["sender"] or wanted and name not in wanted: continue
         folder = os.path.join(out, name)
         R, S = load(f"{folder}/receiver"), load(f"{folder}/sender")
         g = torch.Generator().manual_seed(spec["seed"] + 400)
-        draw = lambda n: torch.randint(0, spec["shape"]["vocab_size"], (n,), generator=g).tolist()
+        shared = min(R.config.vocab_size, S.config.vocab_size)
+        draw = lambda n: torch.randint(0, shared, (n,), generator=g).tolist()
         context = draw(CONTEXT)
         ways = list(caches(R, S, context))
         # The second question's reference begins as the full prefill answers, so that some ways follow it for a while.
         suffixes = [draw(4), draw(7), draw(1)]
+        if shared < R.config.vocab_size: suffixes[0][1] = suffixes[1][0] = shared + 1  # the sender by itself reads the others
         def greedy(M, keys, suffix):
             tokens = []
             while len(tokens) < NEW: tokens.append(int(logits(M, keys, suffix + tokens)[-1].argmax()))
@@ -119,12 +121,13 @@ def main(out):
         for way, M, keys in ways:
             answers = []
             for q in questions:
+                if way["kind"] == "sender alone": q = dict(q, suffix=[t for t in q["suffix"] if t < shared], reference=[t for t in q["reference"] if t < shared])
                 m = len(q["suffix"])
                 log_p = [logits(X, K, q["suffix"] + q["reference"])[m - 1:].log_softmax(-1).double() for X, K in ((R, ways[0][2]), (M, keys))]
                 rows = max(len(q["reference"]), 1)
-                kl = (log_p[0].exp() * (log_p[0] - log_p[1])).sum(-1)[:rows].mean().item()
+                kl = None if way["kind"] == "sender alone" else (log_p[0].exp() * (log_p[0] - log_p[1])).sum(-1)[:rows].mean().item()
                 p = log_p[1][0].exp(); top = p.topk(2).values
-                answers.append(dict(tokens=greedy(M, keys, q["suffix"]), divergence=None if way["kind"] == "sender alone" else kl,
+                answers.append(dict(tokens=greedy(M, keys, q["suffix"]), divergence=kl,
                                     entropy=-(p * log_p[1][0]).sum().item(), margin=(top[0] - top[1]).item()))
             cases.append(dict(way=way, answers=answers))
         # Ways that could be taken for each other would test nothing.
@@ -136,4 +139,4 @@ def main(out):
         print(f"{name}: {len(cases)} ways")
 
 
-if __name__ == "__main__": main(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__)))
+if __name__ == "__main__": main(sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__)), sys.argv[2:])
