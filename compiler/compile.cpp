@@ -208,8 +208,8 @@ std::string base_name(const std::string& path) {
 }
 
 std::string canonical_flags(const CompileOptions& o, const Request& r,
-                            const std::optional<LayerRange>& recompute, DType dtype, bool stand_in,
-                            bool maps) {
+                            const std::optional<LayerRange>& recompute, DType dtype, bool stand_in, bool maps,
+                            int64_t max_model_len) {
   std::string flags = "--policy " + r.policy;
   if (recompute) flags += " --recompute " + format_layers(*recompute);
   if (o.select_share) flags += fmt::format(" --select-share {:g}%", 100 * *parse_share(*o.select_share));
@@ -227,6 +227,7 @@ std::string canonical_flags(const CompileOptions& o, const Request& r,
     flags += fmt::format(" --align {} --align-side {} --receivers {}", o.align, o.align_side, o.receivers);
     if (o.align_fallback) flags += " --align-fallback " + *o.align_fallback;
   }
+  if (max_model_len > 0) flags += fmt::format(" --max-model-len {}", max_model_len);
   flags += stand_in ? " (machine: stand-in)" : "";
   return flags;
 }
@@ -267,6 +268,7 @@ struct Compiler {
     plan.sender = inputs.pair.sender;
     plan.receiver = inputs.pair.receiver;
     plan.shape = inputs.pair.config.shape();
+    plan.shared_vocab = inputs.pair.shared_vocab;
     plan.provenance.inputs = inputs.files;
     if (inputs.machine) {
       machine = *inputs.machine;
@@ -525,7 +527,7 @@ struct Compiler {
     out.times.choose_ns = watch.lap();
     plan.provenance.compiler_version = options.compiler_version;
     plan.provenance.flags = canonical_flags(options, request, recompute, machine.dtype, !inputs.machine,
-                                            inputs.maps || !inputs.maps_fault.empty());
+                                            inputs.maps || !inputs.maps_fault.empty(), inputs.max_model_len);
 
     MlirSession session;
     mlir::OpBuilder b(&session.context());
@@ -597,6 +599,7 @@ Result<CompileOutput> run(const CompileInputs& inputs, const CompileOptions& opt
 Result<CompileInputs> read_inputs(const CompileFiles& files, bool plain_without_maps) {
   CompileInputs in;
   DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver, files.open, files.identify));
+  in.max_model_len = files.open.max_model_len;
   in.files.push_back({"sender", base_name(files.sender), in.pair.sender.fingerprint});
   in.files.push_back({"receiver", base_name(files.receiver), in.pair.receiver.fingerprint});
   const Shape shape = in.pair.config.shape();

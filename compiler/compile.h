@@ -62,6 +62,7 @@ struct CompileInputs {
   std::optional<MapSet> maps;           // checked against the pair
   MapsIdentity maps_identity;           // of `maps`
   std::string maps_fault;               // why there are none although a file was given
+  int64_t max_model_len = 0;            // as it was given, for the provenance
 };
 
 /// Where the compiler's time went.

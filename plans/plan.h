@@ -224,7 +224,7 @@ struct ModelIdentity {
 };
 
 struct Shape {
-  std::string family;  // llama, mistral, qwen2, qwen3
+  std::string family;  // llama, mistral, qwen2, qwen3: for people only, the numbers decide
   int64_t layers = 0, d_model = 0, ff = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0;
   int64_t kv_row() const { return 2 * kv_heads * head_dim; }  // elements per token and layer
   int64_t e_row() const { return d_model; }
@@ -255,6 +255,7 @@ struct Plan {
   std::vector<Variant> variants;  // ranges do not overlap
   Variant full_prefill;           // the fall-back: valid for every length and rate
   MapsIdentity maps;              // of all aligned cuts; empty: there are none
+  int64_t shared_vocab = 0;       // token ids from it on only the receiver knows; 0: the sender knows all
   bool operator==(const Plan&) const = default;
 };
 

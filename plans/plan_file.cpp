@@ -73,6 +73,7 @@ class Reader {
     }
     p.full_prefill = variant(*f.full_prefill());
     if (f.backend() != nullptr) p.backend = text(f.backend());
+    p.shared_vocab = f.shared_vocab();
     if (f.maps() != nullptr) p.maps = {text(f.maps()->name()), text(f.maps()->fingerprint())};
     if (left_ < 0) {
       return error(
@@ -264,7 +265,7 @@ std::string serialize_plan(const Plan& plan) {
   flatbuffers::Offset<flatbuffers::String> backend;
   if (!plan.backend.empty()) backend = b.CreateString(plan.backend);
   fb::FinishPlanBuffer(b, fb::CreatePlan(b, plan.format_version, provenance, sender, receiver, shape, dtype,
-                                         variant_vector, full_prefill, maps, backend));
+                                         variant_vector, full_prefill, maps, backend, plan.shared_vocab));
   return {reinterpret_cast<const char*>(b.GetBufferPointer()), b.GetSize()};
 }
 

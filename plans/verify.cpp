@@ -1015,6 +1015,10 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
       return fail(3, fmt::format("shape.{} is {}; expected 1 to {}", d.name, d.value, d.limit));
     }
   }
+  if (plan.shared_vocab < 0 || plan.shared_vocab >= s.vocab) {
+    return fail(3, fmt::format("shared_vocab is {}; expected 0 (all), or fewer than the vocabulary's {}",
+                               plan.shared_vocab, s.vocab));
+  }
   if (s.heads % s.kv_heads != 0) {
     return fail(
         3, fmt::format("shape.heads is {}, shape.kv_heads {}; expected a multiple", s.heads, s.kv_heads));

@@ -76,8 +76,9 @@ Engine::~Engine() = default;
 Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
                                                const std::vector<Way>& ways, const EngineLimits& limits,
                                                std::vector<int32_t> stop_ids, const Maps& maps) {
-  if (!(sender.config().shape() == receiver.config().shape()) || sender.dtype() != receiver.dtype())
-    return error(Code::kMismatch, "sender and receiver differ in shape or in the type that they compute in");
+  DS_TRY(check_same_architecture(sender.config(), receiver.config(), "sender", "receiver"));
+  if (sender.dtype() != receiver.dtype())
+    return error(Code::kMismatch, "sender and receiver differ in the type that they compute in");
   if (limits.context < 1 || limits.question < 2)
     return error(Code::kInvalidArgument, "limits: {} context and {} question rows; expected at least 1 and 2",
                  limits.context, limits.question);
@@ -128,7 +129,6 @@ Status Engine::load_maps(const Maps& maps) {
 Status Engine::reserve() {
   const ModelConfig& config = receiver_.config();
   layers_ = config.layers;
-  vocab_ = config.vocab;
   const int64_t element = dtype_size(receiver_.dtype()), n = limits_.context, batch = limits_.batch_rows;
   hidden_row_ = config.d_model * element;
   kv_row_ = config.kv_row() * element;
@@ -316,7 +316,7 @@ Status Engine::answer_batch(DeviceModel& model, Workspace& workspace, std::span<
 /// the reference's tokens tell: while they are what greedy decoding gives, it goes on from them.
 Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
                            ContextAnswers& out) {
-  const int64_t most = std::max<int64_t>(1, kLogitBytes / (vocab_ * 4));
+  const int64_t vocab = model.config().vocab, most = std::max<int64_t>(1, kLogitBytes / (vocab * 4));
   std::vector<float> logits;
   for (size_t at = 0; at < batch.size();) {
     std::vector<int64_t> rows;
@@ -327,7 +327,7 @@ Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<S
       for (int64_t i = 0; i <= s.forced; ++i)
         rows.push_back(s.row + static_cast<int64_t>(s.ask->suffix.size()) - 1 + i);
     }
-    logits.resize(rows.size() * static_cast<size_t>(vocab_));
+    logits.resize(rows.size() * static_cast<size_t>(vocab));
     model.logits_batch(*stream_, workspace, hidden_->data(), rows, logits.data());
     DS_TRY(stream_->synchronize());
     int64_t begin = now_ns();
@@ -338,9 +338,10 @@ Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<S
     for (size_t i = at; i < end; ++i) {
       Sequence& s = batch[i];
       WayAnswer& answer = out.ways[s.way][s.question];
-      const auto vocab = static_cast<size_t>(vocab_);
       auto row = [&](int64_t j) {
-        return std::span(logits).subspan((offset[i - at] + static_cast<size_t>(j)) * vocab, vocab);
+        return std::span(logits).subspan(
+            (offset[i - at] + static_cast<size_t>(j)) * static_cast<size_t>(vocab),
+            static_cast<size_t>(vocab));
       };
       ProxyValues proxies = first_token_proxies(row(0));
       answer.entropy = proxies[Proxy::kEntropy];
@@ -350,12 +351,13 @@ Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<S
       const int64_t compared = std::max<int64_t>(s.forced, 1);
       std::vector<float>& reference = reference_[s.question];
       if (ways_[s.way].kind == WayKind::kFullPrefill)
-        reference.assign(row(0).begin(), row(0).begin() + compared * vocab_);
-      double sum = 0;
-      for (int64_t j = 0; j < compared; ++j)
-        sum += divergence(std::span(reference).subspan(static_cast<size_t>(j) * vocab, vocab), row(j));
-      answer.divergence =
-          ways_[s.way].kind == WayKind::kSenderAlone ? std::nan("") : sum / static_cast<double>(compared);
+        reference.assign(row(0).begin(), row(0).begin() + compared * vocab);
+      // The sender by itself may have other tokens to choose from, and is not compared.
+      double sum = ways_[s.way].kind == WayKind::kSenderAlone ? std::nan("") : 0;
+      for (int64_t j = 0; j < compared && !std::isnan(sum); ++j)
+        sum += divergence(
+            std::span(reference).subspan(static_cast<size_t>(j * vocab), static_cast<size_t>(vocab)), row(j));
+      answer.divergence = sum / static_cast<double>(compared);
       int64_t j = 0;
       const int64_t longest = s.ask->max_new_tokens;
       while (j < s.forced && greedy[static_cast<size_t>(j)] == s.ask->reference[static_cast<size_t>(j)] &&
@@ -378,7 +380,7 @@ Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequen
   std::vector<Sequence*> open;
   for (Sequence& s : batch)
     if (s.decoding) open.push_back(&s);
-  const int64_t most = std::max<int64_t>(1, kLogitBytes / (vocab_ * 4));
+  const int64_t vocab = model.config().vocab, most = std::max<int64_t>(1, kLogitBytes / (vocab * 4));
   const int64_t n = context_tokens_;
   std::vector<float> logits;
   while (!open.empty()) {
@@ -400,13 +402,13 @@ Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequen
       size_t end = std::min(open.size(), at + static_cast<size_t>(most));
       std::vector<int64_t> picked;
       for (size_t i = at; i < end; ++i) picked.push_back(static_cast<int64_t>(i));
-      logits.resize(picked.size() * static_cast<size_t>(vocab_));
+      logits.resize(picked.size() * static_cast<size_t>(vocab));
       model.logits_batch(*stream_, workspace, hidden_->data(), picked, logits.data());
       DS_TRY(stream_->synchronize());
       for (size_t i = at; i < end; ++i) {
         Sequence& s = *open[i];
         auto row =
-            std::span(logits).subspan((i - at) * static_cast<size_t>(vocab_), static_cast<size_t>(vocab_));
+            std::span(logits).subspan((i - at) * static_cast<size_t>(vocab), static_cast<size_t>(vocab));
         std::vector<int32_t>& tokens = out.ways[s.way][s.question].tokens;
         s.next = static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
         ++s.position;
@@ -427,6 +429,19 @@ Status Engine::answer(const std::vector<size_t>& ways, std::span<const Question>
   bool sender = !ways.empty() && ways_[ways[0]].kind == WayKind::kSenderAlone;
   DeviceModel& model = sender ? sender_ : receiver_;
   Workspace& workspace = sender ? *sender_workspace_ : *receiver_workspace_;
+  // Of a question with tokens that only the receiver knows, the sender by itself reads the others.
+  std::vector<Question> known;
+  if (sender && sender_.config().vocab < receiver_.config().vocab) {
+    known.assign(questions.begin(), questions.end());
+    for (Question& q : known) {
+      for (std::vector<int32_t>* ids : {&q.suffix, &q.reference})
+        std::erase_if(*ids, [&](int32_t id) { return id >= sender_.config().vocab; });
+      if (q.suffix.empty())
+        return error(Code::kMismatch, "question {} has no token that the sender knows; leave it out",
+                     &q - known.data());
+    }
+    questions = known;
+  }
   std::vector<Sequence> batch;
   int64_t rows = 0;
   auto flush = [&]() -> Status {

@@ -114,7 +114,7 @@ class Engine {
   const std::vector<Way>& ways_;
   EngineLimits limits_;
   std::vector<int32_t> stop_ids_;
-  int64_t layers_ = 0, hidden_row_ = 0, kv_row_ = 0, vocab_ = 0;
+  int64_t layers_ = 0, hidden_row_ = 0, kv_row_ = 0;
 
   // Sets: 0 the sender's; 1 + i the run runs_.runs[i]; then what is restored, with each kind of map, and the
   // selections, where asked for.

@@ -23,8 +23,9 @@ Result<std::unique_ptr<MapFitter>> MapFitter::create(Backend& backend, DeviceMod
                                                      DeviceModel& receiver, const FitOptions& options,
                                                      int64_t contexts, int64_t most_tokens) {
   const ModelConfig& config = receiver.config();
-  if (!(sender.config().shape() == config.shape()) || sender.dtype() != receiver.dtype())
-    return error(Code::kMismatch, "sender and receiver differ in shape or in the type that they compute in");
+  DS_TRY(check_same_architecture(sender.config(), config, "sender", "receiver"));
+  if (sender.dtype() != receiver.dtype())
+    return error(Code::kMismatch, "sender and receiver differ in the type that they compute in");
   if (contexts < 2 || most_tokens < 1)
     return error(Code::kInvalidArgument,
                  "maps are fitted on {} contexts; expected at least 2, one of them to choose the ridge on",

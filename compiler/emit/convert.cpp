@@ -142,11 +142,12 @@ plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
     inputs.push_back(plan::InputAttr::get(ctx, f.role, f.name, f.sha256));
   plan::MapsAttr maps;
   if (p.maps != MapsIdentity{}) maps = plan::MapsAttr::get(ctx, p.maps.name, p.maps.fingerprint);
-  auto file = b.create<plan::FileOp>(loc, b.getI32IntegerAttr(p.format_version), b.getStringAttr(p.dtype),
-                                     p.backend.empty() ? mlir::StringAttr() : b.getStringAttr(p.backend),
-                                     model(p.sender), model(p.receiver), shape,
-                                     b.getStringAttr(p.provenance.compiler_version),
-                                     b.getStringAttr(p.provenance.flags), b.getArrayAttr(inputs), maps);
+  auto file = b.create<plan::FileOp>(
+      loc, b.getI32IntegerAttr(p.format_version), b.getStringAttr(p.dtype),
+      p.backend.empty() ? mlir::StringAttr() : b.getStringAttr(p.backend), model(p.sender), model(p.receiver),
+      shape, b.getStringAttr(p.provenance.compiler_version), b.getStringAttr(p.provenance.flags),
+      b.getArrayAttr(inputs), maps,
+      p.shared_vocab == 0 ? mlir::IntegerAttr() : b.getI64IntegerAttr(p.shared_vocab));
   file.getBody().emplaceBlock();
   return file;
 }
@@ -362,6 +363,7 @@ Result<Plan> export_file(plan::FileOp file) {
   plan::ShapeAttr s = file.getShape();
   p.shape = {s.getFamily().str(), s.getLayers(),  s.getDModel(),  s.getFf(),
              s.getHeads(),        s.getKvHeads(), s.getHeadDim(), s.getVocab()};
+  p.shared_vocab = static_cast<int64_t>(file.getSharedVocab().value_or(0));
   p.provenance.compiler_version = file.getCompiler().str();
   p.provenance.flags = file.getFlags().str();
   for (auto input : file.getInputs().getAsRange<plan::InputAttr>())

@@ -8,21 +8,23 @@ Result<ModelPair> read_pair(const std::string& sender, const std::string& receiv
                             const OpenOptions& options, const Identify& identify) {
   ModelPair pair;
   // An adapter has the config of its base, so that both are opened whole; that reads no weights.
-  DS_ASSIGN(Checkpoint sender_files, Checkpoint::open(sender, options));
-  DS_ASSIGN(Checkpoint receiver_files, Checkpoint::open(receiver, options));
-  pair.config = receiver_files.config();
-  DS_TRY(check_same_architecture(sender_files.config(), pair.config, sender, receiver));
+  DS_ASSIGN(const Checkpoint theirs, Checkpoint::open(sender, options));
+  DS_ASSIGN(const Checkpoint ours, Checkpoint::open(receiver, options));
+  pair.config = ours.config();
+  DS_TRY(check_same_architecture(theirs.config(), pair.config, sender, receiver));
+  // Fine-tunes with tokens of their own; and vocabularies padded to other sizes.
+  if (theirs.config().vocab < pair.config.vocab) pair.shared_vocab = theirs.config().vocab;
+  const std::string tokenizer = "tokenizer.json";
+  DS_TRY(check_same_ids(theirs.folder_of(tokenizer), ours.folder_of(tokenizer)));
   auto identity = [&](const Checkpoint& checkpoint) {
     return identify ? identify(checkpoint) : checkpoint.identity();
   };
-  DS_ASSIGN(pair.receiver, identity(receiver_files));
+  DS_ASSIGN(pair.receiver, identity(ours));
   if (sender == receiver) {
     pair.sender = pair.receiver;
   } else {
-    DS_ASSIGN(pair.sender, identity(sender_files));
+    DS_ASSIGN(pair.sender, identity(theirs));
   }
-  const std::string tokenizer = "tokenizer.json";
-  DS_TRY(check_same_ids(sender_files.folder_of(tokenizer), receiver_files.folder_of(tokenizer)));
   return pair;
 }
 

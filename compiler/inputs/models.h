@@ -14,6 +14,7 @@ namespace ds {
 struct ModelPair {
   ModelConfig config;  // the receiver's; the sender's shapes the same numbers
   ModelIdentity sender, receiver;
+  int64_t shared_vocab = 0;  // Plan::shared_vocab
 };
 
 /// How the identity of an opened model is found.

@@ -16,15 +16,16 @@ def Plan_FileOp : Plan_Op<"file", [IsolatedFromAbove, SymbolTable, NoTerminator,
   let summary = "a plan file: for whom it is, what it was made from, its variants (ds::Plan)";
   let description = [{
     Holds `reuse.plan`s before and `plan.variant`s after lowering. The element type `dtype` and the `backend`
-    are those for which times hold. `maps` is there where a variant has aligned cuts: what they are mapped with.
+    are those for which times hold. `shared_vocab` is there where the receiver's vocabulary goes on beyond the
+    ids that the sender knows. `maps` is there where a variant has aligned cuts: what they are mapped with.
   }];
   let arguments = (ins I32Attr:$version, StrAttr:$dtype, OptionalAttr<StrAttr>:$backend, Plan_ModelAttr:$sender, Plan_ModelAttr:$receiver,
     Plan_ShapeAttr:$shape, StrAttr:$compiler, StrAttr:$flags, TypedArrayAttrBase<Plan_InputAttr, "inputs">:$inputs,
-    OptionalAttr<Plan_MapsAttr>:$maps);
+    OptionalAttr<Plan_MapsAttr>:$maps, OptionalAttr<I64Attr>:$shared_vocab);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     `version` $version `dtype` $dtype (`backend` $backend^)? `\n` `sender` $sender `\n` `receiver` $receiver `\n` `shape` $shape
-    `\n` `compiler` $compiler `flags` $flags `\n` `inputs` $inputs `\n` (`maps` $maps^ `\n`)?
+    (`shared_vocab` $shared_vocab^)? `\n` `compiler` $compiler `flags` $flags `\n` `inputs` $inputs `\n` (`maps` $maps^ `\n`)?
     attr-dict-with-keyword $body
   }];
   let hasVerifier = 1;

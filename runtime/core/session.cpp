@@ -100,6 +100,23 @@ Status check_maps(const Plan& plan, const MapSet* maps) {
   return ok_status();
 }
 
+namespace {
+
+/// No sender can have read a context with ids that it does not have.
+Status check_sender_knows(const Plan& plan, std::span<const int32_t> context) {
+  if (plan.shared_vocab == 0) return ok_status();
+  for (size_t i = 0; i < context.size(); ++i) {
+    if (context[i] < plan.shared_vocab) continue;
+    return error(Code::kMismatch,
+                 "context token {} has id {}, which only the receiver '{}' knows: it shares the ids below {} "
+                 "with the sender '{}', whose entries cannot have it",
+                 i, context[i], plan.receiver.name, plan.shared_vocab, plan.sender.name);
+  }
+  return ok_status();
+}
+
+}  // namespace
+
 Session::Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits,
                  bool plain_cuts)
     : backend_(backend), model_(model), plan_(plan), limits_(limits), plain_cuts_(plain_cuts) {}
@@ -109,16 +126,16 @@ Session::~Session() = default;
 Result<std::unique_ptr<Session>> Session::create(Backend& backend, DeviceModel& model, const Plan& plan,
                                                  const SessionLimits& limits, const MapSet* maps,
                                                  bool plain_cuts) {
-  const Shape has = model.config().shape();
+  Shape has = model.config().shape();
+  has.family = plan.shape.family;  // the numbers decide
   if (!(has == plan.shape)) {
     return error(
         Code::kMismatch,
-        "the plan is for a {} of {} layers, d_model {}, {}/{} heads of {}, vocabulary {}; the receiver is a "
-        "{} "
-        "of {} layers, d_model {}, {}/{} heads of {}, vocabulary {}; compile a plan for this receiver",
-        plan.shape.family, plan.shape.layers, plan.shape.d_model, plan.shape.heads, plan.shape.kv_heads,
-        plan.shape.head_dim, plan.shape.vocab, has.family, has.layers, has.d_model, has.heads, has.kv_heads,
-        has.head_dim, has.vocab);
+        "the plan is for {} layers, d_model {}, {}/{} heads of {}, ff {}, vocabulary {}; the receiver has {} "
+        "layers, d_model {}, {}/{} heads of {}, ff {}, vocabulary {}; compile a plan for this receiver",
+        plan.shape.layers, plan.shape.d_model, plan.shape.heads, plan.shape.kv_heads, plan.shape.head_dim,
+        plan.shape.ff, plan.shape.vocab, has.layers, has.d_model, has.heads, has.kv_heads, has.head_dim,
+        has.ff, has.vocab);
   }
   if (limits.context < 0 || limits.suffix < 1 || limits.new_tokens < 1) {
     return error(Code::kInvalidArgument,
@@ -467,6 +484,8 @@ Result<Answer> Session::answer(const Request& request) {
                    "differ; compile a plan for it",
                    plan_.receiver.name, plan_.receiver.fingerprint, request.receiver->name,
                    request.receiver->fingerprint);
+    } else if (Status known = check_sender_knows(plan_, request.context); !known.ok()) {
+      miss = std::move(known);
     } else {
       const std::span<const int32_t> published = request.entry.empty() ? request.context : request.entry;
       EntryIdentity identity{plan_.sender.fingerprint, hash_tokens(published), request.salt,

@@ -187,9 +187,10 @@ Status compare(const EntryHeader& found, const std::string& salt_sha256, const E
   DS_TRY(expect_field("number of tokens", found.identity.tokens, identity.tokens));
   DS_TRY(expect_field("hash of the tenant salt", salt_sha256, sha256_hex(identity.salt)));
   DS_TRY(expect_field("element type", dtype_name(found.identity.dtype), dtype_name(identity.dtype)));
-  DS_TRY(expect_field("model family", found.shape.family, shape.family));
+  // Neither what a family is called nor how many tokens the sender knows is in any row.
   auto theirs = shape_fields(found.shape), ours = shape_fields(shape);
   for (size_t i = 0; i < ours.size(); ++i) {
+    if (ours[i].second == &shape.vocab) continue;
     DS_TRY(expect_field(ours[i].first, *theirs[i].second, *ours[i].second));
   }
   return ok_status();

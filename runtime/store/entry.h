@@ -73,8 +73,8 @@ struct EntryTensor {
 
 struct EntryHeader {
   EntryIdentity identity;
-  ModelIdentity sender;  // for people: which model
-  Shape shape;
+  ModelIdentity sender;              // for people: which model
+  Shape shape;                       // the sender's
   std::vector<EntryTensor> tensors;  // E first, then KV, each by layer and map
   int64_t row_bytes(TensorKind kind) const;
   const EntryTensor* find(TensorKind kind, int32_t layer,
@@ -101,7 +101,8 @@ class EntryReader {
  public:
   /// Looks the entry up, in one look-up and one read (two for a header that is long beside its tensors), and
   /// checks all of its header and its size. kNotFound; kCorrupt; kMismatch: it is for something other than
-  /// `identity` or `shape`, the message names the field; kUnsupported: written by a newer version; kIo.
+  /// `identity` or `shape` (whose family and vocabulary may be others), the message names the field;
+  /// kUnsupported: written by a newer version; kIo.
   static Result<EntryReader> open(Store& store, const EntryIdentity& identity, const Shape& shape);
 
   const EntryHeader& header() const { return header_; }

@@ -67,6 +67,7 @@ class Diff {
     model("sender", a_.sender, b_.sender);
     model("receiver", a_.receiver, b_.receiver);
     words("shape", shape_text(a_.shape), shape_text(b_.shape));
+    words("ids that both know", vocab_text(a_), vocab_text(b_));
     words("element type", a_.dtype, b_.dtype);
     auto maps = [](const MapsIdentity& m) {
       return m == MapsIdentity{} ? std::string() : m.name + " " + m.fingerprint.substr(0, 16);
@@ -104,6 +105,9 @@ class Diff {
   static std::string shape_text(const Shape& s) {
     return fmt::format("{}, {} layers, d_model {}, ff {}, {} query and {} kv heads of {}, vocabulary {}",
                        s.family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim, s.vocab);
+  }
+  static std::string vocab_text(const Plan& p) {
+    return p.shared_vocab == 0 ? "all" : fmt::format("those below {}", p.shared_vocab);
   }
   void model(const std::string& role, const ModelIdentity& a, const ModelIdentity& b) {
     if (a == b) return;

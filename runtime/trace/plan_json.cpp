@@ -128,6 +128,7 @@ Json plan_to_json(const Plan& p) {
         {"kv_heads", s.kv_heads},
         {"head_dim", s.head_dim},
         {"vocab", s.vocab}}},
+      {"shared_vocab", p.shared_vocab == 0 ? Json(nullptr) : Json(p.shared_vocab)},
       {"dtype", p.dtype},
       {"backend", p.backend.empty() ? Json(nullptr) : Json(p.backend)},
       {"cut_layers", cut_layers(p)},

@@ -108,6 +108,9 @@ class Text {
           fmt::format("{}, {} layers, d_model {}, ff {}, {} query and {} kv heads of {}, vocabulary {}",
                       s.family, s.layers, format_count(s.d_model), format_count(s.ff), s.heads, s.kv_heads,
                       s.head_dim, format_count(s.vocab)));
+    if (p_.shared_vocab > 0)
+      field("Both know", fmt::format("token ids below {}; a context with others is a miss",
+                                     format_count(p_.shared_vocab)));
     int64_t element = p_.dtype == "f32" ? 4 : 2;
     field(
         "Per token",

@@ -103,7 +103,8 @@ TEST_P(EngineOracle, AnswersAgreeWithTransformers) {
   EXPECT_GE(ways.size(), 20u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, EngineOracle, ::testing::Values("llama", "qwen2", "qwen3"));
+INSTANTIATE_TEST_SUITE_P(Models, EngineOracle,
+                         ::testing::Values("llama", "qwen2", "qwen3", "yarn", "biases", "grown"));
 
 struct Setting {
   TinyModel sender, receiver;

@@ -324,6 +324,17 @@ TEST_F(Misses, OtherTokens) {
   expect_miss(make_request(), Code::kNotFound, "");
 }
 
+TEST_F(Misses, IdsThatOnlyTheReceiverKnows) {
+  // As a plan says it for a fine-tune with tokens of its own.
+  plan_.shared_vocab = *std::max_element(context_.begin(), context_.end());
+  expect_miss(make_request(), Code::kMismatch, "which only the receiver");
+  plan_.shared_vocab += 1;
+  Request request = make_request();
+  Answer answer;
+  run_request(receiver_, plan_, request, &answer);
+  EXPECT_EQ(answer.cache, CacheStatus::kHit) << answer.miss.message();
+}
+
 TEST_F(Misses, OtherSalt) {
   Request request = make_request();
   request.salt = "another tenant";

@@ -116,6 +116,7 @@ TEST(Plans, UntimedFullPrefillIsValid) {
 TEST(Plans, SeveralVariantsNaNAndUtf8SurviveTheFile) {
   Plan plan = make_plan(small_shape(), {3, 6});
   plan.receiver.name = "réceveur";
+  plan.shared_vocab = 700;
   plan.variants[0].tokens_max = 2048;
   plan.variants[0].promise.quality_loss = std::nan("");
   plan.variants.push_back(make_variant(plan.shape, {0, -1}, "kv-preload", {.tokens = 4096}));
@@ -402,6 +403,8 @@ TEST(PlanRules, R3Shape) {
   expect_broken(3, "shape.layers is 5000", [](Plan& p) { p.shape.layers = 5000; });
   expect_broken(3, "shape.d_model is -1", [](Plan& p) { p.shape.d_model = -1; });
   expect_broken(3, "shape.vocab", [](Plan& p) { p.shape.vocab = int64_t{1} << 40; });
+  expect_broken(3, "shared_vocab is -1", [](Plan& p) { p.shared_vocab = -1; });
+  expect_broken(3, "shared_vocab is 754", [](Plan& p) { p.shared_vocab = p.shape.vocab; });
   expect_broken(3, "shape.heads is 4, shape.kv_heads 3", [](Plan& p) { p.shape.kv_heads = 3; });
   expect_broken(3, "a row of the KV cache", [](Plan& p) {
     p.shape.heads = p.shape.kv_heads = int64_t{1} << 20;

@@ -1018,14 +1018,12 @@ TEST_F(Entry, ForSomethingElseIsAMismatchThatNamesTheField) {
       {"number of tokens", [](auto& i, auto&) { i.tokens += 1; }, "171"},
       {"salt", [](auto& i, auto&) { i.salt = ""; }, sha256_hex("tenant")},
       {"element type", [](auto& i, auto&) { i.dtype = DType::kF32; }, "bf16"},
-      {"family", [](auto&, auto& s) { s.family = "qwen3"; }, "llama"},
       {"layers", [](auto&, auto& s) { s.layers = 6; }, "5"},
       {"d_model", [](auto&, auto& s) { s.d_model = 25; }, "24"},
       {"ff", [](auto&, auto& s) { s.ff = 65; }, "64"},
       {"heads", [](auto&, auto& s) { s.heads = 8; }, "4"},
       {"kv_heads", [](auto&, auto& s) { s.kv_heads = 1; }, "2"},
       {"head_dim", [](auto&, auto& s) { s.head_dim = 12; }, "6"},
-      {"vocab", [](auto&, auto& s) { s.vocab = 101; }, "100"},
   };
   for (auto& c : cases) {
     EntryIdentity identity = identity_;
@@ -1038,6 +1036,17 @@ TEST_F(Entry, ForSomethingElseIsAMismatchThatNamesTheField) {
     EXPECT_THAT(status.message(),
                 AllOf(HasSubstr(c.named), HasSubstr("'" + c.found + "'"), HasSubstr("expected")));
   }
+}
+
+TEST_F(Entry, NeitherTheFamilysNameNorTheVocabularyIsInItsRows) {
+  MemoryStore store;
+  store.objects[identity_.key()] = written();
+  Shape shape = shape_;
+  shape.family = "mistral";
+  shape.vocab += 8;
+  Result<EntryReader> entry = EntryReader::open(store, identity_, shape);
+  ASSERT_TRUE(entry.ok()) << entry.status().message();
+  EXPECT_EQ(entry->header().shape, shape_);  // the sender's
 }
 
 TEST_F(Entry, EveryPartOfTheIdentityIsInTheKey) {

@@ -653,6 +653,7 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
       {"plan: sender", [](Plan& p) { p.sender.weights += "w"; }},
       {"plan: receiver", [](Plan& p) { p.receiver.name += "n"; }},
       {"plan: shape", [](Plan& p) { p.shape.vocab += 1; }},
+      {"plan: ids that both know", [](Plan& p) { p.shared_vocab = 700; }},
       {"plan: element type", [](Plan& p) { p.dtype += "f32"; }},
       {"plan: maps", [](Plan& p) { p.maps.name += "m"; }},
       {"v0: cuts", [](Plan& p) { p.variants[0].map_form = MapForm::kFull; }},
