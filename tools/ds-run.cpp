@@ -492,6 +492,8 @@ int main(int argc, char** argv) {
       "  ds-run --receiver agent/ --context report.txt --prompt 'Who signed it?'\n"
       "  ds-run --receiver agent/ --weight-cache /var/cache/ds-weights --verify-weights --prompt 'Hello'\n"
       "  ds-run --receiver agent-lora/ --base Llama-3.2-1B/ --context report.txt --prompt 'Who signed it?'\n"
+      "  ds-run --receiver Mistral-7B-v0.1/ --max-model-len 4096 --context report.txt --prompt 'Who signed "
+      "it?'\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --link-rate 20MB/s \\\n"
       "         --context report.txt --prompt 'Who signed it?' --record run.jsonl --json\n"
       "  ds-run --receiver agent/ --plan aligned.dsplan --maps maps.safetensors --store file:/var/cache/ds "

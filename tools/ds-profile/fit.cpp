@@ -45,6 +45,7 @@ Status run_fit(const FitToolOptions& o) {
   int64_t none = 0;
   DS_ASSIGN(auto contexts,
             fit_contexts(data.sets, prompts, *pair.receiver.tokenizer, config, o.truncate, {}, none));
+  for (const auto& c : contexts) DS_TRY(check_sender_knows(pair, c, "a context to fit maps on"));
   if (o.contexts > 0 && o.contexts < static_cast<int64_t>(contexts.size()))
     contexts.resize(static_cast<size_t>(o.contexts));
   int64_t tokens = 0;

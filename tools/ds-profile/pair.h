@@ -56,6 +56,20 @@ inline Result<LoadedPair> load_pair(const PairOptions& o) {
   return pair;
 }
 
+/// kMismatch: the context has a token that the sender does not know, so that it has no caches of it.
+inline Status check_sender_knows(const LoadedPair& pair, std::span<const int32_t> context,
+                                 const std::string& where) {
+  const int64_t vocab = pair.sender.model->config().vocab;
+  for (size_t i = 0; i < context.size(); ++i) {
+    if (context[i] < vocab) continue;
+    return error(Code::kMismatch,
+                 "{}: context token {} has id {}, which only the receiver '{}' knows: the sender '{}' has {} "
+                 "ids. Nothing of such a context can be reused; leave it out",
+                 where, i, context[i], pair.receiver.identity.name, pair.sender.identity.name, vocab);
+  }
+  return ok_status();
+}
+
 /// `max_new_tokens`: a number or a file, see PromptTemplates::set_max_new_tokens(); empty: the templates'
 /// own.
 inline Result<PromptTemplates> read_prompts(const std::string& path, const std::string& max_new_tokens = "") {

@@ -271,6 +271,9 @@ Status run_profile(RunOptions o) {
       fmt::print(stderr, "{} contexts of --fit-data are scored as well; maps are not fitted on them\n",
                  left_out);
   }
+  for (const ProfileContext& c : work.contexts)
+    DS_TRY(check_sender_knows(pair, c.tokens, c.origins.front().item->where));
+  for (const auto& c : work.fit) DS_TRY(check_sender_knows(pair, c, "a context to fit maps on"));
   work.limits.batch_rows = o.batch_rows;
   work.words = std::move(words);
   say_cost(o, work, config, receiver.model->dtype());
