@@ -138,22 +138,20 @@ Result<std::string> read_text_file(const std::string& path, int64_t limit) {
                  path, bytes, more, limit);
   };
   if (status.ok() && S_ISREG(info.st_mode) && info.st_size > limit) status = too_large(info.st_size, "");
-  std::string content;
   // Until its end, wherever that is by then: a pipe and a file that grows or shrinks have no size.
-  for (size_t used = 0; status.ok();) {
-    const auto room = static_cast<size_t>(std::max<int64_t>(info.st_size + 1, 64 << 10));
-    content.resize(used + std::max(room, used));
+  std::string content;
+  if (status.ok()) content.resize(static_cast<size_t>(std::max<int64_t>(info.st_size + 1, 64 << 10)));
+  size_t used = 0;
+  while (status.ok()) {
+    if (used == content.size()) content.resize(2 * used);
     ssize_t got = ::read(fd, content.data() + used, content.size() - used);
-    if (got < 0 && errno == EINTR) {
-      content.resize(used);
-      continue;
-    }
+    if (got < 0 && errno == EINTR) continue;
     if (got < 0) status = io_error("read", path);
-    used += static_cast<size_t>(std::max<ssize_t>(got, 0));
-    content.resize(used);
     if (got <= 0) break;
+    used += static_cast<size_t>(got);
     if (static_cast<int64_t>(used) > limit) status = too_large(static_cast<int64_t>(used), " and more");
   }
+  content.resize(used);
   close(fd);
   if (!status.ok()) return status;
   return content;

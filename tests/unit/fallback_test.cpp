@@ -10,17 +10,17 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-struct Run {
+struct Tried {
   std::vector<std::string> backends;  // that the body was run with
   Status status;
 };
 
 /// A body that fails with `code` on every backend but the CPU's, after it has shown something or not.
-Run run(const std::string& backend, const std::string& fallback, Code code, bool shows) {
+Tried attempt(const std::string& backend, const std::string& fallback, Code code, bool shows) {
   BackendFlags flags;
   flags.name = backend;
   flags.fallback = fallback;
-  Run result;
+  Tried result;
   result.status = with_fallback(flags, [&](const BackendFlags& on, bool& shown) -> Status {
     result.backends.push_back(on.name);
     shown = shows;
@@ -32,7 +32,7 @@ Run run(const std::string& backend, const std::string& fallback, Code code, bool
 TEST(Fallback, ADeviceThatIsLostOrTooSmallBeforeAnythingWasShown) {
   for (Code code : {Code::kUnavailable, Code::kDeviceMemory})
     for (const char* backend : {"cuda", "auto"}) {
-      Run done = run(backend, "cpu", code, false);
+      Tried done = attempt(backend, "cpu", code, false);
       EXPECT_THAT(done.backends, ElementsAre(backend, "cpu"));
       EXPECT_TRUE(done.status.ok()) << done.status.message();
     }
@@ -40,7 +40,7 @@ TEST(Fallback, ADeviceThatIsLostOrTooSmallBeforeAnythingWasShown) {
 
 TEST(Fallback, NothingIsShownTwice) {
   for (Code code : {Code::kUnavailable, Code::kDeviceMemory}) {
-    Run done = run("cuda", "cpu", code, true);
+    Tried done = attempt("cuda", "cpu", code, true);
     EXPECT_THAT(done.backends, ElementsAre("cuda"));
     EXPECT_EQ(done.status.code(), code);
     EXPECT_THAT(done.status.message(), AllOf(HasSubstr("it failed"), HasSubstr("has been shown")));
@@ -50,16 +50,16 @@ TEST(Fallback, NothingIsShownTwice) {
 TEST(Fallback, OtherFailuresAreNotTheDevices) {
   for (Code code : {Code::kExhausted, Code::kIo, Code::kInternal, Code::kCorrupt, Code::kInvalidArgument})
     for (bool shows : {false, true}) {
-      Run done = run("auto", "cpu", code, shows);
+      Tried done = attempt("auto", "cpu", code, shows);
       EXPECT_THAT(done.backends, ElementsAre("auto"));
       EXPECT_EQ(done.status.message(), "it failed");
     }
 }
 
 TEST(Fallback, OnlyWhereItIsAskedForAndFromAnotherBackend) {
-  EXPECT_THAT(run("cuda", "none", Code::kDeviceMemory, false).backends, ElementsAre("cuda"));
-  EXPECT_EQ(run("cuda", "none", Code::kDeviceMemory, true).status.message(), "it failed");
-  EXPECT_THAT(run("cpu", "cpu", Code::kDeviceMemory, false).backends, ElementsAre("cpu"));
+  EXPECT_THAT(attempt("cuda", "none", Code::kDeviceMemory, false).backends, ElementsAre("cuda"));
+  EXPECT_EQ(attempt("cuda", "none", Code::kDeviceMemory, true).status.message(), "it failed");
+  EXPECT_THAT(attempt("cpu", "cpu", Code::kDeviceMemory, false).backends, ElementsAre("cpu"));
 }
 
 TEST(Fallback, MemoryThatTheCpuLacksIsNoReasonToTryItAgain) {
