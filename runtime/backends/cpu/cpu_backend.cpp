@@ -1,6 +1,10 @@
 // The CPU backend: instruction set and threads are found once; the rest is in model.cpp, stream.cpp,
 // matmul.cpp, attention.cpp and the kernels.
+#include <mutex>
+#include <string>
+
 #include "runtime/backends/backends.h"
+#include "runtime/backends/cpu/matmul_internal.h"
 #include "runtime/backends/cpu/measure_internal.h"
 #include "runtime/backends/cpu/memory_internal.h"
 #include "runtime/backends/cpu/model_internal.h"
@@ -20,14 +24,26 @@ class CpuMemory final : public DeviceMemory {
   HostBuffer buffer_;
 };
 
+/// How this machine does products of models in bf16, as a model's own products find it when they are loaded.
+std::string describe_products(Isa isa, int threads) {
+  ThreadScope scope(threads);
+  const Math math = choose_math(isa, DType::kBF16);
+  const DType active = active_dtype(math);
+  auto product =
+      Product::make(math, select_kernels(isa, DType::kBF16, active), DType::kBF16, 256, 256, 2, DType::kF32);
+  if (!product.ok() || !(*product)->settle().ok()) return "not known";
+  return (*product)->way();
+}
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(Isa isa, int threads) : isa_(isa), threads_(threads) {}
 
   std::string_view name() const override { return "cpu"; }
   std::string description() const override {
-    return fmt::format("cpu: {}, {} thread{}, oneDNN {}", isa_name(isa_), threads_, threads_ == 1 ? "" : "s",
-                       dnnl_version());
+    std::call_once(described_, [this] { products_ = describe_products(isa_, threads_); });
+    return fmt::format("cpu: {}, {} thread{}, oneDNN {}, products: {}", isa_name(isa_), threads_,
+                       threads_ == 1 ? "" : "s", dnnl_version(), products_);
   }
   Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint,
                                             const LoadOptions& options) override {
@@ -69,6 +85,8 @@ class CpuBackend final : public Backend {
  private:
   Isa isa_;
   int threads_;
+  mutable std::once_flag described_;
+  mutable std::string products_;
 };
 
 }  // namespace

@@ -36,14 +36,15 @@ Result<double> measure_flops(Isa isa, DType dtype, int threads) {
   DS_ASSIGN(HostBuffer w, HostBuffer::make(kIn * kOut * dtype_size(dtype), "matrix product"));
   DS_ASSIGN(HostBuffer x, HostBuffer::make(kRows * kIn * dtype_size(active), "matrix product"));
   DS_ASSIGN(HostBuffer y, HostBuffer::make(kRows * kOut * dtype_size(active), "matrix product"));
-  DS_ASSIGN(HostBuffer scratch, HostBuffer::make(product->scratch_bytes(), "matrix product"));
   fill(w, kIn * kOut, dtype);
   fill(x, kRows * kIn, active);
   PackedWeights::Part part{w.data(), dtype, kOut};
   DS_ASSIGN(HostBuffer block, HostBuffer::make(product->packed_bytes(), "matrix product"));
   HostBuffer joined;
   DS_TRY(PackedWeights::pack(*product, {&part, 1}, joined, block.data()));
-  DS_ASSIGN(PackedWeights packed, PackedWeights::view(*product, block.data()));
+  const PackedWeights packed = PackedWeights::view(block.data());
+  DS_TRY(product->settle(packed));
+  DS_ASSIGN(HostBuffer scratch, HostBuffer::make(product->scratch_bytes(), "matrix product"));
   ProductRunner runner(product);
   double best = 0;
   auto begin = Clock::now();

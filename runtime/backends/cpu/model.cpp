@@ -32,7 +32,7 @@ class Loader {
     std::string name;
     int64_t out;
   };
-  Status matrix(PackedWeights& to, const Product& product, std::initializer_list<Matrix> matrices) {
+  Status matrix(PackedWeights& to, Product& product, std::initializer_list<Matrix> matrices) {
     std::string name;
     if (std::all_of(matrices.begin(), matrices.end(), [&](const Matrix& m) { return left_out(m.name); })) {
       left_out_bytes_ += product.packed_bytes();
@@ -98,8 +98,13 @@ class Loader {
                        }});
     DS_ASSIGN(Weights weights, Weights::load(arrays_, kind, options));
     for (const auto& [to, array] : rows_) *to = weights.data() + arrays_[array].offset;
+    std::vector<const Product*> settled;
     for (const auto& [to, product, array] : matrices_) {
-      DS_ASSIGN(*to, PackedWeights::view(*product, weights.data() + arrays_[array].offset));
+      *to = PackedWeights::view(weights.data() + arrays_[array].offset);
+      // By the first layer's weights; those of the others are added up alike.
+      if (std::find(settled.begin(), settled.end(), product) != settled.end()) continue;
+      DS_TRY(product->settle(*to));
+      settled.push_back(product);
     }
     const auto* from = reinterpret_cast<const float*>(weights.data() + arrays_.back().offset);
     for (const Vector& v : vectors_) v.to->clear();
@@ -115,7 +120,7 @@ class Loader {
  private:
   struct PackedMatrix {
     PackedWeights* to;
-    const Product* product;
+    Product* product;
     size_t array;
   };
   struct Vector {
@@ -220,13 +225,6 @@ Result<std::unique_ptr<DeviceModel>> CpuModel::load(const Checkpoint& checkpoint
                       fmt::format("weights of '{}' in {}", checkpoint.name(), dtype_name(m.dtype_))));
   DS_TRY(m.load_weights(checkpoint, options)
              .with_context(fmt::format("loading '{}' on the cpu backend", checkpoint.name())));
-  const Layer& layer = m.layers_.front();
-  DS_TRY(m.q_->try_thin(layer.q));
-  DS_TRY(m.kv_->try_thin(layer.kv));
-  DS_TRY(m.o_->try_thin(layer.o));
-  DS_TRY(m.gate_up_->try_thin(layer.gate_up));
-  DS_TRY(m.down_->try_thin(layer.down));
-  DS_TRY(m.head_->try_thin(m.head_weights_));
   return std::unique_ptr<DeviceModel>(std::move(model));
 }
 
@@ -388,8 +386,11 @@ Result<int64_t> CpuModel::map_products(int64_t rank) {
   for (size_t i = 0; i < map_products_.size(); ++i)
     if (map_products_[i].rank == rank) return static_cast<int64_t>(i);
   const int64_t d = config_.d_model;
-  auto make = [&](int64_t in, int64_t out, DType out_dtype) {
-    return Product::make(math_, kernels_, dtype_, in, out, kBlockRows, out_dtype);
+  auto make = [&](int64_t in, int64_t out, DType out_dtype) -> Result<std::shared_ptr<Product>> {
+    DS_ASSIGN(auto product, Product::make(math_, kernels_, dtype_, in, out, kBlockRows, out_dtype));
+    // Not by a map's weights: those of a map that changes nothing are zeros, which tell nothing.
+    DS_TRY(product->settle());
+    return product;
   };
   MapProducts products;
   products.rank = rank;
@@ -431,7 +432,7 @@ Result<std::unique_ptr<DeviceMap>> CpuModel::load_map(const AlignmentMap& map) {
                                    product->out()};
     std::byte* data = std::exchange(at, at + packed_bytes(product));
     DS_TRY(PackedWeights::pack(*product, {&part, 1}, joined, data).with_context("packing " + what));
-    DS_ASSIGN(to, PackedWeights::view(*product, data));
+    to = PackedWeights::view(data);
     return ok_status();
   };
   if (full) DS_TRY(pack(products.first, map.weight, m.first_));
