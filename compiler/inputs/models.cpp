@@ -1,5 +1,7 @@
 #include "compiler/inputs/models.h"
 
+#include <algorithm>
+
 #include "runtime/model/tokenizer.h"
 
 namespace ds {
@@ -12,6 +14,8 @@ Result<ModelPair> read_pair(const std::string& sender, const std::string& receiv
   DS_ASSIGN(const Checkpoint ours, Checkpoint::open(receiver, options));
   pair.config = ours.config();
   DS_TRY(check_same_architecture(theirs.config(), pair.config, sender, receiver));
+  // Nothing is reused beyond what the sender can read.
+  pair.config.max_positions = std::min(pair.config.max_positions, theirs.config().max_positions);
   // Fine-tunes with tokens of their own; and vocabularies padded to other sizes.
   if (theirs.config().vocab < pair.config.vocab) pair.shared_vocab = theirs.config().vocab;
   const std::string tokenizer = "tokenizer.json";

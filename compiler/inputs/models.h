@@ -12,7 +12,8 @@
 namespace ds {
 
 struct ModelPair {
-  ModelConfig config;  // the receiver's; the sender's shapes the same numbers
+  ModelConfig
+      config;  // the receiver's, with the positions that both have; the sender's shapes the same numbers
   ModelIdentity sender, receiver;
   int64_t shared_vocab = 0;  // Plan::shared_vocab
 };

@@ -224,6 +224,9 @@ Result<EntryHeader> parse_header(std::string_view text, uint32_t version, int64_
     DS_ASSIGN(*value, shape_json.integer(name, INT64_MIN, INT64_MAX));
   }
   DS_TRY(check_shape(h.shape, "header: shape"));
+  if (h.shape.family.empty() || h.shape.vocab < 1 || h.shape.vocab > INT32_MAX)
+    return error(Code::kCorrupt, "header: shape: family is '{:.40}', vocab {}; expected a name, and 1 to {}",
+                 escaped(h.shape.family), h.shape.vocab, INT32_MAX);
   DS_TRY(compare(h, salt_sha256, identity, shape));
   h.identity.sender = identity.sender;  // both were compared; the salt itself is not in the header
   h.identity.salt = identity.salt;

@@ -1199,6 +1199,11 @@ TEST_F(Entry, EveryValueOfTheHeaderIsChecked) {
                     path == "/sender/tokenizer";
         for (auto& replacement : nasty) {
           if (replacement == value || (told && replacement.is_string())) continue;
+          // The sender's, whatever they are: no row depends on them.
+          if (path == "/shape/family" && replacement.is_string() && replacement != "") continue;
+          if (path == "/shape/vocab" && replacement.is_number_integer() && replacement > 0 &&
+              replacement <= INT32_MAX)
+            continue;
           nlohmann::json changed = json;
           changed[at] = replacement;
           Status status = read_all(with_header(good, changed.dump()));
