@@ -388,6 +388,164 @@ TEST_F(CudaBackend, TooMuchMemoryIsRefusedWithBothNumbers) {
   EXPECT_EQ(workspace.status().code(), Code::kDeviceMemory) << workspace.status().message();
 }
 
+// ---- while a stream waits for the host
+
+/// Records an event from a thread of its own, when it is told to.
+struct Recorder {
+  explicit Recorder(Backend& backend)
+      : link(take(backend.make_stream(StreamKind::kLink, 4))), event(take(backend.make_event())) {}
+  void record() {
+    recorded = true;
+    link->record(*event);
+    EXPECT_TRUE(link->synchronize().ok());
+  }
+  /// So that a test that hangs fails instead.
+  void record_late(std::thread& watchdog) {
+    watchdog = std::thread([this] {
+      for (int i = 0; i < 100 && !recorded; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      if (!recorded.exchange(true)) link->record(*event), late = true;
+    });
+  }
+  std::unique_ptr<CommandStream> link;
+  std::unique_ptr<Event> event;
+  std::atomic<bool> recorded{false}, late{false};
+};
+
+#ifdef DS_SIMULATED_CUDA
+
+TEST_F(CudaBackend, RequestsCallNothingThatMayWaitForTheDevice) {
+  for (DType dtype : {DType::kBF16, DType::kF32}) {
+    { Rig(kept(), dtype); }  // searches
+    simulated::reset("memory=1GiB");
+    Rig rig(kept(), dtype);
+    const int64_t element = dtype_size(dtype), row = small().d_model * element;
+    Recorder recorder(*rig.backend);
+    const std::vector<int32_t> ids(550, 3);
+    std::vector<float> logits(static_cast<size_t>(small().vocab) * 40);
+    auto positions = take(rig.backend->allocate(600 * 4));
+    std::vector<int64_t> rows(40);
+    int32_t next = 0;
+    CommandStream& on = *rig.stream;
+    // All that a request may ask for, behind an event that is recorded when all of it has been enqueued.
+    on.wait(*recorder.event);
+    for (int64_t count : {300, 17, 1}) {
+      rig.model->embed(on, ids.data(), count, rig.hidden->data());
+      for (int64_t queries : {count, int64_t{1}, int64_t{0}})
+        rig.model->layer(on, *rig.workspace, {0, rig.hidden->data(), rig.cache_data[0], 0, count, queries});
+    }
+    const SequenceRows sequences[] = {
+        {rig.cache_data[1], 0, 90, 90},
+        {rig.cache_data[2], 70, 40, 1, rig.cache_data[0], 64},
+        {rig.cache_data[2] + 64 * small().kv_row() * element, 64, 3, 3, rig.cache_data[0], 64}};
+    rig.model->layer_batch(on, *rig.workspace, 1, rig.hidden->data(), sequences);
+    auto* chosen = reinterpret_cast<int32_t*>(positions->data());
+    for (int64_t count : {int64_t{1}, int64_t{60}}) {
+      rig.model->select(on, *rig.workspace, {1, rig.hidden->data(), rig.cache_data[1], 100, count, chosen});
+      for (bool queries : {true, false})
+        rig.model->layer_selected(on, *rig.workspace,
+                                  {1, rig.hidden->data(), rig.cache_data[1], chosen, count, queries});
+    }
+    rig.model->logits_batch(on, *rig.workspace, rig.hidden->data(), rows, logits.data());
+    for (int64_t position : {550, 551, 552, 200, 20})
+      rig.model->step(on, *rig.workspace,
+                      {3, position, rig.hidden->data(), rig.cache_data, logits.data(), {}, &next});
+    rig.model->head(on, *rig.workspace, {rig.hidden->data() + row, logits.data(), {}, &next});
+    EXPECT_EQ(simulated::calls_while_waiting(), std::vector<std::string>());
+    recorder.record();
+    ASSERT_OK(on.synchronize());
+  }
+}
+
+TEST_F(CudaBackend, ArgumentsArePinnedOnlyWhileNobodyWaits) {
+  auto backend = take(make_backend(kept()));
+  ModelConfig narrow = small();
+  narrow.d_model = 8;
+  auto model = take(backend->load_random(narrow, {}, 5));
+  auto stream = take(backend->make_stream(StreamKind::kCompute, 16));  // before any workspace
+  auto workspace = take(model->make_workspace(64));                    // kernels are loaded with it
+  constexpr int64_t kIds = 300'000;
+  const std::vector<int32_t> ids(kIds, 3);
+  auto hidden = take(backend->allocate(kIds * narrow.d_model * 2));
+  {
+    Recorder recorder(*backend);
+    stream->wait(*recorder.event);
+    for (int i = 0; i < 4; ++i) model->embed(*stream, ids.data(), kIds, hidden->data());
+    EXPECT_EQ(simulated::calls_while_waiting(), std::vector<std::string>());
+    recorder.record();
+    const Status refused = stream->synchronize();
+    EXPECT_EQ(refused.code(), Code::kExhausted);
+    EXPECT_NE(refused.message().find("nobody has recorded"), std::string::npos) << refused.message();
+  }
+  // Nobody waits: as much as is asked for.
+  for (int i = 0; i < 4; ++i) model->embed(*stream, ids.data(), kIds, hidden->data());
+  ASSERT_OK(stream->synchronize());
+}
+
+TEST_F(CudaBackend, WhoGivesBackWaitsForNobody) {
+  Rig rig(kept());
+  rig.prefill(40, 1);
+  for (int i = 0; i < 3; ++i) rig.step(5, 40 + i);
+  const std::vector<int32_t> ids(40, 3);
+  auto other = take(rig.backend->make_stream(StreamKind::kCompute, 64));
+  auto memory = take(rig.backend->allocate(4096)),
+       host = take(rig.backend->allocate(4096, MemoryKind::kHost));
+  auto result = take(rig.backend->allocate(4096, MemoryKind::kHost));
+  std::memset(host->data(), 7, 4096);
+  const simulated::Live before = simulated::live();
+  const int64_t calls[] = {simulated::calls("cudaDeviceSynchronize"), simulated::calls("cudaFree"),
+                           simulated::calls("cudaFreeHost")};
+
+  // A request that waits for the host, and then uses what is given back before that.
+  Recorder recorder(*rig.backend);
+  std::thread watchdog;
+  recorder.record_late(watchdog);
+  other->wait(*recorder.event);
+  other->copy(memory->data(), host->data(), 4096);
+  other->copy(result->data(), memory->data(), 4096);
+  // What another request used, whose stream still works.
+  rig.model->embed(*rig.stream, ids.data(), 40, rig.hidden->data());
+  rig.model->layer(*rig.stream, *rig.workspace, {0, rig.hidden->data(), rig.cache_data[0], 0, 40, 40});
+  rig.workspace.reset();
+  rig.stream.reset();
+  rig.hidden.reset();
+  rig.caches.clear();
+  memory.reset();
+  host.reset();
+  auto workspace = take(rig.model->make_workspace(64));  // the next request begins
+  EXPECT_FALSE(recorder.late) << "giving back waited for the stream of another request";
+  recorder.record();
+  watchdog.join();
+  ASSERT_OK(other->synchronize());
+  EXPECT_EQ(result->data()[0], std::byte{7});
+  EXPECT_EQ(result->data()[4095], std::byte{7});
+  EXPECT_EQ(simulated::calls("cudaDeviceSynchronize"), calls[0]);
+  EXPECT_EQ(simulated::calls("cudaFree"), calls[1]);
+  EXPECT_EQ(simulated::calls("cudaFreeHost"), calls[2]);
+  workspace.reset();
+  for (int i = 0; i < 100 && simulated::live().device_bytes >= before.device_bytes; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_LT(simulated::live().device_bytes, before.device_bytes);
+}
+
+TEST_F(CudaBackend, PinnedMemoryIsPinnedOnce) {
+  auto backend = take(make_backend({}));
+  auto first = take(backend->allocate(int64_t{1} << 20, MemoryKind::kHost));
+  std::memset(first->data(), 1, 1 << 20);
+  first.reset();
+  const int64_t calls = simulated::calls("cudaHostAlloc");
+  for (int i = 0; i < 50 && simulated::calls("cudaHostAlloc") == calls; ++i) {
+    auto again = take(backend->allocate(1'000'000, MemoryKind::kHost));
+    EXPECT_EQ(again->size(), 1'000'000);
+    EXPECT_TRUE(
+        std::all_of(again->data(), again->data() + 1'000'000, [](std::byte b) { return b == std::byte{}; }));
+    std::memset(again->data(), 1, 1'000'000);
+  }
+  // Each block went back before the next was asked for, but its way back is a stream's.
+  EXPECT_LE(simulated::calls("cudaHostAlloc"), calls + 1);
+}
+
+#endif
+
 // ---- algorithms of products
 
 TEST_F(CudaBackend, BucketsOfRowsCoverEveryNumber) {

@@ -422,6 +422,47 @@ TEST_F(Simulator, StreamsWaitForValuesInHostMemory) {
   EXPECT_EQ(wait(stream_, reinterpret_cast<CUdeviceptr>(&unknown), 0, 0), CUDA_ERROR_INVALID_VALUE);
 }
 
+DS_KERNEL do_nothing() {}
+
+TEST_F(Simulator, WhatMayWaitWhileAStreamWaitsIsNoted) {
+  void *memory = nullptr, *more = nullptr;
+  ASSERT_EQ(cudaHostAlloc(&memory, 4, cudaHostAllocMapped), cudaSuccess);
+  auto* flag = static_cast<uint32_t*>(memory);
+  *flag = 0;
+  StreamValue wait = entry("cuStreamWaitValue32");
+  ASSERT_EQ(wait(stream_, reinterpret_cast<CUdeviceptr>(flag), 1, CU_STREAM_WAIT_VALUE_GEQ), CUDA_SUCCESS);
+  EXPECT_EQ(simulated::calls_while_waiting(), std::vector<std::string>());
+  ASSERT_EQ(launch(do_nothing, 1, 1, 0, stream_), cudaSuccess);
+  ASSERT_EQ(launch(do_nothing, 1, 1, 0, stream_), cudaSuccess);
+  ASSERT_EQ(cudaMallocHost(&more, 4), cudaSuccess);
+  EXPECT_EQ(simulated::calls_while_waiting(),
+            (std::vector<std::string>{"load of do_nothing, 1, 1, 0, stream_", "cudaMallocHost"}));
+  std::atomic_ref(*flag).store(1);
+  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+  ASSERT_EQ(cudaFreeHost(more), cudaSuccess);
+  ASSERT_EQ(cudaFreeHost(memory), cudaSuccess);
+  EXPECT_EQ(simulated::calls_while_waiting().size(), 2u);
+}
+
+TEST_F(Simulator, MemoryIsFreedInAStreamsOrder) {
+  void *data = nullptr, *memory = nullptr;
+  ASSERT_EQ(cudaHostAlloc(&memory, 8, cudaHostAllocMapped), cudaSuccess);
+  auto* flag = static_cast<uint32_t*>(memory);
+  *flag = 0;
+  ASSERT_EQ(cudaMallocAsync(&data, 1024, stream_), cudaSuccess);
+  ASSERT_EQ(entry("cuStreamWaitValue32")(stream_, reinterpret_cast<CUdeviceptr>(flag), 1, 0), CUDA_SUCCESS);
+  ASSERT_EQ(cudaMemsetAsync(data, 3, 1024, stream_), cudaSuccess);
+  ASSERT_EQ(cudaMemcpyAsync(flag + 1, data, 4, cudaMemcpyDeviceToHost, stream_), cudaSuccess);
+  ASSERT_EQ(cudaFreeAsync(data, stream_), cudaSuccess);
+  EXPECT_TRUE(simulated::in_device_memory(data, 1024));
+  std::atomic_ref(*flag).store(1);
+  ASSERT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+  EXPECT_EQ(flag[1], 0x03030303u);
+  EXPECT_FALSE(simulated::in_device_memory(data, 1));
+  EXPECT_EQ(cudaFreeAsync(data, stream_), cudaErrorInvalidValue);
+  ASSERT_EQ(cudaFreeHost(memory), cudaSuccess);
+}
+
 // ---- graphs
 
 DS_KERNEL add_one(int* value) { *value += 1; }

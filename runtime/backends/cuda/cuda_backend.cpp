@@ -26,6 +26,7 @@ Result<double> median_seconds(F work) {
     cudaStream_t stream = nullptr;
     cudaEvent_t begin = nullptr, end = nullptr;
     ~Timed() {
+      if (stream != nullptr) (void)cudaStreamSynchronize(stream);  // memory that it uses goes next
       if (begin != nullptr) (void)cudaEventDestroy(begin);
       if (end != nullptr) (void)cudaEventDestroy(end);
       if (stream != nullptr) (void)cudaStreamDestroy(stream);

@@ -284,11 +284,13 @@ Status Device::start() {
   info_.cublas_lt = static_cast<int64_t>(cublasLtGetVersion());
   DS_TRY(check(cublasLtCreate(&lt_), "cublasLtCreate"));
   DS_TRY(clock_.start());
+  DS_TRY(releases_.start(info_.index));
   algorithms_ = std::make_unique<Algorithms>(info_, options_.cache);
   return ok_status();
 }
 
 Device::~Device() {
+  if (lt_ != nullptr) use();  // it was found
   if (lt_ != nullptr) (void)cublasLtDestroy(lt_);
 }
 
@@ -306,9 +308,19 @@ Result<Device::Memory> Device::memory() const {
   return Memory{static_cast<int64_t>(free), static_cast<int64_t>(total)};
 }
 
-Status Device::check_memory(int64_t bytes, std::string_view what) const {
+Status Device::check_memory(int64_t bytes, std::string_view what) {
   DS_ASSIGN(Memory now, memory());
+  if (bytes <= now.free) return ok_status();
+  // What was given back may not be free yet.
+  if (awaited() == 0) releases_.settle();
+  DS_ASSIGN(now, memory());
   return bytes <= now.free ? ok_status() : exhausted(bytes, what);
+}
+
+void Device::need_staging(int64_t bytes) {
+  int64_t most = staging_bytes_.load();
+  while (most < bytes && !staging_bytes_.compare_exchange_weak(most, bytes)) {
+  }
 }
 
 Status Device::exhausted(int64_t bytes, std::string_view what) const {

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "runtime/backends/backends.h"
+#include "runtime/backends/cuda/releases_internal.h"
 #include "support/status.h"
 
 namespace ds::cuda {
@@ -136,16 +137,27 @@ class Device {
   };
   Result<Memory> memory() const;
   /// kDeviceMemory where `bytes` more are not to be had.
-  Status check_memory(int64_t bytes, std::string_view what) const;
+  Status check_memory(int64_t bytes, std::string_view what);
   Status exhausted(int64_t bytes, std::string_view what) const;
 
   /// What `stream` does next waits until the flag holds its value, or writes that into it.
   Status wait_flag(cudaStream_t stream, const Flag& flag) const;
   Status write_flag(cudaStream_t stream, const Flag& flag) const;
 
+  /// Streams wait for so many events that nobody has recorded yet. Until that is none, a call that waits for
+  /// the device may wait for ever: the same thread may be the one that records.
+  int awaited() const { return awaited_.load(); }
+  void count_awaited(int more) { awaited_ += more; }
+
+  /// Pinned memory for arguments that streams made from now on begin with, besides what all of them do: what
+  /// a workspace says that a request needs.
+  int64_t staging_bytes() const { return staging_bytes_.load(); }
+  void need_staging(int64_t bytes);
+
   FlagPool& flags() { return flags_; }
   DeviceClock& clock() { return clock_; }
   PinnedRanges& pinned() { return pinned_; }
+  Releases& releases() { return releases_; }
   Algorithms& algorithms() { return *algorithms_; }
 
  private:
@@ -160,6 +172,9 @@ class Device {
   DeviceClock clock_;
   PinnedRanges pinned_;
   std::unique_ptr<Algorithms> algorithms_;
+  std::atomic<int> awaited_{0};
+  std::atomic<int64_t> staging_bytes_{0};
+  Releases releases_;  // last: what it still holds goes first
 };
 
 }  // namespace ds::cuda

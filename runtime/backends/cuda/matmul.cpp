@@ -239,6 +239,8 @@ Status Product::search(cudaStream_t stream, std::span<const std::byte* const> we
     const std::string text = shape_.text(rows_);
     DS_ASSIGN(std::vector<cublasLtMatmulAlgo_t> found, candidates(kCandidates));
     buckets_[i].first = found.front();
+    // What a request may need is loaded now, as loading it may wait for the device.
+    if (Status status = load(trial, found.front()); status.code() == Code::kUnavailable) return status;
     std::optional<Algorithm> choice = known.find(text);
     if (!choice || !accepts(choice->algo) || !load(trial, choice->algo).ok()) {
       DS_ASSIGN(choice, fastest(trial, found));

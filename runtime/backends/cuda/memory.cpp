@@ -24,8 +24,7 @@ DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&& other) noexcept {
 DeviceBuffer::~DeviceBuffer() {
   if (data_ == nullptr) return;
   device_->use();
-  (void)cudaDeviceSynchronize();  // whoever still uses it, on whatever stream
-  (void)cudaFree(data_);
+  device_->releases().free(data_);
 }
 
 Result<DeviceBuffer> DeviceBuffer::make(std::shared_ptr<Device> device, int64_t bytes,
@@ -36,18 +35,15 @@ Result<DeviceBuffer> DeviceBuffer::make(std::shared_ptr<Device> device, int64_t 
   DS_TRY(device->check_memory(bytes + kSlack, what));
   const auto size = static_cast<size_t>(bytes + kSlack);
   void* data = nullptr;
-  if (cudaError_t raised = cudaMalloc(&data, size); raised != cudaSuccess) {
+  if (cudaError_t raised = device->releases().allocate(&data, size); raised != cudaSuccess) {
     if (raised != cudaErrorMemoryAllocation)
-      return failure(raised, fmt::format("cudaMalloc of {} for {}", format_bytes(bytes), what));
+      return failure(raised, fmt::format("allocation of {} for {}", format_bytes(bytes), what));
     (void)cudaGetLastError();
     return device->exhausted(bytes + kSlack, what);
   }
   buffer.device_ = std::move(device);
   buffer.data_ = static_cast<std::byte*>(data);
   buffer.size_ = bytes;
-  DS_TRY(check(cudaMemset(data, 0, size), "cudaMemset of {} for {}", format_bytes(bytes), what));
-  // It may return before it has run, and streams of ours do not wait for it.
-  DS_TRY(check(cudaStreamSynchronize(nullptr), "cudaMemset of {} for {}", format_bytes(bytes), what));
   return buffer;
 }
 
@@ -56,12 +52,14 @@ Result<DeviceBuffer> DeviceBuffer::make(std::shared_ptr<Device> device, int64_t 
 PinnedBuffer::PinnedBuffer(PinnedBuffer&& other) noexcept
     : device_(std::move(other.device_)),
       data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)) {}
+      size_(std::exchange(other.size_, 0)),
+      block_(std::exchange(other.block_, 0)) {}
 
 PinnedBuffer& PinnedBuffer::operator=(PinnedBuffer&& other) noexcept {
   std::swap(device_, other.device_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(block_, other.block_);
   return *this;
 }
 
@@ -69,8 +67,7 @@ PinnedBuffer::~PinnedBuffer() {
   if (data_ == nullptr) return;
   device_->use();
   device_->pinned().remove(data_);
-  (void)cudaDeviceSynchronize();
-  (void)cudaFreeHost(data_);
+  device_->releases().free_pinned(data_, block_);
 }
 
 Result<PinnedBuffer> PinnedBuffer::make(std::shared_ptr<Device> device, int64_t bytes,
@@ -81,7 +78,7 @@ Result<PinnedBuffer> PinnedBuffer::make(std::shared_ptr<Device> device, int64_t 
   device->use();
   void* data = nullptr;
   if (cudaError_t raised =
-          cudaHostAlloc(&data, static_cast<size_t>(bytes), cudaHostAllocPortable | cudaHostAllocMapped);
+          device->releases().allocate_pinned(&data, static_cast<size_t>(bytes), buffer.block_);
       raised != cudaSuccess) {
     if (raised != cudaErrorMemoryAllocation)
       return failure(raised, fmt::format("cudaHostAlloc of {} for {}", format_bytes(bytes), what));
@@ -110,18 +107,24 @@ Result<StagingArena> StagingArena::make(std::shared_ptr<Device> device, int64_t 
   return arena;
 }
 
-std::byte* StagingArena::take(int64_t bytes) {
+Result<std::byte*> StagingArena::take(int64_t bytes) {
   bytes = (bytes + 63) / 64 * 64;
   while (used_ + bytes > chunks_[chunk_].size()) {
-    if (++chunk_ == chunks_.size()) {
-      auto more = PinnedBuffer::make(device_, std::max(bytes, 2 * chunks_.back().size()),
-                                     "a stream's staging memory");
-      if (!more.ok()) {
-        --chunk_;
-        return nullptr;
+    if (chunk_ + 1 == chunks_.size()) {
+      if (device_->awaited() > 0) {
+        int64_t size = 0;
+        for (const PinnedBuffer& chunk : chunks_) size += chunk.size();
+        return error(Code::kExhausted,
+                     "{} of arguments: the stream's {} are used up, and more cannot be pinned while a stream "
+                     "waits for an event that nobody has recorded; make the stream after its workspace, or "
+                     "synchronize it earlier",
+                     format_bytes(bytes), format_bytes(size));
       }
-      chunks_.push_back(std::move(*more));
+      DS_ASSIGN(PinnedBuffer more, PinnedBuffer::make(device_, std::max(bytes, 2 * chunks_.back().size()),
+                                                      "a stream's staging memory"));
+      chunks_.push_back(std::move(more));
     }
+    ++chunk_;
     used_ = 0;
   }
   return chunks_[chunk_].data() + std::exchange(used_, used_ + bytes);

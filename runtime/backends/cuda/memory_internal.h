@@ -17,7 +17,7 @@ namespace ds::cuda {
 /// what is thrown away must be numbers.
 inline constexpr int64_t kSlack = int64_t{2} << 20;
 
-/// Zeroed, 256-byte aligned. Freed once the device has done all it was given.
+/// Zeroed, 256-byte aligned. Freed once streams have done all that they were given; nobody waits for that.
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
@@ -54,15 +54,17 @@ class PinnedBuffer {
   std::shared_ptr<Device> device_;
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
+  size_t block_ = 0;  // bytes that were pinned
 };
 
 /// Pinned memory for small things of one stream: taken piece by piece, all given back at once. It grows when
-/// more is taken than ever before, and never shrinks.
+/// more is taken than ever before, but not while a stream waits for what nobody has recorded; it never
+/// shrinks.
 class StagingArena {
  public:
   static Result<StagingArena> make(std::shared_ptr<Device> device, int64_t bytes);
-  /// 64-byte aligned; null: the host has no more memory to pin.
-  std::byte* take(int64_t bytes);
+  /// 64-byte aligned. kExhausted: the host has no more memory to pin, or must not pin any now.
+  Result<std::byte*> take(int64_t bytes);
   void reset();
 
  private:

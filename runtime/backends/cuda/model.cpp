@@ -711,7 +711,9 @@ Result<CudaWorkspace::StepGraph*> CudaModel::step_graph(CudaStream& stream, Cuda
       continue;
     step.used = ++w.steps_;
     // What runs for the first time may have to be loaded, which no capture allows.
-    if (step.graph == nullptr && device_->options().graphs) DS_TRY(capture(w, step));
+    // And to make a graph takes memory, which may wait for the device.
+    if (step.graph == nullptr && device_->options().graphs && device_->awaited() == 0)
+      DS_TRY(capture(w, step));
     return &step;
   }
   const int64_t layers = config_.layers;
@@ -721,9 +723,7 @@ Result<CudaWorkspace::StepGraph*> CudaModel::step_graph(CudaStream& stream, Cuda
   } else {
     auto oldest = std::min_element(w.graphs_.begin(), w.graphs_.end(),
                                    [](const auto& a, const auto& b) { return a.used < b.used; });
-    DS_TRY(check(cudaStreamSynchronize(stream.handle()), "cudaStreamSynchronize before a graph is replaced"));
-    if (oldest->graph != nullptr)
-      DS_TRY(check(cudaGraphExecDestroy(std::exchange(oldest->graph, nullptr)), "cudaGraphExecDestroy"));
+    w.discard(*oldest);
     std::swap(*oldest, w.graphs_.back());
   }
   CudaWorkspace::StepGraph& step = w.graphs_.back();

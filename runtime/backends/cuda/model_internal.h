@@ -109,7 +109,7 @@ struct Block {
 class CudaWorkspace final : public Workspace {
  public:
   static Result<std::unique_ptr<CudaWorkspace>> make(const CudaModel& model, int64_t max_context);
-  ~CudaWorkspace() override;  // after the device has done all it was given
+  ~CudaWorkspace() override;  // what streams still use of it goes when they have run
 
   const std::string& library_attention() const { return library_why_; }  // "": used; else why it is not
   size_t step_graphs() const;                                            // that have been captured
@@ -133,6 +133,9 @@ class CudaWorkspace final : public Workspace {
     int64_t row = 0, query = 0, rows = 0;
   };
 
+  /// Bytes of arguments that a request over the whole context takes.
+  int64_t request_staging() const;
+  void discard(StepGraph& step);  // once it has run
   Status allocate();
   Status make_tables();
   Status make_products();

@@ -33,7 +33,13 @@ CudaEvent::~CudaEvent() {
     if (event != nullptr) (void)cudaEventDestroy(event);
 }
 
+void CudaEvent::count(bool awaited) {
+  if (counted_ != awaited) device_->count_awaited(awaited ? 1 : -1);
+  counted_ = awaited;
+}
+
 void CudaEvent::settle() {
+  count(false);
   // Otherwise a write that comes late could take back that of the next generation.
   if (flag_on_device_) (void)cudaEventSynchronize(flag_written_);
   // Nobody may have recorded what is waited for: those waits are over.
@@ -75,6 +81,7 @@ int64_t CudaEvent::time_ns() const {
 }
 
 void CudaEvent::complete_locked() {
+  count(false);
   time_ns_.store(now_ns(), std::memory_order_relaxed);
   state_.store(kDone, std::memory_order_release);
   state_.notify_all();
@@ -110,6 +117,7 @@ Status CudaEvent::record(cudaStream_t stream) {
     complete_locked();
     return status;
   }
+  count(false);
   state_.store(kOnDevice, std::memory_order_release);
   state_.notify_all();
   return status;
@@ -124,6 +132,7 @@ Status CudaEvent::wait(cudaStream_t stream) {
       return check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
     default:
       flag_awaited_ = true;
+      count(true);
       return device_->wait_flag(stream, flag_);
   }
 }
@@ -132,7 +141,9 @@ Status CudaEvent::wait(cudaStream_t stream) {
 
 namespace {
 
+// What every stream has for arguments, and for each command that it may hold; the most of the latter.
 constexpr int64_t kComputeStaging = int64_t{4} << 20, kCopyStaging = int64_t{64} << 10;
+constexpr int64_t kCommandStaging = 512, kMostCommandStaging = int64_t{8} << 20;
 
 }  // namespace
 
@@ -142,17 +153,23 @@ CudaStream::CudaStream(std::shared_ptr<Device> device, StreamKind kind, int64_t 
 Result<std::unique_ptr<CudaStream>> CudaStream::make(std::shared_ptr<Device> device, StreamKind kind,
                                                      int64_t capacity) {
   device->use();
-  DS_ASSIGN(StagingArena arena,
-            StagingArena::make(device, kind == StreamKind::kCompute ? kComputeStaging : kCopyStaging));
+  // Nothing can be pinned later, while the device waits for what the same thread records.
+  const int64_t bytes = kind == StreamKind::kCompute
+                            ? kComputeStaging + std::min(capacity * kCommandStaging, kMostCommandStaging) +
+                                  device->staging_bytes()
+                            : kCopyStaging;
+  DS_ASSIGN(StagingArena arena, StagingArena::make(device, bytes));
   auto stream = std::make_unique<CudaStream>(std::move(device), kind, capacity, std::move(arena));
   DS_TRY(check(cudaStreamCreateWithFlags(&stream->stream_, cudaStreamNonBlocking),
                "cudaStreamCreateWithFlags of a {} stream", stream_kind_name(kind)));
+  stream->device_->releases().add(stream->stream_);
   return stream;
 }
 
 CudaStream::~CudaStream() {
   if (stream_ == nullptr) return;
   (void)synchronize();
+  device_->releases().remove(stream_);
   for (const Mark& mark : marks_) (void)cudaEventDestroy(mark.event);
   (void)cudaStreamDestroy(stream_);
 }
@@ -254,13 +271,7 @@ void CudaStream::flush_deliveries() {
     fail(std::move(status));
 }
 
-Result<std::byte*> CudaStream::stage(int64_t bytes) {
-  std::byte* at = arena_.take(bytes);
-  if (at == nullptr)
-    return error(Code::kDeviceMemory, "{} bytes of arguments: needs pinned host memory, no more is available",
-                 bytes);
-  return at;
-}
+Result<std::byte*> CudaStream::stage(int64_t bytes) { return arena_.take(bytes); }
 
 Status CudaStream::read_back(void* to, const std::byte* from, int64_t bytes) {
   auto* direct = static_cast<std::byte*>(to);

@@ -42,6 +42,7 @@ class CudaEvent final : public host::HostEvent {
  private:
   enum State : uint32_t { kPending, kOnDevice, kDone };  // 32 bits: waited on as a futex
   void complete_locked();
+  void count(bool awaited);  // by the device: a stream waits for what nobody has recorded
   void settle();      // until the flag has the value that a stream of this generation writes, if one does
   void seen() const;  // complete, as of now
 
@@ -50,6 +51,7 @@ class CudaEvent final : public host::HostEvent {
   Flag flag_;  // its value is this generation's
   mutable std::mutex mutex_;
   std::atomic<uint32_t> state_{kPending};
+  bool counted_ = false;
   bool flag_awaited_ = false;    // a stream waits for the flag
   bool flag_on_device_ = false;  // a stream writes it, and records flag_written_ then
   cudaEvent_t flag_written_ = nullptr;

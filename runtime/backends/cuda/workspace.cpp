@@ -38,6 +38,7 @@ Result<std::unique_ptr<CudaWorkspace>> CudaWorkspace::make(const CudaModel& mode
   DS_TRY(check(cudaStreamCreateWithFlags(&w.side_, cudaStreamNonBlocking),
                "cudaStreamCreateWithFlags of a workspace"));
   DS_TRY(w.allocate());
+  model.device_->need_staging(w.request_staging());
   DS_TRY(w.make_tables());
   DS_TRY(w.make_products());
   DS_TRY(model.warm_up(w).with_context("a first run of the kernels"));
@@ -47,15 +48,34 @@ Result<std::unique_ptr<CudaWorkspace>> CudaWorkspace::make(const CudaModel& mode
 CudaWorkspace::~CudaWorkspace() {
   if (side_ == nullptr) return;
   device_->use();
-  (void)cudaDeviceSynchronize();
-  for (const StepGraph& step : graphs_)
-    if (step.graph != nullptr) (void)cudaGraphExecDestroy(step.graph);
+  // Only what was searched and captured on it; others are not waited for.
+  (void)cudaStreamSynchronize(side_);
   (void)cudaStreamDestroy(side_);
+  for (StepGraph& step : graphs_) discard(step);
+  if (library_ != nullptr)
+    device_->releases().later([kept = std::shared_ptr<LibraryAttention>(std::move(library_))] {});
+}
+
+void CudaWorkspace::discard(StepGraph& step) {
+  if (cudaGraphExec_t graph = std::exchange(step.graph, nullptr); graph != nullptr)
+    device_->releases().later([graph] { (void)cudaGraphExecDestroy(graph); });
 }
 
 size_t CudaWorkspace::step_graphs() const {
   return static_cast<size_t>(
       std::count_if(graphs_.begin(), graphs_.end(), [](const StepGraph& s) { return s.graph != nullptr; }));
+}
+
+int64_t CudaWorkspace::request_staging() const {
+  const CudaModel& m = *model_;
+  const int64_t blocks = max_context_ / block_rows_ + 2;
+  const int64_t tiles =
+      max_context_ / std::max<int64_t>(attention_tile_rows(m.attention_shape()), 1) + blocks;
+  // Segments and tiles of each layer of a context in several chunks, ids, and some rows of logits.
+  constexpr int64_t kChunks = 16, kLogits = 4;
+  return m.config_.layers * (2 * tiles * static_cast<int64_t>(sizeof(AttentionTile)) +
+                             (blocks + kChunks) * 2 * (static_cast<int64_t>(sizeof(AttentionSegment)) + 64)) +
+         max_context_ * 4 + kLogits * m.config_.vocab * 4;
 }
 
 Status CudaWorkspace::allocate() {

@@ -408,6 +408,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
   const size_t needed = product.workspace(algorithm.id);
   if (needed > workspace_bytes || (needed > 0 && !in_device_memory(workspace, needed)))
     return CUBLAS_STATUS_INVALID_VALUE;
+  // A kernel for each algorithm and types.
+  load_kernel(reinterpret_cast<const void*>(
+                  static_cast<uintptr_t>(algorithm.id << 8 | product.a.type << 4 | product.d.type)),
+              "an algorithm of cublasLtMatmul");
   cudaError_t raised = enqueue(stream, [=] { run(product, scale, keep, a, b, c, d, algorithm.id); });
   return raised == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }

@@ -100,6 +100,9 @@ void Device::reset(std::string_view text) {
   kept_bytes_ = 0;
   captures_.clear();
   calls_.clear();
+  while_waiting_.clear();
+  loaded_.clear();
+  waiting_ = 0;
   lost_ = cudaSuccess;
   seeds_ = 0;
   events = graphs = handles = 0;
@@ -121,6 +124,24 @@ cudaError_t Device::lose(cudaError_t error) {
   cudaError_t none = cudaSuccess;
   lost_.compare_exchange_strong(none, error);
   return lost_;
+}
+
+void Device::may_wait(const std::string& what) {
+  std::lock_guard lock(mutex_);
+  if (waiting_ > 0) while_waiting_.push_back(what);
+}
+
+void Device::load(const void* kernel, const std::string& name) {
+  {
+    std::lock_guard lock(mutex_);
+    if (!loaded_.insert(kernel).second) return;
+  }
+  may_wait("load of " + name);
+}
+
+std::vector<std::string> Device::calls_while_waiting() const {
+  std::lock_guard lock(mutex_);
+  return while_waiting_;
 }
 
 void Device::count_kernel() {
@@ -161,6 +182,10 @@ cudaError_t Device::allocate(void** data, size_t bytes, Memory memory) {
 cudaError_t Device::free(void* data, Memory memory) {
   if (data == nullptr) return cudaSuccess;
   wait_for_all();  // as CUDA does
+  return release(data, memory);
+}
+
+cudaError_t Device::release(void* data, Memory memory) {
   std::lock_guard lock(mutex_);
   auto found = allocations_.find(reinterpret_cast<uintptr_t>(data));
   if (found == allocations_.end() || found->second.memory != memory) return cudaErrorInvalidValue;
@@ -279,6 +304,8 @@ void reset(std::string_view text) { Device::get().reset(text); }
 Live live() { return Device::get().live(); }
 int64_t calls(std::string_view function) { return Device::get().calls(std::string(function)); }
 cudaError_t enter(const char* function) { return Device::get().enter(function); }
+std::vector<std::string> calls_while_waiting() { return Device::get().calls_while_waiting(); }
+void load_kernel(const void* kernel, const std::string& name) { Device::get().load(kernel, name); }
 
 bool in_device_memory(const void* data, size_t bytes) {
   bool fits;

@@ -63,7 +63,8 @@ class Device {
   void reset(std::string_view text);
 
   cudaError_t allocate(void** data, size_t bytes, Memory memory);
-  cudaError_t free(void* data, Memory memory);
+  cudaError_t free(void* data, Memory memory);     // once all streams have run
+  cudaError_t release(void* data, Memory memory);  // at once
   /// Where `data` lies; `fits`: whether all `bytes` do.
   Memory find(const void* data, size_t bytes, bool& fits) const;
   size_t free_bytes() const;
@@ -77,6 +78,12 @@ class Device {
   bool forbidden_by_capture();
   void begin_capture(const std::shared_ptr<Capture>& capture);
   void end_capture(const std::shared_ptr<Capture>& capture);
+
+  /// Streams that wait for a value that a thread is to write; and what may wait for the device meanwhile.
+  void count_waiting(int more) { waiting_ += more; }
+  void may_wait(const std::string& what);
+  void load(const void* kernel, const std::string& name);
+  std::vector<std::string> calls_while_waiting() const;
 
   void count_kernel();
   int64_t calls(const std::string& function) const;
@@ -106,6 +113,9 @@ class Device {
   CUstream_st* default_stream_ = nullptr;
   std::vector<std::shared_ptr<Capture>> captures_;
   std::map<std::string, int64_t> calls_;
+  std::atomic<int> waiting_{0};
+  std::vector<std::string> while_waiting_;
+  std::set<const void*> loaded_;
 };
 
 /// Whether this thread is in a host function of a stream, which must not call CUDA.

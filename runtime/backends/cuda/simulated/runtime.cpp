@@ -30,8 +30,8 @@ cudaError_t note(cudaError_t error) {
   return error;
 }
 
-cudaError_t enqueue_kernel(const char* launch_text, dim3 grid, dim3 block, size_t shared_bytes,
-                           cudaStream_t stream, std::function<void()> thread) {
+cudaError_t enqueue_kernel(const void* kernel, const char* launch_text, dim3 grid, dim3 block,
+                           size_t shared_bytes, cudaStream_t stream, std::function<void()> thread) {
   if (cudaError_t refused = device().enter("cudaLaunchKernel"); refused != cudaSuccess) return note(refused);
   CUstream_st* to = device().stream(stream);
   if (to == nullptr) return note(cudaErrorInvalidResourceHandle);
@@ -40,6 +40,7 @@ cudaError_t enqueue_kernel(const char* launch_text, dim3 grid, dim3 block, size_
       grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
     return note(cudaErrorInvalidConfiguration);
   if (shared_bytes > most_shared_bytes()) return note(cudaErrorInvalidValue);
+  load_kernel(kernel, launch_text);
   KernelCall call{launch_text, grid, block, shared_bytes, std::move(thread)};
   return note(to->push([call = std::move(call), seed = device().next_seed()] {
     device().count_kernel();
@@ -141,10 +142,15 @@ CUresult stream_value(const char* function, cudaStream_t stream, CUdeviceptr add
 }
 
 CUresult wait_value(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned flags) {
-  return stream_value("cuStreamWaitValue32", stream, address, [value, flags](uint32_t* at) {
+  // From now on, not from when it begins: whether that is before the next call of this thread is chance.
+  device().count_waiting(1);
+  CUresult result = stream_value("cuStreamWaitValue32", stream, address, [value, flags](uint32_t* at) {
     while (!satisfied(std::atomic_ref(*at).load(), value, flags) && device().lost() == cudaSuccess)
       std::this_thread::sleep_for(std::chrono::microseconds(20));
+    device().count_waiting(-1);
   });
+  if (result != CUDA_SUCCESS) device().count_waiting(-1);
+  return result;
 }
 
 CUresult write_value(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned) {
@@ -200,6 +206,7 @@ cudaError_t attribute(int* value, cudaDeviceAttr name) {
     case cudaDevAttrUnifiedAddressing:
     case cudaDevAttrCanMapHostMemory:
     case cudaDevAttrConcurrentKernels:
+    case cudaDevAttrMemoryPoolsSupported:
     case cudaDevAttrCanUseHostPointerForRegisteredMem:
       *value = 1;
       break;
@@ -273,6 +280,7 @@ constexpr ErrorText kErrors[] = {
 
 #define DS_ENTER(function) \
   if (cudaError_t refused = Device::get().enter(#function); refused != cudaSuccess) return note(refused)
+#define DS_MAY_WAIT(function) Device::get().may_wait(#function)
 #define DS_NOT_IN_CAPTURE() \
   if (Device::get().forbidden_by_capture()) return note(cudaErrorStreamCaptureUnsupported)
 
@@ -345,6 +353,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
 }
 cudaError_t cudaDeviceSynchronize(void) {
   DS_ENTER(cudaDeviceSynchronize);
+  DS_MAY_WAIT(cudaDeviceSynchronize);
   DS_NOT_IN_CAPTURE();
   device().wait_for_all();
   return note(device().lost());
@@ -354,26 +363,31 @@ cudaError_t cudaDeviceSynchronize(void) {
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   DS_ENTER(cudaMalloc);
+  DS_MAY_WAIT(cudaMalloc);
   DS_NOT_IN_CAPTURE();
   return note(device().allocate(data, bytes, Memory::kDevice));
 }
 cudaError_t cudaFree(void* data) {
   DS_ENTER(cudaFree);
+  DS_MAY_WAIT(cudaFree);
   DS_NOT_IN_CAPTURE();
   return note(device().free(data, Memory::kDevice));
 }
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
   DS_ENTER(cudaMallocHost);
+  DS_MAY_WAIT(cudaMallocHost);
   DS_NOT_IN_CAPTURE();
   return note(device().allocate(data, bytes, Memory::kPinned));
 }
 cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) {
   DS_ENTER(cudaHostAlloc);
+  DS_MAY_WAIT(cudaHostAlloc);
   DS_NOT_IN_CAPTURE();
   return note(device().allocate(data, bytes, Memory::kPinned));
 }
 cudaError_t cudaFreeHost(void* data) {
   DS_ENTER(cudaFreeHost);
+  DS_MAY_WAIT(cudaFreeHost);
   DS_NOT_IN_CAPTURE();
   return note(device().free(data, Memory::kPinned));
 }
@@ -383,6 +397,32 @@ cudaError_t cudaHostGetDevicePointer(void** found, void* data, unsigned) {
   if (device().find(data, 1, fits) != Memory::kPinned) return note(cudaErrorInvalidValue);
   *found = data;
   return cudaSuccess;
+}
+// The default pool keeps nothing, which is its default: what is freed can be had again at once.
+cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int number) {
+  DS_ENTER(cudaDeviceGetDefaultMemPool);
+  if (pool == nullptr || number < 0 || number >= device().config().devices)
+    return note(cudaErrorInvalidDevice);
+  static std::byte only;
+  *pool = reinterpret_cast<cudaMemPool_t>(&only);
+  return cudaSuccess;
+}
+cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t) {
+  DS_ENTER(cudaMemPoolTrimTo);
+  return note(pool == nullptr ? cudaErrorInvalidValue : cudaSuccess);
+}
+cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {
+  DS_ENTER(cudaMallocAsync);
+  if (device().stream(stream) == nullptr) return note(cudaErrorInvalidResourceHandle);
+  return note(device().allocate(data, bytes, Memory::kDevice));
+}
+cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
+  DS_ENTER(cudaFreeAsync);
+  CUstream_st* on = device().stream(stream);
+  bool fits;
+  if (on == nullptr) return note(cudaErrorInvalidResourceHandle);
+  if (device().find(data, 1, fits) != Memory::kDevice) return note(cudaErrorInvalidValue);
+  return note(on->push([data] { (void)device().release(data, Memory::kDevice); }));
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   DS_ENTER(cudaMemGetInfo);
@@ -591,6 +631,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
   DS_ENTER(cudaGraphInstantiate);
+  DS_MAY_WAIT(cudaGraphInstantiate);
   if (made == nullptr || graph == nullptr) return note(cudaErrorInvalidValue);
   *made = new CUgraphExec_st{std::make_shared<const std::vector<Work>>(graph->work)};
   ++device().graphs;

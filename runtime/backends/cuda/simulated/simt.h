@@ -55,14 +55,14 @@ inline void check_aligned(const void* address, size_t alignment, const char* wha
   if (reinterpret_cast<uintptr_t>(address) % alignment != 0) fault(what);
 }
 
-cudaError_t enqueue_kernel(const char* launch_text, dim3 grid, dim3 block, size_t shared_bytes,
-                           cudaStream_t stream, std::function<void()> thread);
+cudaError_t enqueue_kernel(const void* kernel, const char* launch_text, dim3 grid, dim3 block,
+                           size_t shared_bytes, cudaStream_t stream, std::function<void()> thread);
 
 template <typename... Params, typename... Args>
 cudaError_t launch_kernel(const char* text, void (*kernel)(Params...), dim3 grid, dim3 block,
                           size_t shared_bytes, cudaStream_t stream, Args... args) {
   return enqueue_kernel(
-      text, grid, block, shared_bytes, stream,
+      reinterpret_cast<const void*>(kernel), text, grid, block, shared_bytes, stream,
       [kernel, params = std::tuple<Params...>(static_cast<Params>(args)...)] { std::apply(kernel, params); });
 }
 

@@ -9,6 +9,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace ds::cuda::simulated {
 
@@ -39,12 +40,19 @@ Live live();
 /// How often a function of the runtime has been called since reset(); "kernel": kernels that have run.
 int64_t calls(std::string_view function);
 
+/// Functions that may wait for the device, and first launches of a kernel ("load of ..."), that were called
+/// since reset() while a stream was given a wait for a value in memory that nobody had written: on a device
+/// such a call could wait for ever.
+std::vector<std::string> calls_while_waiting();
+
 /// Whether all of it lies in one allocation of device memory; or of memory that devices can read at all.
 bool in_device_memory(const void* data, size_t bytes);
 bool in_readable_memory(const void* data, size_t bytes);
 
 /// Puts work that a library does on the device into a stream (or into the graph that it is capturing).
 cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
+/// A kernel is launched, of a library's too: the first time it is loaded, which may wait for the device.
+void load_kernel(const void* kernel, const std::string& name);
 /// For a library's calls: counts the call, and says whether it is refused.
 cudaError_t enter(const char* function);
 
