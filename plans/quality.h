@@ -76,7 +76,7 @@ struct WayScore {
 
 /// A data set.
 struct QualityTask {
-  std::string name, metric;  // metric: qa_f1, rouge_l, code_sim, exact_match
+  std::string name, metric;  // metric: by its name in the profiler ("qa_f1")
   int64_t items = 0, contexts = 0;
 };
 

@@ -1,4 +1,8 @@
 // What LongBench does with each of its 21 data sets: the tables of its eval.py and pred.py.
+//
+// Not done: for samsum its pred.py ends an answer at a line break, but never with the first token; here such
+// answers go on, and only their first line is scored. It cuts whole prompts in the middle, --truncate cuts
+// contexts.
 #pragma once
 
 #include <string_view>
