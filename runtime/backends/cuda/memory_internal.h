@@ -63,7 +63,7 @@ class PinnedBuffer {
 class StagingArena {
  public:
   static Result<StagingArena> make(std::shared_ptr<Device> device, int64_t bytes);
-  /// 64-byte aligned. kExhausted: the host has no more memory to pin, or must not pin any now.
+  /// 64-byte aligned. kDeviceMemory: the host has no more memory to pin; kExhausted: none must be pinned now.
   Result<std::byte*> take(int64_t bytes);
   void reset();
 
