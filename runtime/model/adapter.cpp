@@ -449,6 +449,8 @@ Result<bool> Adapter::targeted(const std::string& module) const {
   }
   if (s.all_linear) return module != kHead && module != kEmbeddings;
   if (s.target_regex) return matches(*s.target_regex, module, true, where + ": target_modules");
+  // A module that is named in full is one whatever layers the others are limited to.
+  if (std::find(s.targets.begin(), s.targets.end(), module) != s.targets.end()) return true;
   if (!std::any_of(s.targets.begin(), s.targets.end(), names)) return false;
   if (!s.layers) return true;
   std::vector<std::string> patterns{".*?\\.[^.]*\\.(?P<idx>\\d+)\\."};

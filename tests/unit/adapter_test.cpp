@@ -550,6 +550,50 @@ TEST_F(AdapterTest, SettingsThatAreNotDoneAreRefusedByName) {
   EXPECT_TRUE(Checkpoint::open(changed("regex", [&](json& c) { c["fan_in_fan_out"] = true; })).ok());
 }
 
+TEST_F(AdapterTest, WhichModulesAreTargeted) {
+  // Each names q and o of layers 0 and 4, and nothing else, as PEFT reads it.
+  const json o0 = "model.layers.0.self_attn.o_proj", o4 = "model.layers.4.self_attn.o_proj";
+  const std::vector<std::function<void(json&)>> same{
+      [](json& c) {
+        c["target_modules"] = {"q_proj", "self_attn.o_proj"};
+        c["layers_to_transform"] = {0, 4};
+      },
+      [](json& c) {
+        c["target_modules"] = {"q_proj", "o_proj"};
+        c["layers_to_transform"] = {4, 0};
+        c["layers_pattern"] = {"h", "layers"};
+      },
+      [&](json& c) {  // in full: not limited to the layer that the other is limited to
+        c["target_modules"] = {"q_proj", o0, o4, "model.layers.4.self_attn.q_proj"};
+        c["layers_to_transform"] = 0;
+      },
+      [](json& c) {
+        c["target_modules"] = "all-linear";
+        c["exclude_modules"] = ".*(layers.[123].*|mlp.*|[kv]_proj)";
+      },
+      [](json& c) {
+        c["target_modules"] = "model.layers.[04].self_attn.[qkvo]_proj";
+        c["exclude_modules"] = {"k_proj", "self_attn.v_proj"};
+      },
+  };
+  for (const auto& config : same) {
+    auto checkpoint = Checkpoint::open(changed("regex", config));
+    EXPECT_TRUE(checkpoint.ok()) << checkpoint.status().message();
+  }
+  expect_fails(changed("regex",
+                       [](json& c) {
+                         c["target_modules"] = {"q_proj", "o_proj"};
+                         c["layers_to_transform"] = {0, 4};
+                         c["layers_pattern"] = "blocks";
+                       }),
+               Code::kMismatch, {"target_modules"});
+  // A pattern must match the whole name, the end of a name a whole word.
+  expect_fails(changed("regex", [](json& c) { c["target_modules"] = ".*self_attn"; }), Code::kMismatch,
+               {"target_modules"});
+  expect_fails(changed("regex", [](json& c) { c["target_modules"] = {"proj"}; }), Code::kMismatch,
+               {"target_modules"});
+}
+
 TEST_F(AdapterTest, FilesThatDoNotBelongTogether) {
   const std::string q0 = "base_model.model.model.layers.0.self_attn.q_proj";
   // The config names more or less than the file has.
