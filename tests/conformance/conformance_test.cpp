@@ -1584,12 +1584,12 @@ TEST_P(Conformance, MeasuredSpeedsAreTheMachines) {
     return best;
   };
   const double weights = 2 * 1024 * 1024 + 2.0 * 1024 * 256 + 3.0 * 1024 * 4096;
-  EXPECT_LT(2 * weights * kRows / seconds(kRows), 10 * flops);
-  EXPECT_GT(2 * weights * kRows / seconds(kRows), flops / 50);
-  // One row reads all weights once; they may lie in a cache, but memory is not a thousand times slower.
+  EXPECT_LT(2 * weights * kRows / seconds(kRows), 8 * flops);
+  EXPECT_GT(2 * weights * kRows / seconds(kRows), flops / 100);
+  // One row reads all weights once; they may lie in a cache, but memory is not a hundred times slower.
   const double read = weights * static_cast<double>(dtype_size(GetParam().dtype)) / seconds(1);
-  EXPECT_GT(read, bandwidth / 50);
-  EXPECT_LT(read, bandwidth * 50);
+  EXPECT_GT(read, bandwidth / 100);
+  EXPECT_LT(read, bandwidth * 100);
 }
 
 }  // namespace
