@@ -69,7 +69,7 @@ class Meter {
     most_rows_ = answers ? rows_at_once(config_, model_.dtype(), work_.limits) : 0;
     kv_row_ = config_.kv_row() * element;
     DS_ASSIGN(hidden_, backend_.allocate(std::max(n_, most_rows_) * config_.d_model * element));
-    DS_ASSIGN(cache_, backend_.allocate(n_ * kv_row_));
+    DS_ASSIGN(cache_, backend_.allocate((answers ? caches() : 1) * n_ * kv_row_));
     if (answers) {
       DS_ASSIGN(tails_, backend_.allocate(most_rows_ * kv_row_));
     }
@@ -94,14 +94,19 @@ class Meter {
     std::vector<SequenceRows> read, decode;
     std::vector<int64_t> last;  // rows whose logits are read
     int64_t tail = 0;
+    // Ways read different caches, which cost more than one that all read.
+    const int64_t caches = this->caches(), bytes = n_ * kv_row_;
+    for (int64_t i = 1; i < caches; ++i) stream_->copy(cache_->data() + i * bytes, cache_->data(), bytes);
+    DS_TRY(stream_->synchronize());
     for (size_t way = 0; way < work_.ways.size(); ++way) {
       for (const Question& q : questions) {
         const int64_t m = static_cast<int64_t>(q.suffix.size()), forced = forced_tokens(q);
         const int64_t rows = m + std::max(forced, q.max_new_tokens);
         if (tail + rows > most_rows_) break;
-        SequenceRows s{tails_->data() + tail * kv_row_, n_, m + forced, m + forced, cache_->data(), n_};
+        const std::byte* prefix = cache_->data() + static_cast<int64_t>(way) % caches * bytes;
+        SequenceRows s{tails_->data() + tail * kv_row_, n_, m + forced, m + forced, prefix, n_};
         read.push_back(s);
-        s.position = n_ + m;
+        s.position = n_ + m + q.max_new_tokens / 2;
         s.rows = s.query_rows = 1;
         decode.push_back(s);
         ids.insert(ids.end(), q.suffix.begin(), q.suffix.end());
@@ -120,6 +125,15 @@ class Meter {
   }
 
  private:
+  /// How many the engine has of each layer, of which a GiB is enough here.
+  int64_t caches() const {
+    const SharedRuns runs =
+        shared_runs(work_.ways, std::vector<bool>(work_.ways.size(), true), config_.layers);
+    auto selects = std::count_if(work_.ways.begin(), work_.ways.end(),
+                                 [](const Way& way) { return way.kind == WayKind::kSelect; });
+    const auto all = static_cast<int64_t>(1 + runs.runs.size() + restored_with(work_.ways).size()) + selects;
+    return std::clamp((int64_t{1} << 30) / (n_ * kv_row_), int64_t{1}, all);
+  }
   Status batch(int64_t call, const std::vector<int32_t>& ids, const std::vector<SequenceRows>& sequences) {
     const int64_t l = call % config_.layers;
     if (l == 0) model_.embed(*stream_, ids.data(), static_cast<int64_t>(ids.size()), hidden_->data());
