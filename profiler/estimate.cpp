@@ -74,7 +74,7 @@ class Meter {
       DS_ASSIGN(tails_, backend_.allocate(most_rows_ * kv_row_));
     }
     DS_ASSIGN(workspace_, model_.make_workspace(n_ + work_.limits.question));
-    DS_ASSIGN(stream_, backend_.make_stream(StreamKind::kCompute, 16));
+    DS_ASSIGN(stream_, backend_.make_stream(StreamKind::kCompute, 16 + (answers ? caches() : 0)));
     return ok_status();
   }
 

@@ -98,7 +98,8 @@ TEST(TimeEstimate, CountsTheFitOfMaps) {
 }
 
 TEST(TimeEstimate, MeasuresOnTheContextOfTheAverageToken) {
-  TinyModel model(tiny_config(Family::kLlama), 1, DType::kBF16);
+  // Enough layers for many ways' caches.
+  TinyModel model(tiny_config(Family::kLlama, 20), 1, DType::kBF16);
   ProfileWork work = a_work(model.model->config(), groups_only(), {10, 40, 90, 100});
   Pace pace = take(measure_pace(*model.backend, *model.model, work));
   EXPECT_EQ(pace.context_tokens, 90);  // (10^2 + 40^2 + 90^2 + 100^2) / 240 = 82.5
