@@ -113,7 +113,7 @@ void truncate_context(std::vector<int32_t>& ids, size_t n, int64_t truncate) {
 }
 
 Result<JoinedText> read_prompt(const Prompt& text, const Tokenizer& tokenizer, int64_t truncate) {
-  DS_ASSIGN(JoinedText joined, join_text(tokenizer, text.context, text.suffix));
+  DS_ASSIGN(JoinedText joined, join_text(tokenizer, text.context, text.suffix, !text.templated));
   const size_t n = joined.entry.size();
   truncate_context(joined.ids, n, truncate);
   truncate_context(joined.entry, n, truncate);
@@ -207,7 +207,7 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
   for (const Dataset& set : data) {
     for (const Item& item : set.items) {
       DS_ASSIGN(const PromptTemplate* prompt, prompts.find(item.task));
-      DS_ASSIGN(Prompt text, render(*prompt, item));
+      DS_ASSIGN(Prompt text, prompts.render(*prompt, item));
       auto [at, fresh] = by_text.try_emplace(text.context, work.contexts.size());
       if (fresh) {
         work.contexts.emplace_back();
@@ -284,8 +284,8 @@ Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset
   for (const Dataset& set : data) {
     for (const Item& item : set.items) {
       DS_ASSIGN(const PromptTemplate* prompt, prompts.find(item.task));
-      DS_ASSIGN(Prompt text, render(*prompt, item));
-      auto ids = text_ids(tokenizer, text.context);
+      DS_ASSIGN(Prompt text, prompts.render(*prompt, item));
+      auto ids = text_ids(tokenizer, text.context, !text.templated);
       if (!ids.ok()) return ids.status().with_context(item.where);
       truncate_context(*ids, ids->size(), truncate);
       if (ids->empty() || static_cast<int64_t>(ids->size()) > config.max_positions)

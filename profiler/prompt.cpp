@@ -118,7 +118,9 @@ Result<Prompt> render(const PromptTemplate& prompt, const Item& item) {
 }
 
 std::string reference_text(const PromptTemplate& prompt, const Prompt& text, const Item& item) {
-  if (prompt.answer_prefix) return *prompt.answer_prefix + item.answers[0];
+  // Behind a chat template's begin of an answer the default is that of the text's end.
+  const bool by_text = !prompt.answer_prefix || (text.templated && *prompt.answer_prefix == " ");
+  if (!by_text) return *prompt.answer_prefix + item.answers[0];
   const char last = text.suffix.back();
   const bool spaced = last == ' ' || (last >= '\t' && last <= '\r') || (last & 0x80) != 0;
   return (spaced ? "" : " ") + item.answers[0];
@@ -197,6 +199,32 @@ Status PromptTemplates::set_max_new_tokens(const std::string& number_or_file) {
   }
   sha256_ = sha256_hex(sha256_ + "\n" + text);
   return ok_status();
+}
+
+Status PromptTemplates::set_chat(std::shared_ptr<const ChatTemplate> chat_template, std::string system,
+                                 std::optional<std::time_t> now) {
+  // Stands for the template in what a run is known by: its text, with the special tokens and the date in it.
+  Conversation first = Conversation::of(system, "{context}{input}");
+  DS_ASSIGN(std::string shown, chat_template->render(first, now));
+  chat_ = std::move(chat_template);
+  system_ = std::move(system);
+  now_ = now;
+  sha256_ = sha256_hex(sha256_ + "\n" + shown);
+  return ok_status();
+}
+
+Result<Prompt> PromptTemplates::render(const PromptTemplate& prompt, const Item& item) const {
+  DS_ASSIGN(Prompt plain, ds::render(prompt, item));
+  if (chat_ == nullptr || !wants_chat(prompt, item.task)) return plain;
+  auto text = chat_->render_about(Conversation::of(system_, plain.suffix), plain.context, now_);
+  if (!text.ok()) return text.status().with_context(item.where);
+  if (text->shared == 0)
+    return error(
+        Code::kInvalidArgument,
+        "{}: the chat template does not begin this prompt with what others about its context begin with, so "
+        "that nothing can be reused; take another template, or none (--template none)",
+        item.where);
+  return Prompt{text->text.substr(0, text->shared), text->text.substr(text->shared), true};
 }
 
 const PromptTemplates& PromptTemplates::builtin() {

@@ -12,13 +12,16 @@
 // it is.
 #pragma once
 
+#include <ctime>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "profiler/dataset.h"
+#include "runtime/model/chat_template.h"
 #include "support/json.h"
 
 namespace ds {
@@ -41,6 +44,7 @@ struct PromptTemplate {
 /// One item's texts. The receiver reads `context` + `suffix`; the sender has read `context`.
 struct Prompt {
   std::string context, suffix;  // neither is empty
+  bool templated = false;       // through a chat template, which says itself where special tokens stand
 };
 
 /// kInvalidArgument (with the item's place) where nothing would follow the context.
@@ -69,6 +73,14 @@ class PromptTemplates {
   /// on. Errors: those of files; kInvalidArgument for what is no number of tokens.
   Status set_max_new_tokens(const std::string& number_or_file);
 
+  /// From now on prompts that are meant for it (wants_chat()) are the user's message in `chat_template`,
+  /// after the system message `system` where that is not empty; `now` is the date for templates that write
+  /// one. It is part of sha256(). Errors: those of rendering a first message.
+  Status set_chat(std::shared_ptr<const ChatTemplate> chat_template, std::string system,
+                  std::optional<std::time_t> now);
+  /// One item's texts, through the chat template where one is set. Errors name the item.
+  Result<Prompt> render(const PromptTemplate& prompt, const Item& item) const;
+
   const std::string& name() const { return name_; }      // the path, or "builtin"
   const std::string& sha256() const { return sha256_; }  // of the file's bytes, or of the built-in text
   /// A data set of LongBench-E ("hotpotqa_e") has its task's prompt. kNotFound where neither the task nor "*"
@@ -80,6 +92,9 @@ class PromptTemplates {
  private:
   std::string name_, sha256_;
   std::map<std::string, PromptTemplate, std::less<>> tasks_;
+  std::shared_ptr<const ChatTemplate> chat_;  // null: none
+  std::string system_;
+  std::optional<std::time_t> now_;
   const PromptTemplate* listed(std::string_view task) const;
   static Result<PromptTemplates> parse(std::string name, std::string_view text);
   static Result<PromptTemplates> parse_longbench(std::string name, const nlohmann::json& prompts);

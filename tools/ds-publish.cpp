@@ -6,6 +6,7 @@
 #include "runtime/core/publish.h"
 #include "runtime/model/identity.h"
 #include "runtime/store/store.h"
+#include "tools/chat_input.h"
 #include "tools/model_input.h"
 
 using namespace ds;
@@ -61,6 +62,22 @@ std::string describe(const std::vector<PublishedCut>& cuts) {
   return text.empty() ? "E of no layer" : text;
 }
 
+/// The text that is published: the context as requests begin that go through the template, or as it is.
+struct PublishedText {
+  std::string text;
+  bool templated = false;
+};
+
+Result<PublishedText> read_published(const ChatOptions& o, const std::string& model_dir,
+                                     const OpenOptions& open, const std::string& context) {
+  DS_ASSIGN(std::optional<ChatTemplate> chat_template, open_chat_template(o, model_dir, open));
+  DS_ASSIGN(std::string text, read_text_file(input_path(context)));
+  if (!chat_template) return PublishedText{std::move(text), false};
+  DS_ASSIGN(Conversation conversation, read_conversation(o, std::nullopt));
+  DS_ASSIGN(std::string shared, chat_template->shared_text(conversation, text, o.now()));
+  return PublishedText{std::move(shared), true};
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -74,10 +91,18 @@ int main(int argc, char** argv) {
   BackendFlags on;
   OpenOptions open;
   WeightCacheOptions cache;
+  ChatOptions chat;
   bool json = false;
   app.add_option("--model", model_dir, "the sender: a Hugging Face folder")->required();
-  app.add_option("--context", context, "text file with the shared context");
+  app.add_option("--context", context, "text file with the shared context; -: stdin");
   app.add_option("--context-ids", context_ids, "JSON list of token ids instead");
+  app.add_option("--system", chat.system,
+                 "system message that stands before the context in requests through a chat template");
+  app.add_option(
+      "--chat", chat.chat,
+      "JSON file with a conversation, -: stdin: what stands before the user's first message, and tools, as "
+      "ds-run reads them; the rest is not looked at");
+  add_template_options(app, chat, "sender");
   app.add_option(
          "--store", store_url,
          "where to put the entry: file:PATH, a folder (made for you alone, mode 0700, where it is missing; "
@@ -96,15 +121,23 @@ int main(int argc, char** argv) {
   app.footer(
       "Examples:\n"
       "  ds-publish --model base-agent/ --context report.txt --store file:/var/cache/ds --plan pair.dsplan\n"
+      "  ds-publish --model S/ --template R/ --system 'Be brief.' --context report.txt --store file:cache "
+      "--plan pair.dsplan\n"
       "  ds-publish --model S/ --context-ids ids.json --store file:cache --plan a.dsplan --plan b.dsplan "
       "--dtype f32\n"
       "  ds-publish --model S/ --context report.txt --store file:cache --plan aligned.dsplan --maps "
       "maps.safetensors");
+  std::optional<PublishedText> published;  // read once: it may come from a pipe
   auto run = [&](const BackendFlags& where, bool&) -> Status {  // shows nothing before all is done
     DS_TRY(check_open_options(open, {model_dir}));
     if (context.empty() == context_ids.empty()) {
       return error(Code::kInvalidArgument, "give the context once: --context FILE or --context-ids FILE");
     }
+    if (context.empty() && chat.asked())
+      return error(Code::kInvalidArgument,
+                   "--template, --system and --chat are for texts: token ids go through no template");
+    if (context == "-" && chat.chat == "-")
+      return error(Code::kInvalidArgument, "stdin can be only one of --context and --chat");
     DS_ASSIGN(std::unique_ptr<Store> store, open_store(store_url));
     PublishOptions options;
     std::vector<Plan> read;
@@ -128,6 +161,9 @@ int main(int argc, char** argv) {
       DS_ASSIGN(MappedCuts cuts, cuts_for(read[i], plans[i], given));
       options.more.push_back(std::move(cuts));
     }
+    if (!context.empty() && !published) {
+      DS_ASSIGN(published, read_published(chat, model_dir, open, context));
+    }
     DS_ASSIGN(LoadedModel loaded, load_model(model_dir, open, where, dtype, cache));
     for (size_t i = 0; i < read.size(); ++i) {
       if (!same_model(read[i].sender, loaded.identity)) {
@@ -148,7 +184,15 @@ int main(int argc, char** argv) {
     // Under the name that requests by these plans look for, should the tokenizer have been saved again since.
     loaded.identity.tokenizer = read[0].sender.tokenizer;
     loaded.identity.fingerprint = read[0].sender.fingerprint;
-    DS_ASSIGN(std::vector<int32_t> ids, context_tokens(loaded, context, context_ids));
+    std::vector<int32_t> ids;
+    if (context.empty()) {
+      DS_ASSIGN(ids, read_ids(context_ids));
+    } else {
+      DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(loaded));
+      auto read_text = text_ids(*tokenizer, published->text, !published->templated);
+      if (!read_text.ok()) return read_text.status().with_context(context);
+      ids = std::move(*read_text);
+    }
 
     ProgressBar bar("prefilling " + format_count(static_cast<int64_t>(ids.size())) + " tokens");
     options.salt = salt;
@@ -168,6 +212,7 @@ int main(int argc, char** argv) {
                                     {"sender", loaded.identity.name},
                                     {"fingerprint", loaded.identity.fingerprint},
                                     {"context_tokens", ids.size()},
+                                    {"templated", published && published->templated},
                                     {"dtype", dtype_name(loaded.model->dtype())},
                                     {"cuts", cuts},
                                     {"entry_bytes", done.entry_bytes},
@@ -175,9 +220,10 @@ int main(int argc, char** argv) {
                                     {"write_ms", static_cast<double>(done.write_ns) / 1e6}};
       fmt::print("{}\n", out.dump(2));
     } else {
-      fmt::print("published {} tokens of '{}' as {:.16} in {}: {}, {}; prefill {}, write {}\n", ids.size(),
-                 loaded.identity.name, done.key, store->url(), format_bytes(done.entry_bytes),
-                 describe(done.cuts), format_ns(done.prefill_ns), format_ns(done.write_ns));
+      fmt::print("published {} tokens of '{}'{} as {:.16} in {}: {}, {}; prefill {}, write {}\n", ids.size(),
+                 loaded.identity.name, published && published->templated ? " through the chat template" : "",
+                 done.key, store->url(), format_bytes(done.entry_bytes), describe(done.cuts),
+                 format_ns(done.prefill_ns), format_ns(done.write_ns));
     }
     return ok_status();
   };

@@ -9,10 +9,12 @@
 #include "runtime/core/drift.h"
 #include "runtime/core/gate.h"
 #include "runtime/core/session.h"
+#include "runtime/core/stop_text.h"
 #include "runtime/model/safetensors.h"
 #include "runtime/store/store.h"
 #include "runtime/trace/run_record.h"
 #include "support/hash.h"
+#include "tools/chat_input.h"
 #include "tools/model_input.h"
 
 using namespace ds;
@@ -20,16 +22,25 @@ using namespace ds;
 namespace {
 
 struct Options {
-  std::string receiver, plan, store, context, context_ids, prompt, prompt_ids, link_rate, mode,
+  std::string receiver, plan, store, context, context_ids, prompt, prompt_file, prompt_ids, link_rate, mode,
       dtype = "bf16", record, dump_logits, salt, gate, gate_false_alarms = "1%", gate_window, maps;
-  int64_t max_new_tokens = 64, waiting = 0, gate_window_requests = DriftWindow::kDefaultRequests;
+  ChatOptions chat;
+  std::vector<std::string> stops;
+  std::vector<int32_t> stop_ids;
+  std::optional<int64_t> max_new_tokens;  // none: kNewTokens, or what positions are left
+  int64_t waiting = 0, gate_window_requests = DriftWindow::kDefaultRequests;
   double link_rtt_ms = 0, link_deadline_ms = 0;
   BackendFlags on;
   Sampling sampling;
   OpenOptions open;
   WeightCacheOptions cache;
-  bool json = false, plain_cuts = false;
+  bool json = false, plain_cuts = false, render = false;
+
+  bool has_prompt() const { return !prompt.empty() || !prompt_file.empty() || !prompt_ids.empty(); }
+  bool ids() const { return !prompt_ids.empty() || !context_ids.empty(); }
 };
+
+constexpr int64_t kNewTokens = 64;
 
 /// Options that contradict each other are refused before any work starts.
 Status check(const Options& o) {
@@ -39,8 +50,17 @@ Status check(const Options& o) {
     return refuse("--context and --context-ids contradict each other");
   if (!o.prompt.empty() && !o.prompt_ids.empty())
     return refuse("--prompt and --prompt-ids contradict each other");
-  if (o.prompt.empty() && o.prompt_ids.empty())
-    return refuse("give a prompt: --prompt TEXT or --prompt-ids FILE");
+  if (!o.prompt_file.empty() && !(o.prompt.empty() && o.prompt_ids.empty()))
+    return refuse("--prompt-file and --prompt or --prompt-ids contradict each other");
+  if (!o.has_prompt() && o.chat.chat.empty())
+    return refuse("give a prompt: --prompt TEXT, --prompt-file FILE, --prompt-ids FILE or --chat FILE");
+  if (o.ids() && (o.chat.asked() || o.render))
+    return refuse(
+        "--template, --system, --chat and --render are for texts: token ids go through no template");
+  if ((o.context == "-") + (o.prompt_file == "-") + (o.chat.chat == "-") > 1)
+    return refuse("stdin can be only one of --context, --prompt-file and --chat");
+  if (std::any_of(o.stops.begin(), o.stops.end(), [](auto& stop) { return stop.empty(); }))
+    return refuse("--stop: a text that is empty would end every answer before it begins");
   if (o.mode == "plan" && o.plan.empty()) return refuse("--mode plan needs --plan FILE");
   if (!o.plan.empty() && o.store.empty() && o.mode != "full-prefill")
     return refuse("--plan needs --store URL (or --mode full-prefill)");
@@ -62,7 +82,7 @@ Status check(const Options& o) {
     return refuse("--link-deadline-ms is for what comes from --store, which is not given");
   if (o.link_deadline_ms < 0 || o.link_deadline_ms > 3'600'000)
     return refuse("--link-deadline-ms must lie in [0, 3600000]");
-  if (o.max_new_tokens < 1 || o.max_new_tokens > 1'000'000)
+  if (o.max_new_tokens && (*o.max_new_tokens < 1 || *o.max_new_tokens > 1'000'000))
     return refuse("--max-new-tokens must lie in [1, 1000000]");
   if (o.sampling.temperature < 0 || o.sampling.temperature > 100)
     return refuse("--temperature must lie in [0, 100]");
@@ -262,8 +282,80 @@ RunRecord make_record(const Answer& answer, const LoadedModel& model, const Plan
   return record;
 }
 
-Status run(const Options& o, const BackendFlags& on, bool& shown) {
-  DS_TRY(check(o));
+/// What stands in the files and pipes that the options name; each can be read once.
+struct Texts {
+  std::optional<RequestText> request;  // context and prompt, through the template where there is one
+  std::string prompt;                  // where `request` is none, because one of the two is given as ids
+};
+
+Result<Texts> read_texts(const Options& o) {
+  Texts out;
+  std::optional<std::string> prompt;
+  if (!o.prompt_file.empty()) {
+    DS_ASSIGN(prompt, read_text_file(input_path(o.prompt_file)));
+  } else if (!o.prompt.empty()) {
+    prompt = o.prompt;
+  }
+  if (o.ids()) {
+    out.prompt = prompt.value_or("");
+    return out;
+  }
+  DS_ASSIGN(std::optional<ChatTemplate> chat_template, open_chat_template(o.chat, o.receiver, o.open));
+  std::string context;
+  if (!o.context.empty()) {
+    DS_ASSIGN(context, read_text_file(input_path(o.context)));
+  }
+  DS_ASSIGN(out.request, request_text(o.chat, chat_template, std::move(context), prompt));
+  return out;
+}
+
+/// --render: the text that the receiver would go on from, and with --json its ids.
+Status render(const Options& o, const RequestText& text) {
+  if (!o.json) {
+    fmt::print("{}{}", text.context, text.prompt);
+    return ok_status();
+  }
+  nlohmann::ordered_json out = {{"text", text.context + text.prompt},
+                                {"context_bytes", text.context.size()},
+                                {"templated", text.templated},
+                                {"context_tokens", nullptr},
+                                {"token_ids", nullptr}};
+  DS_ASSIGN(const std::string folder, folder_for("tokenizer.json", o.receiver, o.open));
+  if (access((folder + "/tokenizer.json").c_str(), F_OK) == 0) {
+    DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(folder));
+    DS_ASSIGN(JoinedText joined, join_text(tokenizer, text.context, text.prompt, !text.templated));
+    out["context_tokens"] = joined.shared;
+    out["token_ids"] = joined.ids;
+  }
+  fmt::print("{}\n", out.dump(2));
+  return ok_status();
+}
+
+/// Ids that were asked to end an answer: --stop-ids, and what --stop names of special tokens, which are not
+/// part of an answer's text.
+Result<std::vector<int32_t>> asked_stop_ids(const Options& o, const LoadedModel& loaded) {
+  std::vector<int32_t> ids = o.stop_ids;
+  for (const std::string& stop : o.stops) {
+    const int32_t id = loaded.tokenizer ? loaded.tokenizer->token_id(stop) : -1;
+    if (id < 0) continue;
+    DS_ASSIGN(std::string text, loaded.tokenizer->decode({&id, 1}, true));
+    if (text.empty()) ids.push_back(id);
+  }
+  return ids;
+}
+
+/// What --max-new-tokens says, or the default: fewer where the model's positions end before.
+Result<int64_t> new_tokens(const Options& o, int64_t positions, int64_t read) {
+  if (o.max_new_tokens) return *o.max_new_tokens;
+  // The last token is not read itself. Without a position left the session says so.
+  int64_t left = std::clamp<int64_t>(positions - read + 1, 1, kNewTokens);
+  if (left < kNewTokens)
+    fmt::print(stderr, "note: {} new token{} at most: the model has {} positions, {} are read\n", left,
+               left == 1 ? "" : "s", positions, read);
+  return left;
+}
+
+Status run(const Options& o, const Texts& texts, const BackendFlags& on, bool& shown) {
   double rate = 0;
   if (!o.link_rate.empty()) {
     DS_ASSIGN(rate, parse_rate(o.link_rate));
@@ -289,8 +381,14 @@ Status run(const Options& o, const BackendFlags& on, bool& shown) {
     DS_ASSIGN(gate, set_up_gate(o, *plan));
   }
   DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.open, on, o.dtype, o.cache));
-  DS_ASSIGN(const JoinedText joined,
-            read_request(loaded, {o.context, o.context_ids, o.prompt, o.prompt_ids}));
+  const std::optional<RequestText>& text = texts.request;
+  JoinedText joined;
+  if (text) {
+    DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(loaded));
+    DS_ASSIGN(joined, join_text(*tokenizer, text->context, text->prompt, !text->templated));
+  } else {
+    DS_ASSIGN(joined, read_request(loaded, {o.context, o.context_ids, texts.prompt, o.prompt_ids}));
+  }
   const std::span<const int32_t> context = joined.context(), prompt = joined.suffix();
   bool full = !plan || o.mode == "full-prefill";
   if (!plan) {
@@ -306,14 +404,28 @@ Status run(const Options& o, const BackendFlags& on, bool& shown) {
   auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
   if (m == 0)
     return error(Code::kInvalidArgument, "the prompt has no tokens; at least one is needed to answer from");
+  DS_ASSIGN(const int64_t most_tokens, new_tokens(o, loaded.model->config().max_positions, n + m));
+  DS_ASSIGN(const std::vector<int32_t> asked_stops, asked_stop_ids(o, loaded));
+  std::vector<int32_t> stops = loaded.model->config().eos_token_ids;
+  stops.insert(stops.end(), asked_stops.begin(), asked_stops.end());
+  if (text && text->templated) {
+    DS_ASSIGN(stops, with_turn_end(std::move(stops), *loaded.checkpoint, *loaded.tokenizer));
+  }
   // A full prefill has no cuts.
-  DS_ASSIGN(auto session, Session::create(*loaded.backend, *loaded.model, *plan, {n, m, o.max_new_tokens},
+  DS_ASSIGN(auto session, Session::create(*loaded.backend, *loaded.model, *plan, {n, m, most_tokens},
                                           maps ? &*maps : nullptr, o.plain_cuts || full));
   DS_TRY(session->warm_up());
 
   std::optional<StreamingDecoder> decoder;
   if (loaded.tokenizer) decoder.emplace(*loaded.tokenizer);
-  bool stream_text = decoder && !o.json;
+  if (!decoder && !o.stops.empty())
+    return error(Code::kInvalidArgument,
+                 "--stop: '{}' has no tokenizer.json to read the answer's text with; give "
+                 "--stop-ids",
+                 o.receiver);
+  StopText stop_text(o.stops);
+  std::string answered;
+  Status decoding;
   Request request;
   request.context = context;
   request.entry = joined.entry;
@@ -327,20 +439,42 @@ Status run(const Options& o, const BackendFlags& on, bool& shown) {
   request.full_prefill = full;
   if (gate) request.gate = &gate->gate;
   request.sampling = o.sampling;
-  request.max_new_tokens = o.max_new_tokens;
-  request.stop_ids = loaded.model->config().eos_token_ids;
-  if (stream_text) {
-    request.on_token = [&](int32_t token) {
-      auto text = decoder->push(token);
-      if (text.ok()) fmt::print("{}", *text);
-      shown = shown || (text.ok() && !text->empty());
-      std::fflush(stdout);
+  request.max_new_tokens = most_tokens;
+  request.stop_ids = stops;
+  auto show = [&](const std::string& piece) {
+    answered += piece;
+    if (o.json) return;
+    fmt::print("{}", piece);
+    shown = shown || !piece.empty();
+    std::fflush(stdout);
+  };
+  if (decoder) {
+    request.is_last = [&](int32_t token) {
+      auto piece = decoder->push(token);
+      if (!piece.ok()) decoding = piece.status();
+      if (piece.ok()) show(stop_text.push(*piece));
+      return stop_text.stopped() || !decoding.ok();
     };
   }
   DS_ASSIGN(Answer answer, session->run(request));
-  if (stream_text) {
+  DS_TRY(decoding);
+  if (decoder) {
     DS_ASSIGN(std::string rest, decoder->finish());
-    fmt::print("{}\n", rest);
+    show(stop_text.push(rest));
+    if (!stop_text.stopped()) show(stop_text.finish());
+    if (!o.json) fmt::print("\n");
+  }
+  // As requests of OpenAI's API say it, but for tokens: by which of --stop, --stop-ids or the model's own.
+  std::string stop_reason = "max_new_tokens";
+  nlohmann::ordered_json stop_by = nullptr;
+  if (stop_text.stopped()) {
+    stop_reason = "stop";
+    stop_by = *stop_text.stopped();
+  } else if (answer.stopped) {
+    const bool asked =
+        std::find(asked_stops.begin(), asked_stops.end(), answer.stop_token) != asked_stops.end();
+    stop_reason = asked ? "stop" : "end_of_text";
+    stop_by = answer.stop_token;
   }
 
   if (!o.dump_logits.empty()) {
@@ -391,13 +525,9 @@ Status run(const Options& o, const BackendFlags& on, bool& shown) {
     out["entry_tokens"] = joined.entry.size();
     out["prompt_token_ids"] = std::vector(prompt.begin(), prompt.end());
     out["output_token_ids"] = answer.tokens;
-    if (loaded.tokenizer) {
-      DS_ASSIGN(std::string text, loaded.tokenizer->decode(answer.tokens, true));
-      out["text"] = text;
-    } else {
-      out["text"] = nullptr;
-    }
-    out["stop_reason"] = answer.stopped ? "end_of_text" : "max_new_tokens";
+    out["text"] = decoder ? nlohmann::ordered_json(answered) : nlohmann::ordered_json(nullptr);
+    out["stop_reason"] = stop_reason;
+    out["stop"] = stop_by;
     out["recomputed_layers"] = recomputed_layers(variant);
     out["bytes_loaded"] = answer.bytes_loaded;
     out["cuts"] = cuts.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(cuts);
@@ -420,6 +550,10 @@ Status run(const Options& o, const BackendFlags& on, bool& shown) {
              way, recomputed_layers(variant), plan->shape.layers,
              variant.map_form == MapForm::kNone || cuts.empty() ? "" : ", cuts " + cuts,
              format_bytes(answer.bytes_loaded), cache, answer.miss.ok() ? "" : ": ", answer.miss.message());
+  if (text && text->templated && n > 0 && answer.miss.code() == Code::kNotFound)
+    fmt::print(stderr,
+               "note: entries for requests through a chat template are published through it: ds-publish with "
+               "--template of the receiver's folder, where the sender has another, and the same --system\n");
   if (gate) fmt::print(stderr, "{}\n", gate_text(answer, *gate));
   return ok_status();
 }
@@ -441,11 +575,40 @@ int main(int argc, char** argv) {
   app.add_option("--receiver", o.receiver, "the model that answers: a Hugging Face folder")->required();
   app.add_option("--plan", o.plan, "plan compiled for this receiver and a sender; without one: full prefill");
   app.add_option("--store", o.store, "where the sender's entry is: file:PATH");
-  app.add_option("--context", o.context, "text file with the shared context");
+  app.add_option("--context", o.context, "text file with the shared context; -: stdin");
   app.add_option("--context-ids", o.context_ids, "JSON list of token ids instead");
-  app.add_option("--prompt", o.prompt, "the question");
+  app.add_option(
+      "--prompt", o.prompt,
+      "the question; where the receiver has a chat template it becomes the user's message, with the "
+      "context before it");
+  app.add_option("--prompt-file", o.prompt_file, "text file with it instead; -: stdin");
   app.add_option("--prompt-ids", o.prompt_ids, "JSON list of token ids instead");
-  app.add_option("--max-new-tokens", o.max_new_tokens, "most tokens to generate")->capture_default_str();
+  app.add_option("--system", o.chat.system, "system message, for the template");
+  app.add_option(
+      "--chat", o.chat.chat,
+      "JSON file with a conversation for the template, -: stdin: a list of messages, or an object with "
+      "messages,\n"
+      "tools, documents and chat_template_kwargs. Arguments of tool calls go to the template as they are: "
+      "most\n"
+      "want an object, not OpenAI's text. The context stands before the user's first message, --prompt is "
+      "one more");
+  add_template_options(app, o.chat, "receiver");
+  app.add_flag(
+      "--render", o.render,
+      "print the text that the receiver would go on from, with --json its ids too, and end: no weights are "
+      "read");
+  app.add_option("--max-new-tokens", o.max_new_tokens,
+                 "most tokens to generate; default: 64, or what positions the model has left");
+  app.add_option("--stop", o.stops,
+                 "text that ends the answer and is not part of it; may be given several times")
+      ->allow_extra_args(false);
+  app.add_option(
+         "--stop-ids", o.stop_ids,
+         "ids of tokens that end the answer and are not part of it, 1,2,3, besides the model's own and the "
+         "eos_token\n"
+         "of a receiver that answers through a template")
+      ->delimiter(',')
+      ->check(CLI::Range(0, INT32_MAX));
   app.add_option("--link-rate", o.link_rate,
                  "shape the link to the store: 20MB/s, 8Gb/s; default: not shaped");
   app.add_option("--waiting", o.waiting, "other requests that wait: a plan may have variants for that")
@@ -490,6 +653,8 @@ int main(int argc, char** argv) {
   app.footer(
       "Examples:\n"
       "  ds-run --receiver agent/ --context report.txt --prompt 'Who signed it?'\n"
+      "  ds-run --receiver agent/ --system 'Be brief.' --prompt 'Who are you?' --stop '\n\n'\n"
+      "  ds-run --receiver agent/ --chat request.json --render\n"
       "  ds-run --receiver agent/ --weight-cache /var/cache/ds-weights --verify-weights --prompt 'Hello'\n"
       "  ds-run --receiver agent-lora/ --base Llama-3.2-1B/ --context report.txt --prompt 'Who signed it?'\n"
       "  ds-run --receiver Mistral-7B-v0.1/ --max-model-len 4096 --context report.txt --prompt 'Who signed "
@@ -505,7 +670,10 @@ int main(int argc, char** argv) {
       "         --gate-false-alarms 0.5% --gate-window requests.json --context report.txt --prompt 'Who "
       "signed "
       "it?'");
-  return run_tool(app, argc, argv, [&] {
-    return with_fallback(o.on, [&](auto& on, bool& shown) { return run(o, on, shown); });
+  return run_tool(app, argc, argv, [&]() -> Status {
+    DS_TRY(check(o));
+    DS_ASSIGN(const Texts texts, read_texts(o));
+    if (o.render) return render(o, *texts.request);
+    return with_fallback(o.on, [&](auto& on, bool& shown) { return run(o, texts, on, shown); });
   });
 }

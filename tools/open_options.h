@@ -50,4 +50,14 @@ inline Status check_open_options(const OpenOptions& o, std::initializer_list<std
   return ok_status();
 }
 
+/// The folder that `file` (a tokenizer's, a chat template) of a model is read from: its own, or that of an
+/// adapter's base where the adapter has none. Opens no weights but an adapter's.
+inline Result<std::string> folder_for(const std::string& file, const std::string& model,
+                                      const OpenOptions& options) {
+  DS_ASSIGN(std::string folder, find_model_folder(model));
+  if (!Adapter::is_adapter(folder)) return folder;
+  DS_ASSIGN(const Checkpoint checkpoint, Checkpoint::open(folder, options));
+  return checkpoint.folder_of(file);
+}
+
 }  // namespace ds

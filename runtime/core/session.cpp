@@ -525,10 +525,15 @@ Result<Answer> Session::answer(const Request& request) {
   for (int64_t position = n + static_cast<int64_t>(request.suffix.size());; ++position) {
     if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
       answer.stopped = true;
+      answer.stop_token = token;
       break;
     }
     answer.tokens.push_back(token);
     if (request.on_token) request.on_token(token);
+    if (request.is_last && request.is_last(token)) {
+      answer.ended_by_caller = true;
+      break;
+    }
     if (static_cast<int64_t>(answer.tokens.size()) >= request.max_new_tokens) break;
     model_.step(*compute_, *workspace_,
                 {.token = token,

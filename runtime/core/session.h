@@ -53,6 +53,8 @@ struct Request {
   int64_t max_new_tokens = 1;
   std::span<const int32_t> stop_ids;  // generation ends with one of these, which is not part of the answer
   std::function<void(int32_t token)> on_token;  // called as tokens come; may be empty
+  /// Asked after on_token: whether this token, which stays part of the answer, is its last. May be empty.
+  std::function<bool(int32_t token)> is_last;
 };
 
 /// Where the link rate came from that a variant was chosen by.
@@ -64,6 +66,8 @@ std::string_view cache_status_name(CacheStatus status);  // "unused", "hit", "mi
 struct Answer {
   std::vector<int32_t> tokens;         // without the stop token
   bool stopped = false;                // ended by a stop token, not by max_new_tokens
+  int32_t stop_token = -1;             // which one
+  bool ended_by_caller = false;        // ended by Request::is_last
   const Variant* variant = nullptr;    // what ran in the end
   int64_t link_rate = 0, waiting = 0;  // what it was chosen by, besides the context's length
   RateSource rate_source = RateSource::kUnknown;

@@ -362,6 +362,37 @@ TEST_F(PromptFile, SomeTasksAreForTheChatTemplate) {
   EXPECT_FALSE(wants_chat(only(R"({"prompt":"{context}x","chat":false})"), "hotpotqa"));
 }
 
+TEST_F(PromptFile, PromptsGoThroughTheChatTemplate) {
+  std::string path = write(
+      "<s>{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{% endfor %}[assistant]{{ '\\n' }}");
+  auto chat = ChatTemplate::read(path, folder_);
+  ASSERT_TRUE(chat.ok()) << chat.status().message();
+  auto shared = std::make_shared<const ChatTemplate>(std::move(*chat));
+  PromptTemplates prompts = PromptTemplates::builtin();
+  ASSERT_TRUE(prompts.set_chat(shared, "Be brief.", std::nullopt).ok());
+  EXPECT_NE(prompts.sha256(), PromptTemplates::builtin().sha256());
+  Item item = an_item(" Some text. ", "Who? ");
+  item.task = "mine";
+  item.answers = {"Ann"};
+  const PromptTemplate& t = **prompts.find("mine");
+  Result<Prompt> p = prompts.render(t, item);
+  ASSERT_TRUE(p.ok()) << p.status().message();
+  EXPECT_TRUE(p->templated);
+  EXPECT_EQ(p->context, "<s>[system]Be brief.[user]Some text. ");
+  EXPECT_EQ(p->suffix, "Who?[assistant]\n");
+  EXPECT_EQ(reference_text(t, *p, item), "Ann");
+  item.task = "lcc";  // LongBench asks for code without a template
+  p = prompts.render(t, item);
+  ASSERT_TRUE(p.ok());
+  EXPECT_FALSE(p->templated);
+  EXPECT_EQ(p->context, " Some text. ");
+  EXPECT_EQ(reference_text(t, *p, item), " Ann");
+
+  PromptTemplates others = PromptTemplates::builtin();
+  ASSERT_TRUE(others.set_chat(shared, "Be long.", std::nullopt).ok());
+  EXPECT_NE(prompts.sha256(), others.sha256());
+}
+
 TEST(BuiltinPrompt, IsContextAndInput) {
   const PromptTemplates& builtin = PromptTemplates::builtin();
   const PromptTemplate& t = **builtin.find("anything");

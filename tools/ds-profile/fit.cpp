@@ -13,6 +13,7 @@ struct FitToolOptions {
   PairOptions pair;
   AlignOptions align;
   std::string out, prompts;
+  ChatOptions chat;
   std::vector<std::string> data;
   int64_t truncate = 0, contexts = 0;
   bool json = false, control = false;
@@ -39,6 +40,8 @@ Status run_fit(const FitToolOptions& o) {
   DS_TRY(need_option(o.pair.sender, "--sender", "the model whose hidden states are mapped"));
   DS_TRY(need_option(o.pair.receiver, "--receiver", "the model to whose hidden states they are mapped"));
   DS_ASSIGN(PromptTemplates prompts, read_prompts(o.prompts));
+  bool templated = false;
+  DS_TRY(through_template(prompts, o.chat, o.pair, templated));
   DS_ASSIGN(DataFiles data, read_data(o.data, prompts));
   DS_ASSIGN(LoadedPair pair, load_pair(o.pair));
   const ModelConfig& config = pair.receiver.model->config();
@@ -96,6 +99,7 @@ Action add_fit(CLI::App& app) {
   add_align_options(*fit, o->align);
   fit->add_option("--data", o->data, "JSON lines with LongBench's fields; only their contexts are read")
       ->required();
+  add_prompt_template_options(*fit, o->chat);
   fit->add_option("--prompts", o->prompts, "prompt templates by task; default: context + input");
   fit->add_option("-o,--output", o->out, "file of maps to write (.safetensors)")->required();
   fit->add_option("--contexts", o->contexts, "only the first so many contexts; 0: all")

@@ -5,6 +5,7 @@
 
 #include "profiler/estimate.h"
 #include "profiler/profile_run.h"
+#include "tools/chat_input.h"
 #include "tools/model_input.h"
 
 namespace ds {
@@ -80,6 +81,23 @@ inline Result<PromptTemplates> read_prompts(const std::string& path, const std::
   if (!max_new_tokens.empty())
     DS_TRY(prompts.set_max_new_tokens(max_new_tokens).with_context("--max-new-tokens"));
   return prompts;
+}
+
+/// Has prompts go through the chat template that the options name, by default the receiver's. Says so.
+inline Status through_template(PromptTemplates& prompts, const ChatOptions& o, const PairOptions& pair,
+                               bool& templated) {
+  DS_ASSIGN(std::optional<ChatTemplate> found, open_chat_template(o, pair.receiver, pair.open));
+  templated = found.has_value();
+  if (!found) return ok_status();
+  fmt::print(stderr, "prompts go through the chat template{}\n",
+             o.use == "auto" ? fmt::format(" of '{}' (--template none: as they are)", pair.receiver)
+                             : fmt::format(" '{}'", o.use));
+  return prompts.set_chat(std::make_shared<const ChatTemplate>(std::move(*found)), o.system, o.now());
+}
+
+inline void add_prompt_template_options(CLI::App& app, ChatOptions& o) {
+  app.add_option("--system", o.system, "system message, for the chat template");
+  add_template_options(app, o, "receiver");
 }
 
 struct DataFiles {

@@ -12,6 +12,7 @@ namespace {
 
 struct RunOptions {
   PairOptions pair;
+  ChatOptions chat;
   AlignOptions align;
   std::string out, prompts, max_new_tokens, jieba, state, other, stats, maps, other_maps, maps_out;
   std::vector<std::string> data, fit_data, forms, only;
@@ -246,6 +247,8 @@ Status run_profile(RunOptions o) {
   DS_TRY(check_options(o));
   // What can fail at once comes before what takes time.
   DS_ASSIGN(PromptTemplates prompts, read_prompts(o.prompts, o.max_new_tokens));
+  bool templated = false;
+  DS_TRY(through_template(prompts, o.chat, o.pair, templated));
   DS_ASSIGN(DataFiles data, read_data(o.data, prompts));
   DS_TRY(check_max_new_tokens(prompts, data.sets));
   DS_ASSIGN(std::shared_ptr<const Jieba> words, load_words(data.sets, o.jieba));
@@ -294,9 +297,12 @@ Status run_profile(RunOptions o) {
   if (!before.records.empty())
     fmt::print(stderr, "going on from '{}': {} of {} contexts are there; about {} to go\n", o.state,
                before.records.size(), work.contexts.size(), format_duration(left));
-  DS_ASSIGN(auto engine,
-            Engine::create(*receiver.backend, *sender.model, *receiver.model, work.ways, work.limits,
-                           config.eos_token_ids, maps.by_control(o.profile.ways.other_pair)));
+  std::vector<int32_t> ends = config.eos_token_ids;
+  if (templated) {
+    DS_ASSIGN(ends, with_turn_end(std::move(ends), *receiver.checkpoint, *receiver.tokenizer));
+  }
+  DS_ASSIGN(auto engine, Engine::create(*receiver.backend, *sender.model, *receiver.model, work.ways,
+                                        work.limits, ends, maps.by_control(o.profile.ways.other_pair)));
   ProgressBar bar("profiling", left);
   std::optional<double> first;  // share of the work that was there
   int64_t begin = now_ns();
@@ -347,6 +353,7 @@ Action add_run(CLI::App& app) {
   add_pair_options(app, o->pair);
   app.add_option("--data", o->data,
                  "questions: JSON lines with LongBench's fields; several files are one profile");
+  add_prompt_template_options(app, o->chat);
   app.add_option(
       "--prompts", o->prompts,
       "prompt templates by task (droidspeak.prompts), or LongBench's dataset2prompt.json; default: "

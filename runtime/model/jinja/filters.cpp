@@ -32,7 +32,7 @@ Value do_tojson(Interpreter& in, const Value& v, const Args& args) {
   style.sort_keys = p.flag(3);
   if (p.has(1) && !p[1].is_none()) {
     style.indented = true;
-    style.item_separator = ",";
+    style.item_separator.assign(1, ',');
     if (p[1].is_string()) {
       style.indent = p[1].text();
     } else {
@@ -114,7 +114,7 @@ std::optional<Value> parse_int(std::string_view s, int64_t base) {
   if (base == 16 && (s.substr(i).starts_with("0x") || s.substr(i).starts_with("0X"))) i += 2;
   if (base == 8 && (s.substr(i).starts_with("0o") || s.substr(i).starts_with("0O"))) i += 2;
   if (base == 2 && (s.substr(i).starts_with("0b") || s.substr(i).starts_with("0B"))) i += 2;
-  if (negative) digits = "-";
+  if (negative) digits += '-';
   bool was_digit = false;
   for (; i < s.size(); ++i) {
     if (s[i] == '_') {
@@ -181,7 +181,7 @@ Value do_round(const Value& v, const Args& args) {
   if (!v.is_number()) raise("type {} doesn't define __round__ method", type_name(v));
   int64_t precision = p.integer(0, 0);
   std::string method = p.has(1) ? p.text(1) : "common";
-  if (std::abs(precision) > 300) unsupported("rounding to so many digits");
+  if (precision > 300 || precision < -300) unsupported("rounding to so many digits");
   double x = v.real();
   if (method == "ceil" || method == "floor") {
     double scale = std::pow(10.0, static_cast<double>(precision));

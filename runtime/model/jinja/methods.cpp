@@ -84,8 +84,9 @@ Value padded(Interpreter& in, const Value& self, const Args& args, std::string_v
   const std::string& s = self.text();
   std::string fill = p.has(1) ? p.text(1) : " ";
   if (text::count(fill) != 1) raise("The fill character must be exactly one character long");
-  int64_t width = p.integer(0, 0), missing = width - length(self);
-  if (missing <= 0) return self;
+  const int64_t width = p.integer(0, 0), n = length(self);
+  if (width <= n) return self;
+  const int64_t missing = width - n;
   if (missing > kMaxString / 4) fail(Code::kExhausted, "a text is larger than {} bytes", kMaxString);
   int64_t left = name == "ljust" ? 0 : name == "rjust" ? missing : missing / 2 + (missing & width & 1);
   auto repeated = [&](int64_t n) {
@@ -231,8 +232,9 @@ Value string_method(Interpreter& in, const Value& self, const std::string& name,
   if (name == "center" || name == "ljust" || name == "rjust") return padded(in, self, args, name);
   if (name == "zfill") {
     Parameters p(name, args, {"width"}, 1);
-    int64_t missing = p.integer(0, 0) - length(self);
-    if (missing <= 0) return self;
+    const int64_t width = p.integer(0, 0), n = length(self);
+    if (width <= n) return self;
+    const int64_t missing = width - n;
     if (missing > kMaxString) fail(Code::kExhausted, "a text is larger than {} bytes", kMaxString);
     size_t sign = !s.empty() && (s[0] == '-' || s[0] == '+') ? 1 : 0;
     return in.text(s.substr(0, sign) + std::string(static_cast<size_t>(missing), '0') + s.substr(sign));
@@ -421,6 +423,8 @@ std::string format_percent(const std::string& format, const Value& args) {
           raise("%{} format: a real number is required, not {}", kind, type_name(value));
         bool decimal = kind == 'd' || kind == 'i' || kind == 'u';
         if (!value.is_integral() && !decimal) raise("%{} format: an integer is required, not float", kind);
+        if (!value.is_integral() && !(std::abs(value.real()) < 9e18))
+          unsupported("an integer of more than 64 bits in a format");
         int64_t whole = value.is_integral() ? value.integer() : static_cast<int64_t>(value.real());
         if (!decimal && whole < 0) unsupported("a negative number in that format");
         out += print(spec + "ll" + (decimal ? 'd' : kind), static_cast<long long>(whole));
@@ -436,7 +440,8 @@ std::string format_percent(const std::string& format, const Value& args) {
         out += print(spec + kind, value.real());
         break;
       default:
-        unsupported(fmt::format("'%{}' in a format", kind));
+        unsupported(static_cast<unsigned char>(kind) < 0x80 ? fmt::format("'%{}' in a format", kind)
+                                                            : std::string("such a conversion in a format"));
     }
   }
   if (tuple ? used < args.items().size() : (used == 0 && !dict && !by_name && !args.has_items()))

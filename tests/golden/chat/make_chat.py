@@ -301,8 +301,8 @@ def compare(folder, tool):
 
         def run(job):
             template, conversation, path = job
-            done = subprocess.run([tool, "--receiver", model, "--chat", path, "--template", template, "--render"], capture_output=True,
-                                  env={**os.environ, "TZ": "UTC", "DROIDSPEAK_RENDER_TIME": str(NOW)})
+            done = subprocess.run([tool, "--receiver", model, "--chat", path, "--template", template, "--template-time", str(NOW), "--render"],
+                                  capture_output=True)
             return done.returncode, done.stdout.decode(), done.stderr.decode()
 
         with ThreadPoolExecutor(2) as pool:
