@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -811,6 +812,16 @@ TEST(Choice, AnEstimateFollowsTheLinkAndIgnoresTrifles) {
   EXPECT_NEAR(static_cast<double>(link.rate()), static_cast<double>(10 << 20), 1 << 20);
   link.add(1 << 30, 0);  // no time: not a rate
   EXPECT_NEAR(static_cast<double>(link.rate()), static_cast<double>(10 << 20), 1 << 20);
+}
+
+// OpenMP reads these when a program starts: the law of S = R once more, in programs of their own.
+TEST(Threads, FewerThanAskedForChangeNoAnswer) {
+  const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
+  for (const char* setting : {"OMP_THREAD_LIMIT=1", "OMP_DYNAMIC=true"}) {
+    const std::string command =
+        fmt::format("GTEST_OUTPUT= {} '{}' --gtest_filter='*SenderIsReceiver*/llama_f32'", setting, self);
+    EXPECT_EQ(std::system(command.c_str()), 0) << command;
+  }
 }
 
 TEST(Sampling, GreedyAndSeeded) {
