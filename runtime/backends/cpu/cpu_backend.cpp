@@ -1,5 +1,8 @@
 // The CPU backend: instruction set and threads are found once; the rest is in model.cpp, stream.cpp,
 // matmul.cpp, attention.cpp and the kernels.
+#include <omp.h>
+
+#include <algorithm>
 #include <mutex>
 #include <string>
 
@@ -142,7 +145,11 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const CpuOptions& options) {
   if (options.threads < 0 || options.threads > 1024)
     return error(Code::kInvalidArgument, "cpu backend with {} threads; expected 0 (all) to 1024",
                  options.threads);
-  int threads = options.threads > 0 ? options.threads : cpu::usable_cores();
+  // oneDNN shares its work out before it knows how many threads there are: where OpenMP gives fewer than
+  // asked for, a part of every product would be missing. So no more are asked for than its limit
+  // (OMP_THREAD_LIMIT) allows.
+  const int threads =
+      std::min(options.threads > 0 ? options.threads : cpu::usable_cores(), omp_get_thread_limit());
   return std::unique_ptr<Backend>(std::make_unique<cpu::CpuBackend>(cpu::detect_isa(), threads));
 }
 

@@ -90,7 +90,10 @@ Status dnnl_failure(const dnnl::error& e, std::string_view what, int64_t rows, i
 
 }  // namespace
 
-ThreadScope::ThreadScope(int threads) : before_(omp_get_max_threads()) { omp_set_num_threads(threads); }
+ThreadScope::ThreadScope(int threads) : before_(omp_get_max_threads()) {
+  omp_set_dynamic(0);  // oneDNN needs all the threads that it asks for, whatever OMP_DYNAMIC says
+  omp_set_num_threads(threads);
+}
 ThreadScope::~ThreadScope() { omp_set_num_threads(before_); }
 
 std::string dnnl_version() {

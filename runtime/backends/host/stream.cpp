@@ -97,7 +97,10 @@ void HostStream::take_next_core() {
 }
 
 void HostStream::run(int threads) {
-  if (kind_ == StreamKind::kCompute) omp_set_num_threads(threads);
+  if (kind_ == StreamKind::kCompute) {
+    omp_set_dynamic(0);  // libraries share work out by the number of threads that they ask for
+    omp_set_num_threads(threads);
+  }
   size_t tail = 0;
   for (uint32_t next = 0;; ++next) {
     while (enqueued_.load(std::memory_order_acquire) == next) enqueued_.wait(next, std::memory_order_acquire);
