@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "support/file.h"
-#include "support/json.h"
 
 namespace ds {
 namespace {
@@ -200,19 +199,6 @@ Status no_config(const std::string& folder) {
   auto has = [&](std::string_view name) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };
-  if (has("adapter_config.json")) {
-    Result<nlohmann::json> config = read_json_file(folder + "/adapter_config.json");
-    std::string base;
-    if (config.ok() && config->is_object() && config->contains("base_model_name_or_path") &&
-        (*config)["base_model_name_or_path"].is_string())
-      base = (*config)["base_model_name_or_path"].get<std::string>();
-    return error(
-        Code::kUnsupported,
-        "'{}' has an adapter (adapter_config.json) and no model, which would need config.json: its base "
-        "is {}. Merge the adapter into the base (peft's merge_and_unload, save_pretrained) and give "
-        "that folder",
-        folder, base.empty() ? "not named there" : "'" + base + "'");
-  }
   for (const std::string& name : names) {
     if (extension_of(name) == ".gguf")
       return error(

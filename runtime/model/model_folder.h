@@ -20,7 +20,7 @@ Result<std::string> find_model_folder(const std::string& given);
 /// What people call the model: the folder's name, "name" of a snapshot in "models--org--name".
 std::string model_name(const std::string& given);
 
-/// Why a folder without config.json cannot be read as a model: kNotFound, or kUnsupported for an adapter.
+/// Why a folder without config.json cannot be read as a model: kNotFound, or kUnsupported for another format.
 Status no_config(const std::string& folder);
 
 }  // namespace ds

@@ -394,8 +394,6 @@ TEST_F(CheckpointTest, SaysWhatAFolderIsThatIsNone) {
   expect_fails(empty, Code::kNotFound, {"there is one in", "empty/final'"});
   write(empty + "/params.json", "{}");
   expect_fails(empty, Code::kUnsupported, {"params.json"});
-  write(empty + "/adapter_config.json", R"({"base_model_name_or_path": "meta-llama/Llama-3.1-8B"})");
-  expect_fails(empty, Code::kUnsupported, {"adapter", "'meta-llama/Llama-3.1-8B'"});
 
   for (const char* name : {"config.json", "model.safetensors", "tokenizer.json"}) {
     std::string pointers = copy("llama");

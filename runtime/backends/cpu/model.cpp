@@ -694,7 +694,7 @@ Status CpuModel::run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) 
     std::memcpy(hidden + i * row, embedding_ + ids[i] * row, static_cast<size_t>(row));
   }
   timer.lap(Phase::kEmbed);
-  return weights_.intact();
+  return intact();
 }
 
 Status CpuModel::run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
@@ -811,7 +811,7 @@ Status CpuModel::run_select(CpuWorkspace& w, const SelectCall& call) const {
                    static_cast<size_t>(d * wire));
   }
   timer.lap(Phase::kNorm);
-  return weights_.intact();
+  return intact();
 }
 
 Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
@@ -846,7 +846,7 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
   timer.lap(Phase::kRope);
 
   // The rest of the layer for the rows with a query only.
-  if (queries == 0) return weights_.intact();
+  if (queries == 0) return intact();
   if (queries < rows)
     for (int64_t r = 0, q = 0; q < queries; ++r)
       if (w.rows_[r].hidden == w.query_rows_[q].hidden)
@@ -894,7 +894,7 @@ Status CpuModel::run_block(CpuWorkspace& w, const Layer& layer) const {
     k.add_norm(w.query_rows_[r].hidden, w.projected_ + r * d, nullptr, eps_, d, nullptr);
   }
   timer.lap(Phase::kNorm);
-  return weights_.intact();
+  return intact();
 }
 
 Status CpuModel::run_align(CpuWorkspace& w, const CpuMap& map, std::byte* hidden, int64_t rows) const {
@@ -959,7 +959,7 @@ Status CpuModel::run_logits(CpuWorkspace& w, const std::byte* hidden, std::span<
     rows = rows.subspan(static_cast<size_t>(count));
   }
   timer.lap(Phase::kLogits);
-  return weights_.intact();
+  return intact();
 }
 
 }  // namespace ds::cpu

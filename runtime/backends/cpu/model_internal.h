@@ -124,6 +124,11 @@ class CpuModel final : public DeviceModel {
   };
 
   Status load_weights(const Checkpoint& checkpoint, const LoadOptions& options);
+  /// kCorrupt: a file that weights are mapped from was cut short; what was computed from them is nothing.
+  Status intact() const {
+    DS_TRY(base_weights_.intact());
+    return weights_.intact();
+  }
   Status list_weights(Loader& loader);
   int64_t planned_bytes() const;
   Status run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const;
