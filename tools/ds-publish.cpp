@@ -127,7 +127,7 @@ int main(int argc, char** argv) {
       "--dtype f32\n"
       "  ds-publish --model S/ --context report.txt --store file:cache --plan aligned.dsplan --maps "
       "maps.safetensors");
-  std::optional<PublishedText> published;  // read once: it may come from a pipe
+  std::optional<PublishedText> published;                       // read once: it may come from a pipe
   auto run = [&](const BackendFlags& where, bool&) -> Status {  // shows nothing before all is done
     DS_TRY(check_open_options(open, {model_dir}));
     if (context.empty() == context_ids.empty()) {

@@ -458,10 +458,12 @@ IdsComparison compare_ids(const Tokenizer& a, const std::string& name_a, const T
   };
   auto name = [](int32_t id, std::string_view text) { return fmt::format("{} '{}'", id, text); };
 
-  const int32_t end =
-      std::max({x.bpe.end_id(), y.bpe.end_id(), x.added.empty() ? 0 : x.added.rbegin()->first + 1,
-                y.added.empty() ? 0 : y.added.rbegin()->first + 1});
-  for (int32_t id = 0; id < end; ++id) {
+  auto end_of = [](const Tokenizer::Impl& t) {
+    return std::max(t.bpe.end_id(), t.added.empty() ? 0 : t.added.rbegin()->first + 1);
+  };
+  out.end_a = end_of(x);
+  out.end_b = end_of(y);
+  for (int32_t id = 0; id < std::max(out.end_a, out.end_b); ++id) {
     const std::string_view of_a = x.content(id), of_b = y.content(id);
     if (of_a.data() == nullptr && of_b.data() == nullptr) continue;
     if (of_b.data() == nullptr) {
@@ -510,10 +512,10 @@ IdsComparison compare_ids(const Tokenizer& a, const std::string& name_a, const T
   return out;
 }
 
-Status check_same_ids(const Tokenizer& sender, const std::string& sender_name, const Tokenizer& receiver,
-                      const std::string& receiver_name) {
+Result<int64_t> check_same_ids(const Tokenizer& sender, const std::string& sender_name,
+                               const Tokenizer& receiver, const std::string& receiver_name) {
   const IdsComparison found = compare_ids(sender, sender_name, receiver, receiver_name);
-  if (found.agree()) return ok_status();
+  if (found.agree()) return int64_t{found.end_a < found.end_b ? found.end_a : 0};
   return error(Code::kMismatch,
                "sender and receiver have different tokenizers: the same text would be other tokens, so that "
                "nothing can be reused; {}",
@@ -538,7 +540,7 @@ Result<bool> same_file(const std::string& a, const std::string& b) {
 
 }  // namespace
 
-Status check_same_ids(const std::string& sender_folder, const std::string& receiver_folder) {
+Result<int64_t> check_same_ids(const std::string& sender_folder, const std::string& receiver_folder) {
   // The same files need not be understood.
   bool same = true;
   for (const char* name :
@@ -546,12 +548,12 @@ Status check_same_ids(const std::string& sender_folder, const std::string& recei
     DS_ASSIGN(bool same_here, same_file(sender_folder + name, receiver_folder + name));
     same = same && same_here;
   }
-  if (same) return ok_status();
+  if (same) return int64_t{0};
   std::optional<Tokenizer> tokenizers[2];
   for (auto [folder, to] : {std::pair(&sender_folder, &tokenizers[0]), {&receiver_folder, &tokenizers[1]}}) {
     Result<Tokenizer> read = Tokenizer::load(*folder);
-    if (!read.ok() && read.status().code() == Code::kNotFound) return ok_status();
-    DS_TRY(read.status());
+    if (!read.ok() && read.status().code() == Code::kNotFound) return int64_t{0};
+    DS_TRY(read);
     *to = std::move(*read);
   }
   return check_same_ids(*tokenizers[0], sender_folder, *tokenizers[1], receiver_folder);

@@ -83,6 +83,7 @@ struct IdsComparison {
   };
   std::string difference;             // the first thing that differs, for people; empty: nothing
   std::vector<Token> only_a, only_b;  // with ids that the other does not know, by id
+  int32_t end_a = 0, end_b = 0;       // above the largest id that each knows
   /// Every text without the tokens that only one knows has the same ids.
   bool agree() const { return difference.empty(); }
   /// Every text has.
@@ -93,12 +94,13 @@ IdsComparison compare_ids(const Tokenizer& a, const std::string& name_a, const T
                           const std::string& name_b);
 
 /// The one rule for a pair: kMismatch, with the first thing that differs, where sender and receiver do not
-/// agree on the ids that both know. Requests are held to more: entries are found by the ids of their text.
-Status check_same_ids(const Tokenizer& sender, const std::string& sender_name, const Tokenizer& receiver,
-                      const std::string& receiver_name);
+/// agree on the ids that both know. Else the id from which on only the receiver knows any (tokens that its
+/// training has added); 0: none. Requests are held to more: entries are found by the ids of their text.
+Result<int64_t> check_same_ids(const Tokenizer& sender, const std::string& sender_name,
+                               const Tokenizer& receiver, const std::string& receiver_name);
 /// The same of two folders; one without a tokenizer.json has nothing to differ in. Errors: those of
 /// Tokenizer::load().
-Status check_same_ids(const std::string& sender_folder, const std::string& receiver_folder);
+Result<int64_t> check_same_ids(const std::string& sender_folder, const std::string& receiver_folder);
 
 /// Decodes ids as they come, so that text can be printed at once: push() returns what no later id can change
 /// (it may be empty), finish() the rest. All that came out, put together, is the decode() of all ids. The

@@ -931,14 +931,19 @@ TEST_F(SameIds, OfFolders) {
   std::ofstream(other + "/tokenizer.json") << good_.dump(2);
   EXPECT_TRUE(check_same_ids(folder_, other).ok());
   std::ofstream(other + "/added_tokens.json") << R"({"<x>": 3})";
-  EXPECT_TRUE(check_same_ids(folder_, other).ok());  // of tokens that both know nothing differs
+  auto shared = check_same_ids(folder_, other);  // of tokens that both know nothing differs
+  ASSERT_TRUE(shared.ok()) << shared.status().message();
+  EXPECT_EQ(*shared, 3);  // which only the second knows
+  shared = check_same_ids(other, folder_);
+  ASSERT_TRUE(shared.ok()) << shared.status().message();
+  EXPECT_EQ(*shared, 0);
   std::ofstream(folder_ + "/added_tokens.json") << R"({"<y>": 3})";
-  const Status status = check_same_ids(folder_, other);
+  const Status status = check_same_ids(folder_, other).status();
   EXPECT_EQ(status.code(), Code::kMismatch);
   EXPECT_THAT(status.message(), HasSubstr("different tokenizers"));
   EXPECT_THAT(status.message(), HasSubstr("token 3: '<y>' in '" + folder_ + "', '<x>' in '" + other + "'"));
   std::ofstream(other + "/tokenizer.json") << "{";
-  EXPECT_EQ(check_same_ids(folder_, other).code(), Code::kCorrupt);
+  EXPECT_EQ(check_same_ids(folder_, other).status().code(), Code::kCorrupt);
   // The same bytes are the same, whether this version can read them or not.
   std::ofstream(folder_ + "/tokenizer.json") << "{";
   std::ofstream(folder_ + "/added_tokens.json") << R"({"<x>": 3})";

@@ -45,7 +45,8 @@ inline Status check_pair(const PairOptions& o) {
   const std::string ours = receiver.folder_of("tokenizer.json"), theirs = sender.folder_of("tokenizer.json");
   if (access((ours + "/tokenizer.json").c_str(), F_OK) != 0)
     return error(Code::kNotFound, "'{}' has no tokenizer.json to read the data with", o.receiver);
-  return check_same_ids(theirs, ours);
+  DS_TRY(check_same_ids(theirs, ours));
+  return ok_status();
 }
 
 /// Both models on one backend; a pair that cannot be is refused before its weights are packed.
