@@ -38,14 +38,12 @@ class Work : public ::testing::Test {
     Dataset set{"data.jsonl", std::string(64, 'a'), {}};
     for (const auto& [context, input] : texts) {
       const auto line = static_cast<int64_t>(set.items.size()) + 1;
-      set.items.push_back({context,
-                           input,
-                           {"the clerk"},
-                           "notes",
-                           Metric::kQaF1,
-                           "",
-                           line,
-                           "data.jsonl:" + std::to_string(line)});
+      set.items.push_back({.context = context,
+                           .input = input,
+                           .answers = {"the clerk"},
+                           .task = "notes",
+                           .line = line,
+                           .where = "data.jsonl:" + std::to_string(line)});
     }
     return {set};
   }
