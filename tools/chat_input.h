@@ -55,9 +55,12 @@ inline std::string input_path(const std::string& option) { return option == "-" 
 /// kInvalidArgument where --chat or --system need one, those of ChatTemplate::find().
 inline Result<std::optional<ChatTemplate>> open_chat_template(const ChatOptions& o, const std::string& model,
                                                               const OpenOptions& open) {
-  DS_ASSIGN(std::string folder, folder_for("chat_template.jinja", model, open));
-  if (access((folder + "/chat_template.jinja").c_str(), F_OK) != 0) {
-    DS_ASSIGN(folder, folder_for("tokenizer_config.json", model, open));
+  std::string folder = model;
+  if (o.use != "none") {
+    DS_ASSIGN(folder, folder_for("chat_template.jinja", model, open));
+    if (access((folder + "/chat_template.jinja").c_str(), F_OK) != 0) {
+      DS_ASSIGN(folder, folder_for("tokenizer_config.json", model, open));
+    }
   }
   std::optional<ChatTemplate> found;
   if (o.use == "auto") {
