@@ -3,55 +3,13 @@
 #include <algorithm>
 
 #include "profiler/python_text_internal.h"
+#include "runtime/model/jinja/text_internal.h"
 #include "runtime/model/tokenizer_unicode_internal.h"
 
 namespace ds::python {
 namespace {
 
 utf8proc_category_t category(char32_t c) { return utf8proc_category(static_cast<utf8proc_int32_t>(c)); }
-
-/// Unicode's Cased, for characters that are not ignorable: letters with case, and what else is
-/// Other_Lowercase or Other_Uppercase (ordinals, Roman numerals, letters in circles and squares).
-bool is_cased(char32_t c) {
-  switch (category(c)) {
-    case UTF8PROC_CATEGORY_LU:
-    case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-      return true;
-    default:
-      return c == 0xAA || c == 0xBA || (c >= 0x2160 && c <= 0x217F) || (c >= 0x24B6 && c <= 0x24E9) ||
-             (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
-             (c >= 0x1F170 && c <= 0x1F189);
-  }
-}
-
-/// Unicode's Case_Ignorable: marks, formats, modifiers, and what breaks no word between letters.
-bool is_case_ignorable(char32_t c) {
-  switch (category(c)) {
-    case UTF8PROC_CATEGORY_MN:
-    case UTF8PROC_CATEGORY_ME:
-    case UTF8PROC_CATEGORY_CF:
-    case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_SK:
-      return true;
-    default: {
-      constexpr std::u32string_view kWithinWords =
-          U"\u0027\u002E\u003A\u00B7\u0387\u055F\u05F4\u2018\u2019\u2024\u2027\uFE13\uFE52\uFE55\uFF07\uFF0E"
-          U"\uFF1A";
-      return kWithinWords.find(c) != std::u32string_view::npos;
-    }
-  }
-}
-
-/// A capital sigma at `at` ends a word: a cased character before it, none after it.
-bool is_final_sigma(std::u32string_view text, size_t at) {
-  size_t before = at;
-  while (before > 0 && is_case_ignorable(text[before - 1])) --before;
-  if (before == 0 || !is_cased(text[before - 1])) return false;
-  size_t after = at + 1;
-  while (after < text.size() && is_case_ignorable(text[after])) ++after;
-  return after == text.size() || !is_cased(text[after]);
-}
 
 }  // namespace
 
@@ -80,16 +38,7 @@ bool is_digit(char32_t c) { return category(c) == UTF8PROC_CATEGORY_ND; }
 std::u32string lower(std::u32string_view text) {
   std::u32string out;
   out.reserve(text.size());
-  for (size_t i = 0; i < text.size(); ++i) {
-    char32_t c = text[i];
-    if (c == 0x03A3) {
-      out += is_final_sigma(text, i) ? char32_t{0x03C2} : char32_t{0x03C3};
-    } else if (c == 0x0130) {
-      out += U"i\u0307";
-    } else {
-      out += static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
-    }
-  }
+  for (size_t i = 0; i < text.size(); ++i) jinja::text::append_lower(out, text, i);
   return out;
 }
 

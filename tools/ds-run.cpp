@@ -674,6 +674,10 @@ int main(int argc, char** argv) {
     DS_TRY(check(o));
     DS_ASSIGN(const Texts texts, read_texts(o));
     if (o.render) return render(o, *texts.request);
-    return with_fallback(o.on, [&](auto& on, bool& shown) { return run(o, texts, on, shown); });
+    return with_fallback(o.on, [&](auto& on, bool& shown) {
+      Status status = run(o, texts, on, shown);
+      if (!status.ok() && shown && !o.json) fmt::print("\n");  // the error begins a line of its own
+      return status;
+    });
   });
 }

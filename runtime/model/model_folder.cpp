@@ -57,9 +57,9 @@ std::string extension_of(const std::string& name) {
 /// "org/name" of "models--org--name", empty for other names.
 std::string hub_name(const std::string& folder_name) {
   if (!folder_name.starts_with(kCachePrefix)) return "";
-  std::string name = folder_name.substr(kCachePrefix.size());
-  if (size_t dashes = name.find("--"); dashes != std::string::npos) name.replace(dashes, 2, "/");
-  return name;
+  const std::string name = folder_name.substr(kCachePrefix.size());
+  const size_t dashes = name.find("--");
+  return dashes == std::string::npos ? name : name.substr(0, dashes) + '/' + name.substr(dashes + 2);
 }
 
 /// Whether it could be the name of a model on the Hub: "org/name".

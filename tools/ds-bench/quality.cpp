@@ -100,6 +100,7 @@ class QualityBench {
 
   Status run() {
     DS_TRY(check());
+    DS_TRY(check_open_options(o_.files.open, {o_.files.sender, o_.files.receiver}));
     DS_ASSIGN(rates_, parse_rate_list(o_.rates));
     DS_ASSIGN(inputs_, read_inputs({o_.files.receiver, o_.files.sender, o_.quality, o_.machine, o_.files.maps,
                                     o_.files.open}));

@@ -37,22 +37,6 @@ bool is_case_ignorable(char32_t c) {
   }
 }
 
-void append_lower(std::u32string& out, std::u32string_view s, size_t i) {
-  char32_t c = s[i];
-  if (c == 0x03A3) {  // a sigma that ends a word has another form
-    size_t before = i;
-    while (before > 0 && is_case_ignorable(s[before - 1])) --before;
-    size_t after = i + 1;
-    while (after < s.size() && is_case_ignorable(s[after])) ++after;
-    bool final = before > 0 && is_cased(s[before - 1]) && (after == s.size() || !is_cased(s[after]));
-    out += final ? char32_t{0x03C2} : char32_t{0x03C3};
-  } else if (c == 0x0130) {
-    out += U"i\u0307";
-  } else {
-    out += static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
-  }
-}
-
 void append_upper(std::u32string& out, char32_t c) {
   if (const SpecialCase* s = special_case(c)) {
     out += s->upper;
@@ -70,6 +54,22 @@ void append_title(std::u32string& out, char32_t c) {
 }
 
 }  // namespace
+
+void append_lower(std::u32string& out, std::u32string_view s, size_t i) {
+  char32_t c = s[i];
+  if (c == 0x03A3) {  // a sigma that ends a word has another form
+    size_t before = i;
+    while (before > 0 && is_case_ignorable(s[before - 1])) --before;
+    size_t after = i + 1;
+    while (after < s.size() && is_case_ignorable(s[after])) ++after;
+    bool final = before > 0 && is_cased(s[before - 1]) && (after == s.size() || !is_cased(s[after]));
+    out += final ? char32_t{0x03C2} : char32_t{0x03C3};
+  } else if (c == 0x0130) {
+    out += U"i\u0307";
+  } else {
+    out += static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
+  }
+}
 
 bool is_ascii(std::string_view s) {
   return std::all_of(s.begin(), s.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });

@@ -22,6 +22,8 @@ std::u32string decode(std::string_view s);
 std::string encode(std::u32string_view s);
 int64_t count(std::string_view s);  // code points
 
+/// Appends the lower case of s[i]: a sigma's depends on what stands around it, and U+0130 has two characters.
+void append_lower(std::u32string& out, std::u32string_view s, size_t i);
 std::string lower(std::string_view s);
 std::string upper(std::string_view s);
 std::string capitalize(std::string_view s);
