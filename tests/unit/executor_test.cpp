@@ -1,4 +1,4 @@
-// The laws that hold for every tiling (DESIGN, section 3), and what a request does when its entry is not
+// The laws that hold for every tiling (docs/design.md), and what a request does when its entry is not
 // there or not right. Sender and receiver go through publish -> store -> run, as in production.
 #include <gtest/gtest.h>
 

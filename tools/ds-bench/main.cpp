@@ -1,4 +1,4 @@
-// ds-bench: what the README's numbers come from.
+// ds-bench: what the numbers of docs/numbers.md come from.
 #include "tools/ds-bench/bench.h"
 
 using namespace ds;
