@@ -9,15 +9,10 @@
 #include <filesystem>
 #include <utility>
 
-#include "compiler/emit/convert.h"
-#include "compiler/emit/session.h"
-#include "compiler/lowering/lower_tiles.h"
-#include "compiler/passes.h"
-#include "compiler/policy/build_reuse.h"
-#include "compiler/policy/variants.h"
+#include "compiler/pipeline.h"
 #include "compiler/scheduling/schedulers.h"
-#include "mlir/IR/Verifier.h"
-#include "mlir/Pass/PassManager.h"
+#include "compiler/select/variants.h"
+#include "plans/limits.h"
 #include "plans/plan_file.h"
 #include "support/file.h"
 #include "support/hash.h"
@@ -33,12 +28,11 @@ const std::vector<std::string_view> kSides = {"auto", "receiver", "sender"};
 constexpr double kWorthTheSender = 0.01;
 constexpr int64_t kMaxReceivers = 1'000'000;
 constexpr int64_t kMaxLength = int64_t{1} << 30;
-constexpr size_t kMaxVariants = 1024;  // as plans/verify.cpp
-constexpr int64_t kMaxChunks = 256;
+constexpr int64_t kMostChunks = 256;
 
 /// What was asked for, checked and in numbers.
 struct Request {
-  std::string policy;
+  const PolicyTraits* policy = nullptr;
   std::vector<int64_t> lengths, rates;
   std::vector<int32_t> chunks;
   bool default_lengths = false;
@@ -99,11 +93,11 @@ Status check_align(const CompileOptions& o, bool maps) {
   if (!maps && !option.empty())
     return error(Code::kInvalidArgument, "{} needs --maps FILE: what cuts are mapped with, from ds-profile",
                  option);
-  for (std::string_view policy : {"full-prefill", "full-reuse", "cake", "select"})
-    if (form && o.policy && *o.policy == policy)
-      return refuse("--align " + o.align, "--policy " + *o.policy,
-                    "that policy sends no hidden states, so there is nothing to map");
-  return ok_status();
+  if (!form || !o.policy) return ok_status();
+  DS_ASSIGN(const PolicyTraits* policy, find_policy(*o.policy));
+  if (policy->sends_hidden) return ok_status();
+  return refuse("--align " + o.align, "--policy " + *o.policy,
+                "that policy sends no hidden states, so there is nothing to map");
 }
 
 /// Everything that can be refused without opening a file. `quality`, `maps`: there is a profile, are maps.
@@ -111,10 +105,11 @@ Result<Request> check_options(const CompileOptions& o, bool quality, bool maps) 
   Request r;
   DS_TRY(check_align(o, maps));
   DS_TRY(one_of("--schedule", o.schedule, scheduler_names()));
+  // Layers that the user named are recomputed, and no others.
+  DS_ASSIGN(r.policy, find_policy(o.policy.value_or(o.recompute ? "droidspeak" : "balanced")));
   DS_TRY(one_of("--emit", o.emit, kEmits));
   if (o.dtype && *o.dtype != "bf16" && *o.dtype != "f32")
     return error(Code::kInvalidArgument, "--dtype is '{}', expected bf16 or f32", *o.dtype);
-  if (o.policy) DS_TRY(find_policy(*o.policy));
   if (o.slo_loss && !(*o.slo_loss >= 0 && *o.slo_loss <= 100))
     return error(Code::kInvalidArgument, "--slo-loss is {}, expected points from 0 to 100", *o.slo_loss);
   if (o.confidence && !(*o.confidence > 0.5 && *o.confidence < 1))
@@ -130,13 +125,11 @@ Result<Request> check_options(const CompileOptions& o, bool quality, bool maps) 
     return error(Code::kInvalidArgument, "--suffix-length is {}, expected 1 to {}", o.suffix_length,
                  kMaxLength);
 
-  // Of the policies, these choose layers.
-  bool select = o.policy && *o.policy == "select";
-  bool fixed_policy =
-      o.policy && !select && *o.policy != "droidspeak" && *o.policy != "balanced" && *o.policy != "restore";
+  const PolicyTraits& policy = *r.policy;
+  const std::string named = "--policy " + std::string(policy.name);
   std::string_view slo = o.slo_loss ? "--slo-loss" : o.slo_ttft_ms ? "--slo-ttft-ms" : "";
-  if (o.select_share && !select)
-    return refuse("--select-share", o.policy ? "--policy " + *o.policy : "no --policy select",
+  if (o.select_share && !policy.takes_share)
+    return refuse("--select-share", o.policy ? named : "no --policy select",
                   "only that policy selects tokens");
   if (o.select_share) {
     auto share = parse_share(*o.select_share);
@@ -144,21 +137,19 @@ Result<Request> check_options(const CompileOptions& o, bool quality, bool maps) 
   }
   if (!slo.empty() && o.select_share)
     return refuse(slo, "--select-share", "the share is either given or chosen for an objective");
-  if (o.recompute && select)
-    return refuse("--recompute", "--policy select",
-                  "that policy selects tokens, and recomputes them in every layer");
-  if (o.recompute && fixed_policy)
-    return refuse("--recompute", "--policy " + *o.policy, "that policy decides which layers are recomputed");
-  if (!slo.empty() && fixed_policy)
-    return refuse(slo, "--policy " + *o.policy, "that policy has nothing to choose from");
+  if (o.recompute && policy.takes_share)
+    return refuse("--recompute", named, "that policy selects tokens, and recomputes them in every layer");
+  if (o.recompute && policy.named_layers == nullptr)
+    return refuse("--recompute", named, "that policy decides which layers are recomputed");
+  if (!slo.empty() && !policy.chooses) return refuse(slo, named, "that policy has nothing to choose from");
   if (!slo.empty() && o.recompute)
     return refuse(slo, "--recompute", "the layers are either given or chosen for an objective");
   if (!slo.empty() && !quality) {
     return error(Code::kInvalidArgument,
                  "{} needs --quality: without a profile nobody knows what a group of layers costs", slo);
   }
-  if (!o.recompute && !o.select_share && !fixed_policy) {
-    if (!quality && select) {
+  if (!o.recompute && !o.select_share && policy.chooses) {
+    if (!quality && policy.takes_share) {
       return error(Code::kInvalidArgument,
                    "how many tokens are to be selected? Give --select-share PERCENT, or --quality FILE with "
                    "--slo-loss or --slo-ttft-ms");
@@ -173,12 +164,9 @@ Result<Request> check_options(const CompileOptions& o, bool quality, bool maps) 
       return error(Code::kInvalidArgument,
                    "--quality needs an objective: give --slo-loss, --slo-ttft-ms or both");
   }
-  if (quality && o.policy && *o.policy == "full-prefill")
-    return refuse("--quality", "--policy full-prefill", "the full prefill loses nothing");
-  // Layers that the user named are recomputed, and no others.
-  r.policy = o.policy.value_or(o.recompute ? "droidspeak" : "balanced");
-  if (o.chunks < 1 || o.chunks > kMaxChunks)
-    return error(Code::kInvalidArgument, "--chunks is {}, expected 1 to {}", o.chunks, kMaxChunks);
+  if (quality && !policy.may_lose) return refuse("--quality", named, "the full prefill loses nothing");
+  if (o.chunks < 1 || o.chunks > kMostChunks)
+    return error(Code::kInvalidArgument, "--chunks is {}, expected 1 to {}", o.chunks, kMostChunks);
   if (o.max_variants < 1 || o.max_variants > static_cast<int64_t>(kMaxVariants))
     return error(Code::kInvalidArgument, "--max-variants is {}, expected 1 to {}", o.max_variants,
                  kMaxVariants);
@@ -210,7 +198,7 @@ std::string base_name(const std::string& path) {
 std::string canonical_flags(const CompileOptions& o, const Request& r,
                             const std::optional<LayerRange>& recompute, DType dtype, bool stand_in, bool maps,
                             int64_t max_model_len) {
-  std::string flags = "--policy " + r.policy;
+  std::string flags = fmt::format("--policy {}", r.policy->name);
   if (recompute) flags += " --recompute " + format_layers(*recompute);
   if (o.select_share) flags += fmt::format(" --select-share {:g}%", 100 * *parse_share(*o.select_share));
   if (o.slo_loss) flags += fmt::format(" --slo-loss {}", *o.slo_loss);
@@ -260,8 +248,8 @@ struct Compiler {
   CompileOutput out;
   MachineModel machine;
   std::optional<LayerRange> recompute;
-  Plan plan;                                     // head, and variants as chosen: ranges, tiles, promise
-  std::vector<std::pair<Variant, bool>> chosen;  // and whether it is the fall-back
+  Plan plan;  // head, and variants as chosen: ranges, tiles, promise
+  std::vector<ChosenVariant> chosen;
   PolicyInput in;
 
   Status take_inputs() {
@@ -370,7 +358,7 @@ struct Compiler {
     };
     if (there.empty()) return missing("");
     if (!recompute) return ok_status();
-    const Way way = request.policy == "restore" ? Way::restore(*recompute) : way_of(*recompute, in.layers);
+    const Way way = request.policy->named_layers(*recompute, in.layers);
     const std::vector<int64_t> layers = way.sent_layers();
     if (layers.empty())
       return refuse("--align " + options.align, "--recompute " + format_layers(*recompute),
@@ -439,8 +427,7 @@ struct Compiler {
     in.chunks = request.chunks;
     in.confidence = options.confidence.value_or(0);
     DS_TRY(take_maps());
-    DS_ASSIGN(Policy policy, find_policy(request.policy));
-    DS_ASSIGN(std::vector<Tiling> tilings, policy(in));
+    DS_ASSIGN(std::vector<Tiling> tilings, request.policy->draw(in));
     Slo slo{options.slo_loss, {}, in.confidence};
     if (options.slo_ttft_ms) slo.ttft_ns = std::llround(*options.slo_ttft_ms * 1e6);
     CostModel costs(machine, plan.shape);
@@ -450,7 +437,7 @@ struct Compiler {
     if (by_sender) {
       // What is best may be another choice then.
       in.map_side = MapSide::kSender;
-      DS_ASSIGN(std::vector<Tiling> mapped, policy(in));
+      DS_ASSIGN(std::vector<Tiling> mapped, request.policy->draw(in));
       chooser.emplace(std::move(mapped), slo, costs, options.schedule);
       DS_ASSIGN(placed, place(*chooser));
     }
@@ -468,7 +455,7 @@ struct Compiler {
       DS_ASSIGN(std::vector<Alternative> alternatives, chooser->alternatives(p.tuned));
       Variant v = variant_of(chooser->tilings()[p.tiling], p.tuned, predicted, in.confidence);
       v.name = fmt::format("v{}", chosen.size());
-      v.policy = request.policy;
+      v.policy = request.policy->name;
       v.tokens_min = p.tokens_min;
       v.tokens_max = p.tokens_max;
       v.rate_min = p.rate_min;
@@ -529,50 +516,19 @@ struct Compiler {
     plan.provenance.flags = canonical_flags(options, request, recompute, machine.dtype, !inputs.machine,
                                             inputs.maps || !inputs.maps_fault.empty(), inputs.max_model_len);
 
-    MlirSession session;
-    mlir::OpBuilder b(&session.context());
-    auto loc = b.getUnknownLoc();
-    mlir::OwningOpRef<mlir::ModuleOp> module(mlir::ModuleOp::create(loc));
-    b.setInsertionPointToStart(module->getBody());
-    plan::FileOp file = build_file(b, loc, plan);
-    b.setInsertionPointToStart(&file.getBody().front());
-    for (auto& [v, fallback] : chosen) build_reuse_plan(b, loc, v, plan.shape.layers, fallback);
-    if (mlir::failed(mlir::verify(*module))) return session.failure(Code::kInternal, "building the tiling");
-
-    // The order matters: loads are left out before anything is scheduled, and each phase is verified before
-    // the next one relies on it.
-    auto run = [&](auto add) -> Status {
-      mlir::PassManager passes(&session.context());
-      add(passes);
-      if (mlir::succeeded(passes.run(*module))) return ok_status();
-      return session.failure(Code::kInternal, "lowering the tiling");
-    };
-    DS_TRY(run([&](mlir::PassManager& passes) {
-      passes.addPass(create_reuse_verify_tiling());
-      if (options.emit == "reuse") return;
-      passes.addPass(create_convert_reuse_to_plan());
-      if (!moves_whole_entry(options.schedule)) passes.addPass(create_plan_elide_loads());
-      passes.addPass(create_plan_verify_lowered());
-      if (options.emit != "plan") passes.addPass(create_plan_materialize_durations(machine, in.map_rank));
-    }));
-    out.times.lower_ns = watch.lap();
-    if (options.emit == "schedule" || options.emit == "flatbuffer") {
-      DS_TRY(run([&](mlir::PassManager& passes) {
-        passes.addPass(create_plan_schedule(options.schedule, machine.releases()));
-        passes.addPass(create_plan_verify_schedule());
-      }));
-      out.times.schedule_ns = watch.lap();
-    }
-    if (options.emit != "flatbuffer") {
-      out.bytes = print_module(*module);
+    PipelineOptions pipeline{options.schedule, options.emit, machine, in.map_rank};
+    DS_ASSIGN(PipelineOutput made, run_pipeline(plan, chosen, pipeline));
+    out.times.lower_ns = made.lower_ns;
+    out.times.schedule_ns = made.schedule_ns;
+    if (!made.plan) {
+      out.bytes = std::move(made.text);
       return ok_status();
     }
-    DS_ASSIGN(Plan compiled, export_file(*module->getOps<plan::FileOp>().begin()));
-    DS_TRY(verify_plan(compiled, "the compiled plan"));
-    if (inputs.machine) note_coverage(compiled);
-    out.bytes = serialize_plan(compiled);
-    out.plan = std::move(compiled);
-    out.times.emit_ns = watch.lap();
+    watch.lap();
+    if (inputs.machine) note_coverage(*made.plan);
+    out.bytes = serialize_plan(*made.plan);
+    out.plan = std::move(made.plan);
+    out.times.emit_ns = made.emit_ns + watch.lap();
     return ok_status();
   }
 };

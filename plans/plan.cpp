@@ -6,6 +6,8 @@
 #include <cmath>
 #include <set>
 
+#include "plans/traits.h"
+
 namespace ds {
 
 int64_t recomputed_layers(const Variant& variant) {
@@ -21,7 +23,7 @@ std::vector<int32_t> cut_layers(const Plan& plan) {
   std::set<int32_t> layers;
   for (const Variant& variant : plan.variants) {
     for (const Op& op : variant.ops) {
-      if (op.kind == OpKind::kTransferE) layers.insert(op.layer);
+      if (traits_of(op.kind).payload == Payload::kE) layers.insert(op.layer);
     }
   }
   return {layers.begin(), layers.end()};
@@ -31,7 +33,7 @@ std::vector<Cut> published_cuts(const Plan& plan) {
   std::set<Cut> cuts;
   for (const Variant& variant : plan.variants) {
     for (const Op& op : variant.ops)
-      if (op.kind == OpKind::kTransferE) cuts.insert({op.layer, variant.sent_form()});
+      if (traits_of(op.kind).payload == Payload::kE) cuts.insert({op.layer, variant.sent_form()});
   }
   return {cuts.begin(), cuts.end()};
 }
@@ -50,27 +52,7 @@ const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t
 }
 
 std::string_view op_kind_name(OpKind kind) {
-  switch (kind) {
-    case OpKind::kTransferE:
-      return "transfer e";
-    case OpKind::kTransferKv:
-      return "transfer kv";
-    case OpKind::kEmbed:
-      return "embed";
-    case OpKind::kRecompute:
-      return "recompute";
-    case OpKind::kSuffix:
-      return "suffix";
-    case OpKind::kPrefill:
-      return "prefill";
-    case OpKind::kHead:
-      return "head";
-    case OpKind::kSelect:
-      return "select";
-    case OpKind::kAlign:
-      return "align";
-  }
-  return "unknown";
+  return static_cast<size_t>(kind) < kOpKinds ? traits_of(kind).name : "unknown";
 }
 
 std::string_view stream_kind_name(StreamKind k) {
@@ -86,37 +68,17 @@ std::string_view stream_kind_name(StreamKind k) {
 }
 
 std::string_view mode_name(Mode mode) {
-  switch (mode) {
-    case Mode::kLoad:
-      return "load";
-    case Mode::kRecompute:
-      return "recompute";
-    case Mode::kRestore:
-      return "restore";
-    case Mode::kSelect:
-      return "select";
-  }
-  return "unknown";
+  return static_cast<size_t>(mode) < kModes ? traits_of(mode).name : "unknown";
 }
 
 std::string op_label(const Op& op, int32_t chunks) {
-  std::string label;
-  switch (op.kind) {
-    case OpKind::kTransferE:
-      label = fmt::format("e({})", op.layer);
-      break;
-    case OpKind::kTransferKv:
-      label = fmt::format("kv({})", op.layer);
-      break;
-    case OpKind::kRecompute:
-    case OpKind::kSuffix:
-    case OpKind::kPrefill:
-    case OpKind::kSelect:
-    case OpKind::kAlign:
-      label = fmt::format("{} {}", op_kind_name(op.kind), op.layer);
-      break;
-    default:
-      label = op_kind_name(op.kind);
+  std::string label(op_kind_name(op.kind));
+  if (static_cast<size_t>(op.kind) < kOpKinds) {
+    const OpTraits& traits = traits_of(op.kind);
+    if (traits.payload != Payload::kNone)
+      label = fmt::format("{}({})", traits.short_name, op.layer);
+    else if (traits.layered)
+      label += fmt::format(" {}", op.layer);
   }
   // With several chunks ".2" tells the chunk, ".2-5" the chunks: "recompute 4.2".
   if (op.rows == Rows::kChunk && op.chunk >= 0 && chunks > 1) {
@@ -124,6 +86,18 @@ std::string op_label(const Op& op, int32_t chunks) {
     if (op.last_chunk > op.chunk) label += fmt::format("-{}", op.last_chunk);
   }
   return label;
+}
+
+bool Tile::sends_e(int32_t l) const {
+  switch (traits_of(mode).sends_e) {
+    case ModeTraits::SendsE::kNever:
+      return false;
+    case ModeTraits::SendsE::kAtCut:
+      return cut && l == first_layer;
+    case ModeTraits::SendsE::kAboveEmbeddings:
+      return l > 0;
+  }
+  return false;
 }
 
 int64_t selected_rows(double share, int64_t n) {

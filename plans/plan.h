@@ -29,7 +29,8 @@ enum class Mode : uint8_t {
 /// link: network or store -> host; copy: host -> device; compute: kernels.
 enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
 
-/// What each kind has in its other fields; the verifier insists (plans/README.md, rules 10 and 16).
+/// What each kind has in its other fields; the verifier insists (plans/README.md, rules 10 and 16). The same
+/// and more as a table: plans/traits.h.
 ///   kind           layer  chunk  rows     queries                                          buffer
 ///   transfer e     l      c      chunk    none                                             hidden
 ///   transfer kv    l      c      chunk    none                                             the cache of l
@@ -121,9 +122,7 @@ struct Tile {
   bool cut = false;  // recompute: its lower edge is S's hidden states (E of first_layer), sent
 
   /// Are hidden states of S sent for layer `l` of this tile?
-  bool sends_e(int32_t l) const {
-    return mode == Mode::kRestore ? l > 0 : mode == Mode::kRecompute && cut && l == first_layer;
-  }
+  bool sends_e(int32_t l) const;
   bool operator==(const Tile&) const = default;
 };
 

@@ -4,12 +4,12 @@
 #include <cmath>
 
 #include "plans/critical_path.h"
+#include "plans/limits.h"
+#include "plans/traits.h"
 #include "plans/work.h"
 
 namespace ds {
 namespace {
-
-constexpr int64_t kMaxTokens = int64_t{1} << 32;
 
 int64_t element_bytes(const Plan& plan) { return plan.dtype == "f32" ? 4 : 2; }
 
@@ -21,14 +21,25 @@ double wire_ns(int64_t bytes, int64_t rate) {
 double work(const Plan& plan, const Variant& v, const Op& op, const OperatingPoint& at) {
   OpRows rows = op_rows(op, v.chunks, at.tokens, at.suffix, v.select_share);
   auto d = static_cast<double>(plan.shape.d_model);
-  if (op.kind == OpKind::kEmbed) return static_cast<double>(rows.rows) * d;
-  // A plan does not say the rank of its maps; that a map is in proportion to its rows is what counts here.
-  if (op.kind == OpKind::kAlign)
-    return static_cast<double>(rows.rows) *
-           map_flops(v.map_form == MapForm::kLowRank ? MapForm::kFull : v.map_form, plan.shape.d_model, 0);
-  if (op.kind == OpKind::kHead) return d * static_cast<double>(plan.shape.vocab);
-  LayerWork layer = layer_work(plan.shape, rows);
-  return layer.matmul + layer.attention;
+  const auto row_count = static_cast<double>(rows.rows);
+  switch (traits_of(op.kind).cost) {
+    case CostCurve::kLink:
+      break;
+    case CostCurve::kEmbed:
+      return row_count * d;
+    case CostCurve::kMap:
+      // A plan does not say the rank of its maps; that a map is in proportion to its rows is what counts
+      // here.
+      return row_count *
+             map_flops(v.map_form == MapForm::kLowRank ? MapForm::kFull : v.map_form, plan.shape.d_model, 0);
+    case CostCurve::kHead:
+      return d * static_cast<double>(plan.shape.vocab);
+    case CostCurve::kLayer: {
+      LayerWork layer = layer_work(plan.shape, rows);
+      return layer.matmul + layer.attention;
+    }
+  }
+  return 0;
 }
 
 }  // namespace
@@ -36,9 +47,8 @@ double work(const Plan& plan, const Variant& v, const Op& op, const OperatingPoi
 OperatingPoint tuned_point(const Variant& v) { return {v.tuned_tokens, v.tuned_suffix, v.tuned_rate}; }
 
 int64_t transfer_bytes(const Plan& plan, const Variant& v, const Op& op, int64_t tokens) {
-  if (op.kind != OpKind::kTransferE && op.kind != OpKind::kTransferKv) return 0;
   return op_rows(op, v.chunks, tokens, 0, v.select_share).rows *
-         (op.kind == OpKind::kTransferE ? plan.shape.e_row() : plan.shape.kv_row()) * element_bytes(plan);
+         payload_row(traits_of(op.kind).payload, plan.shape) * element_bytes(plan);
 }
 
 Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const OperatingPoint& point,
@@ -67,7 +77,7 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
   double all_work = 0, all_ns = 0;
   bool sends = false;
   for (const Op& op : v.ops) {
-    if (op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv) {
+    if (is_transfer(op)) {
       sends = true;
       continue;
     }
@@ -94,7 +104,7 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
   constexpr double kMaxNs = 9e18 / 4;
   for (const Op& op : v.ops) {
     double duration = static_cast<double>(op.duration_ns);
-    if (op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv) {
+    if (is_transfer(op)) {
       int64_t bytes = transfer_bytes(plan, v, op, point.tokens);
       double before = wire_ns(transfer_bytes(plan, v, op, tuned.tokens), tuned.rate);
       double now = wire_ns(bytes, point.rate);

@@ -4,24 +4,12 @@
 #include <cmath>
 #include <unordered_set>
 
+#include "plans/limits.h"
 #include "plans/plan_file.h"
+#include "plans/traits.h"
 
 namespace ds {
 namespace {
-
-constexpr int64_t kMaxLayers = 4096;
-constexpr int64_t kMaxDimension = int64_t{1} << 24;
-constexpr int64_t kMaxVocab = INT32_MAX;
-constexpr size_t kMaxVariants = 1024;
-constexpr size_t kMaxOps = 10'000'000;
-constexpr size_t kMaxStreams = 16;
-constexpr size_t kMaxInputs = 4096;
-constexpr size_t kMaxText = 4096;
-constexpr size_t kMaxFlags = 64 * 1024;
-constexpr int64_t kMaxChunks = 4096;
-constexpr int64_t kMaxCells = int64_t{1} << 20;
-constexpr size_t kMaxAlternatives = 4096;
-constexpr int64_t kMaxTokens = int64_t{1} << 32;  // of a tuned point: sizes in bytes stay far below 2^63
 
 /// UTF-8 without control characters: such text can go into any message, JSON or picture.
 bool clean_text(std::string_view s) {
@@ -71,6 +59,16 @@ std::string_view queries_name(Queries q) {
   }
   return "unknown";
 }
+/// "chunk, suffix or all", of a set of bit()s.
+std::string rows_text(uint8_t rows) {
+  std::vector<std::string_view> names;
+  for (Rows r : {Rows::kChunk, Rows::kSuffix, Rows::kAll, Rows::kSelected})
+    if ((rows & bit(r)) != 0) names.push_back(rows_name(r));
+  std::string text;
+  for (size_t k = 0; k < names.size(); ++k)
+    text += fmt::format("{}{}", k == 0 ? "" : k + 1 < names.size() ? ", " : " or ", names[k]);
+  return text;
+}
 std::string_view buffer_name(BufferKind kind) { return kind == BufferKind::kKv ? "kv" : "hidden"; }
 std::string limit_text(int64_t limit) { return limit == kNoLimit ? "no limit" : std::to_string(limit); }
 
@@ -114,7 +112,7 @@ class VariantVerifier {
       }
     }
     for (int32_t i = 0; i < ops(); ++i) {
-      if (is_transfer(op(i).kind)) {
+      if (is_transfer(op(i))) {
         return fail_op(i, 7, "is a transfer; expected none: the fall-back needs no sender");
       }
     }
@@ -124,25 +122,18 @@ class VariantVerifier {
  private:
   int32_t ops() const { return static_cast<int32_t>(v_.ops.size()); }
   const Op& op(int32_t i) const { return v_.ops[static_cast<size_t>(i)]; }
-  static bool is_transfer(OpKind k) { return k == OpKind::kTransferE || k == OpKind::kTransferKv; }
-  static bool is_layer(OpKind k) {
-    return k == OpKind::kRecompute || k == OpKind::kSuffix || k == OpKind::kPrefill;
-  }
   size_t cell(int32_t l, int32_t c) const {
     return static_cast<size_t>(l) * static_cast<size_t>(chunks_) + static_cast<size_t>(c);
   }
-  bool recomputed(int32_t l, int32_t c) const {
-    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kRecompute);
+  /// Of a cell that has a tile.
+  const ModeTraits& mode(int32_t l, int32_t c) const {
+    return traits_of(static_cast<Mode>(mode_[cell(l, c)] - 1));
   }
-  bool restored(int32_t l, int32_t c) const {
-    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kRestore);
+  bool is(Mode mode, int32_t l, int32_t c) const {
+    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(mode);
   }
-  bool selected(int32_t l, int32_t c) const {
-    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kSelect);
-  }
-  bool loaded(int32_t l, int32_t c) const {
-    return mode_[cell(l, c)] == 1 + static_cast<uint8_t>(Mode::kLoad);
-  }
+  bool recomputed(int32_t l, int32_t c) const { return is(Mode::kRecompute, l, c); }
+  bool selected(int32_t l, int32_t c) const { return is(Mode::kSelect, l, c); }
   /// The hidden states that leave layer l at chunk c are used: the cell above is recomputed from them.
   bool goes_on(int32_t l, int32_t c) const {
     return l < last_layer_ &&
@@ -323,9 +314,9 @@ class VariantVerifier {
     sends_e_.assign(mode_.size(), false);
     for (size_t t = 0; t < v_.tiles.size(); ++t) {
       const Tile& tile = v_.tiles[t];
-      if (tile.mode > Mode::kSelect) {
+      if (static_cast<size_t>(tile.mode) >= kModes) {
         return unknown(fmt::format("tile {}", t), "mode", static_cast<int>(tile.mode),
-                       static_cast<int>(Mode::kSelect));
+                       static_cast<int>(kModes) - 1);
       }
       if (tile.first_layer < 0 || tile.last_layer < tile.first_layer || tile.last_layer > last_layer_ ||
           tile.first_chunk < 0 || tile.last_chunk < tile.first_chunk || tile.last_chunk >= chunks_) {
@@ -373,13 +364,13 @@ class VariantVerifier {
           return fail(14,
                       "selects tokens of layer 1, but layer 0 is {}; expected it recomputed, from the "
                       "embeddings: the choice rests on what leaves it",
-                      loaded(0, c) ? "loaded" : "restored");
+                      mode(0, c).done);
         }
         if (l > 0 && recomputed(l, c) && !cut_[cell(l, c)] && !recomputed(l - 1, c)) {
           return fail(14,
                       "recomputes layer {}, chunk {} from nothing: the layer below is {} and there is no "
                       "cut; expected E of layer {} (a cut), or layer {} recomputed too",
-                      l, c, loaded(l - 1, c) ? "loaded" : "restored", l, l - 1);
+                      l, c, mode(l - 1, c).done, l, l - 1);
         }
       }
     }
@@ -404,8 +395,9 @@ class VariantVerifier {
   Status fields(int32_t i) const {
     const Op& o = op(i);
     std::string where = fmt::format("op {}", i);
-    if (o.kind > OpKind::kAlign)
-      return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(OpKind::kAlign));
+    if (static_cast<size_t>(o.kind) >= kOpKinds)
+      return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(kOpKinds) - 1);
+    const OpTraits& traits = traits_of(o.kind);
     if (o.rows > Rows::kSelected)
       return unknown(where, "rows", static_cast<int>(o.rows), static_cast<int>(Rows::kSelected));
     if (o.queries > Queries::kLast) {
@@ -415,32 +407,19 @@ class VariantVerifier {
       return fail_op(i, 10, "is on stream {}; expected 0 to {}", o.stream, streams_ - 1);
     }
     StreamKind stream = v_.streams[static_cast<size_t>(o.stream)].kind;
-    StreamKind wanted = is_transfer(o.kind) ? StreamKind::kLink : StreamKind::kCompute;
-    if (stream != wanted) {
+    if (stream != traits.stream) {
       return fail_op(i, 8, "is on stream {}, a {} stream; expected a {} stream", o.stream,
-                     stream_kind_name(stream), stream_kind_name(wanted));
+                     stream_kind_name(stream), stream_kind_name(traits.stream));
     }
-    bool with_layer =
-        is_transfer(o.kind) || is_layer(o.kind) || o.kind == OpKind::kSelect || o.kind == OpKind::kAlign;
-    if (with_layer ? o.layer < 0 || o.layer > last_layer_ : o.layer != -1) {
-      return fail_op(i, 10, "has layer {}; expected {}", o.layer,
-                     with_layer ? fmt::format("0 to {}", last_layer_) : std::string("-1: it has no layer"));
+    if (traits.layered ? o.layer < 0 || o.layer > last_layer_ : o.layer != -1) {
+      return fail_op(
+          i, 10, "has layer {}; expected {}", o.layer,
+          traits.layered ? fmt::format("0 to {}", last_layer_) : std::string("-1: it has no layer"));
     }
-    bool on_chunks = is_transfer(o.kind) || o.kind == OpKind::kRecompute || o.kind == OpKind::kSelect ||
-                     o.kind == OpKind::kAlign;
-    bool may_select = o.kind == OpKind::kRecompute && selects_;
-    bool rows_fit = o.kind == OpKind::kEmbed ? o.rows != Rows::kSelected
-                    : on_chunks ? o.rows == Rows::kChunk || (may_select && o.rows == Rows::kSelected)
-                    : o.kind == OpKind::kPrefill ? o.rows == Rows::kAll
-                                                 : o.rows == Rows::kSuffix;
-    if (!rows_fit) {
-      return fail_op(i, 16, "works on {} rows; expected {}", rows_name(o.rows),
-                     o.kind == OpKind::kPrefill ? "all"
-                     : o.kind == OpKind::kEmbed ? "chunk, suffix or all"
-                     : !on_chunks               ? "suffix"
-                     : may_select               ? "chunk or selected"
-                                                : "chunk");
-    }
+    uint8_t rows = traits.rows;
+    if (!selects_) rows &= static_cast<uint8_t>(~bit(Rows::kSelected));
+    if ((rows & bit(o.rows)) == 0)
+      return fail_op(i, 16, "works on {} rows; expected {}", rows_name(o.rows), rows_text(rows));
     if (o.rows == Rows::kChunk ? o.chunk < 0 || o.chunk >= chunks_ : o.chunk != -1) {
       return fail_op(i, 10, "has chunk {}; expected {}", o.chunk,
                      o.rows == Rows::kChunk ? fmt::format("0 to {}", chunks_ - 1)
@@ -460,7 +439,7 @@ class VariantVerifier {
       return fail_op(i, 10, "has buffer {}; expected 0 to {}", o.buffer, v_.buffers.size() - 1);
     }
     const Buffer& buffer = v_.buffers[static_cast<size_t>(o.buffer)];
-    BufferKind kind = o.kind == OpKind::kTransferKv ? BufferKind::kKv : BufferKind::kHidden;
+    const BufferKind kind = traits.buffer;
     if (buffer.kind != kind) {
       return fail_op(i, 10, "has buffer {}, a {} buffer; expected a {} buffer", o.buffer,
                      buffer_name(buffer.kind), buffer_name(kind));
@@ -494,33 +473,34 @@ class VariantVerifier {
     const Op& o = op(i);
     Queries expected = Queries::kNone;
     const char* why = "it has no queries";
-    if (is_layer(o.kind)) {
-      bool last = o.layer == last_layer_;
-      if (o.rows == Rows::kSelected) {
-        expected = last ? Queries::kNone : Queries::kAll;
-        why = last ? "nobody reads what leaves the last layer" : "the layer above is recomputed from it";
-      } else if (o.kind == OpKind::kRecompute) {
-        bool on = goes_on(o.layer, o.chunk);
-        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
-          if (goes_on(o.layer, c) == on) continue;
-          return fail_op(i, 16,
-                         "covers chunks {} and {}, of which one goes on to the layer above and one does not; "
-                         "expected an op for each",
-                         o.chunk, c);
-        }
-        expected = on ? Queries::kAll : Queries::kNone;
-        why = on ? "the layer above is recomputed from it" : "nobody reads what leaves this layer";
-      } else if (last) {
-        expected = Queries::kLast;
-        why = "only the last suffix token goes on to the head";
-      } else if (o.kind == OpKind::kSuffix) {
-        expected = Queries::kAll;
-        why = "every suffix token goes on";
-      } else {
-        bool on = goes_on(o.layer, 0);
-        expected = on ? Queries::kAll : Queries::kSuffix;
-        why = on ? "the layer above is recomputed from it" : "only the suffix goes on from this layer";
+    const bool last = o.layer == last_layer_;
+    const QueriesRule rule = traits_of(o.kind).queries;
+    if (rule == QueriesRule::kNone) {
+      // As it is said above.
+    } else if (o.rows == Rows::kSelected) {
+      expected = last ? Queries::kNone : Queries::kAll;
+      why = last ? "nobody reads what leaves the last layer" : "the layer above is recomputed from it";
+    } else if (rule == QueriesRule::kIfRead) {
+      bool on = goes_on(o.layer, o.chunk);
+      for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
+        if (goes_on(o.layer, c) == on) continue;
+        return fail_op(i, 16,
+                       "covers chunks {} and {}, of which one goes on to the layer above and one does not; "
+                       "expected an op for each",
+                       o.chunk, c);
       }
+      expected = on ? Queries::kAll : Queries::kNone;
+      why = on ? "the layer above is recomputed from it" : "nobody reads what leaves this layer";
+    } else if (last) {
+      expected = Queries::kLast;
+      why = "only the last suffix token goes on to the head";
+    } else if (rule == QueriesRule::kSuffix) {
+      expected = Queries::kAll;
+      why = "every suffix token goes on";
+    } else {
+      bool on = goes_on(o.layer, 0);
+      expected = on ? Queries::kAll : Queries::kSuffix;
+      why = on ? "the layer above is recomputed from it" : "only the suffix goes on from this layer";
     }
     if (o.queries != expected) {
       return fail_op(i, 16, "has queries '{}'; expected '{}': {}", queries_name(o.queries),
@@ -611,15 +591,15 @@ class VariantVerifier {
         case OpKind::kPrefill: {
           bool whole = o.kind == OpKind::kPrefill || o.rows == Rows::kSelected;
           for (int32_t c = whole ? 0 : o.chunk; c < (whole ? 1 : o.chunk_end()); ++c) {
-            if (loaded(o.layer, c)) {
+            if (!mode(o.layer, c).computes) {
               return fail_op(i, 15,
-                             "recomputes layer {}, chunk {}, whose tile says load; expected a recompute tile",
-                             o.layer, c);
+                             "recomputes layer {}, chunk {}, whose tile says {}; expected a recompute tile",
+                             o.layer, c, mode(o.layer, c).name);
             }
             if (selected(o.layer, c) != (o.rows == Rows::kSelected)) {
               return fail_op(i, 15, "recomputes {} of layer {}, whose tile says {}; expected {}",
                              o.rows == Rows::kSelected ? "selected tokens" : "every token", o.layer,
-                             mode_name(static_cast<Mode>(mode_[cell(o.layer, c)] - 1)),
+                             mode(o.layer, c).name,
                              o.rows == Rows::kSelected ? "a select tile" : "selected rows");
             }
             DS_TRY(once(computed[cell(o.layer, c)], i, 15, "recompute this layer and chunk"));
@@ -658,22 +638,20 @@ class VariantVerifier {
     for (int32_t l = 0; l < layers_; ++l) {
       for (int32_t c = 0; c < chunks_; ++c) {
         size_t at = cell(l, c);
-        if ((loaded(l, c) || selected(l, c)) && kv[at] < 0) {
+        const ModeTraits& m = mode(l, c);
+        if (m.sends_kv && kv[at] < 0) {
           return fail(15,
                       "{} layer {}, chunk {}, but no op transfers its KV; expected one 'transfer kv' for it",
-                      loaded(l, c) ? "loads" : "selects tokens of", l, c);
+                      m.sends, l, c);
         }
-        if (!loaded(l, c) && computed[at] < 0) {
+        if (m.computes && computed[at] < 0) {
           return fail(15,
                       "{} layer {}, chunk {}, but no op does; expected one 'recompute' or 'prefill' for it",
-                      restored(l, c)   ? "restores"
-                      : selected(l, c) ? "recomputes selected tokens of"
-                                       : "recomputes",
-                      l, c);
+                      m.does, l, c);
         }
         if (sends_e_[at] && e[at] < 0) {
           return fail(15, "{} layer {}, chunk {}, but no op sends its E; expected one 'transfer e' for it",
-                      restored(l, c) ? "restores" : "has a cut at", l, c);
+                      m.sends, l, c);
         }
         if (sends_e_[at] && v_.aligns() && aligned[at] < 0) {
           return fail(20,
@@ -718,10 +696,11 @@ class VariantVerifier {
 
   struct Region {
     int32_t writer = -1;
-    // Hidden: they enter this layer (only_selected() and not_aligned() of it: in that state); cache: 0 the
-    // sender's, 1 as its tile says; -1: nothing yet.
+    // Hidden: they enter this layer (only_selected() and not_aligned() of it: in that state); cache: kSent or
+    // kMade; -1: nothing yet.
     int32_t level = -1;
   };
+  static constexpr int32_t kSent = 0, kMade = 1;
 
   size_t kv_region(int32_t l, int32_t c) const {
     return static_cast<size_t>(l) * (static_cast<size_t>(chunks_) + 1) + static_cast<size_t>(c);
@@ -796,14 +775,14 @@ class VariantVerifier {
     }
     return read(i, r);
   }
-  /// The cache of layer l in chunk c as its tile says: loaded, or recomputed. `sent`: as it was sent.
-  Status read_kv(int32_t i, int32_t l, int32_t c, bool sent = false) {
+  /// The cache of layer l in chunk c (the suffix: chunks_) as it was sent, or as its tile says.
+  Status read_kv(int32_t i, int32_t l, int32_t c, bool sent) {
     size_t r = kv_region(l, c);
-    int32_t wanted = sent || loaded(l, c) ? 0 : 1;
+    int32_t wanted = sent || !mode(l, c).computes ? kSent : kMade;
     if (regions_[r].level != wanted) {
       return fail_op(i, 18, "reads {}, which nothing has {} before it; expected its {} before this op",
-                     region_name(r), wanted == 1 ? "recomputed" : "loaded",
-                     wanted == 1 ? "recomputation" : "transfer");
+                     region_name(r), wanted == kMade ? "recomputed" : "loaded",
+                     wanted == kMade ? "recomputation" : "transfer");
     }
     return read(i, r);
   }
@@ -849,75 +828,69 @@ class VariantVerifier {
     return ok_status();
   }
 
+  /// The level of hidden states in a state, for an op.
+  int32_t level_of(const Op& o, const Access& a) const {
+    const int32_t enters = o.layer >= 0 ? o.layer : a.write ? 0 : layers_;  // embeddings; what the head reads
+    switch (a.state) {
+      case Access::State::kSent:
+        return v_.aligns() ? not_aligned(enters) : enters;
+      case Access::State::kLeaves:
+        return enters + 1;
+      case Access::State::kChosen:
+        return only_selected(enters);
+      case Access::State::kChosenLeaves:
+        return only_selected(enters + 1);
+      default:
+        return enters;
+    }
+  }
+
+  /// The chunks that an access is of, half-open; chunks_: the suffix.
+  std::pair<int32_t, int32_t> chunks_of(const Op& o, Access::Span span) const {
+    switch (span) {
+      case Access::Span::kContext:
+        return {0, chunks_};
+      case Access::Span::kSuffix:
+        return {chunks_, chunks_ + 1};
+      case Access::Span::kBefore:
+        return {0, o.chunk};
+      case Access::Span::kRows:
+        break;
+    }
+    if (o.rows == Rows::kChunk) return {o.chunk, o.chunk_end()};
+    return {o.rows == Rows::kSuffix ? chunks_ : 0, o.rows == Rows::kSelected ? chunks_ : chunks_ + 1};
+  }
+
   Status access(int32_t i) {
     const Op& o = op(i);
-    const int32_t l = o.layer, b = o.buffer;
-    switch (o.kind) {
-      case OpKind::kTransferE:
-        DS_TRY(start_chain(i, l));
-        for (int32_t c = o.chunk; c < o.chunk_end(); ++c)
-          DS_TRY(write(i, hidden_region(b, c), v_.aligns() ? not_aligned(l) : l));
-        return ok_status();
-      case OpKind::kAlign:
-        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
-          DS_TRY(read_hidden(i, hidden_region(b, c), not_aligned(l)));
-          DS_TRY(write(i, hidden_region(b, c), l));
-        }
-        return ok_status();
-      case OpKind::kTransferKv:
-        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
-          size_t r = kv_region(l, c);
-          if (regions_[r].level == 1) {
+    bool has_read = false;
+    for (const Access& a : accesses_of(o.kind, o.rows)) {
+      if ((a.when == Access::When::kWithQueries && o.queries == Queries::kNone) ||
+          (a.when == Access::When::kAllQueries && o.queries != Queries::kAll)) {
+        continue;
+      }
+      const bool hidden = a.memory == Access::Memory::kHidden;
+      if (hidden && a.write && !has_read) DS_TRY(start_chain(i, std::max(o.layer, 0)));
+      has_read = has_read || !a.write;
+      auto [first, end] = chunks_of(o, a.span);
+      for (int32_t c = first; c < end; ++c) {
+        if (hidden) {
+          const size_t r = hidden_region(o.buffer, c);
+          DS_TRY(a.write ? write(i, r, level_of(o, a)) : read_hidden(i, r, level_of(o, a)));
+        } else if (!a.write) {
+          DS_TRY(read_kv(i, o.layer, c, a.state == Access::State::kSent));
+        } else {
+          const size_t r = kv_region(o.layer, c);
+          const bool sent = a.state == Access::State::kSent;
+          if (sent && regions_[r].level == kMade) {
             return fail_op(
                 i, 18,
                 "puts the sender's KV over what {} has recomputed; expected the transfer before it, or none",
                 op_name(regions_[r].writer));
           }
-          DS_TRY(write(i, r, 0));
+          DS_TRY(write(i, r, sent ? kSent : kMade));
         }
-        return ok_status();
-      case OpKind::kEmbed:
-        DS_TRY(start_chain(i, 0));
-        if (o.rows == Rows::kChunk) {
-          for (int32_t c = o.chunk; c < o.chunk_end(); ++c) DS_TRY(write(i, hidden_region(b, c), 0));
-          return ok_status();
-        }
-        if (o.rows == Rows::kAll) DS_TRY(write(i, hidden_region(b, 0), 0));
-        return write(i, hidden_region(b, chunks_), 0);
-      case OpKind::kSelect:
-        DS_TRY(read_hidden(i, hidden_region(b, 0), l));
-        DS_TRY(read_kv(i, l, 0, /*sent=*/true));
-        return write(i, hidden_region(b, 0), only_selected(l));
-      case OpKind::kRecompute:
-        if (o.rows == Rows::kSelected) {
-          DS_TRY(read_hidden(i, hidden_region(b, 0), only_selected(l)));
-          DS_TRY(read_kv(i, l, 0, /*sent=*/true));
-          DS_TRY(write(i, kv_region(l, 0), 1));
-          return o.queries == Queries::kNone ? ok_status()
-                                             : write(i, hidden_region(b, 0), only_selected(l + 1));
-        }
-        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
-          DS_TRY(read_hidden(i, hidden_region(b, c), l));
-          DS_TRY(write(i, kv_region(l, c), 1));
-        }
-        if (o.queries == Queries::kNone) return ok_status();
-        for (int32_t k = 0; k < o.chunk; ++k) DS_TRY(read_kv(i, l, k));
-        for (int32_t c = o.chunk; c < o.chunk_end(); ++c) DS_TRY(write(i, hidden_region(b, c), l + 1));
-        return ok_status();
-      case OpKind::kSuffix:
-        DS_TRY(read_hidden(i, hidden_region(b, chunks_), l));
-        DS_TRY(write(i, kv_region(l, chunks_), 1));
-        for (int32_t k = 0; k < chunks_; ++k) DS_TRY(read_kv(i, l, k));
-        return write(i, hidden_region(b, chunks_), l + 1);
-      case OpKind::kPrefill:
-        DS_TRY(read_hidden(i, hidden_region(b, 0), l));
-        DS_TRY(read_hidden(i, hidden_region(b, chunks_), l));
-        DS_TRY(write(i, kv_region(l, 0), 1));
-        DS_TRY(write(i, kv_region(l, chunks_), 1));
-        if (o.queries == Queries::kAll) DS_TRY(write(i, hidden_region(b, 0), l + 1));
-        return write(i, hidden_region(b, chunks_), l + 1);
-      case OpKind::kHead:
-        return read_hidden(i, hidden_region(b, chunks_), layers_);
+      }
     }
     return ok_status();
   }
@@ -1037,19 +1010,23 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
     };
     if (plan.format_version < 2 && (several || v.load_min != 0 || v.load_max != kNoLimit))
       return newer(several ? "ops over several chunks" : "a range of loads", 2);
-    auto has = [&](Mode mode) {
-      return std::any_of(v.tiles.begin(), v.tiles.end(), [&](const Tile& t) { return t.mode == mode; });
-    };
-    bool restores = has(Mode::kRestore), selects = has(Mode::kSelect) || v.select_share != 0;
+    for (const Tile& t : v.tiles) {
+      if (static_cast<size_t>(t.mode) < kModes && plan.format_version < traits_of(t.mode).since)
+        return newer(traits_of(t.mode).feature, traits_of(t.mode).since);
+    }
     bool uncertain = !std::isnan(v.promise.loss_stderr) || v.promise.confidence != 0;
-    if (plan.format_version < 3 && (restores || selects || uncertain || !v.way.empty())) {
-      return newer(restores    ? "restored layers"
-                   : selects   ? "selected tokens"
-                   : uncertain ? "a loss with its uncertainty"
-                               : "a way",
+    if (plan.format_version < 3 && (v.select_share != 0 || uncertain || !v.way.empty())) {
+      return newer(v.select_share != 0 ? traits_of(Mode::kSelect).feature
+                   : uncertain         ? "a loss with its uncertainty"
+                                       : "a way",
                    3);
     }
-    if (plan.format_version < 4 && v.map_form != MapForm::kNone) return newer("aligned cuts", 4);
+    for (const Op& op : v.ops) {
+      if (static_cast<size_t>(op.kind) < kOpKinds && plan.format_version < traits_of(op.kind).since)
+        return newer(traits_of(op.kind).feature, traits_of(op.kind).since);
+    }
+    if (plan.format_version < 4 && v.map_form != MapForm::kNone)
+      return newer(traits_of(OpKind::kAlign).feature, 4);
   }
   auto aligned = [](const Variant& v) { return v.map_form != MapForm::kNone; };
   const bool maps = std::any_of(plan.variants.begin(), plan.variants.end(), aligned);

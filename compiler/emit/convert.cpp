@@ -3,29 +3,10 @@
 #include <cmath>
 
 #include "llvm/ADT/TypeSwitch.h"
+#include "plans/traits.h"
 
 namespace ds {
 namespace {
-
-/// Rows that an op kind always has; ops that say otherwise cannot be written down in the dialect.
-std::optional<Rows> fixed_rows(OpKind kind) {
-  switch (kind) {
-    case OpKind::kTransferE:
-    case OpKind::kTransferKv:
-    case OpKind::kSelect:
-    case OpKind::kAlign:
-      return Rows::kChunk;
-    case OpKind::kSuffix:
-    case OpKind::kHead:
-      return Rows::kSuffix;
-    case OpKind::kPrefill:
-      return Rows::kAll;
-    case OpKind::kEmbed:
-    case OpKind::kRecompute:
-      break;
-  }
-  return std::nullopt;
-}
 
 Status check_expressible(const Variant& v, size_t i) {
   const Op& op = v.ops[i];
@@ -33,17 +14,13 @@ Status check_expressible(const Variant& v, size_t i) {
     return error(Code::kUnsupported, "variant '{}': op {} ({}): {} is {}, expected {}", v.name, i,
                  op_kind_name(op.kind), what, found, expected);
   };
-  auto rows = fixed_rows(op.kind);
-  if (rows && op.rows != *rows)
-    return fault("rows", static_cast<int>(op.rows), std::to_string(static_cast<int>(*rows)));
-  if (op.kind == OpKind::kRecompute && op.rows != Rows::kChunk && op.rows != Rows::kSelected)
-    return fault("rows", static_cast<int>(op.rows), "those of chunks, or selected ones");
-  bool layer_kernel =
-      op.kind == OpKind::kRecompute || op.kind == OpKind::kSuffix || op.kind == OpKind::kPrefill;
-  if (!layer_kernel && op.queries != Queries::kNone)
+  const OpTraits& traits = traits_of(op.kind);
+  if ((traits.rows & bit(op.rows)) == 0)
+    return fault("rows", static_cast<int>(op.rows), "those that such an op may have (plans/traits.h)");
+  if (traits.queries == QueriesRule::kNone && op.queries != Queries::kNone)
     return fault("queries", static_cast<int>(op.queries), "none");
-  bool layered = op.kind != OpKind::kEmbed && op.kind != OpKind::kHead;
-  if (layered ? op.layer < 0 : op.layer != -1) return fault("layer", op.layer, layered ? "a layer" : "-1");
+  if (traits.layered ? op.layer < 0 : op.layer != -1)
+    return fault("layer", op.layer, traits.layered ? "a layer" : "-1");
   bool chunked = op.rows == Rows::kChunk;
   if (chunked ? op.chunk < 0 : op.chunk != -1) return fault("chunk", op.chunk, chunked ? "a chunk" : "-1");
   if (op.stream < 0 || static_cast<size_t>(op.stream) >= v.streams.size())

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "compiler/scheduling/schedulers.h"
+#include "plans/traits.h"
 
 namespace ds {
 namespace {
@@ -39,8 +39,8 @@ class Lowering {
   size_t cell(int32_t l, int32_t c) const {
     return static_cast<size_t>(l) * static_cast<size_t>(chunks_) + static_cast<size_t>(c);
   }
-  static bool from_embeddings(const Tile& t) { return t.mode != Mode::kLoad && t.first_layer == 0; }
-  static bool loads(const Tile& t) { return t.mode == Mode::kLoad || t.mode == Mode::kSelect; }
+  static bool from_embeddings(const Tile& t) { return traits_of(t.mode).computes && t.first_layer == 0; }
+  static bool loads(const Tile& t) { return traits_of(t.mode).sends_kv; }
   static int32_t last_or_none(int32_t first, int32_t last) { return last > first ? last : -1; }
 
   int32_t add(Op op) {
@@ -314,41 +314,6 @@ class Lowering {
 Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry,
                     bool aligns) {
   return Lowering(tiles, layers, chunks, whole_entry, aligns).run();
-}
-
-Problem problem_of(const Variant& v, const Releases& releases) {
-  bool loads = std::any_of(v.ops.begin(), v.ops.end(), [](const Op& op) {
-    return op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv;
-  });
-  Problem p;
-  p.name = v.name;
-  p.jobs = {Job{"request", 0}};
-  for (const Stream& s : v.streams) p.streams.emplace_back(stream_kind_name(s.kind));
-  for (const Op& op : v.ops) {
-    Task t;
-    t.name = op_label(op, v.chunks);
-    t.role = op.kind == OpKind::kTransferE    ? TaskRole::kLoadE
-             : op.kind == OpKind::kTransferKv ? TaskRole::kLoadKv
-                                              : TaskRole::kCompute;
-    t.stream = op.stream;
-    t.duration_ns = op.duration_ns;
-    t.release_ns = !loads ? 0 : t.role == TaskRole::kCompute ? releases.kernels_ns : releases.loads_ns;
-    t.after = op.waits;
-    t.layer = op.layer;
-    t.chunk = op.chunk;
-    p.tasks.push_back(std::move(t));
-  }
-  return p;
-}
-
-Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
-                                const CostModel& costs, std::string_view scheduler) {
-  Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler),
-                          point.map_form != MapForm::kNone);
-  v.select_share = point.share;
-  for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
-  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().releases()), scheduler, false));
-  return s.cost_ns;
 }
 
 }  // namespace ds

@@ -1,10 +1,9 @@
 // Tiles -> transfers, kernels and what waits for what: the heart of reuse -> plan, on plain structures.
 #pragma once
 
-#include <string_view>
+#include <cstdint>
+#include <vector>
 
-#include "compiler/scheduling/cost_model.h"
-#include "compiler/scheduling/problem.h"
 #include "plans/plan.h"
 
 namespace ds {
@@ -27,17 +26,5 @@ namespace ds {
 /// recomputed, as the entry holds it; nothing waits for those transfers.
 Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry,
                     bool aligns = false);
-
-/// The variant's operations as a problem of one job. A variant without loads looks nothing up and starts at
-/// 0; otherwise `releases` hold.
-Problem problem_of(const Variant& variant, const Releases& releases);
-
-/// Predicted TTFT of a tiling (aligned by the receiver where the point names a form of maps) under a
-/// scheduler, without building IR: lower, cost, schedule.
-Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
-                                const CostModel& costs, std::string_view scheduler);
-
-/// Does a scheduler move the whole entry, also what is recomputed? Only the baseline `serial` does.
-constexpr bool moves_whole_entry(std::string_view scheduler) { return scheduler == "serial"; }
 
 }  // namespace ds

@@ -9,26 +9,73 @@
 namespace ds {
 namespace {
 
-struct Entry {
-  std::string_view name;
-  Policy draw;
+Way restored(const LayerRange& layers, int64_t) { return Way::restore(layers); }
+
+constexpr PolicyTraits kPolicies[] = {
+    {.name = "balanced",
+     .draw = draw_balanced,
+     .named_layers = way_of,
+     .takes_share = false,
+     .chooses = true,
+     .sends_hidden = true,
+     .may_lose = true},
+    {.name = "droidspeak",
+     .draw = draw_droidspeak,
+     .named_layers = way_of,
+     .takes_share = false,
+     .chooses = true,
+     .sends_hidden = true,
+     .may_lose = true},
+    {.name = "cake",
+     .draw = draw_cake,
+     .named_layers = nullptr,
+     .takes_share = false,
+     .chooses = false,
+     .sends_hidden = false,
+     .may_lose = true},
+    {.name = "restore",
+     .draw = draw_restore,
+     .named_layers = restored,
+     .takes_share = false,
+     .chooses = true,
+     .sends_hidden = true,
+     .may_lose = true},
+    {.name = "select",
+     .draw = draw_select,
+     .named_layers = nullptr,
+     .takes_share = true,
+     .chooses = true,
+     .sends_hidden = false,
+     .may_lose = true},
+    {.name = "full-prefill",
+     .draw = draw_full_prefill,
+     .named_layers = nullptr,
+     .takes_share = false,
+     .chooses = false,
+     .sends_hidden = false,
+     .may_lose = false},
+    {.name = "full-reuse",
+     .draw = draw_full_reuse,
+     .named_layers = nullptr,
+     .takes_share = false,
+     .chooses = false,
+     .sends_hidden = false,
+     .may_lose = true},
 };
-constexpr Entry kPolicies[] = {
-    {"balanced", draw_balanced},    {"droidspeak", draw_droidspeak}, {"cake", draw_cake},
-    {"restore", draw_restore},      {"select", draw_select},         {"full-prefill", draw_full_prefill},
-    {"full-reuse", draw_full_reuse}};
 
 }  // namespace
 
+std::span<const PolicyTraits> policies() { return kPolicies; }
+
 std::vector<std::string_view> policy_names() {
   std::vector<std::string_view> names;
-  for (const Entry& e : kPolicies) names.push_back(e.name);
+  for (const PolicyTraits& p : kPolicies) names.push_back(p.name);
   return names;
 }
 
-Result<Policy> find_policy(std::string_view name) {
-  for (const Entry& e : kPolicies)
-    if (e.name == name) return e.draw;
+Result<const PolicyTraits*> find_policy(std::string_view name) {
+  for (const PolicyTraits& p : kPolicies)
+    if (p.name == name) return &p;
   return error(Code::kInvalidArgument, "unknown policy '{}'; known are {}", name,
                fmt::join(policy_names(), ", "));
 }

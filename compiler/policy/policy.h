@@ -2,10 +2,11 @@
 // and for which contexts, links and loads, is choose.h's and variants.h's business; when anything runs is the
 // scheduler's.
 //
-// A new policy is a new file with one function, and one line in policy.cpp's table.
+// A new policy is a new file with one function, and one row in policy.cpp's table.
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -83,9 +84,23 @@ Result<std::vector<Tiling>> draw_restore(const PolicyInput& input);
 /// layer.
 Result<std::vector<Tiling>> draw_select(const PolicyInput& input);
 
-/// kInvalidArgument names the policies that there are.
-Result<Policy> find_policy(std::string_view name);
+/// What a policy may be asked.
+struct PolicyTraits {
+  std::string_view name;
+  Policy draw;
+  /// The way of layers that the user names; null: it takes none.
+  Way (*named_layers)(const LayerRange& layers, int64_t depth);
+  bool takes_share;   // a share of the tokens, that the user names
+  bool chooses;       // by a profile and an objective, where the user names nothing
+  bool sends_hidden;  // hidden states of the sender, so that maps can be applied to them
+  bool may_lose;      // quality; else a profile has nothing to say of it
+};
+
+/// All that there are. A new policy is a row here.
+std::span<const PolicyTraits> policies();
 std::vector<std::string_view> policy_names();
+/// kInvalidArgument names the policies that there are.
+Result<const PolicyTraits*> find_policy(std::string_view name);
 
 /// Are there maps of this form for all layers whose hidden states the sender sends for this way, and is there
 /// such a layer?

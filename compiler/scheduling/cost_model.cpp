@@ -4,6 +4,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "plans/traits.h"
 #include "plans/work.h"
 
 namespace ds {
@@ -150,33 +151,29 @@ Cost CostModel::align(int64_t rows, MapForm form, int64_t rank) const {
 
 int64_t CostModel::transfer_bytes(const Op& op, const TunedPoint& at) const {
   return op_rows(op, at.chunks, at.tokens, 0, at.share).rows *
-         (op.kind == OpKind::kTransferE ? shape_.e_row() : shape_.kv_row()) * dtype_size(machine_.dtype);
+         payload_row(traits_of(op.kind).payload, shape_) * dtype_size(machine_.dtype);
 }
 
 Cost CostModel::duration(const Op& op, const TunedPoint& at) const {
   auto [position, rows, query_rows] = op_rows(op, at.chunks, at.tokens, at.suffix, at.share);
   const MachineModel& m = machine_;
-  switch (op.kind) {
-    case OpKind::kTransferE:
-    case OpKind::kTransferKv: {
+  switch (traits_of(op.kind).cost) {
+    case CostCurve::kLink: {
       // The store reads while the link delivers: the slower of the two decides.
       double bytes = d(transfer_bytes(op, at)), ns = bytes / d(std::max<int64_t>(at.rate, 1)) * 1e9;
       if (m.read_bytes_per_s > 0) ns = std::max(ns, d(m.read_latency_ns) + bytes / m.read_bytes_per_s * 1e9);
       return {ns, CostSource::kMeasured};
     }
-    case OpKind::kEmbed:
+    case CostCurve::kEmbed:
       if (m.embed_ns) return {d(*m.embed_ns) + m.embed_row_ns * d(rows - 1), CostSource::kInterpolated};
       return {2 * d(rows) * d(shape_.d_model) * d(dtype_size(m.dtype)) / m.memory_bytes_per_s * 1e9 +
                   d(m.op_overhead_ns),
               CostSource::kModelled};
-    case OpKind::kRecompute:
-    case OpKind::kSuffix:
-    case OpKind::kPrefill:
-    case OpKind::kSelect:
+    case CostCurve::kLayer:
       return rows > 0 ? layer(rows, query_rows, position) : Cost{0, CostSource::kMeasured};
-    case OpKind::kAlign:
+    case CostCurve::kMap:
       return rows > 0 ? align(rows, at.map_form, at.map_rank) : Cost{0, CostSource::kMeasured};
-    case OpKind::kHead: {
+    case CostCurve::kHead: {
       if (m.head_ns) return {d(*m.head_ns), CostSource::kMeasured};
       double weights = d(shape_.d_model) * d(shape_.vocab);
       return {std::max(2 * weights / m.matmul_flops_per_s,
@@ -198,7 +195,7 @@ Coverage CostModel::coverage(const Variant& variant, const TunedPoint& at) const
   Coverage c;
   c.measured_to = measured_to_;
   for (const Op& op : variant.ops)
-    if (op.kind != OpKind::kTransferE && op.kind != OpKind::kTransferKv) c.add(duration(op, at));
+    if (!is_transfer(op)) c.add(duration(op, at));
   return c;
 }
 

@@ -104,7 +104,7 @@ struct SchedulePass : ModulePass<SchedulePass> {
     // Without a lower end: well below the tuned rate, where another variant would have been worth its while.
     double low = std::max(static_cast<double>(variant.getRateMin()), tuned / 16);
     if (tuned <= 0 || low >= tuned) return;
-    Result<Schedule> other = schedule(ir.problem, "e-first", false);
+    Result<Schedule> other = schedule(ir.problem, quick_scheduler(scheduler_.getValue()), false);
     if (!other.ok() ||
         static_cast<double>(other->cost_ns) > static_cast<double>(best.cost_ns) * (1 + kNextToNothing))
       return;
@@ -127,7 +127,7 @@ struct SchedulePass : ModulePass<SchedulePass> {
     IrProblem ir = problem_of(variant, {release_ns_, std::max<int64_t>(release_ns_, link_release_ns_)});
     auto s = solve(variant, ir);
     if (mlir::failed(s)) return mlir::failure();
-    if (scheduler_ == "best") hold_at_lower_rates(variant, ir, *s);
+    if (quick_scheduler(scheduler_.getValue()) != scheduler_.getValue()) hold_at_lower_rates(variant, ir, *s);
     variant.setScheduler(scheduler_);
     variant.setMakespan(static_cast<uint64_t>(s->cost_ns));
     // Tilings are chosen by a quick schedule; the promise is what this one takes.

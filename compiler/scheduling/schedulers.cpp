@@ -5,50 +5,58 @@
 namespace ds {
 namespace {
 
-struct Entry {
-  std::string_view name;
-  Result<Schedule> (*run)(const Problem&, bool thorough);
-};
-
 /// `best` aside, a scheduler does the same with and without search.
 template <Result<Schedule> (*kRun)(const Problem&)>
 Result<Schedule> plain(const Problem& p, bool) {
   return kRun(p);
 }
 
-constexpr Entry kSchedulers[] = {
-    {"best", schedule_best},
-    {"cake", plain<schedule_cake>},
-    {"e-first", plain<schedule_e_first>},
-    {"kv-first", plain<schedule_kv_first>},
-    {"kv-preload", plain<schedule_kv_preload>},
-    {"serial", plain<schedule_serial>},
-    {"two-pointer", plain<schedule_two_pointer>},
+constexpr SchedulerTraits kSchedulers[] = {
+    {"best", schedule_best, /*whole_entry=*/false, /*quick=*/"e-first"},
+    {"cake", plain<schedule_cake>, false, ""},
+    {"e-first", plain<schedule_e_first>, false, ""},
+    {"kv-first", plain<schedule_kv_first>, false, ""},
+    {"kv-preload", plain<schedule_kv_preload>, false, ""},
+    {"serial", plain<schedule_serial>, true, ""},
+    {"two-pointer", plain<schedule_two_pointer>, false, ""},
 };
 
 }  // namespace
 
 std::vector<std::string_view> scheduler_names() {
   std::vector<std::string_view> names;
-  for (const Entry& e : kSchedulers) names.push_back(e.name);
+  for (const SchedulerTraits& s : kSchedulers) names.push_back(s.name);
   return names;
 }
 
-Result<Schedule> schedule(const Problem& p, std::string_view name, bool with_bound) {
-  for (const Entry& e : kSchedulers) {
-    if (e.name != name) continue;
-    DS_TRY(check(p));
-    DS_ASSIGN(Schedule s, e.run(p, with_bound));
-    s.cost_ns = cost_of(p, s.end_ns);
-    // `best` has a bound already, and where it has searched a better one.
-    if (with_bound && s.lower_bound_ns == 0) s.lower_bound_ns = lower_bound(p);
-    s.proven_optimal = s.cost_ns == s.lower_bound_ns;
-    if (s.proven_optimal && s.proof == Proof::kNone) s.proof = Proof::kBound;
-    DS_TRY(verify(p, s));
-    return s;
-  }
+Result<const SchedulerTraits*> find_scheduler(std::string_view name) {
+  for (const SchedulerTraits& s : kSchedulers)
+    if (s.name == name) return &s;
   return error(Code::kInvalidArgument, "unknown scheduler '{}'; known are {}", name,
                fmt::join(scheduler_names(), ", "));
+}
+
+bool moves_whole_entry(std::string_view name) {
+  auto found = find_scheduler(name);
+  return found.ok() && (*found)->whole_entry;
+}
+
+std::string_view quick_scheduler(std::string_view name) {
+  auto found = find_scheduler(name);
+  return found.ok() && !(*found)->quick.empty() ? (*found)->quick : name;
+}
+
+Result<Schedule> schedule(const Problem& p, std::string_view name, bool with_bound) {
+  DS_ASSIGN(const SchedulerTraits* scheduler, find_scheduler(name));
+  DS_TRY(check(p));
+  DS_ASSIGN(Schedule s, scheduler->run(p, with_bound));
+  s.cost_ns = cost_of(p, s.end_ns);
+  // A search has a bound already, and a better one.
+  if (with_bound && s.lower_bound_ns == 0) s.lower_bound_ns = lower_bound(p);
+  s.proven_optimal = s.cost_ns == s.lower_bound_ns;
+  if (s.proven_optimal && s.proof == Proof::kNone) s.proof = Proof::kBound;
+  DS_TRY(verify(p, s));
+  return s;
 }
 
 }  // namespace ds

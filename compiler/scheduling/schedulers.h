@@ -14,8 +14,23 @@ namespace ds {
 /// kInfeasible: no schedule was found in which all tasks find room in their pools.
 Result<Schedule> schedule(const Problem& problem, std::string_view scheduler, bool with_bound = true);
 
+struct SchedulerTraits {
+  std::string_view name;
+  Result<Schedule> (*run)(const Problem& problem, bool thorough);
+  bool whole_entry;        // moves all of an entry, also what is recomputed: loads that nothing waits for
+                           // are left in
+  std::string_view quick;  // which other one stands in where many problems are compared, being never better
+                           // and soon done; empty: itself
+};
+
+/// kInvalidArgument names the schedulers that there are. A new one is a row of schedulers.cpp.
+Result<const SchedulerTraits*> find_scheduler(std::string_view name);
 /// Names, as the command line takes them.
 std::vector<std::string_view> scheduler_names();
+/// SchedulerTraits::whole_entry, and whose `quick` stands in, by name; false and the name itself where there
+/// is no such scheduler, which schedule() then says.
+bool moves_whole_entry(std::string_view scheduler);
+std::string_view quick_scheduler(std::string_view scheduler);
 
 // Below: times and barriers only. All but `best` minimise nothing; none of them looks at slowdowns. In all, a
 // load or kernel that has no room in its pools makes its stream wait for it (kInfeasible if for ever).

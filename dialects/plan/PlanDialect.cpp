@@ -4,7 +4,7 @@
 #include "dialects/Assembly.h"
 #include "llvm/ADT/TypeSwitch.h"
 #include "mlir/IR/DialectImplementation.h"
-#include "plans/plan.h"
+#include "plans/traits.h"
 
 #include "dialects/plan/PlanDialect.cpp.inc"
 #include "dialects/plan/PlanEnums.cpp.inc"
@@ -22,14 +22,32 @@
 namespace ds::plan {
 
 // The numbers are those of plans/plan.h, so that export and import are casts.
-static_assert(static_cast<int>(StreamKind::compute) == static_cast<int>(ds::StreamKind::kCompute));
-static_assert(static_cast<int>(BufferKind::hidden) == static_cast<int>(ds::BufferKind::kHidden));
-static_assert(static_cast<int>(Mode::select) == static_cast<int>(ds::Mode::kSelect));
-static_assert(static_cast<int>(Rows::all) == static_cast<int>(ds::Rows::kAll));
-static_assert(static_cast<int>(MapForm::diagonal) == static_cast<int>(ds::MapForm::kDiagonal));
-static_assert(static_cast<int>(MapForm::full) == static_cast<int>(ds::MapForm::kFull));
-static_assert(static_cast<int>(MapSide::sender) == static_cast<int>(ds::MapSide::kSender));
-static_assert(static_cast<int>(Queries::last) == static_cast<int>(ds::Queries::kLast));
+template <typename A, typename B>
+constexpr bool same(A a, B b) {
+  return static_cast<int>(a) == static_cast<int>(b);
+}
+static_assert(same(StreamKind::link, ds::StreamKind::kLink));
+static_assert(same(StreamKind::copy, ds::StreamKind::kCopy));
+static_assert(same(StreamKind::compute, ds::StreamKind::kCompute));
+static_assert(same(BufferKind::kv, ds::BufferKind::kKv));
+static_assert(same(BufferKind::hidden, ds::BufferKind::kHidden));
+static_assert(same(Mode::load, ds::Mode::kLoad));
+static_assert(same(Mode::recompute, ds::Mode::kRecompute));
+static_assert(same(Mode::restore, ds::Mode::kRestore));
+static_assert(same(Mode::select, ds::Mode::kSelect));
+static_assert(same(Rows::chunk, ds::Rows::kChunk));
+static_assert(same(Rows::suffix, ds::Rows::kSuffix));
+static_assert(same(Rows::all, ds::Rows::kAll));
+static_assert(same(Queries::none, ds::Queries::kNone));
+static_assert(same(Queries::all, ds::Queries::kAll));
+static_assert(same(Queries::suffix, ds::Queries::kSuffix));
+static_assert(same(Queries::last, ds::Queries::kLast));
+static_assert(same(MapForm::diagonal, ds::MapForm::kDiagonal));
+static_assert(same(MapForm::low_rank, ds::MapForm::kLowRank));
+static_assert(same(MapForm::full, ds::MapForm::kFull));
+static_assert(same(MapSide::receiver, ds::MapSide::kReceiver));
+static_assert(same(MapSide::sender, ds::MapSide::kSender));
+static_assert(getMaxEnumValForMode() + 1 == kModes);
 
 void PlanDialect::initialize() {
   addAttributes<

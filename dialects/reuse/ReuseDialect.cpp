@@ -4,6 +4,7 @@
 #include "dialects/Assembly.h"
 #include "llvm/ADT/TypeSwitch.h"
 #include "mlir/IR/DialectImplementation.h"
+#include "plans/limits.h"
 
 #include "dialects/reuse/ReuseDialect.cpp.inc"
 
@@ -59,8 +60,6 @@ int64_t chunks_of(mlir::Operation* tile) {
   auto plan = mlir::dyn_cast_or_null<PlanOp>(tile->getParentOp());
   return plan && plan.getChunks() ? static_cast<int32_t>(*plan.getChunks()) : 1;
 }
-
-constexpr int64_t kMaxCells = int64_t{1} << 20;  // as plans/verify.cpp
 
 /// The maps that hidden states of the sender go through; nothing: plain ones.
 struct Maps {

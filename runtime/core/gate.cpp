@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "plans/traits.h"
 #include "support/units.h"
 
 namespace ds {
@@ -34,8 +35,10 @@ double round_up(double share) {
 
 /// Every cell of layer 0 holds the sender's K and V as they were sent.
 bool loads_layer_0(const Variant& v) {
-  return std::all_of(v.tiles.begin(), v.tiles.end(),
-                     [](const Tile& t) { return t.first_layer > 0 || t.mode == Mode::kLoad; });
+  return std::all_of(v.tiles.begin(), v.tiles.end(), [](const Tile& t) {
+    const ModeTraits& mode = traits_of(t.mode);
+    return t.first_layer > 0 || (mode.sends_kv && !mode.computes);
+  });
 }
 
 double as_f64(const std::byte* data, DType dtype, int64_t i) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "plans/traits.h"
 #include "runtime/model/identity.h"
 #include "support/clock.h"
 
@@ -17,8 +18,6 @@ int64_t hidden_index(const Variant& variant, int32_t buffer) {
   return std::count_if(variant.buffers.begin(), variant.buffers.begin() + buffer,
                        [](const Buffer& b) { return b.kind == BufferKind::kHidden; });
 }
-
-bool is_transfer(const Op& op) { return op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv; }
 
 /// A compute stream's failure, with what was being computed.
 Status failed_in(const Variant& variant, int64_t op, const Status& status) {

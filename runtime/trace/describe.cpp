@@ -8,6 +8,7 @@
 #include <set>
 
 #include "plans/simulate.h"
+#include "plans/traits.h"
 #include "support/units.h"
 
 namespace ds {
@@ -92,18 +93,17 @@ std::string published_text(const Plan& plan) {
   return text;
 }
 
-char mode_letter(Mode mode) {
-  switch (mode) {
-    case Mode::kLoad:
-      return 'L';
-    case Mode::kRecompute:
-      return 'R';
-    case Mode::kRestore:
-      return 'E';
-    case Mode::kSelect:
-      return 'S';
+std::string modes_text(const Variant& v) {
+  std::string text;
+  for (size_t m = 0; m < kModes; ++m) {
+    const ModeTraits& traits = traits_of(static_cast<Mode>(m));
+    const bool has = std::any_of(v.tiles.begin(), v.tiles.end(),
+                                 [&](const Tile& t) { return t.mode == static_cast<Mode>(m); });
+    if (traits.since > 1 && !has) continue;
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", traits.letter,
+                        fmt::format(fmt::runtime(traits.legend), 100 * v.select_share));
   }
-  return '?';
+  return text;
 }
 
 std::string tiling_text(const Variant& v) {

@@ -25,8 +25,9 @@ std::string tiling_text(const Variant& variant);
 std::string alignment_text(const Variant& variant);
 /// What a sender publishes: "KV of every layer, E of layer 3, 7, E of layer 4 as mapped (full map)".
 std::string published_text(const Plan& plan);
-/// In pictures of the plane: L loaded, R recomputed, E restored, S selected.
-char mode_letter(Mode mode);
+/// Which letters stand for which modes in pictures of the plane: "L loaded from the sender, R recomputed",
+/// and the rarer modes where the variant has them.
+std::string modes_text(const Variant& variant);
 /// Over the link, at the tuned length.
 int64_t bytes_sent(const Plan& plan, const Variant& variant);
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plans/traits.h"
 #include "runtime/trace/describe.h"
 #include "runtime/trace/tracks.h"
 #include "support/units.h"
@@ -92,7 +93,7 @@ std::string draw_schedule_html(const Picture& p) {
   for (const Track& t : tracks) add(fmt::format("<th>{}</th>", t.name));
   if (tracks.size() > 1) add("<th>measured / predicted</th>");
   add("</tr>\n");
-  for (size_t k = 0; k < kOpStyles.size(); ++k) {
+  for (size_t k = 0; k < kOpKinds; ++k) {
     int64_t count = 0;
     std::vector<int64_t> sum(tracks.size(), 0);
     for (size_t i = 0; i < v.ops.size(); ++i) {
@@ -102,7 +103,8 @@ std::string draw_schedule_html(const Picture& p) {
         sum[t] += tracks[t].times[i].end_ns - tracks[t].times[i].start_ns;
     }
     if (count == 0) continue;
-    add("<tr>" + html_cell("td", kOpStyles[k].legend) + html_cell("td", std::to_string(count)));
+    add("<tr>" + html_cell("td", traits_of(static_cast<OpKind>(k)).legend) +
+        html_cell("td", std::to_string(count)));
     for (int64_t s : sum) add(html_cell("td", format_ns(s)));
     if (tracks.size() > 1) {
       add(html_cell(

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plans/traits.h"
 #include "runtime/trace/chart.h"
 #include "runtime/trace/describe.h"
 #include "runtime/trace/tracks.h"
@@ -21,9 +22,6 @@ struct Layout {
   const char* ids;
 };
 constexpr Layout kWide = {1200, 104, 84, 10, "k"}, kNarrow = {360, 62, 6, 4, "n"};
-
-/// What a tile is filled with, by mode: an id of kOpStyles.
-constexpr const char* kTileStyles[] = {"kv", "recompute", "e", "select"};
 
 /// Lines of at most `columns` characters, broken between words.
 std::vector<std::string> wrap(std::string text, size_t columns) {
@@ -74,10 +72,11 @@ class Svg {
           R"x(<marker id="{0}-{1}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="{2}" markerHeight="{2}" markerUnits="userSpaceOnUse" orient="auto"><path d="M0,1 L7,4 L0,7 z" fill="#222"/></marker>)x",
           at_.ids, name, size);
     }
-    for (const OpStyle& s : kOpStyles) {
+    for (size_t k = 0; k < kOpKinds; ++k) {
+      const OpTraits& s = traits_of(static_cast<OpKind>(k));
       out += fmt::format(
           R"x(<pattern id="{}-{}" width="8" height="8" patternUnits="userSpaceOnUse"><rect width="8" height="8" fill="{}"/>{}</pattern>)x",
-          at_.ids, s.id, s.fill, s.hatch);
+          at_.ids, s.short_name, s.fill, s.hatch);
     }
     return out + "</defs>\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n" + grid_ + body_ + front_ +
            "</svg>\n";
@@ -116,14 +115,9 @@ class Svg {
   /// Who makes which K and V: layers to the right, chunks of tokens downward, a bar where E is sent.
   void tiling() {
     auto count = static_cast<int32_t>(p_.plan.shape.layers);
-    std::string note = fmt::format("L load, R recompute: {} of {} layers", recomputed_layers(v_), count);
+    std::string note =
+        fmt::format("{}; recomputed: {} of {} layers", modes_text(v_), recomputed_layers(v_), count);
     bool cuts = std::any_of(v_.tiles.begin(), v_.tiles.end(), [](const Tile& t) { return t.cut; });
-    auto has = [&](Mode mode) {
-      return std::any_of(v_.tiles.begin(), v_.tiles.end(), [&](const Tile& t) { return t.mode == mode; });
-    };
-    if (has(Mode::kRestore)) note += "; E restore: K and V of the sender's E";
-    if (has(Mode::kSelect))
-      note += fmt::format("; S select: load, but recompute {:g} % of the tokens", 100 * v_.select_share);
     if (cuts) note += "; thick bar: the sender's E enters";
     if (v_.chunks > 1) note += fmt::format("; {} chunks of tokens", v_.chunks);
     heading("tiling", note);
@@ -139,7 +133,7 @@ class Svg {
       double width = cell * (t.last_layer - t.first_layer + 1);
       double tall = height * (t.last_chunk - t.first_chunk + 1);
       add(R"x(<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill="url(#{}-{})" stroke="#333" stroke-width="0.8"><title>{} layers {} to {}, chunks {} to {}</title></rect>)x",
-          tx, ty, width, tall, at_.ids, kTileStyles[static_cast<size_t>(t.mode)], mode_name(t.mode),
+          tx, ty, width, tall, at_.ids, traits_of(traits_of(t.mode).drawn_as).short_name, mode_name(t.mode),
           t.first_layer, t.last_layer, t.first_chunk, t.last_chunk);
       for (int32_t l = t.first_layer + 1; l <= t.last_layer && cell >= 3; ++l)
         add(R"x(<path d="M{:.2f},{:.2f} v{:.2f}" stroke="#333" stroke-width="0.3"/>)x", at_.left + cell * l,
@@ -148,7 +142,7 @@ class Svg {
         add(R"x(<path d="M{:.2f},{:.2f} h{:.2f}" stroke="#333" stroke-width="0.3"/>)x", tx, top + height * c,
             width);
       // A letter in every cell, or one in the tile.
-      std::string letter(1, mode_letter(t.mode));
+      std::string letter(1, traits_of(t.mode).letter);
       if (cell >= 11 && height >= 11) {
         for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
           for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c)
@@ -278,8 +272,8 @@ class Svg {
     }
     if (low != high) number = fmt::format("{}-{}", low, high);
     if (g.same_chunk && v_.chunks > 1) number += fmt::format(".{}", op.chunk);
-    bool transfer = g.kind == OpKind::kTransferE || g.kind == OpKind::kTransferKv;
-    std::string name(transfer ? (g.kind == OpKind::kTransferE ? "e" : "kv") : op_kind_name(g.kind));
+    bool transfer = is_transfer(op);
+    std::string name(transfer ? traits_of(g.kind).short_name : op_kind_name(g.kind));
     return {transfer ? fmt::format("{}({})", name, number) : fmt::format("{} {}", name, number), number};
   }
 
@@ -292,8 +286,8 @@ class Svg {
                           op_label(v_.ops[static_cast<size_t>(g.ops.front())], v_.chunks),
                           op_label(v_.ops[static_cast<size_t>(g.ops.back())], v_.chunks));
     add(R"x(<rect x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}" fill="url(#{}-{})" stroke="#333" stroke-width="{}"><title>{}, {} to {} ({})</title></rect>)x",
-        x(g.start), top + 3, width, kBar, at_.ids, kOpStyles[static_cast<size_t>(g.kind)].id,
-        width > 3 ? 0.7 : 0.25, what, format_ns(g.start), format_ns(g.end), format_ns(g.end - g.start));
+        x(g.start), top + 3, width, kBar, at_.ids, traits_of(g.kind).short_name, width > 3 ? 0.7 : 0.25, what,
+        format_ns(g.start), format_ns(g.end), format_ns(g.end - g.start));
     for (const std::string& shown : labels(g)) {
       if (shown.empty() || static_cast<double>(shown.size()) * kCharacter + 4 > width) continue;
       text(x(g.start) + width / 2, top + kBar / 2 + 7, shown, "b m");
@@ -385,13 +379,14 @@ class Svg {
       text(at + sample + 6, y_, words, "");
       at += width + 18;
     };
-    for (size_t k = 0; k < kOpStyles.size(); ++k) {
+    for (size_t k = 0; k < kOpKinds; ++k) {
+      const OpTraits& traits = traits_of(static_cast<OpKind>(k));
       bool used = std::any_of(v_.ops.begin(), v_.ops.end(),
                               [&](const Op& op) { return static_cast<size_t>(op.kind) == k; });
       if (!used) continue;
-      entry(26, kOpStyles[k].legend, [&](double left) {
+      entry(26, traits.legend, [&](double left) {
         add(R"x(<rect x="{:.1f}" y="{:.1f}" width="26" height="14" fill="url(#{}-{})" stroke="#333" stroke-width="0.7"/>)x",
-            left, y_ - 11, at_.ids, kOpStyles[k].id);
+            left, y_ - 11, at_.ids, traits.short_name);
       });
     }
     auto stroke = [&](std::string_view words, const char* path) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <set>
 
+#include "plans/traits.h"
 #include "plans/work.h"
 #include "runtime/trace/describe.h"
 #include "runtime/trace/tracks.h"
@@ -73,7 +74,7 @@ Result<std::vector<Explanation::Side>> compare_sides(const Plan& plan, const Var
       mapped_ns += estimates[i];
       other.ops[i].duration_ns += estimates[i];
     }
-    if (op.kind != OpKind::kTransferE) continue;
+    if (traits_of(op.kind).payload != Payload::kE) continue;
     layers.insert(op.layer);
     rows += op_rows(op, v.chunks, v.tuned_tokens, v.tuned_suffix, v.select_share).rows;
   }

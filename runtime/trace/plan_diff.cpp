@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "plans/traits.h"
 #include "runtime/trace/describe.h"
 #include "support/units.h"
 
@@ -12,8 +13,6 @@ namespace ds {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-bool is_transfer(const Op& op) { return op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv; }
 
 bool same_ranges(const Variant& a, const Variant& b) {
   return a.tokens_min == b.tokens_min && a.tokens_max == b.tokens_max && a.rate_min == b.rate_min &&

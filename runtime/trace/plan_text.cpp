@@ -6,6 +6,7 @@
 #include <set>
 
 #include "plans/simulate.h"
+#include "plans/traits.h"
 #include "runtime/trace/describe.h"
 #include "runtime/trace/tracks.h"
 #include "support/units.h"
@@ -28,30 +29,6 @@ std::string left(std::string text, size_t width) {
 std::string right(std::string text, size_t width) {
   size_t have = columns(text);
   return have < width ? std::string(width - have, ' ') + text : text;
-}
-
-char kind_letter(OpKind kind) {
-  switch (kind) {
-    case OpKind::kTransferE:
-      return 'E';
-    case OpKind::kTransferKv:
-      return 'K';
-    case OpKind::kEmbed:
-      return 'e';
-    case OpKind::kRecompute:
-      return 'R';
-    case OpKind::kSuffix:
-      return 'S';
-    case OpKind::kPrefill:
-      return 'P';
-    case OpKind::kHead:
-      return 'h';
-    case OpKind::kSelect:
-      return 'c';
-    case OpKind::kAlign:
-      return 'a';
-  }
-  return '?';
 }
 
 class Text {
@@ -221,26 +198,17 @@ class Text {
     for (const Tile& t : v.tiles) {
       for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c) {
         for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
-          rows[static_cast<size_t>(c)][static_cast<size_t>(l)] = mode_letter(t.mode);
+          rows[static_cast<size_t>(c)][static_cast<size_t>(l)] = traits_of(t.mode).letter;
         }
       }
       if (t.cut) cuts.insert(t.first_layer);
     }
     line("");
-    auto has = [&](Mode mode) {
-      return std::any_of(v.tiles.begin(), v.tiles.end(), [&](const Tile& t) { return t.mode == mode; });
-    };
-    field(
-        "Layers",
-        fmt::format("L loaded from the sender, R recomputed{}{}{}",
-                    has(Mode::kRestore) ? ", E restored: K and V of the sender's E" : "",
-                    has(Mode::kSelect) ? fmt::format(", S loaded, but recomputed for the {:g} % of the "
-                                                     "tokens that deviate most",
-                                                     100 * v.select_share)
-                                       : std::string(),
-                    cuts.empty()                   ? std::string()
-                    : v.map_form == MapForm::kNone ? ", ▲ cut: the sender's E enters"
-                                                   : ", ▲ cut: the sender's E enters, " + alignment_text(v)));
+    field("Layers", fmt::format("{}{}", modes_text(v),
+                                cuts.empty() ? std::string()
+                                : v.map_form == MapForm::kNone
+                                    ? ", ▲ cut: the sender's E enters"
+                                    : ", ▲ cut: the sender's E enters, " + alignment_text(v)));
     int64_t cell = count <= 26 ? 3 : count <= 40 ? 2 : 1;
     for (int64_t first = 0; first < count; first += kCellsPerLine / cell) {
       int64_t last = std::min(first + kCellsPerLine / cell, count);
@@ -282,7 +250,7 @@ class Text {
     std::string key;
     std::set<OpKind> kinds;
     for (const Op& op : v.ops) kinds.insert(op.kind);
-    for (OpKind k : kinds) key += fmt::format("{} {}, ", kind_letter(k), op_kind_name(k));
+    for (OpKind k : kinds) key += fmt::format("{} {}, ", traits_of(k).letter, op_kind_name(k));
     field("Time", key + "· idle");
     double column = static_cast<double>(v.makespan_ns) / static_cast<double>(kTimeColumns);
     for (size_t s = 0; s < v.streams.size(); ++s) {
@@ -303,8 +271,8 @@ class Text {
       std::string row;
       for (const auto& column_share : share) {
         auto most = std::max_element(column_share.begin(), column_share.end());
-        row +=
-            *most > 0 ? std::string(1, kind_letter(static_cast<OpKind>(most - column_share.begin()))) : "·";
+        row += *most > 0 ? std::string(1, traits_of(static_cast<OpKind>(most - column_share.begin())).letter)
+                         : "·";
       }
       field(names[s], row + fmt::format("  {:5.1f} % busy", 100.0 * static_cast<double>(busy) /
                                                                 static_cast<double>(v.makespan_ns)));

@@ -7,22 +7,6 @@
 
 namespace ds {
 
-const std::array<OpStyle, kOpKinds> kOpStyles = {{
-    {"e", "transfer E (cut)", "#f2a65a",
-     R"x(<path d="M-2,2 l4,-4 M0,8 l8,-8 M6,10 l4,-4" stroke="#8a4b08" stroke-width="1.6"/>)x"},
-    {"kv", "transfer KV", "#bcdcf2", ""},
-    {"embed", "embed", "#e4e4e4", R"x(<path d="M4,0 v8" stroke="#777" stroke-width="1"/>)x"},
-    {"recompute", "recompute", "#e58a7a",
-     R"x(<path d="M-2,6 l4,4 M0,0 l8,8 M6,-2 l4,4" stroke="#8c2a1a" stroke-width="1"/>)x"},
-    {"suffix", "suffix", "#9fd3a8", R"x(<circle cx="4" cy="4" r="1.3" fill="#1f6b30"/>)x"},
-    {"prefill", "prefill", "#c9b3e6",
-     R"x(<path d="M0,0 l8,8 M8,0 l-8,8" stroke="#5e3a99" stroke-width="0.9"/>)x"},
-    {"head", "head", "#444444", ""},
-    {"select", "select tokens", "#f3dc7c",
-     R"x(<path d="M1,3 h6 M1,6 h3" stroke="#7a6300" stroke-width="1.2"/>)x"},
-    {"align", "align (map at a cut)", "#d9a0c8",
-     R"x(<path d="M1,7 l6,-6 M4,1 h3 v3" stroke="#7a2a66" stroke-width="1.2" fill="none"/>)x"},
-}};
 std::vector<std::string> stream_names(const Variant& v) {
   std::vector<std::string> names;
   for (size_t s = 0; s < v.streams.size(); ++s) {

@@ -1,7 +1,6 @@
 // What the pictures of a schedule share: its lanes, its times, its critical path.
 #pragma once
 
-#include <array>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,15 +35,6 @@ std::vector<Track> make_tracks(const Picture& picture);
 
 /// One name per stream of the variant; numbered where a kind occurs twice.
 std::vector<std::string> stream_names(const Variant& variant);
-
-/// Colour, and hatching on top of it, by kind of op. Lightness differs too, for prints in grey.
-struct OpStyle {
-  const char* id;
-  const char* legend;
-  const char* fill;
-  const char* hatch;  // content of an 8 x 8 pattern tile
-};
-extern const std::array<OpStyle, kOpKinds> kOpStyles;  // by OpKind
 
 std::string picture_title(const Picture& picture);
 /// 0 where the whole is 0.

@@ -13,8 +13,10 @@
 
 #include "compiler/emit/emit.h"
 #include "compiler/lowering/lower_tiles.h"
-#include "compiler/policy/variants.h"
 #include "compiler/scheduling/schedulers.h"
+#include "compiler/scheduling/variant_problem.h"
+#include "compiler/select/variants.h"
+#include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "plans/simulate.h"
 
@@ -67,7 +69,7 @@ PolicyInput input(const Quality& quality, std::vector<int32_t> chunks) {
 std::vector<Tiling> draw(std::string_view policy, const PolicyInput& in) {
   auto found = find_policy(policy);
   EXPECT_TRUE(found.ok());
-  auto tilings = (*found)(in);
+  auto tilings = (*found)->draw(in);
   EXPECT_TRUE(tilings.ok()) << tilings.status().message();
   return *tilings;
 }
@@ -87,6 +89,18 @@ TEST(Policy, EveryTilingOfEveryPolicyIsAPlanThatTheVerifierAccepts) {
         auto s = schedule(problem_of(v, {500, 1000}), scheduler, false);
         ASSERT_TRUE(s.ok()) << s.status().message();
         EXPECT_GE(s->cost_ns, costs.duration_ns(v.ops.back(), at));
+        apply_schedule(*s, v);
+        v.name = "v0";
+        v.policy = policy;
+        v.scheduler = scheduler;
+        v.select_share = t.way.share;
+        v.tuned_tokens = at.tokens;
+        v.tuned_suffix = at.suffix;
+        v.tuned_rate = at.rate;
+        Plan plan = full_prefill_plan({"r", std::string(64, 'd'), "", "", ""}, kShape, "bf16");
+        plan.variants = {std::move(v)};
+        Status valid = verify_plan(plan, t.what);
+        EXPECT_TRUE(valid.ok()) << valid.message();
       }
     }
   }
@@ -376,7 +390,7 @@ TEST(Choice, IsTheBestOfAllTilings) {
       for (int64_t tokens : {100, 700, 3000}) {
         Point p{tokens, 16, rate};
         Slo slo;
-        if (policy == "balanced" || policy == "droidspeak") slo.loss = 3;
+        if ((*find_policy(policy))->chooses) slo.loss = 3;
         Chooser chooser(draw(policy, input(q, {1, 2, 4, 8})), slo, costs, "e-first");
         auto best = chooser.best(p);
         ASSERT_TRUE(best.ok()) << best.status().message();

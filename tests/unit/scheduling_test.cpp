@@ -10,7 +10,9 @@
 #include "compiler/emit/emit.h"
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/policy/policy.h"
+#include "compiler/scheduling/cost_model.h"
 #include "compiler/scheduling/schedulers.h"
+#include "compiler/scheduling/variant_problem.h"
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "support/file.h"
@@ -207,29 +209,9 @@ Plan plan_for(const LayerRange& group, int64_t layers, std::string_view schedule
   auto make = [&](const LayerRange& range) {
     Variant v = lower_tiles(tiles_for_group(range, layers), layers, 1, moves_whole_entry(scheduler));
     for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
-    Problem p = problem_of(v, {});
-    Schedule s = *schedule(p, scheduler);
-    std::vector<int32_t> order(v.ops.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-      return s.start_ns[static_cast<size_t>(a)] < s.start_ns[static_cast<size_t>(b)];
-    });
-    for (auto [task, before] : s.barriers) v.ops[static_cast<size_t>(task)].waits.push_back(before);
-    std::vector<int32_t> index(order.size());
-    std::vector<Op> ops;
-    for (size_t k = 0; k < order.size(); ++k) index[static_cast<size_t>(order[k])] = static_cast<int32_t>(k);
-    for (int32_t i : order) {
-      Op op = v.ops[static_cast<size_t>(i)];
-      op.start_ns = s.start_ns[static_cast<size_t>(i)];
-      for (int32_t& w : op.waits) w = index[static_cast<size_t>(w)];
-      std::sort(op.waits.begin(), op.waits.end());
-      op.waits.erase(std::unique(op.waits.begin(), op.waits.end()), op.waits.end());
-      ops.push_back(std::move(op));
-    }
-    v.ops = std::move(ops);
-    v.makespan_ns = v.promise.ttft_ns = s.cost_ns;
-    v.lower_bound_ns = s.lower_bound_ns;
-    v.proven_optimal = s.proven_optimal;
+    Schedule s = *schedule(problem_of(v, {}), scheduler);
+    apply_schedule(s, v);
+    v.promise.ttft_ns = s.cost_ns;
     v.tuned_tokens = point.tokens;
     v.tuned_suffix = point.suffix;
     v.tuned_rate = point.rate;

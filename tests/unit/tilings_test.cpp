@@ -8,9 +8,8 @@
 #include <filesystem>
 #include <numeric>
 
-#include "compiler/lowering/lower_tiles.h"
+#include "compiler/pipeline.h"
 #include "compiler/policy/policy.h"
-#include "compiler/scheduling/schedulers.h"
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "runtime/core/publish.h"
@@ -26,57 +25,33 @@ using testing::random_ids;
 using testing::tiny_config;
 using testing::TinyModel;
 
-/// As the compiler makes it: lowered, timed by a simple rule, scheduled, in the order of starts, verified.
+/// Through the compiler's own phases.
 Plan compile_tiles(const std::vector<Tile>& tiles, int32_t chunks, std::string_view scheduler,
                    const Shape& shape, const ModelIdentity& sender, const ModelIdentity& receiver,
                    double share = 0) {
-  Plan plan = full_prefill_plan(receiver, shape, "f32");
-  plan.sender = sender;
-  Variant v = lower_tiles(tiles, shape.layers, chunks, moves_whole_entry(scheduler));
-  for (Op& op : v.ops) op.duration_ns = op.kind == OpKind::kHead ? 1 : 10 + 3 * (op.chunk_end() - op.chunk);
-  if (!moves_whole_entry(scheduler)) {
-    // What nobody waits for is not sent (plan-elide-loads); lowering without the whole entry makes none.
-    for (size_t i = 0; i + 1 < v.ops.size(); ++i) {
-      bool used = false;
-      for (const Op& op : v.ops)
-        used = used || std::count(op.waits.begin(), op.waits.end(), static_cast<int32_t>(i));
-      EXPECT_TRUE(used) << op_label(v.ops[i], chunks) << " is for nobody";
-    }
-  }
-  auto s = schedule(problem_of(v, {0, 2}), scheduler);
-  EXPECT_TRUE(s.ok()) << s.status().message();
-  if (!s.ok()) return plan;
-  for (auto [task, before] : s->barriers) v.ops[static_cast<size_t>(task)].waits.push_back(before);
-  std::vector<int32_t> order(v.ops.size()), place(v.ops.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return s->start_ns[static_cast<size_t>(a)] < s->start_ns[static_cast<size_t>(b)];
-  });
-  for (size_t k = 0; k < order.size(); ++k) place[static_cast<size_t>(order[k])] = static_cast<int32_t>(k);
-  std::vector<Op> ops;
-  for (int32_t i : order) {
-    Op op = v.ops[static_cast<size_t>(i)];
-    op.start_ns = s->start_ns[static_cast<size_t>(i)];
-    for (int32_t& w : op.waits) w = place[static_cast<size_t>(w)];
-    std::sort(op.waits.begin(), op.waits.end());
-    op.waits.erase(std::unique(op.waits.begin(), op.waits.end()), op.waits.end());
-    ops.push_back(std::move(op));
-  }
-  v.ops = std::move(ops);
-  v.name = "v0";
-  v.policy = "test";
-  v.select_share = share;
-  v.scheduler = scheduler;
-  v.tuned_tokens = 200;
-  v.tuned_suffix = 5;
-  v.tuned_rate = 1000;
-  v.makespan_ns = s->cost_ns;
-  v.lower_bound_ns = s->lower_bound_ns;
-  v.proven_optimal = s->proven_optimal;
-  plan.variants = {std::move(v)};
-  Status status = verify_plan(plan, "a test's plan");
-  EXPECT_TRUE(status.ok()) << status.message();
-  return plan;
+  Plan head = full_prefill_plan(receiver, shape, "f32");
+  head.sender = sender;
+  ChosenVariant chosen, whole;
+  chosen.variant.name = "v0";
+  chosen.variant.policy = "test";
+  chosen.variant.tiles = tiles;
+  chosen.variant.chunks = chunks;
+  chosen.variant.select_share = share;
+  chosen.variant.tuned_tokens = 200;
+  chosen.variant.tuned_suffix = 5;
+  chosen.variant.tuned_rate = 1000;
+  whole = chosen;
+  whole.fallback = true;
+  whole.variant.name = whole.variant.policy = "full-prefill";
+  whole.variant.tiles = head.full_prefill.tiles;
+  whole.variant.chunks = 1;
+  whole.variant.select_share = 0;
+  PipelineOptions options;
+  options.scheduler = scheduler;
+  options.machine = MachineModel::stand_in(DType::kF32);
+  auto made = run_pipeline(head, std::vector<ChosenVariant>{chosen, whole}, options);
+  EXPECT_TRUE(made.ok()) << made.status().message();
+  return made.ok() ? std::move(*made->plan) : head;
 }
 
 Mode mode_of(const std::string& name) {

@@ -568,7 +568,7 @@ TEST(Describe, OtherModesInWordsAndPictures) {
   EXPECT_THAT(text, HasSubstr("L  L  E  L"));
   std::string svg = draw_schedule_svg({select, s});
   EXPECT_THAT(svg, HasSubstr("select layers 1 to 3"));
-  EXPECT_THAT(svg, HasSubstr("recompute 15 % of the tokens"));
+  EXPECT_THAT(svg, HasSubstr("recomputed for the 15 % of the tokens"));
   EXPECT_THAT(svg, HasSubstr("select tokens"));
   EXPECT_THAT(draw_schedule_svg({restore, r}), HasSubstr("restore layers 2 to 2"));
   EXPECT_THAT(draw_schedule_html({select, s}), HasSubstr("select 1"));

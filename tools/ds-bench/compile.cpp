@@ -3,6 +3,7 @@
 
 #include <chrono>
 
+#include "compiler/policy/policy.h"
 #include "plans/plan_file.h"
 #include "support/json.h"
 #include "tools/ds-bench/bench.h"
@@ -50,7 +51,8 @@ Status bench_compile(const CompileBenchOptions& o) {
   CompileInputs inputs = synthetic_inputs(config, std::move(machine));
   CompileOptions options;
   options.policy = o.policy;
-  if (o.policy == "balanced" || o.policy == "droidspeak") options.slo_loss = o.slo_loss;
+  DS_ASSIGN(const PolicyTraits* policy, find_policy(o.policy));
+  if (policy->chooses) options.slo_loss = o.slo_loss;
   options.context_lengths = o.lengths;
   options.link_rates = o.rates;
   options.chunks = o.chunks;

@@ -2,6 +2,7 @@
 // measured beside what the compiler promised.
 #include <cmath>
 
+#include "compiler/policy/policy.h"
 #include "compiler/scheduling/cost_model.h"
 #include "plans/simulate.h"
 #include "runtime/core/calibration_json.h"
@@ -117,8 +118,9 @@ class Sweep {
     CompileOptions options;
     options.policy = way.policy;
     options.schedule = way.schedule;
-    if (options.policy == "droidspeak" || options.policy == "balanced") options.slo_loss = o_.slo_loss;
-    if (options.policy == "full-prefill") inputs.quality.reset();
+    DS_ASSIGN(const PolicyTraits* policy, find_policy(way.policy));
+    if (policy->chooses) options.slo_loss = o_.slo_loss;
+    if (!policy->may_lose) inputs.quality.reset();
     options.context_lengths = lengths;
     options.link_rates = rates;
     options.suffix_length = o_.suffix;

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "compiler/policy/choose.h"
+#include "compiler/select/choose.h"
 #include "support/status.h"
 
 namespace ds {

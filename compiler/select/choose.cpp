@@ -1,4 +1,4 @@
-#include "compiler/policy/choose.h"
+#include "compiler/select/choose.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,14 +6,27 @@
 #include <unordered_map>
 
 #include "compiler/lowering/lower_tiles.h"
+#include "compiler/scheduling/schedulers.h"
+#include "compiler/scheduling/variant_problem.h"
+#include "plans/traits.h"
 
 namespace ds {
 namespace {
 
-bool is_transfer(const Op& op) { return op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv; }
-
 /// A chunk of fewer rows than this wastes the matrix units on every machine that there is.
 constexpr int64_t kLeastRows = 64;
+
+/// Predicted TTFT of a tiling (aligned by the receiver where the point names a form of maps), without
+/// building IR: lower, cost, schedule.
+Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
+                                const CostModel& costs, std::string_view scheduler) {
+  Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler),
+                          point.map_form != MapForm::kNone);
+  v.select_share = point.share;
+  for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
+  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().releases()), scheduler, false));
+  return s.cost_ns;
+}
 
 }  // namespace
 
@@ -21,7 +34,7 @@ Chooser::Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, s
     : tilings_(std::move(tilings)),
       slo_(slo),
       costs_(costs),
-      scheduler_(scheduler == "best" ? "e-first" : std::move(scheduler)),
+      scheduler_(quick_scheduler(scheduler)),
       kinds_(tilings_.size()),
       work_(tilings_.size()) {}
 

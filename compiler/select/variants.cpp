@@ -1,4 +1,4 @@
-#include "compiler/policy/variants.h"
+#include "compiler/select/variants.h"
 
 #include <algorithm>
 #include <cmath>
