@@ -3,13 +3,14 @@
 #include "compiler/emit/session.h"
 #include "compiler/passes.h"
 #include "mlir/Tools/mlir-opt/MlirOptMain.h"
+#include "mlir/Transforms/Passes.h"
 
 namespace ds {
 
 void register_passes() {
   mlir::registerPass(create_reuse_verify_tiling);
   mlir::registerPass(create_convert_reuse_to_plan);
-  mlir::registerPass(create_plan_elide_loads);
+  mlir::registerCSEPass();
   mlir::registerPass(create_plan_verify_lowered);
   mlir::registerPass([] { return create_plan_materialize_durations(); });
   mlir::registerPass([] { return create_plan_schedule(); });

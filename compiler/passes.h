@@ -2,7 +2,8 @@
 //
 //   reuse-verify-tiling        what was chosen is whole: one fall-back, ranges that do not overlap
 //   convert-reuse-to-plan      tiles -> transfers, kernels, waits
-//   plan-elide-loads           loads that nothing waits for (not for `serial`, which moves the whole entry)
+//   cse                        loads that nothing waits for are dead code (not for `serial`, which moves the
+//                              whole entry)
 //   plan-verify-lowered        nothing of `reuse` is left; every cache has a writer
 //   plan-materialize-durations how long each operation takes, from the machine
 //   plan-schedule              when each starts
@@ -19,7 +20,6 @@ namespace ds {
 
 std::unique_ptr<mlir::Pass> create_reuse_verify_tiling();
 std::unique_ptr<mlir::Pass> create_convert_reuse_to_plan();
-std::unique_ptr<mlir::Pass> create_plan_elide_loads();
 std::unique_ptr<mlir::Pass> create_plan_verify_lowered();
 /// From `machine`, and the rank of low-rank maps (0: there are none); the form without takes the pass options
 /// `machine=FILE`, without it the stand-in machine, and `map-rank=N`.

@@ -7,6 +7,7 @@
 #include "compiler/scheduling/schedulers.h"
 #include "mlir/IR/Verifier.h"
 #include "mlir/Pass/PassManager.h"
+#include "mlir/Transforms/Passes.h"
 #include "plans/plan_file.h"
 #include "support/clock.h"
 
@@ -54,7 +55,8 @@ Result<PipelineOutput> run_pipeline(const Plan& head, std::span<const ChosenVari
     passes.addPass(create_reuse_verify_tiling());
     if (options.emit == "reuse") return;
     passes.addPass(create_convert_reuse_to_plan());
-    if (!scheduler->whole_entry) passes.addPass(create_plan_elide_loads());
+    if (!scheduler->whole_entry)
+      passes.addPass(mlir::createCSEPass());  // loads that nothing waits for are dead
     passes.addPass(create_plan_verify_lowered());
     if (options.emit != "plan")
       passes.addPass(create_plan_materialize_durations(options.machine, options.map_rank));

@@ -216,61 +216,11 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
   return variant;
 }
 
-Op export_op(plan::OperationInterface interface) {
-  Op op;
-  mlir::Value buffer;
-  llvm::TypeSwitch<mlir::Operation*>(interface)
-      .Case<plan::TransferOp>([&](plan::TransferOp t) {
-        op.kind = t.getPayload() == plan::Payload::e ? OpKind::kTransferE : OpKind::kTransferKv;
-        op.layer = static_cast<int32_t>(t.getLayer());
-        op.chunk = static_cast<int32_t>(t.getChunk());
-        if (t.getLastChunk()) op.last_chunk = static_cast<int32_t>(*t.getLastChunk());
-        buffer = t.getBuffer();
-      })
-      .Case<plan::EmbedOp>([&](plan::EmbedOp t) {
-        op.kind = OpKind::kEmbed;
-        op.rows = static_cast<Rows>(t.getRows());
-        if (t.getChunk()) op.chunk = static_cast<int32_t>(*t.getChunk());
-        if (t.getLastChunk()) op.last_chunk = static_cast<int32_t>(*t.getLastChunk());
-        buffer = t.getBuffer();
-      })
-      .Case<plan::RecomputeOp>([&](plan::RecomputeOp t) {
-        op.kind = OpKind::kRecompute;
-        op.layer = static_cast<int32_t>(t.getLayer());
-        op.rows = t.getChunk() ? Rows::kChunk : Rows::kSelected;
-        if (t.getChunk()) op.chunk = static_cast<int32_t>(*t.getChunk());
-        if (t.getLastChunk()) op.last_chunk = static_cast<int32_t>(*t.getLastChunk());
-        op.queries = static_cast<Queries>(t.getQueries());
-        buffer = t.getBuffer();
-      })
-      .Case<plan::SuffixOp, plan::PrefillOp>([&](auto t) {
-        bool suffix = std::is_same_v<decltype(t), plan::SuffixOp>;
-        op.kind = suffix ? OpKind::kSuffix : OpKind::kPrefill;
-        op.rows = suffix ? Rows::kSuffix : Rows::kAll;
-        op.layer = static_cast<int32_t>(t.getLayer());
-        op.queries = static_cast<Queries>(t.getQueries());
-        buffer = t.getBuffer();
-      })
-      .Case<plan::SelectOp>([&](plan::SelectOp t) {
-        op.kind = OpKind::kSelect;
-        op.layer = static_cast<int32_t>(t.getLayer());
-        op.chunk = 0;
-        buffer = t.getBuffer();
-      })
-      .Case<plan::AlignOp>([&](plan::AlignOp t) {
-        op.kind = OpKind::kAlign;
-        op.layer = static_cast<int32_t>(t.getLayer());
-        op.chunk = static_cast<int32_t>(t.getChunk());
-        if (t.getLastChunk()) op.last_chunk = static_cast<int32_t>(*t.getLastChunk());
-        buffer = t.getBuffer();
-      })
-      .Case<plan::HeadOp>([&](plan::HeadOp t) {
-        op.kind = OpKind::kHead;
-        op.rows = Rows::kSuffix;
-        buffer = t.getBuffer();
-      });
+Op export_op(plan::VariantOperationInterface described) {
+  Op op = described.describe();
+  auto interface = mlir::cast<plan::OperationInterface>(described.getOperation());
   op.stream = position_of(interface.getStream());
-  if (buffer) op.buffer = position_of(buffer);
+  op.buffer = position_of(described.getBuffer());
   op.start_ns = static_cast<int64_t>(interface.getAt().value_or(0));
   op.duration_ns = static_cast<int64_t>(interface.getDuration().value_or(0));
   return op;
@@ -313,11 +263,12 @@ Result<Variant> export_variant(plan::VariantOp variant) {
                          static_cast<int32_t>(tile.getLastLayer()),
                          static_cast<int32_t>(tile.getFirstChunk()),
                          static_cast<int32_t>(tile.getLastChunk()), tile.getCut()});
-    } else if (auto streamed = mlir::dyn_cast<plan::OperationInterface>(op)) {
+    } else if (auto described = mlir::dyn_cast<plan::VariantOperationInterface>(op)) {
+      auto streamed = mlir::cast<plan::OperationInterface>(op);
       if (!streamed.getAt())
         return error(Code::kUnsupported, "variant '{}': '{}' has no start; run --plan-schedule", v.name,
                      streamed.label());
-      Op exported = export_op(streamed);
+      Op exported = export_op(described);
       for (mlir::Value w : streamed.getAfter()) exported.waits.push_back(index.lookup(w));
       index[op.getResult(0)] = static_cast<int32_t>(v.ops.size());
       v.ops.push_back(std::move(exported));

@@ -24,7 +24,7 @@ plan::MapFormAttr map_form_attr(mlir::MLIRContext* context, const Variant& varia
 plan::MapSideAttr map_side_attr(mlir::MLIRContext* context, const Variant& variant);
 
 /// One operation's fields, `waits` left empty; stream and buffer by their position among the variant's.
-Op export_op(plan::OperationInterface op);
+Op export_op(plan::VariantOperationInterface op);
 /// The inverse of build_variant. kUnsupported names an op without a time.
 Result<Variant> export_variant(plan::VariantOp variant);
 Result<Plan> export_file(plan::FileOp file);

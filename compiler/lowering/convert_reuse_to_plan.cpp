@@ -1,6 +1,7 @@
 // convert-reuse-to-plan: tiles -> transfers, kernels and what waits for what. Every reuse.plan becomes one
 // plan.variant without times. All KV of the entry is transferred, also what is recomputed, because which
-// loads are needed is a question of its own (plan-elide-loads), and the baseline `serial` moves everything.
+// loads are needed is a question of its own (what nobody waits for is dead code), and the baseline `serial`
+// moves everything.
 #include "compiler/emit/convert.h"
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/pass_support.h"

@@ -2,18 +2,20 @@
 // cache and one first token; where the receiver maps what it is sent, all of it is mapped.
 #include "compiler/pass_support.h"
 #include "llvm/ADT/DenseSet.h"
+#include "plans/traits.h"
 
 namespace ds {
 namespace {
 
 /// The layer whose cache an operation writes for the context; -1: none.
 int64_t writes_context_cache(mlir::Operation& op) {
-  if (auto transfer = mlir::dyn_cast<plan::TransferOp>(op))
-    return transfer.getPayload() == plan::Payload::kv ? static_cast<int64_t>(transfer.getLayer()) : -1;
-  if (auto recompute = mlir::dyn_cast<plan::RecomputeOp>(op))
-    return static_cast<int64_t>(recompute.getLayer());
-  if (auto prefill = mlir::dyn_cast<plan::PrefillOp>(op)) return static_cast<int64_t>(prefill.getLayer());
-  return -1;
+  auto described = mlir::dyn_cast<plan::VariantOperationInterface>(op);
+  if (!described) return -1;
+  const Op what = described.describe();
+  auto writes = [](const Access& a) {
+    return a.write && a.memory == Access::Memory::kCache && a.span != Access::Span::kSuffix;
+  };
+  return llvm::any_of(accesses_of(what.kind, what.rows), writes) ? what.layer : -1;
 }
 
 struct VerifyLowered : ModulePass<VerifyLowered> {

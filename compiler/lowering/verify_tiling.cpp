@@ -14,7 +14,7 @@ struct VerifyTiling : ModulePass<VerifyTiling> {
   MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(VerifyTiling)
   static constexpr llvm::StringLiteral kArgument = "reuse-verify-tiling";
   static constexpr llvm::StringLiteral kDescription =
-      "Closes the phase WHAT: one fall-back, plans of one depth whose ranges do not overlap";
+      "Closes the phase WHAT: one fall-back, plans of one depth whose ranges do not overlap, cuts read once";
 
   void runOnOperation() final {
     llvm::SmallVector<reuse::PlanOp> plans;
@@ -22,7 +22,7 @@ struct VerifyTiling : ModulePass<VerifyTiling> {
     for (size_t i = 0; i < plans.size(); ++i) {
       for (size_t k = 0; k < i; ++k)
         if (mlir::failed(compatible(plans[k], plans[i]))) return signalPassFailure();
-      if (mlir::failed(fits_file(plans[i]))) return signalPassFailure();
+      if (mlir::failed(fits_file(plans[i])) || mlir::failed(read_once(plans[i]))) return signalPassFailure();
     }
     auto walked = getOperation().walk([](plan::FileOp file) {
       auto plans = file.getBody().getOps<reuse::PlanOp>();
@@ -53,6 +53,19 @@ struct VerifyTiling : ModulePass<VerifyTiling> {
                 b.getLoadMax().value_or(INT64_MAX))) {
       return fault(llvm::Twine("holds for context lengths, link rates and loads for which '") +
                    a.getSymName() + "' holds too; expected ranges that do not overlap");
+    }
+    return mlir::success();
+  }
+
+  /// What is sent is sent for one tile, and so is what a map makes of it. While passes rewrite a tiling that
+  /// need not be so.
+  static mlir::LogicalResult read_once(reuse::PlanOp plan) {
+    for (mlir::Operation& op : plan.getBody().front()) {
+      if (!mlir::isa<reuse::CutOp, reuse::AlignOp>(op) || op.getResult(0).hasOneUse()) continue;
+      auto uses = std::distance(op.getResult(0).use_begin(), op.getResult(0).use_end());
+      mlir::InFlightDiagnostic d = op.emitOpError();
+      if (auto cut = mlir::dyn_cast<reuse::CutOp>(op)) d << "at layer " << cut.getLayer() << " ";
+      return d << "is read by " << uses << " tiles, expected exactly one; what nobody reads must not be sent";
     }
     return mlir::success();
   }

@@ -2,7 +2,7 @@
 
 #include "llvm/ADT/DenseMap.h"
 #include "llvm/ADT/StringMap.h"
-#include "llvm/ADT/TypeSwitch.h"
+#include "plans/traits.h"
 
 namespace ds {
 namespace {
@@ -51,26 +51,21 @@ class Builder {
     t.job = static_cast<int32_t>(out_.problem.jobs.size()) - 1;
     t.duration_ns = static_cast<int64_t>(op.getDuration().value_or(0));
     t.release_ns = release_ns;
-    llvm::TypeSwitch<mlir::Operation*>(op.getOperation())
-        .Case<plan::TransferOp, plan::AlignOp>([&](auto o) {
-          t.layer = static_cast<int32_t>(o.getLayer());
-          t.chunk = static_cast<int32_t>(o.getChunk());
-        })
-        .Case<plan::RecomputeOp>([&](plan::RecomputeOp o) {
-          t.layer = static_cast<int32_t>(o.getLayer());
-          t.chunk = static_cast<int32_t>(o.getChunk().value_or(0));
-        })
-        .Case<plan::SuffixOp, plan::PrefillOp, plan::SelectOp>(
-            [&](auto o) { t.layer = static_cast<int32_t>(o.getLayer()); })
-        .Case<plan::TaskOp>([&](plan::TaskOp o) {
-          t.layer = static_cast<int32_t>(o.getLayer().value_or(0));
-          t.chunk = static_cast<int32_t>(o.getChunk().value_or(0));
-          // A class that no slowdown names is as good as none.
-          if (auto name = o.getContention()) {
-            auto found = classes_.find(*name);
-            if (found != classes_.end()) t.contention = found->second;
-          }
-        });
+    if (auto described = mlir::dyn_cast<plan::VariantOperationInterface>(op.getOperation())) {
+      const Op what = described.describe();
+      if (traits_of(what.kind).layered) {
+        t.layer = what.layer;
+        t.chunk = std::max(what.chunk, 0);
+      }
+    } else if (auto task = mlir::dyn_cast<plan::TaskOp>(op.getOperation())) {
+      t.layer = static_cast<int32_t>(task.getLayer().value_or(0));
+      t.chunk = static_cast<int32_t>(task.getChunk().value_or(0));
+      // A class that no slowdown names is as good as none.
+      if (auto name = task.getContention()) {
+        auto found = classes_.find(*name);
+        if (found != classes_.end()) t.contention = found->second;
+      }
+    }
     for (mlir::Value w : op.getAfter()) t.after.push_back(tasks_.lookup(w));
     tasks_[op->getResult(0)] = static_cast<int32_t>(out_.problem.tasks.size());
     out_.problem.tasks.push_back(std::move(t));

@@ -62,8 +62,10 @@ struct MaterializeDurations : ModulePass<MaterializeDurations> {
         return variant.emitError()
                << "has low-rank maps, whose rank decides how long they take; give map-rank=N";
     }
-    for (auto op : variant.getBody().getOps<plan::OperationInterface>())
-      op.setDuration(static_cast<uint64_t>(costs.duration_ns(export_op(op), at)));
+    for (auto op : variant.getBody().getOps<plan::VariantOperationInterface>()) {
+      mlir::cast<plan::OperationInterface>(op.getOperation())
+          .setDuration(static_cast<uint64_t>(costs.duration_ns(export_op(op), at)));
+    }
     return mlir::success();
   }
 

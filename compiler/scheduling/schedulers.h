@@ -41,7 +41,7 @@ std::string_view quick_scheduler(std::string_view scheduler);
 Result<Schedule> schedule_serial(const Problem& problem);
 
 /// As serial, with KV before E. What distinguishes it in practice is that loads which nothing needs have been
-/// left out before (--plan-elide-loads), while `serial` moves the whole entry.
+/// left out before (--cse), while `serial` moves the whole entry.
 Result<Schedule> schedule_kv_preload(const Problem& problem);
 
 /// Overlapped. Jobs in the order of their arrival, on every stream; in each job E first, then KV upward; a

@@ -73,15 +73,14 @@ std::string with_chunk(std::string name, uint32_t chunk, std::optional<uint32_t>
   return chunk == 0 ? name : fmt::format("{}_c{}", name, chunk);
 }
 
-/// The first chunk of an operation behind its last one; 0: it has none.
-uint32_t chunk_end(mlir::Operation& op) {
-  auto end = [](auto o) { return o.getLastChunk().value_or(o.getChunk()) + 1; };
-  if (auto transfer = mlir::dyn_cast<TransferOp>(op)) return end(transfer);
-  if (auto align = mlir::dyn_cast<AlignOp>(op)) return end(align);
-  auto end_if_any = [](auto o) { return o.getChunk() ? o.getLastChunk().value_or(*o.getChunk()) + 1 : 0; };
-  if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) return end_if_any(recompute);
-  if (auto embed = mlir::dyn_cast<EmbedOp>(op)) return end_if_any(embed);
-  return 0;
+int32_t i32(uint32_t n) { return static_cast<int32_t>(n); }
+int32_t i32_or_none(std::optional<uint32_t> n) { return n ? static_cast<int32_t>(*n) : -1; }
+
+Role role_of(OpKind kind) {
+  const ds::Payload payload = traits_of(kind).payload;
+  return payload == ds::Payload::kE    ? Role::load_e
+         : payload == ds::Payload::kKv ? Role::load_kv
+                                       : Role::compute;
 }
 
 mlir::LogicalResult verify_chunks(mlir::Operation* op, uint32_t first, std::optional<uint32_t> last) {
@@ -166,7 +165,8 @@ mlir::LogicalResult VariantOp::verifyRegions() {
                               << (getMapForm() ? "aligned by the sender" : "not aligned")
                               << "; expected it only where the variant is 'aligned ... by receiver'";
     }
-    if (uint32_t end = chunk_end(op); end > getChunks()) {
+    auto described = mlir::dyn_cast<VariantOperationInterface>(op);
+    if (const int32_t end = described ? described.describe().chunk_end() : 0; end > i32(getChunks())) {
       return op.emitOpError() << "is for chunk " << end - 1 << ", but the variant has " << getChunks()
                               << " chunks (0 to " << getChunks() - 1 << ")";
     }
@@ -206,10 +206,7 @@ mlir::LogicalResult TileOp::verify() {
                          << ", expected first <= last (both ends belong to it)";
   }
   if (getCut() && getMode() != Mode::recompute)
-    return emitOpError() << "is "
-                         << (getMode() == Mode::load      ? "loaded"
-                             : getMode() == Mode::restore ? "restored"
-                                                          : "selected")
+    return emitOpError() << "is " << traits_of(static_cast<ds::Mode>(getMode())).done
                          << " but has a cut; only recomputed tiles start from hidden states";
   return mlir::success();
 }
@@ -220,7 +217,13 @@ std::string TransferOp::label() {
   return with_chunk(fmt::format("{}({})", stringifyPayload(getPayload()).str(), getLayer()), getChunk(),
                     getLastChunk());
 }
-Role TransferOp::role() { return getPayload() == Payload::e ? Role::load_e : Role::load_kv; }
+ds::Op TransferOp::describe() {
+  return {.kind = getPayload() == Payload::e ? OpKind::kTransferE : OpKind::kTransferKv,
+          .layer = i32(getLayer()),
+          .chunk = i32(getChunk()),
+          .last_chunk = i32_or_none(getLastChunk())};
+}
+Role TransferOp::role() { return role_of(describe().kind); }
 void TransferOp::getAsmResultNames(SetName set) {
   set(getEvent(), with_chunk(fmt::format("{}{}", getPayload() == Payload::e ? "e" : "t", getLayer()),
                              getChunk(), getLastChunk()));
@@ -244,7 +247,13 @@ mlir::LogicalResult TransferOp::verify() {
 }
 
 std::string EmbedOp::label() { return "embed " + stringifyRows(getRows()).str(); }
-Role EmbedOp::role() { return Role::compute; }
+ds::Op EmbedOp::describe() {
+  return {.kind = OpKind::kEmbed,
+          .chunk = i32_or_none(getChunk()),
+          .rows = static_cast<ds::Rows>(getRows()),
+          .last_chunk = i32_or_none(getLastChunk())};
+}
+Role EmbedOp::role() { return role_of(describe().kind); }
 void EmbedOp::getAsmResultNames(SetName set) { set(getEvent(), "embed"); }
 mlir::LogicalResult EmbedOp::verify() {
   if ((getRows() == Rows::chunk) != getChunk().has_value())
@@ -258,7 +267,15 @@ mlir::LogicalResult EmbedOp::verify() {
 std::string RecomputeOp::label() {
   return with_chunk(fmt::format("recompute {}", getLayer()), getChunk().value_or(0), getLastChunk());
 }
-Role RecomputeOp::role() { return Role::compute; }
+ds::Op RecomputeOp::describe() {
+  return {.kind = OpKind::kRecompute,
+          .layer = i32(getLayer()),
+          .chunk = i32_or_none(getChunk()),
+          .rows = getChunk() ? ds::Rows::kChunk : ds::Rows::kSelected,
+          .queries = static_cast<ds::Queries>(getQueries()),
+          .last_chunk = i32_or_none(getLastChunk())};
+}
+Role RecomputeOp::role() { return role_of(describe().kind); }
 void RecomputeOp::getAsmResultNames(SetName set) {
   set(getEvent(), with_chunk(fmt::format("r{}", getLayer()), getChunk().value_or(0), getLastChunk()));
 }
@@ -273,14 +290,21 @@ mlir::LogicalResult RecomputeOp::verify() {
 }
 
 std::string SelectOp::label() { return fmt::format("select {}", getLayer()); }
-Role SelectOp::role() { return Role::compute; }
+ds::Op SelectOp::describe() { return {.kind = OpKind::kSelect, .layer = i32(getLayer()), .chunk = 0}; }
+Role SelectOp::role() { return role_of(describe().kind); }
 void SelectOp::getAsmResultNames(SetName set) { set(getEvent(), "select"); }
 mlir::LogicalResult SelectOp::verify() { return verify_kernel(*this, getBuffer()); }
 
 std::string AlignOp::label() {
   return with_chunk(fmt::format("align {}", getLayer()), getChunk(), getLastChunk());
 }
-Role AlignOp::role() { return Role::compute; }
+ds::Op AlignOp::describe() {
+  return {.kind = OpKind::kAlign,
+          .layer = i32(getLayer()),
+          .chunk = i32(getChunk()),
+          .last_chunk = i32_or_none(getLastChunk())};
+}
+Role AlignOp::role() { return role_of(describe().kind); }
 void AlignOp::getAsmResultNames(SetName set) {
   set(getEvent(), with_chunk(fmt::format("a{}", getLayer()), getChunk(), getLastChunk()));
 }
@@ -300,17 +324,30 @@ mlir::LogicalResult AlignOp::verify() {
 }
 
 std::string SuffixOp::label() { return fmt::format("suffix {}", getLayer()); }
-Role SuffixOp::role() { return Role::compute; }
+ds::Op SuffixOp::describe() {
+  return {.kind = OpKind::kSuffix,
+          .layer = i32(getLayer()),
+          .rows = ds::Rows::kSuffix,
+          .queries = static_cast<ds::Queries>(getQueries())};
+}
+Role SuffixOp::role() { return role_of(describe().kind); }
 void SuffixOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("s{}", getLayer())); }
 mlir::LogicalResult SuffixOp::verify() { return verify_kernel(*this, getBuffer()); }
 
 std::string PrefillOp::label() { return fmt::format("prefill {}", getLayer()); }
-Role PrefillOp::role() { return Role::compute; }
+ds::Op PrefillOp::describe() {
+  return {.kind = OpKind::kPrefill,
+          .layer = i32(getLayer()),
+          .rows = ds::Rows::kAll,
+          .queries = static_cast<ds::Queries>(getQueries())};
+}
+Role PrefillOp::role() { return role_of(describe().kind); }
 void PrefillOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("p{}", getLayer())); }
 mlir::LogicalResult PrefillOp::verify() { return verify_kernel(*this, getBuffer()); }
 
 std::string HeadOp::label() { return "head"; }
-Role HeadOp::role() { return Role::compute; }
+ds::Op HeadOp::describe() { return {.kind = OpKind::kHead, .rows = ds::Rows::kSuffix}; }
+Role HeadOp::role() { return role_of(describe().kind); }
 void HeadOp::getAsmResultNames(SetName set) { set(getEvent(), "head"); }
 mlir::LogicalResult HeadOp::verify() { return verify_kernel(*this, getBuffer()); }
 

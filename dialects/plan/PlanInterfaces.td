@@ -24,4 +24,17 @@ def Plan_OperationInterface : OpInterface<"OperationInterface"> {
   ];
 }
 
+def Plan_VariantOperationInterface : OpInterface<"VariantOperationInterface", [Plan_OperationInterface]> {
+  let cppNamespace = "::ds::plan";
+  let description = [{
+    An operation of a variant: a transfer or a kernel. Which kind it is, and on what it works, is told as the
+    executor knows it, so that plans/traits.h has its reads, its writes and its cost.
+  }];
+  let methods = [
+    InterfaceMethod<"The buffer that it writes or updates", "::mlir::Value", "getBuffer">,
+    InterfaceMethod<"Kind, layer, chunks, rows and queries; without stream, buffer, waits and times", "::ds::Op",
+                    "describe">,
+  ];
+}
+
 #endif

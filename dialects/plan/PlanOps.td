@@ -7,6 +7,7 @@ include "dialects/plan/PlanInterfaces.td"
 include "dialects/plan/PlanTypes.td"
 include "mlir/IR/OpAsmInterface.td"
 include "mlir/IR/SymbolInterfaces.td"
+include "mlir/Interfaces/SideEffectInterfaces.td"
 
 class Plan_Op<string mnemonic, list<Trait> traits = []> : Op<Plan_Dialect, mnemonic, traits>;
 
@@ -99,22 +100,26 @@ def Plan_TileOp : Plan_Op<"tile"> {
 //===-- Transfers and kernels ---------------------------------------------------------------------------===//
 
 // An operation on a stream. `extra` are its own attributes; all others have all operations.
-class Plan_StreamedOp<string mnemonic, dag extra> : Plan_Op<mnemonic, [
-    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>, Plan_OperationInterface]> {
+class Plan_StreamedOp<string mnemonic, dag extra, dag event = (outs Plan_EventType:$event)> : Plan_Op<mnemonic, [
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>, Plan_OperationInterface,
+    Plan_VariantOperationInterface]> {
   let arguments = !con(extra, (ins Plan_BufferType:$buffer, Plan_StreamType:$stream,
     Variadic<Plan_EventType>:$after, OptionalAttr<I64Attr>:$at, OptionalAttr<I64Attr>:$duration));
-  let results = (outs Plan_EventType:$event);
+  let results = event;
   let extraClassDeclaration = [{
     ::std::string label();
     ::ds::plan::Role role();
+    ::ds::Op describe();
   }];
   let hasVerifier = 1;
   string schedule = "`on` $stream (`after` $after^)? (`at` $at^)? (`for` $duration^)? attr-dict";
 }
 
+// What is sent is for those who wait for it: where nobody does, it is dead code, as an allocation is that nobody reads.
 def Plan_TransferOp : Plan_StreamedOp<"transfer", (ins Plan_PayloadAttr:$payload, I32Attr:$layer,
-    I32Attr:$chunk, OptionalAttr<I32Attr>:$last_chunk)> {
+    I32Attr:$chunk, OptionalAttr<I32Attr>:$last_chunk), (outs Res<Plan_EventType, "what has arrived", [MemAlloc]>:$event)> {
   let summary = "E or K and V of one layer and run of chunks, from the sender's entry into a buffer";
+  let description = "Without a reader it is dead code (--cse).";
   let assemblyFormat = "$payload `(` $layer `)` custom<Chunks>($chunk, $last_chunk) `into` $buffer " # schedule;
 }
 

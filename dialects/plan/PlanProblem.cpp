@@ -15,6 +15,15 @@ mlir::LogicalResult ProblemOp::verifyRegions() {
   return mlir::success();
 }
 
+void TaskOp::getEffects(
+    llvm::SmallVectorImpl<mlir::SideEffects::EffectInstance<mlir::MemoryEffects::Effect>>& effects) {
+  // As for plan.transfer: what is loaded is for those who wait for it.
+  if (getKind() == Role::compute)
+    effects.emplace_back(mlir::MemoryEffects::Write::get());
+  else
+    effects.emplace_back(mlir::MemoryEffects::Allocate::get(), getOperation()->getOpResult(0));
+}
+
 mlir::LogicalResult JobOp::verifyRegions() {
   if (static_cast<int64_t>(getArrival()) < 0) {
     return emitOpError() << "arrives at " << static_cast<int64_t>(getArrival())

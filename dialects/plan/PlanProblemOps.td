@@ -61,12 +61,14 @@ def Plan_JobOp : Plan_Op<"job", [HasParent<"ProblemOp">, SingleBlockImplicitTerm
   let hasRegionVerifier = 1;
 }
 
-def Plan_TaskOp : Plan_Op<"task", [HasParent<"JobOp">, Plan_OperationInterface]> {
+def Plan_TaskOp : Plan_Op<"task", [HasParent<"JobOp">, Plan_OperationInterface,
+    DeclareOpInterfaceMethods<MemoryEffectsOpInterface>]> {
   let summary = "an operation that holds a stream for its whole time";
   let description = [{
     `release` is the earliest start, counted from 0 like `at` (a task never starts before its job arrives).
     `layer` and `chunk` are for the schedulers that order by them. `class` is what `plan.slowdown` speaks of.
     `for` is its time alone; `until` is its end where that is later, which a scheduler writes.
+    A load that nothing waits for is dead code (--cse); a kernel never is.
   }];
   let arguments = (ins StrAttr:$title, Plan_RoleAttr:$kind, OptionalAttr<I32Attr>:$layer,
     OptionalAttr<I32Attr>:$chunk, Plan_StreamType:$stream, Variadic<Plan_EventType>:$after,

@@ -81,16 +81,6 @@ reuse.plan @cut_0 policy "p" layers 4 tokens [1, inf) rate [0, inf)
 
 // -----
 
-reuse.plan @idle_cut policy "p" layers 4 tokens [1, inf) rate [0, inf)
-    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
-  // expected-error@+1 {{at layer 2 is read by 0 tiles, expected exactly one; what nobody reads must not be sent}}
-  %h = reuse.cut layer 2
-  %a = reuse.load layers 0 to 3
-  reuse.answer %a
-}
-
-// -----
-
 reuse.plan @not_below policy "p" layers 4 tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
   // expected-note@+1 {{expected a tile that ends at layer 2}}
@@ -243,29 +233,6 @@ reuse.plan @maps_own policy "p" layers 2 tokens [1, inf) rate [0, inf)
   // expected-error@+1 {{maps hidden states that are not a cut; expected the sender's, which is what maps are fitted for}}
   %m = reuse.align %h full by receiver
   %b, %i = reuse.recompute layers 1 to 1 from %m
-  reuse.answer %a, %b
-}
-
-// -----
-
-reuse.plan @idle_map policy "p" layers 2 tokens [1, inf) rate [0, inf)
-    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
-  %a = reuse.load layers 0 to 1
-  %h = reuse.cut layer 1
-  // expected-error@+1 {{is read by 0 tiles, expected exactly one}}
-  %m = reuse.align %h full by receiver
-  reuse.answer %a
-}
-
-// -----
-
-reuse.plan @cut_and_map policy "p" layers 2 tokens [1, inf) rate [0, inf)
-    tuned(tokens = 1, suffix = 1, rate = 1) promise(loss = 0.0, ttft_ns = 0) {
-  %a = reuse.load layers 0 to 0
-  // expected-error@+1 {{at layer 1 is read by 2 tiles, expected exactly one}}
-  %h = reuse.cut layer 1
-  %m = reuse.align %h full by receiver
-  %b, %i = reuse.recompute layers 1 to 1 from %h
   reuse.answer %a, %b
 }
 

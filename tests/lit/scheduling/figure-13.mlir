@@ -2,10 +2,10 @@
 // A recomputes layers 4 to 10 and arrives at 0, B recomputes layers 1 to 3 and arrives at 2. The entry holds the KV
 // of all layers: `serial` moves it all, the others leave out what nothing waits for.
 // RUN: ds-opt %s --plan-schedule=scheduler=serial --plan-verify-schedule | FileCheck %s --check-prefix=SERIAL
-// RUN: ds-opt %s --plan-elide-loads --plan-schedule=scheduler=kv-preload --plan-verify-schedule | FileCheck %s --check-prefix=PRELOAD
-// RUN: ds-opt %s --plan-elide-loads --plan-schedule=scheduler=e-first --plan-verify-schedule | FileCheck %s --check-prefix=EFIRST
-// RUN: ds-opt %s --plan-elide-loads --plan-schedule=scheduler=kv-first --plan-verify-schedule | FileCheck %s --check-prefix=KVFIRST
-// RUN: ds-opt %s --plan-elide-loads --plan-schedule=scheduler=best --plan-verify-schedule | FileCheck %s --check-prefix=BEST
+// RUN: ds-opt %s --cse --plan-schedule=scheduler=kv-preload --plan-verify-schedule | FileCheck %s --check-prefix=PRELOAD
+// RUN: ds-opt %s --cse --plan-schedule=scheduler=e-first --plan-verify-schedule | FileCheck %s --check-prefix=EFIRST
+// RUN: ds-opt %s --cse --plan-schedule=scheduler=kv-first --plan-verify-schedule | FileCheck %s --check-prefix=KVFIRST
+// RUN: ds-opt %s --cse --plan-schedule=scheduler=best --plan-verify-schedule | FileCheck %s --check-prefix=BEST
 
 // A ends at 18; B waits for A and ends at 31, less its arrival 29.
 // SERIAL: plan.problem @figure_13 minimize sum scheduler "serial" cost 47

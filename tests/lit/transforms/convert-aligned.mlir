@@ -1,6 +1,6 @@
 // Aligned cuts: one operation for each transfer of E, between it and what reads it; chunk by chunk behind a cut, over
 // the run of chunks of a restored layer. What the sender has mapped needs none.
-// RUN: ds-opt %s --convert-reuse-to-plan --plan-elide-loads --plan-verify-lowered | FileCheck %s
+// RUN: ds-opt %s --convert-reuse-to-plan --cse --plan-verify-lowered | FileCheck %s
 
 // CHECK-LABEL: plan.variant @cut
 // CHECK: aligned full by receiver

@@ -1,7 +1,7 @@
 // A staircase in four chunks: chunk 0 is recomputed from the embeddings up, chunks 1 to 3 from a cut at layer 1; of
 // these, chunk 1 goes on to the top. E comes chunk by chunk and what stands on it is computed chunk by chunk; the
 // other tiles are one operation per layer. KV that the staircase recomputes is not sent.
-// RUN: ds-opt %s --convert-reuse-to-plan --plan-elide-loads --plan-verify-lowered | FileCheck %s
+// RUN: ds-opt %s --convert-reuse-to-plan --cse --plan-verify-lowered | FileCheck %s
 // RUN: ds-opt %s | ds-opt | FileCheck %s --check-prefix=SAME
 
 // SAME: reuse.plan @stairs policy "balanced" layers 4 chunks 4 tokens [256, inf) rate [0, inf) load [0, 1)

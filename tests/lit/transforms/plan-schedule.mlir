@@ -1,9 +1,9 @@
 // When each operation starts. One variant, four schedulers; E and KV take 10, kernels 5, the head 1.
-// RUN: ds-opt %s --plan-elide-loads --plan-schedule=scheduler=e-first --plan-verify-schedule | FileCheck %s --check-prefix=EFIRST
-// RUN: ds-opt %s --plan-elide-loads --plan-schedule=scheduler=kv-preload --plan-verify-schedule | FileCheck %s --check-prefix=PRELOAD
+// RUN: ds-opt %s --cse --plan-schedule=scheduler=e-first --plan-verify-schedule | FileCheck %s --check-prefix=EFIRST
+// RUN: ds-opt %s --cse --plan-schedule=scheduler=kv-preload --plan-verify-schedule | FileCheck %s --check-prefix=PRELOAD
 // RUN: ds-opt %s --plan-schedule=scheduler=serial --plan-verify-schedule | FileCheck %s --check-prefix=SERIAL
-// RUN: ds-opt %s --plan-elide-loads --plan-schedule --plan-verify-schedule | FileCheck %s --check-prefix=BEST
-// RUN: ds-opt %s --plan-elide-loads --plan-schedule="scheduler=e-first link-release-ns=100" | FileCheck %s --check-prefix=RTT
+// RUN: ds-opt %s --cse --plan-schedule --plan-verify-schedule | FileCheck %s --check-prefix=BEST
+// RUN: ds-opt %s --cse --plan-schedule="scheduler=e-first link-release-ns=100" | FileCheck %s --check-prefix=RTT
 // RUN: not ds-opt %s --plan-schedule=scheduler=fastest 2>&1 | FileCheck %s --check-prefix=UNKNOWN
 
 // EFIRST:      scheduler "e-first"

@@ -1,5 +1,5 @@
 // Loads that nothing waits for are left out, in variants and in problems; kernels stay.
-// RUN: ds-opt %s --plan-elide-loads | FileCheck %s
+// RUN: ds-opt %s --cse | FileCheck %s
 
 // CHECK-LABEL: plan.variant @v
 // CHECK-NOT:     kv(1)
