@@ -1,34 +1,41 @@
-// The compiler's passes, in the order in which they run. Each phase ends with a pass that verifies it.
-//
-//   reuse-verify-tiling        what was chosen is whole: one fall-back, ranges that do not overlap
-//   convert-reuse-to-plan      tiles -> transfers, kernels, waits
-//   cse                        loads that nothing waits for are dead code (not for `serial`, which moves the
-//                              whole entry)
-//   plan-verify-lowered        nothing of `reuse` is left; every cache has a writer
-//   plan-materialize-durations how long each operation takes, from the machine
-//   plan-schedule              when each starts
-//   plan-verify-schedule       every rule is kept, and the stated results are true
+// The compiler's passes (Passes.td says what each does) and the pipeline that they make.
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "compiler/inputs/machine.h"
+#include "dialects/plan/PlanDialect.h"
+#include "mlir/IR/BuiltinOps.h"
 #include "mlir/Pass/Pass.h"
+
+namespace mlir {
+class OpPassManager;
+}
 
 namespace ds {
 
-std::unique_ptr<mlir::Pass> create_reuse_verify_tiling();
-std::unique_ptr<mlir::Pass> create_convert_reuse_to_plan();
-std::unique_ptr<mlir::Pass> create_plan_verify_lowered();
-/// From `machine`, and the rank of low-rank maps (0: there are none); the form without takes the pass options
-/// `machine=FILE`, without it the stand-in machine, and `map-rank=N`.
-std::unique_ptr<mlir::Pass> create_plan_materialize_durations();
-std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine, int64_t map_rank);
-std::unique_ptr<mlir::Pass> create_plan_schedule();
-std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, const Releases& releases);
-std::unique_ptr<mlir::Pass> create_plan_verify_schedule();
+/// From `machine` (none: a stand-in for each file's type), and the rank of low-rank maps (0: there are none).
+std::unique_ptr<mlir::Pass> create_plan_materialize_durations(std::optional<MachineModel> machine,
+                                                              int64_t map_rank);
 
-void register_passes();
+#define GEN_PASS_DECL
+#include "compiler/Passes.h.inc"
+
+struct PassPipeline {
+  std::string scheduler = "best";
+  std::optional<MachineModel> machine;  // none: a stand-in
+  int64_t map_rank = 0;
+  /// Where it ends: after the tiling, the lowering, the schedule.
+  enum class End { kReuse, kPlan, kSchedule } end = End::kSchedule;
+};
+/// From `reuse` as far as it is to go. The order matters: loads that nobody waits for are left out before
+/// anything is scheduled, and each phase is verified before the next one relies on it. kInvalidArgument: no
+/// such scheduler.
+Status add_passes(mlir::OpPassManager& passes, const PassPipeline& pipeline);
+
+/// With ds-opt's names; `machine` is what a pass sees that is run by name.
+void register_passes(const std::optional<MachineModel>* machine);
 
 }  // namespace ds

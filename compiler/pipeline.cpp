@@ -26,11 +26,36 @@ class Stopwatch {
   int64_t last_ = now_ns();
 };
 
+Status add_lowering(mlir::OpPassManager& passes, const PassPipeline& p) {
+  DS_ASSIGN(const SchedulerTraits* scheduler, find_scheduler(p.scheduler));
+  passes.addPass(createReuseVerifyTiling());
+  if (p.end == PassPipeline::End::kReuse) return ok_status();
+  passes.addPass(createConvertReuseToPlan());
+  // Loads that nothing waits for are dead code.
+  if (!scheduler->whole_entry) passes.addPass(mlir::createCSEPass());
+  passes.addPass(createPlanVerifyLowered());
+  if (p.end != PassPipeline::End::kPlan)
+    passes.addPass(create_plan_materialize_durations(p.machine, p.map_rank));
+  return ok_status();
+}
+
+Status add_scheduling(mlir::OpPassManager& passes, const PassPipeline& p) {
+  const Releases releases = p.machine ? p.machine->releases() : Releases{};
+  passes.addPass(createPlanSchedule({p.scheduler, releases.kernels_ns, releases.loads_ns}));
+  passes.addPass(createPlanVerifySchedule());
+  return ok_status();
+}
+
 }  // namespace
+
+Status add_passes(mlir::OpPassManager& passes, const PassPipeline& pipeline) {
+  DS_TRY(add_lowering(passes, pipeline));
+  return pipeline.end == PassPipeline::End::kSchedule ? add_scheduling(passes, pipeline) : ok_status();
+}
 
 Result<PipelineOutput> run_pipeline(const Plan& head, std::span<const ChosenVariant> chosen,
                                     const PipelineOptions& options) {
-  DS_ASSIGN(const SchedulerTraits* scheduler, find_scheduler(options.scheduler));
+  DS_TRY(find_scheduler(options.scheduler));
   PipelineOutput out;
   Stopwatch watch;
   MlirSession session;
@@ -43,30 +68,19 @@ Result<PipelineOutput> run_pipeline(const Plan& head, std::span<const ChosenVari
   for (const ChosenVariant& c : chosen) build_reuse_plan(b, loc, c.variant, head.shape.layers, c.fallback);
   if (mlir::failed(mlir::verify(*module))) return session.failure(Code::kInternal, "building the tiling");
 
-  // The order matters: loads are left out before anything is scheduled, and each phase is verified before
-  // the next one relies on it.
   auto run = [&](auto add) -> Status {
     mlir::PassManager passes(&session.context());
-    add(passes);
+    DS_TRY(add(passes));
     if (mlir::succeeded(passes.run(*module))) return ok_status();
     return session.failure(Code::kInternal, "lowering the tiling");
   };
-  DS_TRY(run([&](mlir::PassManager& passes) {
-    passes.addPass(create_reuse_verify_tiling());
-    if (options.emit == "reuse") return;
-    passes.addPass(create_convert_reuse_to_plan());
-    if (!scheduler->whole_entry)
-      passes.addPass(mlir::createCSEPass());  // loads that nothing waits for are dead
-    passes.addPass(create_plan_verify_lowered());
-    if (options.emit != "plan")
-      passes.addPass(create_plan_materialize_durations(options.machine, options.map_rank));
-  }));
+  PassPipeline pipeline{options.scheduler, options.machine, options.map_rank};
+  if (options.emit == "reuse") pipeline.end = PassPipeline::End::kReuse;
+  if (options.emit == "plan") pipeline.end = PassPipeline::End::kPlan;
+  DS_TRY(run([&](mlir::PassManager& passes) { return add_lowering(passes, pipeline); }));
   out.lower_ns = watch.lap();
-  if (options.emit == "schedule" || options.emit == "flatbuffer") {
-    DS_TRY(run([&](mlir::PassManager& passes) {
-      passes.addPass(create_plan_schedule(options.scheduler, options.machine.releases()));
-      passes.addPass(create_plan_verify_schedule());
-    }));
+  if (pipeline.end == PassPipeline::End::kSchedule) {
+    DS_TRY(run([&](mlir::PassManager& passes) { return add_scheduling(passes, pipeline); }));
     out.schedule_ns = watch.lap();
   }
   if (options.emit != "flatbuffer") {

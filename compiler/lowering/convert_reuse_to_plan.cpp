@@ -1,12 +1,14 @@
-// convert-reuse-to-plan: tiles -> transfers, kernels and what waits for what. Every reuse.plan becomes one
-// plan.variant without times. All KV of the entry is transferred, also what is recomputed, because which
-// loads are needed is a question of its own (what nobody waits for is dead code), and the baseline `serial`
-// moves everything.
+// convert-reuse-to-plan: tiles -> transfers, kernels and what waits for what.
 #include "compiler/emit/convert.h"
 #include "compiler/lowering/lower_tiles.h"
-#include "compiler/pass_support.h"
+#include "compiler/passes.h"
+#include "dialects/reuse/ReuseDialect.h"
 
 namespace ds {
+
+#define GEN_PASS_DEF_CONVERTREUSETOPLAN
+#include "compiler/Passes.h.inc"
+
 namespace {
 
 /// Into the variant: its tiles, and the maps of its cuts (the dialect's verifier has seen that they agree).
@@ -47,16 +49,7 @@ void read_tiles(reuse::PlanOp plan, int32_t chunks, Variant& v) {
   }
 }
 
-struct ConvertReuseToPlan : ModulePass<ConvertReuseToPlan> {
-  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(ConvertReuseToPlan)
-  static constexpr llvm::StringLiteral kArgument = "convert-reuse-to-plan";
-  static constexpr llvm::StringLiteral kDescription =
-      "Tiles become transfers, kernels and what waits for what; no times yet";
-
-  void getDependentDialects(mlir::DialectRegistry& registry) const final {
-    registry.insert<plan::PlanDialect>();
-  }
-
+struct ConvertReuseToPlan : impl::ConvertReuseToPlanBase<ConvertReuseToPlan> {
   void runOnOperation() final {
     llvm::SmallVector<reuse::PlanOp> plans;
     getOperation().walk([&](reuse::PlanOp plan) { plans.push_back(plan); });
@@ -94,7 +87,5 @@ struct ConvertReuseToPlan : ModulePass<ConvertReuseToPlan> {
 };
 
 }  // namespace
-
-std::unique_ptr<mlir::Pass> create_convert_reuse_to_plan() { return std::make_unique<ConvertReuseToPlan>(); }
 
 }  // namespace ds

@@ -1,10 +1,15 @@
 // plan-verify-lowered closes the lowering: nothing of `reuse` is left, and every variant makes every layer's
 // cache and one first token; where the receiver maps what it is sent, all of it is mapped.
-#include "compiler/pass_support.h"
+#include "compiler/passes.h"
+#include "dialects/reuse/ReuseDialect.h"
 #include "llvm/ADT/DenseSet.h"
 #include "plans/traits.h"
 
 namespace ds {
+
+#define GEN_PASS_DEF_PLANVERIFYLOWERED
+#include "compiler/Passes.h.inc"
+
 namespace {
 
 /// The layer whose cache an operation writes for the context; -1: none.
@@ -18,12 +23,7 @@ int64_t writes_context_cache(mlir::Operation& op) {
   return llvm::any_of(accesses_of(what.kind, what.rows), writes) ? what.layer : -1;
 }
 
-struct VerifyLowered : ModulePass<VerifyLowered> {
-  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(VerifyLowered)
-  static constexpr llvm::StringLiteral kArgument = "plan-verify-lowered";
-  static constexpr llvm::StringLiteral kDescription =
-      "Closes the lowering: nothing of `reuse` is left, every cache has a writer";
-
+struct VerifyLowered : impl::PlanVerifyLoweredBase<VerifyLowered> {
   void runOnOperation() final {
     auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
       if (op->getDialect() &&
@@ -71,7 +71,5 @@ struct VerifyLowered : ModulePass<VerifyLowered> {
 };
 
 }  // namespace
-
-std::unique_ptr<mlir::Pass> create_plan_verify_lowered() { return std::make_unique<VerifyLowered>(); }
 
 }  // namespace ds

@@ -1,8 +1,13 @@
 // reuse-verify-tiling closes the phase WHAT. A single plan is right by its own verifier; here they are looked
 // at together, since the runtime picks one by context length and link rate and must find at most one.
-#include "compiler/pass_support.h"
+#include "compiler/passes.h"
+#include "dialects/reuse/ReuseDialect.h"
 
 namespace ds {
+
+#define GEN_PASS_DEF_REUSEVERIFYTILING
+#include "compiler/Passes.h.inc"
+
 namespace {
 
 bool overlap(uint64_t a_min, uint64_t a_max, uint64_t b_min, uint64_t b_max) {
@@ -10,12 +15,7 @@ bool overlap(uint64_t a_min, uint64_t a_max, uint64_t b_min, uint64_t b_max) {
          static_cast<int64_t>(b_min) < static_cast<int64_t>(a_max);
 }
 
-struct VerifyTiling : ModulePass<VerifyTiling> {
-  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(VerifyTiling)
-  static constexpr llvm::StringLiteral kArgument = "reuse-verify-tiling";
-  static constexpr llvm::StringLiteral kDescription =
-      "Closes the phase WHAT: one fall-back, plans of one depth whose ranges do not overlap, cuts read once";
-
+struct VerifyTiling : impl::ReuseVerifyTilingBase<VerifyTiling> {
   void runOnOperation() final {
     llvm::SmallVector<reuse::PlanOp> plans;
     getOperation().walk([&](reuse::PlanOp plan) { plans.push_back(plan); });
@@ -80,7 +80,5 @@ struct VerifyTiling : ModulePass<VerifyTiling> {
 };
 
 }  // namespace
-
-std::unique_ptr<mlir::Pass> create_reuse_verify_tiling() { return std::make_unique<VerifyTiling>(); }
 
 }  // namespace ds

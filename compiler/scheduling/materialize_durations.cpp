@@ -1,33 +1,23 @@
 // plan-materialize-durations: how long each operation of a variant takes at its tuned point, from the machine
 // model.
 #include "compiler/emit/convert.h"
-#include "compiler/pass_support.h"
+#include "compiler/passes.h"
 #include "compiler/scheduling/cost_model.h"
+#include "dialects/reuse/ReuseDialect.h"
 
 namespace ds {
+
+#define GEN_PASS_DEF_PLANMATERIALIZEDURATIONS
+#include "compiler/Passes.h.inc"
+
 namespace {
 
-struct MaterializeDurations : ModulePass<MaterializeDurations> {
-  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(MaterializeDurations)
-  static constexpr llvm::StringLiteral kArgument = "plan-materialize-durations";
-  static constexpr llvm::StringLiteral kDescription =
-      "Sets how long each operation takes, from the machine model";
-
-  MaterializeDurations() = default;
-  MaterializeDurations(MachineModel machine, int64_t map_rank) : machine_(std::move(machine)) {
+struct MaterializeDurations : impl::PlanMaterializeDurationsBase<MaterializeDurations> {
+  MaterializeDurations(std::optional<MachineModel> machine, int64_t map_rank) : machine_(std::move(machine)) {
     map_rank_ = map_rank;
   }
-  MaterializeDurations(const MaterializeDurations& other) : ModulePass(other), machine_(other.machine_) {}
 
   void runOnOperation() final {
-    if (!machine_ && !file_.empty()) {
-      auto machine = MachineModel::read(file_);
-      if (!machine.ok()) {
-        getOperation().emitError(machine.status().message());
-        return signalPassFailure();
-      }
-      machine_ = *machine;
-    }
     auto walked = getOperation().walk([&](plan::VariantOp variant) {
       auto file = variant->getParentOfType<plan::FileOp>();
       if (!file) {
@@ -70,16 +60,12 @@ struct MaterializeDurations : ModulePass<MaterializeDurations> {
   }
 
   std::optional<MachineModel> machine_;
-  Option<int64_t> map_rank_{*this, "map-rank", llvm::cl::desc("of low-rank maps at cuts"), llvm::cl::init(0)};
-  Option<std::string> file_{*this, "machine", llvm::cl::desc("machine.json; without it a stand-in machine")};
 };
 
 }  // namespace
 
-std::unique_ptr<mlir::Pass> create_plan_materialize_durations() {
-  return std::make_unique<MaterializeDurations>();
-}
-std::unique_ptr<mlir::Pass> create_plan_materialize_durations(MachineModel machine, int64_t map_rank) {
+std::unique_ptr<mlir::Pass> create_plan_materialize_durations(std::optional<MachineModel> machine,
+                                                              int64_t map_rank) {
   return std::make_unique<MaterializeDurations>(std::move(machine), map_rank);
 }
 

@@ -4,11 +4,16 @@
 #include <algorithm>
 #include <numeric>
 
-#include "compiler/pass_support.h"
+#include "compiler/passes.h"
 #include "compiler/scheduling/ir_problem.h"
 #include "compiler/scheduling/schedulers.h"
+#include "dialects/reuse/ReuseDialect.h"
 
 namespace ds {
+
+#define GEN_PASS_DEF_PLANSCHEDULE
+#include "compiler/Passes.h.inc"
+
 namespace {
 
 /// Of the order in which tasks start: when the last one ends if every load takes `stretch` times as long.
@@ -37,19 +42,8 @@ double end_with_slow_loads(const Problem& p, const Schedule& s, double stretch) 
 /// there is taken instead.
 constexpr double kNextToNothing = 0.005;
 
-struct SchedulePass : ModulePass<SchedulePass> {
-  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(SchedulePass)
-  static constexpr llvm::StringLiteral kArgument = "plan-schedule";
-  static constexpr llvm::StringLiteral kDescription =
-      "Sets when each operation of a variant or problem starts";
-
-  SchedulePass() = default;
-  SchedulePass(std::string scheduler, const Releases& releases) {
-    scheduler_ = std::move(scheduler);
-    release_ns_ = releases.kernels_ns;
-    link_release_ns_ = releases.loads_ns;
-  }
-  SchedulePass(const SchedulePass& other) : ModulePass(other) {}
+struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
+  using impl::PlanScheduleBase<SchedulePass>::PlanScheduleBase;
 
   void runOnOperation() final {
     auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
@@ -68,7 +62,7 @@ struct SchedulePass : ModulePass<SchedulePass> {
       (void)report(op, ir, *fault);
       return mlir::failure();
     }
-    Result<Schedule> s = schedule(ir.problem, scheduler_.getValue());
+    Result<Schedule> s = schedule(ir.problem, scheduler.getValue());
     if (!s.ok()) {
       op->emitError(s.status().message());
       return mlir::failure();
@@ -84,7 +78,7 @@ struct SchedulePass : ModulePass<SchedulePass> {
     IrProblem ir = problem_of(problem);
     auto s = solve(problem, ir);
     if (mlir::failed(s)) return mlir::failure();
-    problem.setScheduler(llvm::StringRef(scheduler_));
+    problem.setScheduler(llvm::StringRef(scheduler));
     problem.setCost(static_cast<uint64_t>(s->cost_ns));
     problem.setLowerBound(static_cast<uint64_t>(s->lower_bound_ns));
     problem.setProvenOptimal(s->proven_optimal);
@@ -104,7 +98,7 @@ struct SchedulePass : ModulePass<SchedulePass> {
     // Without a lower end: well below the tuned rate, where another variant would have been worth its while.
     double low = std::max(static_cast<double>(variant.getRateMin()), tuned / 16);
     if (tuned <= 0 || low >= tuned) return;
-    Result<Schedule> other = schedule(ir.problem, quick_scheduler(scheduler_.getValue()), false);
+    Result<Schedule> other = schedule(ir.problem, quick_scheduler(scheduler.getValue()), false);
     if (!other.ok() ||
         static_cast<double>(other->cost_ns) > static_cast<double>(best.cost_ns) * (1 + kNextToNothing))
       return;
@@ -124,11 +118,11 @@ struct SchedulePass : ModulePass<SchedulePass> {
   }
 
   mlir::LogicalResult run(plan::VariantOp variant) {
-    IrProblem ir = problem_of(variant, {release_ns_, std::max<int64_t>(release_ns_, link_release_ns_)});
+    IrProblem ir = problem_of(variant, {release_ns, std::max<int64_t>(release_ns, link_release_ns)});
     auto s = solve(variant, ir);
     if (mlir::failed(s)) return mlir::failure();
-    if (quick_scheduler(scheduler_.getValue()) != scheduler_.getValue()) hold_at_lower_rates(variant, ir, *s);
-    variant.setScheduler(scheduler_);
+    if (quick_scheduler(scheduler.getValue()) != scheduler.getValue()) hold_at_lower_rates(variant, ir, *s);
+    variant.setScheduler(llvm::StringRef(scheduler));
     variant.setMakespan(static_cast<uint64_t>(s->cost_ns));
     // Tilings are chosen by a quick schedule; the promise is what this one takes.
     variant.setTtftNs(static_cast<uint64_t>(s->cost_ns));
@@ -160,22 +154,8 @@ struct SchedulePass : ModulePass<SchedulePass> {
     }
     return mlir::success();
   }
-
-  Option<std::string> scheduler_{
-      *this, "scheduler", llvm::cl::desc("best, cake, e-first, kv-first, kv-preload, serial or two-pointer"),
-      llvm::cl::init("best")};
-  Option<int64_t> release_ns_{*this, "release-ns",
-                              llvm::cl::desc("when operations of a variant with loads can start"),
-                              llvm::cl::init(0)};
-  Option<int64_t> link_release_ns_{
-      *this, "link-release-ns", llvm::cl::desc("when its first load can start, if later"), llvm::cl::init(0)};
 };
 
 }  // namespace
-
-std::unique_ptr<mlir::Pass> create_plan_schedule() { return std::make_unique<SchedulePass>(); }
-std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, const Releases& releases) {
-  return std::make_unique<SchedulePass>(std::move(scheduler), releases);
-}
 
 }  // namespace ds

@@ -1,17 +1,17 @@
 // plan-verify-schedule closes the phase WHEN: every rule is kept, every stated result is true. It looks at
 // the IR alone, whoever wrote the times.
-#include "compiler/pass_support.h"
+#include "compiler/passes.h"
 #include "compiler/scheduling/ir_problem.h"
+#include "dialects/reuse/ReuseDialect.h"
 
 namespace ds {
+
+#define GEN_PASS_DEF_PLANVERIFYSCHEDULE
+#include "compiler/Passes.h.inc"
+
 namespace {
 
-struct VerifySchedule : ModulePass<VerifySchedule> {
-  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(VerifySchedule)
-  static constexpr llvm::StringLiteral kArgument = "plan-verify-schedule";
-  static constexpr llvm::StringLiteral kDescription =
-      "Closes the phase WHEN: arrivals, releases, waits and streams are kept, stated results are true";
-
+struct VerifySchedule : impl::PlanVerifyScheduleBase<VerifySchedule> {
   void runOnOperation() final {
     auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
       bool failed = false;
@@ -80,7 +80,5 @@ struct VerifySchedule : ModulePass<VerifySchedule> {
 };
 
 }  // namespace
-
-std::unique_ptr<mlir::Pass> create_plan_verify_schedule() { return std::make_unique<VerifySchedule>(); }
 
 }  // namespace ds

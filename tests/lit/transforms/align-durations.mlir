@@ -1,9 +1,9 @@
 // How long maps take: on a machine that counts in round numbers (1 flop and 1 byte per ns, 1000 ns a call), as
 // measured, and scheduled to a proven optimum between the transfer and what reads it.
-// RUN: ds-opt %s --plan-materialize-durations="machine=%inputs/machine-round.json map-rank=2" | FileCheck %s
-// RUN: ds-opt %s --plan-materialize-durations="machine=%inputs/machine-align.json map-rank=2" | FileCheck %s --check-prefix=MEASURED
-// RUN: ds-opt %s --plan-materialize-durations="machine=%inputs/machine-round.json map-rank=2" --plan-schedule --plan-verify-schedule | FileCheck %s --check-prefix=SCHEDULE
-// RUN: not ds-opt %s --plan-materialize-durations=machine=%inputs/machine-round.json 2>&1 | FileCheck %s --check-prefix=RANK
+// RUN: ds-opt %s --machine %inputs/machine-round.json --plan-materialize-durations=map-rank=2 | FileCheck %s
+// RUN: ds-opt %s --machine %inputs/machine-align.json --plan-materialize-durations=map-rank=2 | FileCheck %s --check-prefix=MEASURED
+// RUN: ds-opt %s --machine %inputs/machine-round.json --plan-materialize-durations=map-rank=2 --plan-schedule --plan-verify-schedule | FileCheck %s --check-prefix=SCHEDULE
+// RUN: not ds-opt %s --machine %inputs/machine-round.json --plan-materialize-durations 2>&1 | FileCheck %s --check-prefix=RANK
 // RANK: has low-rank maps, whose rank decides how long they take; give map-rank=N
 
 plan.file version 4 dtype "bf16"

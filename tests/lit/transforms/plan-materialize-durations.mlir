@@ -1,8 +1,8 @@
 // Durations from a machine that counts in round numbers: 1 flop, 1 byte and 1 key per ns, 1000 ns a call.
-// RUN: ds-opt %s --plan-materialize-durations=machine=%inputs/machine-round.json | FileCheck %s
+// RUN: ds-opt %s --machine %inputs/machine-round.json --plan-materialize-durations | FileCheck %s
 // A measured point is met exactly, and scales its neighbours:
-// RUN: ds-opt %s --plan-materialize-durations=machine=%inputs/machine-measured.json | FileCheck %s --check-prefix=MEASURED
-// RUN: not ds-opt %s --plan-materialize-durations=machine=%inputs/machine-nan.json 2>&1 | FileCheck %s --check-prefix=NAN
+// RUN: ds-opt %s --machine %inputs/machine-measured.json --plan-materialize-durations | FileCheck %s --check-prefix=MEASURED
+// RUN: not ds-opt %s --machine %inputs/machine-nan.json --plan-materialize-durations 2>&1 | FileCheck %s --check-prefix=NAN
 
 // NAN: machine-nan.json: compute: 'memory_bytes_per_s' is "nan", expected a number in [1, 1e+21]
 
