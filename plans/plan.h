@@ -25,6 +25,7 @@ enum class Mode : uint8_t {
   kRestore = 2,    // R's projections of S's hidden states, which are sent for every layer above 0 (HCache)
   kSelect = 3,     // S's, but R's own for the tokens whose K deviates most, chosen at run time (CacheBlend)
 };
+inline constexpr size_t kModes = 4;
 
 /// link: network or store -> host; copy: host -> device; compute: kernels.
 enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };

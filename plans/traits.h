@@ -78,8 +78,6 @@ std::span<const Access> accesses_of(OpKind kind, Rows rows);
 
 inline bool is_transfer(const Op& op) { return traits_of(op.kind).payload != Payload::kNone; }
 
-inline constexpr size_t kModes = 4;
-
 struct ModeTraits {
   std::string_view name;  // "load"
   char letter;            // in tilings drawn as text
@@ -87,6 +85,7 @@ struct ModeTraits {
   bool sends_kv;  // S's K and V come for every cell
   bool computes;  // an op makes its cells
   bool stands;    // may stand on the tile below, or on a cut; what leaves it is there for the tile above
+  bool selects;   // for some tokens only, chosen at run time by what leaves the tile below
   int32_t since;  // plan format version
   std::string_view feature;            // what came with that version
   std::string_view does, sends, done;  // "recomputes", "has a cut at", "recomputed": in messages

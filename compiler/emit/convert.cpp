@@ -259,10 +259,7 @@ Result<Variant> export_variant(plan::VariantOp variant) {
       v.buffers.push_back({static_cast<BufferKind>(buffer.getKind()), static_cast<int32_t>(buffer.getLayer()),
                            buffer.getWithSuffix(), buffer.getWithContext()});
     } else if (auto tile = mlir::dyn_cast<plan::TileOp>(op)) {
-      v.tiles.push_back({static_cast<Mode>(tile.getMode()), static_cast<int32_t>(tile.getFirstLayer()),
-                         static_cast<int32_t>(tile.getLastLayer()),
-                         static_cast<int32_t>(tile.getFirstChunk()),
-                         static_cast<int32_t>(tile.getLastChunk()), tile.getCut()});
+      v.tiles.push_back(tile.describe(v.chunks));
     } else if (auto described = mlir::dyn_cast<plan::VariantOperationInterface>(op)) {
       auto streamed = mlir::cast<plan::OperationInterface>(op);
       if (!streamed.getAt())

@@ -1,6 +1,7 @@
 #include "compiler/policy/build_reuse.h"
 
 #include "compiler/emit/convert.h"
+#include "plans/traits.h"
 
 namespace ds {
 
@@ -22,45 +23,43 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
   auto cache = b.getType<reuse::CacheType>();
   llvm::SmallVector<mlir::Value> caches;
   std::vector<std::pair<Tile, mlir::Value>> leaving;  // what leaves each recomputed tile
-  for (const Tile& t : v.tiles) {
-    bool all = t.first_chunk == 0 && t.last_chunk == v.chunks - 1;
-    auto first = all ? nullptr : i32(t.first_chunk), last = all ? nullptr : i32(t.last_chunk);
-    if (t.mode == Mode::kLoad) {
-      caches.push_back(
-          b.create<reuse::LoadOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first, last));
-      continue;
-    }
-    if (t.mode == Mode::kRestore) {
-      bool sends = t.sends_e(t.last_layer);
-      caches.push_back(b.create<reuse::RestoreOp>(loc, cache, i32(t.first_layer), i32(t.last_layer), first,
-                                                  last, sends ? map_form_attr(ctx, v) : nullptr,
-                                                  sends ? map_side_attr(ctx, v) : nullptr));
-      continue;
-    }
-    if (t.mode == Mode::kSelect) {
-      // A policy draws it over a recomputed layer 0; the verifier says so where it does not.
-      mlir::Value below = leaving.empty() ? mlir::Value() : leaving.front().second;
-      caches.push_back(b.create<reuse::SelectOp>(loc, cache, i32(t.first_layer), i32(t.last_layer),
-                                                 b.getF64FloatAttr(v.select_share), below));
-      continue;
-    }
+  auto leaving_below = [&](const Tile& t) {
     mlir::Value from;
-    if (t.cut) {
-      from = b.create<reuse::CutOp>(loc, hidden, i32(t.first_layer)).getHidden();
-      if (v.map_form != MapForm::kNone)
-        from = b.create<reuse::AlignOp>(loc, hidden, from, map_form_attr(ctx, v), map_side_attr(ctx, v));
-    } else if (t.first_layer > 0) {
-      for (auto& [below, value] : leaving) {
-        if (below.last_layer + 1 == t.first_layer && below.first_chunk <= t.first_chunk &&
-            below.last_chunk >= t.last_chunk) {
-          from = value;
-        }
+    for (auto& [below, value] : leaving) {
+      if (below.last_layer + 1 == t.first_layer && below.first_chunk <= t.first_chunk &&
+          below.last_chunk >= t.last_chunk) {
+        from = value;
       }
     }
-    auto recompute = b.create<reuse::RecomputeOp>(loc, cache, hidden, i32(t.first_layer), i32(t.last_layer),
-                                                  first, last, from);
-    caches.push_back(recompute.getCache());
-    leaving.push_back({t, recompute.getHidden()});
+    return from;
+  };
+  for (const Tile& t : v.tiles) {
+    const ModeTraits& mode = traits_of(t.mode);
+    mlir::OperationState state(loc, (reuse::ReuseDialect::getDialectNamespace() + "." + mode.name).str());
+    state.addTypes(cache);
+    if (mode.stands) state.addTypes(hidden);
+    state.addAttribute("first_layer", i32(t.first_layer));
+    state.addAttribute("last_layer", i32(t.last_layer));
+    if (t.first_chunk != 0 || t.last_chunk != v.chunks - 1) {
+      state.addAttribute("first_chunk", i32(t.first_chunk));
+      state.addAttribute("last_chunk", i32(t.last_chunk));
+    }
+    if (mode.selects) state.addAttribute("share", b.getF64FloatAttr(v.select_share));
+    const bool mapped = v.map_form != MapForm::kNone;
+    if (t.cut) {
+      mlir::Value from = b.create<reuse::CutOp>(loc, hidden, i32(t.first_layer)).getHidden();
+      if (mapped)
+        from = b.create<reuse::AlignOp>(loc, hidden, from, map_form_attr(ctx, v), map_side_attr(ctx, v));
+      state.addOperands(from);
+    } else if ((mode.stands || mode.selects) && t.first_layer > 0) {
+      if (mlir::Value below = leaving_below(t)) state.addOperands(below);
+    } else if (mapped && t.sends_e(t.last_layer)) {
+      state.addAttribute("form", map_form_attr(ctx, v));
+      state.addAttribute("side", map_side_attr(ctx, v));
+    }
+    mlir::Operation* tile = b.create(state);
+    caches.push_back(tile->getResult(0));
+    if (mode.stands) leaving.push_back({t, tile->getResult(1)});
   }
   b.create<reuse::AnswerOp>(loc, caches);
 }

@@ -31,10 +31,6 @@ static_assert(same(StreamKind::copy, ds::StreamKind::kCopy));
 static_assert(same(StreamKind::compute, ds::StreamKind::kCompute));
 static_assert(same(BufferKind::kv, ds::BufferKind::kKv));
 static_assert(same(BufferKind::hidden, ds::BufferKind::kHidden));
-static_assert(same(Mode::load, ds::Mode::kLoad));
-static_assert(same(Mode::recompute, ds::Mode::kRecompute));
-static_assert(same(Mode::restore, ds::Mode::kRestore));
-static_assert(same(Mode::select, ds::Mode::kSelect));
 static_assert(same(Rows::chunk, ds::Rows::kChunk));
 static_assert(same(Rows::suffix, ds::Rows::kSuffix));
 static_assert(same(Rows::all, ds::Rows::kAll));
@@ -197,6 +193,15 @@ mlir::LogicalResult BufferOp::verify() {
   if (!getWithContext() && !getWithSuffix())
     return emitOpError() << "has neither context nor suffix rows, expected at least one of them";
   return mlir::success();
+}
+
+Tile TileOp::describe(int32_t) {
+  return {static_cast<ds::Mode>(getMode()),
+          i32(getFirstLayer()),
+          i32(getLastLayer()),
+          i32(getFirstChunk()),
+          i32(getLastChunk()),
+          getCut()};
 }
 
 mlir::LogicalResult TileOp::verify() {

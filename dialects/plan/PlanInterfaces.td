@@ -37,4 +37,13 @@ def Plan_VariantOperationInterface : OpInterface<"VariantOperationInterface", [P
   ];
 }
 
+def Plan_TileInterface : OpInterface<"TileInterface"> {
+  let cppNamespace = "::ds::plan";
+  let description = "A rectangle of the layer x token plane, of either dialect.";
+  let methods = [
+    InterfaceMethod<"As plans have it; `chunks`: how many the context has", "::ds::Tile", "describe",
+                    (ins "int32_t":$chunks)>,
+  ];
+}
+
 #endif

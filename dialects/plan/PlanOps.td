@@ -86,7 +86,7 @@ def Plan_BufferOp : Plan_Op<"buffer", [DeclareOpInterfaceMethods<OpAsmOpInterfac
   let hasVerifier = 1;
 }
 
-def Plan_TileOp : Plan_Op<"tile"> {
+def Plan_TileOp : Plan_Op<"tile", [DeclareOpInterfaceMethods<Plan_TileInterface>]> {
   let summary = "a rectangle of the layer x token plane and its mode (ds::Tile)";
   let description = "For people and pictures: the operations alone decide what runs.";
   let arguments = (ins Plan_ModeAttr:$mode, I32Attr:$first_layer, I32Attr:$last_layer, I32Attr:$first_chunk,

@@ -5,6 +5,7 @@
 #include "llvm/ADT/TypeSwitch.h"
 #include "mlir/IR/DialectImplementation.h"
 #include "plans/limits.h"
+#include "plans/traits.h"
 
 #include "dialects/reuse/ReuseDialect.cpp.inc"
 
@@ -30,36 +31,12 @@ void ReuseDialect::initialize() {
 namespace {
 using SetName = mlir::OpAsmSetValueNameFn;
 
-/// The rectangle of a tile, both ends inclusive.
-struct Extent {
-  int64_t first_layer = 0, last_layer = 0, first_chunk = 0, last_chunk = 0;
-};
-
-template <typename TileOp>
-Extent extent(TileOp tile, int64_t chunks) {
-  auto i64 = [](uint32_t n) { return static_cast<int64_t>(static_cast<int32_t>(n)); };
-  Extent e{i64(tile.getFirstLayer()), i64(tile.getLastLayer()), 0, chunks - 1};
-  if (tile.getFirstChunk()) e.first_chunk = i64(*tile.getFirstChunk());
-  if (tile.getLastChunk()) e.last_chunk = i64(*tile.getLastChunk());
-  return e;
-}
-
-/// Nothing for other ops.
-std::optional<Extent> extent_of(mlir::Operation& op, int64_t chunks) {
-  if (auto load = mlir::dyn_cast<LoadOp>(op)) return extent(load, chunks);
-  if (auto recompute = mlir::dyn_cast<RecomputeOp>(op)) return extent(recompute, chunks);
-  if (auto restore = mlir::dyn_cast<RestoreOp>(op)) return extent(restore, chunks);
-  if (auto select = mlir::dyn_cast<SelectOp>(op)) {
-    return Extent{static_cast<int32_t>(select.getFirstLayer()), static_cast<int32_t>(select.getLastLayer()),
-                  0, chunks - 1};
-  }
-  return std::nullopt;
-}
-
 int64_t chunks_of(mlir::Operation* tile) {
   auto plan = mlir::dyn_cast_or_null<PlanOp>(tile->getParentOp());
   return plan && plan.getChunks() ? static_cast<int32_t>(*plan.getChunks()) : 1;
 }
+
+Tile extent(plan::TileInterface tile) { return tile.describe(static_cast<int32_t>(chunks_of(tile))); }
 
 /// The maps that hidden states of the sender go through; nothing: plain ones.
 struct Maps {
@@ -141,8 +118,9 @@ mlir::LogicalResult PlanOp::verifyRegions() {
   int64_t at = 0;
   llvm::SmallVector<mlir::Value> caches;
   for (mlir::Operation& op : getBody().front()) {
-    auto tile = extent_of(op, chunks);
-    if (!tile) continue;
+    auto described = mlir::dyn_cast<plan::TileInterface>(op);
+    if (!described) continue;
+    const Tile rectangle = extent(described), *tile = &rectangle;
     if (tile->first_layer > tile->last_layer) {
       return op.emitOpError() << "covers layers " << tile->first_layer << " to " << tile->last_layer
                               << ", expected first <= last (both ends belong to it)";
@@ -198,6 +176,25 @@ mlir::LogicalResult PlanOp::verifyRegions() {
   return mlir::success();
 }
 
+Tile describe_tile(mlir::Operation* op, Mode mode, int32_t chunks) {
+  auto number = [&](llvm::StringRef name, int64_t otherwise) {
+    auto attr = op->getAttrOfType<mlir::IntegerAttr>(name);
+    return static_cast<int32_t>(attr ? attr.getInt() : otherwise);
+  };
+  Tile tile{mode, number("first_layer", 0), number("last_layer", 0), number("first_chunk", 0),
+            number("last_chunk", chunks - 1)};
+  tile.cut = traits_of(mode).stands && llvm::any_of(op->getOperands(), [](mlir::Value v) {
+               return mlir::isa_and_nonnull<CutOp, AlignOp>(v.getDefiningOp());
+             });
+  return tile;
+}
+
+void name_tile(mlir::Operation* op, SetName set) {
+  const Tile tile = mlir::cast<plan::TileInterface>(op).describe(1);
+  set(op->getResult(0), fmt::format("kv{}", tile.first_layer));
+  if (op->getNumResults() > 1) set(op->getResult(1), fmt::format("out{}", tile.last_layer));
+}
+
 void CutOp::getAsmResultNames(SetName set) { set(getHidden(), fmt::format("cut{}", getLayer())); }
 
 mlir::LogicalResult CutOp::verify() {
@@ -226,10 +223,6 @@ mlir::LogicalResult AlignOp::verify() {
   return mlir::success();
 }
 
-void LoadOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
-
-void RestoreOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
-
 mlir::LogicalResult RestoreOp::verify() {
   if (getForm().has_value() != getSide().has_value())
     return emitOpError() << "has a form of maps without a side, or a side without a form; expected both";
@@ -238,8 +231,6 @@ mlir::LogicalResult RestoreOp::verify() {
            << "is aligned, but nothing is sent for layer 0; expected layers above it, or no maps";
   return mlir::success();
 }
-
-void SelectOp::getAsmResultNames(SetName set) { set(getCache(), fmt::format("kv{}", getFirstLayer())); }
 
 mlir::LogicalResult SelectOp::verify() {
   auto first = static_cast<int32_t>(getFirstLayer()), last = static_cast<int32_t>(getLastLayer());
@@ -267,11 +258,6 @@ mlir::LogicalResult SelectOp::verify() {
   return mlir::success();
 }
 
-void RecomputeOp::getAsmResultNames(SetName set) {
-  set(getCache(), fmt::format("kv{}", getFirstLayer()));
-  set(getHidden(), fmt::format("out{}", getLastLayer()));
-}
-
 mlir::LogicalResult RecomputeOp::verify() {
   auto first = static_cast<int32_t>(getFirstLayer());
   if (!getFrom()) {
@@ -290,7 +276,7 @@ mlir::LogicalResult RecomputeOp::verify() {
     return d;
   }
   if (auto below = mlir::dyn_cast_or_null<RecomputeOp>(from)) {
-    Extent mine = extent(*this, chunks_of(*this)), theirs = extent(below, chunks_of(*this));
+    const Tile mine = extent(*this), theirs = extent(below);
     if (theirs.last_layer + 1 == first) {
       if (mine.first_chunk >= theirs.first_chunk && mine.last_chunk <= theirs.last_chunk)
         return mlir::success();

@@ -3,11 +3,22 @@
 #define DROIDSPEAK_REUSE_OPS
 
 include "dialects/plan/PlanAttrs.td"
+include "dialects/plan/PlanInterfaces.td"
 include "dialects/reuse/ReuseTypes.td"
 include "mlir/IR/OpAsmInterface.td"
 include "mlir/IR/SymbolInterfaces.td"
 
 class Reuse_Op<string mnemonic, list<Trait> traits = []> : Op<Reuse_Dialect, mnemonic, traits>;
+
+// A tile: layers `first_layer` to `last_layer`, and `first_chunk` to `last_chunk` where it has them (else all), in the mode
+// of that name in plans/plan.h. Its first result is its cache.
+class Reuse_TileOp<string mnemonic, string mode> : Reuse_Op<mnemonic, [HasParent<"PlanOp">,
+    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>, DeclareOpInterfaceMethods<Plan_TileInterface>]> {
+  let extraClassDefinition = [{
+    ::ds::Tile $cppClass::describe(int32_t chunks) { return describe_tile(*this, ::ds::Mode::k}] # mode # [{, chunks); }
+    void $cppClass::getAsmResultNames(::mlir::OpAsmSetValueNameFn set) { name_tile(*this, set); }
+  }];
+}
 
 def Reuse_PlanOp : Reuse_Op<"plan", [IsolatedFromAbove, Symbol, SingleBlock, NoRegionArguments]> {
   let summary = "one tiling, and for which context lengths and link rates it was chosen";
@@ -55,8 +66,7 @@ def Reuse_AlignOp : Reuse_Op<"align", [HasParent<"PlanOp">,
   let hasVerifier = 1;
 }
 
-def Reuse_LoadOp : Reuse_Op<"load", [HasParent<"PlanOp">,
-    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+def Reuse_LoadOp : Reuse_TileOp<"load", "Load"> {
   let summary = "the sender's K and V of a run of layers, as they are";
   let description = "Without `chunks` all chunks of the context.";
   let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, OptionalAttr<I32Attr>:$first_chunk,
@@ -67,8 +77,7 @@ def Reuse_LoadOp : Reuse_Op<"load", [HasParent<"PlanOp">,
   }];
 }
 
-def Reuse_RecomputeOp : Reuse_Op<"recompute", [HasParent<"PlanOp">,
-    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+def Reuse_RecomputeOp : Reuse_TileOp<"recompute", "Recompute"> {
   let summary = "the receiver's own K and V of a run of layers";
   let description = [{
     Starts `from` hidden states that enter its first layer: a cut there, aligned or as it is, or the output of the
@@ -85,8 +94,7 @@ def Reuse_RecomputeOp : Reuse_Op<"recompute", [HasParent<"PlanOp">,
   let hasVerifier = 1;
 }
 
-def Reuse_RestoreOp : Reuse_Op<"restore", [HasParent<"PlanOp">,
-    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+def Reuse_RestoreOp : Reuse_TileOp<"restore", "Restore"> {
   let summary = "the receiver's projections of the sender's hidden states: K and V of a run of layers";
   let description = [{
     The sender's hidden states that enter each of these layers are sent, and the receiver computes K and V of
@@ -104,8 +112,7 @@ def Reuse_RestoreOp : Reuse_Op<"restore", [HasParent<"PlanOp">,
   let hasVerifier = 1;
 }
 
-def Reuse_SelectOp : Reuse_Op<"select", [HasParent<"PlanOp">,
-    DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
+def Reuse_SelectOp : Reuse_TileOp<"select", "Select"> {
   let summary = "the sender's K and V, but the receiver's own for the tokens that deviate most";
   let description = [{
     Takes the hidden states that leave layer 0, which the receiver has recomputed for all tokens. Of them it

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cctype>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "plans/plan_generated.h"
+#include "plans/traits.h"
 #include "plans/way_of.h"
 #include "support/file.h"
 #include "tests/unit/plan_builder.h"
@@ -1126,6 +1128,63 @@ TEST(GoldenPlans, MeanWhatTheyMeant) {
   EXPECT_EQ(mapped.map_side, MapSide::kSender);
   EXPECT_FALSE(mapped.aligns());
   EXPECT_EQ(published_cuts(*plan), (std::vector<Cut>{{2, MapForm::kNone}, {3, MapForm::kFull}}));
+}
+
+// --- One source of names
+
+/// "TransferKv" and "transfer kv" are one name.
+std::string letters_of(std::string_view name) {
+  std::string letters;
+  for (char c : name)
+    if (std::isalnum(static_cast<unsigned char>(c))) letters += static_cast<char>(std::tolower(c));
+  return letters;
+}
+
+TEST(Traits, NumbersMeanTheSameInTheSchema) {
+  for (size_t k = 0; k < kOpKinds; ++k)
+    EXPECT_EQ(letters_of(fb::EnumNameOpKind(static_cast<fb::OpKind>(k))),
+              letters_of(op_kind_name(static_cast<OpKind>(k))));
+  for (size_t m = 0; m < kModes; ++m)
+    EXPECT_EQ(letters_of(fb::EnumNameMode(static_cast<fb::Mode>(m))),
+              letters_of(mode_name(static_cast<Mode>(m))));
+  for (size_t f = 0; f < kMapForms; ++f)
+    EXPECT_EQ(letters_of(fb::EnumNameMapForm(static_cast<fb::MapForm>(f))), letters_of(kMapFormNames[f]));
+  for (StreamKind s : {StreamKind::kLink, StreamKind::kCopy, StreamKind::kCompute})
+    EXPECT_EQ(letters_of(fb::EnumNameStreamKind(static_cast<fb::StreamKind>(s))), stream_kind_name(s));
+  for (MapSide s : {MapSide::kReceiver, MapSide::kSender})
+    EXPECT_EQ(letters_of(fb::EnumNameMapSide(static_cast<fb::MapSide>(s))), map_side_name(s));
+}
+
+TEST(Traits, RowsAreDistinctAndWhole) {
+  std::set<std::string_view> names, short_names;
+  std::set<char> letters;
+  for (size_t k = 0; k < kOpKinds; ++k) {
+    const auto kind = static_cast<OpKind>(k);
+    const OpTraits& t = traits_of(kind);
+    EXPECT_TRUE(names.insert(t.name).second && short_names.insert(t.short_name).second) << t.name;
+    EXPECT_TRUE(letters.insert(t.letter).second) << t.letter;
+    EXPECT_EQ(t.stream == StreamKind::kLink, t.payload != Payload::kNone) << t.name;
+    EXPECT_EQ(t.since > 1, !t.feature.empty()) << t.name;
+    EXPECT_LE(t.since, kPlanFormatVersion);
+    EXPECT_EQ(t.computes, t.queries != QueriesRule::kNone) << t.name;
+    for (Rows rows : {Rows::kChunk, Rows::kSuffix, Rows::kAll, Rows::kSelected}) {
+      if ((t.rows & bit(rows)) == 0) continue;
+      std::span<const Access> all = accesses_of(kind, rows);
+      EXPECT_FALSE(all.empty()) << t.name;
+      EXPECT_EQ(t.computes,
+                std::any_of(all.begin(), all.end(),
+                            [](const Access& a) { return a.write && a.state == Access::State::kMade; }))
+          << t.name;
+    }
+  }
+  letters.clear();
+  for (size_t m = 0; m < kModes; ++m) {
+    const ModeTraits& t = traits_of(static_cast<Mode>(m));
+    EXPECT_TRUE(letters.insert(t.letter).second) << t.letter;
+    EXPECT_EQ(t.since > 1, !t.feature.empty()) << t.name;
+    EXPECT_TRUE(t.sends_kv || t.computes) << t.name << ": who makes its cells?";
+    EXPECT_FALSE(t.does.empty() || t.done.empty() || t.legend.empty()) << t.name;
+  }
 }
 
 }  // namespace

@@ -227,6 +227,16 @@ Plan plan_for(const LayerRange& group, int64_t layers, std::string_view schedule
   return plan;
 }
 
+TEST(Dialect, ModesHaveTheirNames) {
+  Plan plan = plan_for({1, 2}, 4, "e-first");
+  for (size_t m = 0; m < kModes; ++m) {
+    plan.variants[0].tiles = {{static_cast<Mode>(m), 0, 0, 0, 0, false}};
+    auto text = plan_to_mlir(plan);
+    ASSERT_TRUE(text.ok()) << text.status().message();
+    EXPECT_THAT(*text, HasSubstr(fmt::format("plan.tile {} layers", mode_name(static_cast<Mode>(m)))));
+  }
+}
+
 TEST(Lowering, EveryGroupGivesAValidPlanAndSurvivesTextAndBytes) {
   for (int64_t layers : {1, 2, 5}) {
     std::vector<LayerRange> groups = {{}};
