@@ -533,8 +533,20 @@ struct Compiler {
   }
 };
 
+/// Before what belongs to the pair is called another pair's: the same two, the other way round.
+Status check_not_swapped(std::string_view option, const std::string& path, const std::string& sender,
+                         const std::string& receiver, const ModelPair& pair) {
+  if (sender == receiver || sender != pair.receiver.fingerprint || receiver != pair.sender.fingerprint)
+    return ok_status();
+  return error(Code::kMismatch,
+               "{} '{}' is of '{}' as the sender and '{}' as the receiver: --sender and --receiver are the "
+               "other way round; swap them, or run ds-profile for this direction",
+               option, path, pair.receiver.name, pair.sender.name);
+}
+
 Status read_maps(const std::string& path, const Shape& shape, CompileInputs& in) {
   DS_ASSIGN(MapSet maps, MapSet::read(path));
+  DS_TRY(check_not_swapped("--maps", path, maps.sender_fingerprint, maps.receiver_fingerprint, in.pair));
   DS_TRY(maps.check_pair(path, in.pair.sender.fingerprint, in.pair.receiver.fingerprint, shape.layers,
                          shape.d_model));
   DS_ASSIGN(std::string bytes, read_text_file(path, INT64_MAX));
@@ -561,6 +573,8 @@ Result<CompileInputs> read_inputs(const CompileFiles& files, bool plain_without_
   const Shape shape = in.pair.config.shape();
   if (files.quality) {
     DS_ASSIGN(in.quality, Quality::read(*files.quality));
+    DS_TRY(check_not_swapped("--quality", *files.quality, in.quality->sender_fingerprint,
+                             in.quality->receiver_fingerprint, in.pair));
     DS_TRY(in.quality->check_pair(*files.quality, in.pair.sender.fingerprint, in.pair.receiver.fingerprint,
                                   shape.layers));
     DS_ASSIGN(InputFile file, input_file("quality", *files.quality));

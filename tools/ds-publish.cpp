@@ -145,6 +145,26 @@ int main(int argc, char** argv) {
       DS_ASSIGN(Plan plan, read_plan(path));
       read.push_back(std::move(plan));
     }
+    DS_TRY(running_dtype(dtype));
+    // Whose plans they are comes before what they need.
+    DS_ASSIGN(OpenedModel opened, open_model(model_dir, open, cache));
+    const ModelIdentity& identity = opened.verified.identity;
+    for (size_t i = 0; i < read.size(); ++i) {
+      if (!same_model(read[i].sender, identity)) {
+        return error(Code::kMismatch,
+                     "plan '{}' is for sender '{}' (fingerprint {:.12}), '{}' has {:.12}: {}", plans[i],
+                     read[i].sender.name, read[i].sender.fingerprint, model_dir, identity.fingerprint,
+                     same_model(read[i].receiver, identity)
+                         ? "it is the plan's receiver; give the sender with --model"
+                         : "its weights or config differ; compile a plan with --sender " + model_dir);
+      }
+      if (read[i].sender.fingerprint != read[0].sender.fingerprint)
+        return error(
+            Code::kMismatch,
+            "plans '{}' and '{}' name the sender by two files of its tokenizer ({:.12}, {:.12}), and "
+            "an entry has one name; publish for each by itself, or compile one of them again",
+            plans[0], plans[i], read[0].sender.fingerprint, read[i].sender.fingerprint);
+    }
     DS_ASSIGN(std::vector<GivenMaps> given, read_maps(maps));
     for (const GivenMaps& m : given) {
       if (std::any_of(read.begin(), read.end(), [&](auto& p) { return p.maps.fingerprint == m.fingerprint; }))
@@ -164,23 +184,7 @@ int main(int argc, char** argv) {
     if (!context.empty() && !published) {
       DS_ASSIGN(published, read_published(chat, model_dir, open, context));
     }
-    DS_ASSIGN(LoadedModel loaded, load_model(model_dir, open, where, dtype, cache));
-    for (size_t i = 0; i < read.size(); ++i) {
-      if (!same_model(read[i].sender, loaded.identity)) {
-        return error(
-            Code::kMismatch,
-            "plan '{}' is for sender '{}' (fingerprint {:.12}), '{}' has {:.12}: its weights or config "
-            "differ; compile a plan with --sender {}",
-            plans[i], read[i].sender.name, read[i].sender.fingerprint, model_dir, loaded.identity.fingerprint,
-            model_dir);
-      }
-      if (read[i].sender.fingerprint != read[0].sender.fingerprint)
-        return error(
-            Code::kMismatch,
-            "plans '{}' and '{}' name the sender by two files of its tokenizer ({:.12}, {:.12}), and "
-            "an entry has one name; publish for each by itself, or compile one of them again",
-            plans[0], plans[i], read[0].sender.fingerprint, read[i].sender.fingerprint);
-    }
+    DS_ASSIGN(LoadedModel loaded, load_model(std::move(opened), where, dtype, cache));
     // Under the name that requests by these plans look for, should the tokenizer have been saved again since.
     loaded.identity.tokenizer = read[0].sender.tokenizer;
     loaded.identity.fingerprint = read[0].sender.fingerprint;

@@ -11,6 +11,7 @@
 #include "runtime/core/gate.h"
 #include "runtime/core/session.h"
 #include "runtime/core/stop_text.h"
+#include "runtime/model/identity.h"
 #include "runtime/model/safetensors.h"
 #include "runtime/store/store.h"
 #include "runtime/trace/run_record.h"
@@ -207,7 +208,8 @@ std::string gate_text(const Answer& answer, const GateSetup& setup) {
   return setup.drift ? text + "\nlast requests: " + setup.drift->text() : text;
 }
 
-/// The maps that --maps names, and whether they are what the plan asks for; before the model is loaded.
+/// The maps that --maps names, and whether they are what the plan asks for; before the model is loaded, and
+/// only where it is the plan's receiver: for another one nothing is reused, and so nothing is mapped.
 Result<std::optional<MapSet>> read_maps(const Options& o, const Plan& plan) {
   std::optional<MapSet> maps;
   if (!o.maps.empty()) {
@@ -373,15 +375,20 @@ Status run(const Options& o, const Texts& texts, const BackendFlags& on, bool& s
     DS_ASSIGN(store, open_store(o.store));
     if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
   }
-  std::optional<MapSet> maps;
-  if (plan) {
-    DS_ASSIGN(maps, read_maps(o, *plan));
-  }
   std::unique_ptr<GateSetup> gate;
   if (!o.gate.empty()) {
     DS_ASSIGN(gate, set_up_gate(o, *plan));
   }
-  DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.open, on, o.dtype, o.cache));
+  DS_TRY(running_dtype(o.dtype));
+  // Whose plan it is comes first, then what the plan needs, then what the store has: the first thing that is
+  // wrong is the one that is said.
+  DS_ASSIGN(OpenedModel opened, open_model(o.receiver, o.open, o.cache));
+  const bool foreign = plan && !same_model(plan->receiver, opened.verified.identity);
+  std::optional<MapSet> maps;
+  if (plan && !foreign) {
+    DS_ASSIGN(maps, read_maps(o, *plan));
+  }
+  DS_ASSIGN(LoadedModel loaded, load_model(std::move(opened), on, o.dtype, o.cache));
   const std::optional<RequestText>& text = texts.request;
   JoinedText joined;
   if (text) {
@@ -412,9 +419,9 @@ Status run(const Options& o, const Texts& texts, const BackendFlags& on, bool& s
   if (text && text->templated) {
     DS_ASSIGN(stops, with_turn_end(std::move(stops), *loaded.checkpoint, *loaded.tokenizer));
   }
-  // A full prefill has no cuts.
+  // A full prefill has no cuts, and a plan for another receiver is a miss.
   DS_ASSIGN(auto session, Session::create(*loaded.backend, *loaded.model, *plan, {n, m, most_tokens},
-                                          maps ? &*maps : nullptr, o.plain_cuts || full));
+                                          maps ? &*maps : nullptr, o.plain_cuts || full || foreign));
   DS_TRY(session->warm_up());
 
   std::optional<StreamingDecoder> decoder;

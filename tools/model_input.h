@@ -68,23 +68,44 @@ inline Result<Verified> verify_weights(const Checkpoint& checkpoint, const std::
   return verify_checkpoint(checkpoint, options);
 }
 
-/// `shared`: the backend of a model that runs beside this one, instead of one of its own.
-inline Result<LoadedModel> load_model(const std::string& folder, const OpenOptions& open,
-                                      const BackendFlags& on, const std::string& dtype,
-                                      const WeightCacheOptions& cache,
-                                      std::shared_ptr<Backend> shared = nullptr) {
-  auto start = std::chrono::steady_clock::now();
+/// A model that is known, and not loaded yet: what it is can be refused before it costs anything.
+struct OpenedModel {
+  std::unique_ptr<Checkpoint> checkpoint;
+  std::string weight_cache;  // folder, empty: none
+  Verified verified;
+  std::chrono::steady_clock::time_point since;  // when opening began
+};
+
+inline Result<OpenedModel> open_model(const std::string& folder, const OpenOptions& open,
+                                      const WeightCacheOptions& cache) {
+  OpenedModel opened;
+  opened.since = std::chrono::steady_clock::now();
+  DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder, open));
+  opened.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
+  opened.weight_cache = weight_cache_folder(cache.where, *opened.checkpoint);
+  DS_ASSIGN(opened.verified, verify_weights(*opened.checkpoint, opened.weight_cache, cache));
+  return opened;
+}
+
+/// --dtype: what models run in.
+inline Result<DType> running_dtype(const std::string& dtype) {
   DS_ASSIGN(DType type, parse_dtype(dtype));
   if (type == DType::kF16) return error(Code::kInvalidArgument, "--dtype f16: models run in bf16 or f32");
+  return type;
+}
+
+/// `shared`: the backend of a model that runs beside this one, instead of one of its own.
+inline Result<LoadedModel> load_model(OpenedModel opened, const BackendFlags& on, const std::string& dtype,
+                                      const WeightCacheOptions& cache,
+                                      std::shared_ptr<Backend> shared = nullptr) {
+  DS_ASSIGN(DType type, running_dtype(dtype));
   LoadedModel loaded;
-  DS_ASSIGN(Checkpoint checkpoint, Checkpoint::open(folder, open));
-  loaded.checkpoint = std::make_unique<Checkpoint>(std::move(checkpoint));
+  loaded.checkpoint = std::move(opened.checkpoint);
   LoadOptions options;
-  options.weight_cache = weight_cache_folder(cache.where, *loaded.checkpoint);
-  DS_ASSIGN(Verified verified, verify_weights(*loaded.checkpoint, options.weight_cache, cache));
-  loaded.identity = std::move(verified.identity);
-  loaded.weights_remembered = verified.remembered;
-  options.base_fingerprint = verified.base.fingerprint;
+  options.weight_cache = std::move(opened.weight_cache);
+  loaded.identity = std::move(opened.verified.identity);
+  loaded.weights_remembered = opened.verified.remembered;
+  options.base_fingerprint = opened.verified.base.fingerprint;
   const std::string tokenizer_folder = loaded.checkpoint->folder_of("tokenizer.json");
   if (access((tokenizer_folder + "/tokenizer.json").c_str(), F_OK) == 0) {
     DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(tokenizer_folder));
@@ -110,15 +131,24 @@ inline Result<LoadedModel> load_model(const std::string& folder, const OpenOptio
                    ? fmt::format("; {} more are its base's", format_bytes(report.shared_bytes))
                    : "",
                report.path);
-  loaded.load_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  loaded.load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - opened.since).count();
   return loaded;
+}
+
+inline Result<LoadedModel> load_model(const std::string& folder, const OpenOptions& open,
+                                      const BackendFlags& on, const std::string& dtype,
+                                      const WeightCacheOptions& cache,
+                                      std::shared_ptr<Backend> shared = nullptr) {
+  DS_TRY(running_dtype(dtype));
+  DS_ASSIGN(OpenedModel opened, open_model(folder, open, cache));
+  return load_model(std::move(opened), on, dtype, cache, std::move(shared));
 }
 
 /// A model of random weights (preset_config), for measurements that need no checkpoint; without identity.
 inline Result<LoadedModel> load_random_model(const std::string& shape, const BackendFlags& on,
                                              const std::string& dtype) {
-  DS_ASSIGN(DType type, parse_dtype(dtype));
-  if (type == DType::kF16) return error(Code::kInvalidArgument, "--dtype f16: models run in bf16 or f32");
+  DS_ASSIGN(DType type, running_dtype(dtype));
   DS_ASSIGN(ModelConfig config, preset_config(shape));
   LoadedModel loaded;
   DS_ASSIGN(loaded.backend, open_backend(on));

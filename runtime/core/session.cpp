@@ -478,11 +478,12 @@ Result<Answer> Session::answer(const Request& request) {
     answer.cache = CacheStatus::kMiss;
     if (request.receiver != nullptr && !same_model(plan_.receiver, *request.receiver)) {
       miss = error(Code::kMismatch,
-                   "the plan is for receiver '{}' (fingerprint {:.12}), this model is '{}' ({:.12}): "
-                   "weights or config "
-                   "differ; compile a plan for it",
+                   "the plan is for receiver '{}' (fingerprint {:.12}), this model is '{}' ({:.12}): {}",
                    plan_.receiver.name, plan_.receiver.fingerprint, request.receiver->name,
-                   request.receiver->fingerprint);
+                   request.receiver->fingerprint,
+                   same_model(plan_.sender, *request.receiver)
+                       ? "it is the plan's sender; the plan's receiver answers"
+                       : "weights or config differ; compile a plan for it");
     } else if (Status known = check_sender_knows(plan_, request.context); !known.ok()) {
       miss = std::move(known);
     } else {
