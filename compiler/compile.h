@@ -28,7 +28,7 @@ struct CompileOptions {
   std::optional<std::string> link_rates;       // "20MB/s,8Gb/s"
   int64_t suffix_length = 32;
   int64_t chunks = 16;  // most parts into which the context is divided
-  int64_t max_variants = 64;
+  int64_t max_variants = 32;
   std::string schedule = "best";
   std::string align = "auto";                 // auto, none, full, low-rank, diagonal: how cuts are mapped
   std::string align_side = "auto";            // auto, receiver, sender: who maps them

@@ -24,18 +24,19 @@ struct PlacedVariant {
   double regret = 0;  // Variant::regret, over the grid points and the edges between neighbours
 };
 
-/// Neighbouring points share a tiling where that costs each of them less than this share of its time: a
-/// variant that gains less is not worth its bytes.
+/// Neighbouring points share a tiling where that costs each of them less than this share of its time, and a
+/// context is cut into fewer parts: a variant, or an operation, that gains less is not worth its bytes.
 inline constexpr double kWorthAVariant = 0.01;
 
 /// Where two neighbouring rates' tilings are both worse than the best by more than this between them, a rate
 /// is added there; up to three between two given ones.
 inline constexpr double kTolerated = 0.10;
 
-inline constexpr size_t kManyVariants = 64;
+inline constexpr size_t kManyVariants = 32;
 
 /// Covers every length, rate and load exactly once. Edges lie where the tilings on both sides are equally
-/// good (bisected between grid points). Loads are told apart only where a waiting request changes the choice.
+/// good (bisected between grid points). Loads are told apart only where no tiling does for both: where one
+/// waits, a tiling that is good enough beside the best stays, so that most variants hold for every load.
 /// Where more than `most` come of it, both shares above are doubled until they fit, as far as the objective
 /// allows. kInfeasible: at some grid point nothing keeps the objective.
 Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& grid,

@@ -441,20 +441,48 @@ TEST(Variants, CoverEveryPointOnceAndStateTheirRegret) {
       }
     }
   }
-  // At the grid points a variant is as good as it says.
+  // At the grid points a variant is as good as it says, for each load that it is for.
   for (int64_t n : grid.tokens) {
     for (int64_t rate : grid.rates) {
-      Point p{n, 16, rate};
-      int64_t best = chooser.predict(*chooser.best(p), p)->ttft_ns;
-      for (const PlacedVariant& v : *placed) {
-        if (n < v.tokens_min || n >= v.tokens_max || rate < v.rate_min || rate >= v.rate_max ||
-            v.load_min > 0)
-          continue;
-        EXPECT_LE(static_cast<double>(chooser.predict(v.tiling, p)->ttft_ns),
-                  static_cast<double>(best) * (1 + v.regret) + 1);
+      for (bool waiting : {false, true}) {
+        Point p{n, 16, rate, waiting};
+        auto cost = [&](size_t tiling) {
+          Predicted of = *chooser.predict(tiling, p);
+          return static_cast<double>(waiting ? std::max(of.compute_ns, of.link_ns) : of.ttft_ns);
+        };
+        for (const PlacedVariant& v : *placed) {
+          if (n < v.tokens_min || n >= v.tokens_max || rate < v.rate_min || rate >= v.rate_max ||
+              (waiting ? v.load_max == 1 : v.load_min > 0))
+            continue;
+          EXPECT_LE(cost(v.tiling), cost(*chooser.best(p)) * (1 + v.regret) + 1)
+              << n << " tokens, " << rate << " B/s" << (waiting ? ", some wait" : "");
+        }
       }
     }
   }
+}
+
+TEST(Variants, MostHoldForEveryLoad) {
+  Quality q = profile();
+  CostModel costs(machine(), kShape);
+  Grid grid{{256, 1024, 4096}, {1'000'000, 10'000'000, 100'000'000, 1'000'000'000}, 16};
+  Chooser chooser(draw("balanced", input(q, {1, 2, 4, 8})), {3, {}}, costs, "e-first");
+  ASSERT_TRUE(chooser.counts_busy({.waiting = true}));
+  auto placed = place_variants(chooser, grid);
+  ASSERT_TRUE(placed.ok());
+  size_t all = 0;
+  for (const PlacedVariant& v : *placed) {
+    all += v.load_min == 0 && v.load_max == kNoLimit;
+    if (v.load_min == 0) continue;
+    // What is apart is so because the other load has another tiling, in the same ranges.
+    auto idle = std::find_if(placed->begin(), placed->end(), [&](const PlacedVariant& o) {
+      return o.load_max == 1 && o.tokens_min == v.tokens_min && o.rate_min == v.rate_min;
+    });
+    ASSERT_NE(idle, placed->end());
+    EXPECT_EQ(std::pair(idle->tokens_max, idle->rate_max), std::pair(v.tokens_max, v.rate_max));
+    EXPECT_NE(idle->tiling, v.tiling);
+  }
+  EXPECT_GT(2 * all, placed->size());
 }
 
 TEST(Variants, FewerAreAskedForAndTheirRegretGrows) {
