@@ -185,32 +185,36 @@ std::vector<double> random_rows(int64_t rows, int64_t d) {
 
 /// Sums and maps of random numbers. Maps of wide models are told by those of narrow ones: the work grows with
 /// the third power of the width.
-Status measure_maps(int64_t d, int64_t tokens, Pace& pace) {
+Status measure_maps(int64_t d, int64_t tokens, const std::vector<MapForm>& forms, Pace& pace) {
   const int64_t rows = std::min<int64_t>(tokens, 256);
   {
     CutMoments sums(d);
     const std::vector<double> x = random_rows(rows, d);
     DS_ASSIGN(double block, time_of([&](int64_t) {
-                sums.add(x, x, rows);
+                sums.add(x, x, weigh_tokens(x, x, d).weight);
                 return ok_status();
               }));
     pace.sums_row = block / number(rows);
   }
   const int64_t narrow = std::min<int64_t>(d, 128);
   CutMoments fit(narrow), held_out(narrow);
+  HeldOut tried(narrow, narrow);
   const std::vector<double> x = random_rows(4 * narrow, narrow), r = random_rows(4 * narrow + 1, narrow);
-  fit.add(x, std::span(r).subspan(static_cast<size_t>(narrow)), 4 * narrow);
-  held_out.add(r, r, narrow);
-  DS_ASSIGN(double solve, time_of([&](int64_t) {
-              return fit_maps(1, std::max<int64_t>(1, narrow / 8), fit, held_out).status();
-            }));
+  const std::span<const double> y = std::span(r).subspan(static_cast<size_t>(narrow));
+  const TokenWeights weights = weigh_tokens(x, y, narrow);
+  fit.add(x, y, weights.weight);
+  held_out.add(x, y, weights.weight);
+  tried.add(x, y, weights);
+  const FitRequest request{1, forms, std::max<int64_t>(1, narrow / 8), /*control=*/true};
+  DS_ASSIGN(double solve, time_of([&](int64_t) { return fit_maps(request, fit, held_out, tried).status(); }));
   pace.solve = solve * std::pow(number(d) / number(narrow), 3);
   return ok_status();
 }
 
 }  // namespace
 
-Result<Pace> measure_pace(Backend& backend, DeviceModel& receiver, const ProfileWork& work) {
+Result<Pace> measure_pace(Backend& backend, DeviceModel& receiver, const ProfileWork& work,
+                          const std::vector<MapForm>& forms) {
   const int64_t begin = now_ns();
   Pace pace;
   if (work.contexts.empty() && work.fit.empty())
@@ -222,7 +226,7 @@ Result<Pace> measure_pace(Backend& backend, DeviceModel& receiver, const Profile
   DS_TRY(meter.reserve(pace.context_tokens, questions != nullptr));
   DS_ASSIGN(pace.layer_row, meter.layer_row(context));
   if (questions != nullptr) DS_TRY(meter.measure_answers(*questions, pace));
-  if (!work.fit.empty()) DS_TRY(measure_maps(receiver.config().d_model, pace.context_tokens, pace));
+  if (!work.fit.empty()) DS_TRY(measure_maps(receiver.config().d_model, pace.context_tokens, forms, pace));
   pace.measured_s = number(now_ns() - begin) / 1e9;
   return pace;
 }

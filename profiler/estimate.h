@@ -21,9 +21,11 @@ struct Pace {
 
 /// Measures with `receiver`, for some seconds at most unless a single layer takes longer. The context is the
 /// one whose length is nearest to that of the average token's context, from those to fit on where there are
-/// no others; what a context of another length takes is told in proportion. kExhausted: memory for one
+/// no others; what a context of another length takes is told in proportion. `forms`: of the maps that are
+/// fitted. kExhausted: memory for one
 /// layer's caches.
-Result<Pace> measure_pace(Backend& backend, DeviceModel& receiver, const ProfileWork& work);
+Result<Pace> measure_pace(Backend& backend, DeviceModel& receiver, const ProfileWork& work,
+                          const std::vector<MapForm>& forms = {MapForm::kFull});
 
 struct TimeEstimate {
   double fit_s = 0;  // the maps

@@ -2,6 +2,7 @@
 // what enters each layer.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,6 +16,7 @@
 namespace ds {
 
 struct FitOptions {
+  std::vector<MapForm> forms = {MapForm::kFull};
   int64_t rank = 0;       // of low-rank maps; 0: an eighth of the width
   bool plain = false;     // layers that cannot be fitted are left out, not an error
   bool shuffled = false;  // also maps fitted to tokens in a wrong order: a control
@@ -28,25 +30,32 @@ class MapFitter {
   static Result<std::unique_ptr<MapFitter>> create(Backend& backend, DeviceModel& sender,
                                                    DeviceModel& receiver, const FitOptions& options,
                                                    int64_t contexts, int64_t most_tokens);
-  /// kCorrupt: hidden states that are not finite, with model and layer.
-  Status add(std::span<const int32_t> context);
+  /// `progress` (may be empty): layers of this context that are done. kCorrupt: hidden states that are not
+  /// finite, with model and layer.
+  Status add(std::span<const int32_t> context, const std::function<void(int64_t layers)>& progress = {});
 
   struct Fitted {
     std::vector<AlignmentMap> maps, shuffled;  // sorted by layer and form
+    std::vector<PlainLayer> plain;             // whose maps are no better than none
     std::vector<std::string> left_out;         // why layers were, where FitOptions::plain allows it
+    std::vector<std::string> limits;           // LayerMaps::limits
   };
-  /// Errors: those of fit_maps(), for the first layer that has one.
-  Result<Fitted> fit() const;
+  /// Once, after all contexts; the sums of a layer are freed when it is fitted. `progress` (may be empty):
+  /// layers that are. The shuffled control has the maps that `maps` has, whatever they are worth. Errors:
+  /// those of fit_maps(), for the first layer that has one.
+  Result<Fitted> fit(const std::function<void(int64_t layers)>& progress = {});
 
-  /// Bytes of the sums over all layers: 32 d^2 each, twice that with shuffled maps.
-  static int64_t memory_bytes(const ModelConfig& config, const FitOptions& options);
+  /// Bytes that a fit needs beside the models: sums and held-out tokens of all layers, what solving one of
+  /// them takes, and hidden states.
+  static int64_t memory_bytes(const ModelConfig& config, const FitOptions& options, int64_t contexts,
+                              int64_t most_tokens);
 
  private:
   MapFitter(Backend& backend, DeviceModel& sender, DeviceModel& receiver, const FitOptions& options)
       : backend_(backend), sender_(sender), receiver_(receiver), options_(options) {}
-  /// To fit on, and held out.
-  struct Halves {
+  struct Sums {
     CutMoments fit, held_out;
+    HeldOut rows;
   };
   struct Side {
     DeviceModel* model = nullptr;
@@ -61,7 +70,7 @@ class MapFitter {
   DeviceModel &sender_, &receiver_;
   FitOptions options_;
   int64_t contexts_ = 0, added_ = 0, most_tokens_ = 0;
-  std::vector<Halves> cuts_, shuffled_;  // by layer - 1
+  std::vector<Sums> cuts_, shuffled_;  // by layer - 1
   Side s_, r_;
   std::vector<std::byte> host_;
   std::vector<double> residual_;

@@ -5,17 +5,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
+#include <functional>
 
 namespace ds {
 namespace {
 
-using Matrix = std::vector<double>;  // [d][d], by rows
+using Matrix = std::vector<double>;  // by rows
 
 int blas(int64_t n) { return static_cast<int>(n); }
 size_t square(int64_t d) { return static_cast<size_t>(d) * static_cast<size_t>(d); }
 
-/// a * b, or a^T * b.
+/// a * b, or a^T * b, of matrices [d][d].
 Matrix product(const Matrix& a, const Matrix& b, int64_t d, bool transpose_a = false) {
   Matrix c(square(d));
   cblas_dgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, CblasNoTrans, blas(d), blas(d), blas(d),
@@ -31,27 +31,20 @@ Result<std::vector<double>> eigen(Matrix& a, int64_t d) {
   return values;
 }
 
-/// Of y about its mean, summed over tokens and elements.
-double variance_y(const CutMoments& m) {
-  double squares = 0;
-  for (size_t i = 0; i < m.sx.size(); ++i) squares += (m.sx[i] + m.sr[i]) * (m.sx[i] + m.sr[i]);
-  return m.yy - squares / static_cast<double>(m.tokens);
-}
-
-/// Sums about the means.
+/// Sums about the weighted means.
 struct Centred {
   Matrix xx, xr;
   std::vector<double> mean_x, mean_r;
-  double variance_x = 0;  // mean over elements, per token
+  double weight = 0;
+  double variance_x = 0;  // mean over elements, per weight
 };
 
 Centred centred(const CutMoments& m) {
   const auto d = static_cast<size_t>(m.d);
-  const auto n = static_cast<double>(m.tokens);
-  Centred c{m.xx, m.xr, m.sx, m.sr};
+  Centred c{m.xx, m.xr, m.sx, m.sr, m.weight};
   for (size_t i = 0; i < d; ++i) {
-    c.mean_x[i] /= n;
-    c.mean_r[i] /= n;
+    c.mean_x[i] /= c.weight;
+    c.mean_r[i] /= c.weight;
   }
   for (size_t i = 0; i < d; ++i) {
     for (size_t j = 0; j < d; ++j) {
@@ -64,15 +57,12 @@ Centred centred(const CutMoments& m) {
     }
     c.variance_x += c.xx[i * d + i];
   }
-  c.variance_x /= n * static_cast<double>(m.d);
+  c.variance_x /= c.weight * static_cast<double>(m.d);
   return c;
 }
 
-/// An affine map of row vectors: r is about x B + b.
-struct Affine {
-  Matrix B;
-  std::vector<double> b;
-};
+/// The penalty on |B|^2 that a ridge, a share of the variance of x, is for these sums.
+double penalty(double ridge, const Centred& c) { return ridge * c.variance_x * c.weight; }
 
 std::vector<double> bias_of(const Matrix& B, const Centred& c) {
   const size_t d = c.mean_x.size();
@@ -80,29 +70,6 @@ std::vector<double> bias_of(const Matrix& B, const Centred& c) {
   for (size_t i = 0; i < d; ++i)
     for (size_t j = 0; j < d; ++j) b[j] -= c.mean_x[i] * B[i * d + j];
   return b;
-}
-
-/// Mean squared distance as a share of the variance of y; 0 where there is neither.
-double error_of(const Affine& map, const CutMoments& m) {
-  const auto d = static_cast<size_t>(m.d);
-  const double n = static_cast<double>(m.tokens), variance = variance_y(m);
-  Matrix xxB(square(m.d));
-  cblas_dsymm(CblasRowMajor, CblasLeft, CblasUpper, blas(m.d), blas(m.d), 1, m.xx.data(), blas(m.d),
-              map.B.data(), blas(m.d), 0, xxB.data(), blas(m.d));
-  double sum = m.rr;
-  for (size_t k = 0; k < d * d; ++k) sum += map.B[k] * (xxB[k] - 2 * m.xr[k]);
-  for (size_t j = 0; j < d; ++j) {
-    double sxB = 0;
-    for (size_t i = 0; i < d; ++i) sxB += m.sx[i] * map.B[i * d + j];
-    sum += map.b[j] * (n * map.b[j] + 2 * sxB - 2 * m.sr[j]);
-  }
-  // What rounding leaves of an exact map may be below 0.
-  return sum <= 0 ? 0 : variance > 0 ? sum / variance : kUnknown;
-}
-
-double plain_error(const CutMoments& m) {
-  const double variance = variance_y(m);
-  return m.rr <= 0 ? 0 : variance > 0 ? m.rr / variance : kUnknown;
 }
 
 /// (xx + lambda)^-1 * right.
@@ -114,11 +81,6 @@ Result<Matrix> solve(const Centred& c, double lambda, Matrix right, int64_t d) {
   return right;
 }
 
-struct Low {
-  std::vector<double> up, down, scale;  // [d][r], [r][d], [d]
-  Matrix B;
-};
-
 std::vector<double> diagonal(const Centred& c, double lambda, int64_t d) {
   std::vector<double> scale;
   for (int64_t i = 0; i < d; ++i) {
@@ -128,10 +90,22 @@ std::vector<double> diagonal(const Centred& c, double lambda, int64_t d) {
   return scale;
 }
 
+/// B of a form: the whole matrix and what it is made of.
+struct Map {
+  Matrix B;
+  std::vector<double> up, down, scale;  // [d][r], [r][d], [d]
+};
+
+Map diagonal_map(const Centred& c, double lambda, int64_t d) {
+  Map map{Matrix(square(d)), {}, {}, diagonal(c, lambda, d)};
+  for (size_t i = 0; i < map.scale.size(); ++i) map.B[i * map.scale.size() + i] = map.scale[i];
+  return map;
+}
+
 /// The diagonal first; of what it leaves the best fit of that rank (reduced-rank regression).
-Result<Low> low_rank(const Centred& c, double lambda, int64_t d, int64_t rank) {
+Result<Map> low_rank_map(const Centred& c, double lambda, int64_t d, int64_t rank) {
   const auto n = static_cast<size_t>(d), r = static_cast<size_t>(rank);
-  Low low;
+  Map low;
   low.scale = diagonal(c, lambda, d);
   Matrix rest = c.xr;
   for (size_t i = 0; i < n; ++i)
@@ -152,58 +126,234 @@ Result<Low> low_rank(const Centred& c, double lambda, int64_t d, int64_t rank) {
   return low;
 }
 
-Matrix from_diagonal(const std::vector<double>& scale) {
-  const size_t d = scale.size();
-  Matrix B(d * d);
-  for (size_t i = 0; i < d; ++i) B[i * d + i] = scale[i];
-  return B;
+/// Of no form: B = 0.
+Map zero_map(const FitRequest& request, MapForm form, int64_t d) {
+  const auto n = static_cast<size_t>(d), r = static_cast<size_t>(request.rank);
+  Map zero{Matrix(square(d)), {}, {}, std::vector<double>(n)};
+  if (form == MapForm::kLowRank) {
+    zero.up.resize(n * r);
+    zero.down.resize(r * n);
+  }
+  return zero;
 }
-
-std::vector<float> floats(const std::vector<double>& v) { return {v.begin(), v.end()}; }
 
 bool finite(const CutMoments& m) {
   auto all = [](const std::vector<double>& v) {
     return std::all_of(v.begin(), v.end(), [](double x) { return std::isfinite(x); });
   };
-  return std::isfinite(m.rr) && std::isfinite(m.yy) && all(m.sx) && all(m.sr) && all(m.xx) && all(m.xr);
+  return std::isfinite(m.weight) && all(m.sx) && all(m.sr) && all(m.xx) && all(m.xr);
 }
 
-/// The ridge, in units of the variance of x, whose map is best on what it was not fitted on; of equally good
-/// ones the largest.
-Result<double> choose_ridge(int64_t layer, const CutMoments& fit, const CutMoments& held_out) {
-  const int64_t d = fit.d;
-  const auto n = static_cast<size_t>(d);
-  const Centred c = centred(fit);
-  Matrix q = c.xx;
-  DS_ASSIGN(std::vector<double> values, eigen(q, d));
-  const double smallest = values.back() * static_cast<double>(d) * std::numeric_limits<double>::epsilon();
-  auto spanned = std::count_if(values.begin(), values.end(), [&](double v) { return v > smallest; });
-  if (spanned < d)
-    return error(Code::kInfeasible,
-                 "layer {}: the sender's hidden states span {} of {} directions, so that the system is "
-                 "singular; fit on "
-                 "more varied contexts, or leave such layers' cuts plain (--align-fallback plain)",
-                 layer, spanned, d);
-  Matrix right = product(q, c.xr, d, /*transpose_a=*/true);
-  std::optional<double> best;
-  double least = 0;
-  for (int power = 2; power >= -8; --power) {
-    const double ridge = std::pow(10.0, power);
-    const double lambda = ridge * c.variance_x * static_cast<double>(fit.tokens);
-    Matrix scaled = right;
-    for (size_t i = 0; i < n; ++i)
-      for (size_t j = 0; j < n; ++j) scaled[i * n + j] /= values[i] + lambda;
-    Affine map{product(q, scaled, d), {}};
-    map.b = bias_of(map.B, c);
-    double error = error_of(map, held_out);
-    if (best && !(error < least)) continue;
-    best = ridge;
-    least = error;
+/// How far maps are from the held-out tokens' y, as shares of its variance.
+class Judge {
+ public:
+  explicit Judge(const HeldOut& rows, int64_t d)
+      : rows_(rows), d_(static_cast<size_t>(d)), x_(rows.x().begin(), rows.x().end()) {
+    const std::vector<float>& y = rows.y();
+    std::vector<double> mean(d_);
+    double weight = 0;
+    for (size_t t = 0; t < rows.rows().size(); ++t) {
+      const double w = rows.rows()[t].weight;
+      for (size_t j = 0; j < d_; ++j) mean[j] += w * y[t * d_ + j];
+      weight += w;
+    }
+    for (double& m : mean) m /= weight;
+    for (size_t t = 0; t < rows.rows().size(); ++t) {
+      double squares = 0;
+      for (size_t j = 0; j < d_; ++j) squares += (y[t * d_ + j] - mean[j]) * (y[t * d_ + j] - mean[j]);
+      variance_ += rows.rows()[t].weight * squares;
+      if (!rows.rows()[t].massive) ordinary_variance_ += rows.rows()[t].weight * squares;
+    }
   }
-  return *best;
+
+  struct Score {
+    double error = 0, ordinary = 0;
+    std::vector<double> by_context;  // parts of `error`
+  };
+  /// Of the map x + x B + b.
+  Score score(const Matrix& B, const std::vector<double>& b) const {
+    Matrix left = residual();
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas_rows(), blas(d()), blas(d()), -1, x_.data(),
+                blas(d()), B.data(), blas(d()), 1, left.data(), blas(d()));
+    for (size_t k = 0; k < left.size(); ++k) left[k] -= b[k % d_];
+    return sum(left);
+  }
+  Score plain() const { return sum(residual()); }
+
+  /// Is a map better than none, as far as the contexts tell? `error` becomes that of the difference.
+  bool beats(const Score& plain, const Score& map, double& standard_error) const {
+    const auto n = static_cast<double>(plain.by_context.size());
+    const double gain = plain.error - map.error;
+    double squares = 0;
+    for (size_t c = 0; c < plain.by_context.size(); ++c) {
+      const double off = plain.by_context[c] - map.by_context[c] - gain / n;
+      squares += off * off;
+    }
+    standard_error = n > 1 ? std::sqrt(squares * n / (n - 1)) : kUnknown;
+    return gain > (n > 1 ? standard_error : kLeastGain * plain.error);
+  }
+
+ private:
+  int64_t d() const { return static_cast<int64_t>(d_); }
+  int blas_rows() const { return blas(static_cast<int64_t>(rows_.rows().size())); }
+  Matrix residual() const {
+    Matrix r(x_.size());
+    for (size_t k = 0; k < r.size(); ++k) r[k] = rows_.y()[k] - x_[k];
+    return r;
+  }
+  Score sum(const Matrix& left) const {
+    Score s;
+    s.by_context.resize(static_cast<size_t>(rows_.contexts()));
+    double all = 0;
+    for (size_t t = 0; t < rows_.rows().size(); ++t) {
+      const HeldOut::Row& row = rows_.rows()[t];
+      double squares = 0;
+      for (size_t j = 0; j < d_; ++j) squares += left[t * d_ + j] * left[t * d_ + j];
+      all += row.weight * squares;
+      if (!row.massive) s.ordinary += row.weight * squares;
+      s.by_context[row.context] += row.weight * squares;
+    }
+    auto share = [](double part, double variance) {
+      return part == 0 ? 0 : variance > 0 ? part / variance : kUnknown;
+    };
+    s.error = share(all, variance_);
+    s.ordinary = share(s.ordinary, ordinary_variance_);
+    for (double& part : s.by_context) part = share(part, variance_);
+    return s;
+  }
+
+  const HeldOut& rows_;
+  size_t d_;
+  Matrix x_;
+  double variance_ = 0, ordinary_variance_ = 0;
+};
+
+/// The best of what was tried.
+struct Choice {
+  double ridge = kUnknown;  // NaN: a bias alone
+  Judge::Score score;
+  bool at_limit = false;
+};
+
+/// Tries ridges from the largest down: of equally good ones the most penalised stays. Where the best one
+/// stands at the end of what was tried the search goes on.
+Result<Choice> choose(Judge::Score bias_alone,
+                      const std::function<Result<Judge::Score>(double ridge)>& try_ridge) {
+  Choice best{kUnknown, std::move(bias_alone)};
+  int power = kRidgeLimits[1] + 1, low = kRidgePowers[0], high = kRidgePowers[1];
+  auto look = [&](int at, bool keep_equal) -> Status {
+    DS_ASSIGN(Judge::Score score, try_ridge(std::pow(10.0, at)));
+    if (!(keep_equal ? score.error <= best.score.error : score.error < best.score.error)) return ok_status();
+    best = {std::pow(10.0, at), std::move(score)};
+    power = at;
+    return ok_status();
+  };
+  for (int at = high; at >= low; --at) DS_TRY(look(at, false));
+  while (power == high && high < kRidgeLimits[1]) DS_TRY(look(++high, true));
+  while (power == low && low > kRidgeLimits[0]) DS_TRY(look(--low, false));
+  best.at_limit = power == kRidgeLimits[0] || power == kRidgeLimits[1];
+  return best;
+}
+
+/// Maps of all forms for any ridge, from the sums of one part of the contexts.
+class Solver {
+ public:
+  Solver(const FitRequest& request, const CutMoments& m) : request_(request), d_(m.d), c_(centred(m)) {}
+
+  /// Makes full maps of many ridges cheap. kInfeasible: the system is singular.
+  Status decompose() {
+    q_ = c_.xx;
+    DS_ASSIGN(values_, eigen(q_, d_));
+    const double smallest = values_.back() * static_cast<double>(d_) * std::numeric_limits<double>::epsilon();
+    auto spanned = std::count_if(values_.begin(), values_.end(), [&](double v) { return v > smallest; });
+    if (spanned < d_)
+      return error(
+          Code::kInfeasible,
+          "layer {}: the sender's hidden states span {} of {} directions, so that the system is "
+          "singular; fit on more varied contexts, or leave such layers' cuts plain (--align-fallback plain)",
+          request_.layer, spanned, d_);
+    right_ = product(q_, c_.xr, d_, /*transpose_a=*/true);
+    return ok_status();
+  }
+
+  Result<Map> map(MapForm form, double ridge) const {
+    if (std::isnan(ridge)) return zero_map(request_, form, d_);
+    const double lambda = penalty(ridge, c_);
+    if (form == MapForm::kDiagonal) return diagonal_map(c_, lambda, d_);
+    if (form == MapForm::kLowRank) return low_rank_map(c_, lambda, d_, request_.rank);
+    if (q_.empty()) {
+      DS_ASSIGN(Matrix B, solve(c_, lambda, c_.xr, d_));
+      return Map{std::move(B), {}, {}, {}};
+    }
+    Matrix scaled = right_;
+    const auto n = static_cast<size_t>(d_);
+    for (size_t i = 0; i < n; ++i)
+      for (size_t j = 0; j < n; ++j) scaled[i * n + j] /= values_[i] + lambda;
+    return Map{product(q_, scaled, d_), {}, {}, {}};
+  }
+  std::vector<double> bias(const Matrix& B) const { return bias_of(B, c_); }
+
+ private:
+  const FitRequest& request_;
+  int64_t d_;
+  Centred c_;
+  Matrix q_, right_;
+  std::vector<double> values_;
+};
+
+std::vector<float> floats(const std::vector<double>& v) { return {v.begin(), v.end()}; }
+
+AlignmentMap alignment_map(const FitRequest& request, MapForm form, const Map& map,
+                           const std::vector<double>& bias) {
+  AlignmentMap out;
+  out.layer = request.layer;
+  out.form = form;
+  out.bias = floats(bias);
+  if (form == MapForm::kFull) {
+    const size_t d = bias.size();
+    out.weight.resize(d * d);
+    for (size_t i = 0; i < d; ++i)
+      for (size_t j = 0; j < d; ++j) out.weight[j * d + i] = static_cast<float>(map.B[i * d + j]);
+    return out;
+  }
+  out.scale = floats(map.scale);
+  if (form != MapForm::kLowRank) return out;
+  out.rank = request.rank;
+  out.up = floats(map.up);
+  out.down = floats(map.down);
+  return out;
+}
+
+double norm_of(double squares) { return std::sqrt(squares); }
+
+/// The upper one of an even number.
+double median(std::vector<double> v) {
+  auto middle = v.begin() + static_cast<ptrdiff_t>(v.size() / 2);
+  std::nth_element(v.begin(), middle, v.end());
+  return *middle;
 }
 
 }  // namespace
+
+TokenWeights weigh_tokens(std::span<const double> x, std::span<const double> r, int64_t d) {
+  const size_t width = static_cast<size_t>(d), rows = x.size() / width;
+  std::vector<double> x_norm(rows), y_norm(rows);
+  TokenWeights out{std::vector<double>(rows), std::vector<char>(rows)};
+  for (size_t t = 0; t < rows; ++t) {
+    double xx = 0, yy = 0;
+    for (size_t k = t * width; k < (t + 1) * width; ++k) {
+      xx += x[k] * x[k];
+      yy += (x[k] + r[k]) * (x[k] + r[k]);
+    }
+    out.weight[t] = xx + yy > 0 ? 2 / (xx + yy) : 0;
+    x_norm[t] = norm_of(xx);
+    y_norm[t] = norm_of(yy);
+  }
+  if (rows == 0) return out;
+  const double x_most = kMassiveNorm * median(x_norm), y_most = kMassiveNorm * median(y_norm);
+  for (size_t t = 0; t < rows; ++t) out.massive[t] = x_norm[t] > x_most || y_norm[t] > y_most;
+  return out;
+}
 
 CutMoments::CutMoments(int64_t width)
     : d(width),
@@ -212,19 +362,32 @@ CutMoments::CutMoments(int64_t width)
       sx(static_cast<size_t>(width)),
       sr(static_cast<size_t>(width)) {}
 
-void CutMoments::add(std::span<const double> x, std::span<const double> r, int64_t rows) {
-  cblas_dsyrk(CblasRowMajor, CblasUpper, CblasTrans, blas(d), blas(rows), 1, x.data(), blas(d), 1, xx.data(),
-              blas(d));
-  cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, blas(d), blas(d), blas(rows), 1, x.data(), blas(d),
-              r.data(), blas(d), 1, xr.data(), blas(d));
+void CutMoments::add(std::span<const double> x, std::span<const double> r, std::span<const double> weights) {
+  constexpr size_t kBlock = 512;  // rows; so that long contexts need no second copy
   const auto width = static_cast<size_t>(d);
-  for (size_t k = 0; k < static_cast<size_t>(rows) * width; ++k) {
-    sx[k % width] += x[k];
-    sr[k % width] += r[k];
-    rr += r[k] * r[k];
-    yy += (x[k] + r[k]) * (x[k] + r[k]);
+  std::vector<double> scaled_x, scaled_r;
+  for (size_t first = 0; first < weights.size(); first += kBlock) {
+    const size_t rows = std::min(kBlock, weights.size() - first);
+    scaled_x.resize(rows * width);
+    scaled_r.resize(rows * width);
+    for (size_t t = 0; t < rows; ++t) {
+      const double w = weights[first + t], root = std::sqrt(w);
+      for (size_t j = 0; j < width; ++j) {
+        const size_t from = (first + t) * width + j, to = t * width + j;
+        scaled_x[to] = root * x[from];
+        scaled_r[to] = root * r[from];
+        sx[j] += w * x[from];
+        sr[j] += w * r[from];
+      }
+      weight += w;
+    }
+    const int n = blas(static_cast<int64_t>(rows));
+    cblas_dsyrk(CblasRowMajor, CblasUpper, CblasTrans, blas(d), n, 1, scaled_x.data(), blas(d), 1, xx.data(),
+                blas(d));
+    cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, blas(d), blas(d), n, 1, scaled_x.data(), blas(d),
+                scaled_r.data(), blas(d), 1, xr.data(), blas(d));
   }
-  tokens += rows;
+  tokens += static_cast<int64_t>(weights.size());
 }
 
 CutMoments& CutMoments::operator+=(const CutMoments& o) {
@@ -235,81 +398,105 @@ CutMoments& CutMoments::operator+=(const CutMoments& o) {
   add_to(xr, o.xr);
   add_to(sx, o.sx);
   add_to(sr, o.sr);
-  rr += o.rr;
-  yy += o.yy;
+  weight += o.weight;
   tokens += o.tokens;
   contexts += o.contexts;
+  massive_tokens += o.massive_tokens;
   return *this;
 }
 
-Result<std::vector<AlignmentMap>> fit_maps(int64_t layer, int64_t rank, const CutMoments& fit,
-                                           const CutMoments& held_out) {
+void HeldOut::add(std::span<const double> x, std::span<const double> r, const TokenWeights& weights) {
+  const auto width = static_cast<size_t>(d_);
+  for (bool massive : {false, true}) {
+    std::vector<size_t> all;
+    for (size_t t = 0; t < weights.weight.size(); ++t)
+      if ((weights.massive[t] != 0) == massive) all.push_back(t);
+    const size_t kept = std::min(all.size(), static_cast<size_t>(most_));
+    for (size_t k = 0; k < kept; ++k) {
+      const size_t t = all[(2 * k + 1) * all.size() / (2 * kept)];  // in the middle of those it stands for
+      const double stands_for = static_cast<double>(all.size()) / static_cast<double>(kept);
+      rows_.push_back({weights.weight[t] * stands_for, massive, static_cast<size_t>(contexts_)});
+      for (size_t k2 = t * width; k2 < (t + 1) * width; ++k2) {
+        x_.push_back(static_cast<float>(x[k2]));
+        y_.push_back(static_cast<float>(x[k2] + r[k2]));
+      }
+    }
+  }
+  tokens_ += static_cast<int64_t>(weights.weight.size());
+  ++contexts_;
+}
+
+int64_t fit_scratch_bytes(int64_t d, int64_t rows) {
+  // Centred sums and eigenvectors with their right side; a map and what it is made from; x and an error of
+  // each held-out row.
+  return 8 * (4 * d * d + 4 * d * d + 2 * rows * d);
+}
+
+Result<LayerMaps> fit_maps(const FitRequest& request, CutMoments fit, CutMoments held_out,
+                           const HeldOut& rows) {
   const int64_t d = fit.d;
   if (!finite(fit) || !finite(held_out))
     return error(Code::kCorrupt,
                  "layer {}: the sums over hidden states are not finite: a model's weights are damaged",
-                 layer);
-  if (fit.tokens < kTokensPerWidth * d || held_out.tokens < 1)
+                 request.layer);
+  if (fit.tokens < kTokensPerWidth * d || rows.tokens() < 1)
     return error(Code::kInfeasible,
                  "layer {}: {} tokens to fit on and {} to choose the ridge on; hidden states of width {} "
-                 "need at least "
-                 "{} and 1: give more contexts (about {} tokens in all)",
-                 layer, fit.tokens, held_out.tokens, d, kTokensPerWidth * d,
+                 "need at least {} and 1: give more contexts (about {} tokens in all)",
+                 request.layer, fit.tokens, rows.tokens(), d, kTokensPerWidth * d,
                  // One context of five is held out.
                  kTokensPerWidth * d * 5 / 4 + 1);
-  DS_ASSIGN(double ridge, choose_ridge(layer, fit, held_out));
-  CutMoments all = fit;
-  all += held_out;
-  struct Fitted {
-    Affine full, low, diagonal;
-    Low factors;
-    std::vector<double> scale;
-  };
-  auto fit_on = [&](const CutMoments& m) -> Result<Fitted> {
-    const Centred c = centred(m);
-    const double lambda = ridge * c.variance_x * static_cast<double>(m.tokens);
-    Fitted f;
-    auto full = solve(c, lambda, c.xr, d);
-    if (!full.ok()) return full.status().with_context(fmt::format("layer {}", layer));
-    f.full.B = std::move(*full);
-    DS_ASSIGN(f.factors, low_rank(c, lambda, d, rank));
-    f.low.B = f.factors.B;
-    f.scale = diagonal(c, lambda, d);
-    f.diagonal.B = from_diagonal(f.scale);
-    for (Affine* a : {&f.full, &f.low, &f.diagonal}) a->b = bias_of(a->B, c);
-    return f;
-  };
-  DS_ASSIGN(Fitted part, fit_on(fit));
-  DS_ASSIGN(Fitted whole, fit_on(all));
+  const Judge judge(rows, d);
+  const Judge::Score plain = judge.plain();
+  MapFit common;
+  common.tokens = fit.tokens + held_out.tokens;
+  common.contexts = fit.contexts + held_out.contexts;
+  common.held_out_tokens = rows.tokens();
+  common.held_out_contexts = rows.contexts();
+  common.massive_tokens = fit.massive_tokens + held_out.massive_tokens;
+  common.plain_error = plain.error;
+  common.plain_ordinary_error = plain.ordinary;
 
-  std::vector<AlignmentMap> maps(3);
-  MapFit common{all.tokens, all.contexts,         held_out.tokens, held_out.contexts, ridge,
-                0,          plain_error(held_out)};
-  for (AlignmentMap& m : maps) {
-    m.layer = layer;
-    m.fit = common;
+  LayerMaps out;
+  std::vector<std::pair<MapForm, MapFit>> taken;
+  {
+    Solver part(request, fit);
+    DS_TRY(part.decompose());
+    const Matrix none(square(d));
+    const Judge::Score bias_alone = judge.score(none, part.bias(none));
+    for (MapForm form : request.forms) {
+      DS_ASSIGN(Choice best, choose(bias_alone, [&](double ridge) -> Result<Judge::Score> {
+                  auto map = part.map(form, ridge);
+                  if (!map.ok()) return map.status().with_context(fmt::format("layer {}", request.layer));
+                  return judge.score(map->B, part.bias(map->B));
+                }));
+      MapFit stated = common;
+      stated.ridge = best.ridge;
+      stated.error = best.score.error;
+      stated.ordinary_error = best.score.ordinary;
+      const bool better = judge.beats(plain, best.score, stated.gain_stderr);
+      if (!better && !request.control) {
+        out.plain.push_back({request.layer, form, stated});
+        continue;
+      }
+      if (best.at_limit)
+        out.limits.push_back(fmt::format("layer {}, {}: the best ridge is {:.0e}, the {} that is tried",
+                                         request.layer, map_form_name(form), best.ridge,
+                                         best.ridge < 1 ? "smallest" : "largest"));
+      taken.emplace_back(form, stated);
+    }
   }
-  AlignmentMap &diagonal_map = maps[0], &low = maps[1], &full = maps[2];
-  diagonal_map.form = MapForm::kDiagonal;
-  diagonal_map.scale = floats(whole.scale);
-  diagonal_map.bias = floats(whole.diagonal.b);
-  diagonal_map.fit.error = error_of(part.diagonal, held_out);
-  low.form = MapForm::kLowRank;
-  low.rank = rank;
-  low.up = floats(whole.factors.up);
-  low.down = floats(whole.factors.down);
-  low.scale = floats(whole.factors.scale);
-  low.bias = floats(whole.low.b);
-  low.fit.error = error_of(part.low, held_out);
-  full.form = MapForm::kFull;
-  full.weight.resize(square(d));
-  for (int64_t i = 0; i < d; ++i)
-    for (int64_t j = 0; j < d; ++j)
-      full.weight[static_cast<size_t>(j * d + i)] =
-          static_cast<float>(whole.full.B[static_cast<size_t>(i * d + j)]);
-  full.bias = floats(whole.full.b);
-  full.fit.error = error_of(part.full, held_out);
-  return maps;
+  if (taken.empty()) return out;
+  fit += held_out;
+  held_out = CutMoments(0);
+  Solver whole(request, fit);
+  for (const auto& [form, stated] : taken) {
+    auto map = whole.map(form, stated.ridge);
+    if (!map.ok()) return map.status().with_context(fmt::format("layer {}", request.layer));
+    out.maps.push_back(alignment_map(request, form, *map, whole.bias(map->B)));
+    out.maps.back().fit = stated;
+  }
+  return out;
 }
 
 }  // namespace ds

@@ -111,9 +111,10 @@ Result<RunRecords> read_records(const std::string& folder, size_t ways);
 /// The maps of a run. Empty where it has no aligned ways.
 struct RunMaps {
   MapSet own, shuffled;
-  std::vector<std::string> left_out;  // why layers have none, where that is allowed; only from the process
-                                      // that fitted them
-  const MapSet* given = nullptr;      // another pair's, for the control
+  // Why layers have none, where that is allowed, and LayerMaps::limits; only from the process that fitted
+  // them.
+  std::vector<std::string> left_out, limits;
+  const MapSet* given = nullptr;  // another pair's, for the control
   Engine::Maps by_control(const std::string& other_pair) const;
 };
 /// Reads a run's maps, or makes them with `fit` and keeps them in its folder: one process does, others wait.

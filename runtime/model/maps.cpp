@@ -37,34 +37,51 @@ std::span<const std::byte> bytes_of(const std::vector<float>& v) { return std::a
 
 Json finite(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 
-Json fit_json(const AlignmentMap& m) {
-  return {{"layer", m.layer},
-          {"form", map_form_name(m.form)},
-          {"rank", m.rank},
-          {"tokens", m.fit.tokens},
-          {"contexts", m.fit.contexts},
-          {"held_out_tokens", m.fit.held_out_tokens},
-          {"held_out_contexts", m.fit.held_out_contexts},
-          {"ridge", finite(m.fit.ridge)},
-          {"error", finite(m.fit.error)},
-          {"plain_error", finite(m.fit.plain_error)}};
+Json fit_json(int64_t layer, MapForm form, int64_t rank, const MapFit& fit) {
+  return {{"layer", layer},
+          {"form", map_form_name(form)},
+          {"rank", rank},
+          {"tokens", fit.tokens},
+          {"contexts", fit.contexts},
+          {"held_out_tokens", fit.held_out_tokens},
+          {"held_out_contexts", fit.held_out_contexts},
+          {"massive_tokens", fit.massive_tokens},
+          {"ridge", finite(fit.ridge)},
+          {"error", finite(fit.error)},
+          {"ordinary_error", finite(fit.ordinary_error)},
+          {"plain_error", finite(fit.plain_error)},
+          {"plain_ordinary_error", finite(fit.plain_ordinary_error)},
+          {"gain_stderr", finite(fit.gain_stderr)}};
 }
 
-Result<AlignmentMap> read_fit(const JsonObject& o, int64_t layers, int64_t d) {
-  AlignmentMap m;
+Result<MapFit> read_fit(const JsonObject& o) {
+  constexpr double kNone = kUnknown;
+  MapFit fit;
+  DS_ASSIGN(fit.tokens, o.integer("tokens", 1, INT64_MAX));
+  DS_ASSIGN(fit.contexts, o.integer("contexts", 1, INT64_MAX));
+  DS_ASSIGN(fit.held_out_tokens, o.integer("held_out_tokens", 0, INT64_MAX));
+  DS_ASSIGN(fit.held_out_contexts, o.integer("held_out_contexts", 0, INT64_MAX));
+  DS_ASSIGN(fit.massive_tokens, o.integer_or("massive_tokens", 0, INT64_MAX, 0));
+  DS_ASSIGN(fit.ridge, o.number_or("ridge", 0, 1e300, kNone));
+  DS_ASSIGN(fit.error, o.number_or("error", 0, 1e300, kNone));
+  DS_ASSIGN(fit.ordinary_error, o.number_or("ordinary_error", 0, 1e300, kNone));
+  DS_ASSIGN(fit.plain_error, o.number_or("plain_error", 0, 1e300, kNone));
+  DS_ASSIGN(fit.plain_ordinary_error, o.number_or("plain_ordinary_error", 0, 1e300, kNone));
+  DS_ASSIGN(fit.gain_stderr, o.number_or("gain_stderr", 0, 1e300, kNone));
+  return fit;
+}
+
+/// Layer, form and fit of an entry of `statistics` or `plain`.
+template <typename Map>
+Result<Map> read_entry(const JsonObject& o, int64_t layers, const std::vector<Map>& before) {
+  Map m;
   DS_ASSIGN(m.layer, o.integer("layer", 0, layers - 1));
   DS_ASSIGN(std::string form, o.string("form"));
   DS_ASSIGN(m.form, parse_map_form(form, o.at("form"), Code::kCorrupt));
-  const bool low_rank = m.form == MapForm::kLowRank;
-  DS_ASSIGN(m.rank, o.integer("rank", low_rank ? 1 : 0, low_rank ? d : 0));
-  constexpr double kNone = kUnknown;
-  DS_ASSIGN(m.fit.tokens, o.integer("tokens", 1, INT64_MAX));
-  DS_ASSIGN(m.fit.contexts, o.integer("contexts", 1, INT64_MAX));
-  DS_ASSIGN(m.fit.held_out_tokens, o.integer("held_out_tokens", 0, INT64_MAX));
-  DS_ASSIGN(m.fit.held_out_contexts, o.integer("held_out_contexts", 0, INT64_MAX));
-  DS_ASSIGN(m.fit.ridge, o.number_or("ridge", 0, 1e300, kNone));
-  DS_ASSIGN(m.fit.error, o.number_or("error", 0, 1e300, kNone));
-  DS_ASSIGN(m.fit.plain_error, o.number_or("plain_error", 0, 1e300, kNone));
+  DS_ASSIGN(m.fit, read_fit(o));
+  if (!before.empty() && std::tie(before.back().layer, before.back().form) >= std::tie(m.layer, m.form))
+    return error(Code::kCorrupt, "{}: layer {}, {}: not in ascending order, or twice", o.where(), m.layer,
+                 form);
   return m;
 }
 
@@ -97,14 +114,15 @@ std::string MapSet::fingerprint() const {
 
 Status MapSet::write(const std::string& path) const {
   std::vector<NamedTensor> tensors;
-  Json statistics = Json::array(), inputs = Json::array();
+  Json statistics = Json::array(), plain_layers = Json::array(), inputs = Json::array();
   for (const AlignmentMap& m : maps) {
     DS_TRY(visit_tensors(m, d_model, [&](const std::string& name, const std::vector<float>& v, auto shape) {
       tensors.push_back({name, DType::kF32, shape, bytes_of(v)});
       return ok_status();
     }));
-    statistics.push_back(fit_json(m));
+    statistics.push_back(fit_json(m.layer, m.form, m.rank, m.fit));
   }
+  for (const PlainLayer& p : plain) plain_layers.push_back(fit_json(p.layer, p.form, 0, p.fit));
   for (const InputFile& i : data)
     inputs.push_back({{"role", i.role}, {"name", i.name}, {"sha256", i.sha256}});
   Json pair{{"sender", {{"name", sender_name}, {"fingerprint", sender_fingerprint}}},
@@ -118,7 +136,8 @@ Status MapSet::write(const std::string& path) const {
                             {"pair", dump(pair)},
                             {"shape", dump(shape)},
                             {"data", dump(inputs)},
-                            {"statistics", dump(statistics)}});
+                            {"statistics", dump(statistics)},
+                            {"plain", dump(plain_layers)}});
 }
 
 Result<MapSet> MapSet::read(const std::string& path) {
@@ -173,17 +192,27 @@ Result<MapSet> MapSet::read(const std::string& path) {
     DS_ASSIGN(input.name, o.string("name"));
     DS_ASSIGN(input.sha256, o.string("sha256"));
   }
-  DS_ASSIGN(nlohmann::json statistics, parse("statistics"));
-  if (!statistics.is_array() || statistics.size() > static_cast<size_t>(kMostLayers) * kMapForms)
-    return error(Code::kCorrupt, "{}: statistics: expected a list of maps", path);
+  auto parse_maps = [&](const std::string& key) -> Result<nlohmann::json> {
+    DS_ASSIGN(nlohmann::json list, parse(key));
+    if (!list.is_array() || list.size() > static_cast<size_t>(kMostLayers) * kMapForms)
+      return error(Code::kCorrupt, "{}: {}: expected a list of maps", path, key);
+    return list;
+  };
+  if (file.metadata().contains("plain")) {  // not in files from before there was a choice
+    DS_ASSIGN(nlohmann::json list, parse_maps("plain"));
+    for (size_t i = 0; i < list.size(); ++i) {
+      DS_ASSIGN(JsonObject o, JsonObject::make(list[i], fmt::format("{}: plain[{}]", path, i)));
+      DS_ASSIGN(PlainLayer p, read_entry(o, set.layers, set.plain));
+      set.plain.push_back(p);
+    }
+  }
+  DS_ASSIGN(nlohmann::json statistics, parse_maps("statistics"));
   size_t used = 0;
   for (size_t i = 0; i < statistics.size(); ++i) {
     DS_ASSIGN(JsonObject o, JsonObject::make(statistics[i], fmt::format("{}: statistics[{}]", path, i)));
-    DS_ASSIGN(AlignmentMap m, read_fit(o, set.layers, set.d_model));
-    if (!set.maps.empty() &&
-        std::tie(set.maps.back().layer, set.maps.back().form) >= std::tie(m.layer, m.form))
-      return error(Code::kCorrupt, "{}: layer {}, {}: not in ascending order, or twice", path, m.layer,
-                   map_form_name(m.form));
+    DS_ASSIGN(AlignmentMap m, read_entry(o, set.layers, set.maps));
+    const bool low_rank = m.form == MapForm::kLowRank;
+    DS_ASSIGN(m.rank, o.integer("rank", low_rank ? 1 : 0, low_rank ? set.d_model : 0));
     auto read_tensor = [&](const std::string& name, std::vector<float>& v,
                            const std::vector<int64_t>& dims) -> Status {
       auto at = file.entries().find(name);

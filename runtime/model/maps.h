@@ -11,7 +11,8 @@
 //   layers.L.diagonal.scale   F32 [d]      y = x + s * x + b
 //   layers.L.diagonal.bias    F32 [d]
 //
-// `__metadata__`: format "droidspeak.maps", version, and as JSON texts `pair`, `shape`, `data`, `statistics`.
+// `__metadata__`: format "droidspeak.maps", version, and as JSON texts `pair`, `shape`, `data`, `statistics`
+// and, of maps that were no better than the plain cut and are not here, `plain`.
 #pragma once
 
 #include <cstdint>
@@ -26,19 +27,35 @@ namespace ds {
 
 inline constexpr int64_t kMapsVersion = 1;
 
-/// Errors are mean squared distances to the receiver's hidden states, as shares of their variance, on
-/// contexts that the fit did not see: 0 is exact, 1 no better than their mean. NaN: not known.
+/// Errors are mean squared distances to the receiver's hidden states as shares of their variance, each
+/// token's weighed by 2 / (|x|^2 + |y|^2), on contexts that the fit did not see: 0 is exact, 1 no better than
+/// their mean. *Ordinary*: of the tokens that are not massive (profiler/moments.h). NaN: not known.
 struct MapFit {
   int64_t tokens = 0, contexts = 0;                    // fitted on
   int64_t held_out_tokens = 0, held_out_contexts = 0;  // of them, those the ridge was chosen on
-  double ridge = 0;        // penalty on W, as a share of the mean variance of the sender's hidden states
-  double error = 0;        // with the map
-  double plain_error = 0;  // without one: the plain cut
+  int64_t massive_tokens = 0;                          // of all
+  // Penalty on W, as a share of the mean variance of the sender's hidden states; NaN: W is 0, and only the
+  // bias is fitted.
+  double ridge = 0;
+  double error = 0, ordinary_error = 0;              // with the map
+  double plain_error = 0, plain_ordinary_error = 0;  // without one: the plain cut
+  double gain_stderr = 0;  // standard error over held-out contexts of plain_error - error
   bool operator==(const MapFit& o) const {
     return tokens == o.tokens && contexts == o.contexts && held_out_tokens == o.held_out_tokens &&
-           held_out_contexts == o.held_out_contexts && same_number(ridge, o.ridge) &&
-           same_number(error, o.error) && same_number(plain_error, o.plain_error);
+           held_out_contexts == o.held_out_contexts && massive_tokens == o.massive_tokens &&
+           same_number(ridge, o.ridge) && same_number(error, o.error) &&
+           same_number(ordinary_error, o.ordinary_error) && same_number(plain_error, o.plain_error) &&
+           same_number(plain_ordinary_error, o.plain_ordinary_error) &&
+           same_number(gain_stderr, o.gain_stderr);
   }
+};
+
+/// A form of a layer for which a map was fitted and is not kept: it was no better than the plain cut.
+struct PlainLayer {
+  int64_t layer = 0;
+  MapForm form = MapForm::kFull;
+  MapFit fit;  // of the best map
+  bool operator==(const PlainLayer&) const = default;
 };
 
 /// One map. Vectors that its form has no use for are empty.
@@ -63,6 +80,8 @@ struct MapSet {
   std::string dtype;            // what the hidden states were computed in
   std::vector<InputFile> data;  // what it was fitted on: role "fit"
   std::vector<AlignmentMap> maps;
+  std::vector<PlainLayer>
+      plain;  // sorted alike; layers that have no map of a form were not fitted, or are here
 
   const AlignmentMap* find(int64_t layer, MapForm form) const;  // nullptr: there is none
   /// SHA-256 over the identities, the shape and every number of every map; not over names and statistics.

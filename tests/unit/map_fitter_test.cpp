@@ -22,6 +22,8 @@ using testing::take;
 using testing::tiny_config;
 using testing::TinyModel;
 
+const std::vector<MapForm> kAllForms{MapForm::kDiagonal, MapForm::kLowRank, MapForm::kFull};
+
 MapFitter::Fitted fit(TinyModel& sender, TinyModel& receiver, FitOptions options = {}) {
   constexpr int64_t contexts = 10;
   auto fitter =
@@ -33,18 +35,13 @@ MapFitter::Fitted fit(TinyModel& sender, TinyModel& receiver, FitOptions options
   return take(fitter->fit());
 }
 
-TEST(MapFitter, OneModelGivesTheIdentityExactly) {
+TEST(MapFitter, OneModelStaysPlain) {
   for (DType dtype : {DType::kBF16, DType::kF32}) {
     TinyModel s(tiny_config(Family::kLlama), 1, dtype), r(tiny_config(Family::kLlama), 1, dtype);
-    MapFitter::Fitted fitted = fit(s, r);
-    EXPECT_EQ(fitted.maps.size(), 3u * 4);  // three forms, layers 1 to 4
-    for (const AlignmentMap& m : fitted.maps) {
-      for (float w : m.weight) EXPECT_EQ(w, 0);
-      for (float w : m.down) EXPECT_EQ(w, 0);
-      for (float w : m.scale) EXPECT_EQ(w, 0);
-      for (float w : m.bias) EXPECT_EQ(w, 0);
-      EXPECT_EQ(m.fit.error, 0);
-    }
+    MapFitter::Fitted fitted = fit(s, r, {.forms = kAllForms});
+    EXPECT_TRUE(fitted.maps.empty());
+    EXPECT_EQ(fitted.plain.size(), 3u * 4);  // three forms, layers 1 to 4
+    for (const PlainLayer& p : fitted.plain) EXPECT_EQ(p.fit.plain_error, 0);
   }
 }
 
@@ -54,9 +51,16 @@ TEST(MapFitter, FitsBetterThanThePlainCutAndThanAWrongOrder) {
   auto sender_files = take(Checkpoint::open(pair + "mild")),
        receiver_files = take(Checkpoint::open(pair + "receiver"));
   auto sender = take(backend->load(sender_files, {})), receiver = take(backend->load(receiver_files, {}));
-  auto fitter = take(MapFitter::create(*backend, *sender, *receiver, {.rank = 3, .shuffled = true}, 11, 200));
-  for (uint64_t i = 0; i < 11; ++i) ASSERT_TRUE(fitter->add(random_ids(200, 1381, i)).ok());
-  MapFitter::Fitted fitted = take(fitter->fit());
+  auto fitter = take(MapFitter::create(*backend, *sender, *receiver,
+                                       {.forms = kAllForms, .rank = 3, .shuffled = true}, 11, 200));
+  std::vector<int64_t> read, solved;
+  for (uint64_t i = 0; i < 11; ++i)
+    ASSERT_TRUE(fitter->add(random_ids(200, 1381, i), [&](int64_t layers) { read.push_back(layers); }).ok());
+  MapFitter::Fitted fitted = take(fitter->fit([&](int64_t layers) { solved.push_back(layers); }));
+  EXPECT_EQ(read.size(), 11u * 11);
+  EXPECT_EQ(solved.size(), 11u);
+  EXPECT_EQ(solved.back(), 11);
+  EXPECT_TRUE(fitted.plain.empty());
   ASSERT_EQ(fitted.maps.size(), 33u);
   ASSERT_EQ(fitted.shuffled.size(), fitted.maps.size());
   for (size_t i = 0; i < fitted.maps.size(); ++i) {
@@ -112,7 +116,8 @@ class MapsFile : public ::testing::Test {
     set.d_model = r.model->config().d_model;
     set.dtype = "f32";
     set.data = {{"fit", "notes.jsonl", std::string(64, 'c')}};
-    set.maps = fit(s, r, {.rank = 2}).maps;
+    set.maps = fit(s, r, {.forms = kAllForms, .rank = 2}).maps;
+    set.plain = {{1, MapForm::kFull, {.tokens = 10, .contexts = 2, .error = 0.5, .plain_error = 0.25}}};
     return set;
   }
   std::string path = ::testing::TempDir() + "maps_test.safetensors";
@@ -133,6 +138,7 @@ TEST_F(MapsFile, IsReadAsItWasWritten) {
   ASSERT_TRUE(set.write(path).ok());
   MapSet back = take(MapSet::read(path));
   EXPECT_EQ(back.maps, set.maps);
+  EXPECT_EQ(back.plain, set.plain);
   EXPECT_EQ(back.data, set.data);
   EXPECT_EQ(back.sender_name, "s");
   EXPECT_EQ(back.fingerprint(), set.fingerprint());
@@ -151,6 +157,7 @@ TEST_F(MapsFile, IsReadAsItWasWritten) {
   other = set;
   other.sender_name = "renamed";
   other.maps[0].fit.error = 0.5;
+  other.plain.clear();
   EXPECT_EQ(other.fingerprint(), set.fingerprint());
 }
 

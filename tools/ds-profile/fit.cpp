@@ -1,5 +1,7 @@
 // ds-profile fit: the maps of aligned cuts alone, without scoring anything.
+#include <cmath>
 #include <memory>
+#include <tuple>
 
 #include "support/clock.h"
 #include "support/file.h"
@@ -14,26 +16,76 @@ struct FitToolOptions {
   AlignOptions align;
   std::string out, prompts;
   ChatOptions chat;
-  std::vector<std::string> data;
+  std::vector<std::string> data, forms;
   int64_t truncate = 0, contexts = 0;
   bool json = false, control = false;
 };
 
-nlohmann::ordered_json json_of(const MapSet& set, const std::vector<std::string>& left_out, double seconds,
-                               int64_t bytes) {
-  nlohmann::ordered_json json{{"fingerprint", set.fingerprint()}, {"seconds", seconds}, {"sum_bytes", bytes}};
-  json["left_out"] = left_out;
-  json["maps"] = nlohmann::ordered_json::array();
-  for (const AlignmentMap& m : set.maps)
-    json["maps"].push_back({{"layer", m.layer},
-                            {"form", map_form_name(m.form)},
-                            {"rank", m.rank},
-                            {"tokens", m.fit.tokens},
-                            {"contexts", m.fit.contexts},
-                            {"ridge", m.fit.ridge},
-                            {"plain_error", m.fit.plain_error},
-                            {"error", m.fit.error}});
+struct Outcome {
+  MapSet set;
+  std::vector<std::string> left_out, limits;
+  double seconds = 0;
+  int64_t memory_bytes = 0;
+};
+
+nlohmann::ordered_json json_of(const FitToolOptions& o, const Outcome& done) {
+  auto entry = [](int64_t layer, MapForm form, int64_t rank, const MapFit& fit) -> nlohmann::ordered_json {
+    return {{"layer", layer},
+            {"form", map_form_name(form)},
+            {"rank", rank},
+            {"tokens", fit.tokens},
+            {"contexts", fit.contexts},
+            {"massive_tokens", fit.massive_tokens},
+            {"ridge", fit.ridge},
+            {"plain_error", fit.plain_error},
+            {"error", fit.error},
+            {"gain_stderr", fit.gain_stderr},
+            {"plain_ordinary_error", fit.plain_ordinary_error},
+            {"ordinary_error", fit.ordinary_error}};
+  };
+  nlohmann::ordered_json json{{"fingerprint", done.set.fingerprint()},
+                              {"seconds", done.seconds},
+                              {"memory_bytes", done.memory_bytes},
+                              {"left_out", done.left_out},
+                              {"limits", done.limits}};
+  if (o.control) json["shuffled"] = shuffled_path_for(o.out);
+  json["maps"] = json["plain"] = nlohmann::ordered_json::array();
+  for (const AlignmentMap& m : done.set.maps) json["maps"].push_back(entry(m.layer, m.form, m.rank, m.fit));
+  for (const PlainLayer& p : done.set.plain) json["plain"].push_back(entry(p.layer, p.form, 0, p.fit));
   return json;
+}
+
+void print_table(const MapSet& set) {
+  struct Line {
+    int64_t layer;
+    MapForm form;
+    const MapFit* fit;
+    bool plain;
+  };
+  std::vector<Line> lines;
+  for (const AlignmentMap& m : set.maps) lines.push_back({m.layer, m.form, &m.fit, false});
+  for (const PlainLayer& p : set.plain) lines.push_back({p.layer, p.form, &p.fit, true});
+  if (lines.empty()) return;
+  std::sort(lines.begin(), lines.end(), [](const Line& a, const Line& b) {
+    return std::tie(a.layer, a.form) < std::tie(b.layer, b.form);
+  });
+  fmt::print(
+      "squared distance to the receiver's hidden states, each token's beside its own norm, as a share of "
+      "their "
+      "variance,\non contexts that were held out; ordinary: without massive tokens, of more than {:g} times "
+      "the "
+      "median norm\n"
+      "{:>5}  {:<8}  {:>9}  {:>9}  {:>16}  {:>7}  {:>19}  {:>7}\n",
+      kMassiveNorm, "layer", "form", "plain cut", "with map", "gain", "ridge", "ordinary: cut, map",
+      "massive");
+  for (const Line& l : lines)
+    fmt::print("{:>5}  {:<8}  {:>9.4f}  {:>9.4f}  {:>7.4f} ± {:<6.4f}  {:>7}  {:>9.4f}, {:>8.4f}  {:>7}{}\n",
+               l.layer, map_form_name(l.form), l.fit->plain_error, l.fit->error,
+               l.fit->plain_error - l.fit->error, l.fit->gain_stderr,
+               std::isnan(l.fit->ridge) ? "no W" : fmt::format("{:.0e}", l.fit->ridge),
+               l.fit->plain_ordinary_error, l.fit->ordinary_error, l.fit->massive_tokens,
+               l.plain ? "  stays plain" : "");
+  fmt::print("{} of {} maps are kept\n", set.maps.size(), lines.size());
 }
 
 Status run_fit(const FitToolOptions& o) {
@@ -51,39 +103,46 @@ Status run_fit(const FitToolOptions& o) {
   for (const auto& c : contexts) DS_TRY(check_sender_knows(pair, c, "a context to fit maps on"));
   if (o.contexts > 0 && o.contexts < static_cast<int64_t>(contexts.size()))
     contexts.resize(static_cast<size_t>(o.contexts));
-  int64_t tokens = 0;
-  for (const auto& c : contexts) tokens += static_cast<int64_t>(c.size());
-  FitOptions options{o.align.rank, o.align.fallback == "plain", o.control};
-  const int64_t bytes = MapFitter::memory_bytes(config, options);
-  fmt::print(stderr, "fitting maps for layers 1 to {} on {} contexts ({} tokens); {} of memory for sums\n",
-             config.layers - 1, contexts.size(), format_count(tokens), format_bytes(bytes));
+  FitOptions options{{}, o.align.rank, o.align.fallback == "plain", o.control};
+  DS_ASSIGN(options.forms, forms_named(o.forms));
+  int64_t tokens = 0, longest = 0;
+  for (const auto& c : contexts) {
+    tokens += static_cast<int64_t>(c.size());
+    longest = std::max(longest, static_cast<int64_t>(c.size()));
+  }
+  Outcome done;
+  const auto count = static_cast<int64_t>(contexts.size());
+  done.memory_bytes = MapFitter::memory_bytes(config, options, count, longest);
+  fmt::print(
+      stderr,
+      "fitting {} maps for layers 1 to {} on {} contexts ({} tokens); {} of memory beside the models\n",
+      fmt::join(o.forms, ", "), config.layers - 1, count, format_count(tokens),
+      format_bytes(done.memory_bytes));
   ProfileWork work;
   work.fit_tokens = tokens;
   work.fit = std::move(contexts);
-  DS_ASSIGN(Pace pace, measure_pace(*pair.receiver.backend, *pair.receiver.model, work));
+  DS_ASSIGN(Pace pace, measure_pace(*pair.receiver.backend, *pair.receiver.model, work, options.forms));
   const double expected = estimate_time(pace, work, config, options).fit_s;
   fmt::print(stderr, "about {} ({})\n", format_duration(expected), basis_of(pace));
   const int64_t begin = now_ns();
   DS_ASSIGN(MapFitter::Fitted fitted, fit_pair(pair, work.fit, options, expected, stop_on_interrupt()));
-  MapSet set = maps_of(pair, data.inputs);
-  set.maps = o.control ? std::move(fitted.shuffled) : std::move(fitted.maps);
-  DS_TRY(set.write(o.out));
-  const double seconds = static_cast<double>(now_ns() - begin) / 1e9;
-  for (const std::string& why : fitted.left_out) fmt::print(stderr, "plain cut: {}\n", why);
-  if (o.json) {
-    fmt::print("{}\n", json_of(set, fitted.left_out, seconds, bytes).dump(1));
-    return ok_status();
+  done.set = maps_of(pair, data.inputs);
+  if (o.control) {
+    MapSet control = done.set;
+    control.maps = std::move(fitted.shuffled);
+    DS_TRY(control.write(shuffled_path_for(o.out)));
   }
-  fmt::print(
-      "mean squared distance to the receiver's hidden states, as a share of their variance, held out\n"
-      "{:>5}  {:>9}  {:>9}  {:>9}  {:>9}  {:>7}\n",
-      "layer", "plain cut", "diagonal", "low-rank", "full", "ridge");
-  for (int64_t l = 1; l < config.layers; ++l) {
-    const AlignmentMap *full = set.find(l, MapForm::kFull), *low = set.find(l, MapForm::kLowRank),
-                       *diagonal = set.find(l, MapForm::kDiagonal);
-    if (full == nullptr || low == nullptr || diagonal == nullptr) continue;
-    fmt::print("{:>5}  {:>9.4f}  {:>9.4f}  {:>9.4f}  {:>9.4f}  {:>7.0e}\n", l, full->fit.plain_error,
-               diagonal->fit.error, low->fit.error, full->fit.error, full->fit.ridge);
+  done.set.maps = std::move(fitted.maps);
+  done.set.plain = std::move(fitted.plain);
+  DS_TRY(done.set.write(o.out));
+  done.seconds = static_cast<double>(now_ns() - begin) / 1e9;
+  done.left_out = std::move(fitted.left_out);
+  done.limits = std::move(fitted.limits);
+  say_unmapped(done.left_out, done.set.plain, done.limits);
+  if (o.json) {
+    fmt::print("{}\n", json_of(o, done).dump(1));
+  } else {
+    print_table(done.set);
   }
   return ok_status();
 }
@@ -107,13 +166,23 @@ Action add_fit(CLI::App& app) {
   fit->add_option("--truncate", o->truncate,
                   "contexts of more tokens keep their first and last halves of this many")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 30));
-  fit->add_flag("--shuffled", o->control, "fit to tokens in a wrong order: a control, worth nothing");
+  fit->add_option("--align", o->forms, "forms of maps to fit: full, low-rank, diagonal")
+      ->default_val(std::vector<std::string>{"full"});
+  fit->add_flag("--shuffled", o->control,
+                "also maps fitted to tokens in a wrong order, a control: beside OUTPUT, its extension "
+                ".shuffled.safetensors, where ds-profile --maps looks for them");
   fit->add_flag("--json", o->json, "print the statistics as JSON");
   fit->footer(
       "Sums over tokens are kept in f64: 32 d^2 bytes for each layer (512 KiB for d = 128, 537 MB for d = "
       "4,096). One\n"
-      "context of five chooses the ridge.\n\n"
-      "Example:\n  ds-profile fit --sender S/ --receiver R/ --data hotpotqa.jsonl -o pair.maps.safetensors");
+      "context of five is held out: it chooses each map's ridge, and whether the layer has a map at all. "
+      "Where "
+      "the best\n"
+      "map is no better than the plain cut by more than the standard error, it is not written.\n\n"
+      "Examples:\n"
+      "  ds-profile fit --sender S/ --receiver R/ --data hotpotqa.jsonl -o pair.maps.safetensors\n"
+      "  ds-profile fit --sender S/ --receiver R/ --data hotpotqa.jsonl --align full low-rank --shuffled -o "
+      "pair.maps.safetensors");
   return [o] { return run_fit(*o); };
 }
 

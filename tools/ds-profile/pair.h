@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <set>
 
 #include "profiler/estimate.h"
 #include "profiler/profile_run.h"
@@ -131,6 +132,16 @@ inline void add_align_options(CLI::App& app, AlignOptions& o) {
       ->capture_default_str();
 }
 
+/// By name, each once, sorted.
+inline Result<std::vector<MapForm>> forms_named(const std::vector<std::string>& names) {
+  std::set<MapForm> forms;
+  for (const std::string& name : names) {
+    DS_ASSIGN(MapForm form, parse_map_form(name, "--align"));
+    forms.insert(form);
+  }
+  return std::vector<MapForm>(forms.begin(), forms.end());
+}
+
 /// A pair's maps, without those that were fitted to it.
 inline MapSet maps_of(const LoadedPair& pair, const std::vector<Quality::Input>& data) {
   const ModelConfig& config = pair.receiver.model->config();
@@ -152,36 +163,61 @@ inline std::string basis_of(const Pace& pace) {
                      format_count(pace.context_tokens), format_ns(static_cast<int64_t>(pace.layer_row)));
 }
 
-/// Runs both models over the contexts and fits maps to them. kInfeasible where `stop` was set.
+/// Runs both models over the contexts and fits maps to them; says how far it is. kInfeasible where `stop` was
+/// set.
 inline Result<MapFitter::Fitted> fit_pair(const LoadedPair& pair,
                                           const std::vector<std::vector<int32_t>>& contexts,
                                           const FitOptions& options, double expected_seconds,
                                           const std::atomic<bool>& stop) {
-  int64_t most = 0;
-  for (const auto& c : contexts) most = std::max(most, static_cast<int64_t>(c.size()));
+  int64_t most = 0, tokens = 0, done = 0;
+  for (const auto& c : contexts) {
+    most = std::max(most, static_cast<int64_t>(c.size()));
+    tokens += static_cast<int64_t>(c.size());
+  }
   DS_ASSIGN(auto fitter, MapFitter::create(*pair.receiver.backend, *pair.sender.model, *pair.receiver.model,
                                            options, static_cast<int64_t>(contexts.size()), most));
-  ProgressBar bar("fitting maps", expected_seconds);
-  int64_t tokens = 0, done = 0;
-  for (const auto& c : contexts) tokens += static_cast<int64_t>(c.size());
-  for (size_t i = 0; i < contexts.size(); ++i) {
-    if (stop.load())
-      return error(Code::kInfeasible,
-                   "stopped after {} of {} contexts to fit on; the same command begins again", i,
-                   contexts.size());
-    auto status = fitter->add(contexts[i]);
-    if (!status.ok()) return status.with_context(fmt::format("context {} to fit on", i));
-    done += static_cast<int64_t>(contexts[i].size());
-    bar.update(done, tokens);
+  const int64_t cuts = pair.receiver.model->config().layers - 1;
+  {
+    ProgressBar bar("reading contexts to fit maps on", expected_seconds);
+    for (size_t i = 0; i < contexts.size(); ++i) {
+      if (stop.load())
+        return error(Code::kInfeasible,
+                     "stopped after {} of {} contexts to fit on; the same command begins again", i,
+                     contexts.size());
+      const auto n = static_cast<int64_t>(contexts[i].size());
+      auto status = fitter->add(contexts[i],
+                                [&](int64_t layers) { bar.update(done * cuts + n * layers, tokens * cuts); });
+      if (!status.ok()) return status.with_context(fmt::format("context {} to fit on", i));
+      done += n;
+    }
   }
-  bar.finish();
-  return fitter->fit();
+  ProgressBar bar("solving for maps");
+  return fitter->fit([&](int64_t layers) { bar.update(layers, cuts); });
+}
+
+/// On stderr: which layers have no map, and why; whose ridge is a limit.
+inline void say_unmapped(const std::vector<std::string>& left_out, const std::vector<PlainLayer>& plain,
+                         const std::vector<std::string>& limits) {
+  for (const std::string& why : left_out) fmt::print(stderr, "plain cut: {}\n", why);
+  for (const PlainLayer& p : plain)
+    fmt::print(stderr,
+               "plain cut: layer {}, {}: on held-out contexts a map's error is {:.4f}, without one {:.4f} (± "
+               "{:.4f} of the difference)\n",
+               p.layer, map_form_name(p.form), p.fit.error, p.fit.plain_error, p.fit.gain_stderr);
+  for (const std::string& limit : limits)
+    fmt::print(stderr, "warning: {}; see whether more contexts to fit on help\n", limit);
 }
 
 /// "quality.json" -> "quality.maps.safetensors".
 inline std::string maps_path_for(const std::string& out) {
   std::filesystem::path path = out == "-" ? "quality" : out;
   return path.replace_extension(".maps.safetensors").string();
+}
+
+/// Where the shuffled control of a file of maps is kept: "pair.maps.safetensors" ->
+/// "pair.maps.shuffled.safetensors".
+inline std::string shuffled_path_for(const std::string& maps) {
+  return std::filesystem::path(maps).replace_extension(".shuffled.safetensors").string();
 }
 
 }  // namespace ds

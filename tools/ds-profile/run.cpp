@@ -37,8 +37,9 @@ Status check_align(RunOptions& o) {
     DS_ASSIGN(MapForm form, parse_map_form(name, "--align"));
     if (std::find(w.align.begin(), w.align.end(), form) == w.align.end()) w.align.push_back(form);
   }
-  w.shuffled = !o.no_controls && o.maps.empty();
-  o.profile.fit = {o.align.rank, o.align.fallback == "plain", w.shuffled};
+  // Of maps that are given the control is a file beside them.
+  w.shuffled = !o.no_controls && (o.maps.empty() || access(shuffled_path_for(o.maps).c_str(), F_OK) == 0);
+  o.profile.fit = {w.align, o.align.rank, o.align.fallback == "plain", w.shuffled};
   if (sources == 0) o.fit_share = "25%";
   if (!o.fit_share.empty()) {
     DS_ASSIGN(o.profile.fit_share, parse_percent(o.fit_share));
@@ -164,7 +165,7 @@ Status write_stats(const RunOptions& o, const EngineWork& w, double seconds) {
 
 /// What is known about maps before anything has run.
 struct MapInputs {
-  std::optional<MapSet> given, other;
+  std::optional<MapSet> given, shuffled, other;
   DataFiles data;
 };
 
@@ -172,6 +173,15 @@ Result<MapInputs> read_map_inputs(RunOptions& o, const PromptTemplates& prompts)
   MapInputs in;
   if (!o.maps.empty()) {
     DS_ASSIGN(in.given, MapSet::read(o.maps));
+    const std::string control = shuffled_path_for(o.maps);
+    if (o.profile.ways.shuffled) {
+      DS_ASSIGN(in.shuffled, MapSet::read(control));
+      fmt::print(stderr, "control: shuffled maps '{}'\n", control);
+    } else if (!o.no_controls) {
+      fmt::print(stderr,
+                 "no control with shuffled maps: '{}' is not there; `ds-profile fit --shuffled` writes it\n",
+                 control);
+    }
   }
   if (!o.other_maps.empty()) {
     DS_ASSIGN(in.other, MapSet::read(o.other_maps));
@@ -183,9 +193,13 @@ Result<MapInputs> read_map_inputs(RunOptions& o, const PromptTemplates& prompts)
 
 Status check_maps(const RunOptions& o, const MapInputs& in, const LoadedPair& pair) {
   const ModelConfig& config = pair.receiver.model->config();
-  if (in.given)
-    DS_TRY(in.given->check_pair(o.maps, pair.sender.identity.fingerprint, pair.receiver.identity.fingerprint,
-                                config.layers, config.d_model));
+  auto check_own = [&](const std::optional<MapSet>& maps, const std::string& path) -> Status {
+    if (!maps) return ok_status();
+    return maps->check_pair(path, pair.sender.identity.fingerprint, pair.receiver.identity.fingerprint,
+                            config.layers, config.d_model);
+  };
+  DS_TRY(check_own(in.given, o.maps));
+  DS_TRY(check_own(in.shuffled, shuffled_path_for(o.maps)));
   if (in.other && (in.other->layers != config.layers || in.other->d_model != config.d_model))
     return error(Code::kMismatch,
                  "--control-maps '{}' are for {} layers of width {}, this pair has {} of width {}",
@@ -202,21 +216,28 @@ Result<RunMaps> prepare_maps(const RunOptions& o, const MapInputs& in, const Loa
     RunMaps made;
     if (in.given) {
       made.own = *in.given;
+      if (in.shuffled) made.shuffled = *in.shuffled;
       return made;
     }
-    fmt::print(stderr, "fitting maps on {} contexts ({} tokens); {} of memory for sums\n", work.fit.size(),
-               format_count(work.fit_tokens),
-               format_bytes(MapFitter::memory_bytes(pair.receiver.model->config(), o.profile.fit)));
+    size_t longest = 0;
+    for (const auto& c : work.fit) longest = std::max(longest, c.size());
+    fmt::print(stderr, "fitting maps on {} contexts ({} tokens); {} of memory beside the models\n",
+               work.fit.size(), format_count(work.fit_tokens),
+               format_bytes(MapFitter::memory_bytes(pair.receiver.model->config(), o.profile.fit,
+                                                    static_cast<int64_t>(work.fit.size()),
+                                                    static_cast<int64_t>(longest))));
     DS_ASSIGN(auto fitted, fit_pair(pair, work.fit, o.profile.fit, expected_seconds, stop_on_interrupt()));
     // Without files of their own the fit's contexts are a share of those that are scored.
     made.own = made.shuffled = maps_of(pair, o.fit_data.empty() ? data.inputs : in.data.inputs);
     made.own.maps = std::move(fitted.maps);
+    made.own.plain = std::move(fitted.plain);
     made.shuffled.maps = std::move(fitted.shuffled);
     made.left_out = std::move(fitted.left_out);
+    made.limits = std::move(fitted.limits);
     return made;
   };
   DS_ASSIGN(maps, run_maps(o.state, o.profile.ways.shuffled, stop_on_interrupt(), make));
-  for (const std::string& why : maps.left_out) fmt::print(stderr, "plain cut: {}\n", why);
+  say_unmapped(maps.left_out, maps.own.plain, maps.limits);
   if (in.other) maps.given = &*in.other;
   work.ways = available_ways(work.ways, maps.own);
   return maps;
@@ -280,7 +301,7 @@ Status run_profile(RunOptions o) {
   work.limits.batch_rows = o.batch_rows;
   work.words = std::move(words);
   say_cost(o, work, config, receiver.model->dtype());
-  DS_ASSIGN(Pace pace, measure_pace(*receiver.backend, *receiver.model, work));
+  DS_ASSIGN(Pace pace, measure_pace(*receiver.backend, *receiver.model, work, o.profile.ways.align));
   TimeEstimate time = estimate_time(pace, work, config, o.profile.fit);
   say_time(o, pace, time);
   if (o.dry_run) return ok_status();
