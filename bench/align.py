@@ -56,14 +56,14 @@ def held_out(length=None):
 
 def row(what, data, length=None, forms=("full",), rank=0):
     maps = work / "maps.safetensors"
-    fit = json.loads(run(bin / "ds-profile", "fit", *models, "--data", data, *prompts, "--rank", rank, "-o", maps, "--json"))
+    fit = json.loads(run(bin / "ds-profile", "fit", *models, "--data", data, *prompts, "--align", *forms, "--rank", rank, "-o", maps, "--json"))
     out = work / "quality.json"
     run("rm", "-rf", f"{out}.run")
     run(bin / "ds-profile", *models, "--data", *held_out(length), *prompts, "--maps", maps, "--only", "7-10", "4-11", "--no-controls", "--align", *forms, "-o", out)
     ways = {w["way"]: w for w in json.loads(out.read_text())["ways"]}
-    at = next(m for m in fit["maps"] if m["layer"] == 7 and m["form"] == "full")
+    at = next(m for m in fit["maps"] + fit["plain"] if m["layer"] == 7 and m["form"] == forms[0])
     r = {"what": what, "tokens": at["tokens"], "fit_seconds": round(fit["seconds"], 2), "contexts": at["contexts"], "error_at_7": at["error"], "plain_error_at_7": at["plain_error"],
-         "ridge_at_7": at["ridge"], "rank": next(m["rank"] for m in fit["maps"] if m["form"] == "low-rank"), "losses": {}}
+         "ridge_at_7": at["ridge"], "rank": max((m["rank"] for m in fit["maps"]), default=0), "losses": {}}
     for way in (GROUP, RESTORE):
         for end in ["", *(" aligned" if f == "full" else f" aligned ({f})" for f in forms)]:
             w = ways[way + end]

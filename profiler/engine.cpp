@@ -115,6 +115,11 @@ Status Engine::load_maps(const Maps& maps) {
     auto set = maps.find(way.map_control);
     for (int64_t l : way.sent_layers()) {
       const AlignmentMap* map = set == maps.end() ? nullptr : set->second->find(l, way.map);
+      AlignmentMap plain{l, MapForm::kDiagonal};  // what another pair's fit has left plain stays so
+      if (map == nullptr && set != maps.end() && !way.map_control.empty()) {
+        plain.scale = plain.bias = std::vector<float>(static_cast<size_t>(receiver_.config().d_model));
+        map = &plain;
+      }
       if (map == nullptr)
         return error(Code::kNotFound, "'{}' needs a {} map for layer {}, which was not given", way.name(),
                      map_form_name(way.map), l);

@@ -14,7 +14,7 @@ int64_t rank_of(const ModelConfig& config, const FitOptions& options) {
 }
 
 /// One of so many of them.
-int64_t held_out_every(int64_t contexts) { return std::min(kHeldOutOf, contexts); }
+int64_t held_out_every(int64_t contexts) { return std::clamp<int64_t>(contexts, 1, kHeldOutOf); }
 
 /// Tokens that are kept of a held-out context: together with the others' about as many as the width, so that
 /// they need half as much memory as the sums of a half.

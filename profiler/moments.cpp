@@ -324,8 +324,6 @@ AlignmentMap alignment_map(const FitRequest& request, MapForm form, const Map& m
   return out;
 }
 
-double norm_of(double squares) { return std::sqrt(squares); }
-
 /// The upper one of an even number.
 double median(std::vector<double> v) {
   auto middle = v.begin() + static_cast<ptrdiff_t>(v.size() / 2);
@@ -346,12 +344,15 @@ TokenWeights weigh_tokens(std::span<const double> x, std::span<const double> r, 
       yy += (x[k] + r[k]) * (x[k] + r[k]);
     }
     out.weight[t] = xx + yy > 0 ? 2 / (xx + yy) : 0;
-    x_norm[t] = norm_of(xx);
-    y_norm[t] = norm_of(yy);
+    x_norm[t] = std::sqrt(xx);
+    y_norm[t] = std::sqrt(yy);
   }
   if (rows == 0) return out;
   const double x_most = kMassiveNorm * median(x_norm), y_most = kMassiveNorm * median(y_norm);
-  for (size_t t = 0; t < rows; ++t) out.massive[t] = x_norm[t] > x_most || y_norm[t] > y_most;
+  for (size_t t = 0; t < rows; ++t) {
+    out.massive[t] = x_norm[t] > x_most || y_norm[t] > y_most;
+    if (out.massive[t]) out.weight[t] *= kMassiveCount;
+  }
   return out;
 }
 

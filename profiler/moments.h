@@ -5,10 +5,12 @@
 // What reads hidden states is RMSNorm, to which an error is as large as it is beside the token's own norm;
 // and some models have massive activations (Sun et al., arXiv 2402.17762): tokens, the first of a context
 // above all, whose norm is a hundred times the others'. Unweighted, one of them outweighs its whole context.
-// Both norms are in w so that no token counts more than 4 without a map, whichever model it is massive in.
-// The penalty pulls towards B = 0, the plain cut, not towards 0: what the data say nothing about stays as it
-// was. Whether there is to be a map at all is decided on held-out contexts. The last bits depend on the CPU
-// and the number of threads, as OpenBLAS's products do; so does a file's fingerprint.
+// Both norms are in w so that none counts for more than 4 without a map, whichever model it is massive in.
+// Massive tokens then count ten times: nearly every token attends to them, and one among hundreds would be
+// left to the penalty, which does them more harm than having no map at all. The penalty pulls towards B = 0,
+// the plain cut, not towards 0: what the data say nothing about stays as it was. Whether there is to be a map
+// at all is decided on held-out contexts. The last bits depend on the CPU and the number of threads, as
+// OpenBLAS's products do; so does a file's fingerprint.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +25,12 @@ namespace ds {
 
 /// A token is massive where its norm, in either model, is more than so many times the median of its context.
 inline constexpr double kMassiveNorm = 10;
+/// As how many others it then counts.
+inline constexpr double kMassiveCount = 10;
 
 /// What each token of a context counts.
 struct TokenWeights {
-  std::vector<double> weight;  // 2 / (|x|^2 + |y|^2); 0 where both are 0
+  std::vector<double> weight;  // w; 0 where both norms are 0
   std::vector<char> massive;
 };
 /// Rows of x and r of one whole context, [rows][d].

@@ -29,7 +29,7 @@ inline constexpr int64_t kMapsVersion = 1;
 
 /// Errors are mean squared distances to the receiver's hidden states as shares of their variance, each
 /// token's weighed by 2 / (|x|^2 + |y|^2), on contexts that the fit did not see: 0 is exact, 1 no better than
-/// their mean. *Ordinary*: of the tokens that are not massive (profiler/moments.h). NaN: not known.
+/// their mean. *Ordinary*: of the tokens that are not massive. NaN: not known.
 struct MapFit {
   int64_t tokens = 0, contexts = 0;                    // fitted on
   int64_t held_out_tokens = 0, held_out_contexts = 0;  // of them, those the ridge was chosen on

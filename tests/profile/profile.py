@@ -75,22 +75,27 @@ for way in ("recompute 7-10", "restore 4-11"):
 check(any("aligned" in name for name in quality["pareto_aligned"]) and not any("aligned" in name for name in quality["pareto"]), "two Pareto lists")
 fitted = work / "fitted.safetensors"
 done = profile("fit", *models, "--data", fit_data, *prompts, "-o", fitted, "--json")
-says(done, "about ", "(measured in ", " per token and layer)")
+says(done, "about ", "(measured in ", " per token and layer)", " of memory beside the models")
 statistics = json.loads(done.stdout)
 check(statistics["fingerprint"] == quality["maps"]["fingerprint"], "the same maps when they are fitted by themselves")
-check(len(statistics["maps"]) == 33 and all(m["error"] < m["plain_error"] for m in statistics["maps"]), "maps come nearer than plain cuts")
+check([(m["layer"], m["form"]) for m in statistics["maps"] + statistics["plain"]] == [(l, "full") for l in range(1, 12)], "of the form asked for")
+check(len(statistics["maps"]) > 8 and all(m["error"] < m["plain_error"] - m["gain_stderr"] for m in statistics["maps"]), "maps come nearer than plain cuts")
+check(all(m["massive_tokens"] == 0 and m["ordinary_error"] == m["error"] for m in statistics["maps"]), "no token is massive")
 given = work / "given.json"
-profile(*models, "--data", *data, *prompts, "--maps", fitted, "--only", "7-10", "4-11", "--scattered", 0, "--no-controls", "-o", given)
+some = [*models, "--data", *data, *prompts, "--maps", fitted, "--only", "7-10", "4-11", "--scattered", 0, "-o", given]
+done = profile(*some)
+says(done, "no control with shuffled maps: '", "fitted.shuffled.safetensors' is not there; `ds-profile fit --shuffled` writes it")
+check(not any("shuffled" in w["way"] for w in json.loads(given.read_text())["ways"]), "no control without its file")
+for w in json.loads(given.read_text())["ways"]: check(w["way"] not in by_name or w["score"] == by_name[w["way"]]["score"], f"{w['way']} with maps that were given")
+done = profile("fit", *models, "--data", fit_data, *prompts, "-o", fitted, "--shuffled")
+says(done, "layer  form", "of 11 maps are kept")
+(given).unlink(); shutil.rmtree(work / "given.json.run")
+says(profile(*some), "control: shuffled maps '")
+check(any(w["way"] == "recompute 7-10 aligned (shuffled)" for w in json.loads(given.read_text())["ways"]), "the control of maps that were given")
 for w in json.loads(given.read_text())["ways"]: check(w["way"] not in by_name or w["score"] == by_name[w["way"]]["score"], f"{w['way']} with maps that were given")
 statistics = json.loads(profile("fit", "--sender", pair / "receiver", "--receiver", pair / "receiver", "--data", fit_data, *prompts, "-o", work / "same.safetensors", "--json").stdout)
-check(all(m["error"] == m["plain_error"] == 0 for m in statistics["maps"]), "one model needs no maps")
-body = (work / "same.safetensors").read_bytes()
-size = int.from_bytes(body[:8], "little")
-header = json.loads(body[8:8 + size])
-for name, tensor in header.items():
-    if name == "__metadata__" or name.endswith(".up"): continue
-    first, last = tensor["data_offsets"]
-    check(not any(byte & 0x7f for byte in body[8 + size + first:8 + size + last][3::4]), f"{name} of one model is 0")
+check(statistics["maps"] == [] and [m["layer"] for m in statistics["plain"]] == list(range(1, 12)), "one model needs no maps")
+check(all(m["plain_error"] == 0 for m in statistics["plain"]), "nor has it an error without")
 
 
 # Stopped at any moment, twice, and gone on with: the same bytes.

@@ -217,7 +217,7 @@ TEST(TokenWeights, AreRelativeAndMassiveTokensAreFoundInEitherModel) {
   EXPECT_THAT(weights.massive, ::testing::ElementsAre(0, 0, 1, 1, 0, 0, 0));
   EXPECT_DOUBLE_EQ(weights.weight[0], 2.0 / 50);
   EXPECT_DOUBLE_EQ(weights.weight[1], 2.0 / 125);
-  EXPECT_DOUBLE_EQ(weights.weight[2], 2.0 / 250025);
+  EXPECT_DOUBLE_EQ(weights.weight[2], 10 * 2.0 / 250025) << "counts as ten";
   EXPECT_EQ(weights.weight[2], weights.weight[3]);
   EXPECT_EQ(weights.weight[5], 0);
 }
@@ -226,14 +226,14 @@ TEST(TokenWeights, AreRelativeAndMassiveTokensAreFoundInEitherModel) {
 /// from the sender's has nothing to do with theirs.
 class MassiveToken : public ::testing::Test {
  protected:
-  static constexpr int64_t d_ = 64, tokens_ = 400, contexts_ = 12;
-  const std::vector<double> mix_ = random_rows(d_ * d_, 11, 0.05);
+  static constexpr int64_t d_ = 128, tokens_ = 400, contexts_ = 12;
+  const std::vector<double> mix_ = random_rows(d_ * d_, 11, 0.02);
   Part fit_{d_}, held_out_{d_};
 
   /// `massive`: with that token; `weighted`: by its norm, or each token as 1.
   Result<LayerMaps> fit(bool massive, bool weighted) {
     Part fit(d_), held_out(d_);
-    const std::vector<double> far = random_rows(d_, 12, 150), moved = random_rows(d_, 13, 60);
+    const std::vector<double> far = random_rows(d_, 12, 150), moved = random_rows(d_, 13, 15);
     for (uint64_t c = 0; c < contexts_; ++c) {
       std::vector<double> x = random_rows(tokens_ * d_, 100 + c), r = random_rows(tokens_ * d_, 200 + c, 0.1);
       for (int64_t t = 0; t < tokens_; ++t)
@@ -241,10 +241,11 @@ class MassiveToken : public ::testing::Test {
           for (int64_t o = 0; o < d_; ++o)
             r[static_cast<size_t>(t * d_ + o)] +=
                 x[static_cast<size_t>(t * d_ + i)] * mix_[static_cast<size_t>(i * d_ + o)];
+      // Nor is it quite the same in every context.
+      const std::vector<double> own = random_rows(d_, 300 + c, 15), apart = random_rows(d_, 400 + c, 15);
       for (size_t i = 0; i < static_cast<size_t>(d_); ++i) {
-        x[i] = far[i];
-        // Not the same in every context.
-        r[i] = moved[i] * (1 + 0.2 * static_cast<double>(c % 3));
+        x[i] = far[i] + own[i];
+        r[i] = moved[i] + apart[i];
       }
       if (!massive) {
         x.erase(x.begin(), x.begin() + d_);
@@ -273,7 +274,7 @@ TEST_F(MassiveToken, LeavesTheOthersTheMapThatTheyHaveWithoutIt) {
     EXPECT_EQ(alone.massive_tokens, 0);
     EXPECT_EQ(alone.ordinary_error, alone.error);
     EXPECT_NEAR(robust.plain_ordinary_error, alone.plain_ordinary_error, 1e-3 * alone.plain_ordinary_error);
-    EXPECT_NEAR(robust.ordinary_error, alone.ordinary_error, 0.03 * alone.ordinary_error);
+    EXPECT_NEAR(robust.ordinary_error, alone.ordinary_error, 0.05 * alone.ordinary_error);
     EXPECT_LT(robust.ordinary_error, 0.9 * robust.plain_ordinary_error);
   }
   // What each token counting alike makes of it.

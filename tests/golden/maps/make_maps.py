@@ -11,13 +11,14 @@ import numpy as np
 FORMS = ("diagonal", "low-rank", "full")
 
 
-def weights(x, y):
-    return 2 / ((x ** 2).sum(1) + (y ** 2).sum(1))
-
-
 def massive(x, y):
     beyond = lambda v: (n := np.linalg.norm(v, axis=1)) > 10 * np.sort(n)[len(n) // 2]
     return beyond(x) | beyond(y)
+
+
+def weights(x, y):
+    """Of a whole context; a massive token counts as ten."""
+    return np.where(massive(x, y), 10, 1) * 2 / ((x ** 2).sum(1) + (y ** 2).sum(1))
 
 
 def centre(w, v): return v - (w[:, None] * v).sum(0) / w.sum()
@@ -33,9 +34,9 @@ def ridge(x, r, w, lam):
 def variance(x, w): return (w[:, None] * centre(w, x) ** 2).sum() / (w.sum() * x.shape[1])
 
 
-def fitted(form, x, y, share, rank):
+def fitted(form, x, y, w, share, rank):
     """B and b of a form; share None: B = 0."""
-    w, r = weights(x, y), y - x
+    r = y - x
     mean = lambda v: (w[:, None] * v).sum(0) / w.sum()
     d = x.shape[1]
     if share is None: return np.zeros((d, d)), mean(r)
@@ -81,13 +82,13 @@ def score(B, b, held):
     return every.sum() / spread.sum(), every[~big].sum() / spread[~big].sum(), np.array([p.sum() for p in parts]) / spread.sum()
 
 
-def choose(form, x, y, held, rank):
+def choose(form, x, y, w, held, rank):
     tried = {}
     def at(p):
-        if p not in tried: tried[p] = score(*fitted(form, x, y, 10.0 ** p, rank), held)
+        if p not in tried: tried[p] = score(*fitted(form, x, y, w, 10.0 ** p, rank), held)
         return tried[p][0]
     best = min(range(2, -9, -1), key=lambda p: (at(p), -p))
-    bias = score(*fitted(form, x, y, None, rank), held)
+    bias = score(*fitted(form, x, y, w, None, rank), held)
     if bias[0] <= at(best): return None, bias
     while best == max(tried) and best < 6 and at(best + 1) <= at(best): best += 1
     while best == min(tried) and best > -12 and at(best - 1) < at(best): best -= 1
@@ -110,7 +111,7 @@ def case(rng, d, fit_sizes, held_sizes, rank, noise, most=1000, signal=1.0, big=
         return x.astype(np.float32).astype(float), y.astype(np.float32).astype(float)
 
     fit, held_out = [context(n) for n in fit_sizes], [context(n) for n in held_sizes]
-    join = lambda contexts: [np.concatenate([c[i] for c in contexts]) for i in (0, 1)]
+    join = lambda contexts: [np.concatenate(all) for all in zip(*((x, y, weights(x, y)) for x, y in contexts))]
     part, whole, held = join(fit), join(fit + held_out), kept(held_out, most)
     plain = score(np.zeros((d, d)), np.zeros(d), held)
     forms = {}
