@@ -1,7 +1,5 @@
 #include "profiler/profile_run.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -32,8 +30,6 @@ Result<ContextRecord> read_record(const std::string& path, size_t ways) {
   DS_ASSIGN(std::string text, read_text_file(path));
   return parse_record(text, path, ways);
 }
-
-bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
 Json identity_json(const RunIdentity& run) {
   auto model = [](const ModelIdentity& m) { return Json{{"name", m.name}, {"fingerprint", m.fingerprint}}; };
@@ -316,7 +312,7 @@ Result<RunMaps> run_maps(const std::string& folder, bool shuffled, const std::at
       continue;
     }
     RunMaps maps;
-    if (!exists(path)) {
+    if (!file_exists(path)) {
       DS_ASSIGN(maps, fit());
       auto kept = [&](Status status) {
         return status.with_context("keeping the run's maps; the same command goes on from there");
@@ -351,7 +347,7 @@ Status open_run(const std::string& folder, const RunIdentity& identity) {
   if (failure) return error(Code::kIo, "cannot make the folder '{}': {}", folder, failure.message());
   Json json = identity_json(identity);
   const std::string path = folder + "/run.json";
-  if (!exists(path)) return write_file_atomically(path, json.dump(1) + "\n");
+  if (!file_exists(path)) return write_file_atomically(path, json.dump(1) + "\n");
   auto found = read_json_file(path);
   if (!found.ok())
     return found.status().with_context(

@@ -49,6 +49,11 @@ FileStamp stamp_of(const struct stat& info) {
 
 }  // namespace
 
+bool file_exists(const std::string& path) {
+  std::error_code ignored;
+  return std::filesystem::exists(path, ignored);
+}
+
 Result<FileStamp> file_stamp(const std::string& path) {
   struct stat info {};
   if (stat(path.c_str(), &info) != 0) return io_error("stat", path);

@@ -29,6 +29,9 @@ namespace detail {
 struct GuardedMapping;
 }
 
+/// Is there a file or folder of that name (links are followed)? False where that cannot be told.
+bool file_exists(const std::string& path);
+
 /// A file mapped read-only; its pages are shared with the page cache, nothing is copied. For what is large;
 /// smaller inputs are read with read_text_file().
 ///

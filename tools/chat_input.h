@@ -3,7 +3,6 @@
 #pragma once
 
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <optional>
@@ -58,7 +57,7 @@ inline Result<std::optional<ChatTemplate>> open_chat_template(const ChatOptions&
   std::string folder = model;
   if (o.use != "none") {
     DS_ASSIGN(folder, folder_for("chat_template.jinja", model, open));
-    if (access((folder + "/chat_template.jinja").c_str(), F_OK) != 0) {
+    if (!file_exists(folder + "/chat_template.jinja")) {
       DS_ASSIGN(folder, folder_for("tokenizer_config.json", model, open));
     }
   }

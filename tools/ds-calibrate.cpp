@@ -54,7 +54,7 @@ Status run(const Options& o) {
   const bool to_file = o.out != "-";
   const std::string partial = o.out + ".partial";
   Calibration done;
-  if (to_file && access(partial.c_str(), F_OK) == 0) {
+  if (to_file && file_exists(partial)) {
     auto found = read_partial(partial, subject);
     if (found.ok()) {
       done = std::move(found).value();

@@ -16,6 +16,7 @@
 #include "runtime/store/store.h"
 #include "runtime/trace/run_record.h"
 #include "support/hash.h"
+#include "support/file.h"
 #include "tools/chat_input.h"
 #include "tools/model_input.h"
 
@@ -324,7 +325,7 @@ Status render(const Options& o, const RequestText& text) {
                                 {"context_tokens", nullptr},
                                 {"token_ids", nullptr}};
   DS_ASSIGN(const std::string folder, folder_for("tokenizer.json", o.receiver, o.open));
-  if (access((folder + "/tokenizer.json").c_str(), F_OK) == 0) {
+  if (file_exists(folder + "/tokenizer.json")) {
     DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(folder));
     DS_ASSIGN(JoinedText joined, join_text(tokenizer, text.context, text.prompt, !text.templated));
     out["context_tokens"] = joined.shared;

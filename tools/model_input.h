@@ -11,6 +11,7 @@
 #include "runtime/model/joined_text.h"
 #include "runtime/model/tokenizer.h"
 #include "runtime/model/verified.h"
+#include "support/file.h"
 #include "support/json.h"
 #include "tools/backend_flags.h"
 #include "tools/open_options.h"
@@ -107,7 +108,7 @@ inline Result<LoadedModel> load_model(OpenedModel opened, const BackendFlags& on
   loaded.weights_remembered = opened.verified.remembered;
   options.base_fingerprint = opened.verified.base.fingerprint;
   const std::string tokenizer_folder = loaded.checkpoint->folder_of("tokenizer.json");
-  if (access((tokenizer_folder + "/tokenizer.json").c_str(), F_OK) == 0) {
+  if (file_exists(tokenizer_folder + "/tokenizer.json")) {
     DS_ASSIGN(Tokenizer tokenizer, Tokenizer::load(tokenizer_folder));
     loaded.tokenizer = std::move(tokenizer);
   }

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "runtime/model/tokenizer.h"
+#include "runtime/model/shared_vocab.h"
 
 namespace ds {
 
@@ -16,12 +16,7 @@ Result<ModelPair> read_pair(const std::string& sender, const std::string& receiv
   DS_TRY(check_same_architecture(theirs.config(), pair.config, sender, receiver));
   // Nothing is reused beyond what the sender can read.
   pair.config.max_positions = std::min(pair.config.max_positions, theirs.config().max_positions);
-  const std::string tokenizer = "tokenizer.json";
-  DS_ASSIGN(pair.shared_vocab, check_same_ids(theirs.folder_of(tokenizer), ours.folder_of(tokenizer)));
-  // Vocabularies padded to other sizes: rows that no token has, unless ids are given as such.
-  const int64_t rows = theirs.config().vocab, all = pair.config.vocab;
-  if (rows < all) pair.shared_vocab = pair.shared_vocab == 0 ? rows : std::min(pair.shared_vocab, rows);
-  if (pair.shared_vocab >= all) pair.shared_vocab = 0;
+  DS_ASSIGN(pair.shared_vocab, shared_vocabulary(theirs, ours));
   auto identity = [&](const Checkpoint& checkpoint) {
     return identify ? identify(checkpoint) : checkpoint.identity();
   };

@@ -6,6 +6,7 @@
 
 #include "plans/traits.h"
 #include "runtime/model/identity.h"
+#include "runtime/model/shared_vocab.h"
 #include "support/clock.h"
 
 namespace ds {
@@ -98,23 +99,6 @@ Status check_maps(const Plan& plan, const MapSet* maps) {
   }
   return ok_status();
 }
-
-namespace {
-
-/// No sender can have read a context with ids that it does not have.
-Status check_sender_knows(const Plan& plan, std::span<const int32_t> context) {
-  if (plan.shared_vocab == 0) return ok_status();
-  for (size_t i = 0; i < context.size(); ++i) {
-    if (context[i] < plan.shared_vocab) continue;
-    return error(Code::kMismatch,
-                 "context token {} has id {}, which only the receiver '{}' knows: it shares the ids below {} "
-                 "with the sender '{}', whose entries cannot have it",
-                 i, context[i], plan.receiver.name, plan.shared_vocab, plan.sender.name);
-  }
-  return ok_status();
-}
-
-}  // namespace
 
 Session::Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits,
                  bool plain_cuts)
@@ -484,7 +468,9 @@ Result<Answer> Session::answer(const Request& request) {
                    same_model(plan_.sender, *request.receiver)
                        ? "it is the plan's sender; the plan's receiver answers"
                        : "weights or config differ; compile a plan for it");
-    } else if (Status known = check_sender_knows(plan_, request.context); !known.ok()) {
+    } else if (Status known = check_sender_knows(request.context, plan_.shared_vocab, plan_.sender.name,
+                                                 plan_.receiver.name);
+               !known.ok()) {
       miss = std::move(known);
     } else {
       const std::span<const int32_t> published = request.entry.empty() ? request.context : request.entry;

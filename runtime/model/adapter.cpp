@@ -14,6 +14,7 @@
 
 #include "runtime/model/adapter_internal.h"
 #include "runtime/model/parallel_internal.h"
+#include "support/file.h"
 #include "support/hash.h"
 #include "support/json.h"
 
@@ -30,11 +31,6 @@ constexpr const char* kEmbeddings = "model.embed_tokens";
 constexpr const char* kHead = "lm_head";
 // What PEFT targets in all families done here where the config names nothing.
 constexpr std::array<const char*, 2> kDefaultTargets{"q_proj", "v_proj"};
-
-bool exists(const std::string& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
 
 std::string shape_text(std::span<const int64_t> shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
@@ -227,8 +223,8 @@ bool same_bytes(const TensorView& a, const TensorView& b) {
 }  // namespace
 
 bool Adapter::is_adapter(const std::string& folder) {
-  return exists(folder + kConfigFile) && !exists(folder + "/model.safetensors") &&
-         !exists(folder + "/model.safetensors.index.json");
+  return file_exists(folder + kConfigFile) && !file_exists(folder + "/model.safetensors") &&
+         !file_exists(folder + "/model.safetensors.index.json");
 }
 
 Result<Adapter> Adapter::open(const std::string& folder) {
@@ -347,8 +343,8 @@ Status Adapter::read_config() {
 
 Status Adapter::read_tensors() {
   const std::string path = folder_ + kWeightFile;
-  if (!exists(path)) {
-    if (exists(folder_ + "/adapter_model.bin"))
+  if (!file_exists(path)) {
+    if (file_exists(folder_ + "/adapter_model.bin"))
       return error(Code::kUnsupported,
                    "'{}' has its weights in 'adapter_model.bin'; expected adapter_model.safetensors. Save it "
                    "again with PEFT's save_pretrained",

@@ -1,7 +1,5 @@
 #include "runtime/model/chat_template.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <map>
@@ -18,11 +16,9 @@ constexpr int64_t kMostBytes = 64 << 20;
 constexpr std::string_view kSpecialTokens[] = {"bos_token", "eos_token", "unk_token", "sep_token",
                                                "pad_token", "cls_token", "mask_token"};
 
-bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
-
 /// An object; empty where there is no such file.
 Result<Json> read_object(const std::string& path) {
-  if (!exists(path)) return Json::object();
+  if (!file_exists(path)) return Json::object();
   DS_ASSIGN(std::string text, read_text_file(path, kMostBytes));
   DS_ASSIGN(Json json, parse_ordered_json(text, path));
   if (!json.is_object()) return error(Code::kCorrupt, "{}: expected a JSON object", path);
@@ -198,7 +194,7 @@ Result<std::optional<ChatTemplate>> ChatTemplate::find(const std::string& folder
   const std::string config_path = folder + "/tokenizer_config.json";
   DS_ASSIGN(Json config, read_object(config_path));
   const std::string alone = folder + "/chat_template.jinja", legacy = folder + "/chat_template.json";
-  if (exists(alone)) DS_TRY(impl->add_file("default", alone));
+  if (file_exists(alone)) DS_TRY(impl->add_file("default", alone));
   std::error_code ignored;
   for (const auto& entry :
        std::filesystem::directory_iterator(folder + "/additional_chat_templates", ignored))

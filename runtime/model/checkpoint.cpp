@@ -18,6 +18,7 @@
 #include "runtime/model/model_folder.h"
 #include "runtime/model/parallel_internal.h"
 #include "runtime/model/safetensors.h"
+#include "support/file.h"
 #include "support/hash.h"
 #include "support/json.h"
 
@@ -30,11 +31,6 @@ constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kHead = "lm_head.weight";
 
 std::string shape_text(std::span<const int64_t> shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
-
-bool file_exists(const std::string& path) {
-  std::error_code ignored;
-  return std::filesystem::exists(path, ignored);
-}
 
 // Tables that older versions of transformers saved and that config.json determines.
 bool without_effect(std::string_view name) {

@@ -19,11 +19,6 @@ namespace fs = std::filesystem;
 constexpr std::string_view kCachePrefix = "models--";
 constexpr std::string_view kLfsPrefix = "version https://git-lfs.github.com/spec/";
 
-bool file_there(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(path, ignored);
-}
-
 bool is_folder(const fs::path& path) {
   std::error_code ignored;
   return fs::is_directory(path, ignored);
@@ -170,7 +165,7 @@ Result<std::string> find_model_folder(const std::string& given) {
   }
   if (!fs::is_directory(status)) return is_a_file(given);
   std::string folder = given;
-  if (!file_there(path / "config.json") && is_folder(path / "snapshots")) {
+  if (!file_exists(path / "config.json") && is_folder(path / "snapshots")) {
     const fs::path whole = fs::absolute(path, failed).lexically_normal();
     DS_ASSIGN(folder, find_snapshot(whole.has_filename() ? whole : whole.parent_path()));
   }
@@ -219,7 +214,7 @@ Status no_config(const std::string& folder) {
                  "Hugging Face folder, which most publishers offer too",
                  folder);
   for (const std::string& name : names)
-    if (file_there(fs::path(folder) / name / "config.json"))
+    if (file_exists(fs::path(folder) / name / "config.json"))
       return error(Code::kNotFound, "'{}' has no config.json; there is one in '{}/{}': give that folder",
                    folder, folder, name);
   return error(Code::kNotFound,

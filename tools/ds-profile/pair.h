@@ -6,6 +6,9 @@
 
 #include "profiler/estimate.h"
 #include "profiler/profile_run.h"
+#include "runtime/model/identity.h"
+#include "runtime/model/shared_vocab.h"
+#include "support/file.h"
 #include "tools/chat_input.h"
 #include "tools/model_input.h"
 
@@ -35,25 +38,25 @@ inline Status need_option(const std::string& value, const char* name, const char
 
 struct LoadedPair {
   LoadedModel sender, receiver;
+  int64_t shared_vocab = 0;  // shared_vocabulary()
 };
 
 /// What can be told from configs and tokenizers, before any weights are read: one shape, and the same ids.
-inline Status check_pair(const PairOptions& o) {
+/// shared_vocabulary() of the two.
+inline Result<int64_t> check_pair(const PairOptions& o) {
   DS_TRY(check_open_options(o.open, {o.sender, o.receiver}));
   DS_ASSIGN(Checkpoint receiver, Checkpoint::open(o.receiver, o.open));
   DS_ASSIGN(Checkpoint sender, Checkpoint::open(o.sender, o.open));
   DS_TRY(check_same_architecture(sender.config(), receiver.config(), o.sender, o.receiver));
-  const std::string ours = receiver.folder_of("tokenizer.json"), theirs = sender.folder_of("tokenizer.json");
-  if (access((ours + "/tokenizer.json").c_str(), F_OK) != 0)
+  if (!file_exists(receiver.folder_of("tokenizer.json") + "/tokenizer.json"))
     return error(Code::kNotFound, "'{}' has no tokenizer.json to read the data with", o.receiver);
-  DS_TRY(check_same_ids(theirs, ours));
-  return ok_status();
+  return shared_vocabulary(sender, receiver);
 }
 
 /// Both models on one backend; a pair that cannot be is refused before its weights are packed.
 inline Result<LoadedPair> load_pair(const PairOptions& o) {
-  DS_TRY(check_pair(o));
   LoadedPair pair;
+  DS_ASSIGN(pair.shared_vocab, check_pair(o));
   DS_ASSIGN(pair.receiver, load_model(o.receiver, o.open, o.on, o.dtype, o.cache));
   DS_ASSIGN(pair.sender, load_model(o.sender, o.open, o.on, o.dtype, o.cache, pair.receiver.backend));
   return pair;
@@ -62,15 +65,10 @@ inline Result<LoadedPair> load_pair(const PairOptions& o) {
 /// kMismatch: the context has a token that the sender does not know, so that it has no caches of it.
 inline Status check_sender_knows(const LoadedPair& pair, std::span<const int32_t> context,
                                  const std::string& where) {
-  const int64_t vocab = pair.sender.model->config().vocab;
-  for (size_t i = 0; i < context.size(); ++i) {
-    if (context[i] < vocab) continue;
-    return error(Code::kMismatch,
-                 "{}: context token {} has id {}, which only the receiver '{}' knows: the sender '{}' has {} "
-                 "ids. Nothing of such a context can be reused; leave it out",
-                 where, i, context[i], pair.receiver.identity.name, pair.sender.identity.name, vocab);
-  }
-  return ok_status();
+  const Status known =
+      check_sender_knows(context, pair.shared_vocab, pair.sender.identity.name, pair.receiver.identity.name);
+  if (known.ok()) return known;
+  return error(known.code(), "{}: {}; leave it out", where, known.message());
 }
 
 /// `max_new_tokens`: a number or a file, see PromptTemplates::set_max_new_tokens(); empty: the templates'
