@@ -7,13 +7,16 @@
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <utility>
 
 #include "compiler/pipeline.h"
 #include "compiler/scheduling/schedulers.h"
+#include "compiler/select/doubt.h"
 #include "compiler/select/variants.h"
 #include "plans/limits.h"
 #include "plans/plan_file.h"
+#include "runtime/model/identity.h"
 #include "support/file.h"
 #include "support/hash.h"
 
@@ -36,6 +39,8 @@ struct Request {
   std::vector<int64_t> lengths, rates;
   std::vector<int32_t> chunks;
   bool default_lengths = false;
+  std::optional<double> divergence;  // --slo-divergence
+  bool least_divergence = false;
 };
 
 Status one_of(std::string_view flag, std::string_view found, const std::vector<std::string_view>& known) {
@@ -68,6 +73,25 @@ Result<double> parse_share(std::string_view text) {
     return error(Code::kInvalidArgument,
                  "bad share '{}'; expected more than 0, at most 100%, like 15% or 0.15", text);
   return share;
+}
+
+Status read_divergence(const CompileOptions& o, Request& r) {
+  if (!o.slo_divergence) return ok_status();
+  if (*o.slo_divergence == "least") {
+    r.least_divergence = true;
+    if (o.slo_ttft_ms) return ok_status();
+    return error(
+        Code::kInvalidArgument,
+        "--slo-divergence least needs --slo-ttft-ms: whatever the time, the full prefill diverges least");
+  }
+  char* end = nullptr;
+  const double nats = std::strtod(o.slo_divergence->c_str(), &end);
+  if (o.slo_divergence->empty() || *end != '\0' || !(nats >= 0 && nats <= 1e6))
+    return error(Code::kInvalidArgument,
+                 "--slo-divergence is '{}', expected nats per token, 0 or more, like 0.05, or least",
+                 *o.slo_divergence);
+  r.divergence = nats;
+  return ok_status();
 }
 
 Status refuse(std::string_view a, std::string_view b, std::string_view why) {
@@ -121,13 +145,17 @@ Result<Request> check_options(const CompileOptions& o, bool quality, bool maps) 
   if (o.slo_ttft_ms && !(*o.slo_ttft_ms > 0 && *o.slo_ttft_ms <= 1e9))
     return error(Code::kInvalidArgument, "--slo-ttft-ms is {}, expected milliseconds above 0, at most 1e9",
                  *o.slo_ttft_ms);
+  DS_TRY(read_divergence(o, r));
   if (o.suffix_length < 1 || o.suffix_length > kMaxLength)
     return error(Code::kInvalidArgument, "--suffix-length is {}, expected 1 to {}", o.suffix_length,
                  kMaxLength);
 
   const PolicyTraits& policy = *r.policy;
   const std::string named = "--policy " + std::string(policy.name);
-  std::string_view slo = o.slo_loss ? "--slo-loss" : o.slo_ttft_ms ? "--slo-ttft-ms" : "";
+  std::string_view slo = o.slo_loss         ? "--slo-loss"
+                         : o.slo_divergence ? "--slo-divergence"
+                         : o.slo_ttft_ms    ? "--slo-ttft-ms"
+                                            : "";
   if (o.select_share && !policy.takes_share)
     return refuse("--select-share", o.policy ? named : "no --policy select",
                   "only that policy selects tokens");
@@ -152,17 +180,17 @@ Result<Request> check_options(const CompileOptions& o, bool quality, bool maps) 
     if (!quality && policy.takes_share) {
       return error(Code::kInvalidArgument,
                    "how many tokens are to be selected? Give --select-share PERCENT, or --quality FILE with "
-                   "--slo-loss or --slo-ttft-ms");
+                   "--slo-loss, --slo-divergence or --slo-ttft-ms");
     }
     if (!quality) {
-      return error(
-          Code::kInvalidArgument,
-          "which layers are to be recomputed? Give --recompute A-B, --quality FILE with --slo-loss or "
-          "--slo-ttft-ms, or --policy full-prefill or full-reuse");
+      return error(Code::kInvalidArgument,
+                   "which layers are to be recomputed? Give --recompute A-B, --quality FILE with --slo-loss, "
+                   "--slo-divergence or --slo-ttft-ms, or --policy full-prefill or full-reuse");
     }
     if (slo.empty())
-      return error(Code::kInvalidArgument,
-                   "--quality needs an objective: give --slo-loss, --slo-ttft-ms or both");
+      return error(
+          Code::kInvalidArgument,
+          "--quality needs an objective: give --slo-loss, --slo-divergence, --slo-ttft-ms or several");
   }
   if (quality && !policy.may_lose) return refuse("--quality", named, "the full prefill loses nothing");
   if (o.chunks < 1 || o.chunks > kMostChunks)
@@ -202,6 +230,8 @@ std::string canonical_flags(const CompileOptions& o, const Request& r,
   if (recompute) flags += " --recompute " + format_layers(*recompute);
   if (o.select_share) flags += fmt::format(" --select-share {:g}%", 100 * *parse_share(*o.select_share));
   if (o.slo_loss) flags += fmt::format(" --slo-loss {}", *o.slo_loss);
+  if (r.divergence) flags += fmt::format(" --slo-divergence {}", *r.divergence);
+  if (r.least_divergence) flags += " --slo-divergence least";
   if (o.slo_ttft_ms) flags += fmt::format(" --slo-ttft-ms {}", *o.slo_ttft_ms);
   if (o.confidence) flags += fmt::format(" --confidence {}", *o.confidence);
   std::vector<std::string> rates;
@@ -413,6 +443,47 @@ struct Compiler {
                       100 * kWorthTheSender));
   }
 
+  /// Says so where the plan takes ways of which the profile cannot tell that they keep the limit: the one
+  /// with the largest error, and how many there are.
+  void warn_of_doubt(const Chooser& chooser, const std::vector<PlacedVariant>& placed, Mean WayScore::*of,
+                     double limit) {
+    std::map<std::string, std::pair<const WayScore*, Doubt>> doubts;
+    for (const PlacedVariant& p : placed) {
+      const Way& way = chooser.tilings()[p.tiling].way;
+      const WayScore* score = way.kind == WayKind::kFullPrefill ? nullptr : in.quality->find(way);
+      if (score == nullptr) continue;
+      if (auto doubt = doubt_of(score->*of, score->contexts, limit))
+        doubts.emplace(way.name(), std::pair(score, *doubt));
+    }
+    if (doubts.empty()) return;
+    const auto& [name, worst] =
+        *std::max_element(doubts.begin(), doubts.end(), [](const auto& a, const auto& b) {
+          return a.second.second.mean.standard_error < b.second.second.mean.standard_error;
+        });
+    const auto& [score, doubt] = worst;
+    const bool points = of == &WayScore::loss;
+    std::string text = fmt::format(
+        "the profile cannot tell whether '{}' {} at most {:g} {}: {:.{}f} ± {:.{}f} over {} contexts", name,
+        points ? "loses" : "diverges by", limit, points ? "points" : "nats per token", doubt.mean.value,
+        points ? 1 : 4, doubt.mean.standard_error, points ? 1 : 4, doubt.contexts);
+    text += doubt.would_tell > 0
+                ? fmt::format("; about {} contexts would tell", format_count(doubt.would_tell))
+                : "; no number of contexts would tell";
+    if (doubts.size() > 1)
+      text += fmt::format(". The same holds of {} other way{} here", doubts.size() - 1,
+                          doubts.size() > 2 ? "s" : "");
+    const WayScore* reuse = in.quality->find({WayKind::kFullReuse});
+    if (points && reuse && score != reuse && reuse->divergence.value > 0 &&
+        std::isfinite(score->divergence.value))
+      text += fmt::format(". Its divergence is {:.0f} % of full reuse's ({:.3g} of {:.3g} nats per token)",
+                          100 * score->divergence.value / reuse->divergence.value, score->divergence.value,
+                          reuse->divergence.value);
+    text += ". --confidence 0.95 takes only what the profile can tell";
+    if (points && in.quality->has_divergences())
+      text += "; --slo-divergence NATS goes by divergences, which fewer contexts tell apart";
+    out.warnings.push_back(std::move(text));
+  }
+
   Status choose_tiles() {
     in.layers = plan.shape.layers;
     if (options.recompute) {
@@ -426,9 +497,16 @@ struct Compiler {
     if (inputs.quality) in.quality = &*inputs.quality;
     in.chunks = request.chunks;
     in.confidence = options.confidence.value_or(0);
+    in.by_divergence = options.slo_divergence.has_value();
+    if (in.by_divergence && !in.quality->has_divergences())
+      return error(
+          Code::kInvalidArgument,
+          "--slo-divergence: the profile (version {}) says nothing of divergences; run ds-profile for "
+          "one that does",
+          in.quality->version);
     DS_TRY(take_maps());
     DS_ASSIGN(std::vector<Tiling> tilings, request.policy->draw(in));
-    Slo slo{options.slo_loss, {}, in.confidence};
+    Slo slo{options.slo_loss, {}, in.confidence, request.divergence, request.least_divergence};
     if (options.slo_ttft_ms) slo.ttft_ns = std::llround(*options.slo_ttft_ms * 1e6);
     CostModel costs(machine, plan.shape);
     std::optional<Chooser> chooser(std::in_place, std::move(tilings), slo, costs, options.schedule);
@@ -467,6 +545,10 @@ struct Compiler {
       if (alternatives.size() > 1) v.alternatives = std::move(alternatives);
       chosen.push_back({std::move(v), false});
     }
+    if (in.confidence == 0 && in.quality) {
+      if (options.slo_loss) warn_of_doubt(*chooser, placed, &WayScore::loss, *options.slo_loss);
+      if (request.divergence) warn_of_doubt(*chooser, placed, &WayScore::divergence, *request.divergence);
+    }
     // The fall-back holds everywhere; its times are those of a length in the middle of the list.
     DS_ASSIGN(std::vector<Tiling> whole, draw_full_prefill(in));
     Chooser fallback(std::move(whole), {}, costs, options.schedule);
@@ -488,7 +570,8 @@ struct Compiler {
     v.tuned_tokens = tuned.tokens;
     v.tuned_suffix = tuned.suffix;
     v.tuned_rate = tuned.rate;
-    v.promise = {tiling.loss, predicted.ttft_ns, tiling.loss_stderr, tiling.loss_bound, confidence};
+    v.promise = {tiling.loss, predicted.ttft_ns, tiling.loss_stderr,       tiling.loss_bound,
+                 confidence,  tiling.divergence, tiling.divergence_stderr, tiling.divergence_bound};
     v.way = tiling.way.name();
     v.select_share = tiling.way.share;
     v.map_form = tiling.way.map;
@@ -547,8 +630,7 @@ Status check_not_swapped(std::string_view option, const std::string& path, const
 Status read_maps(const std::string& path, const Shape& shape, CompileInputs& in) {
   DS_ASSIGN(MapSet maps, MapSet::read(path));
   DS_TRY(check_not_swapped("--maps", path, maps.sender_fingerprint, maps.receiver_fingerprint, in.pair));
-  DS_TRY(maps.check_pair(path, in.pair.sender.fingerprint, in.pair.receiver.fingerprint, shape.layers,
-                         shape.d_model));
+  DS_TRY(maps.check_pair(path, in.pair.sender, in.pair.receiver, shape.layers, shape.d_model));
   DS_ASSIGN(std::string bytes, read_text_file(path, INT64_MAX));
   in.maps_identity = {base_name(path), maps.fingerprint()};
   in.maps = std::move(maps);
@@ -575,8 +657,8 @@ Result<CompileInputs> read_inputs(const CompileFiles& files, bool plain_without_
     DS_ASSIGN(in.quality, Quality::read(*files.quality));
     DS_TRY(check_not_swapped("--quality", *files.quality, in.quality->sender_fingerprint,
                              in.quality->receiver_fingerprint, in.pair));
-    DS_TRY(in.quality->check_pair(*files.quality, in.pair.sender.fingerprint, in.pair.receiver.fingerprint,
-                                  shape.layers));
+    DS_TRY(in.quality->check_pair(*files.quality, names_of_model(in.pair.sender),
+                                  names_of_model(in.pair.receiver), shape.layers));
     DS_ASSIGN(InputFile file, input_file("quality", *files.quality));
     in.files.push_back(std::move(file));
   }

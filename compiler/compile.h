@@ -22,8 +22,11 @@ struct CompileOptions {
                                             // full-reuse; default: droidspeak with `recompute`, else balanced
   std::optional<std::string> select_share;  // "15%": of the tokens, for policy select
   std::optional<double> slo_loss;           // points
+  std::optional<std::string>
+      slo_divergence;  // "0.05": nats per reference token; "least": within --slo-ttft-ms
   std::optional<double> slo_ttft_ms;
-  std::optional<double> confidence;            // bounds of losses instead of means: above 0.5, below 1
+  std::optional<double> confidence;  // bounds of losses and divergences instead of means: above 0.5,
+                                     // below 1
   std::optional<std::string> context_lengths;  // "256,1024"
   std::optional<std::string> link_rates;       // "20MB/s,8Gb/s"
   int64_t suffix_length = 32;
@@ -74,9 +77,10 @@ struct CompileTimes {
 };
 
 struct CompileOutput {
-  std::string bytes;               // a .dsplan file, or text (--emit)
-  std::optional<Plan> plan;        // where it was compiled to the end
-  std::vector<std::string> notes;  // for people: what was assumed, what was left out
+  std::string bytes;                  // a .dsplan file, or text (--emit)
+  std::optional<Plan> plan;           // where it was compiled to the end
+  std::vector<std::string> notes;     // for people: what was assumed, what was left out
+  std::vector<std::string> warnings;  // promises that the profile cannot tell to be kept
   CompileTimes times;
 };
 

@@ -139,21 +139,27 @@ struct Promise {
   double loss_bound = kUnknown;   // the true loss exceeds it with probability 1 - confidence only; NaN: none
                                   // was asked for, or it is not known
   double confidence = 0;          // of that bound, one-sided: above 0.5 and below 1; 0: none was asked for
+  double divergence = kUnknown;   // nats per token of the reference answers, KL(full prefill || this way);
+                                  // NaN: not known
+  double divergence_stderr = kUnknown, divergence_bound = kUnknown;  // as those of the loss
   bool operator==(const Promise& o) const {
     return ttft_ns == o.ttft_ns && confidence == o.confidence && same_number(quality_loss, o.quality_loss) &&
-           same_number(loss_stderr, o.loss_stderr) && same_number(loss_bound, o.loss_bound);
+           same_number(loss_stderr, o.loss_stderr) && same_number(loss_bound, o.loss_bound) &&
+           same_number(divergence, o.divergence) && same_number(divergence_stderr, o.divergence_stderr) &&
+           same_number(divergence_bound, o.divergence_bound);
   }
 };
 
 /// Another choice that the compiler had at a variant's tuned point.
 struct Alternative {
-  std::string what;         // "recompute 3-6"
-  double quality_loss = 0;  // points; NaN: not known
-  int64_t ttft_ns = 0;      // predicted
-  int64_t compute_ns = 0;   // predicted busy time of the compute streams
+  std::string what;              // "recompute 3-6"
+  double quality_loss = 0;       // points; NaN: not known
+  int64_t ttft_ns = 0;           // predicted
+  int64_t compute_ns = 0;        // predicted busy time of the compute streams
+  double divergence = kUnknown;  // nats per reference token; NaN: not known
   bool operator==(const Alternative& o) const {
     return what == o.what && ttft_ns == o.ttft_ns && compute_ns == o.compute_ns &&
-           same_number(quality_loss, o.quality_loss);
+           same_number(quality_loss, o.quality_loss) && same_number(divergence, o.divergence);
   }
 };
 

@@ -48,6 +48,10 @@ To convert(From value) {
   return static_cast<To>(static_cast<uint8_t>(value));
 }
 
+/// NaN (not known) is no good default in a file: it equals nothing, itself included. So it is -1 there.
+double stored(double value) { return std::isnan(value) ? -1 : value; }
+double known(double value) { return value == -1 ? kUnknown : value; }
+
 /// FlatBuffers -> structs. Offsets may point several times at one string or vector, so that a small file
 /// could unpack to a huge plan: no more is unpacked than an unshared file of this size can hold.
 class Reader {
@@ -151,16 +155,19 @@ class Reader {
       left_ -= 4 * int64_t{f.alternatives()->size()};
       if (left_ < 0) return v;
       for (const fb::Alternative* a : *f.alternatives())
-        v.alternatives.push_back({text(a->what()), a->quality_loss(), a->ttft_ns(), a->compute_ns()});
+        v.alternatives.push_back(
+            {text(a->what()), a->quality_loss(), a->ttft_ns(), a->compute_ns(), known(a->divergence())});
     }
     if (f.way() != nullptr) v.way = text(f.way());
-    // NaN is no good default in a file: it equals nothing, itself included.
-    v.promise.loss_stderr = f.loss_stderr() == -1 ? kUnknown : f.loss_stderr();
+    v.promise.loss_stderr = known(f.loss_stderr());
     v.promise.confidence = f.confidence();
     v.promise.loss_bound = f.confidence() == 0 && f.loss_bound() == 0 ? kUnknown : f.loss_bound();
     v.select_share = f.select_share();
     v.map_form = convert<MapForm>(f.map_form());
     v.map_side = convert<MapSide>(f.map_side());
+    v.promise.divergence = known(f.divergence());
+    v.promise.divergence_stderr = known(f.divergence_stderr());
+    v.promise.divergence_bound = known(f.divergence_bound());
     return v;
   }
 
@@ -206,7 +213,8 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   std::vector<flatbuffers::Offset<fb::Alternative>> alternatives;
   for (const Alternative& a : v.alternatives) {
     auto what = b.CreateString(a.what);
-    alternatives.push_back(fb::CreateAlternative(b, what, a.quality_loss, a.ttft_ns, a.compute_ns));
+    alternatives.push_back(
+        fb::CreateAlternative(b, what, a.quality_loss, a.ttft_ns, a.compute_ns, stored(a.divergence)));
   }
   flatbuffers::Offset<flatbuffers::Vector<flatbuffers::Offset<fb::Alternative>>> alternative_vector;
   if (!alternatives.empty()) alternative_vector = b.CreateVector(alternatives);
@@ -214,13 +222,14 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   if (!v.way.empty()) way = b.CreateString(v.way);
   bool no_bound = v.promise.confidence == 0 && std::isnan(v.promise.loss_bound);
   double bound = no_bound ? 0 : v.promise.loss_bound;
-  return fb::CreateVariant(
-      b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max, v.tuned_tokens,
-      v.tuned_suffix, v.tuned_rate, v.chunks, v.promise.quality_loss, v.promise.ttft_ns, v.makespan_ns,
-      v.lower_bound_ns, v.proven_optimal, tile_vector, stream_vector, buffer_vector, op_vector, v.load_min,
-      v.load_max, v.regret, why, alternative_vector, way,
-      std::isnan(v.promise.loss_stderr) ? -1 : v.promise.loss_stderr, bound, v.promise.confidence,
-      v.select_share, convert<fb::MapForm>(v.map_form), convert<fb::MapSide>(v.map_side));
+  return fb::CreateVariant(b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max,
+                           v.tuned_tokens, v.tuned_suffix, v.tuned_rate, v.chunks, v.promise.quality_loss,
+                           v.promise.ttft_ns, v.makespan_ns, v.lower_bound_ns, v.proven_optimal, tile_vector,
+                           stream_vector, buffer_vector, op_vector, v.load_min, v.load_max, v.regret, why,
+                           alternative_vector, way, stored(v.promise.loss_stderr), bound,
+                           v.promise.confidence, v.select_share, convert<fb::MapForm>(v.map_form),
+                           convert<fb::MapSide>(v.map_side), stored(v.promise.divergence),
+                           stored(v.promise.divergence_stderr), stored(v.promise.divergence_bound));
 }
 
 flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, const ModelIdentity& m) {

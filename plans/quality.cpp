@@ -413,11 +413,17 @@ std::string Way::name() const {
 
 int64_t Way::recomputed(int64_t total) const {
   if (kind == WayKind::kFullPrefill || kind == WayKind::kSenderAlone) return total;
-  if (kind == WayKind::kRestore || kind == WayKind::kFullReuse) return 0;
+  if (kind == WayKind::kRestore || kind == WayKind::kFullReuse || kind == WayKind::kNoContext) return 0;
   if (kind == WayKind::kSelect) return share < 1 ? 1 : total;
   int64_t sum = 0;
   for (const LayerRange& r : layers) sum += r.size();
   return kind == WayKind::kReuseOnly ? total - sum : sum;
+}
+
+bool Quality::has_divergences() const {
+  return std::any_of(ways.begin(), ways.end(), [](const WayScore& w) {
+    return w.way.kind != WayKind::kFullPrefill && std::isfinite(w.divergence.value);
+  });
 }
 
 const WayScore* Quality::find(const Way& way) const {
@@ -432,10 +438,22 @@ Mean Quality::loss(const LayerRange& group) const {
   return w ? w->loss : Mean{std::nan(""), std::nan("")};
 }
 
-double Quality::loss_bound(const WayScore& w, double confidence) const {
+namespace {
+
+double upper_bound(const WayScore& w, const Mean& mean, double confidence) {
   if (w.way.kind == WayKind::kFullPrefill) return 0;
-  if (w.contexts < 2 || std::isnan(w.loss.standard_error)) return std::nan("");
-  return w.loss.value + student_quantile(confidence, w.contexts - 1) * w.loss.standard_error;
+  if (w.contexts < 2 || std::isnan(mean.standard_error)) return std::nan("");
+  return mean.value + student_quantile(confidence, w.contexts - 1) * mean.standard_error;
+}
+
+}  // namespace
+
+double Quality::loss_bound(const WayScore& w, double confidence) const {
+  return upper_bound(w, w.loss, confidence);
+}
+
+double Quality::divergence_bound(const WayScore& w, double confidence) const {
+  return upper_bound(w, w.divergence, confidence);
 }
 
 Result<Quality> Quality::read(const std::string& path) {
@@ -552,17 +570,21 @@ std::string Quality::to_text() const {
   return text + "\n}\n";
 }
 
-Status Quality::check_pair(const std::string& path, const std::string& sender, const std::string& receiver,
-                           int64_t model_layers, std::string_view whose) const {
+Status Quality::check_pair(const std::string& path, const std::vector<std::string>& sender,
+                           const std::vector<std::string>& receiver, int64_t model_layers,
+                           std::string_view whose) const {
   if (layers != model_layers)
     return error(Code::kMismatch, "{}: 'layers' is {}, but the models have {}", path, layers, model_layers);
   auto same = [&](std::string_view role, const std::string& name, const std::string& found,
-                  const std::string& expected) -> Status {
-    if (found == expected) return ok_status();
-    return error(Code::kMismatch,
-                 "{}: pair.{}.fingerprint is {} ('{}'), but {}{} has {}; the profile is of another pair, run "
-                 "ds-profile for this one",
-                 path, role, found, name, whose, role, expected);
+                  const std::vector<std::string>& expected) -> Status {
+    if (std::find(expected.begin(), expected.end(), found) != expected.end()) return ok_status();
+    return error(
+        Code::kMismatch,
+        "{}: pair.{}.fingerprint is {} ('{}'), but {}{} has {}; the profile is of another pair{}, run "
+        "ds-profile for this one",
+        path, role, found, name, whose, role, expected[0],
+        version < 4 ? " (or its tokenizer's file has changed, which profiles before version 4 name too)"
+                    : "");
   };
   DS_TRY(same("sender", sender_name, sender_fingerprint, sender));
   return same("receiver", receiver_name, receiver_fingerprint, receiver);

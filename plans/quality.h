@@ -14,7 +14,7 @@
 
 namespace ds {
 
-inline constexpr int64_t kQualityVersion = 3;
+inline constexpr int64_t kQualityVersion = 4;
 
 /// Where the K and V come from that an answer is given over.
 enum class WayKind : uint8_t {
@@ -26,9 +26,11 @@ enum class WayKind : uint8_t {
   kRestore,      // the receiver's projections of the sender's hidden states, layer by layer (HCache)
   kSelect,       // the sender's but for the tokens that deviate most (CacheBlend)
   kSenderAlone,  // the sender itself answers, over its own
+  kNoContext,    // the receiver is asked without the context: what it knows or guesses (a control)
 };
-inline constexpr std::string_view kWayKindNames[] = {"full prefill", "full reuse", "group",  "scattered",
-                                                     "reuse only",   "restore",    "select", "sender alone"};
+inline constexpr std::string_view kWayKindNames[] = {"full prefill", "full reuse",   "group",
+                                                     "scattered",    "reuse only",   "restore",
+                                                     "select",       "sender alone", "no context"};
 
 struct Way {
   WayKind kind = WayKind::kFullReuse;
@@ -127,6 +129,8 @@ struct Quality {
   std::vector<Example> examples;
   nlohmann::ordered_json cost;  // counts of work, for people; may be null
 
+  /// Is the divergence of any way but the full prefill known?
+  bool has_divergences() const;
   /// nullptr: it was not scored, or racing dropped it.
   const WayScore* find(const Way& way) const;
   /// Points that a group costs (below 0 by chance). NaN: it was not measured. The empty group is full reuse,
@@ -136,16 +140,20 @@ struct Quality {
   /// NaN where the loss is not known or rests on one context.
   double loss_bound(const WayScore& way, double confidence) const;
 
-  /// Versions 1 to 3. Errors: kNotFound, kCorrupt, kUnsupported (a newer version), kInvalidArgument; each
+  /// The same of the divergence.
+  double divergence_bound(const WayScore& way, double confidence) const;
+
+  /// Versions 1 to 4. Errors: kNotFound, kCorrupt, kUnsupported (a newer version), kInvalidArgument; each
   /// names file and field.
   static Result<Quality> read(const std::string& path);
   nlohmann::ordered_json to_json() const;
   /// The same as a file's text: a line for each way, task, selection and example.
   std::string to_text() const;
-  /// kMismatch where the profile is not of this pair: says which field, found and expected. `whose`: where
-  /// the pair comes from, as the message puts it before "sender" and "receiver".
-  Status check_pair(const std::string& path, const std::string& sender_fingerprint,
-                    const std::string& receiver_fingerprint, int64_t layers,
+  /// kMismatch where the profile is not of this pair: says which field, found and expected. `sender`,
+  /// `receiver`: the fingerprints that each may be named by, the first for the message (names_of_model()).
+  /// `whose`: where the pair comes from, as the message puts it before "sender" and "receiver".
+  Status check_pair(const std::string& path, const std::vector<std::string>& sender,
+                    const std::vector<std::string>& receiver, int64_t layers,
                     std::string_view whose = "--") const;
 };
 

@@ -207,13 +207,14 @@ class VariantVerifier {
     }
     for (size_t a = 0; a < v_.alternatives.size(); ++a) {
       const Alternative& other = v_.alternatives[a];
+      const bool diverges = other.divergence < 0 || std::isinf(other.divergence);
       if (std::isinf(other.quality_loss) || other.quality_loss < -100 || other.quality_loss > 100 ||
-          other.ttft_ns < 0 || other.compute_ns < 0) {
+          other.ttft_ns < 0 || other.compute_ns < 0 || diverges) {
         return fail(
             5,
-            "has alternative {} with a loss of {}, a TTFT of {} ns and {} ns of compute; expected -100 "
-            "to 100 points or NaN, and times of 0 or more",
-            a, other.quality_loss, other.ttft_ns, other.compute_ns);
+            "has alternative {} with a loss of {}, a divergence of {}, a TTFT of {} ns and {} ns of compute; "
+            "expected -100 to 100 points or NaN, nats of 0 or more or NaN, and times of 0 or more",
+            a, other.quality_loss, other.divergence, other.ttft_ns, other.compute_ns);
       }
     }
     bool untuned = v_.tuned_tokens == 0 && v_.tuned_suffix == 0 && v_.tuned_rate == 0 && v_.makespan_ns == 0;
@@ -244,6 +245,18 @@ class VariantVerifier {
     if (std::isinf(p.loss_bound) || (p.confidence == 0 && !std::isnan(p.loss_bound))) {
       return fail(5, "bounds its loss by {} points with a confidence of {}; expected {}", p.loss_bound,
                   p.confidence, p.confidence == 0 ? "NaN: no bound was asked for" : "a number, or NaN");
+    }
+    for (double nats : {p.divergence, p.divergence_stderr, p.divergence_bound}) {
+      if (!(std::isnan(nats) || (nats >= 0 && std::isfinite(nats))))
+        return fail(5,
+                    "promises a divergence of {} nats, a standard error of {}, a bound of {}; expected 0 or "
+                    "more, or NaN where it is not known",
+                    p.divergence, p.divergence_stderr, p.divergence_bound);
+    }
+    if (p.confidence == 0 && !std::isnan(p.divergence_bound)) {
+      return fail(
+          5, "bounds its divergence by {} nats with a confidence of 0; expected NaN: no bound was asked for",
+          p.divergence_bound);
     }
     if (v_.map_form > MapForm::kFull)
       return unknown("its header", "map form", static_cast<int>(v_.map_form),
@@ -1027,6 +1040,8 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
     }
     if (plan.format_version < 4 && v.map_form != MapForm::kNone)
       return newer(traits_of(OpKind::kAlign).feature, 4);
+    if (plan.format_version < 4 && !std::isnan(v.promise.divergence))
+      return newer("a promised divergence", 4);
   }
   auto aligned = [](const Variant& v) { return v.map_form != MapForm::kNone; };
   const bool maps = std::any_of(plan.variants.begin(), plan.variants.end(), aligned);

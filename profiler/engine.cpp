@@ -206,6 +206,7 @@ std::vector<size_t> Engine::sources(const Way& way) const {
   }
   return from;
 }
+    case WayKind::kNoContext:
 
 Status Engine::run_sender(std::span<const int32_t> context) {
   const auto n = static_cast<int64_t>(context.size());

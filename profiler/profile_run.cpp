@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "profiler/aggregate.h"
+#include "runtime/model/identity.h"
 #include "runtime/model/joined_text.h"
 #include "support/file.h"
 #include "support/hash.h"
@@ -32,7 +33,9 @@ Result<ContextRecord> read_record(const std::string& path, size_t ways) {
 }
 
 Json identity_json(const RunIdentity& run) {
-  auto model = [](const ModelIdentity& m) { return Json{{"name", m.name}, {"fingerprint", m.fingerprint}}; };
+  auto model = [](const ModelIdentity& m) {
+    return Json{{"name", m.name}, {"fingerprint", model_fingerprint(m)}};
+  };
   const WayOptions& w = run.options.ways;
   Json json;
   json["schema"] = "droidspeak.profile-run";

@@ -18,7 +18,15 @@ int main(int argc, char** argv) {
       "  The fastest plan that loses at most 2 points, on a measured machine, for two rates:\n"
       "    ds-compile --receiver base --sender tuned --quality quality.json --slo-loss 2 \\\n"
       "        --machine machine.json --link-rates 20MB/s,8Gb/s -o pair.dsplan\n"
-      "  The same, with cuts that may be aligned by maps that ds-profile has fitted:\n"
+      "  The fastest plan whose answers' distributions differ by at most 0.05 nats per token, with 95 %\n"
+      "  confidence (a profile tells divergences apart with fewer contexts than losses):\n"
+      "    ds-compile --receiver base --sender tuned --quality quality.json --slo-divergence 0.05 \\\n"
+      "        --confidence 0.95 -o pair.dsplan\n"
+      "  Without a profile, by rule of thumb: the last third of 30 layers, or the first.\n"
+      "  No loss is promised; a profile scores such rules beside what it finds:\n"
+      "    ds-compile --receiver base --sender tuned --recompute 20-29 -o pair.dsplan\n"
+      "    ds-compile --receiver base --sender tuned --recompute 0-9 -o pair.dsplan\n"
+      "  At most 2 points, with cuts that may be aligned by maps that ds-profile has fitted:\n"
       "    ds-compile --receiver base --sender tuned --quality quality.json --slo-loss 2 \\\n"
       "        --maps maps.safetensors -o pair.dsplan\n"
       "  A base as sender, a LoRA adapter of it as receiver:\n"
@@ -85,9 +93,13 @@ int main(int argc, char** argv) {
       ->type_name("WHAT");
   app.add_option("--slo-loss", o.slo_loss, "Most points of the metric that may be lost")->type_name("POINTS");
   app.add_option(
-         "--confidence", o.confidence,
-         "Holds --slo-loss against what the loss exceeds with probability 1 - P only, not against its "
-         "mean: above 0.5 and below 1, like 0.95")
+         "--slo-divergence", o.slo_divergence,
+         "Most nats per token of the reference answers by which distributions may differ from the full "
+         "prefill's; beside --slo-loss both hold. least: with --slo-ttft-ms, the least within that time")
+      ->type_name("NATS");
+  app.add_option("--confidence", o.confidence,
+                 "Holds --slo-loss and --slo-divergence against what loss and divergence exceed with "
+                 "probability 1 - P only, not against their means: above 0.5 and below 1, like 0.95")
       ->type_name("P");
   app.add_option("--slo-ttft-ms", o.slo_ttft_ms, "Longest predicted time to first token")->type_name("MS");
   app.add_option("--context-lengths", o.context_lengths,
@@ -138,6 +150,7 @@ int main(int argc, char** argv) {
     DS_TRY(check_open_options(files.open, {files.sender, files.receiver}));
     DS_ASSIGN(CompileOutput out, compile(files, o));
     for (const std::string& note : out.notes) fmt::print(stderr, "ds-compile: note: {}\n", note);
+    for (const std::string& text : out.warnings) fmt::print(stderr, "ds-compile: warning: {}\n", text);
     return write_file_atomically(output, out.bytes);
   });
 }

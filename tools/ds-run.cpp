@@ -15,8 +15,8 @@
 #include "runtime/model/safetensors.h"
 #include "runtime/store/store.h"
 #include "runtime/trace/run_record.h"
-#include "support/hash.h"
 #include "support/file.h"
+#include "support/hash.h"
 #include "tools/chat_input.h"
 #include "tools/model_input.h"
 
@@ -107,8 +107,8 @@ Result<std::unique_ptr<GateSetup>> set_up_gate(const Options& o, const Plan& pla
   auto false_alarms = parse_percent(o.gate_false_alarms);
   if (!false_alarms.ok()) return false_alarms.status().with_context("--gate-false-alarms");
   DS_ASSIGN(Quality quality, Quality::read(o.gate));
-  DS_TRY(quality.check_pair(o.gate, plan.sender.fingerprint, plan.receiver.fingerprint, plan.shape.layers,
-                            "the plan's "));
+  DS_TRY(quality.check_pair(o.gate, names_of_model(plan.sender), names_of_model(plan.receiver),
+                            plan.shape.layers, "the plan's "));
   DS_ASSIGN(std::string bytes, read_text_file(o.gate));
   std::string sha256 = sha256_hex(bytes);
   for (const InputFile& input : plan.provenance.inputs) {

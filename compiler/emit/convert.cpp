@@ -69,13 +69,20 @@ void write_choice(mlir::Operation* op, const Variant& v) {
   number("loss_stderr", v.promise.loss_stderr);
   number("loss_bound", v.promise.loss_bound);
   if (v.promise.confidence != 0) number("confidence", v.promise.confidence);
+  number("divergence", v.promise.divergence);
+  number("divergence_stderr", v.promise.divergence_stderr);
+  number("divergence_bound", v.promise.divergence_bound);
   if (v.alternatives.empty()) return;
   llvm::SmallVector<mlir::Attribute> all;
   for (const Alternative& a : v.alternatives) {
-    all.push_back(b.getDictionaryAttr({b.getNamedAttr("what", b.getStringAttr(a.what)),
-                                       b.getNamedAttr("loss", b.getF64FloatAttr(a.quality_loss)),
-                                       b.getNamedAttr("ttft_ns", b.getI64IntegerAttr(a.ttft_ns)),
-                                       b.getNamedAttr("compute_ns", b.getI64IntegerAttr(a.compute_ns))}));
+    llvm::SmallVector<mlir::NamedAttribute> entry{
+        b.getNamedAttr("what", b.getStringAttr(a.what)),
+        b.getNamedAttr("loss", b.getF64FloatAttr(a.quality_loss)),
+        b.getNamedAttr("ttft_ns", b.getI64IntegerAttr(a.ttft_ns)),
+        b.getNamedAttr("compute_ns", b.getI64IntegerAttr(a.compute_ns))};
+    if (!std::isnan(a.divergence))
+      entry.push_back(b.getNamedAttr("divergence", b.getF64FloatAttr(a.divergence)));
+    all.push_back(b.getDictionaryAttr(entry));
   }
   op->setAttr("alternatives", b.getArrayAttr(all));
 }
@@ -92,6 +99,9 @@ void read_choice(mlir::Operation* op, Variant& v) {
   number("loss_stderr", v.promise.loss_stderr);
   number("loss_bound", v.promise.loss_bound);
   number("confidence", v.promise.confidence);
+  number("divergence", v.promise.divergence);
+  number("divergence_stderr", v.promise.divergence_stderr);
+  number("divergence_bound", v.promise.divergence_bound);
   auto all = op->getAttrOfType<mlir::ArrayAttr>("alternatives");
   if (!all) return;
   for (mlir::Attribute entry : all) {
@@ -102,6 +112,7 @@ void read_choice(mlir::Operation* op, Variant& v) {
     if (auto loss = dictionary.getAs<mlir::FloatAttr>("loss")) a.quality_loss = loss.getValueAsDouble();
     if (auto ns = dictionary.getAs<mlir::IntegerAttr>("ttft_ns")) a.ttft_ns = ns.getInt();
     if (auto ns = dictionary.getAs<mlir::IntegerAttr>("compute_ns")) a.compute_ns = ns.getInt();
+    if (auto nats = dictionary.getAs<mlir::FloatAttr>("divergence")) a.divergence = nats.getValueAsDouble();
     v.alternatives.push_back(std::move(a));
   }
 }
@@ -144,7 +155,7 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
       scheduled ? i64(v.makespan_ns) : nullptr, scheduled ? i64(v.lower_bound_ns) : nullptr,
       unit(scheduled && v.proven_optimal), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
       nullptr, nullptr, v.select_share != 0 ? b.getF64FloatAttr(v.select_share) : nullptr,
-      map_form_attr(ctx, v), map_side_attr(ctx, v));
+      map_form_attr(ctx, v), map_side_attr(ctx, v), nullptr, nullptr, nullptr);
   write_choice(variant, v);
   b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
 

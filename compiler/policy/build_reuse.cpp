@@ -16,7 +16,7 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
       i32(layers), i64(v.tokens_min), i64(v.tokens_max), i64(v.rate_min), i64(v.rate_max),
       i64(v.tuned_tokens), i64(v.tuned_suffix), i64(v.tuned_rate), b.getF64FloatAttr(v.promise.quality_loss),
       i64(v.promise.ttft_ns), v.chunks > 1 ? i32(v.chunks) : nullptr, nullptr, nullptr, nullptr, nullptr,
-      nullptr, nullptr, nullptr, nullptr, nullptr);
+      nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
   write_choice(plan, v);
   b.setInsertionPointToStart(&plan.getBody().emplaceBlock());
   auto hidden = b.getType<reuse::HiddenType>();

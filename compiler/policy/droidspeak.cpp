@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <tuple>
 
 #include "compiler/policy/policy.h"
 
@@ -15,17 +16,31 @@ bool is_group(const WayScore& w, MapForm form) {
 }
 
 /// Of each number of layers the group that loses least, and the one that loses least of those from layer 0
-/// (which need no cut): in link and compute time groups of one size hardly differ.
-std::vector<LayerRange> best_of_each_size(const Quality& quality, MapForm form) {
-  std::map<std::pair<int64_t, bool>, const WayScore*> best;
+/// (which need no cut): in link and compute time groups of one size hardly differ. Of equal scores the lower
+/// divergence counts. `by_divergence`: those that diverge least, too.
+std::vector<LayerRange> best_of_each_size(const Quality& quality, MapForm form, bool by_divergence) {
+  auto known = [](double nats) { return std::isnan(nats) ? HUGE_VAL : nats; };
+  auto better_score = [&](const WayScore& a, const WayScore& b) {
+    return std::pair(-a.score.value, known(a.divergence.value)) <
+           std::pair(-b.score.value, known(b.divergence.value));
+  };
+  auto closer = [&](const WayScore& a, const WayScore& b) {
+    return known(a.divergence.value) < known(b.divergence.value);
+  };
+  std::map<std::tuple<int64_t, bool, bool>, const WayScore*> best;
   for (const WayScore& w : quality.ways) {
     if (!is_group(w, form)) continue;
     const LayerRange& group = w.way.layers[0];
-    auto [at, fresh] = best.try_emplace({group.size(), group.first == 0}, &w);
-    if (!fresh && w.score.value > at->second->score.value) at->second = &w;
+    for (bool closest : {false, true}) {
+      if (closest && !by_divergence) continue;
+      auto [at, fresh] = best.try_emplace({group.size(), group.first == 0, closest}, &w);
+      if (!fresh && (closest ? closer(w, *at->second) : better_score(w, *at->second))) at->second = &w;
+    }
   }
   std::vector<LayerRange> groups;
-  for (const auto& [key, w] : best) groups.push_back(w->way.layers[0]);
+  for (const auto& [key, w] : best)
+    if (std::find(groups.begin(), groups.end(), w->way.layers[0]) == groups.end())
+      groups.push_back(w->way.layers[0]);
   return groups;
 }
 
@@ -35,7 +50,7 @@ Result<std::vector<Way>> groups_of(const PolicyInput& in) {
   if (!in.quality) {
     return error(Code::kInvalidArgument,
                  "policy 'droidspeak' needs to know which layers: give --recompute A-B, or --quality with "
-                 "--slo-loss or --slo-ttft-ms");
+                 "--slo-loss, --slo-divergence or --slo-ttft-ms");
   }
   std::vector<Way> ways;
   // Plain groups that start from the embeddings take part whatever the cuts are.
@@ -45,7 +60,7 @@ Result<std::vector<Way>> groups_of(const PolicyInput& in) {
     std::vector<LayerRange> groups;
     for (const WayScore& w : in.quality->ways)
       if (is_group(w, form)) groups.push_back(w.way.layers[0]);
-    if (groups.size() > kManyGroups) groups = best_of_each_size(*in.quality, form);
+    if (groups.size() > kManyGroups) groups = best_of_each_size(*in.quality, form, in.by_divergence);
     std::erase_if(groups, [&](const LayerRange& g) { return g.size() == in.layers; });
     for (const LayerRange& g : groups) {
       std::vector<Way> offered = in_all_forms(in, Way::group(g));

@@ -110,10 +110,16 @@ std::vector<Way> in_all_forms(const PolicyInput& in, const Way& plain) {
   auto bound = [&](const Choice& c) {
     return in.confidence > 0 ? in.quality->loss_bound(*c.score, in.confidence) : c.score->loss.value;
   };
+  auto diverges_less = [&](const WayScore& a, const WayScore& b) {
+    if (!in.by_divergence) return true;
+    return a.divergence.value <= b.divergence.value &&
+           (in.confidence == 0 ||
+            in.quality->divergence_bound(a, in.confidence) <= in.quality->divergence_bound(b, in.confidence));
+  };
   auto beaten = [&](const Choice& c) {
     return c.score && std::any_of(choices.begin(), choices.end(), [&](const Choice& other) {
              return other.score && other.flops < c.flops && other.score->loss.value <= c.score->loss.value &&
-                    bound(other) <= bound(c);
+                    bound(other) <= bound(c) && diverges_less(*other.score, *c.score);
            });
   };
   std::vector<Way> ways;
@@ -130,6 +136,10 @@ Tiling make_tiling(const PolicyInput& in, std::string what, std::vector<Tile> ti
   if (t.way.kind == WayKind::kFullPrefill) {
     t.loss = t.loss_stderr = 0;
     if (in.confidence > 0) t.loss_bound = 0;
+    if (in.quality && in.quality->has_divergences()) {
+      t.divergence = t.divergence_stderr = 0;
+      if (in.confidence > 0) t.divergence_bound = 0;
+    }
     return t;
   }
   t.loss = kUnknown;
@@ -137,7 +147,14 @@ Tiling make_tiling(const PolicyInput& in, std::string what, std::vector<Tile> ti
   if (score == nullptr) return t;
   t.loss = score->loss.value;
   t.loss_stderr = score->loss.standard_error;
-  if (in.confidence > 0) t.loss_bound = in.quality->loss_bound(*score, in.confidence);
+  // As measured it may be below 0 by rounding.
+  auto nats = [](double value) { return value < 0 ? 0 : value; };
+  t.divergence = nats(score->divergence.value);
+  t.divergence_stderr = score->divergence.standard_error;
+  if (in.confidence > 0) {
+    t.loss_bound = in.quality->loss_bound(*score, in.confidence);
+    t.divergence_bound = nats(in.quality->divergence_bound(*score, in.confidence));
+  }
   return t;
 }
 

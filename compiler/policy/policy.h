@@ -27,8 +27,10 @@ struct Tiling {
   double loss = 0;                // promised points; NaN: not known
   double loss_stderr = kUnknown;  // of the loss, points; NaN: not known
   double loss_bound = kUnknown;  // what the loss exceeds with probability 1 - confidence only; NaN: not known
-  MapSide map_side = MapSide::kReceiver;  // who applies the maps of an aligned way
-  int64_t map_rank = 0;                   // of those maps, where they are low-rank
+  double divergence = kUnknown;  // promised nats per reference token; NaN: not known
+  double divergence_stderr = kUnknown, divergence_bound = kUnknown;  // as those of the loss
+  MapSide map_side = MapSide::kReceiver;                             // who applies the maps of an aligned way
+  int64_t map_rank = 0;                                              // of those maps, where they are low-rank
 
   /// Does the receiver map what it is sent?
   bool aligns() const { return way.map != MapForm::kNone && map_side == MapSide::kReceiver; }
@@ -41,6 +43,7 @@ struct PolicyInput {
   const Quality* quality = nullptr;     // may be absent
   std::vector<int32_t> chunks = {1};    // numbers of chunks to try, ascending, from 1
   double confidence = 0;                // of the bounds on losses, one-sided; 0: none are asked for
+  bool by_divergence = false;           // the divergence counts in the choice, beside the loss
   const MapSet* maps = nullptr;         // for aligned cuts; may be absent
   std::vector<MapForm> forms = {
       MapForm::kNone};  // that cuts may have, ascending; kNone: as the sender has them

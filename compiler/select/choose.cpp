@@ -1,5 +1,7 @@
 #include "compiler/select/choose.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -12,6 +14,9 @@
 
 namespace ds {
 namespace {
+
+/// What is not known comes last.
+double or_worst(double lost) { return std::isnan(lost) ? 1e9 : lost; }
 
 /// A chunk of fewer rows than this wastes the matrix units on every machine that there is.
 constexpr int64_t kLeastRows = 64;
@@ -128,8 +133,8 @@ bool Chooser::keeps_slo(size_t tiling, const Predicted& p) const {
 }
 
 double Chooser::excess(size_t a, const Predicted& pa, size_t b, const Predicted& pb, const Point& p) const {
-  if (least_loss()) {
-    double more = loss(a) - loss(b);
+  if (slo_.least_divergence || least_loss()) {
+    double more = lost(a) - lost(b);
     return more > 0 ? INFINITY : more < 0 ? -1.0 : 0.0;
   }
   return static_cast<double>(cost(pa, p)) / static_cast<double>(std::max<int64_t>(cost(pb, p), 1)) - 1;
@@ -149,14 +154,12 @@ Result<size_t> Chooser::find_best(const Point& p) {
     int64_t bound = 0;
     double loss = 0;
   };
-  // Without a bound on the loss a TTFT is to be kept with the least loss; otherwise losses within the bound
-  // are all the same.
+  // Losses within the bounds are all the same, unless the least is what is wanted.
   std::vector<Candidate> candidates;
   for (size_t i = 0; i < tilings_.size(); ++i) {
     if (!fits(i, p) || !loses_little(i)) continue;
     Predicted b = bound(i, p);
-    double lost = least_loss() ? loss(i) : 0;
-    candidates.push_back({i, cost(b, p), std::isnan(lost) ? 1e9 : lost});
+    candidates.push_back({i, cost(b, p), or_worst(lost(i))});
   }
   std::stable_sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
     return std::tie(a.loss, a.bound) < std::tie(b.loss, b.bound);
@@ -196,48 +199,61 @@ Result<std::vector<std::pair<Alternative, size_t>>> Chooser::front(const Point& 
   for (const auto& [way, candidate] : quickest) {
     DS_ASSIGN(Predicted predicted, predict(candidate.second, p));
     const Tiling& t = tilings_[candidate.second];
-    all.push_back({{t.what, t.loss, predicted.ttft_ns, predicted.compute_ns}, candidate.second});
+    all.push_back(
+        {{t.what, t.loss, predicted.ttft_ns, predicted.compute_ns, t.divergence}, candidate.second});
   }
-  auto lost = [&](const Choice& c) { return std::isnan(loss(c.second)) ? 1e9 : loss(c.second); };
+  auto lost = [&](const Choice& c) { return or_worst(loss(c.second)); };
+  auto diverges = [&](const Choice& c) { return by_divergence() ? or_worst(divergence(c.second)) : 0; };
   std::stable_sort(all.begin(), all.end(), [&](const Choice& a, const Choice& b) {
-    return std::pair(a.first.ttft_ns, lost(a)) < std::pair(b.first.ttft_ns, lost(b));
+    return std::tuple(a.first.ttft_ns, lost(a), diverges(a)) <
+           std::tuple(b.first.ttft_ns, lost(b), diverges(b));
   });
   std::vector<Choice> front;
-  for (Choice& c : all)
-    if (front.empty() || lost(c) < lost(front.back())) front.push_back(std::move(c));
+  for (Choice& c : all) {
+    bool beaten = std::any_of(front.begin(), front.end(), [&](const Choice& quicker) {
+      return lost(quicker) <= lost(c) && diverges(quicker) <= diverges(c);
+    });
+    if (!beaten) front.push_back(std::move(c));
+  }
   return front;
 }
 
-std::string Chooser::loss_objective() const {
-  std::string text = fmt::format("a loss of at most {} points", *slo_.loss);
-  if (slo_.confidence > 0) text += fmt::format(" with {:g} % confidence", 100 * slo_.confidence);
+std::string Chooser::bounds_text() const {
+  std::vector<std::string> bounds;
+  if (slo_.loss) bounds.push_back(fmt::format("a loss of at most {} points", *slo_.loss));
+  if (slo_.divergence)
+    bounds.push_back(fmt::format("a divergence of at most {} nats per token", *slo_.divergence));
+  std::string text = fmt::format("{}", fmt::join(bounds, " and "));
+  if (slo_.confidence > 0 && !text.empty())
+    text += fmt::format(" with {:g} % confidence", 100 * slo_.confidence);
+  if (slo_.ttft_ns)
+    text += fmt::format("{}a TTFT of at most {}", text.empty() ? "" : " and ", format_ns(*slo_.ttft_ns));
   return text;
 }
 
 std::string Chooser::objective(const Point& p) const {
-  std::string within;
-  if (slo_.loss) within = loss_objective();
-  if (slo_.ttft_ns)
-    within += fmt::format("{}a TTFT of at most {}", within.empty() ? "" : " and ", format_ns(*slo_.ttft_ns));
-  if (slo_.ttft_ns && !slo_.loss) return "least loss with " + within;
-  std::string what = counts_busy(p) ? "least time of the busiest stream" : "least TTFT";
-  return within.empty() ? what : what + " with " + within;
+  const std::string bounds = bounds_text();
+  std::string what = slo_.least_divergence ? "least divergence"
+                     : least_loss()        ? "least loss"
+                     : counts_busy(p)      ? "least time of the busiest stream"
+                                           : "least TTFT";
+  return bounds.empty() ? what : what + " with " + bounds;
 }
 
 Status Chooser::infeasible(const Point& p) {
-  std::string wanted;
-  if (slo_.loss) wanted += loss_objective();
-  if (slo_.ttft_ns)
-    wanted += fmt::format("{}a TTFT of at most {}", wanted.empty() ? "" : " and ", format_ns(*slo_.ttft_ns));
   std::string message = fmt::format(
-      "no group of layers promises {} at {} context tokens and {}; what can be had there:", wanted, p.tokens,
-      format_rate(static_cast<double>(p.rate)));
+      "no group of layers promises {} at {} context tokens and {}; what can be had there:", bounds_text(),
+      p.tokens, format_rate(static_cast<double>(p.rate)));
   DS_ASSIGN(auto all, front(p));
   size_t width = 0;
   for (const auto& [a, tiling] : all) width = std::max(width, a.what.size());
   for (const auto& [a, tiling] : all) {
     message += fmt::format("\n  {:<{}}   loss {:6.2f} points", a.what, width, a.quality_loss);
     if (slo_.confidence > 0) message += fmt::format(", bound {:6.2f}", loss(tiling));
+    if (!std::isnan(a.divergence)) {
+      message += fmt::format("   divergence {:7.4f} nats", a.divergence);
+      if (slo_.confidence > 0) message += fmt::format(", bound {:7.4f}", divergence(tiling));
+    }
     message += "   TTFT " + format_ns(a.ttft_ns);
   }
   auto unbounded = [&](const Tiling& t) {

@@ -14,16 +14,19 @@
 
 namespace ds {
 
-/// With a bound on the loss (with a confidence: on what the loss exceeds with the rest of the probability
-/// only), the fewest predicted nanoseconds within it; with a bound on the TTFT alone, the
-/// least loss within it; with both, the fewest nanoseconds that keep both; without any, the fewest.
-/// While other requests wait, a bound on the loss asks for throughput instead of TTFT: the least busy time of
-/// the busiest stream. With a fast link that is the least compute, as in the paper's appendix B; with a slow
-/// one the link is what the waiting requests wait for.
+/// With a bound on the loss, the divergence or both (with a confidence: on what they exceed with the rest of
+/// the probability only), the fewest predicted nanoseconds within them; with a bound on the TTFT alone, the
+/// least loss within it; with bounds of both kinds, the fewest nanoseconds that keep all; without any, the
+/// fewest. Where the least divergence is wanted, that is minimised, within all bounds.
+/// While other requests wait, a bound on the loss or the divergence asks for throughput instead of TTFT: the
+/// least busy time of the busiest stream. With a fast link that is the least compute, as in the paper's
+/// appendix B; with a slow one the link is what the waiting requests wait for.
 struct Slo {
   std::optional<double> loss;  // points
   std::optional<int64_t> ttft_ns;
-  double confidence = 0;  // one-sided; 0: means of losses are compared
+  double confidence = 0;                  // one-sided; 0: means are compared
+  std::optional<double> divergence = {};  // nats per reference token
+  bool least_divergence = false;
 };
 
 struct Point {
@@ -46,9 +49,11 @@ class Chooser {
 
   const std::vector<Tiling>& tilings() const { return tilings_; }
   /// What is minimised at this point: the busiest stream's time, or the TTFT.
-  bool counts_busy(const Point& point) const { return point.waiting && slo_.loss.has_value(); }
-  /// How much worse tiling a is than b, as a share of b's time; below 0: better. By loss alone where that is
-  /// what is minimised: infinite, or 0, or below.
+  bool counts_busy(const Point& point) const {
+    return point.waiting && (slo_.loss || slo_.divergence) && !slo_.least_divergence;
+  }
+  /// How much worse tiling a is than b, as a share of b's time; below 0: better. By loss or divergence alone
+  /// where that is what is minimised: infinite, or 0, or below.
   double excess(size_t a, const Predicted& pa, size_t b, const Predicted& pb, const Point& point) const;
 
   Result<Predicted> predict(size_t tiling, const Point& point);
@@ -58,7 +63,8 @@ class Chooser {
 
   /// kInfeasible lists what can be had, by TTFT.
   Result<size_t> best(const Point& point);
-  /// What else could be had: of each way the quickest tiling; none beats another in loss and TTFT. By TTFT.
+  /// What else could be had: of each way the quickest tiling; none beats another in loss and TTFT (and, where
+  /// the objective speaks of it, divergence). By TTFT.
   Result<std::vector<Alternative>> alternatives(const Point& point);
   /// In words: "fewest ns with a loss of at most 2 points".
   std::string objective(const Point& point) const;
@@ -67,15 +73,25 @@ class Chooser {
   int64_t cost(const Predicted& p, const Point& point) const {
     return counts_busy(point) ? std::max(p.compute_ns, p.link_ns) : p.ttft_ns;
   }
-  /// The loss that objectives speak of: its mean, or with a confidence its bound; NaN: not known.
+  /// What objectives speak of: the mean, or with a confidence its bound; NaN: not known.
   double loss(size_t tiling) const {
     return slo_.confidence > 0 ? tilings_[tiling].loss_bound : tilings_[tiling].loss;
   }
-  bool loses_little(size_t tiling) const {  // a loss that is not known keeps no bound
-    return !slo_.loss || loss(tiling) <= *slo_.loss;
+  double divergence(size_t tiling) const {
+    return slo_.confidence > 0 ? tilings_[tiling].divergence_bound : tilings_[tiling].divergence;
   }
-  std::string loss_objective() const;
-  bool least_loss() const { return slo_.ttft_ns && !slo_.loss; }
+  bool loses_little(size_t tiling) const {  // what is not known keeps no bound
+    return (!slo_.loss || loss(tiling) <= *slo_.loss) &&
+           (!slo_.divergence || divergence(tiling) <= *slo_.divergence);
+  }
+  bool by_divergence() const { return slo_.divergence || slo_.least_divergence; }
+  bool least_loss() const { return slo_.ttft_ns && !slo_.loss && !by_divergence(); }
+  /// What is minimised before any time: the loss or the divergence; 0 where it is time alone.
+  double lost(size_t tiling) const {
+    return slo_.least_divergence ? divergence(tiling) : least_loss() ? loss(tiling) : 0;
+  }
+  /// "a loss of at most 2 points and a TTFT of at most 20 ms".
+  std::string bounds_text() const;
 
   /// Operations of a tiling that take equally long at every point, and how many they are.
   struct Kind {

@@ -39,7 +39,7 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     range; times hold at the tuned point. `makespan`, `lower_bound` and `proven_optimal` are the scheduler's.
     `load` counts the other requests that wait. `regret`, `why` and `alternatives` say how good the choice was,
     `way` whose loss in the quality profile is promised; `loss_stderr`, `loss_bound` and `confidence` say how
-    certain that is. `select_share` is there where tokens are selected.
+    certain that is; `divergence` stands beside it, with the same. `select_share` is there where tokens are selected.
     `aligned FORM by SIDE` is there where the sender's hidden states go through maps.
     `fallback` marks the full prefill that every file carries.
   }];
@@ -51,7 +51,9 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives,
     OptionalAttr<StrAttr>:$way, OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound,
     OptionalAttr<F64Attr>:$confidence, OptionalAttr<F64Attr>:$select_share,
-    OptionalAttr<Plan_MapFormAttr>:$map_form, OptionalAttr<Plan_MapSideAttr>:$map_side);
+    OptionalAttr<Plan_MapFormAttr>:$map_form, OptionalAttr<Plan_MapSideAttr>:$map_side,
+    OptionalAttr<F64Attr>:$divergence, OptionalAttr<F64Attr>:$divergence_stderr,
+    OptionalAttr<F64Attr>:$divergence_bound);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler

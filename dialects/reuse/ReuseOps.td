@@ -26,15 +26,18 @@ def Reuse_PlanOp : Reuse_Op<"plan", [IsolatedFromAbove, Symbol, SingleBlock, NoR
     Its tiles cover every layer and every chunk of the context exactly once, from layer 0 upward. `chunks`
     says into how many the context is divided; without it there is one. `load` counts the other requests that
     wait: without it the plan holds for any number. `way` names whose loss in the quality profile is promised;
-    `loss_stderr`, `loss_bound` and `confidence` say how certain it is. `fallback` marks the full prefill that
-    every plan file carries: all layers recomputed, right for every length and rate.
+    `loss_stderr`, `loss_bound` and `confidence` say how certain it is; `divergence` stands beside it, with the
+    same. `fallback` marks the full prefill that every plan file carries: all layers recomputed, right for every
+    length and rate.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, I32Attr:$layers,
     I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max, I64Attr:$tuned_tokens,
     I64Attr:$tuned_suffix, I64Attr:$tuned_rate, F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I32Attr>:$chunks,
     OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max, OptionalAttr<F64Attr>:$regret,
     OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives, OptionalAttr<StrAttr>:$way,
-    OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound, OptionalAttr<F64Attr>:$confidence);
+    OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound, OptionalAttr<F64Attr>:$confidence,
+    OptionalAttr<F64Attr>:$divergence, OptionalAttr<F64Attr>:$divergence_stderr,
+    OptionalAttr<F64Attr>:$divergence_bound);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     $sym_name (`fallback` $fallback^)? `policy` $policy `layers` $layers (`chunks` $chunks^)?

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <tuple>
 
+#include "runtime/model/identity.h"
 #include "runtime/store/entry.h"
 
 namespace ds {
@@ -25,7 +26,7 @@ struct Wanted {
 };
 
 Status check_maps(const MapSet& maps, const ModelIdentity& sender, const ModelConfig& config) {
-  if (maps.sender_fingerprint != sender.fingerprint)
+  if (!names_model(maps.sender_fingerprint, sender))
     return error(
         Code::kMismatch,
         "the maps ({:.12}) take hidden states of sender '{}' (fingerprint {:.12}) to '{}', this sender is "

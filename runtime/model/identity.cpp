@@ -16,4 +16,16 @@ bool same_model(const ModelIdentity& named, const ModelIdentity& model) {
          named.fingerprint == identity_fingerprint(model.config, model.weights, named.tokenizer);
 }
 
+std::string model_fingerprint(const ModelIdentity& model) {
+  return identity_fingerprint(model.config, model.weights, "");
+}
+
+std::vector<std::string> names_of_model(const ModelIdentity& model) {
+  return {model_fingerprint(model), model.fingerprint};
+}
+
+bool names_model(const std::string& fingerprint, const ModelIdentity& model) {
+  return fingerprint == model.fingerprint || fingerprint == model_fingerprint(model);
+}
+
 }  // namespace ds

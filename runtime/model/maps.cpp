@@ -7,6 +7,7 @@
 #include <map>
 #include <tuple>
 
+#include "runtime/model/identity.h"
 #include "runtime/model/safetensors.h"
 #include "support/hash.h"
 #include "support/schema.h"
@@ -245,27 +246,26 @@ Result<MapSet> MapSet::read(const std::string& path) {
   return set;
 }
 
-Status MapSet::check_pair(const std::string& path, const std::string& sender, const std::string& receiver,
+Status MapSet::check_pair(const std::string& path, const ModelIdentity& sender, const ModelIdentity& receiver,
                           int64_t model_layers, int64_t width) const {
   if (layers != model_layers || d_model != width)
     return error(Code::kMismatch, "maps '{}' are for {} layers of width {}, the models have {} of width {}",
                  path, layers, d_model, model_layers, width);
   auto same = [&](std::string_view role, const std::string& name, const std::string& found,
-                  const std::string& expected) -> Status {
-    if (found == expected) return ok_status();
+                  const ModelIdentity& model) -> Status {
+    if (names_model(found, model)) return ok_status();
     return error(
         Code::kMismatch,
         "maps '{}' were fitted for {} '{}' (fingerprint {:.12}), this {} has {:.12}: they are of another "
         "pair, fit maps for this one with ds-profile",
-        path, role, name, found, role, expected);
+        path, role, name, found, role, model_fingerprint(model));
   };
   DS_TRY(same("sender", sender_name, sender_fingerprint, sender));
   return same("receiver", receiver_name, receiver_fingerprint, receiver);
 }
 
 Status MapSet::check_plan(const std::string& path, const Plan& plan) const {
-  DS_TRY(check_pair(path, plan.sender.fingerprint, plan.receiver.fingerprint, plan.shape.layers,
-                    plan.shape.d_model));
+  DS_TRY(check_pair(path, plan.sender, plan.receiver, plan.shape.layers, plan.shape.d_model));
   if (std::string found = fingerprint(); found != plan.maps.fingerprint)
     return error(
         Code::kMismatch,

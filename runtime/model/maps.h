@@ -92,8 +92,8 @@ struct MapSet {
   static Result<MapSet> read(const std::string& path);
   Status write(const std::string& path) const;
   /// kMismatch where the maps are of another pair or shape: which field, found and expected.
-  Status check_pair(const std::string& path, const std::string& sender_fingerprint,
-                    const std::string& receiver_fingerprint, int64_t layers, int64_t d_model) const;
+  Status check_pair(const std::string& path, const ModelIdentity& sender, const ModelIdentity& receiver,
+                    int64_t layers, int64_t d_model) const;
   /// kMismatch where they are not those that a plan names.
   Status check_plan(const std::string& path, const Plan& plan) const;
 };

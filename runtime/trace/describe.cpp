@@ -77,6 +77,18 @@ std::string promised_loss_text(const Promise& p) {
                                    100 * p.confidence));
 }
 
+std::string nats_text(double nats) { return std::isnan(nats) ? "not known" : fmt::format("{:.3g}", nats); }
+
+std::string promised_divergence_text(const Promise& p) {
+  if (std::isnan(p.divergence)) return "";
+  std::string text = nats_text(p.divergence);
+  if (p.divergence_stderr > 0) text += fmt::format(" ± {:.2g}", p.divergence_stderr);
+  text += " nats per token";
+  if (std::isnan(p.divergence_bound)) return text;
+  return text + fmt::format(", at most {} with {:g} % confidence", nats_text(p.divergence_bound),
+                            100 * p.confidence);
+}
+
 std::string alignment_text(const Variant& v) {
   if (v.map_form == MapForm::kNone) return "";
   return fmt::format("aligned ({} map, by the {})", map_form_name(v.map_form), map_side_name(v.map_side));

@@ -12,6 +12,9 @@ std::string rate_range_text(const Variant& variant);    // "20 MB/s to 1 GB/s", 
 std::string loss_text(double loss);                     // "1.8", "not known"
 /// "0.4 ± 0.3 points, at most 1 with 95 % confidence", as far as it is known.
 std::string promised_loss_text(const Promise& promise);
+/// "0.041 ± 0.003 nats per token, at most 0.05 with 95 % confidence"; "" where it is not known.
+std::string promised_divergence_text(const Promise& promise);
+std::string nats_text(double nats);                      // "0.041", "not known"
 std::string waiting_range_text(const Variant& variant);  // other requests: "none", "1 to 3", "any"
 std::string regret_text(double regret);                  // "3.1 %", "not known"
 /// "2-5, 9": layers that are recomputed for some token; "none". Others behind them: "none (restore

@@ -60,6 +60,8 @@ std::string draw_schedule_html(const Picture& p) {
   };
   item("shape", fmt::format("{}, {} layers, {}", p.plan.shape.family, p.plan.shape.layers, p.plan.dtype));
   if (!std::isnan(v.promise.quality_loss)) item("quality loss", promised_loss_text(v.promise) + " promised");
+  if (!std::isnan(v.promise.divergence))
+    item("divergence", promised_divergence_text(v.promise) + " promised");
   if (!v.why.empty()) item("chosen by", v.why);
   if (v.regret >= 0) item("regret", regret_text(v.regret) + " at worst in its ranges");
   for (const Track& t : tracks) item(t.name + " TTFT", format_ns(t.end) + " (" + t.note + ")");

@@ -173,6 +173,7 @@ std::string explanation_text(const Explanation& e, const std::string& why) {
   row("tiling", tiling_text(v));
   row("TTFT", format_ns(e.ttft_ns) + " predicted");
   row("quality loss", promised_loss_text(v.promise));
+  if (!std::isnan(v.promise.divergence)) row("divergence", promised_divergence_text(v.promise));
   if (e.bytes > 0) row("loads", format_bytes(e.bytes));
 
   out += "\nWhy this tiling\n";
@@ -180,11 +181,14 @@ std::string explanation_text(const Explanation& e, const std::string& why) {
   row("regret",
       regret_text(v.regret) + (v.regret < 0 ? "" : " slower than the best choice, at worst in its ranges"));
   if (v.alternatives.empty()) row("alternatives", "none recorded");
+  auto divergence = [](double nats) {
+    return std::isnan(nats) ? std::string() : fmt::format(", divergence {:>6}", nats_text(nats));
+  };
   for (const Alternative& a : v.alternatives) {
     row(&a == &v.alternatives.front() ? "alternatives" : "",
-        fmt::format("TTFT {:>9} ({} of this), loss {:>9}, compute {:>9}: {}", format_ns(a.ttft_ns),
-                    ratio(a.ttft_ns, v.promise.ttft_ns), loss_text(a.quality_loss), format_ns(a.compute_ns),
-                    a.what));
+        fmt::format("TTFT {:>9} ({} of this), loss {:>9}{}, compute {:>9}: {}", format_ns(a.ttft_ns),
+                    ratio(a.ttft_ns, v.promise.ttft_ns), loss_text(a.quality_loss), divergence(a.divergence),
+                    format_ns(a.compute_ns), a.what));
   }
   if (!v.alternatives.empty() && !e.tuned) row("", "(all of them at the tuned point)");
 
@@ -192,9 +196,9 @@ std::string explanation_text(const Explanation& e, const std::string& why) {
   if (e.others.empty()) out += "  nothing that can be judged here\n";
   for (const Explanation::Other& o : e.others) {
     row(o.variant->name,
-        fmt::format("TTFT {:>9} ({} of this), recomputes {}, loads {}, loss {}", format_ns(o.ttft_ns),
+        fmt::format("TTFT {:>9} ({} of this), recomputes {}, loads {}, loss {}{}", format_ns(o.ttft_ns),
                     ratio(o.ttft_ns, e.simulated_ns), recomputed_text(*o.variant), format_bytes(o.bytes),
-                    loss_text(o.variant->promise.quality_loss)));
+                    loss_text(o.variant->promise.quality_loss), divergence(o.variant->promise.divergence)));
   }
 
   if (!e.sides.empty()) {
@@ -261,7 +265,8 @@ Json explanation_json(const Explanation& e, const std::string& why) {
                       {"ttft_ns", o.ttft_ns},
                       {"bytes", o.bytes},
                       {"recomputed_layers", recomputed_layers(*o.variant)},
-                      {"quality_loss", number(o.variant->promise.quality_loss)}});
+                      {"quality_loss", number(o.variant->promise.quality_loss)},
+                      {"divergence", number(o.variant->promise.divergence)}});
   }
   for (const Explanation::WhatIf& w : e.what_ifs) {
     what_ifs.push_back({{"what", w.what},
@@ -272,6 +277,7 @@ Json explanation_json(const Explanation& e, const std::string& why) {
   for (const Alternative& a : v.alternatives) {
     alternatives.push_back({{"what", a.what},
                             {"quality_loss", number(a.quality_loss)},
+                            {"divergence", number(a.divergence)},
                             {"ttft_ns", a.ttft_ns},
                             {"compute_ns", a.compute_ns}});
   }
@@ -314,6 +320,9 @@ Json explanation_json(const Explanation& e, const std::string& why) {
           {"quality_loss", number(v.promise.quality_loss)},
           {"loss_stderr", number(v.promise.loss_stderr)},
           {"loss_bound", number(v.promise.loss_bound)},
+          {"divergence", number(v.promise.divergence)},
+          {"divergence_stderr", number(v.promise.divergence_stderr)},
+          {"divergence_bound", number(v.promise.divergence_bound)},
           {"confidence", v.promise.confidence},
           {"ttft_ns", e.ttft_ns},
           {"lower_bound_ns", e.lower_bound_ns},

@@ -214,10 +214,17 @@ class Diff {
       auto json = [](double loss) { return std::isnan(loss) ? Json(nullptr) : Json(loss); };
       add("promised loss", json(x), json(y), fmt::format("{} -> {} (points)", loss_text(x), loss_text(y)));
     }
+    const std::string nats = promised_divergence_text(a.promise),
+                      nats_now = promised_divergence_text(b.promise);
+    words("promised divergence", nats.empty() ? "not known" : nats,
+          nats_now.empty() ? "not known" : nats_now);
     words("way", a.way, b.way);
     Promise shown = a.promise;
     shown.quality_loss = y;
     shown.ttft_ns = b.promise.ttft_ns;
+    shown.divergence = b.promise.divergence;
+    shown.divergence_stderr = b.promise.divergence_stderr;
+    shown.divergence_bound = b.promise.divergence_bound;
     if (!(shown == b.promise)) {
       auto json = [](const Promise& p) {
         auto known = [](double value) { return std::isnan(value) ? Json(nullptr) : Json(value); };

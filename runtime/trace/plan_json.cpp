@@ -52,6 +52,7 @@ Json variant_json(const Variant& v) {
   for (const Alternative& a : v.alternatives) {
     alternatives.push_back({{"what", a.what},
                             {"quality_loss", loss_json(a.quality_loss)},
+                            {"divergence", loss_json(a.divergence)},
                             {"ttft_ns", a.ttft_ns},
                             {"compute_ns", a.compute_ns}});
   }
@@ -75,6 +76,9 @@ Json variant_json(const Variant& v) {
           {"quality_loss", loss_json(v.promise.quality_loss)},
           {"loss_stderr", loss_json(v.promise.loss_stderr)},
           {"loss_bound", loss_json(v.promise.loss_bound)},
+          {"divergence", loss_json(v.promise.divergence)},
+          {"divergence_stderr", loss_json(v.promise.divergence_stderr)},
+          {"divergence_bound", loss_json(v.promise.divergence_bound)},
           {"confidence", v.promise.confidence},
           {"select_share", v.select_share},
           {"map_form", map_form_name(v.map_form)},

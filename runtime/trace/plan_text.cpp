@@ -112,19 +112,24 @@ class Text {
                                                    "scheduler", "recompute", "sends", "loss", "TTFT"}};
     std::vector<const Variant*> all;
     for (const Variant& v : p_.variants) all.push_back(&v);
+    const bool divergence = std::any_of(all.begin(), all.end(),
+                                        [](const Variant* v) { return !std::isnan(v->promise.divergence); });
+    if (divergence) rows[0].insert(rows[0].end() - 1, "nats");
     all.push_back(&p_.full_prefill);
     for (const Variant* v : all) {
       rows.push_back({v->name, tokens_range_text(*v), rate_range_text(*v), waiting_range_text(*v), v->policy,
                       v->scheduler, recomputed_text(*v), format_bytes(bytes_sent(p_, *v)),
                       std::isnan(v->promise.quality_loss) ? "?" : loss_text(v->promise.quality_loss),
                       v->makespan_ns > 0 ? format_ns(v->promise.ttft_ns) : "?"});
+      const double nats = v->promise.divergence;
+      if (divergence) rows.back().insert(rows.back().end() - 1, std::isnan(nats) ? "?" : nats_text(nats));
     }
     // Most plans do not ask how many wait.
     constexpr size_t kWaiting = 3;
     if (std::all_of(rows.begin() + 1, rows.end(), [](const auto& r) { return r[kWaiting] == "any"; })) {
       for (auto& row : rows) row.erase(row.begin() + kWaiting);
     }
-    size_t numbers = rows[0].size() - 3;  // sends, loss and TTFT stand to the right
+    size_t numbers = rows[0].size() - (divergence ? 4 : 3);  // sends, loss, nats and TTFT stand to the right
     line("");
     std::vector<size_t> width(rows[0].size(), 0);
     for (const auto& row : rows) {
@@ -165,6 +170,7 @@ class Text {
                                              : 0.0);
       field("Promise", fmt::format("TTFT {}; quality loss {}", format_ns(v.promise.ttft_ns),
                                    promised_loss_text(v.promise)));
+      if (!std::isnan(v.promise.divergence)) field("Divergence", promised_divergence_text(v.promise));
       if (!v.way.empty()) field("Measured as", v.way);
       if (v.map_form != MapForm::kNone) field("Cuts", alignment_text(v));
       if (!v.why.empty()) field("Chosen by", v.why);

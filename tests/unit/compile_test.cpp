@@ -15,10 +15,12 @@
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/scheduling/schedulers.h"
 #include "compiler/scheduling/variant_problem.h"
+#include "compiler/select/doubt.h"
 #include "compiler/select/variants.h"
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "plans/simulate.h"
+#include "tests/unit/take.h"
 
 namespace ds {
 namespace {
@@ -382,6 +384,109 @@ TEST(Choice, WithAConfidenceBoundsAreHeldAgainstTheObjective) {
   EXPECT_THAT(chosen({3, 1'000'000}), HasSubstr("have no bound: the profile has too few contexts"));
 }
 
+TEST(Choice, GoesByDivergencesToo) {
+  Quality q = profile();
+  for (WayScore& w : q.ways) w.divergence = {0.4, 0.01};
+  q.ways[1].divergence = {0.2, 0.01};    // 3-7, loses 2
+  q.ways[2].divergence = {0.05, 0.02};   // 4-5, loses 19
+  q.ways[3].divergence = {0.02, 0.005};  // 2-8, loses nothing
+  CostModel costs(machine(), kShape);
+  PolicyInput in = input(q, {1});
+  in.by_divergence = true;
+  auto chosen = [&](Slo slo, bool waiting = false) {
+    slo.confidence = in.confidence;
+    Chooser chooser(draw("droidspeak", in), slo, costs, "best");
+    Point p{512, 8, 10'000'000'000, waiting};
+    auto best = chooser.best(p);
+    return best.ok() ? chooser.tilings()[*best].what + " by " + chooser.objective(p)
+                     : best.status().message();
+  };
+  EXPECT_EQ(chosen({.divergence = 0.05}),
+            "recompute 4-5 by least TTFT with a divergence of at most 0.05 nats per token");
+  EXPECT_EQ(
+      chosen({.divergence = 0.3}, true),
+      "recompute 4-5 by least time of the busiest stream with a divergence of at most 0.3 nats per token");
+  // Beside a loss both hold.
+  EXPECT_THAT(chosen({.loss = 3, .divergence = 0.3}), HasSubstr("recompute 3-7"));
+  EXPECT_EQ(
+      chosen({.loss = 3, .divergence = 0.1}),
+      "recompute 2-8 by least TTFT with a loss of at most 3 points and a divergence of at most 0.1 nats per "
+      "token");
+  // The least within a time.
+  EXPECT_EQ(chosen({.ttft_ns = 1'000'000'000, .least_divergence = true}),
+            "full prefill by least divergence with a TTFT of at most " + format_ns(1'000'000'000));
+  Chooser all(draw("droidspeak", in), {.divergence = 0}, costs, "best");
+  size_t group = 0;
+  for (size_t i = 0; i < all.tilings().size(); ++i)
+    if (all.tilings()[i].what == "recompute 4-5") group = i;
+  const int64_t time = testing::take(all.predict(group, {512, 8, 10'000'000'000})).ttft_ns;
+  EXPECT_THAT(chosen({.ttft_ns = time, .least_divergence = true}),
+              HasSubstr("recompute 4-5 by least divergence"));
+  // What else there is shows both, also what is beaten in loss alone.
+  const std::string none = chosen({.ttft_ns = 1000, .divergence = 0.05});
+  EXPECT_THAT(none, HasSubstr("a divergence of at most 0.05 nats per token and a TTFT of at most 1 us"));
+  EXPECT_THAT(none, HasSubstr("loss  19.00 points   divergence  0.0500 nats   TTFT"));
+  EXPECT_THAT(none, HasSubstr("full prefill    loss   0.00 points   divergence  0.0000 nats"));
+  // Bounds instead of means: 0.05 ± 0.02 over 50 contexts.
+  in.confidence = 0.95;
+  EXPECT_THAT(chosen({.divergence = 0.05}), HasSubstr("recompute 2-8"));
+  EXPECT_THAT(chosen({.divergence = 0.084}), HasSubstr("recompute 4-5"));
+  EXPECT_THAT(chosen({.ttft_ns = 1000, .divergence = 0.05}),
+              HasSubstr("divergence  0.0500 nats, bound  0.0835"));
+  // Who says nothing of divergences keeps none.
+  for (WayScore& w : q.ways) w.divergence = {std::nan(""), std::nan("")};
+  in.confidence = 0;
+  EXPECT_THAT(chosen({.divergence = 5}), HasSubstr("no group of layers promises"));
+}
+
+TEST(Choice, DeepProfilesKeepTheGroupsThatDivergeLeast) {
+  Quality q = profile();
+  q.ways.resize(1);
+  for (int64_t size = 1; size < 12; ++size)
+    for (int64_t first = 0; first + size <= 12; ++first) {
+      WayScore w;
+      w.way = Way::group({first, first + size - 1});
+      w.items = w.contexts = 50;
+      // All score alike but the lowest; the highest diverge least.
+      w.score = {first == 0 ? 95.0 : 90.0, 1};
+      w.loss = {99 - w.score.value, 1};
+      w.divergence = {0.5 - 0.01 * static_cast<double>(first), 0.001};
+      q.ways.push_back(w);
+    }
+  auto named = [&](bool by_divergence, const std::string& name) {
+    PolicyInput in = input(q, {1});
+    in.by_divergence = by_divergence;
+    auto all = draw("droidspeak", in);
+    return std::any_of(all.begin(), all.end(), [&](const Tiling& t) { return t.what == name; });
+  };
+  EXPECT_TRUE(named(false, "recompute 0-4"));
+  EXPECT_TRUE(named(false, "recompute 7-11")) << "of equal scores the one that diverges less";
+  EXPECT_FALSE(named(false, "recompute 1-5"));
+  for (WayScore& w : q.ways)
+    if (w.way == Way::group({1, 5})) w.score.value = 94;
+  EXPECT_TRUE(named(false, "recompute 1-5"));
+  EXPECT_FALSE(named(false, "recompute 7-11"));
+  EXPECT_TRUE(named(true, "recompute 1-5"));
+  EXPECT_TRUE(named(true, "recompute 7-11"));
+}
+
+TEST(Doubt, IsWhereTheErrorIsTooLarge) {
+  // A mean well within the limit, and one whose error is larger than the limit.
+  EXPECT_FALSE(doubt_of({1.0, 0.5}, 30, 5));
+  EXPECT_FALSE(doubt_of({4.0, 1.0}, 30, 5));
+  EXPECT_TRUE(doubt_of({4.1, 1.0}, 30, 5));
+  EXPECT_TRUE(doubt_of({-9, 6.0}, 30, 5)) << "what has an error of 6 says nothing of 5";
+  EXPECT_FALSE(doubt_of({0, 0}, 30, 0));
+  EXPECT_FALSE(doubt_of({0, std::nan("")}, 30, 5));
+  // 30 contexts, 1.7 ± 6.0: 1.645 errors are to fit into 3.3, so that 30 * (9.87 / 3.3)^2 = 268.4 contexts
+  // would do.
+  auto doubt = doubt_of({1.7, 6.0}, 30, 5);
+  ASSERT_TRUE(doubt);
+  EXPECT_EQ(doubt->would_tell, 270);
+  EXPECT_EQ(doubt_of({-9, 6.0}, 30, 5)->would_tell, 120) << "a gain counts as no loss";
+  EXPECT_EQ(doubt_of({0, 1.0}, 100, 0)->would_tell, 0) << "nothing shows that nothing is lost";
+}
+
 TEST(Choice, IsTheBestOfAllTilings) {
   Quality q = profile();
   CostModel costs(machine(), kShape);
@@ -544,6 +649,13 @@ TEST(Compile, RefusesContradictionsBeforeItOpensAnything) {
           "--slo-loss contradicts --recompute");
   refused([](auto& o) { o.slo_loss = 2; }, "--slo-loss needs --quality");
   refused([](auto& o) { o.slo_ttft_ms = 2; }, "--slo-ttft-ms needs --quality");
+  refused([](auto& o) { o.slo_divergence = "0.1"; }, "--slo-divergence needs --quality");
+  refused([](auto& o) { o.slo_divergence = "-1"; },
+          "--slo-divergence is '-1', expected nats per token, 0 or more, like 0.05, or least");
+  refused([](auto& o) { o.slo_divergence = "0.1x"; }, "--slo-divergence is '0.1x'");
+  refused([](auto& o) { o.slo_divergence = "least"; }, "--slo-divergence least needs --slo-ttft-ms");
+  refused([](auto& o) { o.slo_divergence = "0.1", o.recompute = "1-2", o.files.quality = "q"; },
+          "--slo-divergence contradicts --recompute");
   refused([](auto& o) { o.policy = "full-prefill", o.slo_ttft_ms = 2; },
           "--slo-ttft-ms contradicts --policy full-prefill");
   refused([](auto& o) { o.policy = "full-prefill", o.files.quality = "q"; }, "--quality contradicts");
@@ -822,6 +934,44 @@ TEST(Compile, TakesInputsThatWereReadBefore) {
   auto stand_in = compile(in, o);
   ASSERT_TRUE(stand_in.ok());
   EXPECT_THAT(stand_in->plan->provenance.flags, HasSubstr("stand-in"));
+}
+
+TEST(Compile, SaysWhatTheProfileCannotTell) {
+  CompileInputs in = inputs_in_memory(machine());
+  in.quality = profile();
+  for (WayScore& w : in.quality->ways) {
+    w.contexts = 30;
+    w.divergence = {w.way.kind == WayKind::kFullReuse ? 0.17 : 0.158, 0.01};
+    w.loss.standard_error = w.way == Way::group({3, 7}) ? 6 : 5;
+  }
+  CompileOptions o{.slo_loss = 3};
+  auto doubtful = compile(in, o);
+  ASSERT_TRUE(doubtful.ok()) << doubtful.status().message();
+  ASSERT_EQ(doubtful->warnings.size(), 1u);
+  EXPECT_THAT(
+      doubtful->warnings[0],
+      HasSubstr("the profile cannot tell whether 'recompute 3-7' loses at most 3 points: 2.0 ± 6.0 over 30 "
+                "contexts; about 3,000 contexts would tell. The same holds of"));
+  EXPECT_THAT(doubtful->warnings[0],
+              HasSubstr("Its divergence is 93 % of full reuse's (0.158 of 0.17 nats per token)"));
+  EXPECT_THAT(doubtful->warnings[0], HasSubstr("--confidence 0.95"));
+  EXPECT_THAT(doubtful->warnings[0], HasSubstr("--slo-divergence"));
+  o.confidence = 0.95;
+  auto sure = compile(in, o);
+  ASSERT_TRUE(sure.ok()) << sure.status().message();
+  EXPECT_TRUE(sure->warnings.empty());
+  o.confidence.reset();
+  for (WayScore& w : in.quality->ways) w.loss.standard_error = 0.5;
+  EXPECT_TRUE(compile(in, o)->warnings.empty());
+  // The same of a divergence.
+  o = {.slo_divergence = "0.16"};
+  auto close = compile(in, o);
+  ASSERT_TRUE(close.ok()) << close.status().message();
+  ASSERT_EQ(close->warnings.size(), 1u);
+  EXPECT_THAT(close->warnings[0], HasSubstr("diverges by at most 0.16 nats per token: 0.1580 ± 0.0100"));
+  for (const Variant& v : close->plan->variants) EXPECT_LE(v.promise.divergence, 0.16);
+  EXPECT_EQ(close->plan->full_prefill.promise.divergence, 0);
+  EXPECT_THAT(close->plan->provenance.flags, HasSubstr("--slo-divergence 0.16"));
 }
 
 }  // namespace

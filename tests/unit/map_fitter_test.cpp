@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "runtime/model/identity.h"
 #include "runtime/model/maps.h"
 #include "support/file.h"
 #include "tests/unit/model_fixture.h"
@@ -163,16 +164,30 @@ TEST_F(MapsFile, IsReadAsItWasWritten) {
 
 TEST_F(MapsFile, OfAnotherPairOrPlanIsRefused) {
   MapSet set = made();
-  const std::string a(64, 'a'), b(64, 'b'), x(64, 'x');
+  ModelIdentity a, b, x;
+  a.fingerprint = std::string(64, 'a');
+  b.fingerprint = std::string(64, 'b');
+  x.config = "of another model";
   EXPECT_TRUE(set.check_pair("f", a, b, 5, set.d_model).ok());
   EXPECT_THAT(set.check_pair("f", x, b, 5, set.d_model).message(),
               AllOf(HasSubstr("maps 'f' were fitted for sender 's' (fingerprint aaaaaaaaaaaa)"),
-                    HasSubstr("xxxxxxxxxxxx")));
+                    HasSubstr(model_fingerprint(x).substr(0, 12))));
   EXPECT_THAT(set.check_pair("f", a, x, 5, set.d_model).message(), HasSubstr("receiver 'r'"));
   EXPECT_THAT(set.check_pair("f", a, b, 6, set.d_model).message(), HasSubstr("for 5 layers of width"));
+  // Named by config and weights, whatever the tokenizer's file.
+  x.weights = "weights";
+  x.tokenizer = "one";
+  x.fingerprint = identity_fingerprint(x.config, x.weights, x.tokenizer);
+  MapSet named = set;
+  named.sender_fingerprint = model_fingerprint(x);
+  x.tokenizer = "another";
+  x.fingerprint = identity_fingerprint(x.config, x.weights, x.tokenizer);
+  EXPECT_TRUE(named.check_pair("f", x, b, 5, set.d_model).ok());
+  x.weights = "other weights";
+  EXPECT_FALSE(named.check_pair("f", x, b, 5, set.d_model).ok());
   Plan plan;
-  plan.sender.fingerprint = a;
-  plan.receiver.fingerprint = b;
+  plan.sender = a;
+  plan.receiver = b;
   plan.shape.layers = 5;
   plan.shape.d_model = set.d_model;
   plan.maps = {"old.safetensors", x};

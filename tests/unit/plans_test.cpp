@@ -467,6 +467,46 @@ TEST(PlanRules, R5Ranges) {
   });
 }
 
+TEST(PlanRules, R5APromisedDivergence) {
+  const Plan without = make_plan(small_shape(), {3, 6});
+  Plan plan = without;
+  Promise& p = plan.variants[0].promise;
+  p.divergence = 0.125;
+  p.divergence_stderr = 0.25;
+  plan.variants[0].alternatives = {{"recompute 3-6", 2, 1, 1, 0.5}, {"full reuse", 2, 1, 1}};
+  auto back = parse_plan(bytes_of(serialize_plan(plan)), "made");
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(*back, plan);
+  EXPECT_TRUE(std::isnan(back->variants[0].promise.divergence_bound));
+  EXPECT_TRUE(std::isnan(back->variants[0].alternatives[1].divergence));
+  p.divergence = 0;  // nothing diverges: known, and not the same as not known
+  p.confidence = 0.9;
+  p.divergence_bound = 0;
+  back = parse_plan(bytes_of(serialize_plan(plan)), "made");
+  ASSERT_TRUE(back.ok()) << back.status().message();
+  EXPECT_EQ(*back, plan);
+  // What is not known takes no room: plans without keep their bytes.
+  p = without.variants[0].promise;
+  plan.variants[0].alternatives.clear();
+  EXPECT_EQ(serialize_plan(plan), serialize_plan(without));
+  expect_broken(5, "promises a divergence of -2 nats",
+                [](Plan& q) { q.variants[0].promise.divergence = -2; });
+  expect_broken(5, "a bound of inf", [](Plan& q) {
+    q.variants[0].promise.confidence = 0.9;
+    q.variants[0].promise.divergence_bound = std::numeric_limits<double>::infinity();
+  });
+  expect_broken(5, "bounds its divergence by 2 nats with a confidence of 0",
+                [](Plan& q) { q.variants[0].promise.divergence_bound = 2; });
+  expect_broken(5, "has alternative 0 with a loss of 2, a divergence of -3", [](Plan& q) {
+    q.variants[0].alternatives = {{"recompute 3-6", 2, 1, 1, -3}};
+  });
+  plan = without;
+  plan.variants[0].promise.divergence = 0.5;
+  plan.format_version = 3;
+  EXPECT_THAT(verify_plan(plan, "made").message(),
+              HasSubstr("a promised divergence, which came with version 4"));
+}
+
 TEST(PlanRules, R1AndR5APromiseWithItsUncertainty) {
   Plan plan = make_plan(small_shape(), {3, 6});
   plan.variants[0].way = "recompute 3-6";

@@ -615,6 +615,35 @@ TEST(Describe, PromisesInWords) {
   EXPECT_TRUE(json["loss_bound"].is_null());
 }
 
+TEST(Describe, DivergencesInWords) {
+  Promise p{0.4, 1};
+  EXPECT_EQ(promised_divergence_text(p), "");
+  p.divergence = 0.0412;
+  EXPECT_EQ(promised_divergence_text(p), "0.0412 nats per token");
+  p.divergence_stderr = 0.0031;
+  p.divergence_bound = 0.05;
+  p.confidence = 0.95;
+  EXPECT_EQ(promised_divergence_text(p), "0.0412 ± 0.0031 nats per token, at most 0.05 with 95 % confidence");
+  Plan plan = make_plan(small_shape(), {3, 6});
+  EXPECT_THAT(plan_to_text(plan, {.origin = "x"}), ::testing::Not(HasSubstr("nats")));
+  plan.variants[0].promise.divergence = 0.0412;
+  plan.variants[0].alternatives = {{"full reuse", 40, 1000, 10, 0.3}, {"full prefill", 0, 1000, 10}};
+  const std::string text = plan_to_text(plan, {.origin = "x"});
+  EXPECT_THAT(text, HasSubstr("0.0412 nats per token"));
+  EXPECT_THAT(text, HasSubstr("nats"));
+  auto explanation = explain_variant(plan, plan.variants[0], tuned_point(plan.variants[0]));
+  ASSERT_TRUE(explanation.ok()) << explanation.status().message();
+  const std::string explained = explanation_text(*explanation, "asked");
+  EXPECT_THAT(explained, HasSubstr("divergence            0.0412 nats per token"));
+  EXPECT_THAT(explained, HasSubstr(", divergence    0.3, compute"));
+  auto json = explanation_json(*explanation, "asked");
+  EXPECT_EQ(json["divergence"], 0.0412);
+  EXPECT_TRUE(json["divergence_bound"].is_null());
+  EXPECT_EQ(json["alternatives"][0]["divergence"], 0.3);
+  EXPECT_TRUE(json["alternatives"][1]["divergence"].is_null());
+  EXPECT_EQ(plan_to_json(plan)["variants"][0]["divergence"], 0.0412);
+}
+
 TEST(Describe, TilingsInWords) {
   EXPECT_EQ(tiling_text(make_variant(small_shape(), {3, 6})), "load 0-2, recompute 3-6 from E, load 7-11");
   EXPECT_EQ(tiling_text(make_variant(small_shape(), {0, -1}, "e-first", {.chunks = 3})), "load 0-11");
@@ -674,6 +703,9 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
       {"v0: selected share", [](Plan& p) { p.variants[0].select_share = 0.2; }},
       {"v0: way", [](Plan& p) { p.variants[0].way = "recompute 3-6"; }},
       {"v0: certainty of loss", [](Plan& p) { p.variants[0].promise.loss_stderr = 0.5; }},
+      {"v0: promised divergence", [](Plan& p) { p.variants[0].promise.divergence = 0.5; }},
+      {"v0: promised divergence",
+       [](Plan& p) { p.variants[0].promise.divergence = p.variants[0].promise.divergence_stderr = 0.5; }},
       {"v0: certainty of loss", [](Plan& p) { p.variants[0].promise.loss_bound = 0.5; }},
       {"v0: certainty of loss", [](Plan& p) { p.variants[0].promise.confidence = 0.9; }},
       {"v0: makespan", [](Plan& p) { p.variants[0].makespan_ns += 1; }},

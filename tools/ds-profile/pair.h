@@ -62,7 +62,8 @@ inline Result<LoadedPair> load_pair(const PairOptions& o) {
   return pair;
 }
 
-/// kMismatch: the context has a token that the sender does not know, so that it has no caches of it.
+/// kMismatch: the context, which stands at `where`, has a token that the sender does not know, so that it has
+/// no caches of it.
 inline Status check_sender_knows(const LoadedPair& pair, std::span<const int32_t> context,
                                  const std::string& where) {
   const Status known =
@@ -145,9 +146,9 @@ inline MapSet maps_of(const LoadedPair& pair, const std::vector<Quality::Input>&
   const ModelConfig& config = pair.receiver.model->config();
   MapSet set;
   set.sender_name = pair.sender.identity.name;
-  set.sender_fingerprint = pair.sender.identity.fingerprint;
+  set.sender_fingerprint = model_fingerprint(pair.sender.identity);
   set.receiver_name = pair.receiver.identity.name;
-  set.receiver_fingerprint = pair.receiver.identity.fingerprint;
+  set.receiver_fingerprint = model_fingerprint(pair.receiver.identity);
   set.layers = config.layers;
   set.d_model = config.d_model;
   set.dtype = dtype_name(pair.receiver.model->dtype());
