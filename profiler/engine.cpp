@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <utility>
 
 #include "plans/plan.h"
 #include "profiler/engine_internal.h"
@@ -27,7 +28,7 @@ int64_t rows_at_once(const ModelConfig& config, DType dtype, const EngineLimits&
   // Each step of a batch costs the same few microseconds per layer however many rows it has.
   constexpr int64_t kBytes = int64_t{256} << 20, kLeast = 2048, kMost = 32768;
   int64_t fit = std::clamp(kBytes / (config.layers * config.kv_row() * dtype_size(dtype)), kLeast, kMost);
-  return std::max(limits.batch_rows > 0 ? limits.batch_rows : fit, limits.question);
+  return std::max({limits.batch_rows > 0 ? limits.batch_rows : fit, limits.question, limits.alone});
 }
 
 int64_t log_softmax(std::span<float> x) {
@@ -89,6 +90,9 @@ Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, DeviceModel& se
                  limits.context + limits.question, limits.context, limits.question, positions);
   std::unique_ptr<Engine> engine(new Engine(backend, sender, receiver, ways, limits, std::move(stop_ids)));
   engine->limits_.batch_rows = rows_at_once(receiver.config(), receiver.dtype(), limits);
+  const int64_t rows = sender.config().vocab, all = receiver.config().vocab;
+  if (rows < all)
+    engine->limits_.shared_vocab = limits.shared_vocab == 0 ? rows : std::min(limits.shared_vocab, rows);
   DS_TRY(engine->load_maps(maps));
   DS_TRY(engine->reserve());
   return engine;
@@ -156,7 +160,7 @@ Status Engine::reserve() {
   DS_ASSIGN(tails_, backend_.allocate(layers_ * align(batch * kv_row_)));
   DS_ASSIGN(positions_, backend_.allocate(n * static_cast<int64_t>(sizeof(int32_t))));
   DS_ASSIGN(sender_workspace_, sender_.make_workspace(n + limits_.question));
-  DS_ASSIGN(receiver_workspace_, receiver_.make_workspace(n + limits_.question));
+  DS_ASSIGN(receiver_workspace_, receiver_.make_workspace(std::max(n + limits_.question, limits_.alone)));
   DS_ASSIGN(stream_,
             backend_.make_stream(StreamKind::kCompute, std::max(4 * layers_ + 8, KeyDeviation::kCommands)));
   DS_ASSIGN(deviation_, KeyDeviation::create(backend_, receiver_));
@@ -202,11 +206,11 @@ std::vector<size_t> Engine::sources(const Way& way) const {
     }
     case WayKind::kFullReuse:
     case WayKind::kSenderAlone:
+    case WayKind::kNoContext:
       break;
   }
   return from;
 }
-    case WayKind::kNoContext:
 
 Status Engine::run_sender(std::span<const int32_t> context) {
   const auto n = static_cast<int64_t>(context.size());
@@ -437,11 +441,11 @@ Status Engine::answer(const std::vector<size_t>& ways, std::span<const Question>
   Workspace& workspace = sender ? *sender_workspace_ : *receiver_workspace_;
   // Of a question with tokens that only the receiver knows, the sender by itself reads the others.
   std::vector<Question> known;
-  if (sender && sender_.config().vocab < receiver_.config().vocab) {
+  if (sender && limits_.shared_vocab > 0) {
     known.assign(questions.begin(), questions.end());
     for (Question& q : known) {
       for (std::vector<int32_t>* ids : {&q.suffix, &q.reference})
-        std::erase_if(*ids, [&](int32_t id) { return id >= sender_.config().vocab; });
+        std::erase_if(*ids, [&](int32_t id) { return id >= limits_.shared_vocab; });
       if (q.suffix.empty())
         return error(Code::kMismatch, "question {} has no token that the sender knows; leave it out",
                      &q - known.data());
@@ -471,6 +475,26 @@ Status Engine::answer(const std::vector<size_t>& ways, std::span<const Question>
   return batch.empty() ? ok_status() : flush();
 }
 
+Status Engine::answer_alone(const std::vector<size_t>& ways, std::span<const Question> questions,
+                            ContextAnswers& out) {
+  if (ways.empty()) return ok_status();
+  std::vector<Question> alone(questions.begin(), questions.end());
+  for (Question& q : alone) {
+    const auto m = static_cast<int64_t>(q.alone.size());
+    const int64_t forced = std::min<int64_t>(static_cast<int64_t>(q.reference.size()), kDivergenceTokens);
+    if (m < 1 || m + std::max(forced, q.max_new_tokens) > limits_.alone)
+      return error(
+          Code::kInvalidArgument,
+          "a question of {} tokens without its context, with {} new ones; expected at least 1, {} together",
+          m, q.max_new_tokens, limits_.alone);
+    q.suffix = std::move(q.alone);
+  }
+  const int64_t context = std::exchange(context_tokens_, 0);
+  Status status = answer(ways, alone, out);
+  context_tokens_ = context;
+  return status;
+}
+
 Result<ContextAnswers> Engine::run(std::span<const int32_t> context, std::span<const Question> questions,
                                    const std::vector<bool>& active) {
   const auto n = static_cast<int64_t>(context.size());
@@ -494,11 +518,14 @@ Result<ContextAnswers> Engine::run(std::span<const int32_t> context, std::span<c
   work_.sender_ns += now_ns() - begin;
   begin = now_ns();
   DS_TRY(run_receiver(context, active));
-  std::vector<size_t> mixed, alone;
+  std::vector<size_t> mixed, sender, alone;
   std::set<MapKey> restore;
   for (size_t i = 1; i < ways_.size(); ++i) {
     if (!active[i]) continue;
-    (ways_[i].kind == WayKind::kSenderAlone ? alone : mixed).push_back(i);
+    (ways_[i].kind == WayKind::kSenderAlone ? sender
+     : ways_[i].kind == WayKind::kNoContext ? alone
+                                            : mixed)
+        .push_back(i);
     if (ways_[i].kind == WayKind::kRestore) restore.insert(map_key(ways_[i]));
   }
   for (size_t i = 0; i < restored_.size(); ++i)
@@ -514,7 +541,8 @@ Result<ContextAnswers> Engine::run(std::span<const int32_t> context, std::span<c
   DS_TRY(answer({0}, questions, out));
   DS_TRY(answer(mixed, questions, out));
   receiver_.set_profile(nullptr);
-  DS_TRY(answer(alone, questions, out));
+  DS_TRY(answer(sender, questions, out));
+  DS_TRY(answer_alone(alone, questions, out));
   work_.answers_ns += now_ns() - begin;
   return out;
 }

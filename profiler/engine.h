@@ -27,6 +27,7 @@ struct Question {
   std::vector<int32_t> suffix;     // m >= 1 tokens behind the context
   std::vector<int32_t> reference;  // the reference answer's tokens; may be empty
   int64_t max_new_tokens = 1;
+  std::vector<int32_t> alone;  // the whole text with an empty context; empty: nobody asks it without
 };
 
 struct WayAnswer {
@@ -55,6 +56,9 @@ struct EngineLimits {
   int64_t question = 0;  // most of suffix + max(reference up to kDivergenceTokens, max_new_tokens)
   /// Rows answered at once. 0: as many as take 256 MiB of caches, 2,048 to 32,768. At least `question`.
   int64_t batch_rows = 0;
+  /// Token ids from it on only the receiver knows; 0: the sender knows all of its vocabulary.
+  int64_t shared_vocab = 0;
+  int64_t alone = 0;  // as `question`, of the whole text with an empty context
 };
 
 class Engine {
@@ -100,6 +104,9 @@ class Engine {
   /// By layer: which set the way takes it from.
   std::vector<size_t> sources(const Way& way) const;
 
+  /// The receiver asked without the context.
+  Status answer_alone(const std::vector<size_t>& ways, std::span<const Question> questions,
+                      ContextAnswers& out);
   /// All of one model: the sender's own, or the receiver's.
   Status answer(const std::vector<size_t>& ways, std::span<const Question> questions, ContextAnswers& out);
   Status answer_batch(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,

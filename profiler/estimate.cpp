@@ -1,7 +1,11 @@
 #include "profiler/estimate.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <functional>
 #include <random>
 
 #include "profiler/engine_internal.h"
@@ -271,6 +275,155 @@ TimeEstimate estimate_time(const Pace& pace, const ProfileWork& work, const Mode
     out.longest_s.push_back((run + ways * (read + most_steps * step)) / 1e9);
   }
   return out;
+}
+
+Result<double> parse_budget(std::string_view text) {
+  constexpr std::pair<std::string_view, double> kUnits[] = {{"s", 1}, {"min", 60}, {"h", 3600}, {"d", 86400}};
+  double number = 0;
+  auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), number);
+  std::string_view unit = ec == std::errc() ? text.substr(static_cast<size_t>(end - text.data())) : "";
+  while (unit.starts_with(' ')) unit.remove_prefix(1);
+  for (const auto& [name, seconds] : kUnits)
+    if (unit == name && number > 0 && number * seconds <= 1e9) return number * seconds;
+  return error(Code::kInvalidArgument,
+               "--budget '{}': expected a time above 0 with its unit, s, min, h or d, for example 10min",
+               text);
+}
+
+namespace {
+
+/// How long runs with other ways and fewer contexts take.
+class Estimator {
+ public:
+  Estimator(const Pace& pace, const ProfileWork& work, const ModelConfig& config, const ProfileOptions& asked)
+      : pace_(pace), config_(config), fit_share_(asked.fit_share), fit_(asked.fit) {
+    for (const ProfileContext& c : work.contexts) {
+      scored_.contexts.push_back({{}, c.tokens, c.questions, {}});
+      tokens_.push_back(static_cast<int64_t>(c.entry.size()));
+    }
+    if (fit_share_ > 0) {
+      for (auto at = work.fit.rbegin(); at != work.fit.rend(); ++at)
+        tokens_.push_back(static_cast<int64_t>(at->size()));
+    } else {
+      fit_tokens_ = work.fit_tokens;
+    }
+  }
+
+  int64_t contexts() const { return static_cast<int64_t>(tokens_.size()); }
+
+  Result<double> seconds(const ProfileOptions& o) {
+    const int64_t most = o.most_contexts > 0 ? std::min(o.most_contexts, contexts()) : contexts();
+    const auto aside = static_cast<int64_t>(std::ceil(fit_share_ * number(most)));
+    if (!(o.ways == of_)) {
+      DS_ASSIGN(scored_.ways, all_ways(config_.layers, o.ways));
+      by_context_ = estimate_time(pace_, scored_, config_, fit_).context_s;
+      of_ = o.ways;
+    }
+    ProfileWork fit;
+    fit.fit_tokens = fit_tokens_;
+    for (int64_t i = most - aside; i < most; ++i) fit.fit_tokens += tokens_[static_cast<size_t>(i)];
+    if (fit.fit_tokens > 0) fit.fit.emplace_back();
+    FitOptions options = fit_;
+    options.shuffled = o.ways.shuffled;
+    double sum = estimate_time(pace_, fit, config_, options).fit_s;
+    for (int64_t i = 0; i < most - aside; ++i) sum += by_context_[static_cast<size_t>(i)];
+    return sum;
+  }
+
+ private:
+  const Pace& pace_;
+  const ModelConfig& config_;
+  const double fit_share_;
+  const FitOptions fit_;
+  ProfileWork scored_;
+  std::vector<int64_t> tokens_;  // of all contexts, in the run's order
+  int64_t fit_tokens_ = 0;       // of files of their own
+  WayOptions of_ = {.granularity = -1};
+  std::vector<double> by_context_;
+};
+
+}  // namespace
+
+Result<Budgeted> fit_budget(const Budget& budget, const ProfileOptions& asked, const Pace& pace,
+                            const ProfileWork& work, const ModelConfig& config) {
+  Estimator estimator(pace, work, config, asked);
+  Budgeted out{asked};
+  ProfileOptions& o = out.options;
+  std::vector<std::string> given_up;
+  auto fits = [&]() -> Result<bool> {
+    DS_ASSIGN(out.seconds, estimator.seconds(o));
+    return out.seconds <= budget.seconds;
+  };
+  // Each of the steps gives up as little as it can; true: that was enough.
+  auto fewer_sets = [&]() -> Result<bool> {
+    if (budget.scattered_given || o.ways.scattered <= 1) return false;
+    given_up.push_back(fmt::format("{} scattered sets of each size -> 1", o.ways.scattered));
+    o.ways.scattered = 1;
+    return fits();
+  };
+  auto coarser = [&](int64_t least_blocks) -> Result<bool> {
+    const int64_t before = o.ways.granularity;
+    bool enough = false;
+    while (!budget.granularity_given && !enough) {
+      const int64_t next = o.ways.granularity + 1;
+      if ((config.layers + next - 1) / next < least_blocks) break;
+      o.ways.granularity = next;
+      DS_ASSIGN(enough, fits());
+    }
+    if (o.ways.granularity > before)
+      given_up.push_back(fmt::format("granularity {} -> {}", before, o.ways.granularity));
+    return enough;
+  };
+  auto no_controls = [&]() -> Result<bool> {
+    WayOptions& w = o.ways;
+    if (!budget.scattered_given) w.scattered = 0;
+    w.select_shares.clear();
+    w.reuse_only = w.sender_alone = w.shuffled = o.fit.shuffled = false;
+    given_up.push_back(
+        "controls (scattered sets, token selection, single layers, the sender alone, shuffled maps)");
+    return fits();
+  };
+  const int64_t all = asked.most_contexts > 0 ? asked.most_contexts : estimator.contexts();
+  auto fewer_contexts = [&](int64_t least) -> Result<bool> {
+    const int64_t before = o.most_contexts > 0 ? o.most_contexts : all;
+    if (before <= least) return false;
+    o.most_contexts = least;
+    given_up.push_back(fmt::format("{} contexts -> {}", before, least));
+    return fits();
+  };
+  // Of the contexts that were given up as many are taken back as fit.
+  auto take_back = [&]() -> Status {
+    if (o.most_contexts == asked.most_contexts) return ok_status();
+    int64_t low = o.most_contexts, high = all;
+    while (high - low > 1) {
+      o.most_contexts = low + (high - low) / 2;
+      DS_ASSIGN(bool here, fits());
+      (here ? low : high) = o.most_contexts;
+    }
+    o.most_contexts = low;
+    std::erase_if(given_up, [](const std::string& what) { return what.find(" contexts -> ") != what.npos; });
+    given_up.push_back(fmt::format("{} contexts -> {}", all, low));
+    return fits().status();
+  };
+  const std::function<Result<bool>()> steps[] = {fits,
+                                                 fewer_sets,
+                                                 [&] { return coarser(8); },
+                                                 no_controls,
+                                                 [&] { return fewer_contexts(30); },
+                                                 [&] { return coarser(4); },
+                                                 [&] { return fewer_contexts(10); }};
+  for (const auto& step : steps) {
+    DS_ASSIGN(bool enough, step());
+    if (!enough) continue;
+    DS_TRY(take_back());
+    out.given_up = fmt::format("{}", fmt::join(given_up, ", "));
+    return out;
+  }
+  return error(
+      Code::kInfeasible,
+      "--budget: {:.0f} seconds are too few: after giving up {} the run would still take about {:.0f} "
+      "seconds; give more time, or shorter contexts (--truncate)",
+      budget.seconds, fmt::join(given_up, ", "), out.seconds);
 }
 
 }  // namespace ds

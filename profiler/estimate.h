@@ -34,6 +34,33 @@ struct TimeEstimate {
   std::vector<double> context_s, longest_s;
 };
 
+/// "90s", "10min", "2h", "1.5 h", "1d": never a bare number. Result: seconds, > 0 and <= 1e9.
+Result<double> parse_budget(std::string_view text);
+
+/// What a run may take, and what was fixed by who asks for it.
+struct Budget {
+  double seconds = 0;
+  bool granularity_given = false, scattered_given = false;
+};
+
+struct Budgeted {
+  ProfileOptions options;
+  double seconds = 0;    // the estimate, answers as long as their references
+  std::string given_up;  // in words: "5 scattered sets of each size -> 1, granularity 1 -> 3"; empty: nothing
+};
+
+/// The finest run that fits, by giving up in this order, each only as far as needed:
+///   1. scattered sets: one for each number of layers instead of several;
+///   2. granularity: 1, 2, 3, ..., as long as 8 blocks are left;
+///   3. the controls: scattered sets, token selection, single layers, the sender alone, shuffled maps;
+///   4. contexts, down to 30;
+///   5. granularity, as long as 4 blocks are left;
+///   6. contexts, down to 10.
+/// `work`: of all contexts and the finest ways (granularity 1, unless it is given); `pace` was measured on
+/// it. kInfeasible: says how long the least takes.
+Result<Budgeted> fit_budget(const Budget& budget, const ProfileOptions& asked, const Pace& pace,
+                            const ProfileWork& work, const ModelConfig& config);
+
 TimeEstimate estimate_time(const Pace& pace, const ProfileWork& work, const ModelConfig& config,
                            const FitOptions& fit);
 

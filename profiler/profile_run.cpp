@@ -59,9 +59,12 @@ Json identity_json(const RunIdentity& run) {
   for (MapForm form : w.align) json["align"].push_back(map_form_name(form));
   json["shuffled"] = w.shuffled;
   json["other_pair"] = w.other_pair;
+  json["heuristics"] = w.heuristics;
+  json["no_context"] = w.no_context;
   json["only"] = Json::array();
   for (const LayerRange& range : w.only) json["only"].push_back(format_layers(range));
   json["fit_share"] = run.options.fit_share;
+  json["most_contexts"] = run.options.most_contexts;
   json["fit_data"] = Json::array();
   for (const auto& d : run.fit_data) json["fit_data"].push_back({{"name", d.name}, {"sha256", d.sha256}});
   json["rank"] = run.options.fit.rank;
@@ -120,16 +123,55 @@ Result<JoinedText> read_prompt(const Prompt& text, const Tokenizer& tokenizer, i
   return joined;
 }
 
+struct AnswerIds {
+  std::vector<int32_t> ids;
+  bool merges = false;  // the prompt's last token is another one once the answer follows
+};
+
 /// The ids of `answer` behind the text `prompt`. Where they are not those of the whole text's end, for a
 /// token lies across, they are its own.
-Result<std::vector<int32_t>> read_answer(const std::string& prompt, const std::string& answer,
-                                         const Tokenizer& tokenizer) {
+Result<AnswerIds> read_answer(const std::string& prompt, const std::string& answer,
+                              const Tokenizer& tokenizer) {
   DS_ASSIGN(std::vector<int32_t> before, tokenizer.encode(prompt, false));
   DS_ASSIGN(std::vector<int32_t> whole, tokenizer.encode(prompt + answer, false));
-  if (whole.size() < before.size() || !std::equal(before.begin(), before.end(), whole.begin()))
-    return tokenizer.encode(answer, false);
+  if (whole.size() < before.size() || !std::equal(before.begin(), before.end(), whole.begin())) {
+    DS_ASSIGN(std::vector<int32_t> alone, tokenizer.encode(answer, false));
+    return AnswerIds{std::move(alone), true};
+  }
   whole.erase(whole.begin(), whole.begin() + static_cast<ptrdiff_t>(before.size()));
-  return whole;
+  return AnswerIds{std::move(whole)};
+}
+
+/// The whole text of an item whose context is empty.
+Result<std::vector<int32_t>> read_alone(const PromptTemplates& prompts, const PromptTemplate& prompt,
+                                        const Item& item, const Tokenizer& tokenizer) {
+  Item without = item;
+  without.context.clear();
+  DS_ASSIGN(Prompt text, prompts.render(prompt, without));
+  return text_ids(tokenizer, text.context + text.suffix, !text.templated);
+}
+
+/// Sums over contexts, and what they need.
+void count_work(ProfileWork& work, const ModelConfig& config) {
+  const SharedRuns runs = shared_runs(work.ways, std::vector<bool>(work.ways.size(), true), config.layers);
+  const auto n = static_cast<int64_t>(work.contexts.size());
+  work.layer_runs = n * runs.layer_runs(config.layers);
+  work.naive_layer_runs = n * naive_layer_runs(work.ways, config.layers);
+  work.tokens = work.questions = work.fit_tokens = 0;
+  work.limits.context = work.limits.question = work.limits.alone = 0;
+  for (const auto& c : work.fit) work.fit_tokens += static_cast<int64_t>(c.size());
+  for (const ProfileContext& c : work.contexts) {
+    work.tokens += static_cast<int64_t>(c.tokens.size());
+    work.questions += static_cast<int64_t>(c.questions.size());
+    work.limits.context = std::max(work.limits.context, static_cast<int64_t>(c.tokens.size()));
+    for (const Question& q : c.questions) {
+      const int64_t answer = std::max(
+          std::min<int64_t>(static_cast<int64_t>(q.reference.size()), kDivergenceTokens), q.max_new_tokens);
+      work.limits.question = std::max(work.limits.question, static_cast<int64_t>(q.suffix.size()) + answer);
+      if (!q.alone.empty())
+        work.limits.alone = std::max(work.limits.alone, static_cast<int64_t>(q.alone.size()) + answer);
+    }
+  }
 }
 
 /// What all questions of a context leave of its entry; `tokens` and suffixes are made by it.
@@ -145,6 +187,22 @@ Status share_context(ProfileContext& context) {
   context.tokens.assign(context.entry.begin(), context.entry.begin() + static_cast<ptrdiff_t>(shared));
   for (Question& q : context.questions)
     q.suffix.erase(q.suffix.begin(), q.suffix.begin() + static_cast<ptrdiff_t>(shared));
+  return ok_status();
+}
+
+/// Of a run's ways what a budget chooses.
+Status read_chosen(const JsonObject& root, int64_t layers, WayOptions& w) {
+  DS_ASSIGN(w.granularity, root.integer("granularity", 1, layers));
+  DS_ASSIGN(w.scattered, root.integer("scattered", 0, INT32_MAX));
+  DS_ASSIGN(const nlohmann::json* shares, root.array("select"));
+  w.select_shares.clear();
+  for (const auto& s : *shares)
+    if (s.is_number()) w.select_shares.push_back(s.get<double>());
+  DS_ASSIGN(w.reuse_only, root.boolean("reuse_only"));
+  DS_ASSIGN(w.sender_alone, root.boolean("sender_alone"));
+  if (root.has("shuffled")) {
+    DS_ASSIGN(w.shuffled, root.boolean("shuffled"));
+  }
   return ok_status();
 }
 
@@ -219,8 +277,16 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
       if (!reference.ok()) return reference.status().with_context(item.where);
       context.entry = std::move(joined->entry);
       question.suffix = std::move(joined->ids);  // all of the text, until what is shared is known
-      question.reference = std::move(*reference);
+      question.reference = std::move(reference->ids);
       question.max_new_tokens = prompt->max_new_tokens;
+      ProfileWork::Merged& merged = work.merged[item.task];
+      merged.items += reference->merges;
+      ++merged.of;
+      if (options.ways.no_context) {
+        auto alone = read_alone(prompts, *prompt, item, tokenizer);
+        if (!alone.ok()) return alone.status().with_context(item.where + ": without its context");
+        question.alone = std::move(*alone);
+      }
       context.questions.push_back(std::move(question));
       context.origins.push_back({&item, prompt, fmt::format("{}:{}", set.sha256, item.line), item.task});
     }
@@ -239,14 +305,29 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
             "give --truncate {} or shorten it",
             context.origins[q].item->where, n, rows, config.max_positions,
             std::max<int64_t>(config.max_positions - rows, 1));
-      work.limits.context = std::max(work.limits.context, n);
-      work.limits.question = std::max(work.limits.question, rows);
     }
   }
   // Files are often sorted by kind; a run that is looked at early should have seen some of each.
   std::mt19937_64 random(options.ways.seed);
   for (size_t i = work.contexts.size(); i > 1; --i)
     std::swap(work.contexts[i - 1], work.contexts[random() % i]);
+  DS_TRY(keep_contexts(work, config, options));
+  return work;
+}
+
+Status set_ways(ProfileWork& work, const ModelConfig& config, const WayOptions& options) {
+  DS_ASSIGN(work.ways, all_ways(config.layers, options));
+  count_work(work, config);
+  return ok_status();
+}
+
+Status keep_contexts(ProfileWork& work, const ModelConfig& config, const ProfileOptions& options) {
+  // Those to fit on stand behind those that are scored, and fit holds them backwards.
+  if (options.fit_share > 0)
+    for (; !work.fit.empty(); work.fit.pop_back())
+      work.contexts.emplace_back().entry = std::move(work.fit.back());
+  if (options.most_contexts > 0 && options.most_contexts < static_cast<int64_t>(work.contexts.size()))
+    work.contexts.resize(static_cast<size_t>(options.most_contexts));
   auto aside = static_cast<size_t>(std::ceil(options.fit_share * static_cast<double>(work.contexts.size())));
   if (aside >= work.contexts.size())
     return error(Code::kInfeasible,
@@ -257,16 +338,9 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
   for (; aside > 0; --aside) {
     work.fit.push_back(std::move(work.contexts.back().entry));
     work.contexts.pop_back();
-    work.fit_tokens += static_cast<int64_t>(work.fit.back().size());
   }
-  SharedRuns runs = shared_runs(work.ways, std::vector<bool>(work.ways.size(), true), config.layers);
-  for (const ProfileContext& c : work.contexts) {
-    work.tokens += static_cast<int64_t>(c.tokens.size());
-    work.questions += static_cast<int64_t>(c.questions.size());
-    work.layer_runs += runs.layer_runs(config.layers);
-    work.naive_layer_runs += naive_layer_runs(work.ways, config.layers);
-  }
-  return work;
+  count_work(work, config);
+  return ok_status();
 }
 
 Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset>& data,
@@ -363,6 +437,19 @@ Status open_run(const std::string& folder, const RunIdentity& identity) {
       Code::kMismatch,
       "'{}' holds another run; it differs in {}; give another --state, or remove the folder to begin anew",
       folder, fmt::join(differ, ", "));
+}
+
+Result<std::optional<ProfileOptions>> options_of_run(const std::string& folder, const ProfileOptions& asked) {
+  const std::string path = folder + "/run.json";
+  if (!file_exists(path)) return std::optional<ProfileOptions>();
+  DS_ASSIGN(nlohmann::json json, read_json_file(path));
+  DS_ASSIGN(JsonObject root, JsonObject::make(json, path));
+  DS_TRY(check_schema(root, "droidspeak.profile-run", 1));
+  ProfileOptions options = asked;
+  DS_ASSIGN(int64_t layers, root.integer("layers", 1, 100'000));
+  DS_TRY(read_chosen(root, layers, options.ways));
+  DS_ASSIGN(options.most_contexts, root.integer_or("most_contexts", 0, INT32_MAX, 0));
+  return std::optional(options);
 }
 
 Result<RunRecords> read_records(const std::string& folder, size_t ways) {
@@ -512,17 +599,12 @@ Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Q
       first = json;
       DS_ASSIGN(layers, root.integer("layers", 1, 100'000));
       WayOptions& w = options.ways;
-      DS_ASSIGN(w.granularity, root.integer("granularity", 1, layers));
-      DS_ASSIGN(w.scattered, root.integer("scattered", 0, INT32_MAX));
+      DS_TRY(read_chosen(root, layers, w));
+      DS_ASSIGN(w.heuristics, root.boolean_or("heuristics", false));
+      DS_ASSIGN(w.no_context, root.boolean_or("no_context", false));
       DS_ASSIGN(int64_t seed, root.integer("seed", 0, INT64_MAX));
       w.seed = static_cast<uint64_t>(seed);
-      DS_ASSIGN(const nlohmann::json* shares, root.array("select"));
-      w.select_shares.clear();
-      for (const auto& s : *shares)
-        if (s.is_number()) w.select_shares.push_back(s.get<double>());
       DS_ASSIGN(w.restore, root.boolean("restore"));
-      DS_ASSIGN(w.reuse_only, root.boolean("reuse_only"));
-      DS_ASSIGN(w.sender_alone, root.boolean("sender_alone"));
       if (root.has("race")) {
         DS_ASSIGN(options.race, root.number("race", 0.5, 1));
       }
@@ -547,8 +629,9 @@ Result<Quality> profile_of_runs(const std::vector<std::string>& folders, const Q
       q.layers = layers;
       q.granularity = w.granularity;
       q.seed = seed;
-    } else if (auto differ =
-                   differences(json, first, {"data", "contexts", "backend", "fit_data", "fit_share", "maps"});
+    } else if (auto differ = differences(
+                   json, first,
+                   {"data", "contexts", "backend", "fit_data", "fit_share", "most_contexts", "maps"});
                !differ.empty()) {
       return error(Code::kMismatch, "'{}' cannot be merged with '{}': they differ in {}", folder, folders[0],
                    fmt::join(differ, ", "));

@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -38,6 +39,8 @@ struct ProfileOptions {
   int64_t race_round = 10;
   /// Of the contexts, set aside to fit maps on and not scored; 0: none, maps come from elsewhere.
   double fit_share = 0;
+  /// Most contexts that are read of the data, those to fit on included where they are a share of it; 0: all.
+  int64_t most_contexts = 0;
   FitOptions fit;
 };
 
@@ -66,7 +69,18 @@ struct ProfileWork {
   std::vector<double> seconds;         // by context, for its share of the work; empty: all count alike
   int64_t tokens = 0, questions = 0;
   int64_t layer_runs = 0, naive_layer_runs = 0;  // without racing
+  /// By task: of how many items the prompt's tokens are others once the answer follows it, and of how many
+  /// there are.
+  struct Merged {
+    int64_t items = 0, of = 0;
+  };
+  std::map<std::string, Merged> merged;
 };
+
+/// Has the work be that of other ways.
+Status set_ways(ProfileWork& work, const ModelConfig& config, const WayOptions& options);
+/// Has it be that of the first contexts only, as ProfileOptions::most_contexts says.
+Status keep_contexts(ProfileWork& work, const ModelConfig& config, const ProfileOptions& options);
 
 /// Renders, encodes and groups the items by context. Context and question are read as one text (join_text());
 /// the questions of a context share as many of its tokens as all of them leave as they are. `data` and
@@ -100,6 +114,10 @@ struct RunIdentity {
 
 /// Makes the folder, or finds the same run in it. kMismatch names the field that differs.
 Status open_run(const std::string& folder, const RunIdentity& identity);
+
+/// The ways and the number of contexts that the run in `folder` was begun with, by the fields that a budget
+/// chooses: what it chose stays for as long as the run does. nullopt: there is no run.
+Result<std::optional<ProfileOptions>> options_of_run(const std::string& folder, const ProfileOptions& asked);
 
 /// What was read back of a run.
 struct RunRecords {

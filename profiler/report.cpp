@@ -8,6 +8,8 @@
 #include <map>
 
 #include "profiler/report_internal.h"
+#include "profiler/task_notes.h"
+#include "profiler/ways.h"
 #include "runtime/trace/chart.h"
 #include "runtime/trace/markup.h"
 
@@ -24,6 +26,13 @@ std::string mean_text(const Mean& mean) {
 }
 
 std::string nats_text(double nats) { return std::isfinite(nats) ? fmt::format("{:.3g}", nats) : "–"; }
+
+std::string nats_text(const Mean& mean) {
+  std::string text = nats_text(mean.value);
+  if (std::isfinite(mean.value) && std::isfinite(mean.standard_error))
+    text += fmt::format(" ± {:.2g}", mean.standard_error);
+  return text;
+}
 
 std::string table_row(const std::vector<std::string>& cells, std::string_view tag) {
   std::string out = "<tr>";
@@ -60,9 +69,11 @@ std::string choice_text(const Quality& q, const WayScore& w) {
 std::string loss_text(const Quality& q, const WayScore& w) {
   double bound = q.loss_bound(w, kConfidence);
   std::string text = fmt::format("a loss of {} points", mean_text(w.loss));
-  return text + (std::isfinite(bound)
-                     ? fmt::format(", at most {} with a confidence of 95 %", points_text(bound))
-                     : "; how sure that is, the profile cannot say");
+  text += std::isfinite(bound) ? fmt::format(", at most {} with a confidence of 95 %", points_text(bound))
+                               : "; how sure that is, the profile cannot say";
+  if (std::isfinite(w.divergence.value))
+    text += fmt::format("; a divergence of {} nats per token", nats_text(w.divergence));
+  return text;
 }
 
 /// What of `among` is close; `noun`: what they are, one of them.
@@ -159,6 +170,11 @@ std::string no_spread_hint(const WayScore* best) {
       std::min(100.0, 300.0 / static_cast<double>(best->contexts)));
 }
 
+std::string sentence(std::string text) {
+  text[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(text[0])));
+  return text + (text.back() == '?' ? "" : ".");
+}
+
 std::vector<std::string> hints(const Quality& q) {
   constexpr int64_t kFewContexts = 30;
   std::vector<std::string> out;
@@ -176,6 +192,13 @@ std::vector<std::string> hints(const Quality& q) {
         "losses "
         "are paired by context. Bounds are one-sided, Student's t, for one way looked at by itself.");
   }
+  if (std::any_of(q.ways.begin(), q.ways.end(),
+                  [](const WayScore& w) { return std::isfinite(w.divergence.value); }))
+    out.push_back(
+        "Divergences (nats per token of the reference answers, from the full prefill's distributions) tell "
+        "ways "
+        "apart with fewer contexts than scores do.");
+  for (std::string& note : task_notes(q)) out.push_back(sentence(std::move(note)));
   out.push_back(flattery_hint(q));
   const WayScore* aligned = best_aligned(q);
   if (aligned)
@@ -230,8 +253,9 @@ std::string facts(const Quality& q) {
 
 std::string task_table(const Quality& q) {
   if (q.tasks.empty()) return "";
-  const WayScore* columns[] = {find_way(q, WayKind::kFullPrefill), find_way(q, WayKind::kFullReuse),
-                               best_group(q), best_aligned(q)};
+  const WayScore* columns[] = {
+      find_way(q, WayKind::kFullPrefill), find_way(q, WayKind::kFullReuse),  best_group(q), best_aligned(q),
+      find_way(q, WayKind::kNoContext),   find_way(q, WayKind::kSenderAlone)};
   std::vector<std::string> head{"task", "metric", "items", "contexts"};
   for (const WayScore* w : columns)
     if (w) head.push_back(w->way.name());
@@ -245,6 +269,54 @@ std::string task_table(const Quality& q) {
     rows += table_row(cells);
   }
   return table(head, rows);
+}
+
+/// "12.3 ± 1.0, 0.12": loss and divergence.
+std::string both_text(const WayScore* w) {
+  if (w == nullptr || w->dropped) return "–";
+  return mean_text(w->loss) +
+         (std::isfinite(w->divergence.value) ? fmt::format(", {}", nats_text(w->divergence.value)) : "");
+}
+
+/// What the profile has found beside what one would recompute without it, as many layers each.
+std::string heuristic_rows(const Quality& q, const WayList& chosen) {
+  static constexpr std::string_view kNames[] = {"first", "last", "middle", "first and last"};
+  std::string rows;
+  for (const WayScore* w : chosen) {
+    if (w->way.kind != WayKind::kGroup) continue;
+    const int64_t count = w->way.recomputed(q.layers);
+    const int64_t blocks = (count + q.granularity - 1) / q.granularity;
+    const std::vector<Heuristic> rules = heuristics(q.layers, q.granularity, blocks);
+    std::vector<std::string> cells{std::to_string(count), escape_markup(w->way.name()), both_text(w)};
+    bool any = false;
+    for (std::string_view name : kNames) {
+      auto rule =
+          std::find_if(rules.begin(), rules.end(), [&](const Heuristic& h) { return h.name == name; });
+      const WayScore* scored = nullptr;
+      if (rule != rules.end()) {
+        // Layers from the first on need no cut, so that there is none to map.
+        scored = rule->way.can_align() ? q.find(rule->way.aligned(w->way.map)) : q.find(rule->way);
+      }
+      any = any || scored != nullptr;
+      cells.push_back(both_text(scored));
+    }
+    if (any) rows += table_row(cells);
+  }
+  return rows;
+}
+
+std::string heuristic_section(const Quality& q) {
+  WayList chosen = pareto_groups(q), aligned = pareto_aligned(q);
+  chosen.insert(chosen.end(), aligned.begin(), aligned.end());
+  const std::string rows = heuristic_rows(q, chosen);
+  if (rows.empty()) return "";
+  return fmt::format(
+             "<h2>Beside rules of thumb</h2>\n<p>What one would recompute without a profile, as many layers "
+             "each{}: loss in points, divergence in nats per token.</p>\n",
+             aligned.empty() ? "" : ", with maps where the choice has any") +
+         table({"layers", "chosen", "loss, divergence", "the first", "the last", "the middle ones",
+                "first and last ones"},
+               rows);
 }
 
 std::string selection_rows(const std::vector<const Selection*>& list, bool origins) {
@@ -360,13 +432,13 @@ std::string all_ways(const Quality& q) {
   int64_t others = 0;
   for (const WayScore& w : q.ways) {
     // The sender computes all layers, but they are not the receiver's.
-    bool sender = w.way.kind == WayKind::kSenderAlone;
+    bool sender = w.way.kind == WayKind::kSenderAlone || w.way.kind == WayKind::kNoContext;
     std::vector<std::string> cells{escape_markup(w.way.name()) + (w.dropped ? " (dropped)" : ""),
                                    sender ? "–" : std::to_string(w.way.recomputed(q.layers)),
                                    mean_text(w.score), mean_text(w.loss),
                                    points_text(sender ? std::nan("") : q.loss_bound(w, kConfidence))};
     if (exact) cells.push_back(mean_text(w.exact));
-    if (divergence) cells.push_back(nats_text(w.divergence.value));
+    if (divergence) cells.push_back(nats_text(w.divergence));
     cells.insert(cells.end(), {format_count(w.items), format_count(w.contexts)});
     (w.way.map_control.empty() ? rows : controls) += table_row(cells);
     others += !w.way.map_control.empty();
@@ -393,8 +465,8 @@ std::string quality_html(const Quality& q) {
   std::string out = html_begin(fmt::format("Quality of reuse: {} → {}", q.sender_name, q.receiver_name),
                                Theme::kLightAndDark, std::string(kChartStyle) + std::string(kStyle));
   return out + key_sentences(q) + hint_list(q) + facts(q) + task_table(q) + scores_section(q) +
-         maps_section(q) + heat_section(q) + sensitivity_section(q) + selection_section(q) + gate_section(q) +
-         example_section(q) + all_ways(q) + std::string(kHtmlEnd);
+         maps_section(q) + heuristic_section(q) + heat_section(q) + sensitivity_section(q) +
+         selection_section(q) + gate_section(q) + example_section(q) + all_ways(q) + std::string(kHtmlEnd);
 }
 
 }  // namespace ds

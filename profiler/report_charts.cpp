@@ -127,8 +127,9 @@ class ScoreFrame {
   void scattered(bool aligned, Mark shape, const std::string& css) {
     std::map<int64_t, std::vector<double>> by_size;
     for (const WayScore& w : q_.ways)
-      if (w.way.kind == WayKind::kScattered && (aligned ? is_aligned(w) : is_plain(w)) && !w.dropped &&
-          std::isfinite(score_(w).value))
+      // First and last layers are no random set.
+      if (w.way.kind == WayKind::kScattered && w.way.layers[0].first > 0 &&
+          (aligned ? is_aligned(w) : is_plain(w)) && !w.dropped && std::isfinite(score_(w).value))
         by_size[size(w)].push_back(score_(w).value);
     for (auto& [layers, v] : by_size) {
       auto [low, high] = std::minmax_element(v.begin(), v.end());
@@ -237,7 +238,8 @@ class ScoreChart : ScoreFrame {
   static ScoreRange range(const Quality& q, const ScoreOf& score) {
     ScoreRange range;
     for (const WayScore& w : q.ways)
-      if (!w.dropped && w.way.kind != WayKind::kReuseOnly && is_plain(w)) range.add(score(w), !is_group(w));
+      if (!w.dropped && w.way.kind != WayKind::kReuseOnly && w.way.kind != WayKind::kNoContext && is_plain(w))
+        range.add(score(w), !is_group(w));
     for (const WayScore* w : report::pareto_aligned(q)) range.add(score(*w), true);
     return range;
   }

@@ -21,6 +21,8 @@ std::string points_text(double points);
 std::string mean_text(const Mean& mean);
 /// Nats: "0.0123".
 std::string nats_text(double nats);
+/// "0.0123 ± 0.002".
+std::string nats_text(const Mean& mean);
 
 /// Of markup.
 std::string table_row(const std::vector<std::string>& cells, std::string_view tag = "td");

@@ -49,6 +49,28 @@ void add_scattered(int64_t blocks, int64_t count, const WayOptions& o, int64_t l
 
 }  // namespace
 
+int64_t default_granularity(int64_t layers) {
+  constexpr int64_t kMostBlocks = 12;
+  return (layers + kMostBlocks - 1) / kMostBlocks;
+}
+
+std::vector<Heuristic> heuristics(int64_t layers, int64_t granularity, int64_t count) {
+  const int64_t blocks = (layers + granularity - 1) / granularity;
+  auto range = [&](int64_t first, int64_t end) {
+    return LayerRange{first * granularity, std::min(end * granularity, layers) - 1};
+  };
+  std::vector<Heuristic> all;
+  if (count < 1 || count >= blocks) return all;
+  all.push_back({"first", Way::group(range(0, count))});
+  all.push_back({"last", Way::group(range(blocks - count, blocks))});
+  const int64_t below = (blocks - count) / 2;
+  if (below > 0) all.push_back({"middle", Way::group(range(below, below + count))});
+  const int64_t first = (count + 1) / 2, last = count / 2;
+  if (last > 0)
+    all.push_back({"first and last", {WayKind::kScattered, {range(0, first), range(blocks - last, blocks)}}});
+  return all;
+}
+
 Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
   if (o.granularity < 1 || o.granularity > layers)
     return error(Code::kInvalidArgument, "--granularity {}: expected 1 to {}, the number of layers",
@@ -76,6 +98,10 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
   if (o.scattered > 0)
     for (int64_t count = 2; count < blocks - 1; ++count)
       add_scattered(blocks, count, o, layers, random, ways);
+  if (o.heuristics && o.only.empty())
+    for (int64_t count = 1; count < blocks; ++count)
+      for (Heuristic& h : heuristics(layers, o.granularity, count))
+        if (h.way.kind == WayKind::kScattered) ways.push_back(std::move(h.way));
   if (o.reuse_only)
     for (int64_t l = 0; l < layers; ++l) ways.push_back(Way::reuse_only(l));
   if (o.restore) {
@@ -85,6 +111,7 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
   }
   for (double share : o.select_shares) ways.push_back(Way::select(share));
   if (o.sender_alone) ways.push_back({WayKind::kSenderAlone});
+  if (o.no_context) ways.push_back({WayKind::kNoContext});
 
   const std::vector<Way> plain = ways;
   auto add_aligned = [&](MapForm form, const std::string& control) {
@@ -132,7 +159,7 @@ int64_t SharedRuns::layer_runs(int64_t layers) const {
 int64_t naive_layer_runs(const std::vector<Way>& ways, int64_t layers) {
   int64_t sum = layers;
   for (const Way& way : ways) {
-    if (way.kind == WayKind::kSenderAlone) continue;
+    if (way.kind == WayKind::kSenderAlone || way.kind == WayKind::kNoContext) continue;
     // Reusing one layer is the full prefill, which stays, with one cache exchanged.
     sum += way.kind == WayKind::kReuseOnly ? 0 : way.recomputed(layers);
   }

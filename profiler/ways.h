@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "plans/quality.h"
@@ -23,13 +25,28 @@ struct WayOptions {
   bool shuffled = false;         // maps that were fitted to tokens in a wrong order
   std::string other_pair;        // another pair's maps, of that name; empty: none
   std::vector<LayerRange> only;  // groups and restored layers are these only; empty: all
+  bool heuristics = false;       // those of heuristics() that are no group; not with `only`
+  bool no_context = false;       // the receiver asked without the context
+  bool operator==(const WayOptions&) const = default;
 };
+
+/// Granularity where nobody has said any: 1, and in deep models as many layers as leave 12 blocks.
+int64_t default_granularity(int64_t layers);
 
 /// The full prefill first, then full reuse, groups by size and first layer, then the controls. Scattered sets
 /// have the sizes of groups from 2 layers on, in as many parts as there can be, so that each has several
 /// transitions; fewer than asked for where there are no more. kInvalidArgument: a granularity that the layers
 /// do not have, a share out of range, layers in `only` that there are not.
 Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& options);
+
+/// What one would recompute without a profile: the first, the last or the middle layers, or first and last
+/// ones.
+struct Heuristic {
+  std::string_view name;  // "first", "last", "middle", "first and last"
+  Way way;                // a group; two of them for first and last layers
+};
+/// Those of `blocks` blocks of `granularity` layers each, 1 to all but one; the top block may be smaller.
+std::vector<Heuristic> heuristics(int64_t layers, int64_t granularity, int64_t blocks);
 
 /// Which maps the sender's hidden states go through before a run: none, this pair's, or a control's.
 struct MapKey {

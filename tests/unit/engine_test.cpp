@@ -2,6 +2,7 @@
 // (tests/golden/models/README.md), and what must not depend on how the work is cut.
 #include "profiler/engine.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -179,6 +180,36 @@ TEST(Engine, NothingDependsOnBatchesOrOnWhatRanBefore) {
   EXPECT_EQ(c.ways[7][2].divergence, a.ways[7][2].divergence);
 }
 
+TEST(Engine, WithoutTheContextTheQuestionIsReadByItself) {
+  Setting s(DType::kF32, false);
+  s.ways = {{WayKind::kFullPrefill}, {WayKind::kFullReuse}, {WayKind::kNoContext}};
+  for (size_t i = 0; i < s.questions.size(); ++i)
+    s.questions[i].alone = random_ids(9 + static_cast<int64_t>(i), 300, 60 + i);
+  const EngineLimits limits{.context = 200, .question = 20, .batch_rows = 64, .alone = 24};
+  auto engine =
+      take(Engine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, s.ways, limits, {}));
+  const ContextAnswers found = take(engine->run(s.context, s.questions, s.all()));
+  for (size_t q = 0; q < s.questions.size(); ++q) {
+    // The same text as a context of its first four tokens and a question about it, prefilled in full.
+    Question rest = s.questions[q];
+    const std::vector<int32_t> head(rest.alone.begin(), rest.alone.begin() + 4);
+    rest.suffix.assign(rest.alone.begin() + 4, rest.alone.end());
+    const std::vector<Way> whole{{WayKind::kFullPrefill}};
+    auto other =
+        take(Engine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, whole, limits, {}));
+    const ContextAnswers want = take(other->run(head, std::vector<Question>{rest}, {true}));
+    EXPECT_EQ(found.ways[2][q].tokens, want.ways[0][0].tokens);
+    EXPECT_EQ(found.ways[2][q].entropy, want.ways[0][0].entropy);
+    EXPECT_EQ(found.ways[2][q].margin, want.ways[0][0].margin);
+    EXPECT_GT(found.ways[2][q].divergence, 0);
+  }
+  // What it was asked with before changes nothing, nor does it change anything.
+  expect_equal(take(engine->run(s.context, s.questions, s.all())), found);
+  s.questions[0].alone.clear();
+  EXPECT_THAT(engine->run(s.context, s.questions, s.all()).status().message(),
+              ::testing::HasSubstr("a question of 0 tokens without its context"));
+}
+
 TEST(Engine, ReferenceChangesTheDivergenceButNotTheAnswer) {
   Setting s(DType::kBF16, false);
   auto engine = s.engine(512);
@@ -302,6 +333,28 @@ TEST(Ways, AreAllGroupsAndControlsOnce) {
             4);
   EXPECT_EQ(std::count_if(only.begin(), only.end(), [](const Way& w) { return w.kind == WayKind::kRestore; }),
             4);
+  // Rules of thumb: as many layers, in one part or at both ends.
+  EXPECT_EQ(default_granularity(12), 1);
+  EXPECT_EQ(default_granularity(13), 2);
+  EXPECT_EQ(default_granularity(30), 3);
+  EXPECT_EQ(default_granularity(80), 7);
+  auto named = [](const std::vector<Heuristic>& all) {
+    std::string text;
+    for (const Heuristic& h : all) text += fmt::format("{}: {}; ", h.name, h.way.name());
+    return text;
+  };
+  EXPECT_EQ(named(heuristics(12, 1, 4)),
+            "first: recompute 0-3; last: recompute 8-11; middle: recompute 4-7; first and last: scattered "
+            "0-1,10-11; ");
+  EXPECT_EQ(named(heuristics(11, 2, 5)),
+            "first: recompute 0-9; last: recompute 2-10; first and last: scattered 0-5,8-10; ");
+  EXPECT_EQ(named(heuristics(12, 1, 12)), "");
+  const std::vector<Way> ruled = *all_ways(12, {.heuristics = true, .no_context = true});
+  EXPECT_EQ(ruled.size(), ways.size() + 10 + 1);
+  for (int64_t blocks = 1; blocks < 12; ++blocks)
+    for (const Heuristic& h : heuristics(12, 1, blocks))
+      EXPECT_EQ(std::count(ruled.begin(), ruled.end(), h.way), 1) << h.way.name();
+  EXPECT_EQ(ruled.back().name(), "no context");
   EXPECT_FALSE(all_ways(12, {.only = {{7, 12}}}).ok());
   EXPECT_FALSE(all_ways(4, {.granularity = 5}).ok());
   EXPECT_FALSE(all_ways(4, {.select_shares = {1.5}}).ok());

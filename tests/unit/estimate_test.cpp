@@ -97,6 +97,113 @@ TEST(TimeEstimate, CountsTheFitOfMaps) {
   EXPECT_DOUBLE_EQ(estimate_time(pace, work, config, {.shuffled = true}).fit_s, 2 * cuts);
 }
 
+TEST(Budget, TimesHaveUnits) {
+  EXPECT_DOUBLE_EQ(take(parse_budget("90s")), 90);
+  EXPECT_DOUBLE_EQ(take(parse_budget("10min")), 600);
+  EXPECT_DOUBLE_EQ(take(parse_budget("1.5 h")), 5400);
+  EXPECT_DOUBLE_EQ(take(parse_budget("2d")), 172800);
+  for (const char* bad : {"", "10", "min", "0s", "-5min", "10m", "1e300h", "10 minutes", "nan s", "inf s"}) {
+    auto seconds = parse_budget(bad);
+    ASSERT_FALSE(seconds.ok()) << bad;
+    EXPECT_EQ(
+        seconds.status().message(),
+        fmt::format("--budget '{}': expected a time above 0 with its unit, s, min, h or d, for example 10min",
+                    bad));
+  }
+}
+
+TEST(Budget, GivesUpInTheStatedOrderAndNoMoreThanNeeded) {
+  const ModelConfig config = tiny_config(Family::kLlama, 30);
+  ProfileOptions asked;
+  asked.ways.align = {MapForm::kFull};
+  asked.ways.shuffled = asked.fit.shuffled = asked.ways.heuristics = asked.ways.no_context = true;
+  const ProfileWork work = a_work(config, asked.ways, std::vector<int64_t>(100, 40));
+  Pace pace;
+  pace.layer_row = 1e6;
+  pace.question_row = 1e5;
+  auto seconds = [&](const ProfileOptions& o) {
+    ProfileWork other = work;
+    other.ways = take(all_ways(config.layers, o.ways));
+    const std::vector<double> by_context = estimate_time(pace, other, config, o.fit).context_s;
+    const size_t most = o.most_contexts > 0 ? static_cast<size_t>(o.most_contexts) : by_context.size();
+    return std::accumulate(by_context.begin(), by_context.begin() + static_cast<ptrdiff_t>(most), 0.0);
+  };
+  const double all = seconds(asked);
+  auto fitted = [&](double share, Budget budget = {}) {
+    budget.seconds = all * share;
+    return fit_budget(budget, asked, pace, work, config);
+  };
+  Budgeted got = take(fitted(1.0));
+  EXPECT_EQ(got.given_up, "");
+  EXPECT_EQ(got.options.ways, asked.ways);
+  std::string last;
+  for (double share = 0.98; share > 0.002; share *= 0.8) {
+    SCOPED_TRACE(share);
+    auto one = fitted(share);
+    if (!one.ok()) {
+      EXPECT_THAT(one.status().message(),
+                  ::testing::HasSubstr("seconds are too few: after giving up 5 scattered"));
+      EXPECT_THAT(one.status().message(),
+                  ::testing::HasSubstr("100 contexts -> 30, granularity 4 -> 9, 30 contexts -> 10"));
+      last = "refused";
+      continue;
+    }
+    EXPECT_NE(last, "refused") << "what is refused once is refused with less";
+    EXPECT_LE(one->seconds, all * share);
+    EXPECT_NEAR(one->seconds, seconds(one->options), 1e-9 * all);
+    last = one->given_up;
+    const WayOptions& w = one->options.ways;
+    // Each kind only after those before it have given all.
+    if (w.granularity > 1) {
+      EXPECT_LE(w.scattered, 1);
+    }
+    if (!w.reuse_only) {
+      EXPECT_GE(w.granularity, 4);
+    }
+    if (one->options.most_contexts > 0) {
+      EXPECT_FALSE(w.reuse_only);
+    }
+    if (w.granularity > 4) {
+      EXPECT_GT(one->options.most_contexts, 0);
+    }
+    if (one->options.most_contexts > 0 && one->options.most_contexts < 30) {
+      EXPECT_EQ(w.granularity, 9);
+    }
+    EXPECT_EQ(w.shuffled, one->options.fit.shuffled);
+    EXPECT_TRUE(w.heuristics && w.no_context) << "what costs nothing stays";
+    // The most contexts that fit.
+    if (one->options.most_contexts > 0) {
+      ProfileOptions more = one->options;
+      ++more.most_contexts;
+      EXPECT_GT(seconds(more), all * share);
+    }
+  }
+  EXPECT_EQ(last, "refused");
+  // What was given stays.
+  asked.ways.granularity = 2;
+  got = take(fitted(0.1, {.granularity_given = true, .scattered_given = true}));
+  EXPECT_EQ(got.options.ways.granularity, 2);
+  EXPECT_EQ(got.options.ways.scattered, 5);
+  EXPECT_GT(got.options.most_contexts, 0);
+}
+
+TEST(Budget, CountsTheContextsThatMapsAreFittedOn) {
+  const ModelConfig config = tiny_config(Family::kLlama);
+  ProfileOptions asked;
+  asked.ways = groups_only();
+  asked.ways.align = {MapForm::kFull};
+  asked.fit_share = 0.25;
+  ProfileWork work = a_work(config, asked.ways, std::vector<int64_t>(75, 40));
+  for (ProfileContext& c : work.contexts) c.entry = c.tokens;
+  for (uint64_t i = 0; i < 25; ++i) work.fit.push_back(random_ids(80, config.vocab, i));
+  work.fit_tokens = 25 * 80;
+  Pace pace;
+  pace.sums_row = 1e9;  // the fit alone: 40 contexts are 10 to fit on, which stand behind 30 that are scored
+  Budgeted got = take(fit_budget({.seconds = 1700, .granularity_given = true}, asked, pace, work, config));
+  EXPECT_EQ(got.options.most_contexts, 40);
+  EXPECT_DOUBLE_EQ(got.seconds, 10 * 40 * static_cast<double>(config.layers - 1));
+}
+
 TEST(TimeEstimate, MeasuresOnTheContextOfTheAverageToken) {
   // Enough layers for many ways' caches.
   TinyModel model(tiny_config(Family::kLlama, 20), 1, DType::kBF16);

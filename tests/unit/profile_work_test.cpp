@@ -58,6 +58,14 @@ class Work : public ::testing::Test {
     return all;
   }
 
+  /// Answers go on where the prompt ends.
+  PromptTemplates as_is() const {
+    const std::string path = folder_ + "/as_is.json";
+    std::ofstream(path) << R"({"schema": "droidspeak.prompts", "version": 1, "tasks": {"*": {
+      "prompt": "{context}{input}", "max_new_tokens": 4, "metric": "qa_f1", "answer_prefix": ""}}})";
+    return PromptTemplates::read(path).value();
+  }
+
   std::string folder_;
   PromptTemplates prompts_;
   ModelConfig config_;
@@ -116,6 +124,67 @@ TEST_F(Work, ATruncatedContextKeepsItsEndsAndItsBorder) {
   EXPECT_TRUE(std::equal(all.begin(), all.begin() + 15, whole.begin()));
   EXPECT_TRUE(
       std::equal(all.rbegin(), all.rbegin() + static_cast<ptrdiff_t>(all.size()) - 15, whole.rbegin()));
+}
+
+/// A prompt that ends in a space, which is the first token's of the answer.
+TEST_F(Work, PromptsWhoseLastTokenJoinsTheAnswerAreCounted) {
+  const Tokenizer t = tokenizer("gpt2");
+  prompts_ = as_is();
+  std::vector<Dataset> data =
+      data_of({{"def f(x):", " body: "}, {"def f(x):", " body:"}, {"class A:", "\n"}});
+  for (Item& item : data[0].items) item.answers = {"return x"};
+  data[0].items[2].task = "other";
+  data[0].items[2].answers = {"pass"};
+  auto work = plan(data, t);
+  ASSERT_TRUE(work.ok()) << work.status().message();
+  ASSERT_EQ(work->merged.size(), 2u);
+  EXPECT_EQ(work->merged["notes"].items, 1);
+  EXPECT_EQ(work->merged["notes"].of, 2);
+  EXPECT_EQ(work->merged["other"].items, 0);
+  EXPECT_EQ(work->merged["other"].of, 1);
+}
+
+TEST_F(Work, WithoutItsContextAQuestionIsTheTemplateAlone) {
+  const Tokenizer t = tokenizer("llama3");
+  ProfileOptions options;
+  options.ways.no_context = true;
+  auto work = plan_work(data_of({{"The report was signed.", " Who?"}}), prompts_, t, config_, options);
+  ASSERT_TRUE(work.ok()) << work.status().message();
+  const Question& q = work->contexts[0].questions[0];
+  EXPECT_EQ(q.alone, text_ids(t, " Who?").value());
+  EXPECT_EQ(work->limits.alone,
+            static_cast<int64_t>(q.alone.size() + std::max<size_t>(q.reference.size(), 4)));
+  EXPECT_TRUE(
+      plan(data_of({{"The report was signed.", " Who?"}}), t)->contexts[0].questions[0].alone.empty());
+}
+
+TEST_F(Work, FewerContextsAreTheFirstOfTheRunsOrder) {
+  const Tokenizer t = tokenizer("llama3");
+  std::vector<std::pair<std::string, std::string>> texts;
+  for (int i = 0; i < 20; ++i) texts.push_back({"Report " + std::to_string(i) + " was signed.", " Who?"});
+  const auto data = data_of(texts);
+  ProfileOptions options;
+  options.fit_share = 0.25;
+  auto all = plan_work(data, prompts_, t, config_, options);
+  ASSERT_TRUE(all.ok()) << all.status().message();
+  EXPECT_EQ(all->contexts.size(), 15u);
+  EXPECT_EQ(all->fit.size(), 5u);
+  options.most_contexts = 18;  // 5 to fit on, of which 3 were that before, too
+  auto some = plan_work(data, prompts_, t, config_, options);
+  ASSERT_TRUE(some.ok()) << some.status().message();
+  ASSERT_EQ(some->contexts.size(), 13u);
+  ASSERT_EQ(some->fit.size(), 5u);
+  for (size_t i = 0; i < 13; ++i) EXPECT_EQ(some->contexts[i].entry, all->contexts[i].entry);
+  EXPECT_EQ(some->fit[0], all->fit[2]);
+  EXPECT_EQ(some->fit[4], all->contexts[13].entry);
+  // Taken from work that is there: the same.
+  ASSERT_TRUE(keep_contexts(*all, config_, options).ok());
+  ASSERT_EQ(all->contexts.size(), 13u);
+  for (size_t i = 0; i < 13; ++i) EXPECT_EQ(all->contexts[i].tokens, some->contexts[i].tokens);
+  EXPECT_EQ(all->fit, some->fit);
+  EXPECT_EQ(all->tokens, some->tokens);
+  EXPECT_EQ(all->fit_tokens, some->fit_tokens);
+  EXPECT_EQ(all->layer_runs, some->layer_runs);
 }
 
 TEST_F(Work, NothingOfAContextIsLeft) {

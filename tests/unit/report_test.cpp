@@ -8,6 +8,7 @@
 #include <regex>
 #include <set>
 
+#include "profiler/task_notes.h"
 #include "tests/unit/well_formed.h"
 
 namespace ds {
@@ -122,6 +123,46 @@ std::string checked_page(const Quality& q) {
   return page;
 }
 
+TEST(Tasks, ThatTellNothingAreNamed) {
+  Quality q = full_profile();
+  EXPECT_TRUE(task_notes(q).empty());
+  EXPECT_EQ(task_table_text(q),
+            "task   items  full prefill    full reuse  recompute 1-3  sender alone\n"
+            "notes     40    90.0 ± 0.5    60.0 ± 0.5     87.0 ± 0.5    50.0 ± 0.5\n"
+            "code      40    90.0 ± 0.5    60.0 ± 0.5     87.0 ± 0.5    50.0 ± 0.5\n");
+  q.ways.push_back(scored({WayKind::kNoContext}, 20));
+  EXPECT_TRUE(task_notes(q).empty());
+  EXPECT_THAT(task_table_text(q), HasSubstr("no context"));
+  q.ways.back().tasks[0] = {88, 1};  // two errors of the difference are 2.24
+  EXPECT_THAT(task_notes(q),
+              ::testing::ElementsAre("task 'notes' tells nothing of caches: the receiver scores 90.0 ± "
+                                     "0.5 with its context and 88.0 ± 1.0 without it"));
+  q.ways.back().tasks[0] = {87, 1};
+  way(q, "sender alone").tasks[1] = {91, 0.5};
+  EXPECT_THAT(task_notes(q),
+              ::testing::ElementsAre("task 'code' tells little of the pair: the receiver scores 90.0 ± "
+                                     "0.5 there, the sender by itself 91.0 ± 0.5"));
+  way(q, "full prefill").tasks[1] = {4.9, 0.1};
+  EXPECT_THAT(task_notes(q), ::testing::ElementsAre(AllOf(
+                                 HasSubstr("task 'code' tells nothing: the receiver by itself scores 4.9"),
+                                 HasSubstr("is its prompt what the model was trained on?"))));
+  EXPECT_THAT(checked_page(q), HasSubstr("Task 'code' tells nothing"));
+}
+
+TEST(Report, ShowsRulesOfThumbBesideTheChoice) {
+  Quality q = full_profile();
+  q.ways.push_back(scored({WayKind::kScattered, {{0, 0}, {3, 3}}}, 64));
+  const std::string page = checked_page(q);
+  EXPECT_THAT(page, HasSubstr("Beside rules of thumb"));
+  // Two layers: the profile's, the first, the last, the middle ones, one at each end.
+  EXPECT_THAT(page,
+              HasSubstr("<td>2</td><td>recompute 1-2</td><td>12.0 ± 0.5, 0.24</td><td>12.0 ± 0.5, 0.24</td>"
+                        "<td>12.0 ± 0.5, 0.24</td><td>12.0 ± 0.5, 0.24</td><td>26.0 ± 0.5, 0.52</td>"));
+  std::erase_if(q.ways, [](const WayScore& w) { return w.way == Way::group({2, 3}); });
+  EXPECT_THAT(checked_page(q),
+              HasSubstr("<td>12.0 ± 0.5, 0.24</td><td>–</td><td>12.0 ± 0.5, 0.24</td><td>26.0"));
+}
+
 TEST(Report, SaysWhatCounts) {
   Quality q = full_profile();
   way(q, "recompute 1-3").score.value = 89.5;
@@ -132,7 +173,7 @@ TEST(Report, SaysWhatCounts) {
       AllOf(HasSubstr("the receiver scores 90.0 ± 0.5 of 100"),
             HasSubstr("it scores 60.0 ± 0.5: a loss of 30.0"),
             HasSubstr("The smallest group within 1 point is layers 1-3 (3 of 4): a loss of 0.5 ± 0.1 points, "
-                      "at most 0.7 with a confidence of 95 %."),
+                      "at most 0.7 with a confidence of 95 %; a divergence of 0.06 ± 0.01 nats per token."),
             HasSubstr("scores 87.5 on the half"), HasSubstr("and 84.5 on the other half")));
   // Within a point by its mean, but not surely: the page says so, and which one is.
   way(q, "recompute 1-3").loss = {0.5, 0.5};

@@ -29,6 +29,8 @@ int main(int argc, char** argv) {
       "0.95 \\\n"
       "             --truncate 8000 -o quality.json\n"
       "  ds-profile --sender S/ --receiver R/ --data hotpotqa.jsonl --fit-data other.jsonl -o quality.json\n"
+      "  ds-profile --sender S/ --receiver R/ --data hotpotqa.jsonl --budget 30min -o quality.json\n"
+      "  ds-profile --sender S/ --receiver R/ --data hotpotqa.jsonl --dry-run --json -o quality.json\n"
       "  ds-profile fit --sender S/ --receiver R/ --data other.jsonl -o pair.maps.safetensors\n"
       "  ds-profile merge monday.json.run tuesday.json.run -o quality.json\n"
       "  ds-profile score --data hotpotqa.jsonl --predictions pred/hotpotqa.jsonl\n"

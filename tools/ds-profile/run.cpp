@@ -1,7 +1,9 @@
 // ds-profile without an action: answers a data set over every way and writes quality.json; and `merge`.
+#include <charconv>
 #include <memory>
 #include <numeric>
 
+#include "profiler/task_notes.h"
 #include "support/clock.h"
 #include "support/file.h"
 #include "tools/ds-profile/pair.h"
@@ -19,9 +21,11 @@ struct RunOptions {
   std::string fit_share;
   ProfileOptions profile;
   std::vector<std::string> select;
-  bool no_controls = false, no_align = false, dry_run = false;
+  std::string granularity = "auto", budget;
+  bool no_controls = false, no_align = false, dry_run = false, json = false;
   double race = 0;
   int64_t batch_rows = 0;
+  std::optional<Budget> within;  // what --budget says
 };
 
 /// Which aligned ways there are, and where their maps come from: --maps, --fit-data, or a share of --data.
@@ -38,7 +42,7 @@ Status check_align(RunOptions& o) {
     if (std::find(w.align.begin(), w.align.end(), form) == w.align.end()) w.align.push_back(form);
   }
   // Of maps that are given the control is a file beside them.
-  w.shuffled = !o.no_controls && (o.maps.empty() || access(shuffled_path_for(o.maps).c_str(), F_OK) == 0);
+  w.shuffled = !o.no_controls && (o.maps.empty() || file_exists(shuffled_path_for(o.maps)));
   o.profile.fit = {w.align, o.align.rank, o.align.fallback == "plain", w.shuffled};
   if (sources == 0) o.fit_share = "25%";
   if (!o.fit_share.empty()) {
@@ -70,11 +74,28 @@ Status check_options(RunOptions& o) {
     DS_ASSIGN(LayerRange range, parse_layers(text, INT32_MAX));
     w.only.push_back(range);
   }
+  w.heuristics = w.no_context = !o.no_controls;
   if (o.no_controls) {
     w.select_shares.clear();
     w.scattered = 0;
     w.reuse_only = w.sender_alone = false;
   }
+  if (o.granularity != "auto") {
+    const char* end = o.granularity.data() + o.granularity.size();
+    if (std::from_chars(o.granularity.data(), end, w.granularity).ptr != end)
+      return error(Code::kInvalidArgument, "--granularity '{}': expected a number of layers, or auto",
+                   o.granularity);
+  }
+  if (!o.budget.empty()) {
+    DS_ASSIGN(double seconds, parse_budget(o.budget));
+    o.within->seconds = seconds;
+    o.within->granularity_given = o.granularity != "auto";
+  } else {
+    o.within.reset();
+  }
+  if (o.json && !o.dry_run)
+    return error(Code::kInvalidArgument,
+                 "--json needs --dry-run: what a run has found is quality.json itself (-o)");
   DS_TRY(check_align(o));
   if (o.race != 0) {
     if (!(o.race > 0.5 && o.race < 1))
@@ -103,6 +124,18 @@ void say_cost(const RunOptions& o, const ProfileWork& work, const ModelConfig& c
         o.profile.race_round, (1 - *o.profile.race) * 100);
 }
 
+/// A template that ends in what the answer begins with asks behind a token that the model never saw there.
+void say_merged(const ProfileWork& work) {
+  for (const auto& [task, merged] : work.merged)
+    if (merged.items > 0)
+      fmt::print(
+          stderr,
+          "warning: in {} of {} items of task '{}' the prompt's last token is another one once the answer "
+          "follows (a line break or a space at its end joins what comes next): the model is asked behind a "
+          "token that it does not know there; let the template end before it\n",
+          format_count(merged.items), format_count(merged.of), task);
+}
+
 double sum_of(const std::vector<double>& seconds) {
   return std::accumulate(seconds.begin(), seconds.end(), 0.0);
 }
@@ -115,6 +148,94 @@ void say_time(const RunOptions& o, const Pace& pace, const TimeEstimate& time) {
              time.fit_s > 0 ? fmt::format(", {} of them to fit maps", format_duration(time.fit_s)) : "",
              format_duration(time.fit_s + sum_of(time.longest_s)), basis_of(pace));
   if (o.profile.race) fmt::print(stderr, "racing shortens that by what it drops\n");
+}
+
+/// What other granularities would take.
+struct Offer {
+  int64_t granularity = 0, ways = 0, layer_runs = 0;
+  double seconds = 0;
+};
+
+Result<std::vector<Offer>> offers(const RunOptions& o, const Pace& pace, const ProfileWork& work,
+                                  const ModelConfig& config) {
+  std::vector<Offer> all;
+  if (!o.profile.ways.only.empty()) return all;
+  ProfileWork other = work;
+  for (int64_t g : {1, 2, 3, 4, 6, 8}) {
+    constexpr int64_t kLeastBlocks = 4;
+    if ((config.layers + g - 1) / g < kLeastBlocks) break;
+    WayOptions ways = o.profile.ways;
+    ways.granularity = g;
+    DS_TRY(set_ways(other, config, ways));
+    const TimeEstimate time = estimate_time(pace, other, config, o.profile.fit);
+    all.push_back({g, static_cast<int64_t>(other.ways.size()),
+                   other.layer_runs / static_cast<int64_t>(other.contexts.size()),
+                   time.fit_s + sum_of(time.context_s)});
+  }
+  return all;
+}
+
+void say_offers(const std::vector<Offer>& all, int64_t chosen) {
+  for (const Offer& offer : all)
+    fmt::print(stderr, "{} granularity {}: {:>5} ways, {:>5} layer-runs a context, about {}\n",
+               offer.granularity == chosen ? "*" : " ", offer.granularity, format_count(offer.ways),
+               format_count(offer.layer_runs), format_duration(offer.seconds));
+}
+
+nlohmann::ordered_json cost_json(const ProfileWork& work, const ModelConfig& config, DType dtype,
+                                 const WayOptions& ways, const TimeEstimate& time,
+                                 const std::vector<Offer>& all, const std::string& given_up) {
+  const auto n = static_cast<int64_t>(work.contexts.size());
+  nlohmann::ordered_json json{{"schema", "droidspeak.profile-cost"},
+                              {"version", 1},
+                              {"questions", work.questions},
+                              {"contexts", n},
+                              {"context_tokens", work.tokens},
+                              {"fit_contexts", work.fit.size()},
+                              {"fit_tokens", work.fit_tokens},
+                              {"granularity", ways.granularity},
+                              {"ways", work.ways.size()},
+                              {"layer_runs_per_context", work.layer_runs / n},
+                              {"layer_runs_per_context_each_way_by_itself", work.naive_layer_runs / n},
+                              {"cache_bytes", Engine::memory_bytes(config, dtype, work.ways, work.limits)},
+                              {"seconds", time.fit_s + sum_of(time.context_s)},
+                              {"fit_seconds", time.fit_s},
+                              {"longest_seconds", time.fit_s + sum_of(time.longest_s)},
+                              {"given_up", given_up},
+                              {"granularities", nlohmann::ordered_json::array()}};
+  for (const Offer& offer : all)
+    json["granularities"].push_back({{"granularity", offer.granularity},
+                                     {"ways", offer.ways},
+                                     {"layer_runs_per_context", offer.layer_runs},
+                                     {"seconds", offer.seconds}});
+  return json;
+}
+
+/// Has the run fit --budget; what its folder was begun with stays. What was given up, in words.
+Result<std::string> keep_budget(RunOptions& o, const Pace& pace, const ModelConfig& config,
+                                ProfileWork& work) {
+  if (!o.within) return std::string();
+  DS_ASSIGN(std::optional<ProfileOptions> begun, options_of_run(o.state, o.profile));
+  std::string given_up;
+  if (begun) {
+    o.profile = std::move(*begun);
+    o.profile.fit.shuffled = o.profile.ways.shuffled;
+    given_up = "as this run was begun";
+    fmt::print(stderr, "--budget: '{}' holds a run; it goes on as it was begun\n", o.state);
+  } else {
+    DS_ASSIGN(Budgeted found, fit_budget(*o.within, o.profile, pace, work, config));
+    o.profile = std::move(found.options);
+    given_up = std::move(found.given_up);
+    fmt::print(stderr, "--budget {}: {}\n", o.budget,
+               given_up.empty() ? "all of it fits" : "given up, in this order: " + given_up);
+  }
+  DS_TRY(keep_contexts(work, config, o.profile));
+  DS_TRY(set_ways(work, config, o.profile.ways));
+  return given_up;
+}
+
+void say_task_notes(const Quality& q) {
+  for (const std::string& note : task_notes(q)) fmt::print(stderr, "warning: {}\n", note);
 }
 
 void say_result(const Quality& q, const ProfileWork& work, const EngineWork& done, double seconds) {
@@ -138,11 +259,11 @@ void say_result(const Quality& q, const ProfileWork& work, const EngineWork& don
   }
   size_t width = 16;
   for (const std::string& name : q.pareto_aligned) width = std::max(width, name.size());
-  fmt::print("{:<{}} {:>6}  {:>14}  {:>14}  {:>10}\n", "way", width, "layers", "score", "loss", "divergence");
+  fmt::print("{:<{}} {:>6}  {:>14}  {:>14}  {:>15}\n", "way", width, "layers", "score", "loss", "divergence");
   auto line = [&](const WayScore& w) {
-    fmt::print("{:<{}} {:>6}  {:>6.2f} ± {:<5.2f}  {:>6.2f} ± {:<5.2f}  {:>10.4f}\n", w.way.name(), width,
-               w.way.recomputed(q.layers), w.score.value, w.score.standard_error, w.loss.value,
-               w.loss.standard_error, w.divergence.value);
+    fmt::print("{:<{}} {:>6}  {:>6.2f} ± {:<5.2f}  {:>6.2f} ± {:<5.2f}  {:>6.4f} ± {:<6.4f}\n", w.way.name(),
+               width, w.way.recomputed(q.layers), w.score.value, w.score.standard_error, w.loss.value,
+               w.loss.standard_error, w.divergence.value, w.divergence.standard_error);
   };
   line(q.ways[0]);
   line(q.ways[1]);
@@ -150,6 +271,8 @@ void say_result(const Quality& q, const ProfileWork& work, const EngineWork& don
     for (const std::string& name : *list)
       for (const WayScore& w : q.ways)
         if (w.way.name() == name) line(w);
+  if (const std::string tasks = task_table_text(q); !tasks.empty()) fmt::print("\n{}", tasks);
+  say_task_notes(q);
 }
 
 Status write_stats(const RunOptions& o, const EngineWork& w, double seconds) {
@@ -284,7 +407,10 @@ Status run_profile(RunOptions o) {
   if (other && other->layers != config.layers)
     return error(Code::kMismatch, "--compare-with: its pair has {} layers, this one {}", other->layers,
                  config.layers);
+  // A budget gives up from the finest.
+  if (o.granularity == "auto" && !o.within) o.profile.ways.granularity = default_granularity(config.layers);
   DS_ASSIGN(ProfileWork work, plan_work(data.sets, prompts, *receiver.tokenizer, config, o.profile));
+  say_merged(work);
   if (!o.fit_data.empty()) {
     int64_t left_out = 0;
     DS_ASSIGN(work.fit, fit_contexts(map_inputs.data.sets, prompts, *receiver.tokenizer, config,
@@ -298,12 +424,24 @@ Status run_profile(RunOptions o) {
     DS_TRY(check_sender_knows(pair, c.tokens, c.origins.front().item->where));
   for (const auto& c : work.fit) DS_TRY(check_sender_knows(pair, c, "a context to fit maps on"));
   work.limits.batch_rows = o.batch_rows;
+  work.limits.shared_vocab = pair.shared_vocab;
   work.words = std::move(words);
-  say_cost(o, work, config, receiver.model->dtype());
+  if (!o.within) say_cost(o, work, config, receiver.model->dtype());
   DS_ASSIGN(Pace pace, measure_pace(*receiver.backend, *receiver.model, work, o.profile.ways.align));
+  DS_ASSIGN(const std::string given_up, keep_budget(o, pace, config, work));
+  if (o.within) say_cost(o, work, config, receiver.model->dtype());
   TimeEstimate time = estimate_time(pace, work, config, o.profile.fit);
   say_time(o, pace, time);
-  if (o.dry_run) return ok_status();
+  if (o.dry_run) {
+    DS_ASSIGN(const std::vector<Offer> all, offers(o, pace, work, config));
+    if (!o.json) {
+      say_offers(all, o.profile.ways.granularity);
+      return ok_status();
+    }
+    fmt::print("{}\n",
+               cost_json(work, config, receiver.model->dtype(), o.profile.ways, time, all, given_up).dump(1));
+    return ok_status();
+  }
 
   DS_TRY(open_run(o.state, identity_of(o, pair, data, map_inputs, prompts, work)));
   DS_ASSIGN(RunMaps maps, prepare_maps(o, map_inputs, pair, data, time.fit_s, work));
@@ -363,6 +501,7 @@ Status run_merge(const MergeOptions& o) {
     q.maps.name = std::filesystem::path(file).filename().string();
     DS_TRY(maps.write(file));
   }
+  say_task_notes(q);
   return write_file_atomically(o.out, q.to_text());
 }
 
@@ -383,9 +522,22 @@ Action add_run(CLI::App& app) {
                  "dataset2maxlen.json); default: the templates' own");
   app.add_option("--jieba", o->jieba, kJiebaHelp);
   app.add_option("-o,--output", o->out, "quality.json to write; '-': stdout");
-  app.add_option("--granularity", o->profile.ways.granularity,
-                 "edges of groups are multiples of so many layers")
+  app.add_option(
+         "--granularity", o->granularity,
+         "edges of groups are multiples of so many layers; auto: 1, and in models of more than 12 layers "
+         "as many as leave 12 edges")
       ->capture_default_str();
+  app.add_option(
+         "--budget", o->budget,
+         "a time, like 90s, 10min, 2h: what does not fit is given up in this order, as little as needed: "
+         "scattered sets but one a size; granularity, down to 8 edges; controls; contexts, down to 30; "
+         "granularity, down to 4 edges; contexts, down to 10. What is given by its own option stays")
+      ->type_name("TIME");
+  app.add_option(
+         "--contexts", o->profile.most_contexts,
+         "most contexts to read, in the order of --seed; those that maps are fitted on count where they "
+         "are a share of --data; 0: all")
+      ->check(CLI::Range(0, INT32_MAX));
   app.add_option("--truncate", o->profile.truncate,
                  "contexts of more tokens keep their first and last halves of this many")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 30));
@@ -397,12 +549,13 @@ Action add_run(CLI::App& app) {
       ->check(CLI::Range(5, 100'000));
   app.add_option("--select", o->select,
                  "shares of the tokens for token selection (CacheBlend); default 5% 10% 15% 20% 30% 50%");
-  app.add_option("--scattered", o->profile.ways.scattered, "random scattered sets for each number of layers")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1000));
+  CLI::Option* scattered = app.add_option("--scattered", o->profile.ways.scattered,
+                                          "random scattered sets for each number of layers")
+                               ->capture_default_str()
+                               ->check(CLI::Range(0, 1000));
   app.add_flag("--no-controls", o->no_controls,
                "only groups and restored layers: no scattered sets, selection, single layers, shuffled maps, "
-               "nor the sender alone");
+               "first and last layers, nor the sender alone or the receiver without context");
   app.add_option("--seed", o->profile.ways.seed, "of the order of contexts, scattered sets and splits")
       ->capture_default_str();
   app.add_option("--state", o->state,
@@ -411,7 +564,9 @@ Action add_run(CLI::App& app) {
   app.add_option("--compare-with", o->other,
                  "another pair's quality.json: its best groups are looked up here");
   app.add_option("--stats", o->stats, "write where the time went (JSON)");
-  app.add_flag("--dry-run", o->dry_run, "state the cost and the time that it would take, and end");
+  app.add_flag("--dry-run", o->dry_run,
+               "state the cost and the time that it would take, also with other granularities, and end");
+  app.add_flag("--json", o->json, "with --dry-run: as JSON");
   app.add_option("--batch-rows", o->batch_rows,
                  "rows of questions and answers computed at once; 0: as memory for 256 MiB of caches allows")
       ->capture_default_str()
@@ -432,7 +587,10 @@ Action add_run(CLI::App& app) {
   app.add_flag("--no-align", o->no_align, "no aligned cuts");
   add_align_options(app, o->align);
   app.add_option("--only", o->only, "only these groups and restored layers, like 7-10");
-  return [o] { return run_profile(*o); };
+  return [o, scattered] {
+    o->within = Budget{.scattered_given = scattered->count() > 0};
+    return run_profile(*o);
+  };
 }
 
 Action add_merge(CLI::App& app) {
