@@ -28,7 +28,7 @@ using Json = nlohmann::ordered_json;
 struct Options {
   std::string file, output = "-", format, variant, record;
   std::vector<std::string> files;
-  bool json = false, all_ops = false;
+  bool json = false, all_ops = false, all = false;
   std::string link_rate;
   int64_t context_length = 0, suffix_length = 0, waiting = 0;
 };
@@ -280,18 +280,49 @@ Status simulate(const Options& o) {
 
 // --- explain ----------------------------------------------------------------------------------------------
 
+/// Every variant in full; in text, what they have in common is not said again by each.
+Status explain_all(const Options& o, const Plan& plan, int64_t rate) {
+  std::vector<const Variant*> all;
+  for (const Variant& v : plan.variants) all.push_back(&v);
+  all.push_back(&plan.full_prefill);
+  Json list = Json::array();
+  std::string text;
+  for (const Variant* v : all) {
+    const OperatingPoint point = point_of(o, rate, *v);
+    DS_ASSIGN(Explanation explanation, explain_variant(plan, *v, point));
+    const std::string why = point == tuned_point(*v) ? "where it is tuned" : "at the point that was given";
+    if (o.json) {
+      list.push_back(explanation_json(explanation, why));
+    } else {
+      text += (text.empty() ? "" : "\n") + explanation_text(explanation, why, OthersShown::kNone);
+    }
+  }
+  return write_file_atomically(
+      "-",
+      o.json ? json_text({{"schema", "droidspeak.explanations"}, {"version", 1}, {"variants", list}}) : text);
+}
+
 Status explain(const Options& o) {
+  if (o.all && (!o.variant.empty() || o.waiting > 0))
+    return error(Code::kInvalidArgument, "--all contradicts {}: it shows every variant",
+                 o.variant.empty() ? "--waiting" : "--variant " + o.variant);
   DS_ASSIGN(int64_t rate, link_rate(o));
   DS_ASSIGN(LoadedPlan loaded, load(o.file));
   const Plan& plan = loaded.plan;
+  if (o.all) return explain_all(o, plan, rate);
   const Variant& first = plan.variants.empty() ? plan.full_prefill : plan.variants[0];
+  const bool point_given = rate > 0 || o.context_length > 0 || o.suffix_length > 0 || o.waiting > 0;
+  if (plan.variants.size() > 1 && o.variant.empty() && !point_given && !o.json) {
+    DS_ASSIGN(std::string text, explain_plan(plan, o.file));
+    return write_file_atomically("-", text);
+  }
   Selected chosen{&first, "the first of the plan, where it is tuned"};
   OperatingPoint point = point_of(o, rate, first);
   if (!o.variant.empty()) {
     DS_ASSIGN(chosen.variant, find_variant(loaded, o.variant));
     chosen.why = "named by --variant";
     point = point_of(o, rate, *chosen.variant);
-  } else if (point != tuned_point(first) || o.waiting > 0) {
+  } else if (point_given) {
     chosen = select(plan, point, o.waiting);
   }
   DS_ASSIGN(Explanation explanation, explain_variant(plan, *chosen.variant, point));
@@ -403,7 +434,9 @@ multiply-adds. At the tuned point the result is the plan's own.)x");
   CLI::App* explain = app.add_subcommand("explain", "Why a variant takes as long as it does");
   explain->add_option("FILE", o.file, "plan file")->required();
   explain->add_option("--variant", o.variant,
-                      "this variant; default: as the runtime selects, else the first");
+                      "this variant in full; default: as the runtime selects for the length, rate or waiting "
+                      "requests that are given, else all of them in short");
+  explain->add_flag("--all", o.all, "every variant in full");
   explain->add_option("--link-rate", o.link_rate, "20MB/s, 8Gb/s; default: the rate it is tuned for");
   explain
       ->add_option("--context-length,--tokens", o.context_length, "context tokens; default: the tuned length")
@@ -412,13 +445,17 @@ multiply-adds. At the tuned point the result is the plan's own.)x");
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 32));
   explain->add_option("--waiting", o.waiting, "other requests that wait, for the choice of the variant")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 32));
-  explain->add_flag("--json", o.json, "one object, times in nanoseconds, with the critical path");
+  explain->add_flag(
+      "--json", o.json,
+      "one object, times in nanoseconds, with the critical path: of one variant (by default the "
+      "first), or with --all a list of them");
   explain->footer(R"x(Examples:
-  ds-plan explain pair.dsplan                                        the first variant, where it is tuned
+  ds-plan explain pair.dsplan                                        all variants: what they share, what differs
+  ds-plan explain pair.dsplan --variant v2                           one of them in full
   ds-plan explain pair.dsplan --context-length 8192 --link-rate 1Gb/s  what would run there, and why so long
   ds-plan explain pair.dsplan --variant v2 --json | jq .bound
 
-It tells why this tiling was chosen and what the others would have cost; what the same request would cost by whatever else the plan holds; where the critical path (the operations that
+In full it tells why this tiling was chosen and what the others would have cost; what the same request would cost by whatever else the plan holds; where the critical path (the operations that
 decide the end) spends its time; how far the schedule is from its lower bound; and what twice the link or twice the compute
 would bring. Of aligned cuts also what differs by who maps them: time, work for each request and for each entry, and what an entry
 holds for several receivers. Away from the tuned point times are scaled as 'ds-plan simulate' does.)x");

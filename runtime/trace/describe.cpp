@@ -38,12 +38,9 @@ std::string loss_text(double loss) { return std::isnan(loss) ? "not known" : fmt
 
 namespace {
 
-/// Layers of which some cell has this mode: "2-5, 9"; empty: none.
-std::string layers_text(const Variant& v, Mode mode) {
-  std::set<int64_t> layers;
-  for (const Tile& t : v.tiles) {
-    for (int64_t l = t.first_layer; t.mode == mode && l <= t.last_layer; ++l) layers.insert(l);
-  }
+using Layers = std::set<int64_t>;
+
+std::string ranges_text(const Layers& layers) {
   std::string text;
   for (auto it = layers.begin(); it != layers.end();) {
     LayerRange range{*it, *it};
@@ -53,15 +50,96 @@ std::string layers_text(const Variant& v, Mode mode) {
   return text;
 }
 
+/// Layers of which some cell has this mode: "2-5, 9"; empty: none.
+std::string layers_text(const Variant& v, Mode mode) {
+  Layers layers;
+  for (const Tile& t : v.tiles)
+    for (int64_t l = t.first_layer; t.mode == mode && l <= t.last_layer; ++l) layers.insert(l);
+  return ranges_text(layers);
+}
+
+/// A run of chunks that recompute more layers than all chunks do.
+struct Stair {
+  enum class Kind : uint8_t { kFromEmbeddings, kToTop, kOther } kind = Kind::kOther;
+  int32_t first = 0, count = 0;  // chunks
+  Layers layers;
+};
+struct Stairs {
+  Layers band;  // recomputed for every token
+  std::vector<Stair> more;
+};
+
+Stairs stairs_of(const Variant& v) {
+  std::vector<Layers> by_chunk(static_cast<size_t>(std::max(v.chunks, 1)));
+  int64_t top = 0;
+  for (const Tile& t : v.tiles) {
+    top = std::max<int64_t>(top, t.last_layer);
+    for (int32_t c = t.first_chunk; t.mode == Mode::kRecompute && c <= t.last_chunk; ++c)
+      for (int64_t l = t.first_layer; l <= t.last_layer; ++l) by_chunk[static_cast<size_t>(c)].insert(l);
+  }
+  Stairs out;
+  out.band = by_chunk[0];
+  for (const Layers& layers : by_chunk)
+    std::erase_if(out.band, [&](int64_t l) { return !layers.contains(l); });
+  for (size_t c = 0; c < by_chunk.size(); ++c) {
+    if (by_chunk[c] == out.band) continue;
+    bool goes_on = c > 0 && !out.more.empty() && by_chunk[c] == by_chunk[c - 1];
+    if (goes_on) {
+      ++out.more.back().count;
+      continue;
+    }
+    Stair stair{Stair::Kind::kOther, static_cast<int32_t>(c), 1, by_chunk[c]};
+    Layers to_top = out.band;
+    for (int64_t l = out.band.empty() ? top + 1 : *out.band.rbegin() + 1; l <= top; ++l) to_top.insert(l);
+    if (static_cast<int64_t>(stair.layers.size()) == top + 1) {
+      stair.kind = Stair::Kind::kFromEmbeddings;
+    } else if (stair.layers == to_top) {
+      stair.kind = Stair::Kind::kToTop;
+    }
+    out.more.push_back(std::move(stair));
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string recomputed_text(const Variant& v) {
-  std::string text = layers_text(v, Mode::kRecompute), restored = layers_text(v, Mode::kRestore);
+  const Stairs stairs = stairs_of(v);
+  std::string text = ranges_text(stairs.band), restored = layers_text(v, Mode::kRestore);
   if (text.empty()) text = "none";
   if (!restored.empty()) text += fmt::format(" (restore {})", restored);
   if (v.map_form != MapForm::kNone) text += " aligned";
   if (v.select_share > 0)
     text += fmt::format(" (select {:g} % in {})", 100 * v.select_share, layers_text(v, Mode::kSelect));
+  for (const Stair& s : stairs.more) {
+    text += fmt::format(", {} of {} chunks ", s.count, v.chunks);
+    text += s.kind == Stair::Kind::kFromEmbeddings ? "from the embeddings"
+            : s.kind == Stair::Kind::kToTop        ? "to the top"
+                                                   : ranges_text(s.layers);
+  }
+  return text;
+}
+
+std::string measured_text(const Variant& v) {
+  if (v.way.empty()) return "not known";
+  const Stairs stairs = stairs_of(v);
+  if (stairs.more.empty()) return v.way;
+  std::string text = v.way + ": what every token gets at least";
+  for (const Stair& s : stairs.more) {
+    std::string which = s.count == 1 ? fmt::format("chunk {} of {}", s.first + 1, v.chunks)
+                        : s.first == 0
+                            ? fmt::format("the first {} of {} chunks", s.count, v.chunks)
+                            : fmt::format("chunks {} to {} of {}", s.first + 1, s.first + s.count, v.chunks);
+    bool one = s.count == 1;
+    text += "; " + which;
+    if (s.kind == Stair::Kind::kFromEmbeddings) {
+      text += fmt::format(" {} the receiver's own in every layer", one ? "is" : "are");
+    } else if (s.kind == Stair::Kind::kToTop) {
+      text += fmt::format(" {} on from there to the top layer", one ? "goes" : "go");
+    } else {
+      text += fmt::format(" {} {} recomputed", one ? "has" : "have", ranges_text(s.layers));
+    }
+  }
   return text;
 }
 

@@ -17,9 +17,14 @@ std::string promised_divergence_text(const Promise& promise);
 std::string nats_text(double nats);                      // "0.041", "not known"
 std::string waiting_range_text(const Variant& variant);  // other requests: "none", "1 to 3", "any"
 std::string regret_text(double regret);                  // "3.1 %", "not known"
-/// "2-5, 9": layers that are recomputed for some token; "none". Others behind them: "none (restore
-/// 0-11)", "0 (select 15 % in 1-11)"; "3-6 aligned" where the sender's hidden states are mapped.
+/// "2-5, 9": layers that are recomputed for every token; "none". Others behind them: "none (restore
+/// 0-11)", "0 (select 15 % in 1-11)"; "3-6 aligned" where the sender's hidden states are mapped. Stairs stand
+/// behind their band: "3-6 aligned, 5 of 8 chunks from the embeddings", "3-6, 2 of 8 chunks to the top".
 std::string recomputed_text(const Variant& variant);
+/// Whose measured loss is promised, and why for this variant, where some chunks get more than it says:
+/// "recompute 3-6 aligned: what every token gets at least; the first 5 of 8 chunks are the receiver's own in
+/// every layer". "not known" where the plan does not say.
+std::string measured_text(const Variant& variant);
 /// "load 0-5, recompute 6-11 from E aligned (full map, by the receiver)": layers upward; one part per run of
 /// chunks that are alike, "chunks 0-3:
 /// ...; chunks 4-7: ...". Layer 0 needs no E.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "plans/traits.h"
@@ -102,6 +103,99 @@ Result<std::vector<Explanation::Side>> compare_sides(const Plan& plan, const Var
 /// How many share an entry, in the table of sides.
 constexpr int64_t kReceivers[] = {1, 2, 4, 8};
 
+/// Of the other variants at a point, and of the choices over all variants, in text.
+constexpr size_t kOthersShown = 8, kChoicesShown = 12;
+
+/// Columns as wide as they need be; the last `numbers` of them to the right. A row of one cell is a heading.
+std::string table_text(const std::vector<std::vector<std::string>>& rows, size_t numbers) {
+  auto columns = [](std::string_view text) {
+    return static_cast<size_t>(
+        std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
+  };
+  std::vector<size_t> width(rows[0].size(), 0);
+  for (const auto& row : rows)
+    for (size_t c = 0; row.size() > 1 && c < row.size(); ++c) width[c] = std::max(width[c], columns(row[c]));
+  std::string out;
+  for (const auto& row : rows) {
+    if (row.size() == 1) {
+      out += "  " + row[0] + "\n";
+      continue;
+    }
+    std::string line = " ";
+    for (size_t c = 0; c < row.size(); ++c) {
+      const std::string pad(width[c] - columns(row[c]), ' ');
+      line += ' ';
+      line += c + numbers >= row.size() ? pad + row[c] : row[c] + pad;
+      line += ' ';
+    }
+    while (!line.empty() && line.back() == ' ') line.pop_back();
+    out += line + "\n";
+  }
+  return out;
+}
+
+/// "recompute 3-6" of "recompute 3-6 in 8 chunks" and "recompute 3-6, 2 of 8 chunks to the top": what a
+/// promise is of.
+std::string way_text(const std::string& what) {
+  return what.substr(0, std::min(what.find(", "), what.find(" in ")));
+}
+
+/// What all of them have alike, or "" where they differ, or there is none.
+template <typename Of>
+std::string common_text(const std::vector<const Variant*>& variants, Of of) {
+  if (variants.empty()) return "";
+  const std::string first = of(*variants[0]);
+  bool same =
+      std::all_of(variants.begin(), variants.end(), [&](const Variant* v) { return of(*v) == first; });
+  return same ? first : "";
+}
+
+/// What else could have been had, over all variants: each way once.
+struct Choices {
+  double loss = kUnknown;
+  double least = INFINITY, most = 0;  // its TTFT by the chosen one's
+  size_t variants = 0;
+};
+
+std::string choices_text(const std::vector<Variant>& variants) {
+  std::map<std::string, Choices> choices;
+  for (const Variant& v : variants) {
+    std::map<std::string, double> quickest;  // here, by way
+    for (const Alternative& a : v.alternatives) {
+      if (v.promise.ttft_ns <= 0) continue;
+      const std::string way = way_text(a.what);
+      const double ratio = static_cast<double>(a.ttft_ns) / static_cast<double>(v.promise.ttft_ns);
+      auto [at, fresh] = quickest.try_emplace(way, ratio);
+      at->second = std::min(at->second, ratio);
+      if (fresh) choices[way].loss = a.quality_loss;
+    }
+    for (const auto& [way, ratio] : quickest) {
+      Choices& c = choices[way];
+      c.least = std::min(c.least, ratio);
+      c.most = std::max(c.most, ratio);
+      ++c.variants;
+    }
+  }
+  if (choices.empty()) return "";
+  std::vector<std::pair<std::string, Choices>> all(choices.begin(), choices.end());
+  // Of many those that most variants had.
+  const size_t more = all.size() - std::min(all.size(), kChoicesShown);
+  std::stable_sort(all.begin(), all.end(),
+                   [](const auto& a, const auto& b) { return a.second.variants > b.second.variants; });
+  all.resize(all.size() - more);
+  auto lost = [](const Choices& c) { return std::isnan(c.loss) ? INFINITY : c.loss; };
+  std::stable_sort(all.begin(), all.end(),
+                   [&](const auto& a, const auto& b) { return lost(a.second) < lost(b.second); });
+  std::vector<std::vector<std::string>> rows = {{"what", "loss", "variants", "as long as the chosen one"}};
+  for (const auto& [way, c] : all) {
+    std::string ratio = fmt::format("{:.2f}", c.least);
+    if (c.most > c.least) ratio += fmt::format(" to {:.2f}", c.most);
+    rows.push_back({way, loss_text(c.loss), format_count(static_cast<int64_t>(c.variants)), ratio + "x"});
+  }
+  return "\nWhat could be had at the variants' tuned points (none of it beats another in loss and time)\n" +
+         table_text(rows, 3) + (more > 0 ? fmt::format("  ({} more, in fewer variants)\n", more) : "");
+}
+
 }  // namespace
 
 std::string_view bound_name(const Explanation& e) {
@@ -160,7 +254,72 @@ Result<Explanation> explain_variant(const Plan& plan, const Variant& v, const Op
   return e;
 }
 
-std::string explanation_text(const Explanation& e, const std::string& why) {
+Result<std::string> explain_plan(const Plan& plan, const std::string& origin) {
+  std::string out =
+      fmt::format("Plan {}: {} variants and the full prefill; '{}' answers over what '{}' has\n", origin,
+                  plan.variants.size(), plan.receiver.name, plan.sender.name);
+  auto row = [&](std::string_view name, const std::string& text) {
+    if (!text.empty()) out += fmt::format("  {:<21} {}\n", name, text);
+    return !text.empty();
+  };
+  std::vector<const Variant*> all, idle, busy;  // by load: none waits, some wait
+  for (const Variant& v : plan.variants) {
+    all.push_back(&v);
+    (v.load_min == 0 ? idle : busy).push_back(&v);
+  }
+  auto why = [](const Variant& v) { return v.why; };
+  row("chosen by", common_text(idle, why));
+  row("where some wait", common_text(busy, why));
+  row("policy, scheduler", common_text(all, [](const Variant& v) { return v.policy + ", " + v.scheduler; }));
+  row("suffix", common_text(all, [](const Variant& v) { return format_count(v.tuned_suffix) + " tokens"; }));
+  row("maps", common_text(all, alignment_text));
+  row("measured as", common_text(all, [](const Variant& v) { return v.way; }));
+  const bool one_loss =
+      row("quality loss", common_text(all, [](const Variant& v) { return promised_loss_text(v.promise); }));
+  auto above = [](const Variant& v) {
+    return v.proven_optimal
+               ? std::string("proven optimal")
+               : fmt::format("{:.2f} %", percent(v.makespan_ns - v.lower_bound_ns, v.lower_bound_ns));
+  };
+  const bool one_bound = row("above lower bound", common_text(all, above));
+  row("full prefill",
+      fmt::format("TTFT {} at {} context tokens", format_ns(plan.full_prefill.promise.ttft_ns),
+                  format_count(plan.full_prefill.tuned_tokens)));
+
+  out += "\nWhat differs: ranges, and at the tuned point (in the middle of them) time and what bounds it\n";
+  std::vector<std::vector<std::string>> rows = {
+      {"", "link", "tuned at", "recompute", "loss", "TTFT", "above bound", "regret", "bound by"}};
+  std::string context;
+  for (const Variant& v : plan.variants) {
+    DS_ASSIGN(Explanation e, explain_variant(plan, v, tuned_point(v)));
+    std::string tokens =
+        fmt::format("{} context tokens (tuned at {})", tokens_range_text(v), format_count(v.tuned_tokens));
+    if (tokens != context) rows.push_back({context = tokens});
+    std::string link = rate_range_text(v), waiting = waiting_range_text(v);
+    if (waiting != "any") link += fmt::format(", {} waiting", waiting);
+    rows.push_back({v.name, link, sends(v) ? format_rate(static_cast<double>(v.tuned_rate)) : "-",
+                    recomputed_text(v), loss_text(v.promise.quality_loss), format_ns(e.ttft_ns), above(v),
+                    regret_text(v.regret), std::string(bound_name(e))});
+  }
+  auto drop = [&](std::string_view column) {
+    auto at = std::find(rows[0].begin(), rows[0].end(), column) - rows[0].begin();
+    for (auto& r : rows)
+      if (r.size() > 1) r.erase(r.begin() + at);
+  };
+  if (one_loss) drop("loss");
+  if (one_bound) drop("above bound");
+  out += table_text(rows, rows[0].size() - 4);
+  out += "  Regret: slower than the best choice, at worst in the ranges.";
+  if (!one_loss) out += " Loss: of what every token gets at least; of stairs, their band's.";
+  out += "\n";
+  out += choices_text(plan.variants);
+  out +=
+      "\nOne variant in full: --variant NAME, or what a request would take: --context-length, --link-rate; "
+      "all: --all\n";
+  return out;
+}
+
+std::string explanation_text(const Explanation& e, const std::string& why, OthersShown shown) {
   const Variant& v = *e.variant;
   std::string out = fmt::format("Variant {} ({}, {}): {}\n", v.name, v.policy, v.scheduler, why);
   auto row = [&](std::string_view name, const std::string& text) {
@@ -174,6 +333,7 @@ std::string explanation_text(const Explanation& e, const std::string& why) {
   row("TTFT", format_ns(e.ttft_ns) + " predicted");
   row("quality loss", promised_loss_text(v.promise));
   if (!std::isnan(v.promise.divergence)) row("divergence", promised_divergence_text(v.promise));
+  if (!v.way.empty()) row("measured as", measured_text(v));
   if (e.bytes > 0) row("loads", format_bytes(e.bytes));
 
   out += "\nWhy this tiling\n";
@@ -192,13 +352,28 @@ std::string explanation_text(const Explanation& e, const std::string& why) {
   }
   if (!v.alternatives.empty() && !e.tuned) row("", "(all of them at the tuned point)");
 
-  out += "\nThe same request by what else the plan holds\n";
-  if (e.others.empty()) out += "  nothing that can be judged here\n";
-  for (const Explanation::Other& o : e.others) {
-    row(o.variant->name,
-        fmt::format("TTFT {:>9} ({} of this), recomputes {}, loads {}, loss {}{}", format_ns(o.ttft_ns),
-                    ratio(o.ttft_ns, e.simulated_ns), recomputed_text(*o.variant), format_bytes(o.bytes),
-                    loss_text(o.variant->promise.quality_loss), divergence(o.variant->promise.divergence)));
+  if (shown != OthersShown::kNone) {
+    out += "\nThe same request by what else the plan holds\n";
+    if (e.others.empty()) out += "  nothing that can be judged here\n";
+    // In the plan's order, but of many only the quickest.
+    std::vector<const Explanation::Other*> others;
+    for (const Explanation::Other& o : e.others) others.push_back(&o);
+    if (others.size() > kOthersShown) {
+      std::stable_sort(others.begin(), others.end(), [&](auto* a, auto* b) {
+        auto last = [&](auto* o) { return o->variant == &e.plan->full_prefill; };
+        return std::pair(last(a), a->ttft_ns) < std::pair(last(b), b->ttft_ns);
+      });
+      others.erase(others.begin() + kOthersShown - 1, others.end() - 1);
+    }
+    for (const Explanation::Other* o : others) {
+      const Promise& promise = o->variant->promise;
+      row(o->variant->name,
+          fmt::format("TTFT {:>9} ({} of this), recomputes {}, loads {}, loss {}{}", format_ns(o->ttft_ns),
+                      ratio(o->ttft_ns, e.simulated_ns), recomputed_text(*o->variant), format_bytes(o->bytes),
+                      loss_text(promise.quality_loss), divergence(promise.divergence)));
+    }
+    if (others.size() < e.others.size())
+      row("", fmt::format("({} more variants take longer)", e.others.size() - others.size()));
   }
 
   if (!e.sides.empty()) {
@@ -316,6 +491,7 @@ Json explanation_json(const Explanation& e, const std::string& why) {
           {"link_rate", e.point.rate},
           {"at_tuned_point", e.tuned},
           {"tiling", tiling_text(v)},
+          {"recomputes", recomputed_text(v)},
           {"way", v.way},
           {"quality_loss", number(v.promise.quality_loss)},
           {"loss_stderr", number(v.promise.loss_stderr)},

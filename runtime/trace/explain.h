@@ -61,8 +61,15 @@ std::string_view bound_name(const Explanation& explanation);
 /// kInvalidArgument as simulate_variant(). `variant` belongs to `plan`; both outlive the result.
 Result<Explanation> explain_variant(const Plan& plan, const Variant& variant, const OperatingPoint& point);
 
+/// What else the plan holds at the same point, in an explanation's text.
+enum class OthersShown : uint8_t { kNone, kQuickest };
 /// `why`: why this variant, "its ranges cover 4,096 tokens at 20 MB/s".
-std::string explanation_text(const Explanation& explanation, const std::string& why);
+std::string explanation_text(const Explanation& explanation, const std::string& why,
+                             OthersShown others = OthersShown::kQuickest);
+
+/// A plan of several variants, each at its tuned point: what they have in common once, a row for what each
+/// has of its own, and once what else could have been chosen. kInvalidArgument as explain_variant().
+Result<std::string> explain_plan(const Plan& plan, const std::string& origin);
 nlohmann::ordered_json explanation_json(const Explanation& explanation, const std::string& why);
 
 }  // namespace ds

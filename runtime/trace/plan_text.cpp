@@ -171,7 +171,7 @@ class Text {
       field("Promise", fmt::format("TTFT {}; quality loss {}", format_ns(v.promise.ttft_ns),
                                    promised_loss_text(v.promise)));
       if (!std::isnan(v.promise.divergence)) field("Divergence", promised_divergence_text(v.promise));
-      if (!v.way.empty()) field("Measured as", v.way);
+      if (!v.way.empty()) field("Measured as", measured_text(v));
       if (v.map_form != MapForm::kNone) field("Cuts", alignment_text(v));
       if (!v.why.empty()) field("Chosen by", v.why);
       if (v.regret >= 0)

@@ -194,6 +194,21 @@ TEST_F(DsPlan, ExplainSelectsAsTheRuntimeDoes) {
   EXPECT_EQ(explained("short.dsplan --context-length 2048")["variant"], "full-prefill");
   EXPECT_EQ(explained("short.dsplan --context-length 2048 --variant v0")["variant"], "v0");
   EXPECT_EQ(explained("a.dsplan --link-rate 1kB/s")["bound"], "link");
+  // Of several variants all in short, unless one is asked for.
+  plan_.variants.push_back(make_variant(plan_.shape, {0, -1}, "kv-preload", {.tokens = 4096}));
+  plan_.variants[1].name = "v1";
+  plan_.variants[1].tokens_min = 2048;
+  write(path("two.dsplan"), serialize_plan(plan_));
+  EXPECT_THAT(run("explain two.dsplan").out, AllOf(StartsWith("Plan two.dsplan: 2 variants"),
+                                                   HasSubstr("--variant NAME"), Not(HasSubstr("link x 2"))));
+  EXPECT_THAT(run("explain two.dsplan --variant v1").out, StartsWith("Variant v1 "));
+  EXPECT_THAT(run("explain two.dsplan --context-length 3000").out, StartsWith("Variant v1 "));
+  EXPECT_THAT(run("explain two.dsplan --all").out,
+              AllOf(StartsWith("Variant v0 "), HasSubstr("\nVariant v1 "),
+                    HasSubstr("\nVariant full-prefill "), Not(HasSubstr("what else the plan holds"))));
+  EXPECT_EQ(explained("two.dsplan")["variant"], "v0");
+  EXPECT_EQ(explained("two.dsplan --all")["variants"].size(), 3u);
+  EXPECT_EQ(run("explain two.dsplan --all --variant v0").code, 2);
   EXPECT_EQ(run("explain a.dsplan --link-rate 5").code, 2);
   EXPECT_EQ(run("explain absent.dsplan").code, 3);
 }

@@ -22,6 +22,7 @@ namespace ds {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using testing::expect_well_formed;
 using ::testing::HasSubstr;
 using testing::make_aligned_plan;
@@ -31,6 +32,7 @@ using testing::make_select_plan;
 using testing::make_variant;
 using ::testing::Not;
 using testing::small_shape;
+using ::testing::StartsWith;
 
 /// A record of `variant` in which everything took a tenth longer.
 RunRecord slower_record(const Variant& v) {
@@ -549,6 +551,114 @@ TEST(Describe, AlignedCutsInWordsAndPictures) {
   EXPECT_EQ(plan_to_json(plain)["variants"][0]["map_form"], "none");
   EXPECT_THAT(plan_diff_text(diff_plans(plain, plan)),
               AllOf(HasSubstr("nothing -> maps.safetensors"), HasSubstr("plain -> aligned (low-rank map")));
+}
+
+TEST(Describe, StairsByTheirBandAndWhosePromiseTheyCarry) {
+  auto variant = [](std::string way, std::vector<Tile> tiles) {
+    Variant v;
+    v.way = std::move(way);
+    v.chunks = 8;
+    v.tiles = std::move(tiles);
+    return v;
+  };
+  // Five chunks through all 30 layers, the others by the group.
+  Variant bottom = variant("recompute 15-24 aligned", {{Mode::kRecompute, 0, 29, 0, 4, false},
+                                                       {Mode::kLoad, 0, 14, 5, 7, false},
+                                                       {Mode::kRecompute, 15, 24, 5, 7, true},
+                                                       {Mode::kLoad, 25, 29, 5, 7, false}});
+  bottom.map_form = MapForm::kFull;
+  EXPECT_EQ(recomputed_text(bottom), "15-24 aligned, 5 of 8 chunks from the embeddings");
+  EXPECT_EQ(measured_text(bottom),
+            "recompute 15-24 aligned: what every token gets at least; the first 5 of 8 chunks are the "
+            "receiver's own in every layer");
+  Variant top = variant("recompute 15-24", {{Mode::kLoad, 0, 14, 0, 7, false},
+                                            {Mode::kRecompute, 15, 24, 0, 7, true},
+                                            {Mode::kRecompute, 25, 29, 0, 0, false},
+                                            {Mode::kLoad, 25, 29, 1, 7, false}});
+  EXPECT_EQ(recomputed_text(top), "15-24, 1 of 8 chunks to the top");
+  EXPECT_EQ(measured_text(top),
+            "recompute 15-24: what every token gets at least; chunk 1 of 8 goes on from there to the top "
+            "layer");
+  Variant cake =
+      variant("full reuse", {{Mode::kRecompute, 0, 29, 0, 1, false}, {Mode::kLoad, 0, 29, 2, 7, false}});
+  EXPECT_EQ(recomputed_text(cake), "none, 2 of 8 chunks from the embeddings");
+  // Any other tiling is told as it is.
+  Variant other = variant("full reuse", {{Mode::kLoad, 0, 29, 0, 2, false},
+                                         {Mode::kLoad, 0, 9, 3, 4, false},
+                                         {Mode::kRecompute, 10, 12, 3, 4, true},
+                                         {Mode::kLoad, 13, 29, 3, 4, false},
+                                         {Mode::kLoad, 0, 29, 5, 7, false}});
+  EXPECT_EQ(recomputed_text(other), "none, 2 of 8 chunks 10-12");
+  EXPECT_EQ(measured_text(other),
+            "full reuse: what every token gets at least; chunks 4 to 5 of 8 have 10-12 recomputed");
+  // One band in several chunks has no stairs.
+  Variant band = variant("recompute 15-24", {{Mode::kLoad, 0, 14, 0, 7, false},
+                                             {Mode::kRecompute, 15, 24, 0, 7, true},
+                                             {Mode::kLoad, 25, 29, 0, 7, false}});
+  EXPECT_EQ(recomputed_text(band), "15-24");
+  EXPECT_EQ(measured_text(band), "recompute 15-24");
+  EXPECT_EQ(measured_text(variant("", {{Mode::kLoad, 0, 29, 0, 7, false}})), "not known");
+}
+
+TEST(Explain, APlanSaysWhatItsVariantsShareOnce) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.sender.name = "base";
+  plan.receiver.name = "agent";
+  for (int i = 0; i < 2; ++i) {
+    Variant& v = plan.variants.back();
+    v.policy = "droidspeak";
+    v.why = "least TTFT with a loss of at most 5 points";
+    v.way = i == 0 ? "recompute 3-6" : "full reuse";
+    v.promise.quality_loss = 2 + 10 * i;
+    v.alternatives = {{"recompute 3-8 in 4 chunks", 1.5, v.promise.ttft_ns * 2, 1},
+                      {"recompute 3-8, 2 of 8 chunks to the top", 1.5, v.promise.ttft_ns * 3 / 2, 1},
+                      {i == 0 ? "recompute 0-7" : "full prefill", i == 0 ? 1 : 0, v.promise.ttft_ns * 4, 1}};
+    if (i == 1) break;
+    v.tokens_max = 2048;
+    plan.variants.push_back(make_variant(plan.shape, {0, -1}, "e-first", {.tokens = 4096}));
+    plan.variants.back().name = "v1";
+    plan.variants.back().tokens_min = 2048;
+  }
+  Result<std::string> text = explain_plan(plan, "a.dsplan");
+  ASSERT_TRUE(text.ok()) << text.status().message();
+  EXPECT_THAT(*text, StartsWith("Plan a.dsplan: 2 variants and the full prefill; 'agent' answers over what "
+                                "'base' has\n"
+                                "  chosen by             least TTFT with a loss of at most 5 points\n"
+                                "  policy, scheduler     droidspeak, e-first\n"));
+  auto count = [&](std::string_view of) {
+    size_t n = 0;
+    for (size_t at = text->find(of); at != std::string::npos; at = text->find(of, at + 1)) ++n;
+    return n;
+  };
+  EXPECT_EQ(count("at most 5 points"), 1u);
+  EXPECT_EQ(count("e-first"), 1u);
+  // What is alike has no column; what differs has.
+  EXPECT_THAT(*text, Not(HasSubstr("waiting")));
+  EXPECT_THAT(*text,
+              ContainsRegex("\n  1 to 2,047 context tokens .*\n  v0 .* 3-6 +2 .*\n  2,048 and more context "
+                            "tokens .*\n  v1 .* none +12 "));
+  // Each way stands once, with the quickest of its drawings.
+  EXPECT_EQ(count("recompute 3-8"), 1u);
+  EXPECT_THAT(*text, ContainsRegex("full prefill +0 +1 +4.00x\n"));
+  EXPECT_THAT(*text, ContainsRegex("recompute 3-8 +1.5 +2 +1.50x\n"));
+  EXPECT_LT(text->find("recompute 0-7"), text->find("recompute 3-8"));
+}
+
+TEST(Explain, OfManyOthersTheQuickest) {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  for (int i = 1; i < 12; ++i) {
+    plan.variants.push_back(make_variant(plan.shape, {i, 6}, "e-first", {}));
+    plan.variants.back().name = fmt::format("w{}", i);
+  }
+  Result<Explanation> e = explain_variant(plan, plan.variants[0], tuned_point(plan.variants[0]));
+  ASSERT_TRUE(e.ok());
+  EXPECT_EQ(e->others.size(), 12u);
+  std::string text = explanation_text(*e, "because");
+  EXPECT_THAT(text, AllOf(HasSubstr("(4 more variants take longer)"), HasSubstr("  full-prefill")));
+  int shown = 0;
+  for (int i = 1; i < 12; ++i) shown += text.find(fmt::format("\n  w{} ", i)) != std::string::npos;
+  EXPECT_EQ(shown, 7);
+  EXPECT_THAT(explanation_text(*e, "because", OthersShown::kNone), Not(HasSubstr("full-prefill")));
 }
 
 TEST(Describe, OtherModesInWordsAndPictures) {
