@@ -151,7 +151,7 @@ class Code:
     tasks = ("next_line", "docstring")
 
     def __init__(self, split):
-        self.files = []
+        self.files = []  # (lines, numbers of those in docstrings, functions)
         for name, texts in read_modules().items():
             if split_of(name) != split:
                 continue
