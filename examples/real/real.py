@@ -46,7 +46,7 @@ class Real:
         self.a, self.work = a, os.path.abspath(a.work)
         self.base = os.path.abspath(a.base) if a.base else os.path.join(self.work, "base")
         self.data = os.path.join(self.work, "data")
-        self.pair = os.path.join(self.work, f"{a.sender}-to-{a.receiver}-{'-'.join(a.tasks)}")
+        self.pair = os.path.join(self.work, f"{a.sender}-to-{a.receiver}", f"{'-'.join(a.tasks)}-{a.contexts}-contexts-{a.granularity}-layers")
         self.python = a.python
 
     def tool(self, name):
@@ -66,7 +66,7 @@ class Real:
     def say(self):
         train = self.to_train()
         print(f"In {self.work}, on 2 CPU cores:\n"
-              f"  environment  {'--python' if self.python else '25 MB, a minute'}{'; for training 6 GB, some minutes' if train and not self.python else ''}\n"
+              f"  environment  {'--python' if self.python else '150 MB, a minute'}{'; for training 6 GB, some minutes' if train and not self.python else ''}\n"
               f"  base         {'--base' if self.a.base else '93 MB fetched, 273 MB kept, a minute'}\n"
               f"  data         15 MB, a minute\n"
               f"  agents       {'trained: ' + ', '.join(train) + ', 7 to 12 minutes and 3 to 6 GB of memory each' if train else '5 MB each, from adapters that are kept here'}\n"
@@ -114,13 +114,18 @@ class Real:
                 shutil.copytree(os.path.join(HERE, "agents", name), self.model(name) + ".new")
                 os.replace(self.model(name) + ".new", self.model(name))
 
-    def models(self):
-        return "--sender", self.model(self.a.sender), "--receiver", self.model(self.a.receiver), "--base", self.base
+    def base_of(self, *names):
+        """--base, for the tools: where one of the models is an adapter."""
+        return ("--base", self.base) if any(os.path.exists(os.path.join(self.model(n), "adapter_config.json")) for n in names) else ()
 
-    def first_contexts(self, task):
+    def models(self):
+        a = self.a
+        return "--sender", self.model(a.sender), "--receiver", self.model(a.receiver), *self.base_of(a.sender, a.receiver)
+
+    def first_contexts(self, kind, task):
         """A file with the questions about the first --contexts contexts."""
-        path, seen = self.at(task + ".jsonl"), []
-        with open(os.path.join(self.data, "test", task + ".jsonl"), encoding="utf-8") as f:
+        path, seen = self.at(f"{kind}-{task}.jsonl"), []
+        with open(os.path.join(self.data, kind, task + ".jsonl"), encoding="utf-8") as f:
             lines = f.readlines()
         kept = []
         for line in lines:
@@ -139,63 +144,71 @@ class Real:
         if os.path.exists(self.at("quality.json")):
             return
         step(f"how well {self.a.receiver} answers over the cache of {self.a.sender} (ds-profile)")
-        run(self.tool("ds-profile"), *self.models(), "--data", *map(self.first_contexts, self.a.tasks), "--prompts", os.path.join(self.data, "prompts.json"),
-            "--fit-data", *(os.path.join(self.data, "fit", t + ".jsonl") for t in self.a.tasks), "--granularity", self.a.granularity, "--scattered", 1,
+        run(self.tool("ds-profile"), *self.models(), "--data", *(self.first_contexts("test", t) for t in self.a.tasks), "--prompts", os.path.join(self.data, "prompts.json"),
+            "--fit-data", *(self.first_contexts("fit", t) for t in self.a.tasks), "--granularity", self.a.granularity, "--scattered", 1,
             "--select", "15%", "--maps-out", self.at("maps.safetensors"), "-o", self.at("quality.json"))
         run(self.tool("ds-profile"), "report", self.at("quality.json"), "-o", self.at("quality.html"))
 
-    def pick(self):
-        """A question that the receiver answers right by itself and, where there is one, wrong over the reused cache: (context, question, answer)."""
+    def compile(self, tokens, suffix):
+        """plan.dsplan and full-reuse.dsplan, for that many tokens; what the plan does."""
+        compiler = (self.tool("ds-compile"), *self.models(), "--machine", self.at("machine.json"), "--context-lengths", tokens, "--suffix-length", suffix,
+                    "--link-rates", self.a.link_rate)
+        run(*compiler, "--quality", self.at("quality.json"), "--slo-loss", self.a.slo_loss, "--maps", self.at("maps.safetensors"), "-o", self.at("plan.dsplan"))
+        run(*compiler, "--policy", "full-reuse", "-o", self.at("full-reuse.dsplan"))
+        run(self.tool("ds-plan"), "dump", "--format", "json", self.at("plan.dsplan"), output=self.at("plan.json"))
+        with open(self.at("plan.json"), encoding="utf-8") as f:
+            return json.load(f)["variants"][0]["way"]
+
+    def pick(self, way):
+        """A question that the receiver answers right by itself and, where there is one, wrong over the reused cache and right over the plan's."""
         runs, best = self.at("quality.json.run"), None
         with open(self.at("quality.json"), encoding="utf-8") as f:
             names = [w["way"] for w in json.load(f)["ways"]]
         items = {}
         for task in self.a.tasks:
-            for row in map(json.loads, open(self.at(task + ".jsonl"), encoding="utf-8")):
-                items[task, row["input"]] = row
-        for name in sorted(os.listdir(runs)):
-            if not name.startswith("context-"):
-                continue
+            with open(self.at(f"test-{task}.jsonl"), encoding="utf-8") as f:
+                items |= {(task, row["input"]): row for row in map(json.loads, f)}
+        for name in sorted(n for n in os.listdir(runs) if n.startswith("context-") and n.endswith(".jsonl")):
             with open(os.path.join(runs, name), encoding="utf-8") as f:
-                for record in json.loads(f.read().splitlines()[1])["items"]:
-                    row = items.get((record["task"], record["question"]))
-                    if row and record["exact"][names.index("full prefill")]:
-                        key = (record["score"][names.index("full reuse")], -row["length"])
-                        if best is None or key < best[0]:
-                            best = (key, row)
+                records = json.loads(f.read().splitlines()[1])["items"]
+            for record in records:
+                row = items.get((record["task"], record["question"]))
+                if row and record["exact"][names.index("full prefill")]:
+                    key = (-record["exact"][names.index(way)] if way in names else 0, record["score"][names.index("full reuse")], -row["length"])
+                    if best is None or key < best[0]:
+                        best = (key, row)
         if best is None:
             sys.exit(f"real.py: {self.a.receiver} answers none of these questions exactly: more --contexts, or other --tasks")
         return best[1]
 
     def answer(self):
-        row = self.pick()
-        with open(self.at("context.txt"), "w", encoding="utf-8") as f:
-            f.write(row["context"])
-        run(self.tool("ds-run"), "--receiver", self.model(self.a.receiver), "--base", self.base, "--context", self.at("context.txt"), "--prompt", "\n\n" + row["input"],
-            "--render", "--json", output=self.at("rendered.json"))
-        with open(self.at("rendered.json"), encoding="utf-8") as f:
-            rendered = json.load(f)
-        text, tokens = rendered["text"].encode(), rendered["context_tokens"]
-        with open(self.at("context.txt"), "wb") as f:
-            f.write(text[:rendered["context_bytes"]])
-        question = text[rendered["context_bytes"]:].decode()
+        receiver = ("--receiver", self.model(self.a.receiver), *self.base_of(self.a.receiver))
         if not os.path.exists(self.at("machine.json")):
             step("this machine (ds-calibrate)")
-            run(self.tool("ds-calibrate"), "--model", self.model(self.a.receiver), "--base", self.base, "--context-lengths", f"256,{tokens}", "-o", self.at("machine.json"))
+            run(self.tool("ds-calibrate"), "--model", *receiver[1:], "--context-lengths", "256,1024", "-o", self.at("machine.json"))
         step(f"plans: at most {self.a.slo_loss:g} points of loss (ds-compile)")
-        compiler = (self.tool("ds-compile"), *self.models(), "--machine", self.at("machine.json"), "--context-lengths", tokens, "--link-rates", self.a.link_rate)
-        run(*compiler, "--quality", self.at("quality.json"), "--slo-loss", self.a.slo_loss, "--maps", self.at("maps.safetensors"), "-o", self.at("plan.dsplan"))
-        run(*compiler, "--policy", "full-reuse", "-o", self.at("full-reuse.dsplan"))
-        run(self.tool("ds-plan"), "dump", self.at("plan.dsplan"))
+        row = self.pick(self.compile(700, 24))
+        with open(self.at("context.txt"), "w", encoding="utf-8") as f:
+            f.write(row["context"])
+        run(self.tool("ds-run"), *receiver, "--context", self.at("context.txt"), "--prompt", "\n\n" + row["input"], "--render", "--json", output=self.at("rendered.json"))
+        with open(self.at("rendered.json"), encoding="utf-8") as f:
+            rendered = json.load(f)
+        text = rendered["text"].encode()
+        question = text[rendered["context_bytes"]:].decode()
+        with open(self.at("context.txt"), "wb") as f:
+            f.write(text[:rendered["context_bytes"]])
+        way = self.compile(rendered["context_tokens"], len(rendered["token_ids"]) - rendered["context_tokens"])
+        print(f"the plan: {way}", flush=True)
+        maps = ("--maps", self.at("maps.safetensors")) if way.endswith(" aligned") else ()
         step(f"the cache of {self.a.sender}, published (ds-publish)")
         shutil.rmtree(self.at("store"), ignore_errors=True)
-        maps = ("--maps", self.at("maps.safetensors"))
-        run(self.tool("ds-publish"), "--model", self.model(self.a.sender), "--base", self.base, "--template", "none", "--context", self.at("context.txt"),
-            "--store", "file:" + self.at("store"), "--plan", self.at("plan.dsplan"), "--plan", self.at("full-reuse.dsplan"), *maps)
+        store = "file:" + self.at("store")
+        run(self.tool("ds-publish"), "--model", self.model(self.a.sender), *self.base_of(self.a.sender), "--template", "none", "--context", self.at("context.txt"),
+            "--store", store, "--plan", self.at("plan.dsplan"), "--plan", self.at("full-reuse.dsplan"), *maps)
         step(f"answers over a link of {self.a.link_rate} (ds-bench ttft): {row['input']!r} -> {row['answers'][0]!r}")
-        run(self.tool("ds-bench"), "ttft", "--receiver", self.model(self.a.receiver), "--base", self.base, "--store", "file:" + self.at("store"), "--context", self.at("context.txt"),
-            "--prompt", question, "--answer", row["answers"][0], "--link-rate", self.a.link_rate, "--json", self.at("ttft.json"), "--max-new-tokens", 32,
-            "--plan", "full reuse=" + self.at("full-reuse.dsplan"), "--plan", "plan=" + self.at("plan.dsplan"), *maps)
+        run(self.tool("ds-bench"), "ttft", *receiver, "--store", store, "--context", self.at("context.txt"), "--prompt", question, "--answer", row["answers"][0],
+            "--link-rate", self.a.link_rate, "--max-new-tokens", 32, "--json", self.at("ttft.json"), "--plan", "full reuse=" + self.at("full-reuse.dsplan"),
+            "--plan", "plan=" + self.at("plan.dsplan"), *maps)
         print(f"the profile as a page: {self.at('quality.html')}")
 
 
@@ -205,7 +218,7 @@ def main():
     p.add_argument("--sender", default="base", choices=["base", *TASKS])
     p.add_argument("--receiver", default="records", choices=["base", *TASKS])
     p.add_argument("--tasks", nargs="+", choices=sum(TASKS.values(), []), help="default: the receiver's")
-    p.add_argument("--contexts", type=int, default=24, help="test contexts a task in the profile (2 questions each; %(default)s; 120 are there)")
+    p.add_argument("--contexts", type=int, default=24, help="contexts a task in the profile (2 questions each; %(default)s; 120 are there), and for the fit of maps (60)")
     p.add_argument("--granularity", type=int, default=5, help="of the profile: edges of groups are multiples of so many layers (%(default)s)")
     p.add_argument("--slo-loss", type=float, default=5, help="points that a plan may lose (%(default)s)")
     p.add_argument("--link-rate", default="400MB/s", help="between store and receiver (%(default)s)")
