@@ -69,7 +69,7 @@ class Real:
               f"  environment  {'--python' if self.python else '150 MB, a minute'}{'; for training 6 GB, some minutes' if train and not self.python else ''}\n"
               f"  base         {'--base' if self.a.base else '93 MB fetched, 273 MB kept, a minute'}\n"
               f"  data         15 MB, a minute\n"
-              f"  agents       {'trained: ' + ', '.join(train) + ', 7 to 12 minutes and 3 to 6 GB of memory each' if train else '5 MB each, from adapters that are kept here'}\n"
+              f"  agents       {'trained: ' + ', '.join(train) + ', 8 to 10 minutes and 4 to 6 GB of memory each' if train else '5 MB each, from adapters that are kept here'}\n"
               f"  profile      {self.a.contexts} contexts a task: ds-profile says how long before it begins\n"
               f"  answer       2 minutes\n", flush=True)
 

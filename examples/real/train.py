@@ -124,7 +124,7 @@ def main():
     steps = settings["steps"]
     kind = f"LoRA of rank {settings['rank']}, alpha {settings['alpha']}, on all matrices" if settings["rank"] else "all matrices (embeddings and norms stay the base's)"
     print(f"{a.agent}: {', '.join(settings['tasks'])}; {kind}; lr {settings['lr']}; {steps} steps of {BATCH} x {LENGTH} tokens.\n"
-          f"On 2 CPU cores about {'7 minutes and 3 GB of memory' if settings['rank'] else '12 minutes and 6 GB of memory'}; {a.threads} threads here.", flush=True)
+          f"On 2 CPU cores about {'8 minutes and 4 GB of memory' if settings['rank'] else '10 minutes and 6 GB of memory'}; {a.threads} threads here.", flush=True)
     torch.manual_seed(a.seed)
     torch.set_num_threads(a.threads)
     rng = random.Random(f"{a.seed}-{a.agent}")
