@@ -1,5 +1,5 @@
-"""The real fleet's scripts (examples/real), on small samples and on what this machine has: questions are answered by their contexts, training and
-test texts do not overlap, and each adapter that is kept loads in ds-run, on a model of its base's shape. usage: real.py BUILD_DIR"""
+"""The real fleet's scripts (examples/real), on small samples and on what this machine has: questions are answered by their contexts, texts of one
+split are in no other, and each adapter that is kept loads in ds-run, on a model of its base's shape. usage: real.py BUILD_DIR"""
 import json, os, pathlib, random, shutil, struct, subprocess, sys, tempfile
 
 root = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -71,7 +71,7 @@ def machine():
     count = lambda text: round(len(text) / 3.7)
     for maker in (tasks.Records, tasks.Code, tasks.Prose):
         try:
-            made = {split: maker(split) for split in ("train", "test")}
+            made = {split: maker(split) for split in ("fit", "test")}  # "fit" as another split: it is small
         except (OSError, subprocess.CalledProcessError, SystemExit) as error:
             print(f"skipped: {maker.__name__}: {error}")
             continue
@@ -93,12 +93,12 @@ def machine():
                     if task == "docstring":
                         check(answer not in r["context"], f"docstring: {answer!r} stands in its context")
                     check("Maintainer" not in r["context"] or task != "records", "a maintainer in a record")
-            check(not contexts["train"] & contexts["test"], f"{task}: contexts of one split in another")
+            check(not contexts["fit"] & contexts["test"], f"{task}: contexts of one split in another")
         if maker is tasks.Records:
             sources = {split: {p["source"] for p in m.packages} for split, m in made.items()}
-            check(not sources["train"] & sources["test"], "source packages of one split in another")
+            check(not sources["fit"] & sources["test"], "source packages of one split in another")
         if maker is tasks.Prose:
-            check(not {str(d) for d in made["train"].documents} & {str(d) for d in made["test"].documents}, "documents for training in the test")
+            check(not {str(d) for d in made["fit"].documents} & {str(d) for d in made["test"].documents}, "documents of one split in another")
 
 
 def write_model(folder, layers, width, kv_width, ff):
