@@ -46,8 +46,9 @@ class Real:
         self.a, self.work = a, os.path.abspath(a.work)
         self.base = os.path.abspath(a.base) if a.base else os.path.join(self.work, "base")
         self.data = os.path.join(self.work, "data")
-        self.pair = os.path.join(self.work, f"{a.sender}-to-{a.receiver}", f"{'-'.join(a.tasks)}-{a.contexts}-contexts-{a.granularity}-layers")
-        self.python = a.python
+        self.python, self.trained = a.python, bool(a.train or a.base)
+        self.agents_at = os.path.join(self.work, "trained" if self.trained else "agents")
+        self.pair = os.path.join(self.work, f"{a.sender}-to-{a.receiver}{'-trained' if self.trained else ''}", f"{'-'.join(a.tasks)}-{a.contexts}-contexts-{a.granularity}-layers")
 
     def tool(self, name):
         return os.path.join(self.a.bin, name)
@@ -56,19 +57,19 @@ class Real:
         return os.path.join(self.pair, *names)
 
     def model(self, name):
-        return self.base if name == "base" else os.path.join(self.work, "agents", name)
+        return self.base if name == "base" else os.path.join(self.agents_at, name)
 
     def to_train(self):
         """Agents that are neither made nor kept here."""
         return [n for n in sorted({self.a.sender, self.a.receiver} - {"base"})
-                if not os.path.exists(self.model(n)) and (self.a.train or self.a.base or not os.path.isdir(os.path.join(HERE, "agents", n)))]
+                if not os.path.exists(self.model(n)) and (self.trained or not os.path.isdir(os.path.join(HERE, "agents", n)))]
 
     def say(self):
         train = self.to_train()
         print(f"In {self.work}, on 2 CPU cores:\n"
               f"  environment  {'--python' if self.python else '150 MB, a minute'}{'; for training 6 GB, some minutes' if train and not self.python else ''}\n"
               f"  base         {'--base' if self.a.base else '93 MB fetched, 273 MB kept, a minute'}\n"
-              f"  data         15 MB, a minute\n"
+              f"  data         8 MB, a minute\n"
               f"  agents       {'trained: ' + ', '.join(train) + ', 8 to 10 minutes and 4 to 6 GB of memory each' if train else '5 MB each, from adapters that are kept here'}\n"
               f"  profile      {self.a.contexts} contexts a task: ds-profile says how long before it begins\n"
               f"  answer       2 minutes\n", flush=True)
@@ -231,12 +232,15 @@ def main():
     a.tasks = a.tasks or TASKS.get(a.receiver) or p.error("--receiver base has no tasks of its own: give --tasks")
     if a.sender == a.receiver:
         p.error(f"--sender and --receiver are both {a.sender}: expected two different models")
-    os.makedirs(os.path.join(os.path.abspath(a.work), "agents"), exist_ok=True)
     real = Real(a)
+    os.makedirs(real.agents_at, exist_ok=True)
     real.say()
     for part in (real.environment, real.fetch, real.make_data, real.agents, real.profile, real.answer):
         part()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("real.py: stopped; what was made is kept, and the same command goes on from there")

@@ -181,4 +181,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("train.py: stopped; the same command goes on from the last checkpoint")
