@@ -48,7 +48,8 @@ class Real:
         self.data = os.path.join(self.work, "data")
         self.python, self.trained = a.python, bool(a.train or a.base)
         self.agents_at = os.path.join(self.work, "trained" if self.trained else "agents")
-        self.pair = os.path.join(self.work, f"{a.sender}-to-{a.receiver}{'-trained' if self.trained else ''}", f"{'-'.join(a.tasks)}-{a.contexts}-contexts-{a.granularity}-layers")
+        self.pair = os.path.join(self.work, f"{a.sender}-to-{a.receiver}{'-trained' if self.trained else ''}",
+                                 f"{'-'.join(a.tasks)}-{a.contexts}-contexts-{a.granularity}-layers")
 
     def tool(self, name):
         return os.path.join(self.a.bin, name)

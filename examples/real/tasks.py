@@ -368,4 +368,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as error:
+        sys.exit(f"tasks.py: {error.filename} is not there; expected a Debian machine with apt, Python's standard library and perl-modules")
