@@ -64,20 +64,20 @@ check(by_name["full prefill"]["divergence"]["mean"] == 0, "nor does it diverge f
 for text in ("task ", "notes_qa", "module_code", "no context"): check(text in done.stdout, f"'{text}' in {done.stdout}")
 check(by_name["no context"]["score"]["mean"] < 50 and by_name["no context"]["divergence"]["mean"] > by_name["full reuse"]["divergence"]["mean"], "without the context it guesses")
 check("scattered 0-1,10-11" in by_name and "scattered 0-1,10-11 aligned" in by_name, "first and last layers are scored, too")
-check("warning: task" not in done.stderr and "warning: in " not in done.stderr, "both tasks tell something, and their prompts end well")
+check("warning: in " not in done.stderr, "prompts end well")
 
 # A budget is kept, and stays what it was when the run goes on.
 fast = [*models, "--data", *data, *prompts, "--no-align", "-o", work / "fast.json"]
-first = profile(*fast, "--budget", "20s", "--dry-run", "--json")
+first = profile(*fast, "--budget", "2h", "--dry-run", "--json")
 cost = json.loads(first.stdout)
-check(0 < cost["seconds"] <= 20 and 10 <= cost["contexts"] <= 12 and cost["granularity"] >= 1, f"a cost within the budget: {first.stdout}")
+check(0 < cost["seconds"] <= 7200 and cost["contexts"] == 12 and cost["granularity"] == 1 and cost["given_up"] == "", f"a cost within the budget: {first.stdout}")
 check([g["granularity"] for g in cost["granularities"]] == [1, 2, 3] and cost["granularities"][0]["ways"] > cost["granularities"][2]["ways"], "what other granularities take")
 check(not (work / "fast.json.run").exists(), "a dry run leaves nothing")
-says(profile(*fast, "--budget", "20s"), "--budget 20s: ")
+says(profile(*fast, "--budget", "2h"), "--budget 2h: all of it fits")
 kept = json.loads((work / "fast.json.run" / "run.json").read_text())
 (work / "fast.json.run" / "context-000003.jsonl").unlink()
 before = (work / "fast.json").read_bytes()
-says(profile(*fast, "--budget", "2s"), "holds a run; it goes on as it was begun")
+says(profile(*fast, "--budget", "1s"), "holds a run; it goes on as it was begun")
 check((work / "fast.json").read_bytes() == before and json.loads((work / "fast.json.run" / "run.json").read_text()) == kept, "a run goes on as it was begun")
 
 # Aligned cuts: maps beside the profile, which names them; they help, shuffled ones do not.

@@ -190,7 +190,7 @@ TEST_F(MapsFile, OfAnotherPairOrPlanIsRefused) {
   plan.receiver = b;
   plan.shape.layers = 5;
   plan.shape.d_model = set.d_model;
-  plan.maps = {"old.safetensors", x};
+  plan.maps = {"old.safetensors", std::string(64, 'x')};
   Status status = set.check_plan("f", plan);
   EXPECT_EQ(status.code(), Code::kMismatch);
   EXPECT_THAT(status.message(),
