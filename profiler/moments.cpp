@@ -243,7 +243,9 @@ Result<Choice> choose(Judge::Score bias_alone,
   int power = kRidgeLimits[1] + 1, low = kRidgePowers[0], high = kRidgePowers[1];
   auto look = [&](int at, bool keep_equal) -> Status {
     DS_ASSIGN(Judge::Score score, try_ridge(std::pow(10.0, at)));
-    if (!(keep_equal ? score.error <= best.score.error : score.error < best.score.error)) return ok_status();
+    const bool better =
+        keep_equal ? score.error <= best.score.error : score.error < best.score.error * (1 - kAlike);
+    if (!better) return ok_status();
     best = {std::pow(10.0, at), std::move(score)};
     power = at;
     return ok_status();

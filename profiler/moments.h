@@ -83,6 +83,8 @@ inline constexpr int64_t kTokensPerWidth = 2;
 /// Powers of ten that ridges are, as shares of the mean variance of x: those tried at first, and how far the
 /// search goes on where the best one stands at the end.
 inline constexpr int kRidgePowers[] = {-8, 2}, kRidgeLimits[] = {-12, 6};
+/// Errors that differ by less than this share count as equal.
+inline constexpr double kAlike = 1e-4;
 /// With one held-out context there is no standard error: a map must then be better by this share.
 inline constexpr double kLeastGain = 0.1;
 

@@ -87,13 +87,13 @@ def choose(form, x, y, w, held, rank):
     def at(p):
         if p not in tried: tried[p] = score(*fitted(form, x, y, w, 10.0 ** p, rank), held)
         return tried[p][0]
-    best = min(range(2, -9, -1), key=lambda p: (at(p), -p))
     bias = score(*fitted(form, x, y, w, None, rank), held)
-    if bias[0] <= at(best): return None, bias
+    best, least = None, bias[0]
+    for p in range(2, -9, -1):
+        if at(p) < least * (1 - 1e-4): best, least = p, at(p)
+    if best is None: return None, bias
     while best == max(tried) and best < 6 and at(best + 1) <= at(best): best += 1
-    while best == min(tried) and best > -12 and at(best - 1) < at(best): best -= 1
-    others = sorted(v[0] for p, v in tried.items() if p != best)
-    assert best in (6, -12) or others[0] - at(best) > 1e-9 * at(best), "two ridges are as good"
+    while best == min(tried) and best > -12 and at(best - 1) < at(best) * (1 - 1e-4): best -= 1
     return 10.0 ** best, tried[best]
 
 
