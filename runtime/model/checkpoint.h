@@ -83,7 +83,8 @@ class Checkpoint {
   Result<ModelIdentity> identity_with(std::string weights) const;
 
   /// kCorrupt: a file was cut short since it was opened (MappedFile::intact()): tensors read as zeros. Asked
-  /// by whatever reads all weights, and by backends after they have loaded them. An adapter asks its base too.
+  /// by whatever reads all weights, and by backends after they have loaded them. An adapter asks its base
+  /// too.
   Status intact() const;
 
   /// The files that hold the weights; none for random ones. Of an adapter its own: its base has the others.

@@ -3,8 +3,8 @@
 //   Plan plan = ds::testing::make_plan(shape, {3, 6}, "e-first");
 //
 // One request, one link stream (0) and one compute stream (1; the only one of a full prefill). Schedules:
-// "e-first", "kv-preload", "serial", as in plans/README.md; the group {0, -1} is full reuse, {0, layers - 1} is a full
-// prefill (with "serial" it still moves the whole entry).
+// "e-first", "kv-preload", "serial", as in plans/README.md; the group {0, -1} is full reuse, {0, layers - 1}
+// is a full prefill (with "serial" it still moves the whole entry).
 #pragma once
 
 #include <algorithm>

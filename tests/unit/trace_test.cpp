@@ -610,9 +610,10 @@ TEST(Explain, APlanSaysWhatItsVariantsShareOnce) {
     v.why = "least TTFT with a loss of at most 5 points";
     v.way = i == 0 ? "recompute 3-6" : "full reuse";
     v.promise.quality_loss = 2 + 10 * i;
-    v.alternatives = {{"recompute 3-8 in 4 chunks", 1.5, v.promise.ttft_ns * 2, 1},
-                      {"recompute 3-8, 2 of 8 chunks to the top", 1.5, v.promise.ttft_ns * 3 / 2, 1},
-                      {i == 0 ? "recompute 0-7" : "full prefill", i == 0 ? 1 : 0, v.promise.ttft_ns * 4, 1}};
+    v.alternatives = {
+        {"recompute 3-8 in 4 chunks", 1.5, v.promise.ttft_ns * 2, 1},
+        {"recompute 3-8, 2 of 8 chunks to the top", 1.5, v.promise.ttft_ns * 3 / 2, 1},
+        {i == 0 ? "recompute 0-7" : "full prefill", i == 0 ? 1.0 : 0.0, v.promise.ttft_ns * 4, 1}};
     if (i == 1) break;
     v.tokens_max = 2048;
     plan.variants.push_back(make_variant(plan.shape, {0, -1}, "e-first", {.tokens = 4096}));

@@ -318,7 +318,8 @@ Status check_maps(const RunOptions& o, const MapInputs& in, const LoadedPair& pa
   const ModelConfig& config = pair.receiver.model->config();
   auto check_own = [&](const std::optional<MapSet>& maps, const std::string& path) -> Status {
     if (!maps) return ok_status();
-    return maps->check_pair(path, pair.sender.identity, pair.receiver.identity, config.layers, config.d_model);
+    return maps->check_pair(path, pair.sender.identity, pair.receiver.identity, config.layers,
+                            config.d_model);
   };
   DS_TRY(check_own(in.given, o.maps));
   DS_TRY(check_own(in.shuffled, shuffled_path_for(o.maps)));

@@ -12,8 +12,8 @@ Status check_map(const AlignmentMap& map, int64_t width) {
     return error(Code::kMismatch, "{} is for hidden states of width {}, the model's have {}", what,
                  size(map.bias), width);
   if (size(map.weight) != (full ? width * width : 0) || size(map.scale) != (full ? 0 : width) ||
-      map.rank < (low_rank ? 1 : 0) || map.rank > (low_rank ? width : 0) || size(map.up) != width * map.rank ||
-      size(map.down) != width * map.rank)
+      map.rank < (low_rank ? 1 : 0) || map.rank > (low_rank ? width : 0) ||
+      size(map.up) != width * map.rank || size(map.down) != width * map.rank)
     return error(
         Code::kInvalidArgument,
         "{} of rank {} has {} numbers in its weight, {} and {} in up and down, {} in its scale; these do "
