@@ -105,9 +105,13 @@ for dtype in ("bf16", "f32"):
     check(answer["cache"]["status"] == "hit", f"S = R {dtype}: {answer['cache']}")
     run(*request, "--dump-logits", work / "full.safetensors")
     check((work / "mixed.safetensors").read_bytes() == (work / "full.safetensors").read_bytes(), f"S = R in {dtype}: logits equal to the bit")
-    own = work / f"own-{dtype}.safetensors"
-    tool("ds-profile", "fit", "--sender", pair / "receiver", "--receiver", pair / "receiver", "--data", pair / "fit" / "code.jsonl", "--contexts", 10,
-         "--prompts", pair / "data" / "prompts.json", "--dtype", dtype, "-o", own)
+    # Of one model as both there is nothing to map: the fit says so and writes no map. A map that adds nothing changes nothing.
+    fitted = tool("ds-profile", "fit", "--sender", pair / "receiver", "--receiver", pair / "receiver", "--data", pair / "fit" / "code.jsonl", "--contexts", 10,
+                  "--prompts", pair / "data" / "prompts.json", "--dtype", dtype, "--json", "-o", work / f"own-{dtype}.safetensors").stdout
+    check(json.loads(fitted)["maps"] == [], f"S = R in {dtype}: no cut is mapped: {fitted}")
+    own, tiling = work / f"zero-{dtype}.safetensors", work / f"same-{dtype}.mlir"
+    compile_plan(tiling.name, "--recompute", "3-6", "--dtype", dtype, "--emit", "reuse", sender="receiver")
+    subprocess.run([sys.executable, root / "tests/lit/Inputs/make_maps.py", tiling, own, "3:full", "--values", "zero"], check=True)
     same = compile_plan(f"mapped-{dtype}.dsplan", "--recompute", "3-6", "--dtype", dtype, "--maps", own, "--align", "full", sender="receiver")
     tool("ds-publish", "--model", pair / "receiver", "--plan", same, "--maps", own, "--context", context, "--store", f"file:{work / 'same'}", "--dtype", dtype)
     answer = run("--plan", same, "--maps", own, "--store", f"file:{work / 'same'}", *request, "--dump-logits", work / "mapped.safetensors")

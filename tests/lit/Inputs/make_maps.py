@@ -1,6 +1,6 @@
 """A file of maps for a pair, by the recipe of runtime/model/maps.h:
 
-    python3 make_maps.py REUSE.mlir OUT LAYER:FORM[:RANK]... [--pair other] [--fault nan|newer|fingerprint|short]
+    python3 make_maps.py REUSE.mlir OUT LAYER:FORM[:RANK]... [--pair other] [--values zero] [--fault nan|newer|fingerprint|short]
 
 REUSE.mlir is what `ds-compile --emit reuse` prints for the pair: its fingerprints and shape are taken from there.
 """
@@ -26,7 +26,7 @@ for layer, form, *rank in sorted(wanted, key=lambda w: (int(w[0]), order.index(w
     for part, shape in {**shapes, "bias": [d]}.items():
         count = 1
         for n in shape: count *= n
-        values = [0.001 * ((7 * i + len(part)) % 11 - 5) for i in range(count)]
+        values = [0.001 * ((7 * i + len(part)) % 11 - 5) for i in range(count)] if options.get("--values") != "zero" else [0.0] * count
         if fault == "nan": values[3], fault = float("nan"), None
         tensors[f"layers.{layer}.{form}.{part}"] = (shape, struct.pack(f"<{count}f", *values))
     statistics.append({"layer": int(layer), "form": form, "rank": r, "tokens": 100, "contexts": 10, "held_out_tokens": 20,
