@@ -3,7 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -14,6 +13,7 @@
 #include "compiler/scheduling/schedulers.h"
 #include "compiler/select/doubt.h"
 #include "compiler/select/variants.h"
+#include "compiler/stopwatch.h"
 #include "plans/limits.h"
 #include "plans/plan_file.h"
 #include "runtime/model/identity.h"
@@ -255,18 +255,6 @@ Result<InputFile> input_file(std::string role, const std::string& path) {
   DS_ASSIGN(std::string text, read_text_file(path));
   return InputFile{std::move(role), base_name(path), sha256_hex(text)};
 }
-
-class Stopwatch {
- public:
-  /// Nanoseconds since the last call.
-  int64_t lap() {
-    auto now = std::chrono::steady_clock::now();
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(now - std::exchange(last_, now)).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
 
 struct Compiler {
   Compiler(const CompileInputs& given, const CompileOptions& wanted, Request checked)

@@ -5,26 +5,14 @@
 #include "compiler/passes.h"
 #include "compiler/policy/build_reuse.h"
 #include "compiler/scheduling/schedulers.h"
+#include "compiler/stopwatch.h"
 #include "mlir/IR/Verifier.h"
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Transforms/Passes.h"
 #include "plans/plan_file.h"
-#include "support/clock.h"
 
 namespace ds {
 namespace {
-
-class Stopwatch {
- public:
-  /// Nanoseconds since the last call.
-  int64_t lap() {
-    const int64_t now = now_ns();
-    return now - std::exchange(last_, now);
-  }
-
- private:
-  int64_t last_ = now_ns();
-};
 
 Status add_lowering(mlir::OpPassManager& passes, const PassPipeline& p) {
   DS_ASSIGN(const SchedulerTraits* scheduler, find_scheduler(p.scheduler));
@@ -55,7 +43,6 @@ Status add_passes(mlir::OpPassManager& passes, const PassPipeline& pipeline) {
 
 Result<PipelineOutput> run_pipeline(const Plan& head, std::span<const ChosenVariant> chosen,
                                     const PipelineOptions& options) {
-  DS_TRY(find_scheduler(options.scheduler));
   PipelineOutput out;
   Stopwatch watch;
   MlirSession session;

@@ -19,9 +19,9 @@ inline int64_t payload_row(Payload payload, const Shape& shape) {
   return payload == Payload::kE ? shape.e_row() : payload == Payload::kKv ? shape.kv_row() : 0;
 }
 
-/// Which of its rows go on through Q, attention and MLP.
+/// Which of its rows go on through Q, attention and MLP, of an op that runs a layer of R and makes K and V.
 enum class QueriesRule : uint8_t {
-  kNone,       // it has no queries
+  kNone,       // it runs no layer
   kIfRead,     // all where the cells above are computed from what leaves these; else none
   kSuffix,     // all; in the last layer the last token
   kAllOfBoth,  // all where the context goes on, else the suffix's; in the last layer the last token
@@ -59,9 +59,8 @@ struct OpTraits {
   char letter;                  // in schedules drawn as text
   StreamKind stream;
   Payload payload;
-  bool layered;   // has a layer
-  uint8_t rows;   // bit() of those that it may work on
-  bool computes;  // runs a layer of R: writes its cache, goes on as `queries` says
+  bool layered;  // has a layer
+  uint8_t rows;  // bit() of those that it may work on
   QueriesRule queries;
   BufferKind buffer;
   CostCurve cost;

@@ -233,6 +233,11 @@ std::string tiling_text(const Variant& v) {
   return text;
 }
 
+size_t columns(std::string_view text) {
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
+}
+
 int64_t bytes_sent(const Plan& plan, const Variant& v) {
   int64_t bytes = 0;
   for (const Op& op : v.ops) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "plans/plan.h"
 
@@ -36,6 +37,8 @@ std::string published_text(const Plan& plan);
 /// Which letters stand for which modes in pictures of the plane: "L loaded from the sender, R recomputed",
 /// and the rarer modes where the variant has them.
 std::string modes_text(const Variant& variant);
+/// Characters, not bytes, of UTF-8 text.
+size_t columns(std::string_view text);
 /// Over the link, at the tuned length.
 int64_t bytes_sent(const Plan& plan, const Variant& variant);
 

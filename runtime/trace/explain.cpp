@@ -108,10 +108,6 @@ constexpr size_t kOthersShown = 8, kChoicesShown = 12;
 
 /// Columns as wide as they need be; the last `numbers` of them to the right. A row of one cell is a heading.
 std::string table_text(const std::vector<std::vector<std::string>>& rows, size_t numbers) {
-  auto columns = [](std::string_view text) {
-    return static_cast<size_t>(
-        std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
-  };
   std::vector<size_t> width(rows[0].size(), 0);
   for (const auto& row : rows)
     for (size_t c = 0; row.size() > 1 && c < row.size(); ++c) width[c] = std::max(width[c], columns(row[c]));

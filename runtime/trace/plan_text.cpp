@@ -17,11 +17,6 @@ namespace {
 constexpr int64_t kCellsPerLine = 80;
 constexpr int64_t kTimeColumns = 84;
 
-/// Characters, not bytes, of UTF-8 text.
-size_t columns(std::string_view text) {
-  return static_cast<size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
-}
 std::string left(std::string text, size_t width) {
   size_t have = columns(text);
   return have < width ? text + std::string(width - have, ' ') : text;
