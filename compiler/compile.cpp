@@ -607,8 +607,10 @@ struct Compiler {
 /// Before what belongs to the pair is called another pair's: the same two, the other way round.
 Status check_not_swapped(std::string_view option, const std::string& path, const std::string& sender,
                          const std::string& receiver, const ModelPair& pair) {
-  if (sender == receiver || sender != pair.receiver.fingerprint || receiver != pair.sender.fingerprint)
+  if (names_model(sender, pair.sender) || !names_model(sender, pair.receiver) ||
+      !names_model(receiver, pair.sender)) {
     return ok_status();
+  }
   return error(Code::kMismatch,
                "{} '{}' is of '{}' as the sender and '{}' as the receiver: --sender and --receiver are the "
                "other way round; swap them, or run ds-profile for this direction",
