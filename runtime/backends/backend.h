@@ -76,6 +76,18 @@ class DeviceMemory {
   virtual int64_t size() const = 0;
 };
 
+/// A range of device addresses of which only parts are memory yet: caches that grow as tokens come stay where
+/// they are. 64-byte aligned; zeroed where it is committed.
+class GrowingMemory : public DeviceMemory {
+ public:
+  /// Makes [offset, offset + bytes) memory; what is already stays as it is. May commit more, in whole pages.
+  /// kExhausted (of the host) or kDeviceMemory: what was there before still is. kInvalidArgument: outside of
+  /// the range. No kernel or copy uses the range meanwhile, except for parts that were committed before.
+  virtual Status commit(int64_t offset, int64_t bytes) = 0;
+  /// Bytes that are memory now. size() is that of the range.
+  virtual int64_t committed() const = 0;
+};
+
 /// Scratch of the kernels of one stream; sized once for a longest context.
 class Workspace {
  public:
@@ -273,6 +285,9 @@ class Backend {
   /// kExhausted (of the host) or kDeviceMemory: says needed and available bytes.
   virtual Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes,
                                                          MemoryKind kind = MemoryKind::kDevice) = 0;
+  /// Addresses for `bytes` of device memory, none of it committed yet. kExhausted: no such range is free. A
+  /// backend without virtual memory of its own commits all of it at once.
+  virtual Result<std::unique_ptr<GrowingMemory>> reserve(int64_t bytes);
   /// `capacity`: most commands enqueued between two synchronize() calls.
   virtual Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) = 0;
   virtual Result<std::unique_ptr<Event>> make_event() = 0;

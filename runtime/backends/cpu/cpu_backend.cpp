@@ -27,6 +27,18 @@ class CpuMemory final : public DeviceMemory {
   HostBuffer buffer_;
 };
 
+class CpuRange final : public GrowingMemory {
+ public:
+  explicit CpuRange(HostRange range) : range_(std::move(range)) {}
+  std::byte* data() override { return range_.data(); }
+  int64_t size() const override { return range_.size(); }
+  Status commit(int64_t offset, int64_t bytes) override { return range_.commit(offset, bytes); }
+  int64_t committed() const override { return range_.committed(); }
+
+ private:
+  HostRange range_;
+};
+
 /// How this machine does products of models in bf16, as a model's own products find it when they are loaded.
 std::string describe_products(Isa isa, int threads) {
   ThreadScope scope(threads);
@@ -62,6 +74,10 @@ class CpuBackend final : public Backend {
   Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes, MemoryKind) override {
     DS_ASSIGN(HostBuffer buffer, HostBuffer::make(bytes, "buffer"));
     return std::unique_ptr<DeviceMemory>(std::make_unique<CpuMemory>(std::move(buffer)));
+  }
+  Result<std::unique_ptr<GrowingMemory>> reserve(int64_t bytes) override {
+    DS_ASSIGN(HostRange range, HostRange::reserve(bytes));
+    return std::unique_ptr<GrowingMemory>(std::make_unique<CpuRange>(std::move(range)));
   }
   Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) override {
     if (capacity < 1 || capacity > (int64_t{1} << 24))

@@ -102,4 +102,66 @@ Result<HostBuffer> HostBuffer::make(int64_t bytes, std::string_view what) {
   return buffer;
 }
 
+HostRange::HostRange(HostRange&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      committed_(std::exchange(other.committed_, 0)),
+      there_(std::move(other.there_)) {}
+
+HostRange& HostRange::operator=(HostRange&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  std::swap(committed_, other.committed_);
+  std::swap(there_, other.there_);
+  return *this;
+}
+
+HostRange::~HostRange() {
+  if (data_ != nullptr) munmap(data_, static_cast<size_t>(size_));
+}
+
+Result<HostRange> HostRange::reserve(int64_t bytes) {
+  if (bytes < 0) return error(Code::kInvalidArgument, "a range of {} bytes", bytes);
+  HostRange range;
+  if (bytes == 0) return range;
+  const int64_t steps = (bytes + kStep - 1) / kStep;
+  void* data = mmap(nullptr, static_cast<size_t>(steps * kStep), PROT_NONE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED)
+    return error(Code::kExhausted, "the system refused a range of {} of addresses: {}", format_bytes(bytes),
+                 std::strerror(errno));
+  range.data_ = static_cast<std::byte*>(data);
+  range.size_ = steps * kStep;
+  range.there_.resize(static_cast<size_t>(steps));
+  return range;
+}
+
+Status HostRange::commit(int64_t offset, int64_t bytes) {
+  if (offset < 0 || bytes < 0 || offset > size_ || bytes > size_ - offset)
+    return error(Code::kInvalidArgument, "commit {} bytes from {} on of a range of {}", bytes, offset, size_);
+  if (bytes == 0) return ok_status();
+  const auto end = static_cast<size_t>((offset + bytes + kStep - 1) / kStep);
+  for (auto step = static_cast<size_t>(offset / kStep); step < end; ++step) {
+    if (there_[step]) continue;
+    size_t last = step + 1;
+    while (last < end && !there_[last]) ++last;
+    std::byte* at = data_ + static_cast<int64_t>(step) * kStep;
+    const size_t length = (last - step) * static_cast<size_t>(kStep);
+    // Asking the system costs some 50 us; who commits small pieces keeps to a budget.
+    if (length >= size_t{1} << 20) DS_TRY(check_memory(static_cast<int64_t>(length), "cache"));
+    if (mprotect(at, length, PROT_READ | PROT_WRITE) != 0)
+      return error(Code::kExhausted, "the system refused {} of memory: {}",
+                   format_bytes(static_cast<int64_t>(length)), std::strerror(errno));
+    bool populated = false;
+#ifdef MADV_POPULATE_WRITE
+    populated = madvise(at, length, MADV_POPULATE_WRITE) == 0;
+#endif
+    for (size_t i = 0; !populated && i < length; i += 4096) at[i] = std::byte{0};
+    std::fill(there_.begin() + static_cast<int64_t>(step), there_.begin() + static_cast<int64_t>(last), true);
+    committed_ += static_cast<int64_t>(length);
+    step = last - 1;
+  }
+  return ok_status();
+}
+
 }  // namespace ds::cpu

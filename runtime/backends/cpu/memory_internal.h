@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "support/status.h"
 
@@ -30,6 +31,31 @@ class HostBuffer {
  private:
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
+};
+
+/// Addresses, of which memory is what has been committed.
+class HostRange {
+ public:
+  HostRange() = default;
+  HostRange(HostRange&& other) noexcept;
+  HostRange& operator=(HostRange&& other) noexcept;
+  ~HostRange();
+
+  static Result<HostRange> reserve(int64_t bytes);
+  /// As GrowingMemory::commit(), in steps of kStep bytes; all of them touched.
+  Status commit(int64_t offset, int64_t bytes);
+
+  std::byte* data() const { return data_; }
+  int64_t size() const { return size_; }
+  int64_t committed() const { return committed_; }
+
+  /// Small enough that a short sequence wastes little of each layer, large enough for few calls.
+  static constexpr int64_t kStep = int64_t{64} << 10;
+
+ private:
+  std::byte* data_ = nullptr;
+  int64_t size_ = 0, committed_ = 0;
+  std::vector<bool> there_;  // by step
 };
 
 /// Bytes that can be taken now: free or reclaimable memory of the machine, or less where a control group

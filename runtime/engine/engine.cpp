@@ -1,0 +1,1083 @@
+#include "runtime/engine/engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <list>
+#include <map>
+#include <optional>
+#include <set>
+
+#include "plans/traits.h"
+#include "runtime/core/finite.h"
+#include "runtime/engine/batch_scheduler.h"
+#include "runtime/engine/plan_run.h"
+#include "runtime/engine/prefix_cache.h"
+#include "runtime/engine/transfer_service.h"
+#include "runtime/model/identity.h"
+#include "runtime/model/shared_vocab.h"
+#include "support/clock.h"
+#include "support/units.h"
+
+namespace ds {
+namespace {
+
+constexpr int64_t kCommands = 1 << 15;
+constexpr size_t kMostPieces = 512;  // of one step
+// A link from which nothing comes for this share of a full prefill, or for this long, has failed a request.
+constexpr double kPatience = 0.1;
+constexpr int64_t kLeastPatienceNs = 20'000'000;
+
+bool reads_entry(const Variant& variant) {
+  return std::any_of(variant.ops.begin(), variant.ops.end(), is_transfer);
+}
+
+int64_t round_down(int64_t rows) { return rows / PrefixCache::kBlock * PrefixCache::kBlock; }
+
+}  // namespace
+
+Result<EngineAnswer> Ticket::wait() {
+  std::unique_lock lock(mutex_);
+  ended_.wait(lock, [&] { return result_.has_value(); });
+  return *result_;
+}
+
+bool Ticket::done() const {
+  std::lock_guard lock(mutex_);
+  return result_.has_value();
+}
+
+void Ticket::cancel() {
+  cancelled_ = true;
+  if (wake_) wake_();
+}
+
+/// What wakes the engine's thread; tickets may outlive the engine.
+struct Wake {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool set = false;
+  void operator()() {
+    std::lock_guard lock(mutex);
+    set = true;
+    changed.notify_one();
+  }
+  void wait(int64_t ns) {
+    std::unique_lock lock(mutex);
+    changed.wait_for(lock, std::chrono::nanoseconds(ns), [&] { return set; });
+    set = false;
+  }
+};
+
+struct Station;
+
+/// A request while it is the engine's.
+struct Active {
+  static constexpr size_t kNoSlot = ~size_t{0};
+
+  uint64_t id = 0;
+  Station* station = nullptr;
+  EngineRequest request;
+  std::shared_ptr<Ticket> ticket;
+  EngineAnswer answer;
+  int64_t submitted_ns = 0, deadline_ns = 0;  // 0: none
+  int64_t n = 0, m = 0;
+  std::vector<int32_t> tokens;  // context, suffix, and the answer's so far
+  size_t slot = kNoSlot;        // of EngineLoop::results
+
+  enum class State : uint8_t { kQueued, kLookingUp, kComputing, kDraining, kDecoding } state = State::kQueued;
+  Sequence sequence;
+  std::shared_ptr<KvRange> hidden, positions;
+  RunMemory memory;
+  ArenaClaim claim;  // of what has not been reserved yet
+  int64_t plan = -1;
+  const Variant* variant = nullptr;
+  std::unique_ptr<PlanRun> run;
+  std::string kept_as;  // PrefixCache's salt; empty: its caches are not kept
+  std::shared_ptr<PrefixCache::Node> node;  // of its own range
+  int64_t started_ns = 0;                   // of the run
+  int64_t idle_since_ns = 0;                // it waits for its link; 0: it does not
+  bool alone = false;                       // decodes in no batch: one has failed
+  bool retry = false;                       // its last token was not decoded
+  bool over = false;                        // it has its last token
+  std::optional<Sampler> sampler;
+  Choice choice;
+  int32_t next = 0;  // the token chosen last
+};
+
+/// What a look-up has found, written by its thread.
+struct LookUp {
+  uint64_t id = 0;
+  size_t plan = 0;
+  std::shared_ptr<EntryReader> entry;
+  Status status;
+  std::atomic<bool> done{false};
+  int64_t start_ns = 0, end_ns = 0;
+};
+
+/// A receiver's share of the device.
+struct Station {
+  std::unique_ptr<Receiver> receiver;
+  std::unique_ptr<Workspace> workspace;
+  std::unique_ptr<DeviceMemory> hidden;  // a row for each of a batch
+  std::unique_ptr<DeviceMemory> logits;  // [batch][vocab], where the host chooses
+  std::vector<int32_t> ids;
+  std::vector<int64_t> rows;            // 0, 1, ...
+  std::vector<SequenceRows> sequences;  // [layers][batch]
+  std::vector<Active*> batch;           // of the running step
+};
+
+struct EngineLoop {
+  Backend& backend;
+  const EngineLimits limits;
+  std::shared_ptr<Wake> wake = std::make_shared<Wake>();
+  std::unique_ptr<KvArena> arena;
+  std::unique_ptr<CommandStream> compute;
+  std::unique_ptr<Event> begun, ended;
+  std::unique_ptr<TransferService> service;
+
+  mutable std::mutex mutex;  // of what follows
+  std::condition_variable idle;
+  std::vector<std::unique_ptr<Station>> stations;
+  std::deque<std::unique_ptr<Active>> submitted;
+  EngineStats stats;
+  int64_t open = 0;  // submitted and not ended
+  bool closing = false;
+  uint64_t next_id = 1;
+  Status lost;  // the device is; nothing runs any more
+
+  // The engine's thread's own.
+  std::deque<std::unique_ptr<Active>> queue;
+  std::list<std::unique_ptr<Active>> active;  // in the order in which they came
+  std::vector<std::shared_ptr<LookUp>> look_ups;
+  /// Memory that a transfer may still write to.
+  struct Orphan {
+    uint64_t id;
+    Sequence sequence;
+    std::shared_ptr<KvRange> hidden;
+  };
+  std::vector<Orphan> orphans;
+  PrefixCache prefixes;
+  ComputeEstimate speed;
+  std::vector<size_t> free_slots;
+  std::unique_ptr<DeviceMemory> results;  // by slot: logits and a token
+  int64_t result_bytes = 0, most_vocab = 0, row_bytes = 0;  // of the largest receiver
+  std::vector<SequenceRows> storage;  // of the running step's pieces
+  std::vector<std::pair<float, int32_t>> scratch;
+  std::thread thread;
+
+  EngineLoop(Backend& b, const EngineLimits& l) : backend(b), limits(l) {}
+
+  // ---- the outside
+
+  Station* station_of(const Receiver* receiver) {
+    for (auto& s : stations)
+      if (s->receiver.get() == receiver) return s.get();
+    return nullptr;
+  }
+
+  int64_t cache_rows(const Active& a) const { return a.n + a.m + a.request.max_new_tokens - 1; }
+
+  Status check(const EngineRequest& r) {
+    if (r.receiver == nullptr || station_of(r.receiver) == nullptr)
+      return error(Code::kInvalidArgument, "the request's receiver is none of this engine's");
+    const ModelConfig& config = r.receiver->model().config();
+    const auto n = static_cast<int64_t>(r.context.size()), m = static_cast<int64_t>(r.suffix.size());
+    if (m < 1)
+      return error(Code::kInvalidArgument,
+                   "the prompt has no tokens; at least one is needed to answer from");
+    if (r.max_new_tokens < 1)
+      return error(Code::kInvalidArgument, "at least one new token must be asked for");
+    const int64_t most = std::min(limits.tokens, config.max_positions);
+    if (r.max_new_tokens > most || n + m > most - r.max_new_tokens + 1)
+      return error(Code::kInvalidArgument,
+                   "the request has {} context and {} prompt tokens and asks for {}; receiver '{}' takes {} "
+                   "positions here; shorten one of them",
+                   n, m, r.max_new_tokens, r.receiver->name(), most);
+    if (r.link_rate < 0 || r.time_limit_ns < 0)
+      return error(Code::kInvalidArgument, "a link rate of {} B/s and a time limit of {} ns; 0 or more of each",
+                   r.link_rate, r.time_limit_ns);
+    if (!r.entry.empty() && (r.entry.size() < r.context.size() ||
+                             !std::equal(r.context.begin(), r.context.end(), r.entry.begin())))
+      return error(Code::kInvalidArgument,
+                   "the request's {} context tokens are not the first of the {} tokens of its entry", n,
+                   r.entry.size());
+    for (const auto* part : {&r.context, &r.suffix})
+      for (size_t i = 0; i < part->size(); ++i)
+        if ((*part)[i] < 0 || (*part)[i] >= config.vocab)
+          return error(Code::kInvalidArgument, "{} token {} has id {}, outside the model's vocabulary 0-{}",
+                       part == &r.context ? "context" : "prompt", i, (*part)[i], config.vocab - 1);
+    const RowBytes& bytes = r.receiver->row_bytes();
+    const int64_t least = bytes.cache(n + m + r.max_new_tokens - 1) + (n + m) * bytes.hidden;
+    if (least > limits.cache_bytes)
+      return error(Code::kExhausted,
+                   "the request needs {} of memory for caches, this engine has {} in all; it can never run "
+                   "here: shorten it, or give the engine more",
+                   format_bytes(least), format_bytes(limits.cache_bytes));
+    return ok_status();
+  }
+
+  Result<std::shared_ptr<Ticket>> submit(EngineRequest request) {
+    std::lock_guard lock(mutex);
+    if (Status status = check(request); !status.ok()) {
+      ++stats.refused;
+      return status;
+    }
+    if (!lost.ok()) return lost;
+    if (closing) return error(Code::kExhausted, "the engine is closing");
+    if (static_cast<int64_t>(submitted.size()) + stats.waiting >= limits.queue) {
+      ++stats.refused;
+      return error(Code::kExhausted, "{} requests wait already, which is this engine's limit; try again later",
+                   limits.queue);
+    }
+    auto a = std::make_unique<Active>();
+    a->id = next_id++;
+    a->ticket = std::make_shared<Ticket>();
+    a->ticket->wake_ = [w = wake] { (*w)(); };
+    a->submitted_ns = now_ns();
+    if (request.time_limit_ns > 0) a->deadline_ns = a->submitted_ns + request.time_limit_ns;
+    a->n = static_cast<int64_t>(request.context.size());
+    a->m = static_cast<int64_t>(request.suffix.size());
+    a->tokens.reserve(static_cast<size_t>(a->n + a->m + request.max_new_tokens));
+    a->tokens = request.context;
+    a->tokens.insert(a->tokens.end(), request.suffix.begin(), request.suffix.end());
+    a->sampler.emplace(request.sampling);
+    a->choice = a->sampler->next();
+    a->station = station_of(request.receiver);
+    a->request = std::move(request);
+    auto ticket = a->ticket;
+    submitted.push_back(std::move(a));
+    ++stats.submitted;
+    ++open;
+    (*wake)();
+    return ticket;
+  }
+
+  // ---- endings
+
+  void end(Active& a, Result<EngineAnswer> result, int64_t EngineStats::*count) {
+    service->cancel(a.id);
+    if (service->reading(a.id)) orphans.push_back({a.id, a.sequence, a.hidden});
+    if (a.slot != Active::kNoSlot) free_slots.push_back(a.slot);
+    a.run.reset();
+    a.node.reset();
+    a.sequence = {};
+    a.hidden.reset();
+    a.positions.reset();
+    a.claim = {};
+    auto ticket = a.ticket;
+    auto on_end = std::move(a.request.on_end);
+    {
+      std::lock_guard lock(mutex);
+      ++(stats.*count);
+    }
+    {
+      std::lock_guard lock(ticket->mutex_);
+      ticket->result_ = std::move(result);
+      ticket->ended_.notify_all();
+    }
+    if (on_end) on_end();
+    std::lock_guard lock(mutex);
+    if (--open == 0) idle.notify_all();
+  }
+
+  void fail(Active& a, Status status) { end(a, std::move(status), &EngineStats::failed); }
+
+  /// Whether the request was ended from outside, by its own clock or by its caller.
+  bool stop(Active& a) {
+    if (a.ticket->cancelled_) {
+      end(a, error(Code::kExhausted, "the request was cancelled after {} tokens", a.answer.tokens.size()),
+          &EngineStats::cancelled);
+      return true;
+    }
+    if (a.deadline_ns != 0 && now_ns() > a.deadline_ns) {
+      end(a,
+          error(Code::kExhausted, "the request's time limit of {} ms has passed after {} tokens",
+                a.request.time_limit_ns / 1'000'000, a.answer.tokens.size()),
+          &EngineStats::cancelled);
+      return true;
+    }
+    return false;
+  }
+
+  // ---- beginnings
+
+  std::string exact_salt(const Active& a) const {
+    return fmt::format("exact\n{}\n{}", a.request.receiver->identity().fingerprint, a.request.salt);
+  }
+  std::string plan_salt(const Active& a, size_t plan, const Variant& v) const {
+    const Plan& p = a.request.receiver->plan(plan);
+    return fmt::format("reused\n{}\n{}\n{}\n{}\n{}\n{}", a.request.receiver->identity().fingerprint,
+                       p.sender.fingerprint, v.policy, v.way, p.maps.fingerprint, a.request.salt);
+  }
+
+  /// Claims memory, of finished caches where there is none else.
+  bool take(Active& a, int64_t bytes) {
+    for (;;) {
+      if (auto claim = arena->claim(bytes); claim.ok()) {
+        a.claim = std::move(claim).value();
+        return true;
+      }
+      if (!prefixes.evict()) return false;
+    }
+  }
+
+  int64_t run_bytes(const Active& a, const Variant& v, int64_t first) const {
+    const RowBytes& bytes = a.request.receiver->row_bytes();
+    const auto hidden = std::max<int64_t>(
+        1, std::count_if(v.buffers.begin(), v.buffers.end(),
+                         [](const Buffer& b) { return b.kind == BufferKind::kHidden; }));
+    return hidden * (a.n + a.m - first) * bytes.hidden +
+           (v.select_share > 0 ? a.n * static_cast<int64_t>(sizeof(int32_t)) : 0);
+  }
+
+  /// False: there is no memory for it now.
+  bool start(Active& a) {
+    const Receiver& receiver = *a.request.receiver;
+    const bool prefixes_on = limits.prefix_cache && a.request.reuse != Reuse::kOff;
+    PrefixCache::Hit hit;
+    if (prefixes_on) {
+      hit = prefixes.find(exact_salt(a), a.tokens);
+      a.kept_as = exact_salt(a);
+    }
+    int64_t waiting = static_cast<int64_t>(queue.size()) - 1;
+    a.answer.waiting = waiting;
+    a.answer.link_rate = a.request.link_rate > 0 ? a.request.link_rate : service->rate();
+    a.answer.rate_source = a.request.link_rate > 0  ? RateSource::kGiven
+                           : a.answer.link_rate > 0 ? RateSource::kMeasured
+                                                    : RateSource::kUnknown;
+    const int64_t rate = a.answer.link_rate > 0 ? a.answer.link_rate : kNoLimit - 1;
+    a.plan = -1;
+    a.variant = &receiver.exact().full_prefill;
+    if (a.request.reuse == Reuse::kAuto && hit.rows < a.n) {
+      for (size_t i = 0; i < receiver.plans() && a.plan < 0; ++i) {
+        const Variant* v = select_variant(receiver.plan(i), a.n, rate, waiting);
+        if (v == nullptr || !reads_entry(*v)) continue;
+        a.plan = static_cast<int64_t>(i);
+        a.variant = v;
+      }
+      if (a.plan >= 0 && prefixes_on) {
+        // An approximate cache that goes further than the exact one.
+        const std::string salt = plan_salt(a, static_cast<size_t>(a.plan), *a.variant);
+        if (auto other = prefixes.find(salt, a.tokens); other.rows > hit.rows) {
+          hit = std::move(other);
+          a.kept_as = salt;
+        }
+      }
+      // What a prefix leaves to compute is less than what a plan moves and recomputes.
+      if (a.plan >= 0 && (a.request.store == nullptr || 2 * hit.rows >= a.n)) {
+        a.plan = -1;
+        a.variant = &receiver.exact().full_prefill;
+      }
+    }
+    // Sequences of one context share exactly it, whatever else their questions have in common, so that
+    // kernels read it once for all of them.
+    if (hit.rows > a.n) hit.rows = std::max(a.n, round_down(hit.rows));
+    const int64_t first = a.plan >= 0 ? 0 : hit.rows;
+    const RowBytes& bytes = receiver.row_bytes();
+    const Variant& exact = receiver.exact().full_prefill;
+    int64_t needed =
+        bytes.cache(cache_rows(a) - first) +
+        std::max(run_bytes(a, *a.variant, first), run_bytes(a, exact, first));
+    if (needed > limits.cache_bytes && a.plan >= 0) {  // the plan's buffers are too much
+      a.plan = -1;
+      a.variant = &exact;
+      needed = bytes.cache(cache_rows(a)) + run_bytes(a, exact, 0);
+    }
+    if (!take(a, needed)) return false;
+    a.slot = free_slots.back();
+    free_slots.pop_back();
+    a.answer.queue_ns = now_ns() - a.submitted_ns;
+    if (a.plan >= 0) {
+      a.answer.cache = CacheStatus::kMiss;
+      look_up(a);
+      return true;
+    }
+    if (first > 0) {
+      a.sequence.base = std::move(hit.node);
+      a.sequence.prefix_rows = a.sequence.own_first = first;
+      a.answer.cached_tokens = first;
+    }
+    compute_from(a, first);
+    return true;
+  }
+
+  int64_t patience(const Active& a) const {
+    const ModelConfig& c = a.request.receiver->model().config();
+    const double d = static_cast<double>(c.d_model);
+    const double per_token =
+        static_cast<double>(c.layers) * (2 * d * static_cast<double>(c.kv_row() + 2 * c.heads * c.head_dim) +
+                                         6 * d * static_cast<double>(c.ff));
+    if (!speed.known()) return 5 * kLeastPatienceNs;
+    return std::max(kLeastPatienceNs,
+                    static_cast<int64_t>(kPatience * static_cast<double>(
+                                                         speed.ns(static_cast<double>(a.n + a.m) * per_token))));
+  }
+
+  void look_up(Active& a) {
+    a.state = Active::State::kLookingUp;
+    a.started_ns = now_ns();
+    const Receiver& receiver = *a.request.receiver;
+    const Plan& plan = receiver.plan(static_cast<size_t>(a.plan));
+    if (Status known =
+            check_sender_knows(a.request.context, plan.shared_vocab, plan.sender.name, plan.receiver.name);
+        !known.ok())
+      return miss(a, std::move(known));
+    auto found = std::make_shared<LookUp>();
+    found->id = a.id;
+    found->plan = static_cast<size_t>(a.plan);
+    found->start_ns = a.started_ns;
+    look_ups.push_back(found);
+    const auto& published = a.request.entry.empty() ? a.request.context : a.request.entry;
+    service->look_up([found, store = a.request.store, sender = plan.sender.fingerprint, salt = a.request.salt,
+                      tokens = published, dtype = receiver.model().dtype(), shape = plan.shape, n = a.n] {
+      EntryIdentity identity{sender, hash_tokens(tokens), salt, static_cast<int64_t>(tokens.size()), dtype};
+      auto entry = EntryReader::open(*store, identity, shape);
+      if (entry.ok()) {
+        entry->end_at(n);
+        found->entry = std::make_shared<EntryReader>(std::move(entry).value());
+      } else {
+        found->status = entry.status();
+      }
+      found->end_ns = now_ns();
+      found->done.store(true, std::memory_order_release);
+    });
+  }
+
+  void miss(Active& a, Status why) {
+    a.answer.miss = std::move(why);
+    a.answer.lost_ns = now_ns() - a.started_ns;
+    a.plan = -1;
+    a.variant = &a.request.receiver->exact().full_prefill;
+    compute_from(a, 0);
+  }
+
+  /// Makes memory and a run of a.variant, and sends for its transfers.
+  void compute_from(Active& a, int64_t first) {
+    if (Status status = try_compute(a, first); !status.ok()) {
+      failed.emplace_back(&a, std::move(status));
+    }
+  }
+  std::vector<std::pair<Active*, Status>> failed;  // ended at the next chance
+
+  Status try_compute(Active& a, int64_t first) {
+    const Receiver& receiver = *a.request.receiver;
+    const RowBytes& bytes = receiver.row_bytes();
+    a.run = std::make_unique<PlanRun>(receiver, a.plan, *a.variant, RunShape{first, a.n, a.m}, a.tokens);
+    a.started_ns = now_ns();
+    const int64_t rows = a.n + a.m - first, cache = bytes.cache(cache_rows(a) - first);
+    const int64_t beside = run_bytes(a, *a.variant, first);
+    // Addresses for the longest sequence, so that others may go on from it: they cost nothing where memory
+    // comes as rows do.
+    const int64_t most = backend.host_visible() ? limits.tokens - first : cache_rows(a) - first;
+    a.claim.shrink(cache + beside);
+    DS_ASSIGN(a.hidden, arena->reserve({static_cast<int64_t>(a.run->hidden_buffers()), bytes.hidden, 0}, rows,
+                                       {}));
+    DS_TRY(a.hidden->commit(rows));
+    a.memory.hidden.clear();
+    for (size_t i = 0; i < a.run->hidden_buffers(); ++i)
+      a.memory.hidden.push_back(a.hidden->layer(static_cast<int64_t>(i)));
+    if (a.run->selects()) {
+      DS_ASSIGN(a.positions, arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0}, a.n, {}));
+      DS_TRY(a.positions->commit(a.n));
+      a.memory.positions = a.positions->layer(0);
+    }
+    a.hidden->claim = a.claim.split(beside);
+    DS_ASSIGN(a.sequence.own, arena->reserve(bytes, most, std::move(a.claim)));
+    DS_TRY(a.sequence.own->commit(rows));
+    a.state = Active::State::kComputing;
+    a.idle_since_ns = 0;
+    return ok_status();
+  }
+
+  void send_for(Active& a, std::shared_ptr<EntryReader> entry) {
+    for (TransferJob& job : a.run->transfers(a.sequence, a.memory, entry, a.id, a.started_ns))
+      service->submit(std::move(job));
+  }
+
+  // ---- between steps
+
+  Active* find(uint64_t id) {
+    for (auto& a : active)
+      if (a->id == id) return a.get();
+    return nullptr;
+  }
+
+  void collect() {
+    std::erase_if(orphans, [&](const Orphan& o) { return !service->reading(o.id); });
+    {
+      std::lock_guard lock(mutex);
+      for (auto& a : submitted) queue.push_back(std::move(a));
+      submitted.clear();
+    }
+    for (TransferDone& done : service->take_done()) {
+      Active* a = find(done.owner);
+      if (a == nullptr || a->run == nullptr) continue;
+      a->idle_since_ns = 0;
+      if (done.status.ok()) {
+        a->run->arrived(done.index);
+        a->answer.bytes_loaded += done.bytes;
+        a->answer.link_ns += done.end_ns - done.start_ns;
+      } else {
+        lose(*a, std::move(done.status));
+      }
+    }
+    std::erase_if(look_ups, [&](const std::shared_ptr<LookUp>& l) {
+      Active* a = find(l->id);
+      if (a == nullptr || a->state != Active::State::kLookingUp) return true;
+      if (!l->done.load(std::memory_order_acquire)) {
+        const int64_t waited = now_ns() - l->start_ns;
+        if (waited < patience(*a)) return false;
+        miss(*a, error(Code::kExhausted, "late: the look-up of the entry has taken {} ms so far",
+                       waited / 1'000'000));
+        return true;
+      }
+      a->answer.lookup_ns = l->end_ns - l->start_ns;
+      if (!l->status.ok()) {
+        miss(*a, l->status);
+        return true;
+      }
+      compute_from(*a, 0);
+      if (a->state != Active::State::kComputing) return true;
+      a->kept_as = limits.prefix_cache && a->request.reuse != Reuse::kOff
+                       ? plan_salt(*a, l->plan, *a->variant)
+                       : "";
+      send_for(*a, l->entry);
+      return true;
+    });
+    for (auto at = active.begin(); at != active.end();) {
+      Active& a = **at;
+      watch(a);
+      at = stop(a) ? active.erase(at) : std::next(at);
+    }
+    end_failed();
+    std::erase_if(queue, [&](std::unique_ptr<Active>& a) { return stop(*a); });
+  }
+
+  void end_failed() {
+    for (auto& [a, status] : std::exchange(failed, {})) {
+      fail(*a, std::move(status));
+      std::erase_if(active, [a = a](const auto& x) { return x.get() == a; });
+    }
+  }
+
+  /// A run that waits for a link from which nothing comes goes on without it.
+  void watch(Active& a) {
+    if (a.state == Active::State::kDraining) {
+      if (service->reading(a.id)) {
+        if (now_ns() - a.idle_since_ns < kLeastPatienceNs) return;
+        if (Status status = leave_memory(a); !status.ok()) {
+          failed.emplace_back(&a, std::move(status));
+          return;
+        }
+      }
+      a.run->lose_transfers();
+      a.state = Active::State::kComputing;
+      a.idle_since_ns = 0;
+      return;
+    }
+    if (a.state != Active::State::kComputing || a.run == nullptr || !a.run->awaits_transfers() ||
+        a.run->next(1)) {
+      a.idle_since_ns = 0;
+      return;
+    }
+    if (a.idle_since_ns == 0) a.idle_since_ns = now_ns();
+    const int64_t since = std::max(a.idle_since_ns, service->last_progress_ns());
+    if (now_ns() - since < patience(a)) return;
+    lose(a, error(Code::kExhausted, "late: nothing has come over the link for {} ms",
+                  (now_ns() - since) / 1'000'000));
+  }
+
+  /// What has not come of the run's transfers will not.
+  void lose(Active& a, Status why) {
+    if (a.state != Active::State::kComputing || !a.run->awaits_transfers()) return;
+    a.answer.miss = std::move(why);
+    a.answer.lost_ns = now_ns() - a.started_ns;
+    service->cancel(a.id);
+    // What is being read is written to the run's memory until the store lets go of it.
+    a.state = Active::State::kDraining;
+    a.idle_since_ns = now_ns();
+  }
+
+  /// A store that hangs may still write to this memory, at any time: the run goes on with a copy.
+  Status leave_memory(Active& a) {
+    Orphan left{a.id, a.sequence, a.hidden};
+    const RowBytes& bytes = a.request.receiver->row_bytes();
+    const int64_t rows = a.n + a.m;
+    ArenaClaim claim = std::move(left.sequence.own->claim);
+    DS_ASSIGN(a.sequence.own, arena->reserve(bytes, left.sequence.own->rows(), std::move(claim)));
+    DS_TRY(a.sequence.own->commit(rows));
+    DS_TRY(a.sequence.own->copy_rows(*compute, *left.sequence.own, 0, 0, rows));
+    claim = std::move(left.hidden->claim);
+    DS_ASSIGN(a.hidden, arena->reserve(left.hidden->row_bytes(), rows, std::move(claim)));
+    DS_TRY(a.hidden->commit(rows));
+    DS_TRY(a.hidden->copy_rows(*compute, *left.hidden, 0, 0, rows));
+    for (size_t i = 0; i < a.memory.hidden.size(); ++i)
+      a.memory.hidden[i] = a.hidden->layer(static_cast<int64_t>(i));
+    orphans.push_back(std::move(left));
+    return ok_status();
+  }
+
+  void admit() {
+    while (!queue.empty() && !free_slots.empty()) {
+      Active& a = *queue.front();
+      if (!start(a)) break;
+      active.push_back(std::move(queue.front()));
+      queue.pop_front();
+    }
+    end_failed();
+  }
+
+  // ---- a step
+
+  struct Item {
+    Station* station = nullptr;  // a batch that decodes
+    Active* one = nullptr;       // or one request
+    std::optional<PlanRun::Piece> piece;
+    size_t first = 0, count = 0;  // of the station's batch
+  };
+
+  float* logits_of(size_t slot) {
+    return reinterpret_cast<float*>(results->data() + static_cast<int64_t>(slot) * result_bytes);
+  }
+  int32_t* next_of(size_t slot) { return reinterpret_cast<int32_t*>(logits_of(slot) + most_vocab); }
+
+  /// One more token for each of batch[first .. first + count).
+  void decode(Station& s, size_t first, size_t count) {
+    DeviceModel& model = s.receiver->model();
+    const int64_t layers = model.config().layers, width = s.receiver->row_bytes().hidden;
+    std::byte* hidden = s.hidden->data() + static_cast<int64_t>(first) * width;
+    for (size_t i = first; i < first + count; ++i) {
+      Active& a = *s.batch[i];
+      s.ids[i] = a.next;
+      const auto position = static_cast<int64_t>(a.tokens.size()) - 1;
+      for (int64_t l = 0; l < layers; ++l)
+        s.sequences[static_cast<size_t>(l * limits.batch) + i] = a.sequence.rows(l, position, 1, 1);
+    }
+    model.embed(*compute, s.ids.data() + first, static_cast<int64_t>(count), hidden);
+    for (int64_t l = 0; l < layers; ++l)
+      model.layer_batch(*compute, *s.workspace, l, hidden,
+                        std::span(s.sequences).subspan(static_cast<size_t>(l * limits.batch) + first, count));
+    if (s.logits) {
+      model.logits_batch(*compute, *s.workspace, hidden, std::span(s.rows).first(count),
+                         reinterpret_cast<float*>(s.logits->data()) +
+                             static_cast<int64_t>(first) * model.config().vocab);
+    } else {
+      for (size_t i = first; i < first + count; ++i) {
+        Active& a = *s.batch[i];
+        model.head(*compute, *s.workspace,
+                   {s.hidden->data() + static_cast<int64_t>(i) * width, nullptr, a.choice, next_of(a.slot)});
+      }
+    }
+  }
+
+  bool step() {
+    std::vector<Item> items;
+    auto begin = [&](Item item) {
+      compute->begin_op(static_cast<int64_t>(items.size()));
+      items.push_back(std::move(item));
+    };
+    std::vector<Station*> decoding;
+    for (auto& a : active) a->station->batch.clear();
+    for (auto& a : active) {
+      if (a->state != Active::State::kDecoding) continue;
+      if (Status status = a->sequence.own->commit(static_cast<int64_t>(a->tokens.size()) - a->sequence.own_first);
+          !status.ok()) {
+        failed.emplace_back(a.get(), std::move(status));
+        continue;
+      }
+      if (!a->retry) a->choice = a->sampler->next();
+      if (a->station->batch.empty()) decoding.push_back(a->station);
+      a->station->batch.push_back(a.get());
+    }
+    end_failed();
+    for (Station* s : decoding) {
+      // Those of a batch that failed go one by one, so that the fault is found and nobody else's.
+      std::stable_partition(s->batch.begin(), s->batch.end(), [](const Active* a) { return !a->alone; });
+      const auto together = static_cast<size_t>(
+          std::count_if(s->batch.begin(), s->batch.end(), [](const Active* a) { return !a->alone; }));
+      if (together > 0) {
+        begin({.station = s, .first = 0, .count = together});
+        decode(*s, 0, together);
+      }
+      for (size_t i = together; i < s->batch.size(); ++i) {
+        begin({.station = s, .first = i, .count = 1});
+        decode(*s, i, 1);
+      }
+    }
+    std::vector<PlanRun*> runs;
+    std::vector<Active*> of;
+    for (auto& a : active)
+      if (a->state == Active::State::kComputing) {
+        runs.push_back(a->run.get());
+        of.push_back(a.get());
+      }
+    double flops = 0;
+    begun->reset();
+    ended->reset();
+    compute->begin_op(-1);
+    compute->record(*begun);
+    fill_step(runs, speed.flops(limits.step_budget_ns), kMostPieces, [&](const ScheduledPiece& p) {
+      Active& a = *of[p.run];
+      begin({.one = &a, .piece = p.piece});
+      a.run->issue(p.piece, *compute, *a.station->workspace, a.sequence, a.memory,
+                   storage[items.size() - 1], {nullptr, logits_of(a.slot), a.choice, next_of(a.slot)});
+      flops += p.piece.flops;
+    });
+    compute->begin_op(-1);
+    compute->record(*ended);
+    const int64_t start = now_ns();
+    Status status = compute->synchronize();
+    if (items.empty()) return false;
+    const int64_t busy = now_ns() - start;
+    {
+      std::lock_guard lock(mutex);
+      ++stats.steps;
+      stats.compute_busy_ns += busy;
+    }
+    if (status.ok()) speed.add(flops, ended->time_ns() - begun->time_ns());
+    settle(items, std::move(status));
+    return true;
+  }
+
+  void settle(std::vector<Item>& items, Status status) {
+    // Work before the failure has run, what comes after it has not.
+    size_t ran = items.size();
+    if (!status.ok()) {
+      const int64_t op = compute->failed_op();
+      if (is_device_failure(status.code()) || op < 0) return give_up(std::move(status));
+      ran = static_cast<size_t>(op);
+    }
+    for (size_t i = 0; i < ran; ++i) {
+      Item& item = items[i];
+      if (item.station != nullptr) {
+        decoded(*item.station, item.first, item.count);
+      } else {
+        item.one->run->complete(*item.piece);
+        item.one->answer.compute_ns += speed.ns(item.piece->flops);
+      }
+    }
+    for (size_t i = ran; i < items.size(); ++i)
+      if (items[i].one != nullptr) items[i].one->run->rewind();
+    if (ran < items.size()) {
+      Item& item = items[ran];
+      if (item.one != nullptr) {
+        failed.emplace_back(item.one,
+                            status.with_context(fmt::format("variant '{}', op {} ({})", item.one->variant->name,
+                                                            item.one->run->op(*item.piece),
+                                                            item.one->run->label(*item.piece))));
+      } else if (item.count == 1) {
+        Active& a = *item.station->batch[item.first];
+        failed.emplace_back(
+            &a, status.with_context(fmt::format("token {} of the answer", a.answer.tokens.size() + 1)));
+      } else {
+        for (size_t i = item.first; i < item.first + item.count; ++i) item.station->batch[i]->alone = true;
+      }
+      // A token that was not decoded is chosen as it would have been.
+      for (size_t i = ran; i < items.size(); ++i)
+        if (items[i].station != nullptr)
+          for (size_t k = items[i].first; k < items[i].first + items[i].count; ++k)
+            items[i].station->batch[k]->retry = true;
+    }
+    for (auto& a : active)
+      if (a->state == Active::State::kComputing && a->run->finished()) first_token(*a);
+    finish_ended();
+    end_failed();
+  }
+
+  void give_up(Status status) {
+    {
+      std::lock_guard lock(mutex);
+      lost = status;
+    }
+    for (auto& a : active) failed.emplace_back(a.get(), status);
+    end_failed();
+    for (auto& a : std::exchange(queue, {})) fail(*a, status);
+  }
+
+  Status check_logits(const Active& a, std::span<const float> logits) const {
+    const int64_t bad = count_not_finite(logits);
+    if (bad == 0) return ok_status();
+    return error(Code::kInternal,
+                 "the logits of token {} of the answer are not numbers: {} of {} are not finite; {}",
+                 a.answer.tokens.size() + 1, bad, logits.size(),
+                 a.answer.cache == CacheStatus::kHit
+                     ? "a sender's entry was reused: see whether the full prefill answers, then publish it again"
+                     : "a kernel is broken, or the model overflows: see whether f32 answers");
+  }
+
+  void first_token(Active& a) {
+    const int64_t vocab = a.request.receiver->model().config().vocab;
+    const std::span<const float> logits(logits_of(a.slot), static_cast<size_t>(vocab));
+    if (Status status = check_logits(a, logits); !status.ok()) {
+      failed.emplace_back(&a, std::move(status));
+      return;
+    }
+    if (a.request.first_logits) a.answer.first_logits.assign(logits.begin(), logits.end());
+    if (a.plan >= 0 && a.answer.miss.ok()) a.answer.cache = CacheStatus::kHit;
+    a.answer.repaired = a.run->repaired();
+    a.answer.variant = a.variant;
+    a.answer.ttft_ns = now_ns() - a.submitted_ns;
+    if (a.run->repaired()) a.kept_as = a.run->exact() && !a.kept_as.empty() ? exact_salt(a) : "";
+    a.run.reset();
+    a.hidden.reset();
+    a.positions.reset();
+    // Others that begin as this one did need not wait for its end.
+    if (!a.kept_as.empty() && a.sequence.base == nullptr) {
+      a.node = prefixes.insert(a.kept_as, a.tokens, a.sequence.own);
+      if (a.node != nullptr) {
+        a.sequence.base = a.node;
+        a.sequence.prefix_rows = a.n > 0 ? a.n : round_down(a.m);
+      }
+    }
+    a.state = Active::State::kDecoding;
+    next_token(a, *next_of(a.slot));
+  }
+
+  void decoded(Station& s, size_t first, size_t count) {
+    const auto vocab = static_cast<size_t>(s.receiver->model().config().vocab);
+    for (size_t i = first; i < first + count; ++i) {
+      Active& a = *s.batch[i];
+      int32_t token = 0;
+      if (s.logits) {
+        const std::span<const float> logits(reinterpret_cast<const float*>(s.logits->data()) + i * vocab, vocab);
+        if (Status status = check_logits(a, logits); !status.ok()) {
+          failed.emplace_back(&a, std::move(status));
+          continue;
+        }
+        token = choose(logits, a.choice, scratch);
+      } else {
+        token = *next_of(a.slot);
+      }
+      next_token(a, token);
+    }
+  }
+
+  void next_token(Active& a, int32_t token) {
+    const EngineRequest& r = a.request;
+    a.retry = false;
+    if (std::find(r.stop_ids.begin(), r.stop_ids.end(), token) != r.stop_ids.end()) {
+      a.answer.stopped = true;
+      a.answer.stop_token = token;
+      a.over = true;
+      return;
+    }
+    a.answer.tokens.push_back(token);
+    a.answer.token_ns.push_back(now_ns() - a.submitted_ns);
+    a.tokens.push_back(token);
+    a.next = token;
+    if (r.on_token) r.on_token(token);
+    if (r.is_last && r.is_last(token)) {
+      a.answer.ended_by_caller = true;
+      a.over = true;
+    }
+    if (static_cast<int64_t>(a.answer.tokens.size()) >= r.max_new_tokens) a.over = true;
+  }
+
+  void finish_ended() {
+    for (auto at = active.begin(); at != active.end();) {
+      Active& a = **at;
+      if (!a.over) {
+        ++at;
+        continue;
+      }
+      a.answer.decode_ns = now_ns() - a.submitted_ns - a.answer.ttft_ns;
+      keep(a);
+      {
+        std::lock_guard lock(mutex);
+        stats.prompt_tokens += a.n + a.m;
+        stats.cached_tokens += a.answer.cached_tokens;
+        stats.new_tokens += static_cast<int64_t>(a.answer.tokens.size());
+        stats.entry_hits += a.answer.cache == CacheStatus::kHit ? 1 : 0;
+        stats.entry_misses += a.answer.cache == CacheStatus::kMiss ? 1 : 0;
+        stats.repaired += a.answer.repaired ? 1 : 0;
+      }
+      EngineAnswer answer = std::move(a.answer);
+      end(a, std::move(answer), &EngineStats::finished);
+      at = active.erase(at);
+    }
+  }
+
+  /// Keeps the finished request's caches for those that begin as it did.
+  void keep(Active& a) {
+    if (a.kept_as.empty()) return;
+    // Of the last token nothing was computed yet; where it is a stop token, it is not among them.
+    const int64_t rows = static_cast<int64_t>(a.tokens.size()) - (a.answer.stopped ? 0 : 1);
+    const auto tokens = std::span<const int32_t>(a.tokens).first(static_cast<size_t>(rows));
+    const RowBytes& bytes = a.request.receiver->row_bytes();
+    KvRange& own = *a.sequence.own;
+    if (a.node != nullptr) {
+      own.claim.shrink(bytes.cache(rows));
+      prefixes.replace(a.node, tokens);  // who reads of it reads what is before
+      return;
+    }
+    if (a.sequence.base == nullptr) return;  // all of it is here already
+    const int64_t first = a.sequence.own_first;
+    if (rows <= first) return;
+    // A conversation's next turn: what it read goes on where it ended, if nobody else reads that.
+    auto base = a.sequence.base;
+    a.sequence.base.reset();
+    KvRange& range = base->range();
+    const bool grows = PrefixCache::sole(base) && rows <= range.rows();
+    if (grows) {
+      own.claim.shrink(bytes.cache(rows - first));
+      if (!range.claim.grow(bytes.cache(rows)).ok() || !range.commit(rows).ok()) return;
+      if (!range.copy_rows(*compute, own, 0, first, rows - first).ok()) return;
+      prefixes.replace(base, tokens);
+      return;
+    }
+    // Another branch: a copy of what both begin with.
+    auto claim = arena->claim(bytes.cache(rows));
+    if (!claim.ok()) return;
+    auto copy = arena->reserve(bytes, backend.host_visible() ? limits.tokens : rows, std::move(claim).value());
+    if (!copy.ok() || !(*copy)->commit(rows).ok()) return;
+    if (!(*copy)->copy_rows(*compute, range, 0, 0, first).ok()) return;
+    if (!(*copy)->copy_rows(*compute, own, 0, first, rows - first).ok()) return;
+    prefixes.insert(a.kept_as, tokens, *copy);
+  }
+
+  // ---- the thread
+
+  /// With the first receiver: what depends on its shape, and the thread.
+  Status open_for(const ModelConfig& config) {
+    const Shape shape = config.shape();
+    row_bytes = std::max(shape.kv_row(), shape.e_row()) * static_cast<int64_t>(sizeof(float));
+    most_vocab = config.vocab;
+    result_bytes = (most_vocab * static_cast<int64_t>(sizeof(float)) + 4 + 63) / 64 * 64;
+    DS_ASSIGN(results, backend.allocate(limits.batch * result_bytes, MemoryKind::kHost));
+    DS_ASSIGN(service, TransferService::create(backend, row_bytes, [w = wake] { (*w)(); }));
+    try {
+      thread = std::thread([this] { loop(); });
+    } catch (const std::system_error& e) {
+      return error(Code::kExhausted, "starting the engine's thread: {}", e.what());
+    }
+    return ok_status();
+  }
+
+  void loop() {
+    for (;;) {
+      collect();
+      {
+        std::lock_guard lock(mutex);
+        if (closing) break;
+      }
+      admit();
+      const bool ran = step();
+      report();
+      if (ran) continue;
+      const bool watching = std::any_of(active.begin(), active.end(), [](const auto& a) {
+        return a->state != Active::State::kDecoding;
+      });
+      const bool timed = std::any_of(queue.begin(), queue.end(), [](const auto& a) { return a->deadline_ns; });
+      wake->wait(watching || timed || !orphans.empty() ? kLeastPatienceNs / 8 : int64_t{1} << 40);
+    }
+    const Status closed = error(Code::kExhausted, "the engine was closed");
+    for (auto& a : active) fail(*a, closed);
+    active.clear();
+    for (auto& a : queue) fail(*a, closed);
+    queue.clear();
+    std::deque<std::unique_ptr<Active>> late;
+    {
+      std::lock_guard lock(mutex);
+      late.swap(submitted);
+    }
+    for (auto& a : late) fail(*a, closed);
+  }
+
+  void report() {
+    std::lock_guard lock(mutex);
+    stats.waiting = static_cast<int64_t>(queue.size());
+    stats.running = static_cast<int64_t>(active.size());
+    stats.decoding = std::count_if(active.begin(), active.end(), [](const auto& a) {
+      return a->state == Active::State::kDecoding;
+    });
+    stats.prefix_bytes = prefixes.bytes();
+    stats.evictions = prefixes.evictions();
+  }
+};
+
+Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, const EngineLimits& limits) {
+  if (limits.cache_bytes < 1 || limits.tokens < 1 || limits.batch < 1 || limits.batch > 4096 ||
+      limits.queue < 1 || limits.step_budget_ns < 1)
+    return error(Code::kInvalidArgument,
+                 "engine limits: {} bytes for caches, {} tokens, a batch of {} (1 to 4096), a queue of {}, a "
+                 "step budget of {} ns; all at least 1",
+                 limits.cache_bytes, limits.tokens, limits.batch, limits.queue, limits.step_budget_ns);
+  std::unique_ptr<Engine> engine(new Engine());
+  engine->loop_ = std::make_unique<EngineLoop>(backend, limits);
+  EngineLoop& loop = *engine->loop_;
+  loop.arena = std::make_unique<KvArena>(backend, limits.cache_bytes);
+  DS_ASSIGN(loop.compute, backend.make_stream(StreamKind::kCompute, kCommands));
+  DS_ASSIGN(loop.begun, backend.make_event());
+  DS_ASSIGN(loop.ended, backend.make_event());
+  for (size_t i = static_cast<size_t>(limits.batch); i-- > 0;) loop.free_slots.push_back(i);
+  loop.storage.resize(kMostPieces + static_cast<size_t>(limits.batch));
+  return engine;
+}
+
+Result<const Receiver*> Engine::add(std::unique_ptr<Receiver> receiver) {
+  EngineLoop& loop = *loop_;
+  auto station = std::make_unique<Station>();
+  const ModelConfig& config = receiver->model().config();
+  const int64_t batch = loop.limits.batch, tokens = std::min(loop.limits.tokens, config.max_positions);
+  DS_ASSIGN(station->workspace, receiver->model().make_workspace(tokens));
+  DS_ASSIGN(station->hidden, loop.backend.allocate(batch * receiver->row_bytes().hidden));
+  if (loop.backend.host_visible()) {
+    DS_ASSIGN(station->logits,
+              loop.backend.allocate(batch * config.vocab * static_cast<int64_t>(sizeof(float)), MemoryKind::kHost));
+  }
+  station->ids.resize(static_cast<size_t>(batch));
+  station->sequences.resize(static_cast<size_t>(config.layers * batch));
+  for (int64_t i = 0; i < batch; ++i) station->rows.push_back(i);
+  station->receiver = std::move(receiver);
+  std::lock_guard lock(loop.mutex);
+  if (!loop.thread.joinable()) DS_TRY(loop.open_for(config));
+  const RowBytes& bytes = station->receiver->row_bytes();
+  if (config.vocab > loop.most_vocab || std::max(bytes.hidden, bytes.kv) > loop.row_bytes)
+    return error(Code::kUnsupported,
+                 "receiver '{}' has a vocabulary of {} and rows of {} bytes, more than this engine's first "
+                 "receiver ({}, {}); add the largest one first",
+                 station->receiver->name(), config.vocab, std::max(bytes.hidden, bytes.kv), loop.most_vocab,
+                 loop.row_bytes);
+  const Receiver* added = station->receiver.get();
+  loop.stations.push_back(std::move(station));
+  return added;
+}
+
+Engine::~Engine() {
+  if (!loop_->thread.joinable()) return;
+  {
+    std::lock_guard lock(loop_->mutex);
+    loop_->closing = true;
+  }
+  (*loop_->wake)();
+  loop_->thread.join();
+  loop_->service.reset();  // what is being read ends before its memory goes
+}
+
+Result<std::shared_ptr<Ticket>> Engine::submit(EngineRequest request) {
+  return loop_->submit(std::move(request));
+}
+
+EngineStats Engine::stats() const {
+  EngineStats stats;
+  {
+    std::lock_guard lock(loop_->mutex);
+    stats = loop_->stats;
+  }
+  stats.claimed_bytes = loop_->arena->claimed();
+  stats.peak_bytes = loop_->arena->peak();
+  if (loop_->service) {
+    stats.link_bytes = loop_->service->bytes_read();
+    stats.link_busy_ns = loop_->service->busy_ns();
+    stats.link_rate = loop_->service->rate();
+  }
+  return stats;
+}
+
+void Engine::drain() {
+  std::unique_lock lock(loop_->mutex);
+  loop_->idle.wait(lock, [&] { return loop_->open == 0; });
+}
+
+}  // namespace ds

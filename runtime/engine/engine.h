@@ -1,0 +1,130 @@
+// Many requests of many receivers on one device.
+//
+// A thread of the engine's own takes steps. In each, every sequence that is past its first token decodes one
+// more, all of a receiver's together, and plan ops of waiting requests run for at most a budget of predicted
+// time: a plan op, or some rows of one, is the unit of preemption, so that time between tokens holds while
+// long prompts stream in. Transfers of all requests go through one queue (TransferService).
+//
+// A request's errors, misses and cancellation are its own: what it gives is what it would give alone, to the
+// bit on a backend whose rows are independent (the CPU).
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "runtime/core/session.h"
+#include "runtime/engine/kv_arena.h"
+#include "runtime/engine/receiver.h"
+#include "runtime/store/store.h"
+#include "support/status.h"
+
+namespace ds {
+
+struct EngineLimits {
+  int64_t cache_bytes = 0;  // of caches and hidden states of all requests, and of the prefix cache
+  int64_t tokens = 0;       // of the longest sequence: context, prompt and new tokens
+  int64_t batch = 32;       // most requests that are worked on at a time
+  int64_t queue = 1024;     // most that wait
+  /// Predicted time of plan ops in one step while others decode: what a token waits for at the most beside
+  /// its own step.
+  int64_t step_budget_ns = 30'000'000;
+  bool prefix_cache = true;
+};
+
+/// What may be reused for a request.
+enum class Reuse : uint8_t {
+  kAuto,   // what the receiver's plans allow
+  kExact,  // what this receiver has computed itself
+  kOff,    // nothing
+};
+
+struct EngineRequest {
+  const Receiver* receiver = nullptr;  // of this engine
+  std::vector<int32_t> context;        // n >= 0 tokens, which a sender may have computed
+  std::vector<int32_t> entry;          // as Request::entry; empty: the context
+  std::vector<int32_t> suffix;         // m >= 1 tokens
+  Store* store = nullptr;              // where entries may be; nullptr: none. Outlives the request
+  std::string salt;                    // of the tenant: of entries and of the prefix cache
+  Reuse reuse = Reuse::kAuto;
+  int64_t link_rate = 0;      // as Request::link_rate; 0: what the engine has measured
+  int64_t time_limit_ns = 0;  // from submit() until the last token; 0: none
+  Sampling sampling;
+  int64_t max_new_tokens = 1;
+  std::vector<int32_t> stop_ids;
+  bool first_logits = false;  // whether the answer has those of the first token
+  /// On the engine's thread: they may submit and cancel, and have to be quick.
+  std::function<void(int32_t token)> on_token;
+  std::function<bool(int32_t token)> is_last;
+  std::function<void()> on_end;  // after it, Ticket::wait() does not block
+};
+
+struct EngineAnswer : Answer {
+  int64_t queue_ns = 0;            // submit() -> first work
+  int64_t cached_tokens = 0;       // that the prefix cache had
+  bool repaired = false;           // transfers were lost: part of what the plan reuses was computed
+  std::vector<int64_t> token_ns;   // submit() -> each token
+  std::vector<float> first_logits;  // [vocab], where asked for
+};
+
+/// A request that was submitted.
+class Ticket {
+ public:
+  /// Blocks until the request has ended. Errors: kInvalidArgument, kExhausted (cancelled, out of time, the
+  /// engine was closed), and those of a kernel (Session::run).
+  Result<EngineAnswer> wait();
+  bool done() const;
+  /// Ends it at the next step. Does nothing to one that has ended.
+  void cancel();
+
+ private:
+  friend class Engine;
+  friend struct EngineLoop;
+  mutable std::mutex mutex_;
+  std::condition_variable ended_;
+  std::optional<Result<EngineAnswer>> result_;
+  std::atomic<bool> cancelled_{false};
+  std::function<void()> wake_;
+};
+
+struct EngineStats {
+  int64_t submitted = 0, finished = 0, failed = 0, cancelled = 0, refused = 0;
+  int64_t waiting = 0, running = 0, decoding = 0;
+  int64_t steps = 0;
+  int64_t entry_hits = 0, entry_misses = 0, repaired = 0;
+  int64_t prompt_tokens = 0, cached_tokens = 0, new_tokens = 0;
+  int64_t link_bytes = 0, link_busy_ns = 0, link_rate = 0;
+  int64_t compute_busy_ns = 0;
+  int64_t claimed_bytes = 0, peak_bytes = 0, prefix_bytes = 0, evictions = 0;
+};
+
+class Engine {
+ public:
+  /// `backend` outlives the engine. Errors: kInvalidArgument (limits), kExhausted (memory, threads).
+  static Result<std::unique_ptr<Engine>> create(Backend& backend, const EngineLimits& limits);
+  /// Ends what still runs (kExhausted).
+  ~Engine();
+
+  /// Before requests name it. kExhausted: no memory for its workspace. The engine keeps it.
+  Result<const Receiver*> add(std::unique_ptr<Receiver> receiver);
+
+  /// Errors at once: kInvalidArgument (tokens outside the vocabulary or the limits, a receiver of another
+  /// engine), kExhausted (the queue is full, or the request could never fit into cache_bytes).
+  Result<std::shared_ptr<Ticket>> submit(EngineRequest request);
+
+  EngineStats stats() const;
+  /// Blocks until nothing waits or runs.
+  void drain();
+
+ private:
+  Engine() = default;
+  std::unique_ptr<struct EngineLoop> loop_;
+};
+
+}  // namespace ds

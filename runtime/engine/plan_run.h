@@ -1,0 +1,141 @@
+// One request's way through its variant: which kernels may run now, and what is left to do when a transfer
+// does not come.
+//
+// Kernels run in the plan's order. One over many rows can run in pieces, each at a multiple of 64 rows: on a
+// backend whose rows are independent (the CPU) the bits are the same. Where a transfer is missing,
+// damaged or late, the cells that have not come are recomputed from where the run stands: from the hidden states of the highest
+// layer, at or below the first cell that is missing, that are there for the whole context; else from the
+// embeddings. What comes of it is again a tiling: the layers below as the plan has them, R's own ones above.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "runtime/engine/prefix_cache.h"
+#include "runtime/engine/receiver.h"
+#include "runtime/engine/transfer_service.h"
+
+namespace ds {
+
+/// Where the caches of a request's positions are: rows 0 .. prefix_rows - 1 in `base`, which others read too,
+/// the rest in `own`.
+struct Sequence {
+  std::shared_ptr<KvRange> own;
+  int64_t own_first = 0;  // position of own's row 0
+  std::shared_ptr<PrefixCache::Node> base;
+  int64_t prefix_rows = 0;  // >= own_first; 0: no prefix
+
+  /// For layer_batch(). `position` >= prefix_rows.
+  SequenceRows rows(int64_t layer, int64_t position, int64_t rows, int64_t query_rows) const;
+  /// Address of a position of the layer that `own` has.
+  std::byte* at(int64_t layer, int64_t position) const;
+};
+
+/// A request's part of a workspace: what its plan computes in.
+struct RunMemory {
+  std::vector<std::byte*> hidden;  // by hidden buffer: a row for every position from RunShape::first on
+  std::byte* positions = nullptr;  // int32 for every context token; of a variant that selects
+};
+
+/// Which rows are computed: positions first .. n - 1 of the context and n .. n + m - 1 behind it.
+struct RunShape {
+  int64_t first = 0, n = 0, m = 0;
+};
+
+class PlanRun {
+ public:
+  static constexpr int64_t kBlock = 64;
+
+  /// `plan`: of the receiver's; negative: its exact one. `first` > 0 (rows that a prefix has already) is for
+  /// variants without transfers only. `tokens`: n + m ids, living as long as the run.
+  PlanRun(const Receiver& receiver, int64_t plan, const Variant& variant, RunShape shape,
+          std::span<const int32_t> tokens);
+
+  /// How many hidden buffers it computes in.
+  size_t hidden_buffers() const { return levels_.size(); }
+  bool selects() const { return variant_->select_share > 0; }
+  const Variant& variant() const { return *variant_; }
+
+  /// Its transfers, in the plan's order; `index` is what arrived() is told.
+  std::vector<TransferJob> transfers(const Sequence& sequence, const RunMemory& memory,
+                                     const std::shared_ptr<EntryReader>& entry, uint64_t owner,
+                                     int64_t start_ns) const;
+  void arrived(int32_t transfer);
+  /// What has not come is computed instead. Only while nothing that was issued runs, and no transfer.
+  void lose_transfers();
+  bool awaits_transfers() const;
+  /// Whether a transfer was lost: what runs is not the variant any more, and its promise at least.
+  bool repaired() const { return repaired_; }
+  /// Whether nothing of a sender is in what was computed.
+  bool exact() const { return exact_; }
+
+  /// Some rows of one kernel.
+  struct Piece {
+    size_t call = 0;
+    int64_t first = 0, rows = 0, queries = 0;
+    double flops = 0;
+  };
+  /// The next piece: of whole kernels where they take `most_flops` at the most, else of fewer rows, but 64 at
+  /// least. None: finished, or what it reads has not come.
+  std::optional<Piece> next(double most_flops) const;
+  /// Enqueues next()'s piece. `sequences` is storage that lives until the stream has run.
+  void issue(const Piece& piece, CommandStream& stream, Workspace& workspace, const Sequence& sequence,
+             const RunMemory& memory, SequenceRows& storage, const HeadCall& head);
+  /// A piece has run, in the order of issue.
+  void complete(const Piece& piece);
+  /// What was issued and not completed has not run.
+  void rewind() { issued_ = done_; }
+  bool finished() const { return done_.call == calls_.size(); }
+  /// The op of the plan, for messages and records; -1: none of its.
+  int32_t op(const Piece& piece) const { return calls_[piece.call].op; }
+  /// "recompute 4.2": for messages and pictures.
+  std::string label(const Piece& piece) const;
+
+ private:
+  struct Call {
+    OpKind kind = OpKind::kHead;
+    int32_t op = -1, layer = -1;
+    int32_t hidden = 0;
+    int64_t first = 0, rows = 0, queries = 0;
+    bool selected = false;  // of the positions that select has chosen
+    std::vector<int32_t> transfers = {};  // that it waits for
+  };
+  struct Transfer {
+    int32_t op = 0;
+    TensorKind kind = TensorKind::kKv;
+    int32_t layer = 0;
+    int32_t hidden = 0;  // of E
+    int64_t first = 0, rows = 0;
+    bool there = false, lost = false;
+  };
+  struct Cursor {
+    size_t call = 0;
+    int64_t rows = 0;  // of it
+    bool operator==(const Cursor&) const = default;
+  };
+
+  void build();
+  void repair();
+  double flops(const Call& call, int64_t first, int64_t rows, int64_t queries) const;
+  static bool divisible(const Call& call);
+  int64_t blocks() const { return (shape_.n + kBlock - 1) / kBlock; }
+  template <typename F>
+  void for_blocks(int64_t first, int64_t end, F&& f) const;
+
+  const Receiver& receiver_;
+  const int64_t plan_;
+  const Variant* variant_;
+  const RunShape shape_;
+  std::span<const int32_t> tokens_;
+  std::vector<Call> calls_;
+  std::vector<Transfer> transfers_;
+  Cursor issued_, done_;
+  std::vector<std::vector<int32_t>> levels_;  // by hidden buffer and block: which layer these rows enter; -1
+  std::vector<std::vector<bool>> made_;       // by layer and block: K and V are as the tiling has them
+  bool repaired_ = false, exact_ = true;
+};
+
+}  // namespace ds

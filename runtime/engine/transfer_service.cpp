@@ -1,0 +1,148 @@
+#include "runtime/engine/transfer_service.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "support/clock.h"
+
+namespace ds {
+
+Result<std::unique_ptr<TransferService>> TransferService::create(Backend& backend, int64_t row_bytes,
+                                                                 std::function<void()> wake) {
+  std::unique_ptr<TransferService> service(new TransferService());
+  service->wake_ = std::move(wake);
+  DS_ASSIGN(service->landing_, Landing::create(backend, row_bytes));
+  DS_ASSIGN(service->stream_, backend.make_stream(StreamKind::kLink, 16));
+  try {
+    service->look_up_thread_ = std::thread([s = service.get()] { s->look_ups(); });
+  } catch (const std::system_error& e) {
+    return error(Code::kExhausted, "starting the thread of look-ups: {}", e.what());
+  }
+  return service;
+}
+
+TransferService::~TransferService() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    queue_.clear();
+    look_ups_.clear();
+    current_cancelled_ = true;
+    wanted_.notify_all();
+  }
+  if (look_up_thread_.joinable()) look_up_thread_.join();
+  if (stream_) (void)stream_->synchronize();
+}
+
+void TransferService::submit(TransferJob job) {
+  std::lock_guard lock(mutex_);
+  queue_.push_back(std::move(job));
+  if (std::exchange(serving_, true)) return;
+  stream_->host({&TransferService::serve, this, 0});
+}
+
+void TransferService::look_up(std::function<void()> task) {
+  std::lock_guard lock(mutex_);
+  look_ups_.push_back(std::move(task));
+  wanted_.notify_one();
+}
+
+void TransferService::cancel(uint64_t owner) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(queue_, [&](const TransferJob& j) { return j.owner == owner; });
+  std::erase_if(done_, [&](const TransferDone& d) { return d.owner == owner; });
+  if (current_ == owner) current_cancelled_ = true;
+}
+
+bool TransferService::reading(uint64_t owner) const {
+  std::lock_guard lock(mutex_);
+  return current_ == owner;
+}
+
+std::vector<TransferDone> TransferService::take_done() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(done_, {});
+}
+
+int64_t TransferService::rate() const {
+  std::lock_guard lock(mutex_);
+  return estimate_.rate();
+}
+
+int64_t TransferService::bytes_read() const {
+  std::lock_guard lock(mutex_);
+  return bytes_read_;
+}
+
+int64_t TransferService::busy_ns() const {
+  std::lock_guard lock(mutex_);
+  return busy_ns_;
+}
+
+void TransferService::serve(void* self, int64_t) { static_cast<TransferService*>(self)->serve(); }
+
+/// One transfer a call, so that the stream's thread may take its cores in turn.
+void TransferService::serve() {
+  TransferJob job;
+  {
+    std::lock_guard lock(mutex_);
+    if (queue_.empty()) {
+      serving_ = false;
+      return;
+    }
+    // What is needed first; of equals, what came first.
+    const auto next =
+        std::min_element(queue_.begin(), queue_.end(), [](const TransferJob& a, const TransferJob& b) {
+          return a.needed_ns < b.needed_ns;
+        });
+    job = std::move(*next);
+    queue_.erase(next);
+    current_ = job.owner;
+    current_cancelled_ = false;
+  }
+  const int64_t start = now_ns();
+  const LandingRows rows{job.kind, job.layer, job.first, job.rows, job.map};
+  Status status = landing_->read(*job.entry, rows, job.to, [this]() -> Status {
+    progress_ns_.store(now_ns(), std::memory_order_relaxed);
+    if (!current_cancelled_ && !stopping_) return ok_status();
+    return error(Code::kExhausted, "the transfer was cancelled");
+  });
+  // A transfer is there when its copies are.
+  if (Status copies = landing_->synchronize(); status.ok()) status = std::move(copies);
+  const int64_t end = now_ns();
+  {
+    std::lock_guard lock(mutex_);
+    busy_ns_ += end - start;
+    if (status.ok()) {
+      progress_ns_.store(end, std::memory_order_relaxed);
+      bytes_read_ += job.bytes;
+      estimate_.add(job.bytes, end - start);
+    }
+    const bool cancelled = current_cancelled_.exchange(false);
+    current_ = 0;
+    if (!cancelled) done_.push_back({job.owner, job.index, std::move(status), start, end, job.bytes});
+    job.entry.reset();
+    if (queue_.empty() || stopping_)
+      serving_ = false;
+    else
+      stream_->host({&TransferService::serve, this, 0});
+  }
+  wake_();
+}
+
+void TransferService::look_ups() {
+  for (;;) {
+    std::function<void()> task;
+    {
+      std::unique_lock lock(mutex_);
+      wanted_.wait(lock, [&] { return stopping_ || !look_ups_.empty(); });
+      if (stopping_) return;
+      task = std::move(look_ups_.front());
+      look_ups_.pop_front();
+    }
+    task();
+    wake_();
+  }
+}
+
+}  // namespace ds

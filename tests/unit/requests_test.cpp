@@ -1,0 +1,629 @@
+// The engine: what a request gives beside others is what it gives alone, whatever the others do, and faults
+// stay with the request that they are of.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <thread>
+
+#include "plans/full_prefill.h"
+#include "runtime/core/publish.h"
+#include "runtime/core/session.h"
+#include "runtime/engine/batch_scheduler.h"
+#include "runtime/engine/engine.h"
+#include "runtime/engine/prefix_cache.h"
+#include "support/clock.h"
+#include "tests/unit/aligned_plans.h"
+#include "tests/unit/model_fixture.h"
+#include "tests/unit/plan_builder.h"
+
+namespace ds {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::exact_rows;
+using testing::make_plan;
+using testing::make_restore_range_plan;
+using testing::make_select_plan;
+using testing::plain_cuts;
+using testing::random_ids;
+using testing::tiny_config;
+
+constexpr int64_t kVocab = 300;
+
+/// Two models of one shape on one backend.
+struct Pair {
+  std::unique_ptr<Backend> backend;
+  struct One {
+    std::unique_ptr<Checkpoint> checkpoint;
+    std::unique_ptr<DeviceModel> model;
+    ModelIdentity identity;
+  } sender, receiver;
+
+  explicit Pair(DType dtype = DType::kF32) {
+    auto made = testing::test_backend();
+    EXPECT_TRUE(made.ok()) << made.status().message();
+    backend = std::move(made).value();
+    uint64_t seed = 11;
+    for (One* one : {&sender, &receiver}) {
+      one->checkpoint = std::make_unique<Checkpoint>(
+          std::move(Checkpoint::random(tiny_config(Family::kLlama), seed++)).value());
+      auto loaded = backend->load(*one->checkpoint, {.dtype = dtype});
+      EXPECT_TRUE(loaded.ok()) << loaded.status().message();
+      one->model = std::move(loaded).value();
+      one->identity = *one->checkpoint->identity();
+    }
+  }
+  Shape shape() const { return receiver.model->config().shape(); }
+  Plan named(Plan plan) const {
+    plan.sender = sender.identity;
+    plan.receiver = receiver.identity;
+    return plan;
+  }
+  testing::PlanOptions options(int32_t chunks = 1) const {
+    testing::PlanOptions o;
+    o.chunks = chunks;
+    o.dtype = std::string(dtype_name(receiver.model->dtype()));
+    o.element_bytes = dtype_size(receiver.model->dtype());
+    return o;
+  }
+  void publish_to(Store& store, std::span<const int32_t> context) const {
+    auto published = publish(*backend, *sender.model, sender.identity, context, store,
+                             {.cuts = plain_cuts({1, 2, 3, 4})});
+    ASSERT_TRUE(published.ok()) << published.status().message();
+  }
+};
+
+std::string fresh_folder(const std::string& name) {
+  std::string folder = ::testing::TempDir() + "/ds_requests_" + name + std::to_string(getpid());
+  std::filesystem::remove_all(folder);
+  return folder;
+}
+
+std::unique_ptr<Engine> make_engine(Backend& backend, EngineLimits limits) {
+  auto engine = Engine::create(backend, limits);
+  EXPECT_TRUE(engine.ok()) << engine.status().message();
+  return std::move(engine).value();
+}
+
+const Receiver* add(Engine& engine, const Pair& pair, const Pair::One& one,
+                    const std::vector<const Plan*>& plans = {}) {
+  std::vector<ReceiverPlan> given;
+  for (const Plan* plan : plans) given.push_back({plan, nullptr});
+  auto receiver = Receiver::create(&one == &pair.sender ? "sender" : "receiver", *one.model, one.identity, given);
+  EXPECT_TRUE(receiver.ok()) << receiver.status().message();
+  auto added = engine.add(std::move(receiver).value());
+  EXPECT_TRUE(added.ok()) << added.status().message();
+  return *added;
+}
+
+constexpr EngineLimits kLimits{.cache_bytes = 64 << 20, .tokens = 1024, .batch = 16};
+
+struct Told {
+  std::vector<int32_t> tokens;
+  std::vector<float> logits;
+};
+
+/// What a session gives.
+Told alone(const Pair& pair, const Pair::One& one, const Plan& plan, const EngineRequest& r, Store* store) {
+  Request request;
+  request.context = r.context;
+  request.suffix = r.suffix;
+  request.store = store;
+  request.sampling = r.sampling;
+  request.max_new_tokens = r.max_new_tokens;
+  request.full_prefill = store == nullptr;
+  auto session = Session::create(*pair.backend, *one.model, plan,
+                                 {static_cast<int64_t>(r.context.size()),
+                                  static_cast<int64_t>(r.suffix.size()), r.max_new_tokens});
+  EXPECT_TRUE(session.ok()) << session.status().message();
+  auto answer = (*session)->run(request);
+  EXPECT_TRUE(answer.ok()) << answer.status().message();
+  if (store != nullptr) {
+    EXPECT_EQ(answer->cache, CacheStatus::kHit) << answer->miss.message();
+  }
+  auto logits = (*session)->first_logits();
+  return {answer->tokens, {logits.begin(), logits.end()}};
+}
+
+void expect_same(const Told& expected, const EngineAnswer& answer, const std::string& what) {
+  if (!exact_rows()) return;
+  ASSERT_EQ(answer.first_logits.size(), expected.logits.size()) << what;
+  EXPECT_EQ(std::memcmp(answer.first_logits.data(), expected.logits.data(), expected.logits.size() * 4), 0)
+      << what;
+  EXPECT_EQ(answer.tokens, expected.tokens) << what;
+}
+
+EngineRequest request_of(const Receiver* receiver, int64_t n, int64_t m, uint64_t seed, int64_t tokens = 6) {
+  EngineRequest r;
+  r.receiver = receiver;
+  r.context = random_ids(n, kVocab, seed);
+  r.suffix = random_ids(m, kVocab, seed + 1000);
+  r.sampling = {.temperature = 1, .seed = seed};
+  r.max_new_tokens = tokens;
+  r.first_logits = true;
+  return r;
+}
+
+EngineAnswer answer_of(Engine& engine, EngineRequest r) {
+  auto ticket = engine.submit(std::move(r));
+  EXPECT_TRUE(ticket.ok()) << ticket.status().message();
+  if (!ticket.ok()) return {};
+  auto answer = (*ticket)->wait();
+  EXPECT_TRUE(answer.ok()) << answer.status().message();
+  return answer.ok() ? *answer : EngineAnswer{};
+}
+
+TEST(Engine, OneRequestGivesWhatASessionGives) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    Pair pair(dtype);
+    auto store = open_store("file:" + fresh_folder("one"));
+    for (int64_t n : {0, 1, 63, 200}) {
+      for (int chunks : {1, 3}) {
+        const auto options = pair.options(chunks);
+        std::vector<Plan> plans{pair.named(make_plan(pair.shape(), {2, 3}, "e-first", options)),
+                                pair.named(make_plan(pair.shape(), {0, 1}, "kv-preload", options)),
+                                pair.named(make_restore_range_plan(pair.shape(), 1, 3, options)),
+                                pair.named(make_select_plan(pair.shape(), 0.3, pair.options()))};
+        for (size_t i = 0; i < plans.size(); ++i) {
+          auto engine = make_engine(*pair.backend, kLimits);
+          const Receiver* receiver = add(*engine, pair, pair.receiver, {&plans[i]});
+          EngineRequest r = request_of(receiver, n, 9, 5 + static_cast<uint64_t>(n));
+          if (n > 0) pair.publish_to(**store, r.context);
+          r.store = n > 0 ? store->get() : nullptr;
+          const Told expected = alone(pair, pair.receiver, plans[i], r, r.store);
+          const EngineAnswer answer = answer_of(*engine, r);
+          expect_same(expected, answer, fmt::format("n={} chunks={} plan {}", n, chunks, i));
+          EXPECT_EQ(answer.cache, n > 0 ? CacheStatus::kHit : CacheStatus::kUnused) << answer.miss.message();
+        }
+      }
+    }
+  }
+}
+
+TEST(Engine, TheSecondQuestionCostsItsSuffix) {
+  Pair pair;
+  auto engine = make_engine(*pair.backend, kLimits);
+  const Receiver* receiver = add(*engine, pair, pair.receiver);
+  const Plan exact = full_prefill_plan(pair.receiver.identity, pair.shape(), "f32");
+  EngineRequest first = request_of(receiver, 200, 9, 1), second = request_of(receiver, 200, 70, 2);
+  second.context = first.context;
+  expect_same(alone(pair, pair.receiver, exact, first, nullptr), answer_of(*engine, first), "first");
+  EngineAnswer answer = answer_of(*engine, second);
+  EXPECT_EQ(answer.cached_tokens, 200);
+  expect_same(alone(pair, pair.receiver, exact, second, nullptr), answer, "second");
+  // A conversation: everything so far, the answer, and new tokens.
+  EngineRequest third = second;
+  third.context.insert(third.context.end(), second.suffix.begin(), second.suffix.end());
+  third.context.insert(third.context.end(), answer.tokens.begin(), answer.tokens.end());
+  const Told expected = alone(pair, pair.receiver, exact, third, nullptr);
+  answer = answer_of(*engine, third);
+  EXPECT_EQ(answer.cached_tokens, 275) << "all but the answer's last token, of which nothing was computed";
+  expect_same(expected, answer, "third");
+  // Two branches of it.
+  for (uint64_t seed : {7, 8, 9}) {
+    EngineRequest branch = third;
+    branch.suffix = random_ids(100, kVocab, seed);
+    const Told told = alone(pair, pair.receiver, exact, branch, nullptr);
+    answer = answer_of(*engine, branch);
+    EXPECT_EQ(answer.cached_tokens, 276);
+    expect_same(told, answer, "branch");
+  }
+  // Another tenant, and another receiver, begin anew.
+  first.salt = "other";
+  EXPECT_EQ(answer_of(*engine, first).cached_tokens, 0);
+  first.receiver = add(*engine, pair, pair.sender);
+  EXPECT_EQ(answer_of(*engine, first).cached_tokens, 0);
+}
+
+TEST(Engine, AnApproximateCacheNeverAnswersAnExactLookUp) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("approximate"));
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options()));
+  const Plan exact = full_prefill_plan(pair.receiver.identity, pair.shape(), "f32");
+  auto engine = make_engine(*pair.backend, kLimits);
+  const Receiver* receiver = add(*engine, pair, pair.receiver, {&plan});
+  EngineRequest r = request_of(receiver, 256, 9, 1);
+  r.store = store->get();
+  pair.publish_to(**store, r.context);
+  expect_same(alone(pair, pair.receiver, plan, r, r.store), answer_of(*engine, r), "by plan");
+  // The same way again has it; so has another question.
+  EngineRequest again = r;
+  again.suffix = random_ids(20, kVocab, 3);
+  EngineAnswer answer = answer_of(*engine, again);
+  EXPECT_EQ(answer.cached_tokens, 256);
+  expect_same(alone(pair, pair.receiver, plan, again, r.store), answer, "by plan, again");
+  EngineRequest honest = again;
+  honest.reuse = Reuse::kExact;
+  answer = answer_of(*engine, honest);
+  EXPECT_EQ(answer.cached_tokens, 0);
+  EXPECT_EQ(answer.cache, CacheStatus::kUnused);
+  expect_same(alone(pair, pair.receiver, exact, honest, nullptr), answer, "exact");
+  // What is exact serves everybody.
+  answer = answer_of(*engine, again);
+  EXPECT_EQ(answer.cached_tokens, 256);
+  expect_same(alone(pair, pair.receiver, exact, again, nullptr), answer, "exact, for one that would reuse");
+  honest.reuse = Reuse::kOff;
+  EXPECT_EQ(answer_of(*engine, honest).cached_tokens, 0);
+}
+
+/// Passes reads on, or has them fail, hang or be slow from a stated one on.
+class FaultyStore final : public Store {
+ public:
+  FaultyStore(Store& under, std::string fault, int from) : under_(under), fault_(std::move(fault)), from_(from) {}
+  ~FaultyStore() override { let_go(); }
+  std::string url() const override { return "faulty:"; }
+  Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) override {
+    return under_.put(key, produce);
+  }
+  Result<std::unique_ptr<StoreObject>> open(const std::string& key) override {
+    if (fault_ == "missing") return error(Code::kNotFound, "no such entry");
+    if (fault_ == "hangs at once") hang();
+    DS_ASSIGN(auto object, under_.open(key));
+    return std::unique_ptr<StoreObject>(std::make_unique<Object>(*this, std::move(object)));
+  }
+  Status remove(const std::string& key) override { return under_.remove(key); }
+  void let_go() {
+    std::lock_guard lock(mutex_);
+    free_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  struct Object final : StoreObject {
+    Object(FaultyStore& s, std::unique_ptr<StoreObject> u) : store(s), under(std::move(u)) {}
+    int64_t size() const override { return under->size(); }
+    Status read_by_parts(int64_t offset, std::span<std::byte> out, const Arrived& arrived) override {
+      if (++store.reads_ <= store.from_) return under->read_by_parts(offset, out, arrived);
+      if (store.fault_ == "fails") return error(Code::kIo, "connection reset");
+      if (store.fault_ == "hangs") store.hang();
+      if (store.fault_ == "flips") {
+        DS_TRY(under->read_by_parts(offset, out, [](auto) { return ok_status(); }));
+        out[out.size() / 2] ^= std::byte{4};
+        return arrived(out);
+      }
+      if (store.fault_ == "slow") std::this_thread::sleep_for(2ms);
+      return under->read_by_parts(offset, out, arrived);
+    }
+    FaultyStore& store;
+    std::unique_ptr<StoreObject> under;
+  };
+  void hang() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return free_; });
+  }
+  Store& under_;
+  const std::string fault_;
+  const int from_;
+  std::atomic<int> reads_{0};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool free_ = false;
+};
+
+/// Lost transfers become recomputation; with S = R that is the full prefill's answer, to the bit.
+TEST(Engine, ALostTransferIsRecomputed) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("lost"));
+  const EngineRequest asked = request_of(nullptr, 200, 9, 1);
+  const auto context = asked.context;
+  auto published = publish(*pair.backend, *pair.receiver.model, pair.receiver.identity, context, **store,
+                           {.cuts = plain_cuts({1, 2, 3, 4})});
+  ASSERT_TRUE(published.ok());
+  const Plan exact = full_prefill_plan(pair.receiver.identity, pair.shape(), "f32");
+  const Told expected = alone(pair, pair.receiver, exact, asked, nullptr);
+  int repaired = 0, missed = 0;
+  for (const char* fault : {"missing", "fails", "flips", "hangs at once", "hangs"}) {
+    for (int chunks : {1, 3}) {
+      const auto options = pair.options(chunks);
+      std::vector<Plan> plans{make_plan(pair.shape(), {2, 3}, "e-first", options),
+                              make_plan(pair.shape(), {3, 4}, "kv-preload", options),
+                              make_plan(pair.shape(), {0, -1}, "e-first", options),
+                              make_restore_range_plan(pair.shape(), 1, 3, options),
+                              make_select_plan(pair.shape(), 0.3, pair.options())};
+      for (size_t i = 0; i < plans.size(); ++i) {
+        plans[i].sender = plans[i].receiver = pair.receiver.identity;
+        for (int from : {1, 2, 4}) {
+          if (from > 1 && (fault[0] == 'm' || std::string(fault) == "hangs at once")) continue;
+          FaultyStore faulty(**store, fault, from);
+          auto engine = make_engine(*pair.backend, kLimits);
+          EngineRequest r = asked;
+          r.receiver = add(*engine, pair, pair.receiver, {&plans[i]});
+          r.store = &faulty;
+          const EngineAnswer answer = answer_of(*engine, r);
+          const std::string what = fmt::format("{} from read {}, {} chunks, plan {}", fault, from, chunks, i);
+          expect_same(expected, answer, what);
+          EXPECT_EQ(answer.cache, CacheStatus::kMiss) << what;
+          EXPECT_FALSE(answer.miss.ok()) << what;
+          repaired += answer.repaired ? 1 : 0;
+          ++missed;
+          // The engine is well: the next request is served, by the same model.
+          EngineRequest next = asked;
+          next.receiver = r.receiver;
+          next.reuse = Reuse::kOff;
+          expect_same(expected, answer_of(*engine, next), what + ", afterwards");
+          faulty.let_go();
+        }
+      }
+    }
+  }
+  EXPECT_GT(repaired, missed / 2) << "most faults come while the plan runs";
+}
+
+TEST(Engine, RefusesWhatCannotBe) {
+  Pair pair;
+  auto engine = make_engine(*pair.backend, {.cache_bytes = 1 << 20, .tokens = 512, .batch = 2, .queue = 4});
+  const Receiver* receiver = add(*engine, pair, pair.receiver);
+  auto refused = [&](EngineRequest r, Code code, const char* says) {
+    auto ticket = engine->submit(std::move(r));
+    ASSERT_FALSE(ticket.ok());
+    EXPECT_EQ(ticket.status().code(), code) << ticket.status().message();
+    EXPECT_NE(ticket.status().message().find(says), std::string::npos) << ticket.status().message();
+  };
+  refused(request_of(nullptr, 8, 1, 1), Code::kInvalidArgument, "none of this engine's");
+  refused(request_of(receiver, 8, 0, 1), Code::kInvalidArgument, "no tokens");
+  refused(request_of(receiver, 600, 1, 1), Code::kInvalidArgument, "takes 512 positions");
+  refused(request_of(receiver, 8, 1, 1, 0), Code::kInvalidArgument, "at least one new token");
+  EngineRequest outside = request_of(receiver, 8, 1, 1);
+  outside.context[3] = 300;
+  refused(outside, Code::kInvalidArgument, "context token 3 has id 300");
+  engine = make_engine(*pair.backend, {.cache_bytes = 100'000, .tokens = 512});
+  receiver = add(*engine, pair, pair.receiver);
+  refused(request_of(receiver, 400, 1, 1), Code::kExhausted, "can never run");
+  EXPECT_EQ(engine->stats().refused, 1);
+  Plan other = make_plan(pair.shape(), {2, 3});
+  std::vector<ReceiverPlan> plans{{&other, nullptr}};
+  auto stranger = Receiver::create("r", *pair.receiver.model, pair.receiver.identity, plans);
+  ASSERT_FALSE(stranger.ok());
+  EXPECT_EQ(stranger.status().code(), Code::kMismatch);
+}
+
+TEST(Engine, CancelledAndLateRequestsGiveTheirMemoryBack) {
+  Pair pair;
+  EngineLimits limits = kLimits;
+  limits.prefix_cache = false;
+  auto engine = make_engine(*pair.backend, limits);
+  const Receiver* receiver = add(*engine, pair, pair.receiver);
+  EngineRequest r = request_of(receiver, 300, 9, 1, 600);
+  std::shared_ptr<Ticket> ticket;
+  std::atomic<int> came{0};
+  std::mutex made;
+  std::unique_lock hold(made);
+  r.on_token = [&](int32_t) {
+    if (++came == 5) {
+      std::lock_guard lock(made);
+      ticket->cancel();
+    }
+  };
+  ticket = *engine->submit(r);
+  hold.unlock();
+  auto answer = ticket->wait();
+  ASSERT_FALSE(answer.ok());
+  EXPECT_NE(answer.status().message().find("cancelled"), std::string::npos) << answer.status().message();
+  EXPECT_LT(came, 600);
+  r.on_token = {};
+  r.time_limit_ns = 1;
+  answer = (*engine->submit(r))->wait();
+  ASSERT_FALSE(answer.ok());
+  EXPECT_NE(answer.status().message().find("time limit"), std::string::npos) << answer.status().message();
+  engine->drain();
+  EXPECT_EQ(engine->stats().cancelled, 2);
+  EXPECT_EQ(engine->stats().claimed_bytes, 0);
+  EXPECT_GT(engine->stats().peak_bytes, 0);
+}
+
+/// Pieces are of whole ops where the budget allows, else of rows, and never of none.
+TEST(PlanRun, APieceIsAnOpOrSomeOfItsRows) {
+  Pair pair;
+  auto receiver = Receiver::create("r", *pair.receiver.model, pair.receiver.identity);
+  ASSERT_TRUE(receiver.ok());
+  const auto tokens = random_ids(1000, kVocab, 1);
+  const Variant& v = (*receiver)->exact().full_prefill;
+  PlanRun whole(**receiver, -1, v, {0, 980, 20}, tokens), parts(**receiver, -1, v, {0, 980, 20}, tokens);
+  auto piece = whole.next(1e18);
+  ASSERT_TRUE(piece.has_value());
+  EXPECT_EQ(piece->rows, 1000);
+  EXPECT_EQ(parts.next(0)->rows, 64);
+  EXPECT_EQ(parts.next(piece->flops / 2)->rows % 64, 0);
+  EXPECT_LT(parts.next(piece->flops / 2)->rows, 1000);
+}
+
+TEST(PrefixCache, FindsTheLongestBeginningAndEvictsTheOldest) {
+  Pair pair;
+  KvArena arena(*pair.backend, 1 << 20);
+  const RowBytes bytes{2, 64, 64};
+  auto range = [&](int64_t rows) {
+    auto claim = arena.claim(bytes.cache(rows));
+    EXPECT_TRUE(claim.ok());
+    return std::move(arena.reserve(bytes, rows, std::move(claim).value())).value();
+  };
+  PrefixCache cache;
+  auto a = random_ids(200, kVocab, 1), b = a;
+  b[130] += 1;
+  EXPECT_EQ(cache.find("s", a).rows, 0);
+  ASSERT_NE(cache.insert("s", a, range(200)), nullptr);
+  EXPECT_EQ(cache.insert("s", std::span(a).first(150), range(150)), nullptr) << "it is here already";
+  EXPECT_EQ(cache.insert("s", std::span(a).first(63), range(63)), nullptr) << "no whole block";
+  EXPECT_EQ(cache.find("s", a).rows, 199) << "the last token is computed";
+  EXPECT_EQ(cache.find("s", std::span(a).first(150)).rows, 149);
+  EXPECT_EQ(cache.find("s", std::span(a).first(60)).rows, 0);
+  EXPECT_EQ(cache.find("s", b).rows, 130);
+  EXPECT_EQ(cache.find("t", a).rows, 0);
+  ASSERT_NE(cache.insert("s", b, range(200)), nullptr);
+  EXPECT_EQ(cache.find("s", b).rows, 199);
+  EXPECT_EQ(arena.claimed(), 2 * bytes.cache(200));
+  // b was used last, a is held: nothing but b can go, whose beginning a still has.
+  {
+    auto held = cache.find("s", a);
+    EXPECT_TRUE(cache.evict());
+    EXPECT_FALSE(cache.evict());
+    EXPECT_EQ(cache.find("s", b).rows, 130);
+  }
+  EXPECT_TRUE(cache.evict());
+  EXPECT_EQ(cache.find("s", a).rows, 0);
+  EXPECT_EQ(arena.claimed(), 0);
+}
+
+TEST(KvArena, HoldsToItsBudget) {
+  Pair pair;
+  KvArena arena(*pair.backend, 1000);
+  auto a = arena.claim(600);
+  ASSERT_TRUE(a.ok());
+  auto refused = arena.claim(500);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.status().code(), Code::kExhausted);
+  EXPECT_TRUE(a->grow(1000).ok());
+  EXPECT_FALSE(a->grow(1001).ok());
+  EXPECT_EQ(a->bytes(), 1000);
+  {
+    ArenaClaim part = a->split(300);
+    EXPECT_EQ(arena.claimed(), 1000);
+  }
+  EXPECT_EQ(arena.claimed(), 700);
+  a->shrink(100);
+  EXPECT_EQ(arena.claimed(), 100);
+  EXPECT_EQ(arena.peak(), 1000);
+}
+
+/// Many requests at random moments: mixed lengths, plans, receivers, contexts in common, questions, faults,
+/// cancellations. What each gives is what it gives alone.
+class BesideOthers : public ::testing::TestWithParam<DType> {};
+
+TEST_P(BesideOthers, IsAsAlone) {
+  const char* many = std::getenv("DROIDSPEAK_SEEDS");
+  const int seeds = many != nullptr ? std::atoi(many) : 5;
+  Pair pair(GetParam());
+  auto store = open_store("file:" + fresh_folder("beside"));
+  FaultyStore broken(**store, "fails", 40), slow(**store, "slow", 0);
+  const auto options = pair.options(2);
+  std::vector<Plan> plans{pair.named(make_plan(pair.shape(), {2, 3}, "e-first", options)),
+                          pair.named(make_restore_range_plan(pair.shape(), 1, 3, options)),
+                          pair.named(make_select_plan(pair.shape(), 0.3, pair.options()))};
+  const std::string dtype(dtype_name(GetParam()));
+  const Plan exact_r = full_prefill_plan(pair.receiver.identity, pair.shape(), dtype);
+  const Plan exact_s = full_prefill_plan(pair.sender.identity, pair.shape(), dtype);
+  std::vector<std::vector<int32_t>> contexts;
+  for (uint64_t i = 0; i < 4; ++i) {
+    contexts.push_back(random_ids(90 + 70 * static_cast<int64_t>(i), kVocab, 50 + i));
+    pair.publish_to(**store, contexts.back());
+  }
+  for (int seed = 0; seed < seeds; ++seed) {
+    std::mt19937 random(static_cast<unsigned>(seed));
+    auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+    EngineLimits limits{.cache_bytes = 4 << 20, .tokens = 600, .batch = 12};
+    limits.step_budget_ns = below(2) == 0 ? 100'000 : 5'000'000;
+    limits.prefix_cache = below(3) != 0;
+    // One plan a receiver, so that a request's way is known; several receivers share a model.
+    auto engine = make_engine(*pair.backend, limits);
+    std::vector<const Receiver*> receivers;
+    for (const Plan& plan : plans) receivers.push_back(add(*engine, pair, pair.receiver, {&plan}));
+    receivers.push_back(add(*engine, pair, pair.sender));
+    struct Sent {
+      EngineRequest request;
+      size_t receiver;
+      std::shared_ptr<Ticket> ticket;
+      bool cancelled = false;
+    };
+    std::vector<Sent> sent;
+    for (int i = 0; i < 64; ++i) {
+      Sent s;
+      s.receiver = static_cast<size_t>(below(4));
+      s.request = request_of(receivers[s.receiver], 0, 1 + below(80), random(), 1 + below(12));
+      s.request.context = contexts[static_cast<size_t>(below(4))];
+      if (below(4) == 0) s.request.context = random_ids(below(300), kVocab, random());
+      const int how = below(8);
+      s.request.store = how < 5 ? store->get() : how == 5 ? &slow : how == 6 ? &broken : nullptr;
+      if (below(6) == 0) s.request.reuse = Reuse::kExact;
+      auto ticket = engine->submit(s.request);
+      ASSERT_TRUE(ticket.ok()) << ticket.status().message();
+      s.ticket = *ticket;
+      if (below(10) == 0) {
+        if (below(2) == 0) std::this_thread::sleep_for(std::chrono::microseconds(below(2000)));
+        s.ticket->cancel();
+        s.cancelled = true;
+      }
+      if (below(3) == 0) std::this_thread::sleep_for(std::chrono::microseconds(below(1500)));
+      sent.push_back(std::move(s));
+    }
+    for (size_t i = 0; i < sent.size(); ++i) {
+      Sent& s = sent[i];
+      auto answer = s.ticket->wait();
+      const std::string what = fmt::format("seed {} request {} receiver {}", seed, i, s.receiver);
+      if (!answer.ok()) {
+        EXPECT_TRUE(s.cancelled) << what << ": " << answer.status().message();
+        continue;
+      }
+      const bool sender = s.receiver == 3;
+      const Pair::One& one = sender ? pair.sender : pair.receiver;
+      const Plan& exact = sender ? exact_s : exact_r;
+      // What the answer says of itself decides what it is to be like.
+      if (answer->repaired) continue;  // its tiling is one of its own: ALostTransferIsRecomputed
+      const bool reused = answer->cache == CacheStatus::kHit;
+      const Told full = alone(pair, one, exact, s.request, nullptr);
+      if (answer->cached_tokens > 0 && !sender && s.request.reuse == Reuse::kAuto) {
+        // Of an exact cache, or of this way's.
+        if (std::memcmp(full.logits.data(), answer->first_logits.data(), full.logits.size() * 4) == 0) {
+          expect_same(full, *answer, what);
+          continue;
+        }
+        expect_same(alone(pair, one, plans[s.receiver], s.request, store->get()), *answer, what + " from cache");
+      } else if (reused) {
+        expect_same(alone(pair, one, plans[s.receiver], s.request, store->get()), *answer, what + " by plan");
+      } else {
+        expect_same(full, *answer, what);
+      }
+    }
+    engine->drain();
+    const EngineStats stats = engine->stats();
+    EXPECT_EQ(stats.finished + stats.cancelled, 64);
+    EXPECT_EQ(stats.failed, 0);
+    EXPECT_EQ(stats.claimed_bytes, stats.prefix_bytes);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Types, BesideOthers, ::testing::Values(DType::kF32, DType::kBF16),
+                         [](const auto& info) { return std::string(dtype_name(info.param)); });
+
+/// Ten thousand requests leave nothing behind.
+TEST(Engine, ASoakDoesNotGrow) {
+  Pair pair;
+  auto engine = make_engine(*pair.backend, {.cache_bytes = 2 << 20, .tokens = 128, .batch = 16});
+  const Receiver* receiver = add(*engine, pair, pair.receiver);
+  auto resident = [] {
+    long pages = 0, ignored = 0;
+    FILE* file = std::fopen("/proc/self/statm", "r");
+    if (file == nullptr || std::fscanf(file, "%ld %ld", &ignored, &pages) != 2) pages = 0;
+    if (file != nullptr) std::fclose(file);
+    return pages * 4096L;
+  };
+  long after_warm_up = 0;
+  constexpr int kRequests = 10'000;
+  for (int i = 0; i < kRequests; ++i) {
+    EngineRequest r = request_of(receiver, 20 + i % 70, 2, static_cast<uint64_t>(i), 2);
+    r.first_logits = false;
+    auto ticket = engine->submit(std::move(r));
+    while (!ticket.ok() && ticket.status().code() == Code::kExhausted) {
+      std::this_thread::sleep_for(1ms);
+      r = request_of(receiver, 20 + i % 70, 2, static_cast<uint64_t>(i), 2);
+      ticket = engine->submit(std::move(r));
+    }
+    ASSERT_TRUE(ticket.ok());
+    if (i == kRequests / 5) {
+      engine->drain();
+      after_warm_up = resident();
+    }
+  }
+  engine->drain();
+  const EngineStats stats = engine->stats();
+  EXPECT_EQ(stats.finished, kRequests);
+  EXPECT_GT(stats.evictions, 100);
+  EXPECT_EQ(stats.claimed_bytes, stats.prefix_bytes);
+  EXPECT_LE(stats.peak_bytes, 2 << 20);
+  EXPECT_LT(resident() - after_warm_up, 8L << 20);
+}
+
+}  // namespace
+}  // namespace ds
