@@ -50,7 +50,7 @@ double divergence(std::span<const float> p, std::span<const float> q) {
 }
 
 /// One question over one way's caches.
-struct Engine::Sequence {
+struct ProfileEngine::Sequence {
   size_t way = 0, question = 0;
   const Question* ask = nullptr;
   const std::vector<size_t>* sources = nullptr;  // by layer
@@ -63,8 +63,9 @@ struct Engine::Sequence {
   bool decoding = false;
 };
 
-Engine::Engine(Backend& backend, DeviceModel& sender, DeviceModel& receiver, const std::vector<Way>& ways,
-               const EngineLimits& limits, std::vector<int32_t> stop_ids)
+ProfileEngine::ProfileEngine(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
+                             const std::vector<Way>& ways, const EngineLimits& limits,
+                             std::vector<int32_t> stop_ids)
     : backend_(backend),
       sender_(sender),
       receiver_(receiver),
@@ -72,11 +73,11 @@ Engine::Engine(Backend& backend, DeviceModel& sender, DeviceModel& receiver, con
       limits_(limits),
       stop_ids_(std::move(stop_ids)) {}
 
-Engine::~Engine() = default;
+ProfileEngine::~ProfileEngine() = default;
 
-Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
-                                               const std::vector<Way>& ways, const EngineLimits& limits,
-                                               std::vector<int32_t> stop_ids, const Maps& maps) {
+Result<std::unique_ptr<ProfileEngine>> ProfileEngine::create(
+    Backend& backend, DeviceModel& sender, DeviceModel& receiver, const std::vector<Way>& ways,
+    const EngineLimits& limits, std::vector<int32_t> stop_ids, const Maps& maps) {
   DS_TRY(check_same_architecture(sender.config(), receiver.config(), "sender", "receiver"));
   if (sender.dtype() != receiver.dtype())
     return error(Code::kMismatch, "sender and receiver differ in the type that they compute in");
@@ -88,7 +89,8 @@ Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, DeviceModel& se
     return error(Code::kInvalidArgument,
                  "context, question and answer come to {} positions ({} + {}), the models have {}",
                  limits.context + limits.question, limits.context, limits.question, positions);
-  std::unique_ptr<Engine> engine(new Engine(backend, sender, receiver, ways, limits, std::move(stop_ids)));
+  std::unique_ptr<ProfileEngine> engine(
+      new ProfileEngine(backend, sender, receiver, ways, limits, std::move(stop_ids)));
   engine->limits_.batch_rows = rows_at_once(receiver.config(), receiver.dtype(), limits);
   const int64_t rows = sender.config().vocab, all = receiver.config().vocab;
   if (rows < all)
@@ -98,8 +100,8 @@ Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, DeviceModel& se
   return engine;
 }
 
-int64_t Engine::memory_bytes(const ModelConfig& config, DType dtype, const std::vector<Way>& ways,
-                             const EngineLimits& limits) {
+int64_t ProfileEngine::memory_bytes(const ModelConfig& config, DType dtype, const std::vector<Way>& ways,
+                                    const EngineLimits& limits) {
   const int64_t layers = config.layers, element = dtype_size(dtype);
   SharedRuns runs = shared_runs(ways, std::vector<bool>(ways.size(), true), layers);
   int64_t cached_layers = layers;
@@ -113,7 +115,7 @@ int64_t Engine::memory_bytes(const ModelConfig& config, DType dtype, const std::
          layers * batch * config.kv_row() * element;
 }
 
-Status Engine::load_maps(const Maps& maps) {
+Status ProfileEngine::load_maps(const Maps& maps) {
   for (const Way& way : ways_) {
     if (way.map == MapForm::kNone) continue;
     auto set = maps.find(way.map_control);
@@ -135,7 +137,7 @@ Status Engine::load_maps(const Maps& maps) {
   return ok_status();
 }
 
-Status Engine::reserve() {
+Status ProfileEngine::reserve() {
   const ModelConfig& config = receiver_.config();
   layers_ = config.layers;
   const int64_t element = dtype_size(receiver_.dtype()), n = limits_.context, batch = limits_.batch_rows;
@@ -167,12 +169,12 @@ Status Engine::reserve() {
   return ok_status();
 }
 
-std::byte* Engine::cache(size_t set, int64_t layer) const {
+std::byte* ProfileEngine::cache(size_t set, int64_t layer) const {
   const CacheSet& s = sets_[set];
   return s.memory->data() + (layer - s.first) * align(limits_.context * kv_row_);
 }
 
-std::vector<size_t> Engine::sources(const Way& way) const {
+std::vector<size_t> ProfileEngine::sources(const Way& way) const {
   std::vector<size_t> from(static_cast<size_t>(layers_), kSenderSet);
   auto run_from = [&](int64_t first) { return 1 + runs_.find(first, map_key(way)); };
   auto take = [&](const LayerRange& range, size_t set) {
@@ -212,7 +214,7 @@ std::vector<size_t> Engine::sources(const Way& way) const {
   return from;
 }
 
-Status Engine::run_sender(std::span<const int32_t> context) {
+Status ProfileEngine::run_sender(std::span<const int32_t> context) {
   const auto n = static_cast<int64_t>(context.size());
   sender_.embed(*stream_, context.data(), n, hidden_->data());
   for (int64_t l = 0; l < layers_; ++l) {
@@ -225,7 +227,7 @@ Status Engine::run_sender(std::span<const int32_t> context) {
   return stream_->synchronize();
 }
 
-Status Engine::run_receiver(std::span<const int32_t> context, const std::vector<bool>& active) {
+Status ProfileEngine::run_receiver(std::span<const int32_t> context, const std::vector<bool>& active) {
   const auto n = static_cast<int64_t>(context.size());
   SharedRuns needed = shared_runs(ways_, active, layers_);
   for (const auto& [first, maps, top] : needed.runs) {
@@ -244,14 +246,14 @@ Status Engine::run_receiver(std::span<const int32_t> context, const std::vector<
   return ok_status();
 }
 
-void Engine::enter(int64_t layer, const MapKey& maps, int64_t rows) {
+void ProfileEngine::enter(int64_t layer, const MapKey& maps, int64_t rows) {
   stream_->copy(hidden_->data(), entering_->data() + layer * align(limits_.context * hidden_row_),
                 rows * hidden_row_);
   if (maps.form != MapForm::kNone)
     receiver_.align(*stream_, *receiver_workspace_, *maps_.at({layer, maps}), hidden_->data(), rows);
 }
 
-Status Engine::run_restore(std::span<const int32_t> context, const MapKey& maps, size_t set) {
+Status ProfileEngine::run_restore(std::span<const int32_t> context, const MapKey& maps, size_t set) {
   const auto n = static_cast<int64_t>(context.size());
   for (int64_t l = 0; l < layers_; ++l) {
     if (l == 0) {
@@ -269,7 +271,7 @@ Status Engine::run_restore(std::span<const int32_t> context, const MapKey& maps,
 
 /// CacheBlend: all tokens through layer 0, then those whose keys of layer 1 are furthest from the sender's
 /// through all the others, over the sender's rows where a token is not among them.
-Status Engine::run_select(std::span<const int32_t> context, double share, size_t set) {
+Status ProfileEngine::run_select(std::span<const int32_t> context, double share, size_t set) {
   const auto n = static_cast<int64_t>(context.size());
   const int64_t count = selected_rows(share, n);
   std::byte* hidden = hidden_->data();
@@ -288,12 +290,12 @@ Status Engine::run_select(std::span<const int32_t> context, double share, size_t
   return stream_->synchronize();
 }
 
-bool Engine::stops(int32_t token) const {
+bool ProfileEngine::stops(int32_t token) const {
   return std::find(stop_ids_.begin(), stop_ids_.end(), token) != stop_ids_.end();
 }
 
-Status Engine::answer_batch(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
-                            ContextAnswers& out) {
+Status ProfileEngine::answer_batch(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
+                                   ContextAnswers& out) {
   const int64_t n = context_tokens_;
   std::vector<int32_t> ids;
   int64_t tail = 0;
@@ -324,8 +326,8 @@ Status Engine::answer_batch(DeviceModel& model, Workspace& workspace, std::span<
 
 /// The first token's proxies, the divergence over the reference answer, and as much of the greedy answer as
 /// the reference's tokens tell: while they are what greedy decoding gives, it goes on from them.
-Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
-                           ContextAnswers& out) {
+Status ProfileEngine::read_logits(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
+                                  ContextAnswers& out) {
   const int64_t vocab = model.config().vocab, most = std::max<int64_t>(1, kLogitBytes / (vocab * 4));
   std::vector<float> logits;
   for (size_t at = 0; at < batch.size();) {
@@ -385,8 +387,8 @@ Status Engine::read_logits(DeviceModel& model, Workspace& workspace, std::span<S
   return ok_status();
 }
 
-Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
-                      ContextAnswers& out) {
+Status ProfileEngine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequence> batch,
+                             ContextAnswers& out) {
   std::vector<Sequence*> open;
   for (Sequence& s : batch)
     if (s.decoding) open.push_back(&s);
@@ -432,8 +434,8 @@ Status Engine::decode(DeviceModel& model, Workspace& workspace, std::span<Sequen
   return ok_status();
 }
 
-Status Engine::answer(const std::vector<size_t>& ways, std::span<const Question> questions,
-                      ContextAnswers& out) {
+Status ProfileEngine::answer(const std::vector<size_t>& ways, std::span<const Question> questions,
+                             ContextAnswers& out) {
   std::vector<std::vector<size_t>> from;
   for (size_t way : ways) from.push_back(sources(ways_[way]));
   bool sender = !ways.empty() && ways_[ways[0]].kind == WayKind::kSenderAlone;
@@ -475,8 +477,8 @@ Status Engine::answer(const std::vector<size_t>& ways, std::span<const Question>
   return batch.empty() ? ok_status() : flush();
 }
 
-Status Engine::answer_alone(const std::vector<size_t>& ways, std::span<const Question> questions,
-                            ContextAnswers& out) {
+Status ProfileEngine::answer_alone(const std::vector<size_t>& ways, std::span<const Question> questions,
+                                   ContextAnswers& out) {
   if (ways.empty()) return ok_status();
   std::vector<Question> alone(questions.begin(), questions.end());
   for (Question& q : alone) {
@@ -495,8 +497,9 @@ Status Engine::answer_alone(const std::vector<size_t>& ways, std::span<const Que
   return status;
 }
 
-Result<ContextAnswers> Engine::run(std::span<const int32_t> context, std::span<const Question> questions,
-                                   const std::vector<bool>& active) {
+Result<ContextAnswers> ProfileEngine::run(std::span<const int32_t> context,
+                                          std::span<const Question> questions,
+                                          const std::vector<bool>& active) {
   const auto n = static_cast<int64_t>(context.size());
   if (n < 1 || n > limits_.context)
     return error(Code::kInvalidArgument, "a context of {} tokens; expected 1 to {}", n, limits_.context);

@@ -61,17 +61,18 @@ struct EngineLimits {
   int64_t alone = 0;  // as `question`, of the whole text with an empty context
 };
 
-class Engine {
+class ProfileEngine {
  public:
   /// Maps by Way::map_control: "" this pair's.
   using Maps = std::map<std::string, const MapSet*>;
   /// Both models of one shape and dtype, loaded by `backend`. `ways` from all_ways(). All arguments outlive
   /// the engine, but for `maps`. kNotFound: a way needs a map that is not there. kExhausted: says what is
   /// needed and what there is.
-  static Result<std::unique_ptr<Engine>> create(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
-                                                const std::vector<Way>& ways, const EngineLimits& limits,
-                                                std::vector<int32_t> stop_ids, const Maps& maps = {});
-  ~Engine();
+  static Result<std::unique_ptr<ProfileEngine>> create(Backend& backend, DeviceModel& sender,
+                                                       DeviceModel& receiver, const std::vector<Way>& ways,
+                                                       const EngineLimits& limits,
+                                                       std::vector<int32_t> stop_ids, const Maps& maps = {});
+  ~ProfileEngine();
 
   /// The same bits for a context whatever was run before. Only ways with active[i] are answered; the full
   /// prefill always is.
@@ -90,8 +91,8 @@ class Engine {
     std::unique_ptr<DeviceMemory> memory;
   };
   struct Sequence;
-  Engine(Backend& backend, DeviceModel& sender, DeviceModel& receiver, const std::vector<Way>& ways,
-         const EngineLimits& limits, std::vector<int32_t> stop_ids);
+  ProfileEngine(Backend& backend, DeviceModel& sender, DeviceModel& receiver, const std::vector<Way>& ways,
+                const EngineLimits& limits, std::vector<int32_t> stop_ids);
   Status reserve();
   Status load_maps(const Maps& maps);
   Status run_sender(std::span<const int32_t> context);

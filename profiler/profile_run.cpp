@@ -225,7 +225,7 @@ Status read_align(const JsonObject& root, WayOptions& w) {
   return ok_status();
 }
 
-Result<ContextRecord> work_on(const ProfileWork& work, const Tokenizer& tokenizer, Engine& engine,
+Result<ContextRecord> work_on(const ProfileWork& work, const Tokenizer& tokenizer, ProfileEngine& engine,
                               int64_t index, const std::vector<bool>& active) {
   const ProfileContext& context = work.contexts[static_cast<size_t>(index)];
   DS_ASSIGN(ContextAnswers answers, engine.run(context.tokens, context.questions, active));
@@ -372,8 +372,8 @@ Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset
   return contexts;
 }
 
-Engine::Maps RunMaps::by_control(const std::string& other_pair) const {
-  Engine::Maps maps{{"", &own}, {kShuffled, &shuffled}};
+ProfileEngine::Maps RunMaps::by_control(const std::string& other_pair) const {
+  ProfileEngine::Maps maps{{"", &own}, {kShuffled, &shuffled}};
   if (given != nullptr) maps["pair " + other_pair] = given;
   return maps;
 }
@@ -517,8 +517,8 @@ std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,
 }
 
 Status run_contexts(const std::string& folder, const ProfileWork& work, const ProfileOptions& options,
-                    const Tokenizer& tokenizer, int64_t layers, Engine& engine, const std::atomic<bool>& stop,
-                    const std::function<void(const RunProgress&)>& progress) {
+                    const Tokenizer& tokenizer, int64_t layers, ProfileEngine& engine,
+                    const std::atomic<bool>& stop, const std::function<void(const RunProgress&)>& progress) {
   const auto total = static_cast<int64_t>(work.contexts.size());
   std::set<int64_t> done;
   DS_ASSIGN(RunRecords before, read_records(folder, work.ways.size()));

@@ -133,7 +133,7 @@ struct RunMaps {
   // them.
   std::vector<std::string> left_out, limits;
   const MapSet* given = nullptr;  // another pair's, for the control
-  Engine::Maps by_control(const std::string& other_pair) const;
+  ProfileEngine::Maps by_control(const std::string& other_pair) const;
 };
 /// Reads a run's maps, or makes them with `fit` and keeps them in its folder: one process does, others wait.
 Result<RunMaps> run_maps(const std::string& folder, bool shuffled, const std::atomic<bool>& stop,
@@ -154,8 +154,8 @@ struct RunProgress {
 /// Works on contexts until all are done, by this process or others; kInfeasible where `stop` was set (between
 /// two contexts): says what is kept.
 Status run_contexts(const std::string& folder, const ProfileWork& work, const ProfileOptions& options,
-                    const Tokenizer& tokenizer, int64_t layers, Engine& engine, const std::atomic<bool>& stop,
-                    const std::function<void(const RunProgress&)>& progress);
+                    const Tokenizer& tokenizer, int64_t layers, ProfileEngine& engine,
+                    const std::atomic<bool>& stop, const std::function<void(const RunProgress&)>& progress);
 
 /// The profile of one finished run, or of several of the same pair, template and ways (merged; a question
 /// that is in two of them counts once). Errors: kInfeasible where contexts are missing, kMismatch by field.

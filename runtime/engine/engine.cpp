@@ -93,7 +93,7 @@ struct Active {
   int64_t plan = -1;
   const Variant* variant = nullptr;
   std::unique_ptr<PlanRun> run;
-  std::string kept_as;  // PrefixCache's salt; empty: its caches are not kept
+  std::string kept_as;                      // PrefixCache's salt; empty: its caches are not kept
   std::shared_ptr<PrefixCache::Node> node;  // of its own range
   int64_t started_ns = 0;                   // of the run
   int64_t idle_since_ns = 0;                // it waits for its link; 0: it does not
@@ -160,9 +160,9 @@ struct EngineLoop {
   PrefixCache prefixes;
   ComputeEstimate speed;
   std::vector<size_t> free_slots;
-  std::unique_ptr<DeviceMemory> results;  // by slot: logits and a token
+  std::unique_ptr<DeviceMemory> results;                    // by slot: logits and a token
   int64_t result_bytes = 0, most_vocab = 0, row_bytes = 0;  // of the largest receiver
-  std::vector<SequenceRows> storage;  // of the running step's pieces
+  std::vector<SequenceRows> storage;                        // of the running step's pieces
   std::vector<std::pair<float, int32_t>> scratch;
   std::thread thread;
 
@@ -184,8 +184,7 @@ struct EngineLoop {
     const ModelConfig& config = r.receiver->model().config();
     const auto n = static_cast<int64_t>(r.context.size()), m = static_cast<int64_t>(r.suffix.size());
     if (m < 1)
-      return error(Code::kInvalidArgument,
-                   "the prompt has no tokens; at least one is needed to answer from");
+      return error(Code::kInvalidArgument, "the prompt has no tokens; at least one is needed to answer from");
     if (r.max_new_tokens < 1)
       return error(Code::kInvalidArgument, "at least one new token must be asked for");
     const int64_t most = std::min(limits.tokens, config.max_positions);
@@ -195,8 +194,9 @@ struct EngineLoop {
                    "positions here; shorten one of them",
                    n, m, r.max_new_tokens, r.receiver->name(), most);
     if (r.link_rate < 0 || r.time_limit_ns < 0)
-      return error(Code::kInvalidArgument, "a link rate of {} B/s and a time limit of {} ns; 0 or more of each",
-                   r.link_rate, r.time_limit_ns);
+      return error(Code::kInvalidArgument,
+                   "a link rate of {} B/s and a time limit of {} ns; 0 or more of each", r.link_rate,
+                   r.time_limit_ns);
     if (!r.entry.empty() && (r.entry.size() < r.context.size() ||
                              !std::equal(r.context.begin(), r.context.end(), r.entry.begin())))
       return error(Code::kInvalidArgument,
@@ -227,8 +227,8 @@ struct EngineLoop {
     if (closing) return error(Code::kExhausted, "the engine is closing");
     if (static_cast<int64_t>(submitted.size()) + stats.waiting >= limits.queue) {
       ++stats.refused;
-      return error(Code::kExhausted, "{} requests wait already, which is this engine's limit; try again later",
-                   limits.queue);
+      return error(Code::kExhausted,
+                   "{} requests wait already, which is this engine's limit; try again later", limits.queue);
     }
     auto a = std::make_unique<Active>();
     a->id = next_id++;
@@ -324,9 +324,9 @@ struct EngineLoop {
 
   int64_t run_bytes(const Active& a, const Variant& v, int64_t first) const {
     const RowBytes& bytes = a.request.receiver->row_bytes();
-    const auto hidden = std::max<int64_t>(
-        1, std::count_if(v.buffers.begin(), v.buffers.end(),
-                         [](const Buffer& b) { return b.kind == BufferKind::kHidden; }));
+    const auto hidden =
+        std::max<int64_t>(1, std::count_if(v.buffers.begin(), v.buffers.end(),
+                                           [](const Buffer& b) { return b.kind == BufferKind::kHidden; }));
     return hidden * (a.n + a.m - first) * bytes.hidden +
            (v.select_share > 0 ? a.n * static_cast<int64_t>(sizeof(int32_t)) : 0);
   }
@@ -376,9 +376,8 @@ struct EngineLoop {
     const int64_t first = a.plan >= 0 ? 0 : hit.rows;
     const RowBytes& bytes = receiver.row_bytes();
     const Variant& exact = receiver.exact().full_prefill;
-    int64_t needed =
-        bytes.cache(cache_rows(a) - first) +
-        std::max(run_bytes(a, *a.variant, first), run_bytes(a, exact, first));
+    int64_t needed = bytes.cache(cache_rows(a) - first) +
+                     std::max(run_bytes(a, *a.variant, first), run_bytes(a, exact, first));
     if (needed > limits.cache_bytes && a.plan >= 0) {  // the plan's buffers are too much
       a.plan = -1;
       a.variant = &exact;
@@ -410,8 +409,8 @@ struct EngineLoop {
                                          6 * d * static_cast<double>(c.ff));
     if (!speed.known()) return 5 * kLeastPatienceNs;
     return std::max(kLeastPatienceNs,
-                    static_cast<int64_t>(kPatience * static_cast<double>(
-                                                         speed.ns(static_cast<double>(a.n + a.m) * per_token))));
+                    static_cast<int64_t>(kPatience * static_cast<double>(speed.ns(
+                                                         static_cast<double>(a.n + a.m) * per_token))));
   }
 
   void look_up(Active& a) {
@@ -471,8 +470,8 @@ struct EngineLoop {
     // comes as rows do.
     const int64_t most = backend.host_visible() ? limits.tokens - first : cache_rows(a) - first;
     a.claim.shrink(cache + beside);
-    DS_ASSIGN(a.hidden, arena->reserve({static_cast<int64_t>(a.run->hidden_buffers()), bytes.hidden, 0}, rows,
-                                       {}));
+    DS_ASSIGN(a.hidden,
+              arena->reserve({static_cast<int64_t>(a.run->hidden_buffers()), bytes.hidden, 0}, rows, {}));
     DS_TRY(a.hidden->commit(rows));
     a.memory.hidden.clear();
     for (size_t i = 0; i < a.run->hidden_buffers(); ++i)
@@ -539,9 +538,8 @@ struct EngineLoop {
       }
       compute_from(*a, 0);
       if (a->state != Active::State::kComputing) return true;
-      a->kept_as = limits.prefix_cache && a->request.reuse != Reuse::kOff
-                       ? plan_salt(*a, l->plan, *a->variant)
-                       : "";
+      a->kept_as =
+          limits.prefix_cache && a->request.reuse != Reuse::kOff ? plan_salt(*a, l->plan, *a->variant) : "";
       send_for(*a, l->entry);
       return true;
     });
@@ -659,9 +657,9 @@ struct EngineLoop {
       model.layer_batch(*compute, *s.workspace, l, hidden,
                         std::span(s.sequences).subspan(static_cast<size_t>(l * limits.batch) + first, count));
     if (s.logits) {
-      model.logits_batch(*compute, *s.workspace, hidden, std::span(s.rows).first(count),
-                         reinterpret_cast<float*>(s.logits->data()) +
-                             static_cast<int64_t>(first) * model.config().vocab);
+      model.logits_batch(
+          *compute, *s.workspace, hidden, std::span(s.rows).first(count),
+          reinterpret_cast<float*>(s.logits->data()) + static_cast<int64_t>(first) * model.config().vocab);
     } else {
       for (size_t i = first; i < first + count; ++i) {
         Active& a = *s.batch[i];
@@ -681,7 +679,8 @@ struct EngineLoop {
     for (auto& a : active) a->station->batch.clear();
     for (auto& a : active) {
       if (a->state != Active::State::kDecoding) continue;
-      if (Status status = a->sequence.own->commit(static_cast<int64_t>(a->tokens.size()) - a->sequence.own_first);
+      if (Status status =
+              a->sequence.own->commit(static_cast<int64_t>(a->tokens.size()) - a->sequence.own_first);
           !status.ok()) {
         failed.emplace_back(a.get(), std::move(status));
         continue;
@@ -720,8 +719,8 @@ struct EngineLoop {
     fill_step(runs, speed.flops(limits.step_budget_ns), kMostPieces, [&](const ScheduledPiece& p) {
       Active& a = *of[p.run];
       begin({.one = &a, .piece = p.piece});
-      a.run->issue(p.piece, *compute, *a.station->workspace, a.sequence, a.memory,
-                   storage[items.size() - 1], {nullptr, logits_of(a.slot), a.choice, next_of(a.slot)});
+      a.run->issue(p.piece, *compute, *a.station->workspace, a.sequence, a.memory, storage[items.size() - 1],
+                   {nullptr, logits_of(a.slot), a.choice, next_of(a.slot)});
       flops += p.piece.flops;
     });
     compute->begin_op(-1);
@@ -762,10 +761,10 @@ struct EngineLoop {
     if (ran < items.size()) {
       Item& item = items[ran];
       if (item.one != nullptr) {
-        failed.emplace_back(item.one,
-                            status.with_context(fmt::format("variant '{}', op {} ({})", item.one->variant->name,
-                                                            item.one->run->op(*item.piece),
-                                                            item.one->run->label(*item.piece))));
+        failed.emplace_back(
+            item.one, status.with_context(fmt::format("variant '{}', op {} ({})", item.one->variant->name,
+                                                      item.one->run->op(*item.piece),
+                                                      item.one->run->label(*item.piece))));
       } else if (item.count == 1) {
         Active& a = *item.station->batch[item.first];
         failed.emplace_back(
@@ -798,12 +797,12 @@ struct EngineLoop {
   Status check_logits(const Active& a, std::span<const float> logits) const {
     const int64_t bad = count_not_finite(logits);
     if (bad == 0) return ok_status();
-    return error(Code::kInternal,
-                 "the logits of token {} of the answer are not numbers: {} of {} are not finite; {}",
-                 a.answer.tokens.size() + 1, bad, logits.size(),
-                 a.answer.cache == CacheStatus::kHit
-                     ? "a sender's entry was reused: see whether the full prefill answers, then publish it again"
-                     : "a kernel is broken, or the model overflows: see whether f32 answers");
+    return error(
+        Code::kInternal, "the logits of token {} of the answer are not numbers: {} of {} are not finite; {}",
+        a.answer.tokens.size() + 1, bad, logits.size(),
+        a.answer.cache == CacheStatus::kHit
+            ? "a sender's entry was reused: see whether the full prefill answers, then publish it again"
+            : "a kernel is broken, or the model overflows: see whether f32 answers");
   }
 
   void first_token(Active& a) {
@@ -840,7 +839,8 @@ struct EngineLoop {
       Active& a = *s.batch[i];
       int32_t token = 0;
       if (s.logits) {
-        const std::span<const float> logits(reinterpret_cast<const float*>(s.logits->data()) + i * vocab, vocab);
+        const std::span<const float> logits(reinterpret_cast<const float*>(s.logits->data()) + i * vocab,
+                                            vocab);
         if (Status status = check_logits(a, logits); !status.ok()) {
           failed.emplace_back(&a, std::move(status));
           continue;
@@ -929,7 +929,8 @@ struct EngineLoop {
     // Another branch: a copy of what both begin with.
     auto claim = arena->claim(bytes.cache(rows));
     if (!claim.ok()) return;
-    auto copy = arena->reserve(bytes, backend.host_visible() ? limits.tokens : rows, std::move(claim).value());
+    auto copy =
+        arena->reserve(bytes, backend.host_visible() ? limits.tokens : rows, std::move(claim).value());
     if (!copy.ok() || !(*copy)->commit(rows).ok()) return;
     if (!(*copy)->copy_rows(*compute, range, 0, 0, first).ok()) return;
     if (!(*copy)->copy_rows(*compute, own, 0, first, rows - first).ok()) return;
@@ -965,10 +966,10 @@ struct EngineLoop {
       const bool ran = step();
       report();
       if (ran) continue;
-      const bool watching = std::any_of(active.begin(), active.end(), [](const auto& a) {
-        return a->state != Active::State::kDecoding;
-      });
-      const bool timed = std::any_of(queue.begin(), queue.end(), [](const auto& a) { return a->deadline_ns; });
+      const bool watching = std::any_of(active.begin(), active.end(),
+                                        [](const auto& a) { return a->state != Active::State::kDecoding; });
+      const bool timed =
+          std::any_of(queue.begin(), queue.end(), [](const auto& a) { return a->deadline_ns; });
       wake->wait(watching || timed || !orphans.empty() ? kLeastPatienceNs / 8 : int64_t{1} << 40);
     }
     const Status closed = error(Code::kExhausted, "the engine was closed");
@@ -988,9 +989,8 @@ struct EngineLoop {
     std::lock_guard lock(mutex);
     stats.waiting = static_cast<int64_t>(queue.size());
     stats.running = static_cast<int64_t>(active.size());
-    stats.decoding = std::count_if(active.begin(), active.end(), [](const auto& a) {
-      return a->state == Active::State::kDecoding;
-    });
+    stats.decoding = std::count_if(active.begin(), active.end(),
+                                   [](const auto& a) { return a->state == Active::State::kDecoding; });
     stats.prefix_bytes = prefixes.bytes();
     stats.evictions = prefixes.evictions();
   }
@@ -1023,8 +1023,9 @@ Result<const Receiver*> Engine::add(std::unique_ptr<Receiver> receiver) {
   DS_ASSIGN(station->workspace, receiver->model().make_workspace(tokens));
   DS_ASSIGN(station->hidden, loop.backend.allocate(batch * receiver->row_bytes().hidden));
   if (loop.backend.host_visible()) {
-    DS_ASSIGN(station->logits,
-              loop.backend.allocate(batch * config.vocab * static_cast<int64_t>(sizeof(float)), MemoryKind::kHost));
+    DS_ASSIGN(
+        station->logits,
+        loop.backend.allocate(batch * config.vocab * static_cast<int64_t>(sizeof(float)), MemoryKind::kHost));
   }
   station->ids.resize(static_cast<size_t>(batch));
   station->sequences.resize(static_cast<size_t>(config.layers * batch));

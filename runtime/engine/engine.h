@@ -66,10 +66,10 @@ struct EngineRequest {
 };
 
 struct EngineAnswer : Answer {
-  int64_t queue_ns = 0;            // submit() -> first work
-  int64_t cached_tokens = 0;       // that the prefix cache had
-  bool repaired = false;           // transfers were lost: part of what the plan reuses was computed
-  std::vector<int64_t> token_ns;   // submit() -> each token
+  int64_t queue_ns = 0;             // submit() -> first work
+  int64_t cached_tokens = 0;        // that the prefix cache had
+  bool repaired = false;            // transfers were lost: part of what the plan reuses was computed
+  std::vector<int64_t> token_ns;    // submit() -> each token
   std::vector<float> first_logits;  // [vocab], where asked for
 };
 

@@ -36,8 +36,7 @@ void ArenaClaim::shrink(int64_t bytes) {
 
 Status ArenaClaim::grow(int64_t bytes) {
   if (bytes <= bytes_) return ok_status();
-  if (arena_ == nullptr)
-    return error(Code::kInvalidArgument, "{} bytes for a claim on no arena", bytes);
+  if (arena_ == nullptr) return error(Code::kInvalidArgument, "{} bytes for a claim on no arena", bytes);
   DS_TRY(arena_->take(bytes - bytes_));
   bytes_ = bytes;
   return ok_status();

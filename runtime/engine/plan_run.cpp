@@ -16,7 +16,8 @@ int32_t hidden_index(const Variant& variant, int32_t buffer) {
 }  // namespace
 
 SequenceRows Sequence::rows(int64_t layer, int64_t position, int64_t rows, int64_t query_rows) const {
-  SequenceRows r{.cache = at(layer, prefix_rows), .position = position, .rows = rows, .query_rows = query_rows};
+  SequenceRows r{
+      .cache = at(layer, prefix_rows), .position = position, .rows = rows, .query_rows = query_rows};
   if (prefix_rows > 0) {
     r.prefix = base->range().layer(layer);
     r.prefix_rows = prefix_rows;
@@ -149,7 +150,8 @@ void PlanRun::lose_transfers() {
 }
 
 bool PlanRun::awaits_transfers() const {
-  return std::any_of(transfers_.begin(), transfers_.end(), [](const Transfer& t) { return !t.there && !t.lost; });
+  return std::any_of(transfers_.begin(), transfers_.end(),
+                     [](const Transfer& t) { return !t.there && !t.lost; });
 }
 
 void PlanRun::repair() {

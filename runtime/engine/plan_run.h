@@ -3,9 +3,10 @@
 //
 // Kernels run in the plan's order. One over many rows can run in pieces, each at a multiple of 64 rows: on a
 // backend whose rows are independent (the CPU) the bits are the same. Where a transfer is missing,
-// damaged or late, the cells that have not come are recomputed from where the run stands: from the hidden states of the highest
-// layer, at or below the first cell that is missing, that are there for the whole context; else from the
-// embeddings. What comes of it is again a tiling: the layers below as the plan has them, R's own ones above.
+// damaged or late, the cells that have not come are recomputed from where the run stands: from the hidden
+// states of the highest layer, at or below the first cell that is missing, that are there for the whole
+// context; else from the embeddings. What comes of it is again a tiling: the layers below as the plan has
+// them, R's own ones above.
 #pragma once
 
 #include <cstdint>
@@ -100,7 +101,7 @@ class PlanRun {
     int32_t op = -1, layer = -1;
     int32_t hidden = 0;
     int64_t first = 0, rows = 0, queries = 0;
-    bool selected = false;  // of the positions that select has chosen
+    bool selected = false;                // of the positions that select has chosen
     std::vector<int32_t> transfers = {};  // that it waits for
   };
   struct Transfer {

@@ -1,8 +1,9 @@
 // Finished caches, for requests that begin as an earlier one did.
 //
 // Tokens are cut into blocks of 64, and a block is known by a hash over it and all before it, so that equal
-// hashes are equal beginnings; behind the last whole block tokens are compared. The chain begins with a salt that names whose caches these are and how they
-// were made: an approximate cache never answers an exact look-up, nor one tenant's another's.
+// hashes are equal beginnings; behind the last whole block tokens are compared. The chain begins with a salt
+// that names whose caches these are and how they were made: an approximate cache never answers an exact
+// look-up, nor one tenant's another's.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,8 @@ class PrefixCache {
     std::shared_ptr<Node> node;
     int64_t rows = 0;  // below the number of tokens asked for: the last one is computed
   };
-  /// The longest beginning of `tokens` that is here, of a whole block at least; counts as used. No node: none.
+  /// The longest beginning of `tokens` that is here, of a whole block at least; counts as used. No node:
+  /// none.
   Hit find(const std::string& salt, std::span<const int32_t> tokens);
 
   /// Keeps `range`, whose rows 0 .. tokens.size() - 1 are the caches of `tokens`; it may go on being written

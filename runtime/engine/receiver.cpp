@@ -33,9 +33,9 @@ Result<std::unique_ptr<Receiver>> Receiver::create(std::string name, DeviceModel
       loaded.entry_maps[form] = ds::entry_map(plan.maps.fingerprint, static_cast<MapForm>(form));
     for (const Variant& v : plan.variants) {
       receiver->most_hidden_ = std::max<int64_t>(
-          receiver->most_hidden_,
-          std::count_if(v.buffers.begin(), v.buffers.end(),
-                        [](const Buffer& b) { return b.kind == BufferKind::kHidden; }));
+          receiver->most_hidden_, std::count_if(v.buffers.begin(), v.buffers.end(), [](const Buffer& b) {
+            return b.kind == BufferKind::kHidden;
+          }));
       for (const Op& op : v.ops) {
         if (op.kind != OpKind::kAlign) continue;
         std::unique_ptr<DeviceMap>& map = loaded.maps[{op.layer, v.map_form}];

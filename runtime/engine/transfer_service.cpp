@@ -91,10 +91,9 @@ void TransferService::serve() {
       return;
     }
     // What is needed first; of equals, what came first.
-    const auto next =
-        std::min_element(queue_.begin(), queue_.end(), [](const TransferJob& a, const TransferJob& b) {
-          return a.needed_ns < b.needed_ns;
-        });
+    const auto next = std::min_element(
+        queue_.begin(), queue_.end(),
+        [](const TransferJob& a, const TransferJob& b) { return a.needed_ns < b.needed_ns; });
     job = std::move(*next);
     queue_.erase(next);
     current_ = job.owner;

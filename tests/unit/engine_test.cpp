@@ -84,7 +84,8 @@ TEST_P(EngineOracle, AnswersAgreeWithTransformers) {
   std::vector<Way> ways;
   for (const auto& c : json["cases"]) ways.push_back(way_of_json(c["way"], receiver->config().layers));
   MapSet maps = formula_maps(receiver->config().layers, receiver->config().d_model);
-  auto engine = take(Engine::create(*backend, *sender, *receiver, ways, {128, 16, 64}, {}, {{"", &maps}}));
+  auto engine =
+      take(ProfileEngine::create(*backend, *sender, *receiver, ways, {128, 16, 64}, {}, {{"", &maps}}));
   ContextAnswers found = take(engine->run(context, questions, std::vector<bool>(ways.size(), true)));
   for (size_t w = 0; w < ways.size(); ++w) {
     for (size_t q = 0; q < questions.size(); ++q) {
@@ -122,9 +123,9 @@ struct Setting {
       questions.push_back({random_ids(3 + static_cast<int64_t>(i), 300, 20 + i),
                            random_ids(static_cast<int64_t>(i), 300, 30 + i), 5 + static_cast<int64_t>(i)});
   }
-  std::unique_ptr<Engine> engine(int64_t batch_rows, std::vector<int32_t> stop = {}) const {
-    return take(
-        Engine::create(*receiver.backend, *sender.model, *receiver.model, ways, {200, 20, batch_rows}, stop));
+  std::unique_ptr<ProfileEngine> engine(int64_t batch_rows, std::vector<int32_t> stop = {}) const {
+    return take(ProfileEngine::create(*receiver.backend, *sender.model, *receiver.model, ways,
+                                      {200, 20, batch_rows}, stop));
   }
   std::vector<bool> all() const { return std::vector<bool>(ways.size(), true); }
 };
@@ -144,7 +145,7 @@ void expect_equal(const ContextAnswers& a, const ContextAnswers& b) {
   }
 }
 
-TEST(Engine, SenderIsReceiverAnswersAlikeWhateverTheWay) {
+TEST(ProfileEngine, SenderIsReceiverAnswersAlikeWhateverTheWay) {
   for (DType dtype : {DType::kBF16, DType::kF32}) {
     Setting s(dtype, true);
     ContextAnswers found = take(s.engine(64)->run(s.context, s.questions, s.all()));
@@ -162,7 +163,7 @@ TEST(Engine, SenderIsReceiverAnswersAlikeWhateverTheWay) {
   }
 }
 
-TEST(Engine, NothingDependsOnBatchesOrOnWhatRanBefore) {
+TEST(ProfileEngine, NothingDependsOnBatchesOrOnWhatRanBefore) {
   Setting s(DType::kBF16, false);
   auto wide = s.engine(4096), narrow = s.engine(20);
   ContextAnswers a = take(wide->run(s.context, s.questions, s.all()));
@@ -180,14 +181,14 @@ TEST(Engine, NothingDependsOnBatchesOrOnWhatRanBefore) {
   EXPECT_EQ(c.ways[7][2].divergence, a.ways[7][2].divergence);
 }
 
-TEST(Engine, WithoutTheContextTheQuestionIsReadByItself) {
+TEST(ProfileEngine, WithoutTheContextTheQuestionIsReadByItself) {
   Setting s(DType::kF32, false);
   s.ways = {{WayKind::kFullPrefill}, {WayKind::kFullReuse}, {WayKind::kNoContext}};
   for (size_t i = 0; i < s.questions.size(); ++i)
     s.questions[i].alone = random_ids(9 + static_cast<int64_t>(i), 300, 60 + i);
   const EngineLimits limits{.context = 200, .question = 20, .batch_rows = 64, .alone = 24};
-  auto engine =
-      take(Engine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, s.ways, limits, {}));
+  auto engine = take(
+      ProfileEngine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, s.ways, limits, {}));
   const ContextAnswers found = take(engine->run(s.context, s.questions, s.all()));
   for (size_t q = 0; q < s.questions.size(); ++q) {
     // The same text as a context of its first four tokens and a question about it, prefilled in full.
@@ -195,8 +196,8 @@ TEST(Engine, WithoutTheContextTheQuestionIsReadByItself) {
     const std::vector<int32_t> head(rest.alone.begin(), rest.alone.begin() + 4);
     rest.suffix.assign(rest.alone.begin() + 4, rest.alone.end());
     const std::vector<Way> whole{{WayKind::kFullPrefill}};
-    auto other =
-        take(Engine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, whole, limits, {}));
+    auto other = take(
+        ProfileEngine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, whole, limits, {}));
     const ContextAnswers want = take(other->run(head, std::vector<Question>{rest}, {true}));
     EXPECT_EQ(found.ways[2][q].tokens, want.ways[0][0].tokens);
     EXPECT_EQ(found.ways[2][q].entropy, want.ways[0][0].entropy);
@@ -210,7 +211,7 @@ TEST(Engine, WithoutTheContextTheQuestionIsReadByItself) {
               ::testing::HasSubstr("a question of 0 tokens without its context"));
 }
 
-TEST(Engine, ReferenceChangesTheDivergenceButNotTheAnswer) {
+TEST(ProfileEngine, ReferenceChangesTheDivergenceButNotTheAnswer) {
   Setting s(DType::kBF16, false);
   auto engine = s.engine(512);
   std::vector<Question> plain(1, {s.questions[0].suffix, {}, 8});
@@ -227,7 +228,7 @@ TEST(Engine, ReferenceChangesTheDivergenceButNotTheAnswer) {
   }
 }
 
-TEST(Engine, StopsWhereAskedAndNeverCountsTheStop) {
+TEST(ProfileEngine, StopsWhereAskedAndNeverCountsTheStop) {
   Setting s(DType::kBF16, false);
   std::vector<Question> one(1, {s.questions[0].suffix, {}, 8});
   std::vector<int32_t> whole = take(s.engine(512)->run(s.context, one, s.all())).ways[0][0].tokens;
@@ -243,7 +244,7 @@ TEST(Engine, StopsWhereAskedAndNeverCountsTheStop) {
   EXPECT_EQ(take(s.engine(512, {stop})->run(s.context, one, s.all())).ways[0][0].tokens, expected);
 }
 
-TEST(Engine, SharesRuns) {
+TEST(ProfileEngine, SharesRuns) {
   Setting s(DType::kBF16, false);
   auto engine = s.engine(512);
   ASSERT_TRUE(engine->run(s.context, s.questions, s.all()).ok());
@@ -256,7 +257,7 @@ TEST(Engine, SharesRuns) {
   EXPECT_GT(naive_layer_runs(s.ways, 5), 2 * runs.layer_runs(5));
 }
 
-TEST(Engine, RefusesWhatDoesNotFit) {
+TEST(ProfileEngine, RefusesWhatDoesNotFit) {
   Setting s(DType::kBF16, false);
   auto engine = s.engine(64);
   auto expect = [&](std::span<const int32_t> context, Question q, const char* text) {
@@ -270,12 +271,12 @@ TEST(Engine, RefusesWhatDoesNotFit) {
   expect(s.context, {random_ids(15, 300, 1), {}, 6}, "a question of 15 tokens with 6 new ones");
   Way needs = Way::group({2, 3}).aligned(MapForm::kFull);
   std::vector<Way> unmapped{s.ways[0], needs};
-  auto without =
-      Engine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, unmapped, {200, 20, 64}, {});
+  auto without = ProfileEngine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, unmapped,
+                                       {200, 20, 64}, {});
   EXPECT_EQ(without.status().message(),
             "'recompute 2-3 aligned' needs a full map for layer 2, which was not given");
   TinyModel deep(tiny_config(Family::kLlama, 6), 1, DType::kBF16);
-  auto made = Engine::create(*deep.backend, *s.sender.model, *deep.model, s.ways, {200, 20, 64}, {});
+  auto made = ProfileEngine::create(*deep.backend, *s.sender.model, *deep.model, s.ways, {200, 20, 64}, {});
   ASSERT_FALSE(made.ok());
   EXPECT_EQ(made.status().code(), Code::kMismatch);
 }

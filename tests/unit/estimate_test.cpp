@@ -230,7 +230,8 @@ TEST(TimeEstimate, IsOfTheSizeOfWhatARunTakes) {
   TinyModel sender(tiny_config(Family::kLlama), 1, DType::kBF16),
       model(tiny_config(Family::kLlama), 2, DType::kBF16);
   ProfileWork work = a_work(model.model->config(), groups_only(), {150});
-  auto engine = take(Engine::create(*model.backend, *sender.model, *model.model, work.ways, work.limits, {}));
+  auto engine =
+      take(ProfileEngine::create(*model.backend, *sender.model, *model.model, work.ways, work.limits, {}));
   std::vector<double> ratios;
   for (int i = 0; i < 3; ++i) {
     const ProfileContext& c = work.contexts[0];

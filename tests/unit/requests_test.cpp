@@ -72,8 +72,8 @@ struct Pair {
     return o;
   }
   void publish_to(Store& store, std::span<const int32_t> context) const {
-    auto published = publish(*backend, *sender.model, sender.identity, context, store,
-                             {.cuts = plain_cuts({1, 2, 3, 4})});
+    auto published =
+        publish(*backend, *sender.model, sender.identity, context, store, {.cuts = plain_cuts({1, 2, 3, 4})});
     ASSERT_TRUE(published.ok()) << published.status().message();
   }
 };
@@ -94,7 +94,8 @@ const Receiver* add(Engine& engine, const Pair& pair, const Pair::One& one,
                     const std::vector<const Plan*>& plans = {}) {
   std::vector<ReceiverPlan> given;
   for (const Plan* plan : plans) given.push_back({plan, nullptr});
-  auto receiver = Receiver::create(&one == &pair.sender ? "sender" : "receiver", *one.model, one.identity, given);
+  auto receiver =
+      Receiver::create(&one == &pair.sender ? "sender" : "receiver", *one.model, one.identity, given);
   EXPECT_TRUE(receiver.ok()) << receiver.status().message();
   auto added = engine.add(std::move(receiver).value());
   EXPECT_TRUE(added.ok()) << added.status().message();
@@ -117,9 +118,9 @@ Told alone(const Pair& pair, const Pair::One& one, const Plan& plan, const Engin
   request.sampling = r.sampling;
   request.max_new_tokens = r.max_new_tokens;
   request.full_prefill = store == nullptr;
-  auto session = Session::create(*pair.backend, *one.model, plan,
-                                 {static_cast<int64_t>(r.context.size()),
-                                  static_cast<int64_t>(r.suffix.size()), r.max_new_tokens});
+  auto session = Session::create(
+      *pair.backend, *one.model, plan,
+      {static_cast<int64_t>(r.context.size()), static_cast<int64_t>(r.suffix.size()), r.max_new_tokens});
   EXPECT_TRUE(session.ok()) << session.status().message();
   auto answer = (*session)->run(request);
   EXPECT_TRUE(answer.ok()) << answer.status().message();
@@ -254,7 +255,8 @@ TEST(Engine, AnApproximateCacheNeverAnswersAnExactLookUp) {
 /// Passes reads on, or has them fail, hang or be slow from a stated one on.
 class FaultyStore final : public Store {
  public:
-  FaultyStore(Store& under, std::string fault, int from) : under_(under), fault_(std::move(fault)), from_(from) {}
+  FaultyStore(Store& under, std::string fault, int from)
+      : under_(under), fault_(std::move(fault)), from_(from) {}
   ~FaultyStore() override { let_go(); }
   std::string url() const override { return "faulty:"; }
   Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) override {
@@ -570,7 +572,8 @@ TEST_P(BesideOthers, IsAsAlone) {
           expect_same(full, *answer, what);
           continue;
         }
-        expect_same(alone(pair, one, plans[s.receiver], s.request, store->get()), *answer, what + " from cache");
+        expect_same(alone(pair, one, plans[s.receiver], s.request, store->get()), *answer,
+                    what + " from cache");
       } else if (reused) {
         expect_same(alone(pair, one, plans[s.receiver], s.request, store->get()), *answer, what + " by plan");
       } else {

@@ -126,8 +126,8 @@ TEST_P(Service, GivesWhatTheProfileScored) {
 
   const auto context = random_ids(kContext, 300, 7);
   const std::vector<Question> questions = {{random_ids(4, 300, 20), random_ids(3, 300, 30), kNewTokens}};
-  auto engine =
-      take(Engine::create(*receiver.backend, *sender.model, *receiver.model, ways, {200, 20, 0}, {}, maps));
+  auto engine = take(
+      ProfileEngine::create(*receiver.backend, *sender.model, *receiver.model, ways, {200, 20, 0}, {}, maps));
   const ContextAnswers scored = take(engine->run(context, questions, std::vector<bool>(ways.size(), true)));
 
   const std::string folder = ::testing::TempDir() + "/ds_service_" + std::to_string(getpid());

@@ -115,7 +115,7 @@ void say_cost(const RunOptions& o, const ProfileWork& work, const ModelConfig& c
       "per context {} layer-runs ({} if every way ran by itself), {} in all; {} of memory for caches\n",
       format_count(work.questions), format_count(n), format_count(work.tokens), work.ways.size(),
       work.layer_runs / n, work.naive_layer_runs / n, format_count(work.layer_runs),
-      format_bytes(Engine::memory_bytes(config, dtype, work.ways, work.limits)));
+      format_bytes(ProfileEngine::memory_bytes(config, dtype, work.ways, work.limits)));
   if (o.profile.race)
     fmt::print(
         stderr,
@@ -186,23 +186,24 @@ nlohmann::ordered_json cost_json(const ProfileWork& work, const ModelConfig& con
                                  const WayOptions& ways, const TimeEstimate& time,
                                  const std::vector<Offer>& all, const std::string& given_up) {
   const auto n = static_cast<int64_t>(work.contexts.size());
-  nlohmann::ordered_json json{{"schema", "droidspeak.profile-cost"},
-                              {"version", 1},
-                              {"questions", work.questions},
-                              {"contexts", n},
-                              {"context_tokens", work.tokens},
-                              {"fit_contexts", work.fit.size()},
-                              {"fit_tokens", work.fit_tokens},
-                              {"granularity", ways.granularity},
-                              {"ways", work.ways.size()},
-                              {"layer_runs_per_context", work.layer_runs / n},
-                              {"layer_runs_per_context_each_way_by_itself", work.naive_layer_runs / n},
-                              {"cache_bytes", Engine::memory_bytes(config, dtype, work.ways, work.limits)},
-                              {"seconds", time.fit_s + sum_of(time.context_s)},
-                              {"fit_seconds", time.fit_s},
-                              {"longest_seconds", time.fit_s + sum_of(time.longest_s)},
-                              {"given_up", given_up},
-                              {"granularities", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json json{
+      {"schema", "droidspeak.profile-cost"},
+      {"version", 1},
+      {"questions", work.questions},
+      {"contexts", n},
+      {"context_tokens", work.tokens},
+      {"fit_contexts", work.fit.size()},
+      {"fit_tokens", work.fit_tokens},
+      {"granularity", ways.granularity},
+      {"ways", work.ways.size()},
+      {"layer_runs_per_context", work.layer_runs / n},
+      {"layer_runs_per_context_each_way_by_itself", work.naive_layer_runs / n},
+      {"cache_bytes", ProfileEngine::memory_bytes(config, dtype, work.ways, work.limits)},
+      {"seconds", time.fit_s + sum_of(time.context_s)},
+      {"fit_seconds", time.fit_s},
+      {"longest_seconds", time.fit_s + sum_of(time.longest_s)},
+      {"given_up", given_up},
+      {"granularities", nlohmann::ordered_json::array()}};
   for (const Offer& offer : all)
     json["granularities"].push_back({{"granularity", offer.granularity},
                                      {"ways", offer.ways},
@@ -460,8 +461,9 @@ Status run_profile(RunOptions o) {
   if (templated) {
     DS_ASSIGN(ends, with_turn_end(std::move(ends), *receiver.checkpoint, *receiver.tokenizer));
   }
-  DS_ASSIGN(auto engine, Engine::create(*receiver.backend, *sender.model, *receiver.model, work.ways,
-                                        work.limits, ends, maps.by_control(o.profile.ways.other_pair)));
+  DS_ASSIGN(auto engine,
+            ProfileEngine::create(*receiver.backend, *sender.model, *receiver.model, work.ways, work.limits,
+                                  ends, maps.by_control(o.profile.ways.other_pair)));
   ProgressBar bar("profiling", left);
   std::optional<double> first;  // share of the work that was there
   int64_t begin = now_ns();
