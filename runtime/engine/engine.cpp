@@ -145,6 +145,7 @@ struct EngineLoop {
   bool closing = false;
   uint64_t next_id = 1;
   Status lost;  // the device is; nothing runs any more
+  std::vector<EngineSpan> spans;
 
   // The engine's thread's own.
   std::deque<std::unique_ptr<Active>> queue;
@@ -163,6 +164,8 @@ struct EngineLoop {
   std::unique_ptr<DeviceMemory> results;                    // by slot: logits and a token
   int64_t result_bytes = 0, most_vocab = 0, row_bytes = 0;  // of the largest receiver
   std::vector<SequenceRows> storage;                        // of the running step's pieces
+  std::vector<std::unique_ptr<Event>>
+      marks;  // where spans are recorded: the step's begin, then each item's end
   std::vector<std::pair<float, int32_t>> scratch;
   std::thread thread;
 
@@ -513,6 +516,8 @@ struct EngineLoop {
       Active* a = find(done.owner);
       if (a == nullptr || a->run == nullptr) continue;
       a->idle_since_ns = 0;
+      if (limits.record_spans)
+        record({a->id, StreamKind::kLink, a->run->transfer_label(done.index), done.start_ns, done.end_ns});
       if (done.status.ok()) {
         a->run->arrived(done.index);
         a->answer.bytes_loaded += done.bytes;
@@ -671,7 +676,13 @@ struct EngineLoop {
 
   bool step() {
     std::vector<Item> items;
+    auto mark = [&] {  // what comes before it belongs to the item that was begun last
+      if (!limits.record_spans) return;
+      marks[items.size()]->reset();
+      compute->record(*marks[items.size()]);
+    };
     auto begin = [&](Item item) {
+      mark();
       compute->begin_op(static_cast<int64_t>(items.size()));
       items.push_back(std::move(item));
     };
@@ -723,6 +734,7 @@ struct EngineLoop {
                    {nullptr, logits_of(a.slot), a.choice, next_of(a.slot)});
       flops += p.piece.flops;
     });
+    mark();
     compute->begin_op(-1);
     compute->record(*ended);
     const int64_t start = now_ns();
@@ -734,9 +746,24 @@ struct EngineLoop {
       ++stats.steps;
       stats.compute_busy_ns += busy;
     }
+    if (limits.record_spans && status.ok()) record_step(items);
     if (status.ok()) speed.add(flops, ended->time_ns() - begun->time_ns());
     settle(items, std::move(status));
     return true;
+  }
+
+  void record(EngineSpan span) {
+    std::lock_guard lock(mutex);
+    spans.push_back(std::move(span));
+  }
+
+  void record_step(const std::vector<Item>& items) {
+    for (size_t i = 0; i < items.size(); ++i) {
+      const Item& item = items[i];
+      record({item.one != nullptr ? item.one->id : 0, StreamKind::kCompute,
+              item.one != nullptr ? item.one->run->label(*item.piece) : fmt::format("decode {}", item.count),
+              marks[i]->time_ns(), marks[i + 1]->time_ns()});
+    }
   }
 
   void settle(std::vector<Item>& items, Status status) {
@@ -1012,6 +1039,10 @@ Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, const EngineLim
   DS_ASSIGN(loop.ended, backend.make_event());
   for (size_t i = static_cast<size_t>(limits.batch); i-- > 0;) loop.free_slots.push_back(i);
   loop.storage.resize(kMostPieces + static_cast<size_t>(limits.batch));
+  for (size_t i = 0; limits.record_spans && i <= loop.storage.size(); ++i) {
+    DS_ASSIGN(auto mark, backend.make_event());
+    loop.marks.push_back(std::move(mark));
+  }
   return engine;
 }
 
@@ -1074,6 +1105,11 @@ EngineStats Engine::stats() const {
     stats.link_rate = loop_->service->rate();
   }
   return stats;
+}
+
+std::vector<EngineSpan> Engine::take_spans() {
+  std::lock_guard lock(loop_->mutex);
+  return std::exchange(loop_->spans, {});
 }
 
 void Engine::drain() {

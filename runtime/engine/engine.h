@@ -36,6 +36,15 @@ struct EngineLimits {
   /// its own step.
   int64_t step_budget_ns = 30'000'000;
   bool prefix_cache = true;
+  bool record_spans = false;  // for take_spans()
+};
+
+/// What kept the link or the device busy: for pictures of how requests overlap.
+struct EngineSpan {
+  uint64_t request = 0;  // 0: a batch that decodes
+  StreamKind stream = StreamKind::kCompute;
+  std::string what;                  // "recompute 4", "kv(3)", "decode 12"
+  int64_t start_ns = 0, end_ns = 0;  // on now_ns()'s clock
 };
 
 /// What may be reused for a request.
@@ -121,6 +130,8 @@ class Engine {
   EngineStats stats() const;
   /// Blocks until nothing waits or runs.
   void drain();
+  /// Since the last call, in no order; EngineLimits::record_spans.
+  std::vector<EngineSpan> take_spans();
 
  private:
   Engine() = default;

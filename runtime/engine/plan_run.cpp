@@ -359,4 +359,9 @@ std::string PlanRun::label(const Piece& piece) const {
   return op_label(op, 1);
 }
 
+std::string PlanRun::transfer_label(int32_t transfer) const {
+  const int32_t op = transfers_[static_cast<size_t>(transfer)].op;
+  return op_label(variant_->ops[static_cast<size_t>(op)], variant_->chunks);
+}
+
 }  // namespace ds

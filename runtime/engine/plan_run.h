@@ -94,6 +94,7 @@ class PlanRun {
   int32_t op(const Piece& piece) const { return calls_[piece.call].op; }
   /// "recompute 4.2": for messages and pictures.
   std::string label(const Piece& piece) const;
+  std::string transfer_label(int32_t transfer) const;
 
  private:
   struct Call {

@@ -14,7 +14,8 @@ int main(int argc, char** argv) {
       {"attention", add_attention(app)},
 #ifdef DS_HAVE_COMPILER
       {"compile", add_compile(app)},       {"make-plans", add_make_plans(app)},
-      {"quality", add_quality(app)},       {"sweep", add_sweep(app)},
+      {"quality", add_quality(app)},       {"serve", add_serve(app)},
+      {"sweep", add_sweep(app)},
 #endif
       {"decode", add_decode(app)},         {"kernels", add_kernels(app)},
       {"plans", add_plans(app)},           {"load", add_load(app)},
@@ -37,6 +38,7 @@ int main(int argc, char** argv) {
       "  ds-bench compile --layers 80 --chunks 16 --json -\n"
       "  ds-bench quality --receiver R/ --sender S/ --quality quality.json --machine machine.json \\\n"
       "      --link-rates 20MB/s,100MB/s --data notes.jsonl -o quality-ttft.json --html page.html\n"
+      "  ds-bench serve --receivers 3 --contexts 6 --questions 4 --json serve.json --html serve.html\n"
       "  ds-bench sweep --lengths 512,1024,2048 --budget-s 240 --json sweep.json --html sweep.html\n"
 #endif
       "  ds-bench make-model --shape llama-1b -o /tmp/llama-1b\n"

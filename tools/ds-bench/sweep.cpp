@@ -5,15 +5,14 @@
 #include "compiler/policy/policy.h"
 #include "compiler/scheduling/cost_model.h"
 #include "plans/simulate.h"
-#include "runtime/core/calibration_json.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "support/json.h"
 #include "tools/ds-bench/bench.h"
+#include "tools/ds-bench/measured_machine.h"
 #include "tools/ds-bench/rounds.h"
 #include "tools/ds-bench/sweep_result.h"
 #include "tools/ds-bench/synthetic_pair.h"
-#include "tools/host.h"
 
 namespace ds {
 namespace {
@@ -58,7 +57,7 @@ class Sweep {
     DS_TRY(folder_.make("ds-sweep"));
     store_url_ = "file:" + folder_.path + "/store";
     DS_ASSIGN(loaded_, load_random_model(o_.model, config));
-    DS_TRY(calibrate_machine());
+    DS_ASSIGN(machine_, measured_machine(o_.model, loaded_, o_.machine, lengths_, o_.suffix, o_.calibrate_s));
     DS_TRY(choose_rates(config));
     inputs_ = synthetic_inputs(config, machine_);
     DS_ASSIGN(product_, compile_way({"plan", "balanced", "best"}, o_.lengths, kDefaultLinkRates));
@@ -70,34 +69,6 @@ class Sweep {
   }
 
  private:
-  Status calibrate_machine() {
-    std::string path = o_.machine;
-    if (path.empty()) {
-      DS_ASSIGN(auto store, open_store(store_url_));
-      ProgressBar bar("calibrating");
-      CalibrationOptions options;
-      options.contexts = lengths_;
-      options.suffix = o_.suffix;
-      options.budget_ns = static_cast<int64_t>(o_.calibrate_s * 1e9);
-      options.store = store.get();
-      options.progress = [&](int64_t done, int64_t total) { bar.update(done, total); };
-      DS_ASSIGN(Calibration c, calibrate(*loaded_.backend, *loaded_.model, options));
-      CalibrationSubject subject{.name = cpu_name(),
-                                 .backend = std::string(loaded_.backend->name()),
-                                 .description = loaded_.backend->description(),
-                                 .cpu = cpu_name(),
-                                 .kernel = kernel_name(),
-                                 .threads = o_.model.on.threads,
-                                 .shape = loaded_.model->config().shape(),
-                                 .dtype = loaded_.dtype,
-                                 .options = ""};
-      path = folder_.path + "/machine.json";
-      DS_TRY(write_file_atomically(path, machine_json(subject, c)));
-    }
-    DS_ASSIGN(machine_, MachineModel::read(path));
-    return machine_.check_shape(path, loaded_.model->config().shape());
-  }
-
   /// Around the rate at which a layer is loaded as fast as it is recomputed, at the middle length.
   Status choose_rates(const ModelConfig& config) {
     int64_t n = lengths_[lengths_.size() / 2];

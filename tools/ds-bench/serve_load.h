@@ -1,0 +1,56 @@
+// A load of requests on an engine, and what came of it: the figures that vLLM's benchmark gives, under its
+// names.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/engine.h"
+#include "support/status.h"
+
+namespace ds {
+
+/// One request of a load: when, for whom, over which context, which question.
+struct Arrival {
+  double at_s = 0;
+  size_t receiver = 0, context = 0, question = 0;
+};
+
+/// A Poisson process of `rate` requests per second, or one of equal distances.
+void set_arrivals(std::vector<Arrival>& load, double rate, bool poisson, uint64_t seed);
+/// Lines of "seconds receiver context question", numbers from 0; '#' begins a comment.
+Result<std::vector<Arrival>> read_arrivals(const std::string& path, size_t receivers, size_t contexts,
+                                           size_t questions);
+
+struct Summary {
+  double mean = 0, median = 0, p90 = 0, p99 = 0;
+  static Summary of(std::vector<double> values);
+};
+
+/// Times in milliseconds.
+struct LoadFigures {
+  double offered_rate = 0;  // requests per second
+  int64_t completed = 0, failed = 0;
+  double duration_s = 0, request_throughput = 0, output_throughput = 0, total_token_throughput = 0;
+  double request_goodput = 0;  // requests per second that kept the SLO
+  double within_slo = 0;       // their share
+  Summary ttft, tpot, itl, e2el;
+  EngineStats stats;
+};
+
+/// Submits the load at its times and waits for all of it. `make` gives the request of an arrival.
+Result<LoadFigures> run_load(Engine& engine, const std::vector<Arrival>& load, double slo_ttft_ms,
+                             const std::function<EngineRequest(const Arrival&)>& make);
+
+/// One way of serving, over the rates that were tried.
+struct ServeWay {
+  std::string name;
+  std::vector<LoadFigures> runs;  // by rate
+  double knee = 0;                // the highest rate that was served within the SLO; 0: none
+};
+
+/// A page with TTFT, time per output token and time to the end, by rate (the paper's figure 15).
+std::string draw_serve_html(const std::string& title, double slo_ttft_ms, const std::vector<ServeWay>& ways);
+
+}  // namespace ds
