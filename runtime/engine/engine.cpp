@@ -93,6 +93,7 @@ struct Active {
   int64_t plan = -1;
   const Variant* variant = nullptr;
   std::unique_ptr<PlanRun> run;
+  std::shared_ptr<EntryReader> entry;       // that its transfers read
   std::string kept_as;                      // PrefixCache's salt; empty: its caches are not kept
   std::shared_ptr<PrefixCache::Node> node;  // of its own range
   int64_t started_ns = 0;                   // of the run
@@ -334,6 +335,17 @@ struct EngineLoop {
            (v.select_share > 0 ? a.n * static_cast<int64_t>(sizeof(int32_t)) : 0);
   }
 
+  /// Whether somebody is computing what this request begins with: when that is there, it costs its suffix.
+  bool comes(const Active& a) const {
+    if (!limits.prefix_cache || a.request.reuse == Reuse::kOff || a.n < PrefixCache::kBlock) return false;
+    return std::any_of(active.begin(), active.end(), [&](const auto& other) {
+      return (other->state == Active::State::kComputing || other->state == Active::State::kLookingUp) &&
+             !other->kept_as.empty() && other->request.receiver == a.request.receiver &&
+             other->request.reuse == a.request.reuse && other->request.store == a.request.store &&
+             other->request.salt == a.request.salt && other->request.context == a.request.context;
+    });
+  }
+
   /// False: there is no memory for it now.
   bool start(Active& a) {
     const Receiver& receiver = *a.request.receiver;
@@ -392,6 +404,7 @@ struct EngineLoop {
     a.answer.queue_ns = now_ns() - a.submitted_ns;
     if (a.plan >= 0) {
       a.answer.cache = CacheStatus::kMiss;
+      if (prefixes_on) a.kept_as = plan_salt(a, static_cast<size_t>(a.plan), *a.variant);
       look_up(a);
       return true;
     }
@@ -451,6 +464,7 @@ struct EngineLoop {
     a.answer.lost_ns = now_ns() - a.started_ns;
     a.plan = -1;
     a.variant = &a.request.receiver->exact().full_prefill;
+    if (!a.kept_as.empty()) a.kept_as = exact_salt(a);
     compute_from(a, 0);
   }
 
@@ -492,8 +506,9 @@ struct EngineLoop {
     return ok_status();
   }
 
-  void send_for(Active& a, std::shared_ptr<EntryReader> entry) {
-    for (TransferJob& job : a.run->transfers(a.sequence, a.memory, entry, a.id, a.started_ns))
+  void send_for(Active& a) {
+    if (a.entry == nullptr) return;
+    for (TransferJob& job : a.run->take_transfers(a.sequence, a.memory, a.entry, a.id, a.started_ns))
       service->submit(std::move(job));
   }
 
@@ -545,7 +560,8 @@ struct EngineLoop {
       if (a->state != Active::State::kComputing) return true;
       a->kept_as =
           limits.prefix_cache && a->request.reuse != Reuse::kOff ? plan_salt(*a, l->plan, *a->variant) : "";
-      send_for(*a, l->entry);
+      a->entry = l->entry;
+      send_for(*a);
       return true;
     });
     for (auto at = active.begin(); at != active.end();) {
@@ -622,11 +638,14 @@ struct EngineLoop {
   }
 
   void admit() {
-    while (!queue.empty() && !free_slots.empty()) {
-      Active& a = *queue.front();
-      if (!start(a)) break;
-      active.push_back(std::move(queue.front()));
-      queue.pop_front();
+    for (auto at = queue.begin(); at != queue.end() && !free_slots.empty();) {
+      if (comes(**at)) {
+        ++at;
+        continue;
+      }
+      if (!start(**at)) break;
+      active.push_back(std::move(*at));
+      at = queue.erase(at);
     }
     end_failed();
   }
@@ -805,8 +824,13 @@ struct EngineLoop {
           for (size_t k = items[i].first; k < items[i].first + items[i].count; ++k)
             items[i].station->batch[k]->retry = true;
     }
-    for (auto& a : active)
-      if (a->state == Active::State::kComputing && a->run->finished()) first_token(*a);
+    for (auto& a : active) {
+      if (a->state != Active::State::kComputing) continue;
+      if (a->run->finished())
+        first_token(*a);
+      else
+        send_for(*a);  // to where something was read
+    }
     finish_ended();
     end_failed();
   }
@@ -846,6 +870,7 @@ struct EngineLoop {
     a.answer.ttft_ns = now_ns() - a.submitted_ns;
     if (a.run->repaired()) a.kept_as = a.run->exact() && !a.kept_as.empty() ? exact_salt(a) : "";
     a.run.reset();
+    a.entry.reset();
     a.hidden.reset();
     a.positions.reset();
     // Others that begin as this one did need not wait for its end.

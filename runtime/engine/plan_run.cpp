@@ -57,6 +57,9 @@ void PlanRun::build() {
                             .hidden = e ? hidden_index(*variant_, op.buffer) : 0,
                             .first = first,
                             .rows = rows});
+      for (int32_t w : op.waits)
+        if (transfer_of[static_cast<size_t>(w)] < 0)
+          transfers_.back().after = std::max(transfers_.back().after, w);
       exact_ = false;
       continue;
     }
@@ -78,6 +81,7 @@ void PlanRun::build() {
     call.transfers = std::exchange(waits, {});
     calls_.push_back(std::move(call));
   }
+  set_needs();
 }
 
 template <typename F>
@@ -87,45 +91,57 @@ void PlanRun::for_blocks(int64_t first, int64_t end, F&& f) const {
     if (end >= std::min((b + 1) * kBlock, shape_.n)) f(static_cast<size_t>(b));
 }
 
-std::vector<TransferJob> PlanRun::transfers(const Sequence& sequence, const RunMemory& memory,
-                                            const std::shared_ptr<EntryReader>& entry, uint64_t owner,
-                                            int64_t start_ns) const {
-  // When its first reader could start, as the plan predicts for these lengths.
+/// When each transfer's first reader could start, as the plan predicts for these lengths. The plan's order
+/// stands: what comes after something urgent is not more urgent than it.
+void PlanRun::set_needs() {
   const double scale = variant_->tuned_tokens > 0
                            ? static_cast<double>(shape_.n) / static_cast<double>(variant_->tuned_tokens)
                            : 1;
+  for (Transfer& t : transfers_) t.needed_ns = kNoLimit;
+  for (const Call& c : calls_)
+    for (int32_t t : c.transfers) {
+      int64_t& needed = transfers_[static_cast<size_t>(t)].needed_ns;
+      const int64_t start = variant_->ops[static_cast<size_t>(c.op)].start_ns;
+      needed = std::min(needed, static_cast<int64_t>(static_cast<double>(start) * scale));
+    }
+  for (size_t i = transfers_.size(); i-- > 1;)
+    transfers_[i - 1].needed_ns = std::min(transfers_[i - 1].needed_ns, transfers_[i].needed_ns);
+}
+
+std::vector<TransferJob> PlanRun::take_transfers(const Sequence& sequence, const RunMemory& memory,
+                                                 const std::shared_ptr<EntryReader>& entry, uint64_t owner,
+                                                 int64_t start_ns) {
+  const RowBytes& bytes = receiver_.row_bytes();
+  // Kernels of ops before this one have run.
+  const int32_t next =
+      done_.call < calls_.size() ? calls_[done_.call].op : static_cast<int32_t>(variant_->ops.size());
   std::vector<TransferJob> jobs;
-  for (size_t i = 0; i < transfers_.size(); ++i) {
-    const Transfer& t = transfers_[i];
-    int64_t needed = kNoLimit;
-    for (const Call& c : calls_)
-      if (std::find(c.transfers.begin(), c.transfers.end(), static_cast<int32_t>(i)) != c.transfers.end() &&
-          c.op >= 0)
-        needed = std::min(needed, variant_->ops[static_cast<size_t>(c.op)].start_ns);
-    if (needed == kNoLimit) needed = variant_->ops[static_cast<size_t>(t.op)].start_ns;
+  for (; asked_ < transfers_.size() && !repaired_; ++asked_) {
+    Transfer& t = transfers_[asked_];
+    if (t.after >= next) break;  // the plan's order on its link
+    t.asked = true;
     TransferJob job{.owner = owner,
-                    .index = static_cast<int32_t>(i),
+                    .index = static_cast<int32_t>(asked_),
                     .entry = entry,
                     .kind = t.kind,
                     .layer = t.layer,
                     .first = t.first,
                     .rows = t.rows,
-                    .map = {}};
-    const RowBytes& bytes = receiver_.row_bytes();
+                    .map = {},
+                    .needed_ns = start_ns + std::min(t.needed_ns, int64_t{1} << 60)};
     if (t.kind == TensorKind::kE) {
       job.map = receiver_.entry_map(static_cast<size_t>(plan_), variant_->sent_form());
       job.to = memory.hidden[static_cast<size_t>(t.hidden)] + (t.first - shape_.first) * bytes.hidden;
       job.bytes = t.rows * bytes.hidden;
+      // What lay there is gone.
+      for_blocks(t.first, t.first + t.rows,
+                 [&](size_t b) { levels_[static_cast<size_t>(t.hidden)][b] = -1; });
     } else {
       job.to = sequence.at(t.layer, t.first);
       job.bytes = t.rows * bytes.kv;
     }
-    job.needed_ns = start_ns + static_cast<int64_t>(static_cast<double>(needed) * scale);
     jobs.push_back(std::move(job));
   }
-  // The plan's order stands: what comes after something urgent is not more urgent than it.
-  for (size_t i = jobs.size(); i-- > 1;)
-    jobs[i - 1].needed_ns = std::min(jobs[i - 1].needed_ns, jobs[i].needed_ns);
   return jobs;
 }
 

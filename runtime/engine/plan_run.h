@@ -60,10 +60,11 @@ class PlanRun {
   bool selects() const { return variant_->select_share > 0; }
   const Variant& variant() const { return *variant_; }
 
-  /// Its transfers, in the plan's order; `index` is what arrived() is told.
-  std::vector<TransferJob> transfers(const Sequence& sequence, const RunMemory& memory,
-                                     const std::shared_ptr<EntryReader>& entry, uint64_t owner,
-                                     int64_t start_ns) const;
+  /// Those of its transfers that may run and were not asked for yet, in the plan's order: not before what
+  /// they overwrite has been read. `index` is what arrived() is told.
+  std::vector<TransferJob> take_transfers(const Sequence& sequence, const RunMemory& memory,
+                                          const std::shared_ptr<EntryReader>& entry, uint64_t owner,
+                                          int64_t start_ns);
   void arrived(int32_t transfer);
   /// What has not come is computed instead. Only while nothing that was issued runs, and no transfer.
   void lose_transfers();
@@ -111,7 +112,9 @@ class PlanRun {
     int32_t layer = 0;
     int32_t hidden = 0;  // of E
     int64_t first = 0, rows = 0;
-    bool there = false, lost = false;
+    int64_t needed_ns = 0;  // when its first reader could start, from the start of the run
+    int32_t after = -1;     // kernels up to this op run before it
+    bool asked = false, there = false, lost = false;
   };
   struct Cursor {
     size_t call = 0;
@@ -120,6 +123,7 @@ class PlanRun {
   };
 
   void build();
+  void set_needs();
   void repair();
   double flops(const Call& call, int64_t first, int64_t rows, int64_t queries) const;
   static bool divisible(const Call& call);
@@ -134,6 +138,7 @@ class PlanRun {
   std::span<const int32_t> tokens_;
   std::vector<Call> calls_;
   std::vector<Transfer> transfers_;
+  size_t asked_ = 0;  // transfers before it were
   Cursor issued_, done_;
   std::vector<std::vector<int32_t>> levels_;  // by hidden buffer and block: which layer these rows enter; -1
   std::vector<std::vector<bool>> made_;       // by layer and block: K and V are as the tiling has them

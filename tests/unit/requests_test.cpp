@@ -221,6 +221,38 @@ TEST(Engine, TheSecondQuestionCostsItsSuffix) {
   EXPECT_EQ(answer_of(*engine, first).cached_tokens, 0);
 }
 
+TEST(Engine, WhatSeveralBeginWithIsComputedOnce) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("once"));
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options()));
+  const Plan exact = full_prefill_plan(pair.receiver.identity, pair.shape(), "f32");
+  for (Reuse reuse : {Reuse::kAuto, Reuse::kExact}) {
+    auto engine = make_engine(*pair.backend, kLimits);
+    const Receiver* receiver = add(*engine, pair, pair.receiver, {&plan});
+    EngineRequest r = request_of(receiver, 300, 9, 1);
+    r.reuse = reuse;
+    r.store = store->get();
+    pair.publish_to(**store, r.context);
+    std::vector<std::shared_ptr<Ticket>> tickets;
+    std::vector<EngineRequest> requests;
+    for (uint64_t i = 0; i < 6; ++i) {
+      r.suffix = random_ids(5 + static_cast<int64_t>(i), kVocab, 70 + i);
+      requests.push_back(r);
+      tickets.push_back(*engine->submit(r));
+    }
+    int64_t cached = 0;
+    for (size_t i = 0; i < tickets.size(); ++i) {
+      auto answer = tickets[i]->wait();
+      ASSERT_TRUE(answer.ok()) << answer.status().message();
+      cached += answer->cached_tokens;
+      expect_same(reuse == Reuse::kAuto ? alone(pair, pair.receiver, plan, requests[i], store->get())
+                                        : alone(pair, pair.receiver, exact, requests[i], nullptr),
+                  *answer, fmt::format("question {}", i));
+    }
+    EXPECT_EQ(cached, 5 * 300);
+  }
+}
+
 TEST(Engine, AnApproximateCacheNeverAnswersAnExactLookUp) {
   Pair pair;
   auto store = open_store("file:" + fresh_folder("approximate"));
