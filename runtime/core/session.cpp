@@ -14,22 +14,6 @@ namespace {
 
 constexpr int64_t kNoDeadline = int64_t{1} << 61;  // 73 years: sums do not overflow
 
-/// Which of a variant's hidden buffers `buffer` is, counting from 0.
-int64_t hidden_index(const Variant& variant, int32_t buffer) {
-  return std::count_if(variant.buffers.begin(), variant.buffers.begin() + buffer,
-                       [](const Buffer& b) { return b.kind == BufferKind::kHidden; });
-}
-
-/// A compute stream's failure, with what was being computed.
-Status failed_in(const Variant& variant, int64_t op, const Status& status) {
-  if (op < 0 || op >= static_cast<int64_t>(variant.ops.size()))
-    return status.with_context(fmt::format("variant '{}'", variant.name));
-  const Op& of = variant.ops[static_cast<size_t>(op)];
-  return status.with_context(fmt::format("variant '{}', op {} ({}){}", variant.name, op,
-                                         op_label(of, variant.chunks),
-                                         of.layer < 0 ? "" : fmt::format(", layer {}", of.layer)));
-}
-
 /// A model of finite weights gives finite logits. What else comes is no answer, and choosing from it would
 /// hide that.
 Status check_finite(std::span<const float> logits, int64_t token, const Variant& variant) {
@@ -61,19 +45,6 @@ std::vector<const Variant*> all_variants(const Plan& plan) {
 }
 
 }  // namespace
-
-/// One transfer op, ready to be called by the link stream.
-struct Session::Transfer {
-  Session* session = nullptr;
-  EntryReader* entry = nullptr;
-  LandingRows rows;
-  std::byte* to = nullptr;
-  Event* ended = nullptr;  // that it records; null: its stream does
-};
-
-std::string_view cache_status_name(CacheStatus status) {
-  return status == CacheStatus::kHit ? "hit" : status == CacheStatus::kMiss ? "miss" : "unused";
-}
 
 Status check_maps(const Plan& plan, const MapSet* maps) {
   for (const Variant& v : plan.variants) {
@@ -156,28 +127,25 @@ Status Session::load_maps(const MapSet& maps) {
 
 Status Session::reserve() {
   const Shape& shape = plan_.shape;
-  int64_t element = dtype_size(model_.dtype());
-  hidden_row_ = shape.e_row() * element;
-  kv_row_ = shape.kv_row() * element;
+  const int64_t element = dtype_size(model_.dtype());
+  const int64_t hidden_row = shape.e_row() * element, kv_row = shape.kv_row() * element;
   for (size_t form = 0; form < kMapForms && !plain_cuts_; ++form)
     entry_maps_[form] = entry_map(plan_.maps.fingerprint, static_cast<MapForm>(form));
   int64_t rows = limits_.context + limits_.suffix;
   for (int64_t l = 0; l < shape.layers; ++l) {
-    DS_ASSIGN(auto cache, backend_.allocate((rows + limits_.new_tokens - 1) * kv_row_));
+    DS_ASSIGN(auto cache, backend_.allocate((rows + limits_.new_tokens - 1) * kv_row));
+    cache_rows_.push_back(cache->data());
     caches_.push_back(std::move(cache));
   }
-  size_t hidden = 1, ops = 1, waits = 0;
+  size_t hidden = 1;
   bool selects = false;
   for (const Variant* v : all_variants(plan_)) {
     hidden = std::max(hidden, static_cast<size_t>(hidden_index(*v, static_cast<int32_t>(v->buffers.size()))));
-    ops = std::max(ops, v->ops.size());
     selects = selects || v->select_share > 0;
-    size_t all = 0;
-    for (const Op& op : v->ops) all += op.waits.size();
-    waits = std::max(waits, all);
   }
   for (size_t i = 0; i < hidden; ++i) {
-    DS_ASSIGN(auto memory, backend_.allocate(rows * hidden_row_));
+    DS_ASSIGN(auto memory, backend_.allocate(rows * hidden_row));
+    hidden_rows_.push_back(memory->data());
     hidden_.push_back(std::move(memory));
   }
   if (selects) {
@@ -193,21 +161,10 @@ Status Session::reserve() {
   selected_ = next_id_ + 1;
   DS_ASSIGN(workspace_, model_.make_workspace(rows + limits_.new_tokens));
   DS_ASSIGN(key_deviation_, KeyDeviation::create(backend_, model_));
-  // Per op: its waits, two events, itself; a select op copies besides. Decoding enqueues embed, the layers
-  // and logits per token.
-  int64_t capacity = static_cast<int64_t>(3 * ops + waits) + shape.layers + 8 + KeyDeviation::kCommands;
-  DS_ASSIGN(landing_, Landing::create(backend_, std::max(hidden_row_, kv_row_)));
-  DS_ASSIGN(link_, backend_.make_stream(StreamKind::kLink, capacity));
-  DS_ASSIGN(compute_, backend_.make_stream(StreamKind::kCompute, capacity));
-  for (size_t i = 0; i < ops; ++i) {
-    DS_ASSIGN(auto begun, backend_.make_event());
-    DS_ASSIGN(auto ended, backend_.make_event());
-    begun_.push_back(std::move(begun));
-    ended_.push_back(std::move(ended));
-  }
-  transfers_.resize(ops);
+  // Decoding enqueues embed, the layers and logits per token.
+  DS_ASSIGN(runner_, VariantRunner::create(backend_, plan_, std::max(hidden_row, kv_row),
+                                           shape.layers + 8 + KeyDeviation::kCommands));
   ids_.resize(static_cast<size_t>(rows));
-  for (const auto& cache : caches_) step_caches_.push_back(cache->data());
   return ok_status();
 }
 
@@ -226,173 +183,56 @@ Status Session::warm_up() {
   }
 }
 
-Status Session::check(const Request& request) const {
-  auto n = static_cast<int64_t>(request.context.size()), m = static_cast<int64_t>(request.suffix.size());
-  if (m < 1)
-    return error(Code::kInvalidArgument, "the prompt has no tokens; at least one is needed to answer from");
-  if (n + m > limits_.context + limits_.suffix || request.max_new_tokens > limits_.new_tokens) {
-    return error(Code::kInvalidArgument,
-                 "the request has {} context and {} prompt tokens and asks for {}; this session was made for "
-                 "{}, {} and {}",
-                 n, m, request.max_new_tokens, limits_.context, limits_.suffix, limits_.new_tokens);
+Result<EntryReader> Session::open_entry(const Request& request) const {
+  if (request.receiver != nullptr && !same_model(plan_.receiver, *request.receiver)) {
+    return error(Code::kMismatch,
+                 "the plan is for receiver '{}' (fingerprint {:.12}), this model is '{}' ({:.12}): {}",
+                 plan_.receiver.name, plan_.receiver.fingerprint, request.receiver->name,
+                 request.receiver->fingerprint,
+                 same_model(plan_.sender, *request.receiver)
+                     ? "it is the plan's sender; the plan's receiver answers"
+                     : "weights or config differ; compile a plan for it");
   }
-  if (request.gate != nullptr && &request.gate->plan() != &plan_)
-    return error(Code::kInvalidArgument,
-                 "the request's gate was made for another plan than this session's; make one for this plan");
-  if (request.link_rate < 0 || request.waiting < 0) {
-    return error(Code::kInvalidArgument,
-                 "the link rate is {} B/s and {} requests wait; expected 0 or more of each",
-                 request.link_rate, request.waiting);
-  }
-  if (request.link_deadline_ns < 0) {
-    return error(Code::kInvalidArgument, "the deadline for transfers is {} ns; expected 0 (none) or more",
-                 request.link_deadline_ns);
-  }
-  if (request.max_new_tokens < 1)
-    return error(Code::kInvalidArgument, "at least one new token must be asked for");
-  if (!request.entry.empty() &&
-      (request.entry.size() < request.context.size() ||
-       !std::equal(request.context.begin(), request.context.end(), request.entry.begin()))) {
-    return error(Code::kInvalidArgument,
-                 "the request's {} context tokens are not the first of the {} tokens of its entry",
-                 request.context.size(), request.entry.size());
-  }
-  for (auto part : {request.context, request.suffix}) {
-    for (size_t i = 0; i < part.size(); ++i) {
-      if (part[i] < 0 || part[i] >= plan_.shape.vocab) {
-        return error(Code::kInvalidArgument, "{} token {} has id {}, outside the model's vocabulary 0-{}",
-                     part.data() == request.context.data() ? "context" : "prompt", i, part[i],
-                     plan_.shape.vocab - 1);
-      }
-    }
-  }
-  return ok_status();
-}
-
-void Session::run_transfer(void* context, int64_t) {
-  auto& t = *static_cast<Transfer*>(context);
-  Session& s = *t.session;
-  if (!s.transfer_failed_.load(std::memory_order_acquire)) {
-    auto in_time = [&t]() -> Status {
-      if (t.session->deadline_ns_ == 0 || now_ns() <= t.session->deadline_ns_) return ok_status();
-      return error(Code::kExhausted, "late: the deadline for transfers passed while {} of layer {} was read",
-                   tensor_kind_name(t.rows.kind), t.rows.layer);
-    };
-    if (Status status = s.landing_->read(*t.entry, t.rows, t.to, in_time); !status.ok()) {
-      s.transfer_status_ = std::move(status);
-      s.transfer_failed_.store(true, std::memory_order_release);
-      s.compute_->cancel();
-    }
-  }
-  if (t.ended != nullptr) s.landing_->record(*t.ended);
-}
-
-void Session::enqueue(const Variant& variant, const Request& request, EntryReader* entry) {
-  auto n = static_cast<int64_t>(request.context.size()), m = static_cast<int64_t>(request.suffix.size());
-  for (size_t i = 0; i < variant.ops.size(); ++i) {
-    begun_[i]->reset();
-    ended_[i]->reset();
-  }
-  auto hidden = [&](const Op& op, int64_t row) {
-    return hidden_[static_cast<size_t>(hidden_index(variant, op.buffer))]->data() + row * hidden_row_;
-  };
-  auto suffix_row = [&](const Op& op) {
-    return variant.buffers[static_cast<size_t>(op.buffer)].with_context ? n : 0;
-  };
-  for (size_t i = 0; i < variant.ops.size(); ++i) {
-    const Op& op = variant.ops[i];
-    bool on_link = variant.streams[static_cast<size_t>(op.stream)].kind == StreamKind::kLink;
-    CommandStream& stream = on_link ? *link_ : *compute_;
-    for (int32_t w : op.waits) {
-      if (variant.ops[static_cast<size_t>(w)].stream != op.stream)
-        stream.wait(*ended_[static_cast<size_t>(w)]);
-    }
-    stream.begin_op(static_cast<int64_t>(i));
-    stream.record(*begun_[i]);
-    auto [first, rows, queries] = op_rows(op, variant.chunks, n, m, variant.select_share);
-    // Buffers without context rows begin with the suffix.
-    int64_t row = op.rows == Rows::kSuffix ? suffix_row(op) : first;
-    std::byte* cache = op.layer < 0 ? nullptr : caches_[static_cast<size_t>(op.layer)]->data();
-    switch (op.kind) {
-      case OpKind::kTransferE:
-      case OpKind::kTransferKv: {
-        bool e = op.kind == OpKind::kTransferE;
-        Transfer& t = transfers_[i];
-        t = {this, entry, {e ? TensorKind::kE : TensorKind::kKv, op.layer, first, rows}};
-        t.to = e ? hidden(op, first) : cache + first * kv_row_;
-        if (e) t.rows.map = entry_maps_[static_cast<size_t>(variant.sent_form())];
-        if (landing_->staged()) t.ended = ended_[i].get();
-        stream.host({&run_transfer, &transfers_[i], 0});
-        break;
-      }
-      case OpKind::kEmbed:
-        if (rows > 0) model_.embed(stream, ids_.data() + first, rows, hidden(op, row));
-        break;
-      case OpKind::kSelect:
-        selected_count_ = selected_rows(variant.select_share, n);
-        if (rows > 0) {
-          auto* positions = reinterpret_cast<int32_t*>(positions_->data());
-          model_.select(stream, *workspace_,
-                        {op.layer, hidden(op, 0), cache, rows, selected_count_, positions});
-          stream.copy(reinterpret_cast<std::byte*>(selected_), positions_->data(),
-                      selected_count_ * static_cast<int64_t>(sizeof(int32_t)));
-        }
-        break;
-      case OpKind::kRecompute:
-        if (op.rows == Rows::kSelected) {
-          if (rows > 0) {
-            model_.layer_selected(stream, *workspace_,
-                                  {op.layer, hidden(op, 0), cache,
-                                   reinterpret_cast<const int32_t*>(positions_->data()), rows, queries > 0});
-          }
-          break;
-        }
-        [[fallthrough]];
-      case OpKind::kSuffix:
-      case OpKind::kPrefill:
-        if (rows > 0)
-          model_.layer(stream, *workspace_, {op.layer, hidden(op, row), cache, first, rows, queries});
-        break;
-      case OpKind::kAlign:
-        if (plain_cuts_) break;
-        model_.align(stream, *workspace_, *maps_.at({op.layer, variant.map_form}), hidden(op, first), rows);
-        break;
-      case OpKind::kHead:
-        model_.head(stream, *workspace_, {hidden(op, row + m - 1), first_logits_, first_choice_, next_id_});
-        break;
-    }
-    if (!on_link || !landing_->staged()) stream.record(*ended_[i]);
-    stream.begin_op(-1);
-  }
+  DS_TRY(check_sender_knows(request.context, plan_.shared_vocab, plan_.sender.name, plan_.receiver.name));
+  const std::span<const int32_t> published = request.entry.empty() ? request.context : request.entry;
+  EntryIdentity identity{plan_.sender.fingerprint, hash_tokens(published), request.salt,
+                         static_cast<int64_t>(published.size()), model_.dtype()};
+  auto entry = EntryReader::open(*request.store, identity, plan_.shape);
+  if (entry.ok()) entry->end_at(static_cast<int64_t>(request.context.size()));
+  return entry;
 }
 
 Result<bool> Session::execute(const Variant& variant, const Request& request, EntryReader* entry,
                               int64_t start, Answer& answer, Status& miss) {
-  transfer_failed_.store(false, std::memory_order_relaxed);
-  transfer_status_ = {};
-  selected_count_ = 0;
-  enqueue(variant, request, entry);
-  // The link first: its failure cancels the compute stream, and both must be idle before memory is used
-  // again.
-  Status link = link_->synchronize();
-  if (Status copies = landing_->synchronize(); link.ok()) link = std::move(copies);
-  // A fault of the store or the entry is a miss. One of the device or a kernel is none, even beside a miss:
-  // it would never be seen if a full prefill covered it.
-  if (Status compute = compute_->synchronize(); !compute.ok())
-    return failed_in(variant, compute_->failed_op(), compute);
-  DS_TRY(link);
-  if (transfer_failed_.load(std::memory_order_acquire)) {
-    miss = transfer_status_;
-    return false;
-  }
+  OpMemory memory;
+  memory.caches = cache_rows_;
+  memory.hidden = hidden_rows_;
+  memory.workspace = workspace_.get();
+  memory.ids = ids_.data();
+  if (positions_) memory.positions = reinterpret_cast<int32_t*>(positions_->data());
+  memory.selected = selected_;
+  memory.logits = first_logits_;
+  memory.next_id = next_id_;
+  memory.choice = first_choice_;
+  const OpCalls calls(model_, variant, plain_cuts_ ? nullptr : &maps_, memory,
+                      static_cast<int64_t>(request.context.size()),
+                      static_cast<int64_t>(request.suffix.size()));
+  TransferInput input;
+  input.entry = entry;
+  input.map = entry_maps_[static_cast<size_t>(variant.sent_form())];
+  if (request.link_deadline_ns > 0)
+    input.deadline_ns = start + std::min(request.link_deadline_ns, kNoDeadline);
+  selected_count_ = calls.selected();
+  DS_ASSIGN(const bool there, runner_->run(calls, input, miss));
+  if (!there) return false;
   DS_TRY(check_finite(first_logits(), 1, variant));
   answer.variant = &variant;
   answer.link_ns = answer.compute_ns = 0;
   answer.op_times.resize(variant.ops.size());
   for (size_t i = 0; i < variant.ops.size(); ++i) {
-    answer.op_times[i] = {begun_[i]->time_ns() - start, ended_[i]->time_ns() - start};
-    (is_transfer(variant.ops[i]) ? answer.link_ns : answer.compute_ns) +=
-        ended_[i]->time_ns() - begun_[i]->time_ns();
+    const OpTime time = runner_->time(i);
+    answer.op_times[i] = {time.start_ns - start, time.end_ns - start};
+    (is_transfer(variant.ops[i]) ? answer.link_ns : answer.compute_ns) += time.end_ns - time.start_ns;
   }
   return true;
 }
@@ -410,7 +250,7 @@ Status Session::check_gate(const Gate& gate, const Variant& variant, int64_t n, 
   if (!std::isnan((*thresholds)[Proxy::kKDeviation])) {
     auto context = std::span<const int32_t>(ids_).first(static_cast<size_t>(n));
     DS_ASSIGN(verdict.values[Proxy::kKDeviation],
-              key_deviation_->measure(*compute_, *workspace_, context, caches_[0]->data()));
+              key_deviation_->measure(runner_->compute(), *workspace_, context, caches_[0]->data()));
   }
   for (double& value : verdict.values.of) value = profile_precision(value);
   for (size_t p = 0; p < kProxies; ++p) verdict.alarmed |= verdict.alarms(static_cast<Proxy>(p));
@@ -434,17 +274,15 @@ Result<Answer> Session::run(const Request& request) {
 }
 
 Result<Answer> Session::answer(const Request& request) {
-  DS_TRY(check(request));
+  DS_TRY(check_request(request, plan_, limits_));
   Answer answer;
   answer.tokens.reserve(static_cast<size_t>(request.max_new_tokens));
-  size_t most_ops = begun_.size();
-  answer.op_times.reserve(most_ops);
+  answer.op_times.reserve(runner_->most_ops());
   Sampler sampler(request.sampling);
   first_choice_ = sampler.next();
   auto n = static_cast<int64_t>(request.context.size());
 
   const int64_t start = now_ns();
-  deadline_ns_ = request.link_deadline_ns == 0 ? 0 : start + std::min(request.link_deadline_ns, kNoDeadline);
   std::copy(request.context.begin(), request.context.end(), ids_.begin());
   std::copy(request.suffix.begin(), request.suffix.end(), ids_.begin() + n);
 
@@ -460,35 +298,15 @@ Result<Answer> Session::answer(const Request& request) {
   bool done = false;
   if (wants_entry && request.store != nullptr) {
     answer.cache = CacheStatus::kMiss;
-    if (request.receiver != nullptr && !same_model(plan_.receiver, *request.receiver)) {
-      miss = error(Code::kMismatch,
-                   "the plan is for receiver '{}' (fingerprint {:.12}), this model is '{}' ({:.12}): {}",
-                   plan_.receiver.name, plan_.receiver.fingerprint, request.receiver->name,
-                   request.receiver->fingerprint,
-                   same_model(plan_.sender, *request.receiver)
-                       ? "it is the plan's sender; the plan's receiver answers"
-                       : "weights or config differ; compile a plan for it");
-    } else if (Status known = check_sender_knows(request.context, plan_.shared_vocab, plan_.sender.name,
-                                                 plan_.receiver.name);
-               !known.ok()) {
-      miss = std::move(known);
-    } else {
-      const std::span<const int32_t> published = request.entry.empty() ? request.context : request.entry;
-      EntryIdentity identity{plan_.sender.fingerprint, hash_tokens(published), request.salt,
-                             static_cast<int64_t>(published.size()), model_.dtype()};
-      auto entry = EntryReader::open(*request.store, identity, plan_.shape);
-      if (entry.ok()) entry->end_at(n);
-      answer.lookup_ns = now_ns() - start;
-      miss = entry.status();
-      if (entry.ok()) {
-        auto ran = execute(*variant, request, &*entry, start, answer, miss);
-        if (!ran.ok()) return ran.status();
-        answer.bytes_loaded = entry->bytes_read();
-        done = *ran;
-        if (done) {
-          answer.cache = CacheStatus::kHit;
-          link_estimate_.add(answer.bytes_loaded, answer.link_ns);
-        }
+    auto entry = open_entry(request);
+    answer.lookup_ns = now_ns() - start;
+    miss = entry.status();
+    if (entry.ok()) {
+      DS_ASSIGN(done, execute(*variant, request, &*entry, start, answer, miss));
+      answer.bytes_loaded = entry->bytes_read();
+      if (done) {
+        answer.cache = CacheStatus::kHit;
+        link_estimate_.add(answer.bytes_loaded, answer.link_ns);
       }
     }
   } else if (variant != nullptr && !wants_entry) {
@@ -504,40 +322,43 @@ Result<Answer> Session::answer(const Request& request) {
     Status none;  // without transfers there is nothing to miss
     DS_TRY(execute(plan_.full_prefill, request, nullptr, start, answer, none));
   }
-  int32_t token = *next_id_;
   answer.ttft_ns = now_ns() - start;
+  DS_TRY(decode(request, sampler, answer));
+  answer.decode_ns = now_ns() - start - answer.ttft_ns;
+  return answer;
+}
 
+Status Session::decode(const Request& request, Sampler& sampler, Answer& answer) {
   const std::span<const int32_t> stops = request.stop_ids;
-  for (int64_t position = n + static_cast<int64_t>(request.suffix.size());; ++position) {
+  int32_t token = *next_id_;
+  for (auto position = static_cast<int64_t>(request.context.size() + request.suffix.size());; ++position) {
     if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
       answer.stopped = true;
       answer.stop_token = token;
-      break;
+      return ok_status();
     }
     answer.tokens.push_back(token);
     if (request.on_token) request.on_token(token);
     if (request.is_last && request.is_last(token)) {
       answer.ended_by_caller = true;
-      break;
+      return ok_status();
     }
-    if (static_cast<int64_t>(answer.tokens.size()) >= request.max_new_tokens) break;
-    model_.step(*compute_, *workspace_,
+    if (static_cast<int64_t>(answer.tokens.size()) >= request.max_new_tokens) return ok_status();
+    model_.step(runner_->compute(), *workspace_,
                 {.token = token,
                  .position = position,
-                 .hidden = hidden_[0]->data(),
-                 .caches = step_caches_,
+                 .hidden = hidden_rows_[0],
+                 .caches = cache_rows_,
                  .logits = step_logits_,
                  .choice = sampler.next(),
                  .next = next_id_});
     const auto number = static_cast<int64_t>(answer.tokens.size()) + 1;
-    if (Status status = compute_->synchronize(); !status.ok())
+    if (Status status = runner_->compute().synchronize(); !status.ok())
       return status.with_context(fmt::format("token {} of the answer", number));
     if (step_logits_ != nullptr)
       DS_TRY(check_finite({step_logits_, first_logits().size()}, number, *answer.variant));
     token = *next_id_;
   }
-  answer.decode_ns = now_ns() - start - answer.ttft_ns;
-  return answer;
 }
 
 }  // namespace ds

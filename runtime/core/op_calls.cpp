@@ -1,0 +1,84 @@
+#include "runtime/core/op_calls.h"
+
+#include <algorithm>
+
+#include "plans/traits.h"
+
+namespace ds {
+
+int64_t hidden_index(const Variant& variant, int32_t buffer) {
+  return std::count_if(variant.buffers.begin(), variant.buffers.begin() + buffer,
+                       [](const Buffer& b) { return b.kind == BufferKind::kHidden; });
+}
+
+OpCalls::OpCalls(DeviceModel& model, const Variant& variant, const DeviceMaps* maps, const OpMemory& memory,
+                 int64_t n, int64_t m)
+    : model_(&model), variant_(&variant), maps_(maps), memory_(memory), n_(n), m_(m) {
+  const Shape shape = model.config().shape();
+  const int64_t element = dtype_size(model.dtype());
+  hidden_row_ = shape.e_row() * element;
+  kv_row_ = shape.kv_row() * element;
+}
+
+std::byte* OpCalls::hidden(const Op& op, int64_t row) const {
+  return memory_.hidden[static_cast<size_t>(hidden_index(*variant_, op.buffer))] + row * hidden_row_;
+}
+
+int64_t OpCalls::selected() const {
+  return variant_->select_share > 0 ? selected_rows(variant_->select_share, n_) : 0;
+}
+
+OpCalls::Transfer OpCalls::transfer(const Op& op) const {
+  const OpRows at = op_rows(op, variant_->chunks, n_, m_, variant_->select_share);
+  if (traits_of(op.kind).payload == Payload::kE)
+    return {TensorKind::kE, op.layer, at.first, at.rows, hidden(op, at.first)};
+  std::byte* cache = memory_.caches[static_cast<size_t>(op.layer)];
+  return {TensorKind::kKv, op.layer, at.first, at.rows, cache + at.first * kv_row_};
+}
+
+void OpCalls::kernel(const Op& op, CommandStream& stream) const {
+  const auto [first, rows, queries] = op_rows(op, variant_->chunks, n_, m_, variant_->select_share);
+  if (rows == 0) return;
+  // Buffers without context rows begin with the suffix.
+  const bool context = variant_->buffers[static_cast<size_t>(op.buffer)].with_context;
+  const int64_t row = op.rows == Rows::kSuffix ? (context ? n_ : 0) : first;
+  std::byte* cache = op.layer < 0 ? nullptr : memory_.caches[static_cast<size_t>(op.layer)];
+  Workspace& workspace = *memory_.workspace;
+  switch (op.kind) {
+    case OpKind::kTransferE:
+    case OpKind::kTransferKv:
+      break;  // transfer() says what the caller is to read
+    case OpKind::kEmbed:
+      model_->embed(stream, memory_.ids + first, rows, hidden(op, row));
+      break;
+    case OpKind::kSelect: {
+      const int64_t count = selected();
+      model_->select(stream, workspace, {op.layer, hidden(op, 0), cache, rows, count, memory_.positions});
+      stream.copy(reinterpret_cast<std::byte*>(memory_.selected),
+                  reinterpret_cast<const std::byte*>(memory_.positions),
+                  count * static_cast<int64_t>(sizeof(int32_t)));
+      break;
+    }
+    case OpKind::kRecompute:
+      if (op.rows == Rows::kSelected) {
+        model_->layer_selected(stream, workspace,
+                               {op.layer, hidden(op, 0), cache, memory_.positions, rows, queries > 0});
+        break;
+      }
+      [[fallthrough]];
+    case OpKind::kSuffix:
+    case OpKind::kPrefill:
+      model_->layer(stream, workspace, {op.layer, hidden(op, row), cache, first, rows, queries});
+      break;
+    case OpKind::kAlign:
+      if (maps_ == nullptr) break;
+      model_->align(stream, workspace, *maps_->at({op.layer, variant_->map_form}), hidden(op, first), rows);
+      break;
+    case OpKind::kHead:
+      model_->head(stream, workspace,
+                   {hidden(op, row + rows - 1), memory_.logits, memory_.choice, memory_.next_id});
+      break;
+  }
+}
+
+}  // namespace ds
