@@ -88,6 +88,10 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
                    i, context[i], config.vocab - 1);
     }
   }
+  if (options.first < 0 || options.first >= n || options.first % kChecksumRows != 0)
+    return error(Code::kInvalidArgument,
+                 "the entry is to begin at token {} of {}; expected a multiple of {} below that",
+                 options.first, n, kChecksumRows);
   std::vector<Wanted> wanted;
   DS_TRY(add_cuts(options.cuts, options.maps, sender, config, wanted));
   for (const MappedCuts& more : options.more) DS_TRY(add_cuts(more.cuts, more.maps, sender, config, wanted));
@@ -121,8 +125,9 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
   auto keep = [&](TensorKind kind, int64_t layer, int64_t bytes, std::string map = {}) -> Result<std::byte*> {
     DS_ASSIGN(auto memory, backend.allocate(bytes, direct ? MemoryKind::kDevice : MemoryKind::kHost));
     std::byte* data = memory->data();
-    sources.push_back(
-        {kind, static_cast<int32_t>(layer), {data, static_cast<size_t>(bytes)}, std::move(map)});
+    const std::span<const std::byte> rows(data, static_cast<size_t>(bytes));
+    const auto skipped = static_cast<size_t>(bytes / n * options.first);
+    sources.push_back({kind, static_cast<int32_t>(layer), rows.subspan(skipped), std::move(map)});
     kept.push_back(std::move(memory));
     return data;
   };
@@ -142,7 +147,7 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
       } else {
         stream->copy(e, hidden->data(), hidden_bytes);
       }
-      published.cuts.push_back({w.cut, w.maps, hidden_bytes});
+      published.cuts.push_back({w.cut, w.maps, static_cast<int64_t>(sources.back().data.size())});
     }
     DS_ASSIGN(std::byte * kv, keep(TensorKind::kKv, l, kv_bytes));
     std::byte* cache = direct ? kv : computed->data();
@@ -155,7 +160,8 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
   published.prefill_ns = since_ns(start);
 
   start = Clock::now();
-  EntryIdentity identity{sender.fingerprint, hash_tokens(context), options.salt, n, model.dtype()};
+  const EntryIdentity identity =
+      entry_identity(sender.fingerprint, context, options.first, options.salt, model.dtype());
   published.key = identity.key();
   DS_ASSIGN(published.entry_bytes, write_entry(store, identity, sender, config.shape(), std::move(sources)));
   published.write_ns = since_ns(start);

@@ -27,6 +27,9 @@ struct PublishOptions {
   std::function<void(int64_t layer, int64_t layers)> progress;  // may be empty
   const MapSet* maps = nullptr;                                 // of those cuts that have a form
   std::vector<MappedCuts> more;                                 // for further receivers, each with its maps
+  /// The first token whose rows are stored, a multiple of kChecksumRows: those before it are in other
+  /// entries, which this one goes on from.
+  int64_t first = 0;
 };
 
 /// One E of an entry.
@@ -45,8 +48,8 @@ struct Published {
 
 /// Runs `model` (the sender, of identity `sender`) over `context` and writes one entry, atomically. Errors:
 /// kInvalidArgument (no tokens, ids outside the vocabulary, more positions than the model has, cuts outside
-/// the layers, a cut with a form but no maps), kNotFound (maps without that layer and form), kMismatch (maps
-/// of another sender or shape), kExhausted (memory, disk), kIo.
+/// the layers, a cut with a form but no maps, a first token that is none), kNotFound (maps without that layer
+/// and form), kMismatch (maps of another sender or shape), kExhausted (memory, disk), kIo.
 Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdentity& sender,
                           std::span<const int32_t> context, Store& store, const PublishOptions& options);
 

@@ -2,11 +2,69 @@
 
 #include <algorithm>
 
+#include "runtime/store/entry.h"
+
 namespace ds {
 
 std::string_view cache_status_name(CacheStatus status) {
   return status == CacheStatus::kHit ? "hit" : status == CacheStatus::kMiss ? "miss" : "unused";
 }
+
+namespace {
+
+int64_t size_of(std::span<const int32_t> ids) { return static_cast<int64_t>(ids.size()); }
+
+/// One of a request's segments; `before`: the one in front of it, null: it is the first.
+Status check_segment(const Segment& s, const Segment* before, std::span<const int32_t> context) {
+  const int64_t n = size_of(context), all = size_of(s.tokens);
+  if (s.from < 0 || s.from >= all || s.from % kChecksumRows != 0)
+    return error(Code::kInvalidArgument,
+                 "its entry begins at token {} of {}; expected a multiple of {} below that", s.from, all,
+                 kChecksumRows);
+  const int64_t there = all - s.from;
+  if (s.rows < 1 || s.first_there < 0 || s.first_there >= there || s.rows > there - s.first_there)
+    return error(Code::kInvalidArgument,
+                 "it takes {} rows from row {} on; expected 1 or more of the {} that "
+                 "its entry has",
+                 s.rows, s.first_there, there);
+  if (s.first_here < 0 || s.first_here >= n || s.rows > n - s.first_here)
+    return error(Code::kInvalidArgument,
+                 "it is {} rows from token {} on; expected 1 or more of the {} that "
+                 "the context has",
+                 s.rows, s.first_here, n);
+  if (before != nullptr && s.first_here < before->first_here + before->rows)
+    return error(Code::kInvalidArgument,
+                 "it begins at token {} of the context, the one before it ends at {}; expected ascending "
+                 "segments, none over another",
+                 s.first_here, before->first_here + before->rows);
+  const bool ends = s.first_here + s.rows == n || s.first_there + s.rows == there;
+  if (s.first_there % kChecksumRows != 0 || s.first_here % kChecksumRows != 0 ||
+      (s.rows % kChecksumRows != 0 && !ends))
+    return error(Code::kInvalidArgument,
+                 "it takes {} rows from row {} on, to token {}; expected multiples of {} (of rows, unless "
+                 "the entry or the context ends with them): that many are verified together",
+                 s.rows, s.first_there, s.first_here, kChecksumRows);
+  if (s.rotation != 0)
+    return error(Code::kUnsupported,
+                 "its K is to be turned by {} positions; this version takes K as it is (0)", s.rotation);
+  const int64_t at = s.from + s.first_there;
+  if (at != s.first_here)
+    return error(Code::kInvalidArgument,
+                 "it takes rows of positions {} and up to token {}; expected the same position: K is turned "
+                 "to where it stood",
+                 at, s.first_here);
+  const auto end = static_cast<size_t>(at + s.rows);
+  const auto [mine, theirs] =
+      std::mismatch(context.begin(), context.begin() + static_cast<int64_t>(end), s.tokens.begin());
+  if (mine != context.begin() + static_cast<int64_t>(end))
+    return error(Code::kInvalidArgument,
+                 "its entry has token {} at position {}, the context {}; expected the same tokens up to its "
+                 "end: rows depend on all that lies before them",
+                 *theirs, mine - context.begin(), *mine);
+  return ok_status();
+}
+
+}  // namespace
 
 Status check_request(const Request& request, const Plan& plan, const SessionLimits& limits) {
   auto n = static_cast<int64_t>(request.context.size()), m = static_cast<int64_t>(request.suffix.size());
@@ -38,6 +96,15 @@ Status check_request(const Request& request, const Plan& plan, const SessionLimi
     return error(Code::kInvalidArgument,
                  "the request's {} context tokens are not the first of the {} tokens of its entry",
                  request.context.size(), request.entry.size());
+  }
+  if (!request.entry.empty() && !request.segments.empty())
+    return error(Code::kInvalidArgument,
+                 "the request names an entry of {} tokens and {} segments; expected one of the two",
+                 request.entry.size(), request.segments.size());
+  for (size_t i = 0; i < request.segments.size(); ++i) {
+    const Segment* before = i == 0 ? nullptr : &request.segments[i - 1];
+    if (Status s = check_segment(request.segments[i], before, request.context); !s.ok())
+      return s.with_context(fmt::format("segment {} of the request", i));
   }
   for (auto part : {request.context, request.suffix}) {
     for (size_t i = 0; i < part.size(); ++i) {

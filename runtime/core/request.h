@@ -22,11 +22,24 @@ struct SessionLimits {
   int64_t new_tokens = 1;  // most tokens generated
 };
 
+/// A run of the context's rows that an entry has.
+struct Segment {
+  std::span<const int32_t> tokens = {};  // that the sender had read when it published the entry
+  int64_t from = 0;                      // the entry has rows of `tokens` from this one on
+  int64_t first_there = 0;               // row of the entry, a multiple of kChecksumRows
+  int64_t first_here = 0;                // token of the context, as well
+  int64_t rows = 0;                      // a multiple as well, but where the context or the entry ends
+  int64_t rotation = 0;  // positions by which its K is to be turned: 0, nothing else is done yet
+};
+
 struct Request {
   std::span<const int32_t> context;  // n >= 0 tokens
   /// What the sender's entry was published for, where that is more than `context`, its beginning: an entry
   /// serves every request that begins as it does (JoinedText). Empty: `context`.
   std::span<const int32_t> entry;
+  /// Which entries have the context's rows, where it is not that one: ascending, none over another. Rows that
+  /// the plan's transfers need and none has are a miss.
+  std::span<const Segment> segments;
   std::span<const int32_t> suffix;  // m >= 1 tokens
   Store* store = nullptr;           // where the sender's entry may be; nullptr: do not reuse (kUnused)
   const ModelIdentity* receiver =
@@ -78,8 +91,8 @@ struct Answer {
   std::vector<OpTime> op_times;  // of `variant`, by op index
 };
 
-/// Whether what a request says fits together, the plan and the limits: kInvalidArgument. What it says of
-/// entries is for whoever opens them to check.
+/// Whether what a request says fits together, the plan and the limits: kInvalidArgument; kUnsupported: K that
+/// is to be turned. Whether the entries are there and right is for whoever opens them to check.
 Status check_request(const Request& request, const Plan& plan, const SessionLimits& limits);
 
 }  // namespace ds

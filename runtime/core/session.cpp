@@ -183,7 +183,7 @@ Status Session::warm_up() {
   }
 }
 
-Result<EntryReader> Session::open_entry(const Request& request) const {
+Result<Segments> Session::open_segments(const Request& request, const Variant& variant) const {
   if (request.receiver != nullptr && !same_model(plan_.receiver, *request.receiver)) {
     return error(Code::kMismatch,
                  "the plan is for receiver '{}' (fingerprint {:.12}), this model is '{}' ({:.12}): {}",
@@ -194,15 +194,10 @@ Result<EntryReader> Session::open_entry(const Request& request) const {
                      : "weights or config differ; compile a plan for it");
   }
   DS_TRY(check_sender_knows(request.context, plan_.shared_vocab, plan_.sender.name, plan_.receiver.name));
-  const std::span<const int32_t> published = request.entry.empty() ? request.context : request.entry;
-  EntryIdentity identity{plan_.sender.fingerprint, hash_tokens(published), request.salt,
-                         static_cast<int64_t>(published.size()), model_.dtype()};
-  auto entry = EntryReader::open(*request.store, identity, plan_.shape);
-  if (entry.ok()) entry->end_at(static_cast<int64_t>(request.context.size()));
-  return entry;
+  return Segments::open(*request.store, request, plan_, variant, model_.dtype());
 }
 
-Result<bool> Session::execute(const Variant& variant, const Request& request, EntryReader* entry,
+Result<bool> Session::execute(const Variant& variant, const Request& request, Segments* segments,
                               int64_t start, Answer& answer, Status& miss) {
   OpMemory memory;
   memory.caches = cache_rows_;
@@ -218,7 +213,7 @@ Result<bool> Session::execute(const Variant& variant, const Request& request, En
                       static_cast<int64_t>(request.context.size()),
                       static_cast<int64_t>(request.suffix.size()));
   TransferInput input;
-  input.entry = entry;
+  input.segments = segments;
   input.map = entry_maps_[static_cast<size_t>(variant.sent_form())];
   if (request.link_deadline_ns > 0)
     input.deadline_ns = start + std::min(request.link_deadline_ns, kNoDeadline);
@@ -298,12 +293,12 @@ Result<Answer> Session::answer(const Request& request) {
   bool done = false;
   if (wants_entry && request.store != nullptr) {
     answer.cache = CacheStatus::kMiss;
-    auto entry = open_entry(request);
+    auto segments = open_segments(request, *variant);
     answer.lookup_ns = now_ns() - start;
-    miss = entry.status();
-    if (entry.ok()) {
-      DS_ASSIGN(done, execute(*variant, request, &*entry, start, answer, miss));
-      answer.bytes_loaded = entry->bytes_read();
+    miss = segments.status();
+    if (segments.ok()) {
+      DS_ASSIGN(done, execute(*variant, request, &*segments, start, answer, miss));
+      answer.bytes_loaded = segments->bytes_read();
       if (done) {
         answer.cache = CacheStatus::kHit;
         link_estimate_.add(answer.bytes_loaded, answer.link_ns);

@@ -14,9 +14,9 @@
 #include "runtime/core/link_estimate.h"
 #include "runtime/core/op_calls.h"
 #include "runtime/core/request.h"
+#include "runtime/core/segments.h"
 #include "runtime/core/variant_runner.h"
 #include "runtime/model/maps.h"
-#include "runtime/store/entry.h"
 #include "support/status.h"
 
 namespace ds {
@@ -73,10 +73,10 @@ class Session {
   Status load_maps(const MapSet& maps);
   Status reserve();
   Result<Answer> answer(const Request& request);
-  /// What was published for the request, opened and checked; `kNotFound` and the like: a miss.
-  Result<EntryReader> open_entry(const Request& request) const;
+  /// What was published for the request, opened and checked. Every error is a miss.
+  Result<Segments> open_segments(const Request& request, const Variant& variant) const;
   /// False: what the store has is not all there or not right, `miss` says why.
-  Result<bool> execute(const Variant& variant, const Request& request, EntryReader* entry, int64_t start,
+  Result<bool> execute(const Variant& variant, const Request& request, Segments* segments, int64_t start,
                        Answer& answer, Status& miss);
   Status check_gate(const Gate& gate, const Variant& variant, int64_t n, Answer& answer);
   /// From the first token, which has been chosen, to the last.

@@ -68,7 +68,7 @@ void VariantRunner::run_transfer(void* context, int64_t) {
     };
     const LandingRows rows{t.rows.kind, t.rows.layer, t.rows.first, t.rows.rows,
                            t.rows.kind == TensorKind::kE ? t.input.map : std::string_view()};
-    if (Status status = runner.landing_->read(*t.input.entry, rows, t.rows.to, in_time); !status.ok()) {
+    if (Status status = t.input.segments->read(*runner.landing_, rows, t.rows.to, in_time); !status.ok()) {
       runner.transfer_status_ = std::move(status);
       runner.transfer_failed_.store(true, std::memory_order_release);
       runner.compute_->cancel();

@@ -11,14 +11,14 @@
 #include "runtime/backends/backend.h"
 #include "runtime/core/landing.h"
 #include "runtime/core/op_calls.h"
-#include "runtime/store/entry.h"
+#include "runtime/core/segments.h"
 #include "support/status.h"
 
 namespace ds {
 
 /// What a run's transfers read.
 struct TransferInput {
-  EntryReader* entry = nullptr;  // null: the variant has no transfers
+  Segments* segments = nullptr;  // null: the variant has no transfers
   std::string_view map = {};     // entry_map() of the E that is meant
   int64_t deadline_ns = 0;       // by which all must be there, on now_ns()'s clock; 0: none
 };

@@ -108,6 +108,10 @@ std::string header_json(const EntryHeader& h) {
                   {"tokens_sha256", h.identity.tokens_hash},
                   {"salt_sha256", sha256_hex(h.identity.salt)},
                   {"dtype", dtype_name(h.identity.dtype)}};
+  if (h.identity.first > 0) {
+    j["context"]["first"] = h.identity.first;
+    j["context"]["before_sha256"] = h.identity.before;
+  }
   for (auto& [name, value] : sender_fields(h.sender)) j["sender"][name] = *value;
   for (auto& [name, value] : shape_fields(h.shape)) j["shape"][name] = *value;
   j["shape"]["family"] = h.shape.family;
@@ -131,7 +135,7 @@ std::string header_bytes(const EntryHeader& h) {
   std::string json = header_json(h), bytes(kMagic);
   auto put = [&](const auto& v) { bytes.append(reinterpret_cast<const char*>(&v), sizeof v); };
   const bool mapped = std::any_of(h.tensors.begin(), h.tensors.end(), [](auto& t) { return !t.map.empty(); });
-  put(mapped ? kEntryVersion : kPlainEntryVersion);
+  put(h.identity.first > 0 ? kEntryVersion : mapped ? kMappedEntryVersion : kPlainEntryVersion);
   put(static_cast<uint64_t>(json.size()));
   bytes += json;
   put(checksum64(std::as_bytes(std::span(bytes.data(), bytes.size()))));
@@ -185,6 +189,8 @@ Status compare(const EntryHeader& found, const std::string& salt_sha256, const E
   DS_TRY(expect_field("sender fingerprint", found.sender.fingerprint, identity.sender));
   DS_TRY(expect_field("hash of the context's tokens", found.identity.tokens_hash, identity.tokens_hash));
   DS_TRY(expect_field("number of tokens", found.identity.tokens, identity.tokens));
+  DS_TRY(expect_field("first token", found.identity.first, identity.first));
+  DS_TRY(expect_field("hash of the tokens before it", found.identity.before, identity.before));
   DS_TRY(expect_field("hash of the tenant salt", salt_sha256, sha256_hex(identity.salt)));
   DS_TRY(expect_field("element type", dtype_name(found.identity.dtype), dtype_name(identity.dtype)));
   // Neither what a family is called nor how many tokens the sender knows is in any row.
@@ -215,6 +221,10 @@ Result<EntryHeader> parse_header(std::string_view text, uint32_t version, int64_
   DS_ASSIGN(JsonObject context, o.object("context"));
   DS_ASSIGN(h.identity.tokens, context.integer("tokens", 1, kMaxTokens));
   DS_ASSIGN(h.identity.tokens_hash, context.string("tokens_sha256"));
+  if (version >= kEntryVersion) {
+    DS_ASSIGN(h.identity.first, context.integer("first", kChecksumRows, kMaxTokens));
+    DS_ASSIGN(h.identity.before, context.string("before_sha256"));
+  }
   DS_ASSIGN(std::string salt_sha256, context.string("salt_sha256"));
   DS_ASSIGN(std::string dtype, context.string("dtype"));
   DS_ASSIGN(h.identity.dtype, parse_dtype(dtype));
@@ -289,11 +299,40 @@ std::string tensor_name(TensorKind kind, int64_t layer, std::string_view map) {
 
 std::string hash_tokens(std::span<const int32_t> ids) { return sha256_hex(std::as_bytes(ids)); }
 
+const std::string& ChainHash::up_to(std::span<const int32_t> ids, int64_t count) {
+  for (; done_ < count; done_ = std::min(done_ + kChecksumRows, count)) {
+    auto block =
+        ids.subspan(static_cast<size_t>(done_), static_cast<size_t>(std::min(kChecksumRows, count - done_)));
+    std::string bytes = hash_;
+    bytes.append(reinterpret_cast<const char*>(block.data()), block.size_bytes());
+    hash_ = sha256_hex(bytes);
+  }
+  return hash_;
+}
+
+std::string chain_hash(std::span<const int32_t> ids) {
+  return ChainHash().up_to(ids, static_cast<int64_t>(ids.size()));
+}
+
+EntryIdentity entry_identity(const std::string& sender_fingerprint, std::span<const int32_t> tokens,
+                             int64_t first, const std::string& salt, DType dtype) {
+  const auto at = static_cast<size_t>(first);
+  return {sender_fingerprint,
+          hash_tokens(tokens.subspan(at)),
+          salt,
+          static_cast<int64_t>(tokens.size()) - first,
+          dtype,
+          first,
+          chain_hash(tokens.first(at))};
+}
+
 std::string EntryIdentity::key() const {
   // Lengths in front, so that no two identities have the same text.
-  return sha256_hex(fmt::format("droidspeak entry\nsender {}:{}\ntokens {} {}:{}\nsalt {}:{}\ndtype {}\n",
-                                sender.size(), sender, tokens, tokens_hash.size(), tokens_hash, salt.size(),
-                                salt, dtype_name(dtype)));
+  std::string text =
+      fmt::format("droidspeak entry\nsender {}:{}\ntokens {} {}:{}\nsalt {}:{}\ndtype {}\n", sender.size(),
+                  sender, tokens, tokens_hash.size(), tokens_hash, salt.size(), salt, dtype_name(dtype));
+  if (first > 0) text += fmt::format("after {} {}:{}\n", first, before.size(), before);
+  return sha256_hex(text);
 }
 
 int64_t EntryHeader::row_bytes(TensorKind kind) const { return row_bytes_of(shape, identity.dtype, kind); }
@@ -315,6 +354,13 @@ Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const M
   if (identity.tokens < 1 || identity.tokens > kMaxTokens) {
     return error(Code::kInvalidArgument, "publishing an entry: {} tokens, expected 1 to {}", identity.tokens,
                  kMaxTokens);
+  }
+  if (identity.first < 0 || identity.first > kMaxTokens || identity.first % kChecksumRows != 0 ||
+      (identity.first == 0) != identity.before.empty()) {
+    return error(Code::kInvalidArgument,
+                 "publishing an entry: its first token is {} and the hash of those before it '{:.100}'; "
+                 "expected a multiple of {} up to {} with a hash, or 0 without",
+                 identity.first, escaped(identity.before), kChecksumRows, kMaxTokens);
   }
   if (identity.sender != sender.fingerprint) {
     return error(Code::kInvalidArgument,

@@ -2,7 +2,7 @@
 //
 // Layout (little-endian; a byte with no meaning is zero and is not looked at when reading):
 //     0   magic "DSENTRY1"
-//     8   u32 version: 2, or 3 where a tensor has been mapped
+//     8   u32 version: 2; 3 where a tensor has been mapped; 4 where it goes on from what lies before it
 //    12   u64 length of the JSON header, at most 16 MiB
 //    20   JSON header, keys sorted: context, layout, sender, shape, tensors
 //   20+L  u64 XXH3 of bytes 0 to 20+L
@@ -37,8 +37,9 @@
 
 namespace ds {
 
-inline constexpr uint32_t kEntryVersion = 3;       // newest that is read
-inline constexpr uint32_t kPlainEntryVersion = 2;  // oldest; still written where no tensor has been mapped
+inline constexpr uint32_t kEntryVersion = 4;        // newest that is read: an entry that goes on
+inline constexpr uint32_t kMappedEntryVersion = 3;  // written where a tensor has been mapped
+inline constexpr uint32_t kPlainEntryVersion = 2;   // oldest; still written where neither is so
 
 /// Rows under one checksum. Chunks of a context begin at multiples of it (chunk_begin).
 inline constexpr int64_t kChecksumRows = 64;
@@ -46,13 +47,35 @@ inline constexpr int64_t kChecksumRows = 64;
 /// What an entry is for. All of it is in the key and again in the header (the salt as its SHA-256).
 struct EntryIdentity {
   std::string sender;       // ModelIdentity::fingerprint
-  std::string tokens_hash;  // SHA-256 of the context's token ids (little-endian int32)
+  std::string tokens_hash;  // SHA-256 of the token ids that it has rows of (little-endian int32)
   std::string salt;         // tenant salt, any bytes, may be empty
-  int64_t tokens = 0;       // n
+  int64_t tokens = 0;       // rows
   DType dtype = DType::kBF16;
+  // An entry may go on from what the sender had read before (positions are absolute: its first row is token
+  // `first`, K has been turned to there). 0 and "": it begins with the context.
+  int64_t first = 0;        // a multiple of kChecksumRows
+  std::string before = {};  // chain_hash() of the tokens in front of it
   std::string key() const;  // hexadecimal SHA-256 of all of the above
 };
 std::string hash_tokens(std::span<const int32_t> ids);
+
+/// Names a run of tokens so that a longer one is hashed from where a shorter one ended: hash of the hash of
+/// all before and of kChecksumRows tokens (the last time: of those that are left). "" of none.
+class ChainHash {
+ public:
+  /// Of the first `count` of `ids`, which go on from those of the last call: `count` is no less than there,
+  /// and both are multiples of kChecksumRows but for the last call's.
+  const std::string& up_to(std::span<const int32_t> ids, int64_t count);
+
+ private:
+  int64_t done_ = 0;
+  std::string hash_;
+};
+std::string chain_hash(std::span<const int32_t> ids);
+
+/// Of the entry that a sender publishes once it has read `tokens`, of those from token `first` on.
+EntryIdentity entry_identity(const std::string& sender_fingerprint, std::span<const int32_t> tokens,
+                             int64_t first, const std::string& salt, DType dtype);
 
 enum class TensorKind : uint8_t { kE = 0, kKv = 1 };
 std::string_view tensor_kind_name(TensorKind kind);  // "e", "kv"
@@ -91,7 +114,8 @@ struct EntrySource {
 
 /// Writes an entry atomically (E first, then KV by layer, whatever the order given). Returns its size in
 /// bytes. Errors: kInvalidArgument (no tensors, one twice, a layer outside the shape, a wrong size, a map
-/// that is none), and those of Store::put.
+/// that is none, a first token that is no multiple of kChecksumRows or without a hash of those before it),
+/// and those of Store::put.
 Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const ModelIdentity& sender,
                             const Shape& shape, std::vector<EntrySource> tensors);
 

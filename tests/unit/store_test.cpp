@@ -16,6 +16,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <set>
 #include <thread>
@@ -986,13 +987,71 @@ TEST_F(Entry, TruncatedOrLongerIsNoticed) {
 
 TEST_F(Entry, AnotherVersionIsNamed) {
   std::string object = written();
-  for (char version : {1, 4}) {
+  for (char version : {1, 5}) {
     object[8] = version;
     Status status = read_all(with_header(object, header_text(object)));
     EXPECT_EQ(status.code(), Code::kUnsupported);
     EXPECT_THAT(status.message(),
-                AllOf(HasSubstr(fmt::format("version {:d}", version)), HasSubstr("reads 2 to 3")));
+                AllOf(HasSubstr(fmt::format("version {:d}", version)), HasSubstr("reads 2 to 4")));
   }
+}
+
+TEST_F(Entry, GoesOnFromWhatLiesBefore) {
+  std::vector<int32_t> ids(static_cast<size_t>(128 + kTokens));
+  std::iota(ids.begin(), ids.end(), 1);
+  const EntryIdentity whole = entry_identity(identity_.sender, ids, 0, "", DType::kBF16);
+  EXPECT_EQ(whole.key(), (EntryIdentity{identity_.sender, hash_tokens(ids), "", 128 + kTokens}.key()));
+  EXPECT_EQ(whole.before, "");
+  identity_ = entry_identity(identity_.sender, ids, 128, identity_.salt, identity_.dtype);
+  EXPECT_EQ(identity_.tokens, kTokens);
+  EXPECT_EQ(identity_.tokens_hash, hash_tokens(std::span(ids).subspan(128)));
+  EXPECT_EQ(identity_.before, chain_hash(std::span(ids).first(128)));
+  const std::string object = written();
+  EXPECT_EQ(object[8], 4);
+  Status status = read_all(object);
+  EXPECT_TRUE(status.ok()) << status.message();
+  auto refused = [&](const EntryIdentity& identity) {
+    MemoryStore store;
+    store.objects[identity.key()] = object;
+    return EntryReader::open(store, identity, shape_).status().message();
+  };
+  EntryIdentity other = identity_;
+  other.first = 64;
+  EXPECT_THAT(refused(other), HasSubstr("first token is '128' there, expected '64'"));
+  other = identity_;
+  other.before = chain_hash(std::span(ids).subspan(1, 128));
+  EXPECT_THAT(refused(other), HasSubstr("hash of the tokens before it is '" + identity_.before + "'"));
+  other = identity_;
+  other.first = 0;
+  other.before = "";
+  EXPECT_THAT(refused(other), HasSubstr("first token is '128' there, expected '0'"));
+  MemoryStore store;
+  for (int64_t first : {-64, 65, 0}) {
+    EntryIdentity kept = std::exchange(identity_, other);
+    identity_.first = first;
+    identity_.before = "x";
+    EXPECT_THAT(write(store).status().message(),
+                HasSubstr(fmt::format("its first token is {} and the hash of those before it 'x'; expected a "
+                                      "multiple of 64",
+                                      first)));
+    identity_ = kept;
+  }
+}
+
+TEST_F(Entry, ChainHashesGoOnFromBlockToBlock) {
+  std::vector<int32_t> ids(200);
+  std::iota(ids.begin(), ids.end(), 1);
+  EXPECT_EQ(chain_hash({}), "");
+  ChainHash chain;
+  for (int64_t count : {0, 64, 64, 192, 200})
+    EXPECT_EQ(chain.up_to(ids, count), chain_hash(std::span(ids).first(static_cast<size_t>(count)))) << count;
+  // As its header says it: hash of hash and block.
+  std::string first = sha256_hex(std::as_bytes(std::span(ids).first(64)));
+  std::string second = first + std::string(reinterpret_cast<const char*>(ids.data() + 64), 256);
+  EXPECT_EQ(chain_hash(std::span(ids).first(128)), sha256_hex(second));
+  std::vector<int32_t> other = ids;
+  other[3] ^= 1;
+  EXPECT_NE(chain_hash(other), chain_hash(ids));
 }
 
 TEST_F(Entry, AbsurdHeaderLengths) {

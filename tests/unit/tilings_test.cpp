@@ -1,19 +1,25 @@
-// Tilings in several chunks, run for real: logits against transformers (tests/golden/models/README.md), and
-// the law that a sender equal to the receiver gives the full prefill, to the bit.
+// Tilings in several chunks, run for real: logits against transformers (tests/golden/models/README.md), the
+// law that a sender equal to the receiver gives the full prefill, to the bit, and that how many entries a
+// context is in is nothing that a bit shows.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <functional>
 #include <numeric>
+#include <random>
 
 #include "compiler/pipeline.h"
 #include "compiler/policy/policy.h"
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "runtime/core/publish.h"
+#include "runtime/core/segments.h"
 #include "runtime/core/session.h"
+#include "runtime/core/variant_runner.h"
 #include "runtime/model/safetensors.h"
 #include "support/json.h"
 #include "tests/unit/model_fixture.h"
@@ -305,6 +311,315 @@ TEST(TilingLaws, SenderIsReceiverGivesTheFullPrefillToTheBitWhateverTheTiling) {
     }
   }
 }
+
+/// What a run leaves: the first token's logits, and every layer's cache.
+struct Left {
+  Status miss;
+  int64_t bytes_read = 0;
+  std::vector<float> logits;
+  std::vector<std::byte> caches;
+};
+
+/// A plan's first variant, with this test's own memory: what an engine does for each of its requests.
+Left run_variant(TinyModel& receiver, const Plan& plan, const Request& request) {
+  Left left;
+  Backend& backend = *receiver.backend;
+  DeviceModel& model = *receiver.model;
+  const Variant& variant = plan.variants[0];
+  const auto n = static_cast<int64_t>(request.context.size()),
+             m = static_cast<int64_t>(request.suffix.size());
+  const int64_t element = dtype_size(model.dtype());
+  const int64_t kv_row = plan.shape.kv_row() * element, hidden_row = plan.shape.e_row() * element;
+  std::vector<std::unique_ptr<DeviceMemory>> owned;
+  auto allocate = [&](int64_t bytes, MemoryKind kind = MemoryKind::kDevice) {
+    auto memory = backend.allocate(bytes, kind);
+    EXPECT_TRUE(memory.ok()) << memory.status().message();
+    return owned.emplace_back(std::move(*memory))->data();
+  };
+  std::vector<std::byte*> caches, hidden;
+  for (int64_t l = 0; l < plan.shape.layers; ++l) caches.push_back(allocate((n + m) * kv_row));
+  for (const Buffer& b : variant.buffers)
+    if (b.kind == BufferKind::kHidden) hidden.push_back(allocate((n + m) * hidden_row));
+  auto workspace = model.make_workspace(n + m);
+  auto runner = VariantRunner::create(backend, plan, std::max(kv_row, hidden_row), plan.shape.layers);
+  auto segments = Segments::open(*request.store, request, plan, variant, model.dtype());
+  EXPECT_TRUE(workspace.ok() && runner.ok());
+  if (!segments.ok()) {
+    left.miss = segments.status();
+    return left;
+  }
+  std::vector<int32_t> ids(request.context.begin(), request.context.end());
+  ids.insert(ids.end(), request.suffix.begin(), request.suffix.end());
+  OpMemory memory;
+  memory.caches = caches;
+  memory.hidden = hidden;
+  memory.workspace = workspace->get();
+  memory.ids = ids.data();
+  memory.positions = reinterpret_cast<int32_t*>(allocate(n * 4));
+  memory.selected = reinterpret_cast<int32_t*>(allocate(n * 4, MemoryKind::kHost));
+  memory.logits = reinterpret_cast<float*>(allocate(plan.shape.vocab * 4, MemoryKind::kHost));
+  memory.next_id = reinterpret_cast<int32_t*>(allocate(4, MemoryKind::kHost));
+  const OpCalls calls(model, variant, nullptr, memory, n, m);
+  TransferInput input;
+  input.segments = &*segments;
+  auto ran = (*runner)->run(calls, input, left.miss);
+  EXPECT_TRUE(ran.ok()) << ran.status().message();
+  left.bytes_read = segments->bytes_read();
+  left.logits.assign(memory.logits, memory.logits + plan.shape.vocab);
+  std::byte* copied = allocate(plan.shape.layers * (n + m) * kv_row, MemoryKind::kHost);
+  for (size_t l = 0; l < caches.size(); ++l)
+    (*runner)->compute().copy(copied + static_cast<int64_t>(l) * (n + m) * kv_row, caches[l],
+                              (n + m) * kv_row);
+  EXPECT_TRUE((*runner)->compute().synchronize().ok());
+  left.caches.assign(copied, copied + plan.shape.layers * (n + m) * kv_row);
+  return left;
+}
+
+/// A context of a sender's in one entry, and in chains of several that go on from one another.
+class Chains : public ::testing::TestWithParam<DType> {
+ protected:
+  static constexpr int64_t kContext = 64 * 9 + 21;
+  Chains()
+      : sender(tiny_config(Family::kLlama), 11, GetParam()),
+        receiver(tiny_config(Family::kLlama), 12, GetParam()) {
+    shape = receiver.model->config().shape();
+    context = random_ids(kContext, shape.vocab, 1);
+    suffix = random_ids(3, shape.vocab, 2);
+    folder = fresh_folder("chains");
+    auto opened = open_store("file:" + folder);
+    EXPECT_TRUE(opened.ok());
+    store = std::move(*opened);
+    request.context = context;
+    request.suffix = suffix;
+    request.store = store.get();
+    publish_from(0, kContext);
+  }
+  /// Tokens [from, end) of the context.
+  std::string publish_from(int64_t from, int64_t end) {
+    PublishOptions options;
+    for (int32_t l = 1; l < shape.layers; ++l) options.cuts.push_back({l});
+    options.first = from;
+    auto published = publish(*sender.backend, *sender.model, sender.identity, tokens(end), *store, options);
+    EXPECT_TRUE(published.ok()) << published.status().message();
+    return published.ok() ? published->key : "";
+  }
+  std::span<const int32_t> tokens(int64_t end) const {
+    return std::span(context).first(static_cast<size_t>(end));
+  }
+  /// Entries that meet at the given tokens, and the segments that name them.
+  std::vector<Segment> chain(const std::vector<int64_t>& cuts) {
+    std::vector<Segment> segments;
+    for (size_t i = 0; i <= cuts.size(); ++i) {
+      const int64_t from = i == 0 ? 0 : cuts[i - 1], end = i < cuts.size() ? cuts[i] : kContext;
+      publish_from(from, end);
+      segments.push_back({.tokens = tokens(end), .from = from, .first_here = from, .rows = end - from});
+    }
+    return segments;
+  }
+  std::vector<Plan> plans() const {
+    std::vector<Plan> all;
+    for (const PolicyTraits& policy : policies()) {
+      PolicyInput in;
+      in.layers = shape.layers;
+      if (policy.named_layers) in.recompute = LayerRange{1, 3};
+      if (policy.takes_share) in.select_share = 0.2;
+      in.chunks = {1, 2, 4, 7};
+      auto tilings = policy.draw(in);
+      EXPECT_TRUE(tilings.ok()) << policy.name << ": " << tilings.status().message();
+      for (const Tiling& t : *tilings) {
+        Plan plan =
+            compile_tiles(t.tiles, t.chunks, "best", shape, sender.identity, receiver.identity, t.way.share);
+        plan.variants[0].why = fmt::format("{}: {}", policy.name, t.what);
+        all.push_back(std::move(plan));
+      }
+    }
+    return all;
+  }
+
+  TinyModel sender, receiver;
+  Shape shape;
+  std::vector<int32_t> context, suffix;
+  std::string folder;
+  std::unique_ptr<Store> store;
+  Request request;
+};
+
+TEST_P(Chains, OneEntryOrAChainOfThemGiveTheSameBits) {
+  std::vector<std::vector<Segment>> chains = {chain({64}), chain({448}), chain({128, 192}),
+                                              chain({64, 128, 192, 320, 448, 576})};
+  std::mt19937_64 random(3);
+  for (size_t entries : {2, 3, 7}) {
+    std::vector<int64_t> cuts(9);
+    std::iota(cuts.begin(), cuts.end(), 1);
+    std::shuffle(cuts.begin(), cuts.end(), random);
+    cuts.resize(entries - 1);
+    std::sort(cuts.begin(), cuts.end());
+    for (int64_t& cut : cuts) cut *= 64;
+    chains.push_back(chain(cuts));
+  }
+  int compared = 0;
+  for (const Plan& plan : plans()) {
+    SCOPED_TRACE(plan.variants[0].why);
+    request.segments = {};
+    const Left whole = run_variant(receiver, plan, request);
+    ASSERT_TRUE(whole.miss.ok()) << whole.miss.message();
+    for (const auto& segments : chains) {
+      request.segments = segments;
+      const Left found = run_variant(receiver, plan, request);
+      ASSERT_TRUE(found.miss.ok()) << found.miss.message();
+      EXPECT_EQ(found.bytes_read, whole.bytes_read);
+      EXPECT_EQ(std::memcmp(found.logits.data(), whole.logits.data(), whole.logits.size() * sizeof(float)),
+                0);
+      EXPECT_TRUE(found.caches == whole.caches) << segments.size() << " entries";
+      ++compared;
+    }
+  }
+  EXPECT_GE(compared, 100);
+}
+
+TEST_P(Chains, ASessionCountsADamagedEntryAsOneMiss) {
+  const std::vector<Tile> tiles = {{Mode::kLoad, 0, 0, 0, 3, false},
+                                   {Mode::kRecompute, 1, 3, 0, 3, true},
+                                   {Mode::kLoad, 4, 4, 0, 3, false}};
+  const Plan plan = compile_tiles(tiles, 4, "best", shape, sender.identity, receiver.identity);
+  auto made = Session::create(*receiver.backend, *receiver.model, plan, {kContext, 3, 8});
+  ASSERT_TRUE(made.ok()) << made.status().message();
+  Session& session = **made;
+  request.max_new_tokens = 8;
+  auto run = [&](CacheStatus cache) {
+    auto answer = session.run(request);
+    EXPECT_TRUE(answer.ok()) << answer.status().message();
+    if (!answer.ok()) return Answer{};
+    EXPECT_EQ(answer->cache, cache) << answer->miss.message();
+    return std::move(*answer);
+  };
+  const Answer whole = run(CacheStatus::kHit);
+  const std::vector<float> logits(session.first_logits().begin(), session.first_logits().end());
+  request.full_prefill = true;
+  const Answer full = run(CacheStatus::kUnused);
+  request.full_prefill = false;
+
+  const auto segments = chain({192, 448});
+  request.segments = segments;
+  const Answer chained = run(CacheStatus::kHit);
+  EXPECT_EQ(chained.tokens, whole.tokens);
+  EXPECT_EQ(chained.bytes_loaded, whole.bytes_loaded);
+  EXPECT_EQ(std::memcmp(session.first_logits().data(), logits.data(), logits.size() * sizeof(float)), 0);
+
+  const std::string key = publish_from(192, 448);
+  const std::string path = folder + "/" + key;
+  ASSERT_TRUE(std::filesystem::exists(path));
+  {
+    // A byte of the last tensor, its last row.
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    const auto size = static_cast<std::streamoff>(std::filesystem::file_size(path));
+    file.seekg(size - 1);
+    const auto byte = static_cast<char>(file.get() ^ 1);
+    file.seekp(size - 1);
+    file.put(byte);
+  }
+  Answer missed = run(CacheStatus::kMiss);
+  EXPECT_EQ(missed.miss.code(), Code::kCorrupt);
+  EXPECT_NE(missed.miss.message().find(key), std::string::npos) << missed.miss.message();
+  EXPECT_EQ(missed.variant, &plan.full_prefill);
+  EXPECT_EQ(missed.tokens, full.tokens);
+  ASSERT_TRUE(store->remove(key).ok());
+  missed = run(CacheStatus::kMiss);
+  EXPECT_EQ(missed.miss.code(), Code::kNotFound) << missed.miss.message();
+  publish_from(192, 448);
+  EXPECT_EQ(run(CacheStatus::kHit).tokens, whole.tokens);
+}
+
+TEST_P(Chains, AnEntryGoesOnFromABlockOfChecksums) {
+  PublishOptions options;
+  options.cuts = {{1}};
+  options.first = 576;
+  auto last = publish(*sender.backend, *sender.model, sender.identity, context, *store, options);
+  ASSERT_TRUE(last.ok()) << last.status().message();
+  ASSERT_EQ(last->cuts.size(), 1u);
+  EXPECT_EQ(last->cuts[0].bytes, (kContext - 576) * shape.d_model * dtype_size(GetParam()));
+  for (int64_t first : {int64_t{-64}, int64_t{100}, int64_t{640}}) {
+    options.first = first;
+    auto refused = publish(*sender.backend, *sender.model, sender.identity, context, *store, options);
+    EXPECT_EQ(refused.status().code(), Code::kInvalidArgument);
+    EXPECT_NE(refused.status().message().find(fmt::format("begin at token {} of 597", first)),
+              std::string::npos)
+        << refused.status().message();
+  }
+}
+
+TEST_P(Chains, RowsThatNoSegmentHasAreAMissWhereTheyAreNeeded) {
+  // Chunk 0 is recomputed from the embeddings: nothing of it is sent.
+  const std::vector<Tile> tiles = {{Mode::kRecompute, 0, 4, 0, 0, false}, {Mode::kLoad, 0, 4, 1, 3, false}};
+  const Plan plan = compile_tiles(tiles, 4, "best", shape, sender.identity, receiver.identity);
+  const int64_t second = chunk_begin(kContext, 4, 1);
+  ASSERT_EQ(second, 128);
+  const auto segments = chain({128, 320});
+  request.segments = segments;
+  const Left whole = run_variant(receiver, plan, request);
+  ASSERT_TRUE(whole.miss.ok()) << whole.miss.message();
+  request.segments = std::span(segments).subspan(1);
+  const Left without_first = run_variant(receiver, plan, request);
+  ASSERT_TRUE(without_first.miss.ok()) << without_first.miss.message();
+  EXPECT_TRUE(without_first.caches == whole.caches);
+  EXPECT_EQ(without_first.logits, whole.logits);
+  request.segments = std::span(segments).first(2);
+  const Left without_last = run_variant(receiver, plan, request);
+  EXPECT_EQ(without_last.miss.code(), Code::kNotFound);
+  EXPECT_NE(without_last.miss.message().find("no segment has token 320"), std::string::npos)
+      << without_last.miss.message();
+}
+
+TEST_P(Chains, SegmentsThatDoNotFitAreTheCallersFault) {
+  const Plan plan =
+      compile_tiles({{Mode::kLoad, 0, 4, 0, 0, false}}, 1, "best", shape, sender.identity, receiver.identity);
+  auto session = Session::create(*receiver.backend, *receiver.model, plan, {kContext, 3, 1});
+  ASSERT_TRUE(session.ok()) << session.status().message();
+  const auto good = chain({192, 448});
+  std::vector<int32_t> other = context;
+  other[100] ^= 1;
+  struct Case {
+    const char* says;
+    std::function<void(std::vector<Segment>&)> change;
+    Code code = Code::kInvalidArgument;
+  };
+  const Case cases[] = {
+      {"segment 1 of the request: its entry begins at token 100 of 448; expected a multiple of 64",
+       [](auto& s) { s[1].from = 100; }},
+      {"its entry begins at token 448 of 448", [](auto& s) { s[1].from = 448; }},
+      {"it takes 257 rows from row 0 on; expected 1 or more of the 256", [](auto& s) { s[1].rows = 257; }},
+      {"it takes 0 rows from row 0 on", [](auto& s) { s[1].rows = 0; }},
+      {"it takes 256 rows from row -64 on", [](auto& s) { s[1].first_there = -64; }},
+      {"it takes 9223372036854775807 rows", [](auto& s) { s[1].rows = INT64_MAX; }},
+      {"it is 256 rows from token 576 on; expected 1 or more of the 597",
+       [](auto& s) { s[1].first_here = 576; }},
+      {"it begins at token 128 of the context, the one before it ends at 192; expected ascending segments",
+       [](auto& s) { s[1].first_here = 128; }},
+      {"it takes 150 rows from row 0 on, to token 192; expected multiples of 64",
+       [](auto& s) { s[1].rows = 150; }},
+      {"it takes 64 rows from row 32 on", [](auto& s) { s[1].first_there = 32, s[1].rows = 64; }},
+      {"it takes 64 rows from row 0 on, to token 200",
+       [](auto& s) { s[1].first_here = 200, s[1].rows = 64; }},
+      {"its K is to be turned by 64 positions", [](auto& s) { s[1].rotation = 64; }, Code::kUnsupported},
+      {"it takes rows of positions 256 and up to token 192; expected the same position",
+       [](auto& s) { s[1].first_there = 64, s[1].rows = 192; }},
+      {"at position 100, the context", [&](auto& s) { s[1].tokens = std::span(other).first(448); }},
+  };
+  for (const Case& c : cases) {
+    std::vector<Segment> segments = good;
+    c.change(segments);
+    request.segments = segments;
+    const Status status = (*session)->run(request).status();
+    EXPECT_EQ(status.code(), c.code) << c.says;
+    EXPECT_NE(status.message().find(c.says), std::string::npos) << c.says << "\n" << status.message();
+  }
+  request.segments = good;
+  request.entry = context;
+  EXPECT_NE((*session)->run(request).status().message().find("expected one of the two"), std::string::npos);
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, Chains, ::testing::Values(DType::kF32, DType::kBF16),
+                         [](const auto& info) { return std::string(dtype_name(info.param)); });
 
 }  // namespace
 }  // namespace ds
