@@ -16,6 +16,8 @@ def ConvertReuseToPlan : Pass<"convert-reuse-to-plan", "::mlir::ModuleOp"> {
     (lower_tiles.h), and a plan must come out as it was judged; this is the same function.
   }];
   let dependentDialects = ["::ds::plan::PlanDialect"];
+  let options = [Option<"own_buffers", "own-buffers", "bool", "false",
+                        "each restored layer has hidden states of its own: no load waits for a kernel">];
 }
 
 def PlanVerifyLowered : Pass<"plan-verify-lowered", "::mlir::ModuleOp"> {

@@ -18,7 +18,7 @@ Status add_lowering(mlir::OpPassManager& passes, const PassPipeline& p) {
   DS_ASSIGN(const SchedulerTraits* scheduler, find_scheduler(p.scheduler));
   passes.addPass(createReuseVerifyTiling());
   if (p.end == PassPipeline::End::kReuse) return ok_status();
-  passes.addPass(createConvertReuseToPlan());
+  passes.addPass(createConvertReuseToPlan({scheduler->loads_first}));
   // Loads that nothing waits for are dead code.
   if (!scheduler->whole_entry) passes.addPass(mlir::createCSEPass());
   passes.addPass(createPlanVerifyLowered());

@@ -25,6 +25,8 @@ void read_tiles(reuse::PlanOp plan, int32_t chunks, Variant& v) {
 }
 
 struct ConvertReuseToPlan : impl::ConvertReuseToPlanBase<ConvertReuseToPlan> {
+  using impl::ConvertReuseToPlanBase<ConvertReuseToPlan>::ConvertReuseToPlanBase;
+
   void runOnOperation() final {
     llvm::SmallVector<reuse::PlanOp> plans;
     getOperation().walk([&](reuse::PlanOp plan) { plans.push_back(plan); });
@@ -33,7 +35,7 @@ struct ConvertReuseToPlan : impl::ConvertReuseToPlanBase<ConvertReuseToPlan> {
       Variant what;
       read_tiles(plan, chunks, what);
       Variant v = lower_tiles(what.tiles, static_cast<int64_t>(plan.getLayers()), chunks,
-                              /*whole_entry=*/true, what.aligns());
+                              /*whole_entry=*/true, what.aligns(), own_buffers ? 0 : kRestoreBuffers);
       v.map_form = what.map_form;
       v.map_side = what.map_side;
       v.select_share = what.select_share;

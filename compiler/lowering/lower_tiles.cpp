@@ -9,10 +9,12 @@ namespace {
 
 class Lowering {
  public:
-  Lowering(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry, bool aligns)
+  Lowering(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry, bool aligns,
+           int32_t restore_buffers)
       : tiles_(tiles),
         layers_(static_cast<int32_t>(layers)),
         chunks_(chunks),
+        turns_(restore_buffers > 0 ? restore_buffers : static_cast<int32_t>(layers)),
         whole_entry_(whole_entry),
         aligns_(aligns) {}
 
@@ -80,14 +82,35 @@ class Lowering {
           hidden_[i] = hidden_[static_cast<size_t>(under)];
         }
       }
-      // Each layer that is restored has a buffer of its own, so that no transfer waits for a kernel.
       for (int32_t l = t.first_layer; t.mode == Mode::kRestore && l <= t.last_layer; ++l) {
-        int32_t& buffer = restored_[static_cast<size_t>(l)];
+        int32_t& buffer = restored_[static_cast<size_t>(named_after(t, l))];
         if (buffer < 0) buffer = prefill_ && l == 0 ? suffix_hidden_ : add_hidden(l, false, true);
       }
       for (int32_t c = t.first_chunk; c <= t.last_chunk; ++c)
         below[static_cast<size_t>(c)] = static_cast<int32_t>(i);
     }
+  }
+
+  /// The layers of a restore tile take turns in the buffers of its first ones, so that tiles side by side
+  /// share them. Layer 0 may go along with the prefill, in its buffer.
+  int32_t first_buffered(const Tile& t) const { return std::max(t.first_layer, prefill_ ? 1 : 0); }
+  int32_t named_after(const Tile& t, int32_t l) const {
+    const int32_t first = first_buffered(t);
+    return l < first ? l : first + (l - first) % turns_;
+  }
+  int32_t restored_buffer(const Tile& t, int32_t l) const {
+    return restored_[static_cast<size_t>(named_after(t, l))];
+  }
+  bool waits_for_turn(const Tile& t, int32_t l) const { return named_after(t, l) != l; }
+
+  int32_t send_e(const Tile& t, int32_t l, std::vector<int32_t> waits) {
+    return add({.kind = OpKind::kTransferE,
+                .stream = link_,
+                .layer = l,
+                .chunk = t.first_chunk,
+                .buffer = restored_buffer(t, l),
+                .waits = std::move(waits),
+                .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
   }
 
   void transfers() {
@@ -96,13 +119,8 @@ class Lowering {
     for (size_t i = 0; i < tiles_.size(); ++i) {
       const Tile& t = tiles_[i];
       for (int32_t l = t.first_layer; t.mode == Mode::kRestore && l <= t.last_layer; ++l) {
-        if (l == 0) continue;
-        sent_e_[cell(l, t.first_chunk)] = add({.kind = OpKind::kTransferE,
-                                               .stream = link_,
-                                               .layer = l,
-                                               .chunk = t.first_chunk,
-                                               .buffer = restored_[static_cast<size_t>(l)],
-                                               .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
+        if (l == 0 || waits_for_turn(t, l)) continue;
+        sent_e_[cell(l, t.first_chunk)] = send_e(t, l, {});
       }
       for (int32_t c = t.first_chunk; t.cut && c <= t.last_chunk; ++c) {
         int32_t op = add({.kind = OpKind::kTransferE,
@@ -196,13 +214,13 @@ class Lowering {
                 .last_chunk = last_or_none(t.first_chunk, t.last_chunk)});
   }
 
-  /// K and V of each layer from E of that layer: no kernel waits for another one.
+  /// K and V of each layer from E of that layer: a kernel waits for another one's buffer at most.
   void restore_tile(const Tile& t) {
-    for (int32_t l = t.first_layer; l <= t.last_layer; ++l) {
-      if (l == 0 && prefill_) continue;
-      int32_t buffer = restored_[static_cast<size_t>(l)];
-      int32_t from = l == 0 ? embed_chunks(t, buffer) : aligned(sent_e_[cell(l, t.first_chunk)]);
-      recompute(l, t.first_chunk, t.last_chunk, buffer, {from});
+    for (int32_t l = first_buffered(t); l <= t.last_layer; ++l) {
+      const size_t at = cell(l, t.first_chunk);
+      if (waits_for_turn(t, l)) sent_e_[at] = send_e(t, l, {maker_[cell(l - turns_, t.first_chunk)]});
+      int32_t from = l == 0 ? embed_chunks(t, restored_buffer(t, l)) : aligned(sent_e_[at]);
+      recompute(l, t.first_chunk, t.last_chunk, restored_buffer(t, l), {from});
     }
   }
 
@@ -298,11 +316,11 @@ class Lowering {
   }
 
   const std::vector<Tile>& tiles_;
-  int32_t layers_, chunks_;
+  int32_t layers_, chunks_, turns_;
   bool whole_entry_, aligns_, prefill_ = false;
   int32_t link_ = -1, compute_ = 0, suffix_hidden_ = 0;
   std::vector<int32_t> cut_, hidden_;  // per tile: the first transfer of its cut; its hidden states' buffer
-  std::vector<int32_t> restored_;      // per layer: the buffer of its E where it is restored, else -1
+  std::vector<int32_t> restored_;      // per layer: the buffer of restored E that is named after it, else -1
   std::vector<int32_t> sent_e_;        // per cell: the transfer of a restored run of chunks that begins here
   std::vector<int32_t> maker_;         // per cell: the op that makes its cache
   std::vector<bool> goes_on_;          // per cell: its output is the input of the cell above
@@ -312,8 +330,8 @@ class Lowering {
 }  // namespace
 
 Variant lower_tiles(const std::vector<Tile>& tiles, int64_t layers, int32_t chunks, bool whole_entry,
-                    bool aligns) {
-  return Lowering(tiles, layers, chunks, whole_entry, aligns).run();
+                    bool aligns, int32_t restore_buffers) {
+  return Lowering(tiles, layers, chunks, whole_entry, aligns, restore_buffers).run();
 }
 
 }  // namespace ds

@@ -19,6 +19,7 @@ struct SchedulerTraits {
   Result<Schedule> (*run)(const Problem& problem, bool thorough);
   bool whole_entry;        // moves all of an entry, also what is recomputed: loads that nothing waits for
                            // are left in
+  bool loads_first;        // none of its loads may wait for a kernel
   std::string_view quick;  // which other one stands in where many problems are compared, being never better
                            // and soon done; empty: itself
 };
@@ -27,9 +28,10 @@ struct SchedulerTraits {
 Result<const SchedulerTraits*> find_scheduler(std::string_view name);
 /// Names, as the command line takes them.
 std::vector<std::string_view> scheduler_names();
-/// SchedulerTraits::whole_entry, and whose `quick` stands in, by name; false and the name itself where there
-/// is no such scheduler, which schedule() then says.
+/// SchedulerTraits::whole_entry and loads_first, and whose `quick` stands in, by name; false and the name
+/// itself where there is no such scheduler, which schedule() then says.
 bool moves_whole_entry(std::string_view scheduler);
+bool loads_come_first(std::string_view scheduler);
 std::string_view quick_scheduler(std::string_view scheduler);
 
 // Below: times and barriers only. All but `best` minimise nothing; none of them looks at slowdowns. In all, a

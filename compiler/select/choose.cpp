@@ -21,12 +21,16 @@ double or_worst(double lost) { return std::isnan(lost) ? 1e9 : lost; }
 /// A chunk of fewer rows than this wastes the matrix units on every machine that there is.
 constexpr int64_t kLeastRows = 64;
 
+int32_t restore_buffers(std::string_view scheduler) {
+  return loads_come_first(scheduler) ? 0 : kRestoreBuffers;
+}
+
 /// Predicted TTFT of a tiling (aligned by the receiver where the point names a form of maps), without
 /// building IR: lower, cost, schedule.
 Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
                                 const CostModel& costs, std::string_view scheduler) {
   Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler),
-                          point.map_form != MapForm::kNone);
+                          point.map_form != MapForm::kNone, restore_buffers(scheduler));
   v.select_share = point.share;
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
   DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().releases()), scheduler, false));
@@ -64,8 +68,9 @@ const std::vector<Chooser::Kind>& Chooser::kinds(size_t tiling) {
            static_cast<uint64_t>(op.queries);
   };
   std::unordered_map<uint64_t, size_t> index;
-  for (Op& op :
-       lower_tiles(t.tiles, costs_.shape().layers, t.chunks, moves_whole_entry(scheduler_), t.aligns()).ops) {
+  for (Op& op : lower_tiles(t.tiles, costs_.shape().layers, t.chunks, moves_whole_entry(scheduler_),
+                            t.aligns(), restore_buffers(scheduler_))
+                    .ops) {
     auto [at, fresh] = index.try_emplace(key(op), kinds.size());
     if (fresh) {
       op.waits.clear();

@@ -242,9 +242,10 @@ mlir::LogicalResult TransferOp::verify() {
   if (mlir::failed(verify_buffer(*this, getBuffer(), e ? BufferKind::hidden : BufferKind::kv)))
     return mlir::failure();
   auto buffer = getBuffer().getDefiningOp<BufferOp>();
-  if (buffer && buffer.getLayer() != getLayer()) {
+  // A hidden buffer is named after the layer that has it first; higher ones may have it after that.
+  if (buffer && (e ? buffer.getLayer() > getLayer() : buffer.getLayer() != getLayer())) {
     return emitOpError() << "'" << label() << "' goes into a buffer of layer " << buffer.getLayer()
-                         << ", expected one of layer " << getLayer();
+                         << ", expected one of layer " << getLayer() << (e ? " or below" : "");
   }
   if (e && getLayer() == 0)
     return emitOpError() << "E of layer 0 is the receiver's own embedding and is never sent";
@@ -319,9 +320,9 @@ mlir::LogicalResult AlignOp::verify() {
     return mlir::failure();
   }
   auto buffer = getBuffer().getDefiningOp<BufferOp>();
-  if (buffer && buffer.getLayer() != getLayer()) {
+  if (buffer && buffer.getLayer() > getLayer()) {
     return emitOpError() << "'" << label() << "' works in a buffer of layer " << buffer.getLayer()
-                         << ", expected one of layer " << getLayer() << ", where E of it is sent";
+                         << ", expected one of layer " << getLayer() << " or below, where E of it is sent";
   }
   if (getLayer() == 0)
     return emitOpError() << "E of layer 0 is the receiver's own embedding and needs no map";

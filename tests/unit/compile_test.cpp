@@ -20,6 +20,7 @@
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "plans/simulate.h"
+#include "plans/traits.h"
 #include "tests/unit/take.h"
 
 namespace ds {
@@ -85,7 +86,8 @@ TEST(Policy, EveryTilingOfEveryPolicyIsAPlanThatTheVerifierAccepts) {
       SCOPED_TRACE(fmt::format("{}: {}", policy, t.what));
       seen.insert(t.what);
       for (std::string_view scheduler : {"serial", "kv-preload", "e-first", "best"}) {
-        Variant v = lower_tiles(t.tiles, 12, t.chunks, moves_whole_entry(scheduler));
+        Variant v = lower_tiles(t.tiles, 12, t.chunks, moves_whole_entry(scheduler), false,
+                                loads_come_first(scheduler) ? 0 : kRestoreBuffers);
         TunedPoint at{2048, 16, 20'000'000, t.chunks, t.way.share};
         for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, at);
         auto s = schedule(problem_of(v, {500, 1000}), scheduler, false);
@@ -111,6 +113,52 @@ TEST(Policy, EveryTilingOfEveryPolicyIsAPlanThatTheVerifierAccepts) {
   EXPECT_THAT(seen, ::testing::Contains("compute 3 of 8 chunks"));
   EXPECT_THAT(seen, ::testing::Contains("restore 4-11"));
   EXPECT_THAT(seen, ::testing::Contains("select 15 %"));
+}
+
+int64_t context_buffers(const Variant& v) {
+  return std::count_if(v.buffers.begin(), v.buffers.end(),
+                       [](const Buffer& b) { return b.kind == BufferKind::kHidden && b.with_context; });
+}
+
+TEST(Lowering, RestoredLayersTakeTurnsInAFewBuffersAndWaitForTheirTurn) {
+  constexpr int32_t kLayers = 32;
+  const std::vector<Tile> tiles = {{Mode::kLoad, 0, 0, 0, 0, false},
+                                   {Mode::kRestore, 1, kLayers - 1, 0, 0, false}};
+  Shape shape = kShape;
+  shape.layers = kLayers;
+  for (std::string_view scheduler : scheduler_names()) {
+    SCOPED_TRACE(scheduler);
+    const bool own = loads_come_first(scheduler);
+    for (bool aligns : {false, true}) {
+      Variant v =
+          lower_tiles(tiles, kLayers, 1, moves_whole_entry(scheduler), aligns, own ? 0 : kRestoreBuffers);
+      EXPECT_EQ(context_buffers(v), own ? kLayers - 1 : kRestoreBuffers);
+      if (aligns) v.map_form = MapForm::kDiagonal;
+      for (Op& op : v.ops) op.duration_ns = is_transfer(op) ? 3000 : 2000;
+      auto s = schedule(problem_of(v, {}), scheduler, false);
+      ASSERT_TRUE(s.ok()) << s.status().message();
+      apply_schedule(*s, v);
+      v.name = "v0";
+      v.policy = "restore";
+      v.scheduler = scheduler;
+      v.tuned_tokens = v.tuned_suffix = v.tuned_rate = 1000;
+      Plan plan = full_prefill_plan({"r", std::string(64, 'd'), "", "", ""}, shape, "bf16");
+      if (aligns) plan.maps = {"m", std::string(64, 'e')};
+      plan.variants = {v};
+      Status valid = verify_plan(plan, "turns");
+      EXPECT_TRUE(valid.ok()) << valid.message();
+      if (own) continue;
+      // A transfer that does not wait for its turn is found.
+      auto late = std::find_if(plan.variants[0].ops.begin(), plan.variants[0].ops.end(), [](const Op& op) {
+        return op.kind == OpKind::kTransferE && !op.waits.empty();
+      });
+      ASSERT_NE(late, plan.variants[0].ops.end());
+      late->waits.clear();
+      EXPECT_THAT(
+          verify_plan(plan, "turns").message(),
+          ::testing::AllOf(::testing::HasSubstr("rule 19"), ::testing::HasSubstr("no order between them")));
+    }
+  }
 }
 
 TEST(Policy, WaysOfTheProfileAreOfferedWithTheirLosses) {

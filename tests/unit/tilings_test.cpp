@@ -213,7 +213,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Tilings, ::testing::Values("llama", "qwen2", "q
 
 /// A model, its own entry with E of every layer, and what its full prefill answers.
 struct Law {
-  explicit Law(DType dtype) : model(tiny_config(Family::kLlama), 11, dtype) {
+  explicit Law(DType dtype, int64_t layers = 5) : model(tiny_config(Family::kLlama, layers), 11, dtype) {
     shape = model.model->config().shape();
     context = random_ids(333, shape.vocab, 1);
     suffix = random_ids(3, shape.vocab, 2);
@@ -272,6 +272,30 @@ TEST(TilingLaws, SenderIsReceiverGivesTheFullPrefillToTheBitHoweverMuchIsRestore
                  {Mode::kRecompute, 2, 3, 0, end, true},
                  {Mode::kLoad, 4, 4, 0, end, false}},
                 chunks, "best");
+    }
+  }
+}
+
+TEST(TilingLaws, RestoredLayersThatTakeTurnsInAFewBuffersGiveTheFullPrefillToTheBit) {
+  for (DType dtype : {DType::kBF16, DType::kF32}) {
+    Law law(dtype, 13);
+    ASSERT_FALSE(law.want.empty());
+    for (int32_t chunks : {1, 3}) {
+      const int32_t end = chunks - 1;
+      // Tiles side by side that start and end at other layers share buffers; one above them has its own.
+      std::vector<Tile> tiles = {{Mode::kLoad, 0, 0, 0, end, false}, {Mode::kRestore, 1, 12, 0, 0, false}};
+      if (chunks > 1) {
+        tiles = {{Mode::kLoad, 0, 1, 1, end, false},
+                 {Mode::kRestore, 0, 12, 0, 0, false},
+                 {Mode::kRestore, 2, 7, 1, end, false},
+                 {Mode::kRestore, 8, 12, 1, end, false}};
+        std::swap(tiles[0], tiles[1]);
+      }
+      for (std::string_view scheduler :
+           {"serial", "kv-preload", "e-first", "kv-first", "best", "cake", "two-pointer"}) {
+        SCOPED_TRACE(fmt::format("{} chunks, {}", chunks, scheduler));
+        law.check(tiles, chunks, scheduler);
+      }
     }
   }
 }

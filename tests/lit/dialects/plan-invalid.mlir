@@ -38,6 +38,16 @@ plan.variant @other_layer policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
 
 // -----
 
+plan.variant @lower_layer policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %l = plan.stream link
+  %h = plan.buffer hidden layer 3 with context
+  // expected-error@+1 {{'e(2)' goes into a buffer of layer 3, expected one of layer 2 or below}}
+  %0 = plan.transfer e(2) chunk 0 into %h on %l
+}
+
+// -----
+
 plan.variant @chunk policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) chunks 2 promise(loss = 0.0, ttft_ns = 0) {
   %l = plan.stream link
@@ -153,7 +163,7 @@ plan.variant @align_elsewhere policy "p" scheduler "s" tokens [1, inf) rate [0, 
     tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) aligned full by receiver {
   %c = plan.stream compute
   %h = plan.buffer hidden layer 2 with context
-  // expected-error@+1 {{'align 1' works in a buffer of layer 2, expected one of layer 1, where E of it is sent}}
+  // expected-error@+1 {{'align 1' works in a buffer of layer 2, expected one of layer 1 or below, where E of it is sent}}
   %0 = plan.align layer 1 chunk 0 in %h on %c
 }
 
