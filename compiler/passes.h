@@ -20,6 +20,9 @@ namespace ds {
 std::unique_ptr<mlir::Pass> create_plan_materialize_durations(std::optional<MachineModel> machine,
                                                               int64_t map_rank);
 
+/// plan-schedule under the conditions of `machine` (none: without any) at each variant's tuned rate.
+std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, std::optional<MachineModel> machine);
+
 #define GEN_PASS_DECL
 #include "compiler/Passes.h.inc"
 

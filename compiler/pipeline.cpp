@@ -28,8 +28,7 @@ Status add_lowering(mlir::OpPassManager& passes, const PassPipeline& p) {
 }
 
 Status add_scheduling(mlir::OpPassManager& passes, const PassPipeline& p) {
-  const Releases releases = p.machine ? p.machine->releases() : Releases{};
-  passes.addPass(createPlanSchedule({p.scheduler, releases.kernels_ns, releases.loads_ns}));
+  passes.addPass(create_plan_schedule(p.scheduler, p.machine));
   passes.addPass(createPlanVerifySchedule());
   return ok_status();
 }

@@ -42,6 +42,34 @@ double work(const Plan& plan, const Variant& v, const Op& op, const OperatingPoi
   return 0;
 }
 
+/// From the end of a transfer (a kernel) to the start of an op that another stream has held back for it: the
+/// least, as predicted; 0 where there is none.
+struct Handovers {
+  int64_t transfer_ns = 0, kernel_ns = 0;
+  int64_t after(const Op& op) const { return is_transfer(op) ? transfer_ns : kernel_ns; }
+};
+
+Handovers handovers_of(const Variant& v) {
+  Handovers least{INT64_MAX, INT64_MAX};
+  std::vector<int64_t> free(v.streams.size(), 0);
+  auto end = [](const Op& op) { return op.start_ns + op.duration_ns; };
+  for (const Op& op : v.ops) {
+    int64_t& at = free[static_cast<size_t>(op.stream)];
+    const Op* last = nullptr;
+    for (int32_t w : op.waits)
+      if (const Op& before = v.ops[static_cast<size_t>(w)]; last == nullptr || end(before) > end(*last))
+        last = &before;
+    if (last != nullptr && last->stream != op.stream && op.start_ns > at) {
+      int64_t& known = is_transfer(*last) ? least.transfer_ns : least.kernel_ns;
+      known = std::min(known, op.start_ns - end(*last));
+    }
+    at = end(op);
+  }
+  if (least.transfer_ns == INT64_MAX) least.transfer_ns = 0;
+  if (least.kernel_ns == INT64_MAX) least.kernel_ns = 0;
+  return least;
+}
+
 }  // namespace
 
 OperatingPoint tuned_point(const Variant& v) { return {v.tuned_tokens, v.tuned_suffix, v.tuned_rate}; }
@@ -101,6 +129,7 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
   std::vector<int64_t> free(v.streams.size(), -1);
   for (const Op& op : v.ops)
     if (int64_t& at = free[static_cast<size_t>(op.stream)]; at < 0) at = op.waits.empty() ? op.start_ns : 0;
+  const Handovers handovers = handovers_of(v);
   constexpr double kMaxNs = 9e18 / 4;
   for (const Op& op : v.ops) {
     double duration = static_cast<double>(op.duration_ns);
@@ -122,8 +151,11 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
     }
     auto s = static_cast<size_t>(op.stream);
     OpTime time{free[s], 0};
-    for (int32_t w : op.waits)
-      time.start_ns = std::max(time.start_ns, sim.ops[static_cast<size_t>(w)].end_ns);
+    for (int32_t w : op.waits) {
+      const Op& before = v.ops[static_cast<size_t>(w)];
+      const int64_t passes = before.stream == op.stream ? 0 : handovers.after(before);
+      time.start_ns = std::max(time.start_ns, sim.ops[static_cast<size_t>(w)].end_ns + passes);
+    }
     if (!(duration < kMaxNs) || static_cast<double>(time.start_ns) + duration > kMaxNs) {
       return error(Code::kInvalidArgument,
                    "variant '{}' would take more than 70 years at {} B/s; give a higher rate", v.name,

@@ -196,6 +196,20 @@ Status MachineModel::check_shape(const std::string& path, const Shape& expected)
                differences);
 }
 
+Conditions MachineModel::conditions(int64_t rate) const {
+  Conditions c{.kernels_ns = lookup_ns, .loads_ns = lookup_ns + link_rtt_ns};
+  c.load_handover_ns = c.kernel_handover_ns = wakeup_ns;
+  if (read_bytes_per_s <= 0) return c;
+  // Of the time in which a load runs, the share in which the store is read: the rest of it waits for the
+  // link.
+  const double share = std::min(1.0, static_cast<double>(rate) / read_bytes_per_s);
+  c.kernel_slow_permille = std::llround(share * static_cast<double>(kernel_slowdown_permille));
+  // A store that is slowed down matters where it becomes the slower of the two.
+  const double slowed = share * static_cast<double>(1000 + transfer_slowdown_permille) - 1000;
+  c.load_slow_permille = std::max<int64_t>(0, std::llround(slowed));
+  return c;
+}
+
 MachineModel MachineModel::stand_in(DType dtype) {
   double scale = dtype == DType::kBF16 ? 1.0 : 0.5;
   return {.name = "stand-in: 2 cores with bf16 matrix units",

@@ -28,9 +28,14 @@ struct AlignPoint {
   double row_ns = 0;
 };
 
-/// When operations of a request that looks an entry up may start, from its beginning.
-struct Releases {
-  int64_t kernels_ns = 0, loads_ns = 0;
+/// What the operations of a request that looks an entry up meet at one link rate, besides what each takes
+/// alone.
+struct Conditions {
+  int64_t kernels_ns = 0, loads_ns = 0;  // when they may start, from the request's beginning
+  // How much longer a kernel takes while a load runs, and a load while a kernel does: permille on top.
+  int64_t kernel_slow_permille = 0, load_slow_permille = 0;
+  // From the end of a load, or of a kernel, to the start of an operation on another stream that waits for it.
+  int64_t load_handover_ns = 0, kernel_handover_ns = 0;
 };
 
 struct MachineModel {
@@ -55,8 +60,9 @@ struct MachineModel {
   std::vector<AlignPoint> align;    // maps at cuts; each form and rank at most once
   std::optional<Shape> shape;       // of the measured layers; none: not stated
 
-  /// Nothing starts before the entry has been found; the first byte of a load is a round trip later.
-  Releases releases() const { return {lookup_ns, lookup_ns + link_rtt_ns}; }
+  /// Nothing starts before the entry has been found; the first byte of a load is a round trip later. Threads
+  /// that wait for another stream are woken up. `rate`: the link's, bytes per second.
+  Conditions conditions(int64_t rate) const;
 
   /// Reads versions 1 to 3. Errors: kNotFound, kCorrupt, kUnsupported (another version), kInvalidArgument;
   /// each names file and field.

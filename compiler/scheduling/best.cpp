@@ -37,6 +37,7 @@ Problem reversed(const Problem& p) {
     r.tasks[i].stream = t.stream;
     r.tasks[i].job = t.job;
     r.tasks[i].duration_ns = t.duration_ns;
+    r.tasks[i].handover_ns = t.handover_ns;
     for (int32_t w : t.after) r.tasks[static_cast<size_t>(w)].after.push_back(static_cast<int32_t>(i));
   }
   return r;

@@ -1,4 +1,8 @@
-// Lower bounds of scheduling problems. Slowdowns and room in pools can only add to them, and are left out.
+// Lower bounds of scheduling problems. Room in pools can only add to them, and is left out; so are slowdowns,
+// but for one bound of the makespan. While stream b runs beside stream a, a loses at least a share c of its
+// time (its tasks' least slowdown). Within a makespan M of which a idles I, b runs beside it for T_b - I at
+// least: M >= W_a + c (T_b - I) + I, which grows with I, and a idles before its first task and behind its
+// last.
 //
 // Every task has a head (no schedule starts it earlier) and a tail (at least so much follows its end). A head
 // is the longest path up to the task, and at least the work of its ancestors on any one stream; a tail
@@ -19,14 +23,19 @@ namespace {
 
 using Neighbours = std::vector<std::vector<int32_t>>;
 
+/// Of neighbours in either direction of time.
+int64_t between(const Problem& p, size_t a, size_t b, bool backward) {
+  return backward ? handover(p.tasks[b], p.tasks[a]) : handover(p.tasks[a], p.tasks[b]);
+}
+
 /// Longest paths: raises heads by what lies directly `before` each task.
 void raise_by_paths(const Problem& p, const std::vector<int32_t>& order, const Neighbours& before,
-                    std::vector<int64_t>& head) {
+                    bool backward, std::vector<int64_t>& head) {
   for (int32_t id : order) {
     auto i = static_cast<size_t>(id);
     for (int32_t w : before[i]) {
       auto b = static_cast<size_t>(w);
-      head[i] = std::max(head[i], head[b] + p.tasks[b].duration_ns);
+      head[i] = std::max(head[i], head[b] + p.tasks[b].duration_ns + between(p, b, i, backward));
     }
   }
 }
@@ -34,7 +43,7 @@ void raise_by_paths(const Problem& p, const std::vector<int32_t>& order, const N
 /// And by the work of the ancestors on each stream: they all end before i starts, and none starts before the
 /// earliest of their own heads.
 void raise_by_work(const Problem& p, const std::vector<int32_t>& order, const Neighbours& before,
-                   std::vector<int64_t>& head) {
+                   bool backward, std::vector<int64_t>& head) {
   size_t n = p.tasks.size(), words = (n + 63) / 64, streams = p.streams.size();
   std::vector<uint64_t> rows(n * words, 0);  // one row of bits per task: its ancestors
   std::vector<int64_t> work(n * streams, 0), first(n * streams, INT64_MAX);
@@ -47,7 +56,7 @@ void raise_by_work(const Problem& p, const std::vector<int32_t>& order, const Ne
     for (size_t k = 0; k < before[i].size(); ++k) {
       auto b = static_cast<size_t>(before[i][k]);
       const uint64_t* other = &rows[b * words];
-      head[i] = std::max(head[i], head[b] + p.tasks[b].duration_ns);
+      head[i] = std::max(head[i], head[b] + p.tasks[b].duration_ns + between(p, b, i, backward));
       if (k == 0) {
         std::copy_n(other, words, row);
         std::copy_n(&work[b * streams], streams, &work[i * streams]);
@@ -186,7 +195,7 @@ HeadsTails heads_and_tails(const Problem& p) {
   }
   ht.tail.assign(n, 0);
   auto raise = n <= kAncestorLimit ? raise_by_work : raise_by_paths;
-  raise(p, order, before, ht.head);
+  raise(p, order, before, false, ht.head);
   std::reverse(order.begin(), order.end());
   // A task may have others of later jobs behind it; only its own job's end counts for the sum.
   if (p.objective == Objective::kSum) {
@@ -194,7 +203,7 @@ HeadsTails heads_and_tails(const Problem& p) {
       std::erase_if(behind[i],
                     [&](int32_t b) { return p.tasks[static_cast<size_t>(b)].job != p.tasks[i].job; });
   }
-  raise(p, order, behind, ht.tail);
+  raise(p, order, behind, true, ht.tail);
   return ht;
 }
 
@@ -205,11 +214,54 @@ std::vector<int64_t> tails(const Problem& p) {
     auto i = static_cast<size_t>(*it);
     for (int32_t w : p.tasks[i].after) {
       int64_t& t = tail[static_cast<size_t>(w)];
-      t = std::max(t, tail[i] + p.tasks[i].duration_ns);
+      t = std::max(t,
+                   handover(p.tasks[static_cast<size_t>(w)], p.tasks[i]) + p.tasks[i].duration_ns + tail[i]);
     }
   }
   return tail;
 }
+
+namespace {
+
+/// The bound of the makespan by slowdowns.
+int64_t slowdown_bound(const Problem& p, const HeadsTails& ht) {
+  const size_t streams = p.streams.size();
+  struct Use {
+    int64_t work = 0, head = INT64_MAX, tail = INT64_MAX;
+    std::vector<int32_t> classes;
+  };
+  std::vector<Use> use(streams);
+  for (size_t i = 0; i < p.tasks.size(); ++i) {
+    const Task& t = p.tasks[i];
+    if (t.duration_ns == 0) continue;
+    Use& u = use[static_cast<size_t>(t.stream)];
+    u.work += t.duration_ns;
+    u.head = std::min(u.head, ht.head[i]);
+    u.tail = std::min(u.tail, ht.tail[i]);
+    if (std::find(u.classes.begin(), u.classes.end(), t.contention) == u.classes.end())
+      u.classes.push_back(t.contention);
+  }
+  int64_t bound = 0;
+  for (const Use& a : use) {
+    for (const Use& b : use) {
+      if (&a == &b || a.classes.empty() || b.classes.empty()) continue;
+      int64_t least = INT64_MAX;
+      for (int32_t x : a.classes)
+        for (int32_t y : b.classes)
+          least = std::min(
+              least,
+              x < 0 || y < 0
+                  ? 0
+                  : p.slow_permille[static_cast<size_t>(x) * p.classes.size() + static_cast<size_t>(y)]);
+      const int64_t idle = a.head + a.tail, lost = 1'000'000 - progress_per_ns(least);
+      const __int128 beside = std::max<int64_t>(0, b.work - idle);
+      bound = std::max(bound, a.work + idle + static_cast<int64_t>(beside * lost / 1'000'000));
+    }
+  }
+  return bound;
+}
+
+}  // namespace
 
 int64_t lower_bound(const Problem& p) {
   HeadsTails ht = heads_and_tails(p);
@@ -233,7 +285,7 @@ int64_t lower_bound(const Problem& p) {
   for (size_t g = 0; g < groups; ++g)
     for (size_t s = 0; s < streams; ++s)
       ends[g] = std::max(ends[g], one_machine_bound(by_group[g * streams + s]));
-  if (!sum) return ends[0];
+  if (!sum) return has_contention(p) ? std::max(ends[0], slowdown_bound(p, ht)) : ends[0];
   int64_t bound = sum_of_ends_bound(ends, totals);
   for (const Job& job : p.jobs) bound -= job.arrival_ns;
   return bound;

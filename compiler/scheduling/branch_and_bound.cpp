@@ -76,7 +76,7 @@ class Search {
       for (size_t k = 0; k < tasks[a].size(); ++k) {
         const Task &s = p_.tasks[tasks[a][k]], &t = p_.tasks[tasks[b][k]];
         if (s.stream != t.stream || s.duration_ns != t.duration_ns || s.release_ns != t.release_ns ||
-            s.after.size() != t.after.size())
+            s.handover_ns != t.handover_ns || s.after.size() != t.after.size())
           return false;
         for (size_t w = 0; w < s.after.size(); ++w) {
           auto place = [](const std::vector<size_t>& of, int32_t task) {
@@ -145,7 +145,8 @@ class Search {
     const Task& t = p_.tasks[i];
     int64_t at = std::max({now_, stream_free_[static_cast<size_t>(t.stream)], t.release_ns,
                            p_.jobs[static_cast<size_t>(t.job)].arrival_ns});
-    for (int32_t w : t.after) at = std::max(at, end_[static_cast<size_t>(w)]);
+    for (int32_t w : t.after)
+      at = std::max(at, end_[static_cast<size_t>(w)] + handover(p_.tasks[static_cast<size_t>(w)], t));
     return t.holds.empty() ? at : room_from(i, at);
   }
 
@@ -198,7 +199,8 @@ class Search {
       int64_t head = std::max({ht_.head[i], now_, stream_free_[s]});
       for (int32_t w : t.after) {
         auto b = static_cast<size_t>(w);
-        head = std::max(head, placed_[b] ? end_[b] : head_[b] + p_.tasks[b].duration_ns);
+        head = std::max(
+            head, (placed_[b] ? end_[b] : head_[b] + p_.tasks[b].duration_ns) + handover(p_.tasks[b], t));
       }
       head_[i] = head;
       size_t g = group_of(i);
@@ -225,7 +227,9 @@ class Search {
       if (!placed_[i]) {
         int64_t ready = -1;
         for (int32_t w : p_.tasks[i].after)
-          if (placed_[static_cast<size_t>(w)]) ready = std::max(ready, end_[static_cast<size_t>(w)]);
+          if (placed_[static_cast<size_t>(w)])
+            ready = std::max(ready, end_[static_cast<size_t>(w)] +
+                                        handover(p_.tasks[static_cast<size_t>(w)], p_.tasks[i]));
         if (ready >= 0) state.push_back(std::max(ready, now_));
         continue;
       }

@@ -46,8 +46,8 @@ Dispatcher::Dispatcher(const Problem& p) : problem_(p), contention_(has_contenti
 
 void Dispatcher::make_available(int32_t id) {
   auto i = static_cast<size_t>(id);
-  if (earliest_[i] > now_) {
-    unreleased_.push({earliest_[i], id});
+  if (ready_[i] > now_) {
+    unreleased_.push({ready_[i], id});
     return;
   }
   streams_[static_cast<size_t>(problem_.tasks[i].stream)].available.push(
@@ -124,6 +124,8 @@ void Dispatcher::finish(int32_t id) {
   }
   for (int32_t k = first_follower_[i]; k < first_follower_[i + 1]; ++k) {
     int32_t f = followers_[static_cast<size_t>(k)];
+    if (int64_t passes = handover(problem_.tasks[i], problem_.tasks[static_cast<size_t>(f)]); passes > 0)
+      ready_[static_cast<size_t>(f)] = std::max(ready_[static_cast<size_t>(f)], now_ + passes);
     if (--open_[static_cast<size_t>(f)] == 0) make_available(f);
   }
 }
@@ -154,6 +156,7 @@ bool Dispatcher::run(const Priorities& priorities, Times& times) {
   now_ = 0;
   ended_ = started_ = 0;
   open_ = waits_;
+  ready_ = earliest_;
   phases_ = priorities.phase;
   std::sort(phases_.begin(), phases_.end());
   streams_.assign(p.streams.size(), {});

@@ -84,6 +84,7 @@ class Dispatcher {
   int64_t now_ = 0;
   size_t ended_ = 0, started_ = 0;
   std::vector<int32_t> open_;
+  std::vector<int64_t> ready_;   // per task: earliest_, or when the last of what it waits for is handed over
   std::vector<int32_t> phases_;  // sorted
   std::vector<Stream> streams_;
   std::vector<int64_t> used_;                        // per pool

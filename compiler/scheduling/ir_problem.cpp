@@ -1,5 +1,6 @@
 #include "compiler/scheduling/ir_problem.h"
 
+#include "compiler/scheduling/variant_problem.h"
 #include "llvm/ADT/DenseMap.h"
 #include "llvm/ADT/StringMap.h"
 #include "plans/traits.h"
@@ -91,19 +92,16 @@ static_assert(static_cast<int>(plan::Proof::search) == static_cast<int>(Proof::k
 
 }  // namespace
 
-IrProblem problem_of(plan::VariantOp variant, const Releases& releases) {
-  bool loads = !variant.getBody().getOps<plan::TransferOp>().empty();
+IrProblem problem_of(plan::VariantOp variant, const Conditions& conditions) {
   IrProblem out;
   out.problem.name = variant.getSymName().str();
   out.problem.jobs = {Job{"request", 0}};
   Builder b(out);
   for (mlir::Operation& op : variant.getBody().front()) {
     if (auto stream = mlir::dyn_cast<plan::StreamOp>(op)) b.stream(stream);
-    if (auto streamed = mlir::dyn_cast<plan::OperationInterface>(op))
-      b.task(streamed, !loads                                   ? 0
-                       : streamed.role() == plan::Role::compute ? releases.kernels_ns
-                                                                : releases.loads_ns);
+    if (auto streamed = mlir::dyn_cast<plan::OperationInterface>(op)) b.task(streamed, 0);
   }
+  apply_conditions(conditions, out.problem);
   return out;
 }
 

@@ -14,9 +14,8 @@ struct IrProblem {
   std::vector<plan::OperationInterface> ops;  // of each task
 };
 
-/// One job that arrives at 0; where there are loads, `releases` hold. Durations that are not there count as
-/// 0.
-IrProblem problem_of(plan::VariantOp variant, const Releases& releases);
+/// One job that arrives at 0, under these conditions. Durations that are not there count as 0.
+IrProblem problem_of(plan::VariantOp variant, const Conditions& conditions);
 IrProblem problem_of(plan::ProblemOp problem);
 
 /// Starts and ends; emits an error at the first operation without a start, or without a duration.

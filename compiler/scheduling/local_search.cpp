@@ -110,7 +110,7 @@ class LocalSearch {
       int64_t end = times.end_ns[i] = times.start_ns[i] + p_.tasks[i].duration_ns;
       auto pass = [&](int32_t f) {
         auto j = static_cast<size_t>(f);
-        times.start_ns[j] = std::max(times.start_ns[j], end);
+        times.start_ns[j] = std::max(times.start_ns[j], end + handover(p_.tasks[i], p_.tasks[j]));
         if (--open_[j] == 0) queue_.push_back(f);
       };
       for (int32_t f : followers_[i]) pass(f);
@@ -143,7 +143,10 @@ class LocalSearch {
         auto place = static_cast<size_t>(place_[k]);
         int32_t cause = -1;
         for (int32_t w : p_.tasks[k].after)
-          if (current_.end_ns[static_cast<size_t>(w)] == current_.start_ns[k]) cause = w;
+          if (current_.end_ns[static_cast<size_t>(w)] +
+                  handover(p_.tasks[static_cast<size_t>(w)], p_.tasks[k]) ==
+              current_.start_ns[k])
+            cause = w;
         bool same_stream = cause >= 0 && p_.tasks[static_cast<size_t>(cause)].stream == p_.tasks[k].stream;
         if ((cause < 0 || same_stream) && place > 0) {
           int32_t before = orders_[static_cast<size_t>(p_.tasks[k].stream)][place - 1];

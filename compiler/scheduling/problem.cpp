@@ -97,8 +97,11 @@ std::optional<Fault> find_problem_fault(const Problem& p) {
     if (t.duration_ns < 0)
       return fault(-1, fmt::format("takes {} ns, expected nothing below zero", t.duration_ns));
     if (t.release_ns < 0) return fault(-1, fmt::format("is released at {}, before time 0", t.release_ns));
+    if (t.handover_ns < 0)
+      return fault(-1,
+                   fmt::format("is handed over within {} ns, expected nothing below zero", t.handover_ns));
     if (!add(static_cast<__int128>(t.duration_ns) * 1'000'000 / progress_per_ns(worst) + 1) ||
-        !add(t.release_ns))
+        !add(t.release_ns) || !add(t.handover_ns))
       return fault(-1, "has times whose sum does not fit 64 bits");
     if (std::string message = hold_fault(p, t); !message.empty()) return fault(-1, message);
     for (int32_t w : t.after) {

@@ -8,6 +8,9 @@
 // more slowly: at the rate of the *worst* of them (slowdowns do not add up). `duration_ns` is its time
 // alone; its end follows from all starts and ends, see progress_per_ns().
 //
+// Hand-over: where a task waits for one of another stream, some time passes between that one's end and its
+// own start (a thread that sleeps is woken up, the last block is copied to the device).
+//
 // Buffers: a task may take room in pools when it starts; it is given back when that task and all listed ones
 // have ended. What is given back at a time can be taken at that time.
 #pragma once
@@ -42,7 +45,13 @@ struct Task {
   int32_t layer = 0, chunk = 0;  // where it lies in the layer x token plane: for the strategies that ask
   int32_t contention = -1;       // index into Problem::classes; -1: neither slows nor is slowed
   std::vector<Hold> holds;       // only tasks that take time may have any
+  int64_t handover_ns = 0;  // from its end to the earliest start of those on other streams that wait for it
 };
+
+/// From the end of `before` to the earliest start of `next`, which waits for it.
+inline int64_t handover(const Task& before, const Task& next) {
+  return before.stream == next.stream ? 0 : before.handover_ns;
+}
 
 struct Job {
   std::string name;

@@ -31,11 +31,12 @@ std::optional<Fault> find_wait_fault(const Problem& p, const std::vector<int64_t
                                end[i], t.duration_ns)};
     }
     for (int32_t w : t.after) {
-      int64_t before = end[static_cast<size_t>(w)];
-      if (before <= start[i]) continue;
+      int64_t before = end[static_cast<size_t>(w)], passes = handover(task(p, w), t);
+      if (before + passes <= start[i]) continue;
+      std::string less = passes > 0 ? fmt::format(" and is handed over within {}", passes) : "";
       return Fault{static_cast<int32_t>(i), w,
-                   fmt::format("'{}' starts at {}, but waits for '{}', which ends at {}", t.name, start[i],
-                               task(p, w).name, before)};
+                   fmt::format("'{}' starts at {}, but waits for '{}', which ends at {}{}", t.name, start[i],
+                               task(p, w).name, before, less)};
     }
   }
   return std::nullopt;

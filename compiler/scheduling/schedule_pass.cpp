@@ -29,7 +29,9 @@ double end_with_slow_loads(const Problem& p, const Schedule& s, double stretch) 
     const Task& t = p.tasks[i];
     double& at = free[static_cast<size_t>(t.stream)];
     at = std::max(at, static_cast<double>(t.release_ns));
-    for (int32_t w : t.after) at = std::max(at, end[static_cast<size_t>(w)]);
+    for (int32_t w : t.after)
+      at = std::max(at, end[static_cast<size_t>(w)] +
+                            static_cast<double>(handover(p.tasks[static_cast<size_t>(w)], t)));
     at += static_cast<double>(t.duration_ns) * (t.role == TaskRole::kCompute ? 1.0 : stretch);
     end[i] = at;
     last = std::max(last, at);
@@ -44,6 +46,9 @@ constexpr double kNextToNothing = 0.005;
 
 struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
   using impl::PlanScheduleBase<SchedulePass>::PlanScheduleBase;
+  SchedulePass(std::string by, std::optional<MachineModel> machine) : machine_(std::move(machine)) {
+    scheduler = std::move(by);
+  }
 
   void runOnOperation() final {
     auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
@@ -67,11 +72,12 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
       op->emitError(s.status().message());
       return mlir::failure();
     }
-    for (size_t i = 0; i < ir.ops.size(); ++i) {
-      plan::OperationInterface task = ir.ops[i];
-      task.setAt(static_cast<uint64_t>(s->start_ns[i]));
-    }
     return std::move(*s);
+  }
+
+  Conditions conditions(plan::VariantOp variant) const {
+    if (machine_) return machine_->conditions(static_cast<int64_t>(variant.getTunedRate()));
+    return {.kernels_ns = release_ns, .loads_ns = std::max<int64_t>(release_ns, link_release_ns)};
   }
 
   mlir::LogicalResult run(plan::ProblemOp problem) {
@@ -86,6 +92,7 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     if (s->proven_optimal) problem.setProof(static_cast<plan::Proof>(s->proof));
     for (size_t i = 0; i < ir.ops.size(); ++i) {
       auto task = mlir::cast<plan::TaskOp>(ir.ops[i].getOperation());
+      task.setAt(static_cast<uint64_t>(s->start_ns[i]));
       task.removeEndsAttr();
       if (s->end_ns[i] - s->start_ns[i] != ir.problem.tasks[i].duration_ns)
         task.setEnds(static_cast<uint64_t>(s->end_ns[i]));
@@ -111,17 +118,19 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     best.cost_ns = other->cost_ns;
     best.proven_optimal = best.cost_ns == best.lower_bound_ns;
     if (!best.proven_optimal) best.proof = Proof::kNone;
-    for (size_t i = 0; i < ir.ops.size(); ++i) {
-      plan::OperationInterface op = ir.ops[i];
-      op.setAt(static_cast<uint64_t>(best.start_ns[i]));
-    }
   }
 
   mlir::LogicalResult run(plan::VariantOp variant) {
-    IrProblem ir = problem_of(variant, {release_ns, std::max<int64_t>(release_ns, link_release_ns)});
+    IrProblem ir = problem_of(variant, conditions(variant));
     auto s = solve(variant, ir);
     if (mlir::failed(s)) return mlir::failure();
     if (quick_scheduler(scheduler.getValue()) != scheduler.getValue()) hold_at_lower_rates(variant, ir, *s);
+    // Beside others an operation takes longer than alone; what is predicted is from its start to its end.
+    for (size_t i = 0; i < ir.ops.size(); ++i) {
+      plan::OperationInterface op = ir.ops[i];
+      op.setAt(static_cast<uint64_t>(s->start_ns[i]));
+      op.setDuration(static_cast<uint64_t>(s->end_ns[i] - s->start_ns[i]));
+    }
     variant.setScheduler(llvm::StringRef(scheduler));
     variant.setMakespan(static_cast<uint64_t>(s->cost_ns));
     // Tilings are chosen by a quick schedule; the promise is what this one takes.
@@ -154,8 +163,14 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     }
     return mlir::success();
   }
+
+  std::optional<MachineModel> machine_;
 };
 
 }  // namespace
+
+std::unique_ptr<mlir::Pass> create_plan_schedule(std::string scheduler, std::optional<MachineModel> machine) {
+  return std::make_unique<SchedulePass>(std::move(scheduler), std::move(machine));
+}
 
 }  // namespace ds

@@ -22,8 +22,21 @@ TaskRole role_of(OpKind kind) {
 
 }  // namespace
 
-Problem problem_of(const Variant& v, const Releases& releases) {
-  const bool loads = std::any_of(v.ops.begin(), v.ops.end(), is_transfer);
+void apply_conditions(const Conditions& c, Problem& p) {
+  auto load = [](const Task& t) { return t.role != TaskRole::kCompute; };
+  if (std::none_of(p.tasks.begin(), p.tasks.end(), load)) return;
+  if (c.kernel_slow_permille > 0 || c.load_slow_permille > 0) {
+    p.classes = {"kernel", "load"};
+    p.slow_permille = {0, c.kernel_slow_permille, c.load_slow_permille, 0};
+  }
+  for (Task& t : p.tasks) {
+    t.release_ns = load(t) ? c.loads_ns : c.kernels_ns;
+    t.handover_ns = load(t) ? c.load_handover_ns : c.kernel_handover_ns;
+    if (!p.classes.empty()) t.contention = load(t) ? 1 : 0;
+  }
+}
+
+Problem problem_of(const Variant& v, const Conditions& conditions) {
   Problem p;
   p.name = v.name;
   p.jobs = {Job{"request", 0}};
@@ -34,12 +47,12 @@ Problem problem_of(const Variant& v, const Releases& releases) {
     t.role = role_of(op.kind);
     t.stream = op.stream;
     t.duration_ns = op.duration_ns;
-    t.release_ns = !loads ? 0 : t.role == TaskRole::kCompute ? releases.kernels_ns : releases.loads_ns;
     t.after = op.waits;
     t.layer = op.layer;
     t.chunk = op.chunk;
     p.tasks.push_back(std::move(t));
   }
+  apply_conditions(conditions, p);
   return p;
 }
 
@@ -55,6 +68,7 @@ void apply_schedule(const Schedule& s, Variant& v) {
   for (int32_t i : order) {
     Op op = std::move(v.ops[static_cast<size_t>(i)]);
     op.start_ns = s.start_ns[static_cast<size_t>(i)];
+    op.duration_ns = s.end_ns[static_cast<size_t>(i)] - op.start_ns;
     for (int32_t& w : op.waits) w = place[static_cast<size_t>(w)];
     std::sort(op.waits.begin(), op.waits.end());
     op.waits.erase(std::unique(op.waits.begin(), op.waits.end()), op.waits.end());

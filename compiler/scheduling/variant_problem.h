@@ -7,12 +7,15 @@
 
 namespace ds {
 
-/// The variant's operations as a problem of one job. A variant without loads looks nothing up and starts at
-/// 0; otherwise `releases` hold.
-Problem problem_of(const Variant& variant, const Releases& releases);
+/// The variant's operations as a problem of one job, under these conditions.
+Problem problem_of(const Variant& variant, const Conditions& conditions);
 
-/// Starts, waits (the schedule's barriers are some), makespan, bound and proof of a schedule of that problem;
-/// operations in the order of their starts.
+/// Releases, slowdowns and hand-overs of the tasks of one request, by their roles. One without loads looks
+/// nothing up and starts at 0.
+void apply_conditions(const Conditions& conditions, Problem& problem);
+
+/// Starts, durations (with the slowdowns), waits (the schedule's barriers are some), makespan, bound and
+/// proof of a schedule of that problem; operations in the order of their starts.
 void apply_schedule(const Schedule& schedule, Variant& variant);
 
 }  // namespace ds

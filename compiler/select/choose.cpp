@@ -33,7 +33,7 @@ Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint
                           point.map_form != MapForm::kNone, restore_buffers(scheduler));
   v.select_share = point.share;
   for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
-  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().releases()), scheduler, false));
+  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().conditions(point.rate)), scheduler, false));
   return s.cost_ns;
 }
 
@@ -109,7 +109,7 @@ Predicted Chooser::bound(size_t tiling, const Point& p) {
   double wire = static_cast<double>(w.bytes) / static_cast<double>(std::max<int64_t>(p.rate, 1)) * 1e9;
   int64_t link = std::llround(std::min(wire, 1e17));
   if (w.bytes == 0) return {w.compute_ns, w.compute_ns, link};
-  Releases from = costs_.machine().releases();
+  Conditions from = costs_.machine().conditions(p.rate);
   return {std::max(from.kernels_ns + w.compute_ns, from.loads_ns + link), w.compute_ns, link};
 }
 

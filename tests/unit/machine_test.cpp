@@ -74,8 +74,17 @@ TEST(Machine, ReadsWhatTheCalibrationWrites) {
   EXPECT_EQ(m->memory_bytes_per_s, 2e10);
   EXPECT_EQ(m->op_overhead_ns, 600);
   EXPECT_EQ(m->wakeup_ns, 6000);
-  EXPECT_EQ(m->releases().kernels_ns, 60'000);
-  EXPECT_EQ(m->releases().loads_ns, 60'700);
+  const Conditions slow = m->conditions(static_cast<int64_t>(m->read_bytes_per_s / 10)),
+                   full = m->conditions(static_cast<int64_t>(2 * m->read_bytes_per_s));
+  EXPECT_EQ(slow.kernels_ns, 60'000);
+  EXPECT_EQ(slow.loads_ns, 60'700);
+  EXPECT_EQ(slow.load_handover_ns, 6000);
+  EXPECT_EQ(slow.kernel_handover_ns, 6000);
+  // A link at a tenth of the store's speed disturbs a tenth as much, and a disturbed store still keeps up.
+  EXPECT_EQ(slow.kernel_slow_permille, 75);
+  EXPECT_EQ(slow.load_slow_permille, 0);
+  EXPECT_EQ(full.kernel_slow_permille, 750);
+  EXPECT_EQ(full.load_slow_permille, 10);
   EXPECT_EQ(m->read_latency_ns, 5000);
   EXPECT_EQ(m->read_bytes_per_s, 9e9);
   EXPECT_EQ(m->copy_bytes_per_s, 1e10);
@@ -237,7 +246,8 @@ TEST(Machine, VersionOneIsStillRead) {
     "layer_ns": [{"rows": 8, "query_rows": 8, "position": 0, "ns": 77}], "head_ns": 3})";
   auto m = read(text);
   ASSERT_TRUE(m.ok()) << m.status().message();
-  EXPECT_EQ(m->releases().loads_ns, 5);
+  EXPECT_EQ(m->conditions(1'000'000).loads_ns, 5);
+  EXPECT_EQ(m->conditions(1'000'000).kernel_slow_permille, 0);
   EXPECT_EQ(m->layer_points.at(0).max_ns, 77);
   EXPECT_FALSE(m->shape.has_value());
   EXPECT_TRUE(m->check_shape("f", kShape).ok());

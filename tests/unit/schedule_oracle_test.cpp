@@ -31,7 +31,9 @@ class Orders {
       bool ready = true;
       for (int32_t w : t.after) {
         ready = ready && end_[static_cast<size_t>(w)] >= 0;
-        at = std::max(at, end_[static_cast<size_t>(w)]);
+        const Task& before = p_.tasks[static_cast<size_t>(w)];
+        at =
+            std::max(at, end_[static_cast<size_t>(w)] + (before.stream == t.stream ? 0 : before.handover_ns));
       }
       if (!ready) continue;
       free = end_[i] = at + t.duration_ns;
@@ -203,6 +205,20 @@ TEST(ScheduleOracle, OrdersOfSmallProblems) {
   EXPECT_EQ(tally.proven, tally.problems);
 }
 
+TEST(ScheduleOracle, OrdersOfSmallProblemsWithHandovers) {
+  std::mt19937 rng(11);
+  Tally tally;
+  for (int round = 0; round < 600; ++round) {
+    RandomKind kind{.tasks = 3 + round % 6, .jobs = 1 + round / 6 % 3, .streams = 2 + round % 2};
+    kind.objective = round % 4 < 2 ? Objective::kMakespan : Objective::kSum;
+    kind.handovers = true;
+    Problem p = random_problem(rng, kind);
+    SCOPED_TRACE(fmt::format("round {}", round));
+    ASSERT_NO_FATAL_FAILURE(compare(p, Orders(p).optimum(), tally));
+  }
+  EXPECT_EQ(tally.proven, tally.problems);
+}
+
 TEST(ScheduleOracle, TimesOfSmallProblemsWithPools) {
   std::mt19937 rng(8);
   Tally tally;
@@ -240,6 +256,7 @@ TEST(ScheduleOracle, VerifySeesEveryMutation) {
   int shifted = 0, swapped = 0, ends = 0, crowded = 0;
   for (int round = 0; round < 200; ++round) {
     RandomKind kind{.tasks = 8, .jobs = 1 + round % 2, .pools = round % 3 == 0, .contention = round % 4 == 1};
+    kind.handovers = round % 5 == 0;
     Problem p = random_problem(rng, kind);
     auto s = schedule(p, "best");
     if (!s.ok()) continue;
@@ -261,7 +278,11 @@ TEST(ScheduleOracle, VerifySeesEveryMutation) {
       }
       int64_t earliest = p.jobs[static_cast<size_t>(p.tasks[i].job)].arrival_ns;
       earliest = std::max(earliest, p.tasks[i].release_ns);
-      for (int32_t w : p.tasks[i].after) earliest = std::max(earliest, s->end_ns[static_cast<size_t>(w)]);
+      for (int32_t w : p.tasks[i].after) {
+        const Task& before = p.tasks[static_cast<size_t>(w)];
+        earliest = std::max(earliest, s->end_ns[static_cast<size_t>(w)] +
+                                          (before.stream == p.tasks[i].stream ? 0 : before.handover_ns));
+      }
       bad = *s;
       bad.start_ns[i] = earliest - 1;
       bad.end_ns[i] += bad.start_ns[i] - s->start_ns[i];

@@ -43,7 +43,7 @@ struct RandomKind {
   Objective objective = Objective::kMakespan;
   int streams = 2;      // the last one computes
   int64_t longest = 5;  // duration
-  bool pools = false, contention = false;
+  bool pools = false, contention = false, handovers = false;
 };
 
 inline Problem random_problem(std::mt19937& rng, const RandomKind& kind) {
@@ -73,6 +73,7 @@ inline Problem random_problem(std::mt19937& rng, const RandomKind& kind) {
     t.stream = t.role == TaskRole::kCompute ? kind.streams - 1
                                             : static_cast<int32_t>(draw(0, std::max(0, kind.streams - 2)));
     if (kind.contention) t.contention = static_cast<int32_t>(draw(-1, 2));
+    if (kind.handovers) t.handover_ns = draw(0, 3);
     for (int b = 0; b < i; ++b) {
       const Task& before = p.tasks[static_cast<size_t>(b)];
       bool load_after_kernel = t.role != TaskRole::kCompute && before.role == TaskRole::kCompute;

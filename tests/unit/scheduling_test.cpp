@@ -170,7 +170,7 @@ TEST(Scheduling, SlowdownsStretchBothSides) {
   ASSERT_TRUE(s.ok()) << s.status().message();
   EXPECT_EQ(s->start_ns, (std::vector<int64_t>{0, 0}));
   EXPECT_EQ(s->end_ns, (std::vector<int64_t>{15, 9}));  // 4.5 of the 10 are done at 9
-  EXPECT_EQ(s->lower_bound_ns, 10);
+  EXPECT_EQ(s->lower_bound_ns, 13);                     // beside 6 ns at least, in which it loses half
   EXPECT_FALSE(s->proven_optimal);
 }
 
