@@ -1,5 +1,8 @@
 // What a backend is: streams, events, memory and the kernels of one model. The executor sees nothing else.
 //
+// What may be asked is checked here (backend.cpp), once for every backend: public calls are not virtual, they
+// check and then call the protected ones, which a backend implements and which trust their arguments.
+//
 // All work is enqueued on streams and runs in order there; order between streams exists only through events.
 // Enqueuing never blocks and never allocates once make_stream() has returned.
 #pragma once
@@ -44,6 +47,7 @@ struct HostTask {
 class CommandStream {
  public:
   virtual ~CommandStream() = default;
+  virtual StreamKind kind() const = 0;
   virtual void wait(Event& event) = 0;    // what follows starts after `event`
   virtual void record(Event& event) = 0;  // `event` completes when all before it has
   virtual void host(HostTask task) = 0;
@@ -52,6 +56,9 @@ class CommandStream {
   /// The op whose work failed, where that is known, of the failure that synchronize() has returned last;
   /// negative: none.
   virtual int64_t failed_op() const { return -1; }
+  /// By the thread that enqueues: keeps the first failure for synchronize(); work after it is skipped, events
+  /// still complete, so that no other stream hangs.
+  virtual void fail(Status status) = 0;
   /// Copies between any two of host and device memory. Where host memory is none that allocate() gave
   /// (MemoryKind::kHost), a device may make the caller wait until the copy is done.
   virtual void copy(std::byte* to, const std::byte* from, int64_t bytes) = 0;
@@ -88,18 +95,44 @@ class GrowingMemory : public DeviceMemory {
   virtual int64_t committed() const = 0;
 };
 
+class DeviceModel;
+
 /// Scratch of the kernels of one stream; sized once for a longest context.
 class Workspace {
  public:
+  Workspace(const Workspace&) = delete;
   virtual ~Workspace() = default;
+  const DeviceModel& model() const { return model_; }
+  int64_t max_context() const { return max_context_; }
+  int64_t map_shapes() const { return map_shapes_; }  // of maps that it has scratch for
+
+ protected:
+  Workspace(const DeviceModel& model, int64_t max_context, int64_t map_shapes)
+      : model_(model), max_context_(max_context), map_shapes_(map_shapes) {}
+
+ private:
+  const DeviceModel& model_;
+  const int64_t max_context_, map_shapes_;
 };
 
 /// An AlignmentMap, laid out for a backend. Matrices are in the compute dtype of the model that has loaded
 /// it, scales and biases in f32.
 class DeviceMap {
  public:
+  DeviceMap(const DeviceMap&) = delete;
   virtual ~DeviceMap() = default;
   virtual int64_t bytes() const = 0;  // of device memory
+  const DeviceModel& model() const { return model_; }
+  /// Among the shapes of matrices that the model's maps have, in the order in which they came; -1: this one
+  /// has no matrix.
+  int64_t shape() const { return shape_; }
+
+ protected:
+  DeviceMap(const DeviceModel& model, int64_t shape) : model_(model), shape_(shape) {}
+
+ private:
+  const DeviceModel& model_;
+  const int64_t shape_;
 };
 
 /// Hidden states are rows of d_model elements, caches rows of [2][kv_heads][head_dim] elements (K, after
@@ -194,54 +227,81 @@ struct PhaseTimes {
 
 /// The weights of one model, laid out for a backend, and its kernels. Results do not depend on how rows are
 /// split into calls beyond rounding; the conformance suite says where they are equal to the bit.
+///
+/// Calls that enqueue report what is wrong with them to the stream (kInvalidArgument: it names the layer, the
+/// rows, what is missing or whose workspace it is), and enqueue nothing then. No rows are no work.
 class DeviceModel {
  public:
   virtual ~DeviceModel() = default;
   virtual const ModelConfig& config() const = 0;
   virtual DType dtype() const = 0;  // of hidden states and caches
   virtual int64_t weight_bytes() const = 0;
-  virtual Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) = 0;
+  /// kInvalidArgument, kExhausted, kDeviceMemory.
+  Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context);
   /// For align() of this model, and with workspaces that are made after it. `map` is copied. kMismatch: a map
   /// for hidden states of another width; kInvalidArgument: arrays that do not fit its form; kExhausted,
   /// kDeviceMemory. May run beside streams and other calls of load_map() and make_workspace().
-  virtual Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map) = 0;
+  Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map);
 
   /// `ids` (host memory, in [0, vocab), living until the stream has run) -> `rows` rows of hidden states.
-  virtual void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) = 0;
-  virtual void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) = 0;
+  void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden);
+  void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call);
   /// The same for many sequences at once, which read the weights once. `hidden` holds the rows of the first
   /// sequence, then those of the second, and so on. Every row's result is that of layer().
   /// `sequences` (host memory) lives until the stream has run.
-  virtual void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
-                           std::span<const SequenceRows> sequences) = 0;
+  void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
+                   std::span<const SequenceRows> sequences);
   /// Computes K of all rows of the call (norm, K projection, position: as the cache holds it, rounded to its
   /// type) and compares it with the cache's. A token's deviation is the sum of squared differences over all
   /// elements of K, in f32, in their order. The `count` tokens with the largest are chosen; of equal ones the
   /// earlier. The cache is only read. `positions` is written on the stream, so that no host waits for it.
-  virtual void select(CommandStream& stream, Workspace& workspace, const SelectCall& call) = 0;
+  void select(CommandStream& stream, Workspace& workspace, const SelectCall& call);
   /// One layer over the chosen tokens. Every row's result is that of layer() calls of one row each in the
   /// order of positions over the same cache.
-  virtual void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) = 0;
+  void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call);
   /// Takes `rows` rows of hidden states through a map, in place: each becomes x + (W x + (scale * x + bias)),
   /// the sum in f32, rounded once; where all that is added is 0 the row keeps its bits. The products read W
   /// and x (low-rank: also what lies between the two) in the compute dtype and sum in f32. `map` lives until
-  /// the stream has run. No rows: nothing is done.
-  virtual void align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
-                     int64_t rows) = 0;
+  /// the stream has run.
+  void align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
+             int64_t rows);
   /// Final norm, lm_head and the choice of a token, of one row.
-  virtual void head(CommandStream& stream, Workspace& workspace, const HeadCall& call) = 0;
+  void head(CommandStream& stream, Workspace& workspace, const HeadCall& call);
   void logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden, float* logits) {
     head(stream, workspace, {.hidden = hidden, .logits = logits});
   }
   /// The same for many rows: rows[i] of `hidden` -> logits[i][vocab]. `rows` (host memory, each >= 0) lives
   /// until the stream has run.
-  virtual void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
-                            std::span<const int64_t> rows, float* logits) = 0;
+  void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                    std::span<const int64_t> rows, float* logits);
   /// embed(), a layer() of one row for each layer, and head(), as one: what decoding does per token.
-  virtual void step(CommandStream& stream, Workspace& workspace, const StepCall& call) = 0;
+  void step(CommandStream& stream, Workspace& workspace, const StepCall& call);
   /// From now on kernels add their times to `times` (null: no longer). Only while no stream runs; as long as
   /// it is set, one stream at a time may run this model.
   virtual void set_profile(PhaseTimes* times) = 0;
+
+ protected:
+  // As the public calls, of what they have let pass. Streams are of this backend and compute.
+  virtual Result<std::unique_ptr<Workspace>> new_workspace(int64_t max_context) = 0;
+  virtual Result<std::unique_ptr<DeviceMap>> new_map(const AlignmentMap& map) = 0;
+  virtual void enqueue_embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) = 0;
+  virtual void enqueue_layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) = 0;
+  virtual void enqueue_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
+                             std::span<const SequenceRows> sequences) = 0;
+  virtual void enqueue_select(CommandStream& stream, Workspace& workspace, const SelectCall& call) = 0;
+  virtual void enqueue_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) = 0;
+  virtual void enqueue_align(CommandStream& stream, Workspace& workspace, const DeviceMap& map,
+                             std::byte* hidden, int64_t rows) = 0;
+  virtual void enqueue_head(CommandStream& stream, Workspace& workspace, const HeadCall& call) = 0;
+  virtual void enqueue_logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                              std::span<const int64_t> rows, float* logits) = 0;
+  virtual void enqueue_step(CommandStream& stream, Workspace& workspace, const StepCall& call) = 0;
+  /// Whose workspaces and maps this model's calls take: one that wraps another's has those of the other.
+  virtual const DeviceModel& owner() const { return *this; }
+
+ private:
+  Status check_sequence(const Workspace& workspace, int64_t layer, const std::byte* hidden,
+                        const SequenceRows& sequence) const;
 };
 
 /// What became of the file of packed weights at a load.
@@ -275,11 +335,11 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;
   virtual std::string description() const = 0;  // device, ISA, threads, library versions
-  virtual Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint,
-                                                    const LoadOptions& options) = 0;
+  /// kUnsupported: types, or shapes of heads, that no kernel is for.
+  Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint, const LoadOptions& options);
   /// A model of random weights as Checkpoint::random() draws them, or like them where a device makes its own.
-  virtual Result<std::unique_ptr<DeviceModel>> load_random(const ModelConfig& config,
-                                                           const LoadOptions& options, uint64_t seed) = 0;
+  Result<std::unique_ptr<DeviceModel>> load_random(const ModelConfig& config, const LoadOptions& options,
+                                                   uint64_t seed);
   /// Whether the host may read and write what kernels do: then nothing needs to be copied between the two.
   virtual bool host_visible() const = 0;
   /// kExhausted (of the host) or kDeviceMemory: says needed and available bytes.
@@ -289,14 +349,29 @@ class Backend {
   /// backend without virtual memory of its own commits all of it at once.
   virtual Result<std::unique_ptr<GrowingMemory>> reserve(int64_t bytes);
   /// `capacity`: most commands enqueued between two synchronize() calls.
-  virtual Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) = 0;
+  Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity);
   virtual Result<std::unique_ptr<Event>> make_event() = 0;
   /// FLOP per second of one large matrix product of this type, measured now: the bound that a prefill is held
   /// against.
-  virtual Result<double> measure_matmul_flops(DType dtype) = 0;
+  Result<double> measure_matmul_flops(DType dtype);
   /// Bytes per second that all threads together read from memory, measured now over a buffer far larger than
   /// the caches: the bound that decoding is held against.
   virtual Result<double> measure_read_bandwidth() = 0;
+
+ protected:
+  // As the public calls, of what they have let pass.
+  virtual int64_t max_head_dim() const = 0;
+  virtual Result<std::unique_ptr<DeviceModel>> new_model(const Checkpoint& checkpoint,
+                                                         const LoadOptions& options) = 0;
+  virtual Result<std::unique_ptr<DeviceModel>> new_random_model(const ModelConfig& config,
+                                                                const LoadOptions& options,
+                                                                uint64_t seed) = 0;
+  virtual Result<std::unique_ptr<CommandStream>> new_stream(StreamKind kind, int64_t capacity) = 0;
+  virtual Result<double> time_matmul_flops(DType dtype) = 0;
+
+ private:
+  Status check_dtype(DType dtype) const;
+  Status check_model(const ModelConfig& config, std::string_view model, DType dtype) const;
 };
 
 }  // namespace ds

@@ -1183,6 +1183,40 @@ TEST_P(Conformance, ImpossibleStepsAreRefused) {
   refused("no row", [](StepCall& c) { c.hidden = nullptr; });
 }
 
+TEST_P(Conformance, ImpossibleHeadsAndTokensAreRefused) {
+  Rig rig(GetParam(), small(Family::kLlama), 16), other(GetParam(), small(Family::kLlama), 16);
+  rig.fill_hidden(5);
+  const auto before = rig.hidden_bytes();
+  int32_t next = -1;
+  auto expect = [&](const std::string& text) {
+    const Status status = rig.stream->synchronize();
+    EXPECT_EQ(status.code(), Code::kInvalidArgument) << text;
+    EXPECT_NE(status.message().find(text), std::string::npos) << status.message();
+    EXPECT_EQ(next, -1) << text;
+    EXPECT_TRUE(rig.hidden_bytes() == before) << text;
+  };
+  rig.model->head(*rig.stream, *rig.workspace, {.hidden = nullptr, .next = &next});
+  expect("head without hidden states");
+  rig.model->head(*rig.stream, *other.workspace, {.hidden = rig.hidden->data(), .next = &next});
+  expect("in a workspace of another model");
+  std::vector<float> logits(2 * 301, -7);
+  const int64_t rows[] = {0, -1};
+  rig.model->logits_batch(*rig.stream, *rig.workspace, rig.hidden->data(), rows, logits.data());
+  expect("logits 1 of 2 of row -1");
+  rig.model->logits_batch(*rig.stream, *rig.workspace, rig.hidden->data(), {rows, 1}, nullptr);
+  expect("which nobody wants");
+  rig.model->logits_batch(*rig.stream, *other.workspace, rig.hidden->data(), {rows, 1}, logits.data());
+  expect("logits of hidden states, in a workspace of another model");
+  EXPECT_EQ(logits, std::vector<float>(logits.size(), -7));
+  const int32_t ids[] = {5, 301};
+  rig.model->embed(*rig.stream, ids, 2, rig.hidden->data());
+  expect("token 1 of 2 is 301");
+  rig.model->embed(*rig.stream, ids, -1, rig.hidden->data());
+  expect("embed -1 rows");
+  rig.model->embed(*rig.stream, nullptr, 1, rig.hidden->data());
+  expect("without tokens");
+}
+
 // ---- nothing later is seen
 
 TEST_P(Conformance, LaterRowsAreNotSeen) {

@@ -523,67 +523,62 @@ class BrokenModel final : public DeviceModel {
   const ModelConfig& config() const override { return model_.config(); }
   DType dtype() const override { return model_.dtype(); }
   int64_t weight_bytes() const override { return model_.weight_bytes(); }
-  Result<std::unique_ptr<Workspace>> make_workspace(int64_t n) override { return model_.make_workspace(n); }
-  Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map) override {
+  void set_profile(PhaseTimes* times) override { model_.set_profile(times); }
+
+ protected:
+  Result<std::unique_ptr<Workspace>> new_workspace(int64_t n) override { return model_.make_workspace(n); }
+  Result<std::unique_ptr<DeviceMap>> new_map(const AlignmentMap& map) override {
     return model_.load_map(map);
   }
-  void embed(CommandStream& stream, const int32_t* ids, int64_t n, std::byte* hidden) override {
+  void enqueue_embed(CommandStream& stream, const int32_t* ids, int64_t n, std::byte* hidden) override {
     model_.embed(stream, ids, n, hidden);
   }
-  void layer(CommandStream& stream, Workspace& w, const LayerCall& call) override {
+  void enqueue_layer(CommandStream& stream, Workspace& w, const LayerCall& call) override {
     if (rows != 0 && call.rows != rows) return model_.layer(stream, w, call);
     fail_or(stream, "layer", [&] { model_.layer(stream, w, call); });
   }
-  void layer_batch(CommandStream& stream, Workspace& w, int64_t layer, std::byte* hidden,
-                   std::span<const SequenceRows> sequences) override {
+  void enqueue_batch(CommandStream& stream, Workspace& w, int64_t layer, std::byte* hidden,
+                     std::span<const SequenceRows> sequences) override {
     model_.layer_batch(stream, w, layer, hidden, sequences);
   }
-  void select(CommandStream& stream, Workspace& w, const SelectCall& call) override {
+  void enqueue_select(CommandStream& stream, Workspace& w, const SelectCall& call) override {
     fail_or(stream, "select", [&] { model_.select(stream, w, call); });
   }
-  void layer_selected(CommandStream& stream, Workspace& w, const SelectedCall& call) override {
+  void enqueue_selected(CommandStream& stream, Workspace& w, const SelectedCall& call) override {
     fail_or(stream, "layer_selected", [&] { model_.layer_selected(stream, w, call); });
   }
-  void align(CommandStream& stream, Workspace& w, const DeviceMap& map, std::byte* hidden,
-             int64_t n) override {
+  void enqueue_align(CommandStream& stream, Workspace& w, const DeviceMap& map, std::byte* hidden,
+                     int64_t n) override {
     fail_or(stream, "align", [&] { model_.align(stream, w, map, hidden, n); });
   }
-  void head(CommandStream& stream, Workspace& w, const HeadCall& call) override {
+  void enqueue_head(CommandStream& stream, Workspace& w, const HeadCall& call) override {
     fail_or(stream, "head", [&] { model_.head(stream, w, call); });
     if (fails != "head" && not_a_number && after == 0) spoil(stream, call.logits);
   }
-  void step(CommandStream& stream, Workspace& w, const StepCall& call) override {
+  void enqueue_step(CommandStream& stream, Workspace& w, const StepCall& call) override {
     const bool right = after > 0 && after-- > 1;
     if (right) return model_.step(stream, w, call);
     fail_or(stream, "step", [&] { model_.step(stream, w, call); });
     if (not_a_number) spoil(stream, call.logits);
   }
-  void logits_batch(CommandStream& stream, Workspace& w, const std::byte* hidden, std::span<const int64_t> of,
-                    float* logits) override {
+  void enqueue_logits(CommandStream& stream, Workspace& w, const std::byte* hidden,
+                      std::span<const int64_t> of, float* logits) override {
     model_.logits_batch(stream, w, hidden, of, logits);
   }
-  void set_profile(PhaseTimes* times) override { model_.set_profile(times); }
+  const DeviceModel& owner() const override { return model_; }
 
  private:
   template <typename Call>
   void fail_or(CommandStream& stream, const char* what, Call call) {
     if (fails != what) return call();
     static_cast<host::HostStream&>(stream).kernel(
-        what, [](const void*) { return error(Code::kInternal, "this kernel is broken"); }, 0);
+        [] { return error(Code::kInternal, "this kernel is broken"); });
   }
   void spoil(CommandStream& stream, float* logits) {
-    struct To {
-      float* logit;
-      float number;
-    };
-    static_cast<host::HostStream&>(stream).kernel(
-        "spoil",
-        [](const void* payload) {
-          auto* to = static_cast<const To*>(payload);
-          *to->logit = to->number;
-          return ok_status();
-        },
-        To{logits + 17, number});
+    static_cast<host::HostStream&>(stream).kernel([logit = logits + 17, to = number] {
+      *logit = to;
+      return ok_status();
+    });
   }
   DeviceModel& model_;
 };

@@ -155,13 +155,6 @@ class SlowBackend final : public Backend {
   explicit SlowBackend(Backend& backend) : backend_(backend) {}
   std::string_view name() const override { return "slow"; }
   std::string description() const override { return "slow"; }
-  Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& c, const LoadOptions& o) override {
-    return backend_.load(c, o);
-  }
-  Result<std::unique_ptr<DeviceModel>> load_random(const ModelConfig& c, const LoadOptions& o,
-                                                   uint64_t seed) override {
-    return backend_.load_random(c, o, seed);
-  }
   bool host_visible() const override { return false; }
   Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes, MemoryKind kind) override {
     return backend_.allocate(bytes, kind);
@@ -169,11 +162,23 @@ class SlowBackend final : public Backend {
   Result<std::unique_ptr<Event>> make_event() override {
     return std::unique_ptr<Event>(std::make_unique<Watched>(*this));
   }
-  Result<double> measure_matmul_flops(DType dtype) override { return backend_.measure_matmul_flops(dtype); }
   Result<double> measure_read_bandwidth() override { return backend_.measure_read_bandwidth(); }
-  Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) override {
+
+ protected:
+  int64_t max_head_dim() const override { return INT64_MAX; }  // the other one says which
+  Result<std::unique_ptr<DeviceModel>> new_model(const Checkpoint& c, const LoadOptions& o) override {
+    return backend_.load(c, o);
+  }
+  Result<std::unique_ptr<DeviceModel>> new_random_model(const ModelConfig& c, const LoadOptions& o,
+                                                        uint64_t seed) override {
+    return backend_.load_random(c, o, seed);
+  }
+  Result<double> time_matmul_flops(DType dtype) override { return backend_.measure_matmul_flops(dtype); }
+  Result<std::unique_ptr<CommandStream>> new_stream(StreamKind kind, int64_t capacity) override {
     struct Slow final : CommandStream {
       std::unique_ptr<CommandStream> to;
+      StreamKind kind() const override { return to->kind(); }
+      void fail(Status status) override { to->fail(std::move(status)); }
       void wait(Event& event) override { to->wait(event); }
       void record(Event& event) override { to->record(event); }
       void host(HostTask task) override { to->host(task); }

@@ -60,16 +60,6 @@ class CpuBackend final : public Backend {
     return fmt::format("cpu: {}, {} thread{}, oneDNN {}, products: {}", isa_name(isa_), threads_,
                        threads_ == 1 ? "" : "s", dnnl_version(), products_);
   }
-  Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint,
-                                            const LoadOptions& options) override {
-    return CpuModel::load(checkpoint, options, isa_, threads_);
-  }
-  Result<std::unique_ptr<DeviceModel>> load_random(const ModelConfig& config, const LoadOptions& options,
-                                                   uint64_t seed) override {
-    // Its tensors are copied and not kept.
-    DS_ASSIGN(Checkpoint checkpoint, Checkpoint::random(config, seed));
-    return load(checkpoint, options);
-  }
   bool host_visible() const override { return true; }
   Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes, MemoryKind) override {
     DS_ASSIGN(HostBuffer buffer, HostBuffer::make(bytes, "buffer"));
@@ -79,27 +69,27 @@ class CpuBackend final : public Backend {
     DS_ASSIGN(HostRange range, HostRange::reserve(bytes));
     return std::unique_ptr<GrowingMemory>(std::make_unique<CpuRange>(std::move(range)));
   }
-  Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) override {
-    if (capacity < 1 || capacity > (int64_t{1} << 24))
-      return error(Code::kInvalidArgument, "{} stream of {} commands; expected 1 to {}",
-                   stream_kind_name(kind), capacity, int64_t{1} << 24);
-    try {
-      return std::unique_ptr<CommandStream>(std::make_unique<host::HostStream>(kind, capacity, threads_));
-    } catch (const std::system_error& e) {
-      return error(Code::kExhausted, "starting the thread of a {} stream: {}", stream_kind_name(kind),
-                   e.what());
-    }
-  }
   Result<std::unique_ptr<Event>> make_event() override {
     return std::unique_ptr<Event>(std::make_unique<host::HostEvent>());
   }
-  Result<double> measure_matmul_flops(DType dtype) override {
-    if (dtype != DType::kBF16 && dtype != DType::kF32)
-      return error(Code::kUnsupported, "the cpu backend computes in bf16 or f32, not in {}",
-                   dtype_name(dtype));
-    return measure_flops(isa_, dtype, threads_);
-  }
   Result<double> measure_read_bandwidth() override { return measure_bandwidth(isa_, threads_); }
+
+ protected:
+  int64_t max_head_dim() const override { return kMaxHeadDim; }
+  Result<std::unique_ptr<DeviceModel>> new_model(const Checkpoint& checkpoint,
+                                                 const LoadOptions& options) override {
+    return CpuModel::load(checkpoint, options, isa_, threads_);
+  }
+  Result<std::unique_ptr<DeviceModel>> new_random_model(const ModelConfig& config, const LoadOptions& options,
+                                                        uint64_t seed) override {
+    // Its tensors are copied and not kept.
+    DS_ASSIGN(Checkpoint checkpoint, Checkpoint::random(config, seed));
+    return new_model(checkpoint, options);
+  }
+  Result<std::unique_ptr<CommandStream>> new_stream(StreamKind kind, int64_t capacity) override {
+    return host::HostStream::make(kind, capacity, threads_);
+  }
+  Result<double> time_matmul_flops(DType dtype) override { return measure_flops(isa_, dtype, threads_); }
 
  private:
   Isa isa_;

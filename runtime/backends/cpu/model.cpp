@@ -7,7 +7,6 @@
 #include <initializer_list>
 #include <numeric>
 
-#include "runtime/backends/host/checks_internal.h"
 #include "runtime/backends/host/tensors_internal.h"
 #include "runtime/model/adapter.h"
 #include "support/units.h"
@@ -186,16 +185,6 @@ void add_bias(const std::vector<float>& bias, std::byte* row, DType dtype) {
 Result<std::unique_ptr<DeviceModel>> CpuModel::load(const Checkpoint& checkpoint, const LoadOptions& options,
                                                     Isa isa, int threads) {
   const ModelConfig& c = checkpoint.config();
-  if (options.dtype != DType::kBF16 && options.dtype != DType::kF32)
-    return error(Code::kUnsupported, "the cpu backend computes in bf16 or f32, not in {}",
-                 dtype_name(options.dtype));
-  if (c.head_dim < 2 || c.head_dim % 2 != 0 || c.head_dim > kMaxHeadDim)
-    return error(Code::kUnsupported, "'{}': head_dim {}; the cpu backend does even numbers from 2 to {}",
-                 checkpoint.name(), c.head_dim, kMaxHeadDim);
-  if (c.kv_heads < 1 || c.heads % c.kv_heads != 0)
-    return error(Code::kUnsupported,
-                 "'{}': {} attention heads for {} kv heads; the former must be a multiple", checkpoint.name(),
-                 c.heads, c.kv_heads);
   ThreadScope scope(threads);
   auto model = std::make_unique<CpuModel>();
   CpuModel& m = *model;
@@ -295,19 +284,23 @@ Status CpuModel::list_weights(Loader& loader) {
 
 // ---- workspace
 
-Result<std::unique_ptr<Workspace>> CpuModel::make_workspace(int64_t max_context) {
+Result<std::unique_ptr<Workspace>> CpuModel::new_workspace(int64_t max_context) {
   DS_ASSIGN(std::unique_ptr<CpuWorkspace> workspace, CpuWorkspace::make(*this, max_context));
   return std::unique_ptr<Workspace>(std::move(workspace));
 }
 
+CpuWorkspace::CpuWorkspace(const CpuModel& model, int64_t max_context, int64_t map_shapes)
+    : Workspace(model, max_context, map_shapes) {}
+
 Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int64_t max_context) {
   const ModelConfig& c = m.config_;
-  if (max_context < 1 || max_context > INT32_MAX)
-    return error(Code::kInvalidArgument, "workspace for a context of {} tokens", max_context);
-  auto workspace = std::make_unique<CpuWorkspace>();
+  std::vector<MapProducts> map_products;
+  {
+    std::lock_guard lock(m.map_mutex_);
+    map_products = m.map_products_;
+  }
+  auto workspace = std::make_unique<CpuWorkspace>(m, max_context, static_cast<int64_t>(map_products.size()));
   CpuWorkspace& w = *workspace;
-  w.model_ = &m;
-  w.max_context_ = max_context;
   w.rows_.reserve(kBlockRows);
   w.query_rows_.reserve(kBlockRows);
   w.segments_.reserve(kBlockRows);
@@ -320,11 +313,6 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
   int64_t chosen = aligned(max_context * 4), logits = aligned(c.vocab * 4);
   for (const auto* p : {&m.q_, &m.kv_, &m.o_, &m.gate_up_, &m.down_, &m.head_})
     scratch = std::max(scratch, aligned((*p)->scratch_bytes()));
-  std::vector<MapProducts> map_products;
-  {
-    std::lock_guard lock(m.map_mutex_);
-    map_products = m.map_products_;
-  }
   for (const MapProducts& p : map_products) {
     gate_up = std::max(gate_up, aligned(rows * p.rank * active));
     for (const auto* product : {&p.first, &p.second})
@@ -381,6 +369,8 @@ Result<std::unique_ptr<CpuWorkspace>> CpuWorkspace::make(const CpuModel& m, int6
 
 // ---- maps of aligned cuts
 
+CpuMap::CpuMap(const CpuModel& model, int64_t shape) : DeviceMap(model, shape) {}
+
 Result<int64_t> CpuModel::map_products(int64_t rank) {
   std::lock_guard lock(map_mutex_);
   for (size_t i = 0; i < map_products_.size(); ++i)
@@ -404,23 +394,22 @@ Result<int64_t> CpuModel::map_products(int64_t rank) {
   return static_cast<int64_t>(map_products_.size()) - 1;
 }
 
-Result<std::unique_ptr<DeviceMap>> CpuModel::load_map(const AlignmentMap& map) {
+Result<std::unique_ptr<DeviceMap>> CpuModel::new_map(const AlignmentMap& map) {
   const int64_t d = config_.d_model;
   const bool full = map.form == MapForm::kFull, low_rank = map.form == MapForm::kLowRank;
   const std::string what = fmt::format("the {} map of layer {}", map_form_name(map.form), map.layer);
-  DS_TRY(host::check_map(map, d));
 
   ThreadScope scope(threads_);
-  auto loaded = std::make_unique<CpuMap>();
-  CpuMap& m = *loaded;
-  m.model_ = this;
   const int64_t rank = (map.rank + kRankAlign - 1) / kRankAlign * kRankAlign, vector = aligned(d * 4);
+  int64_t shape = -1;
   MapProducts products;
   if (full || low_rank) {
-    DS_ASSIGN(m.products_, map_products(rank));
+    DS_ASSIGN(shape, map_products(rank));
     std::lock_guard lock(map_mutex_);
-    products = map_products_[static_cast<size_t>(m.products_)];
+    products = map_products_[static_cast<size_t>(shape)];
   }
+  auto loaded = std::make_unique<CpuMap>(*this, shape);
+  CpuMap& m = *loaded;
   auto packed_bytes = [](const std::shared_ptr<Product>& p) { return p ? aligned(p->packed_bytes()) : 0; };
   DS_ASSIGN(m.memory_, HostBuffer::make(
                            packed_bytes(products.first) + packed_bytes(products.second) + 2 * vector, what));
@@ -457,203 +446,60 @@ Result<std::unique_ptr<DeviceMap>> CpuModel::load_map(const AlignmentMap& map) {
 
 // ---- enqueuing
 
-void CpuModel::embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) {
-  struct Call {
-    const CpuModel* model;
-    const int32_t* ids;
-    int64_t rows;
-    std::byte* hidden;
-  };
-  static_cast<host::HostStream&>(stream).kernel(
-      "embed",
-      [](const void* payload) {
-        auto* c = static_cast<const Call*>(payload);
-        return c->model->run_embed(c->ids, c->rows, c->hidden);
-      },
-      Call{this, ids, rows, hidden});
+namespace {
+
+template <typename Work>
+void on(CommandStream& stream, Work work) {
+  static_cast<host::HostStream&>(stream).kernel(work);
 }
 
-host::CallSpace CpuModel::space_of(const CpuWorkspace& w) const {
-  return {w.model_ == this, config_.layers, w.max_context_};
+}  // namespace
+
+void CpuModel::enqueue_embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) {
+  on(stream, [=, this] { return run_embed(ids, rows, hidden); });
 }
 
-void CpuModel::layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) {
-  struct Call {
-    const CpuModel* model;
-    CpuWorkspace* workspace;
-    int64_t layer;
-    std::byte* hidden;
-    SequenceRows sequence;
-  };
-  auto& cpu_stream = static_cast<host::HostStream&>(stream);
-  auto& w = static_cast<CpuWorkspace&>(workspace);
-  SequenceRows sequence{call.cache, call.position, call.rows, call.query_rows};
-  if (Status status = host::check_sequence(space_of(w), call.layer, call.hidden, sequence); !status.ok())
-    return cpu_stream.fail(std::move(status));
-  cpu_stream.kernel(
-      "layer",
-      [](const void* payload) {
-        auto* c = static_cast<const Call*>(payload);
-        return c->model->run_layer(*c->workspace, c->layer, c->hidden, {&c->sequence, 1});
-      },
-      Call{this, &w, call.layer, call.hidden, sequence});
+void CpuModel::enqueue_layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) {
+  on(stream, [this, w = static_cast<CpuWorkspace*>(&workspace), call] {
+    const SequenceRows sequence{call.cache, call.position, call.rows, call.query_rows};
+    return run_layer(*w, call.layer, call.hidden, {&sequence, 1});
+  });
 }
 
-void CpuModel::layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
-                           std::span<const SequenceRows> sequences) {
-  struct Call {
-    const CpuModel* model;
-    CpuWorkspace* workspace;
-    int64_t layer;
-    std::byte* hidden;
-    const SequenceRows* sequences;
-    size_t count;
-  };
-  auto& cpu_stream = static_cast<host::HostStream&>(stream);
-  auto& w = static_cast<CpuWorkspace&>(workspace);
-  for (size_t i = 0; i < sequences.size(); ++i)
-    if (Status status = host::check_sequence(space_of(w), layer, hidden, sequences[i]); !status.ok())
-      return cpu_stream.fail(status.with_context(fmt::format("sequence {} of {}", i, sequences.size())));
-  cpu_stream.kernel(
-      "layer",
-      [](const void* payload) {
-        auto* c = static_cast<const Call*>(payload);
-        return c->model->run_layer(*c->workspace, c->layer, c->hidden, {c->sequences, c->count});
-      },
-      Call{this, &w, layer, hidden, sequences.data(), sequences.size()});
+void CpuModel::enqueue_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
+                             std::span<const SequenceRows> sequences) {
+  on(stream, [=, this, w = static_cast<CpuWorkspace*>(&workspace)] {
+    return run_layer(*w, layer, hidden, sequences);
+  });
 }
 
-void CpuModel::select(CommandStream& stream, Workspace& workspace, const SelectCall& call) {
-  struct Call {
-    const CpuModel* model;
-    CpuWorkspace* workspace;
-    SelectCall call;
-  };
-  auto& cpu_stream = static_cast<host::HostStream&>(stream);
-  auto& w = static_cast<CpuWorkspace&>(workspace);
-  if (Status status = host::check_select(space_of(w), call); !status.ok())
-    return cpu_stream.fail(std::move(status));
-  cpu_stream.kernel(
-      "select",
-      [](const void* payload) {
-        auto* c = static_cast<const Call*>(payload);
-        return c->model->run_select(*c->workspace, c->call);
-      },
-      Call{this, &w, call});
+void CpuModel::enqueue_select(CommandStream& stream, Workspace& workspace, const SelectCall& call) {
+  on(stream, [this, w = static_cast<CpuWorkspace*>(&workspace), call] { return run_select(*w, call); });
 }
 
-void CpuModel::layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) {
-  struct Call {
-    const CpuModel* model;
-    CpuWorkspace* workspace;
-    SelectedCall call;
-  };
-  auto& cpu_stream = static_cast<host::HostStream&>(stream);
-  auto& w = static_cast<CpuWorkspace&>(workspace);
-  if (Status status = host::check_selected(space_of(w), call); !status.ok())
-    return cpu_stream.fail(std::move(status));
-  cpu_stream.kernel(
-      "layer",
-      [](const void* payload) {
-        auto* c = static_cast<const Call*>(payload);
-        return c->model->run_selected(*c->workspace, c->call);
-      },
-      Call{this, &w, call});
+void CpuModel::enqueue_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) {
+  on(stream, [this, w = static_cast<CpuWorkspace*>(&workspace), call] { return run_selected(*w, call); });
 }
 
-void CpuModel::align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
-                     int64_t rows) {
-  if (rows == 0) return;
-  struct Call {
-    const CpuModel* model;
-    CpuWorkspace* workspace;
-    const CpuMap* map;
-    std::byte* hidden;
-    int64_t rows;
-  };
-  auto& cpu_stream = static_cast<host::HostStream&>(stream);
-  auto& w = static_cast<CpuWorkspace&>(workspace);
-  auto& m = static_cast<const CpuMap&>(map);
-  if (w.model_ != this || m.model_ != this || rows < 0 || hidden == nullptr) {
-    return cpu_stream.fail(
-        error(Code::kInvalidArgument,
-              "align {} rows, {} hidden states, by a map of {} model, in a workspace of {} model", rows,
-              hidden == nullptr ? "without" : "with", m.model_ == this ? "this" : "another",
-              w.model_ == this ? "this" : "another"));
-  }
-  if (m.products_ >= static_cast<int64_t>(w.map_products_.size())) {
-    return cpu_stream.fail(
-        error(Code::kInvalidArgument,
-              "align {} rows by a map that was loaded after the workspace was made; load the "
-              "maps first",
-              rows));
-  }
-  cpu_stream.kernel(
-      "align",
-      [](const void* payload) {
-        auto* c = static_cast<const Call*>(payload);
-        return c->model->run_align(*c->workspace, *c->map, c->hidden, c->rows);
-      },
-      Call{this, &w, &m, hidden, rows});
+void CpuModel::enqueue_align(CommandStream& stream, Workspace& workspace, const DeviceMap& map,
+                             std::byte* hidden, int64_t rows) {
+  on(stream, [=, this, w = static_cast<CpuWorkspace*>(&workspace), m = static_cast<const CpuMap*>(&map)] {
+    return run_align(*w, *m, hidden, rows);
+  });
 }
 
-void CpuModel::head(CommandStream& stream, Workspace& workspace, const HeadCall& call) {
-  struct Call {
-    const CpuModel* model;
-    CpuWorkspace* workspace;
-    HeadCall call;
-  };
-  static_cast<host::HostStream&>(stream).kernel(
-      "head",
-      [](const void* payload) {
-        auto* c = static_cast<const Call*>(payload);
-        return c->model->run_head(*c->workspace, c->call);
-      },
-      Call{this, static_cast<CpuWorkspace*>(&workspace), call});
+void CpuModel::enqueue_head(CommandStream& stream, Workspace& workspace, const HeadCall& call) {
+  on(stream, [this, w = static_cast<CpuWorkspace*>(&workspace), call] { return run_head(*w, call); });
 }
 
-void CpuModel::step(CommandStream& stream, Workspace& workspace, const StepCall& call) {
-  struct Call {
-    const CpuModel* model;
-    CpuWorkspace* workspace;
-    StepCall call;
-  };
-  auto& cpu_stream = static_cast<host::HostStream&>(stream);
-  auto& w = static_cast<CpuWorkspace&>(workspace);
-  if (static_cast<int64_t>(call.caches.size()) != config_.layers)
-    return cpu_stream.fail(error(Code::kInvalidArgument, "a step with caches of {} layers; the model has {}",
-                                 call.caches.size(), config_.layers));
-  for (int64_t l = 0; l < config_.layers; ++l) {
-    SequenceRows sequence{call.caches[static_cast<size_t>(l)], call.position};
-    if (Status status = host::check_sequence(space_of(w), l, call.hidden, sequence); !status.ok())
-      return cpu_stream.fail(std::move(status));
-  }
-  cpu_stream.kernel(
-      "step",
-      [](const void* payload) {
-        auto* c = static_cast<const Call*>(payload);
-        return c->model->run_step(*c->workspace, c->call);
-      },
-      Call{this, &w, call});
+void CpuModel::enqueue_logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                              std::span<const int64_t> rows, float* logits) {
+  on(stream,
+     [=, this, w = static_cast<CpuWorkspace*>(&workspace)] { return run_logits(*w, hidden, rows, logits); });
 }
 
-void CpuModel::logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
-                            std::span<const int64_t> rows, float* logits) {
-  struct Call {
-    const CpuModel* model;
-    CpuWorkspace* workspace;
-    const std::byte* hidden;
-    const int64_t* rows;
-    size_t count;
-    float* logits;
-  };
-  static_cast<host::HostStream&>(stream).kernel(
-      "logits",
-      [](const void* payload) {
-        auto* c = static_cast<const Call*>(payload);
-        return c->model->run_logits(*c->workspace, c->hidden, {c->rows, c->count}, c->logits);
-      },
-      Call{this, static_cast<CpuWorkspace*>(&workspace), hidden, rows.data(), rows.size(), logits});
+void CpuModel::enqueue_step(CommandStream& stream, Workspace& workspace, const StepCall& call) {
+  on(stream, [this, w = static_cast<CpuWorkspace*>(&workspace), call] { return run_step(*w, call); });
 }
 
 // ---- running
@@ -687,12 +533,8 @@ float squared_distance(const std::byte* a, const std::byte* b, int64_t n, DType 
 Status CpuModel::run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const {
   LapTimer timer(profile_);
   int64_t row = config_.d_model * dtype_size(dtype_);
-  for (int64_t i = 0; i < rows; ++i) {
-    if (ids[i] < 0 || ids[i] >= config_.vocab)
-      return error(Code::kInvalidArgument, "embed: token {} of {} is {}; the vocabulary has {}", i, rows,
-                   ids[i], config_.vocab);
+  for (int64_t i = 0; i < rows; ++i)
     std::memcpy(hidden + i * row, embedding_ + ids[i] * row, static_cast<size_t>(row));
-  }
   timer.lap(Phase::kEmbed);
   return intact();
 }
@@ -737,10 +579,10 @@ Status CpuModel::run_selected(CpuWorkspace& w, const SelectedCall& call) const {
   int64_t kv_bytes = config_.kv_row() * dtype_size(dtype_);
   // Only now are they known.
   for (int64_t i = 0; i < call.rows; ++i) {
-    if (call.positions[i] <= (i > 0 ? call.positions[i - 1] : -1) || call.positions[i] >= w.max_context_)
+    if (call.positions[i] <= (i > 0 ? call.positions[i - 1] : -1) || call.positions[i] >= w.max_context())
       return error(Code::kInvalidArgument,
                    "layer {}: selected row {} of {} has position {}; expected ascending positions below {}",
-                   call.layer, i, call.rows, call.positions[i], w.max_context_);
+                   call.layer, i, call.rows, call.positions[i], w.max_context());
   }
   w.attention_->begin();
   // K and V of a block are written before its queries read, and no query sees a position of a later block.
@@ -904,8 +746,8 @@ Status CpuModel::run_align(CpuWorkspace& w, const CpuMap& map, std::byte* hidden
     const int64_t count = std::min(rows, kBlockRows);
     const bool many = count * d > (int64_t{1} << 15);
     const float* product = nullptr;
-    if (map.products_ >= 0) {
-      auto& [first, second] = w.map_products_[static_cast<size_t>(map.products_)];
+    if (map.shape() >= 0) {
+      auto& [first, second] = w.map_products_[static_cast<size_t>(map.shape())];
       // A copy even where the types are the same: products may read some rows more.
 #pragma omp parallel for schedule(static) if (many)
       for (int64_t r = 0; r < count; ++r)
@@ -927,7 +769,6 @@ Status CpuModel::run_align(CpuWorkspace& w, const CpuMap& map, std::byte* hidden
 
 Status CpuModel::run_head(CpuWorkspace& w, const HeadCall& call) const {
   static constexpr int64_t kFirst = 0;
-  if (call.logits == nullptr && call.next == nullptr) return ok_status();
   float* logits = call.logits != nullptr ? call.logits : w.logits_;
   DS_TRY(run_logits(w, call.hidden, {&kFirst, 1}, logits));
   if (call.next != nullptr)

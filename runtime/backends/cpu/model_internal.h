@@ -13,7 +13,6 @@
 #include "runtime/backends/cpu/matmul_internal.h"
 #include "runtime/backends/cpu/profile_internal.h"
 #include "runtime/backends/cpu/weights_internal.h"
-#include "runtime/backends/host/checks_internal.h"
 #include "runtime/backends/host/stream_internal.h"
 
 namespace ds::cpu {
@@ -40,12 +39,11 @@ struct MapProducts {
 
 class CpuMap final : public DeviceMap {
  public:
+  CpuMap(const CpuModel& model, int64_t shape);
   int64_t bytes() const override { return memory_.size(); }
 
  private:
   friend class CpuModel;
-  const CpuModel* model_ = nullptr;
-  int64_t products_ = -1;         // among the model's; -1: none is needed
   PackedWeights first_, second_;  // of the products
   const float* scale_ = nullptr;  // [d_model]; null: none
   const float* bias_ = nullptr;   // [d_model]
@@ -55,11 +53,10 @@ class CpuMap final : public DeviceMap {
 class CpuWorkspace final : public Workspace {
  public:
   static Result<std::unique_ptr<CpuWorkspace>> make(const CpuModel& model, int64_t max_context);
+  CpuWorkspace(const CpuModel& model, int64_t max_context, int64_t map_shapes);
 
  private:
   friend class CpuModel;
-  const CpuModel* model_ = nullptr;
-  int64_t max_context_ = 0;
   struct Row {
     std::byte *hidden, *kv;  // kv: where its K and V go
     int64_t position;
@@ -97,21 +94,23 @@ class CpuModel final : public DeviceModel {
   const ModelConfig& config() const override { return config_; }
   DType dtype() const override { return dtype_; }
   int64_t weight_bytes() const override { return weights_.size() + shared_bytes_; }
-  Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) override;
-  Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map) override;
-  void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) override;
-  void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) override;
-  void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
-                   std::span<const SequenceRows> sequences) override;
-  void select(CommandStream& stream, Workspace& workspace, const SelectCall& call) override;
-  void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) override;
-  void align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
-             int64_t rows) override;
-  void head(CommandStream& stream, Workspace& workspace, const HeadCall& call) override;
-  void step(CommandStream& stream, Workspace& workspace, const StepCall& call) override;
-  void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
-                    std::span<const int64_t> rows, float* logits) override;
   void set_profile(PhaseTimes* times) override { profile_ = times; }
+
+ protected:
+  Result<std::unique_ptr<Workspace>> new_workspace(int64_t max_context) override;
+  Result<std::unique_ptr<DeviceMap>> new_map(const AlignmentMap& map) override;
+  void enqueue_embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) override;
+  void enqueue_layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) override;
+  void enqueue_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
+                     std::span<const SequenceRows> sequences) override;
+  void enqueue_select(CommandStream& stream, Workspace& workspace, const SelectCall& call) override;
+  void enqueue_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) override;
+  void enqueue_align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
+                     int64_t rows) override;
+  void enqueue_head(CommandStream& stream, Workspace& workspace, const HeadCall& call) override;
+  void enqueue_logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                      std::span<const int64_t> rows, float* logits) override;
+  void enqueue_step(CommandStream& stream, Workspace& workspace, const StepCall& call) override;
 
  private:
   friend class CpuWorkspace;
@@ -132,7 +131,6 @@ class CpuModel final : public DeviceModel {
   Status list_weights(Loader& loader);
   int64_t planned_bytes() const;
   Status run_embed(const int32_t* ids, int64_t rows, std::byte* hidden) const;
-  host::CallSpace space_of(const CpuWorkspace& w) const;
   Status run_layer(CpuWorkspace& w, int64_t layer, std::byte* hidden,
                    std::span<const SequenceRows> sequences) const;
   Status run_select(CpuWorkspace& w, const SelectCall& call) const;

@@ -2,7 +2,6 @@
 // weights.cpp, workspace.cpp, model.cpp and the kernels.
 #include <algorithm>
 #include <cmath>
-#include <system_error>
 
 #include "runtime/backends/cuda/backend_internal.h"
 #include "runtime/backends/cuda/device_internal.h"
@@ -75,49 +74,39 @@ class CudaBackend final : public Backend {
                        i.cublas_lt / 100 % 100, i.cublas_lt % 100,
                        attention.empty() ? ", without cuDNN" : ", " + attention);
   }
-  Result<std::unique_ptr<DeviceModel>> load(const Checkpoint& checkpoint,
-                                            const LoadOptions& options) override {
-    return CudaModel::load(device_, checkpoint, options);
-  }
-  Result<std::unique_ptr<DeviceModel>> load_random(const ModelConfig& config, const LoadOptions& options,
-                                                   uint64_t seed) override {
-    return CudaModel::load_random(device_, config, options, seed);
-  }
   bool host_visible() const override { return false; }
   Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes, MemoryKind kind) override {
     return cuda::allocate(device_, bytes, kind);
-  }
-  Result<std::unique_ptr<CommandStream>> make_stream(StreamKind kind, int64_t capacity) override {
-    if (capacity < 1 || capacity > (int64_t{1} << 24))
-      return error(Code::kInvalidArgument, "{} stream of {} commands; expected 1 to {}",
-                   stream_kind_name(kind), capacity, int64_t{1} << 24);
-    if (kind != StreamKind::kLink) {
-      DS_ASSIGN(std::unique_ptr<CudaStream> stream, CudaStream::make(device_, kind, capacity));
-      return std::unique_ptr<CommandStream>(std::move(stream));
-    }
-    try {
-      // Transfers over networks and from files are host code; the device takes no core from them.
-      return std::unique_ptr<CommandStream>(std::make_unique<host::HostStream>(kind, capacity, 0));
-    } catch (const std::system_error& e) {
-      return error(Code::kExhausted, "starting the thread of a {} stream: {}", stream_kind_name(kind),
-                   e.what());
-    }
   }
   Result<std::unique_ptr<Event>> make_event() override {
     DS_ASSIGN(std::unique_ptr<CudaEvent> event, CudaEvent::make(device_));
     return std::unique_ptr<Event>(std::move(event));
   }
-  Result<double> measure_matmul_flops(DType dtype) override;
   Result<double> measure_read_bandwidth() override;
+
+ protected:
+  int64_t max_head_dim() const override { return kMaxHeadDim; }
+  Result<std::unique_ptr<DeviceModel>> new_model(const Checkpoint& checkpoint,
+                                                 const LoadOptions& options) override {
+    return CudaModel::load(device_, checkpoint, options);
+  }
+  Result<std::unique_ptr<DeviceModel>> new_random_model(const ModelConfig& config, const LoadOptions& options,
+                                                        uint64_t seed) override {
+    return CudaModel::load_random(device_, config, options, seed);
+  }
+  Result<std::unique_ptr<CommandStream>> new_stream(StreamKind kind, int64_t capacity) override {
+    // Transfers over networks and from files are host code; the device takes no core from them.
+    if (kind == StreamKind::kLink) return host::HostStream::make(kind, capacity, 0);
+    DS_ASSIGN(std::unique_ptr<CudaStream> stream, CudaStream::make(device_, kind, capacity));
+    return std::unique_ptr<CommandStream>(std::move(stream));
+  }
+  Result<double> time_matmul_flops(DType dtype) override;
 
  private:
   std::shared_ptr<Device> device_;
 };
 
-Result<double> CudaBackend::measure_matmul_flops(DType dtype) {
-  if (dtype != DType::kBF16 && dtype != DType::kF32)
-    return error(Code::kUnsupported, "the cuda backend computes in bf16 or f32, not in {}",
-                 dtype_name(dtype));
+Result<double> CudaBackend::time_matmul_flops(DType dtype) {
   device_->use();
   // As large as a device needs to reach its rate, and as the memory has room for.
   constexpr int64_t kLeast = 256, kMost = 8192;

@@ -4,7 +4,6 @@
 #include <bit>
 #include <cstring>
 
-#include "runtime/backends/host/checks_internal.h"
 #include "runtime/backends/host/tensors_internal.h"
 
 namespace ds::cuda {
@@ -12,41 +11,19 @@ namespace {
 
 int64_t aligned(int64_t bytes) { return (bytes + kArrayAlign - 1) / kArrayAlign * kArrayAlign; }
 
-/// The stream, where kernels can be enqueued on it now; null where they cannot, which it knows then.
-CudaStream* compute_stream(CommandStream& stream, const char* what) {
-  if (auto* ours = dynamic_cast<CudaStream*>(&stream)) return ours->begin(what) ? ours : nullptr;
-  static_cast<host::HostStream&>(stream).kernel(what, nullptr, 0);  // a link's, which refuses it
-  return nullptr;
-}
-
-void keep(CudaStream& stream, Status status) {
-  if (!status.ok()) stream.fail(std::move(status));
-}
-/// The context is only formatted for a failure.
-template <typename... Args>
-void keep(CudaStream& stream, const Status& status, fmt::format_string<Args...> context, Args&&... args) {
-  if (!status.ok()) stream.fail(status.with_context(fmt::format(context, std::forward<Args>(args)...)));
+/// Runs `work(stream)` -> Status, where kernels can be enqueued now. The context is only formatted for a
+/// failure.
+template <typename Work, typename... Args>
+void on(CommandStream& stream, Work work, fmt::format_string<Args...> context, Args&&... args) {
+  auto& ours = static_cast<CudaStream&>(stream);
+  if (!ours.begin()) return;
+  if (Status status = work(ours); !status.ok())
+    ours.fail(status.with_context(fmt::format(context, std::forward<Args>(args)...)));
 }
 
 }  // namespace
 
 // ---- loading
-
-Status CudaModel::check_config(const ModelConfig& c, std::string_view name, const LoadOptions& options) {
-  if (options.dtype != DType::kBF16 && options.dtype != DType::kF32)
-    return error(Code::kUnsupported, "the cuda backend computes in bf16 or f32, not in {}",
-                 dtype_name(options.dtype));
-  if (c.head_dim < 2 || c.head_dim % 2 != 0 || c.head_dim > kMaxHeadDim)
-    return error(Code::kUnsupported, "'{}': head_dim {}; the cuda backend does even numbers from 2 to {}",
-                 name, c.head_dim, kMaxHeadDim);
-  if (c.kv_heads < 1 || c.heads % c.kv_heads != 0)
-    return error(Code::kUnsupported,
-                 "'{}': {} attention heads for {} kv heads; the former must be a multiple", name, c.heads,
-                 c.kv_heads);
-  // Packed weights are read from their files at every start: that is bound by the link to the device.
-  if (options.report != nullptr) *options.report = {};
-  return ok_status();
-}
 
 CudaModel::CudaModel(std::shared_ptr<Device> device, const ModelConfig& config, DType dtype, Weights weights)
     : device_(std::move(device)),
@@ -58,7 +35,8 @@ CudaModel::CudaModel(std::shared_ptr<Device> device, const ModelConfig& config, 
 Result<std::unique_ptr<DeviceModel>> CudaModel::load(std::shared_ptr<Device> device,
                                                      const Checkpoint& checkpoint,
                                                      const LoadOptions& options) {
-  DS_TRY(check_config(checkpoint.config(), checkpoint.name(), options));
+  // Packed weights are read from their files at every start: that is bound by the link to the device.
+  if (options.report != nullptr) *options.report = {};
   auto weights = Weights::load(device, checkpoint, options);
   if (!weights.ok())
     return weights.status().with_context(fmt::format("loading '{}' on the cuda backend", checkpoint.name()));
@@ -69,7 +47,7 @@ Result<std::unique_ptr<DeviceModel>> CudaModel::load(std::shared_ptr<Device> dev
 Result<std::unique_ptr<DeviceModel>> CudaModel::load_random(std::shared_ptr<Device> device,
                                                             const ModelConfig& config,
                                                             const LoadOptions& options, uint64_t seed) {
-  DS_TRY(check_config(config, fmt::format("random-{}", seed), options));
+  if (options.report != nullptr) *options.report = {};
   DS_ASSIGN(Weights weights, Weights::random(device, config, options, seed));
   ModelConfig drawn = config;
   drawn.dtype = DType::kBF16;  // as Checkpoint::random() says
@@ -77,31 +55,32 @@ Result<std::unique_ptr<DeviceModel>> CudaModel::load_random(std::shared_ptr<Devi
       new CudaModel(std::move(device), drawn, options.dtype, std::move(weights)));
 }
 
-Result<std::unique_ptr<Workspace>> CudaModel::make_workspace(int64_t max_context) {
+Result<std::unique_ptr<Workspace>> CudaModel::new_workspace(int64_t max_context) {
   DS_ASSIGN(std::unique_ptr<CudaWorkspace> workspace, CudaWorkspace::make(*this, max_context));
   return std::unique_ptr<Workspace>(std::move(workspace));
 }
 
 // ---- maps of aligned cuts
 
-Result<std::unique_ptr<DeviceMap>> CudaModel::load_map(const AlignmentMap& map) {
+CudaMap::CudaMap(const CudaModel& model, int64_t shape) : DeviceMap(model, shape) {}
+
+Result<std::unique_ptr<DeviceMap>> CudaModel::new_map(const AlignmentMap& map) {
   const int64_t d = config_.d_model;
   const bool full = map.form == MapForm::kFull, low_rank = map.form == MapForm::kLowRank;
   const std::string what = fmt::format("the {} map of layer {}", map_form_name(map.form), map.layer);
   auto size = [](const std::vector<float>& v) { return static_cast<int64_t>(v.size()); };
-  DS_TRY(host::check_map(map, d));
 
   device_->use();
-  auto loaded = std::make_unique<CudaMap>();
-  CudaMap& m = *loaded;
-  m.model_ = this;
   const int64_t rank = (map.rank + kRankAlign - 1) / kRankAlign * kRankAlign;
+  int64_t shape = -1;
   if (full || low_rank) {
     std::lock_guard lock(map_mutex_);
     auto at = std::find(map_ranks_.begin(), map_ranks_.end(), rank);
-    m.products_ = at - map_ranks_.begin();
+    shape = at - map_ranks_.begin();
     if (at == map_ranks_.end()) map_ranks_.push_back(rank);
   }
+  auto loaded = std::make_unique<CudaMap>(*this, shape);
+  CudaMap& m = *loaded;
   const int64_t element = dtype_size(dtype_), vector = aligned(d * 4);
   const int64_t first = aligned(full ? d * d * element : rank * d * element);
   const int64_t second = aligned(low_rank ? d * rank * element : 0);
@@ -137,120 +116,72 @@ Result<std::unique_ptr<DeviceMap>> CudaModel::load_map(const AlignmentMap& map) 
   return std::unique_ptr<DeviceMap>(std::move(loaded));
 }
 
-// ---- enqueuing: what is asked is checked, then run
+// ---- enqueuing
 
-host::CallSpace CudaModel::space_of(const CudaWorkspace& w) const {
-  return {w.model_ == this, config_.layers, w.max_context_};
+void CudaModel::enqueue_embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) {
+  on(
+      stream, [&](CudaStream& ours) { return run_embed(ours, ids, rows, hidden); }, "embed");
 }
 
-void CudaModel::embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) {
-  CudaStream* ours = compute_stream(stream, "embed");
-  if (ours == nullptr || rows <= 0) return;
-  keep(*ours, run_embed(*ours, ids, rows, hidden));
-}
-
-void CudaModel::layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) {
-  CudaStream* ours = compute_stream(stream, "layer");
-  if (ours == nullptr) return;
+void CudaModel::enqueue_layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) {
   auto& w = static_cast<CudaWorkspace&>(workspace);
-  if (Status status = host::check_sequence(space_of(w), call.layer, call.hidden,
-                                           {call.cache, call.position, call.rows, call.query_rows});
-      !status.ok())
-    return ours->fail(std::move(status));
-  keep(*ours, run_layer(*ours, w, call), "layer {}, {} rows", call.layer, call.rows);
+  on(
+      stream, [&](CudaStream& ours) { return run_layer(ours, w, call); }, "layer {}, {} rows", call.layer,
+      call.rows);
 }
 
-void CudaModel::layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
-                            std::span<const SequenceRows> sequences) {
-  CudaStream* ours = compute_stream(stream, "layer");
-  if (ours == nullptr) return;
+void CudaModel::enqueue_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
+                              std::span<const SequenceRows> sequences) {
   auto& w = static_cast<CudaWorkspace&>(workspace);
-  for (size_t i = 0; i < sequences.size(); ++i)
-    if (Status status = host::check_sequence(space_of(w), layer, hidden, sequences[i]); !status.ok())
-      return ours->fail(status.with_context(fmt::format("sequence {} of {}", i, sequences.size())));
-  keep(*ours, run_batch(*ours, w, layer, hidden, sequences), "layer {}, {} sequences", layer,
-       sequences.size());
+  on(
+      stream, [&](CudaStream& ours) { return run_batch(ours, w, layer, hidden, sequences); },
+      "layer {}, {} sequences", layer, sequences.size());
 }
 
-void CudaModel::select(CommandStream& stream, Workspace& workspace, const SelectCall& call) {
-  CudaStream* ours = compute_stream(stream, "select");
-  if (ours == nullptr) return;
+void CudaModel::enqueue_select(CommandStream& stream, Workspace& workspace, const SelectCall& call) {
   auto& w = static_cast<CudaWorkspace&>(workspace);
-  if (Status status = host::check_select(space_of(w), call); !status.ok())
-    return ours->fail(std::move(status));
-  keep(*ours, run_select(*ours, w, call), "select at layer {}", call.layer);
+  on(
+      stream, [&](CudaStream& ours) { return run_select(ours, w, call); }, "select at layer {}", call.layer);
 }
 
-void CudaModel::layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) {
-  CudaStream* ours = compute_stream(stream, "layer");
-  if (ours == nullptr) return;
+void CudaModel::enqueue_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) {
   auto& w = static_cast<CudaWorkspace&>(workspace);
-  if (Status status = host::check_selected(space_of(w), call); !status.ok())
-    return ours->fail(std::move(status));
-  keep(*ours, run_selected(*ours, w, call), "layer {}, {} selected rows", call.layer, call.rows);
+  on(
+      stream, [&](CudaStream& ours) { return run_selected(ours, w, call); }, "layer {}, {} selected rows",
+      call.layer, call.rows);
 }
 
-void CudaModel::align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
-                      int64_t rows) {
-  if (rows == 0) return;
-  CudaStream* ours = compute_stream(stream, "align");
-  if (ours == nullptr) return;
+void CudaModel::enqueue_align(CommandStream& stream, Workspace& workspace, const DeviceMap& map,
+                              std::byte* hidden, int64_t rows) {
   auto& w = static_cast<CudaWorkspace&>(workspace);
   auto& m = static_cast<const CudaMap&>(map);
-  if (w.model_ != this || m.model_ != this || rows < 0 || hidden == nullptr) {
-    return ours->fail(
-        error(Code::kInvalidArgument,
-              "align {} rows, {} hidden states, by a map of {} model, in a workspace of {} model", rows,
-              hidden == nullptr ? "without" : "with", m.model_ == this ? "this" : "another",
-              w.model_ == this ? "this" : "another"));
-  }
-  if (m.products_ >= static_cast<int64_t>(w.map_products_.size())) {
-    return ours->fail(error(
-        Code::kInvalidArgument,
-        "align {} rows by a map that was loaded after the workspace was made; load the maps first", rows));
-  }
-  keep(*ours, run_align(*ours, w, m, hidden, rows), "align");
+  on(
+      stream, [&](CudaStream& ours) { return run_align(ours, w, m, hidden, rows); }, "align");
 }
 
-void CudaModel::head(CommandStream& stream, Workspace& workspace, const HeadCall& call) {
-  CudaStream* ours = compute_stream(stream, "head");
-  if (ours == nullptr) return;
-  keep(*ours, run_head(*ours, static_cast<CudaWorkspace&>(workspace), call), "head");
-}
-
-void CudaModel::logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
-                             std::span<const int64_t> rows, float* logits) {
-  CudaStream* ours = compute_stream(stream, "logits");
-  if (ours == nullptr) return;
-  keep(
-      *ours,
-      run_logits(*ours, static_cast<CudaWorkspace&>(workspace), hidden, rows, logits).with_context("logits"));
-}
-
-void CudaModel::step(CommandStream& stream, Workspace& workspace, const StepCall& call) {
-  CudaStream* ours = compute_stream(stream, "step");
-  if (ours == nullptr) return;
+void CudaModel::enqueue_head(CommandStream& stream, Workspace& workspace, const HeadCall& call) {
   auto& w = static_cast<CudaWorkspace&>(workspace);
-  if (static_cast<int64_t>(call.caches.size()) != config_.layers)
-    return ours->fail(error(Code::kInvalidArgument, "a step with caches of {} layers; the model has {}",
-                            call.caches.size(), config_.layers));
-  for (int64_t l = 0; l < config_.layers; ++l) {
-    if (Status status = host::check_sequence(space_of(w), l, call.hidden,
-                                             {call.caches[static_cast<size_t>(l)], call.position});
-        !status.ok())
-      return ours->fail(std::move(status));
-  }
-  keep(*ours, run_step(*ours, w, call), "a step at position {}", call.position);
+  on(
+      stream, [&](CudaStream& ours) { return run_head(ours, w, call); }, "head");
+}
+
+void CudaModel::enqueue_logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                               std::span<const int64_t> rows, float* logits) {
+  auto& w = static_cast<CudaWorkspace&>(workspace);
+  on(
+      stream, [&](CudaStream& ours) { return run_logits(ours, w, hidden, rows, logits); }, "logits");
+}
+
+void CudaModel::enqueue_step(CommandStream& stream, Workspace& workspace, const StepCall& call) {
+  auto& w = static_cast<CudaWorkspace&>(workspace);
+  on(
+      stream, [&](CudaStream& ours) { return run_step(ours, w, call); }, "a step at position {}",
+      call.position);
 }
 
 // ---- running: kernels go to the stream
 
 Status CudaModel::run_embed(CudaStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) const {
-  for (int64_t i = 0; i < rows; ++i) {
-    if (ids[i] < 0 || ids[i] >= config_.vocab)
-      return error(Code::kInvalidArgument, "embed: token {} of {} is {}; the vocabulary has {}", i, rows,
-                   ids[i], config_.vocab);
-  }
   Launcher on(stream, profile_);
   DS_TRY(on.begin());
   DS_ASSIGN(const int32_t* staged, stream.stage_copy(std::span(ids, static_cast<size_t>(rows))));
@@ -511,7 +442,8 @@ Status CudaModel::run_selected(CudaStream& stream, CudaWorkspace& w, const Selec
     if (call.queries) {
       // Which positions they are only the device knows.
       w.segments_.assign(
-          1, {.cache = call.cache, .positions = call.positions + at, .rows = b.rows, .keys = w.max_context_});
+          1,
+          {.cache = call.cache, .positions = call.positions + at, .rows = b.rows, .keys = w.max_context()});
       DS_ASSIGN(b.attention, plan_attention(stream, w));
     }
     DS_TRY(run_block(on, w, call.layer, b));
@@ -579,8 +511,8 @@ Status CudaModel::run_align(CudaStream& stream, CudaWorkspace& w, const CudaMap&
     // What is added is summed in f32 and rounded with the row, once: a product that adds to the row itself
     // would turn -0 into 0 where it adds nothing, and round the bias first.
     const float* product = nullptr;
-    if (map.products_ >= 0) {
-      auto& [first, second] = w.map_products_[static_cast<size_t>(map.products_)];
+    if (map.shape() >= 0) {
+      auto& [first, second] = w.map_products_[static_cast<size_t>(map.shape())];
       DS_TRY(on.multiply(*first, map.first_, x, second ? w.attended_ : w.projected_, count,
                          w.product_workspace_));
       if (second)
@@ -601,7 +533,6 @@ Status CudaModel::run_head_product(Launcher& on, CudaWorkspace& w, const std::by
 }
 
 Status CudaModel::run_head(CudaStream& stream, CudaWorkspace& w, const HeadCall& call) const {
-  if (call.logits == nullptr && call.next == nullptr) return ok_status();
   Launcher on(stream, profile_);
   DS_TRY(on.begin());
   DS_TRY(run_head_product(on, w, call.hidden, nullptr, 1));
@@ -618,7 +549,6 @@ Status CudaModel::run_head(CudaStream& stream, CudaWorkspace& w, const HeadCall&
 
 Status CudaModel::run_logits(CudaStream& stream, CudaWorkspace& w, const std::byte* hidden,
                              std::span<const int64_t> rows, float* logits) const {
-  if (rows.empty()) return ok_status();
   Launcher on(stream, profile_);
   DS_TRY(on.begin());
   DS_ASSIGN(const int64_t* index, stream.stage_copy(rows));
@@ -635,7 +565,7 @@ Status CudaModel::run_logits(CudaStream& stream, CudaWorkspace& w, const std::by
 Status CudaModel::warm_up(CudaWorkspace& w) const {
   // CUDA loads a kernel when it is first started, and may wait for the device to be idle then: that would be
   // for ever where the device waits for an event that the same thread is to record later.
-  const int64_t most = std::min(w.max_context_, w.block_rows_);
+  const int64_t most = std::min(w.max_context(), w.block_rows_);
   const int64_t rows = std::min<int64_t>(most, w.library_ != nullptr ? w.library_->least_rows() : 17);
   const int64_t few = std::min<int64_t>(most, 3), layers = config_.layers;
   DS_ASSIGN(auto stream, CudaStream::make(device_, StreamKind::kCompute, 64));
@@ -665,7 +595,7 @@ Status CudaModel::warm_up(CudaWorkspace& w) const {
   DS_TRY(run_head(*stream, w, {hidden, logits.data(), {}, &next}));
   DS_TRY(run_step(*stream, w, {0, 0, hidden, caches, logits.data(), {}, &next}));
   // As over a full context, in as many splits.
-  DS_TRY(run_step_kernels(on, w, hidden, caches, w.max_context_, w.graphs_.front().segments));
+  DS_TRY(run_step_kernels(on, w, hidden, caches, w.max_context(), w.graphs_.front().segments));
   DS_TRY(stream->synchronize());
   w.graphs_.clear();
   return ok_status();
@@ -675,7 +605,7 @@ Status CudaModel::warm_up(CudaWorkspace& w) const {
 
 int64_t CudaModel::step_keys(const CudaWorkspace& w, int64_t keys) const {
   const auto power = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(keys)));
-  return std::min(std::max(power, kLeastStepKeys), w.max_context_);
+  return std::min(std::max(power, kLeastStepKeys), w.max_context());
 }
 
 Status CudaModel::run_step_kernels(Launcher& on, CudaWorkspace& w, std::byte* hidden,
@@ -757,9 +687,6 @@ Status CudaModel::capture(CudaWorkspace& w, CudaWorkspace::StepGraph& step) cons
 }
 
 Status CudaModel::run_step(CudaStream& stream, CudaWorkspace& w, const StepCall& call) const {
-  if (call.token < 0 || call.token >= config_.vocab)
-    return error(Code::kInvalidArgument, "embed: token 0 of 1 is {}; the vocabulary has {}", call.token,
-                 config_.vocab);
   Launcher on(stream, profile_);
   DS_TRY(on.begin());
   const int64_t keys = step_keys(w, call.position + 1);

@@ -19,7 +19,6 @@
 #include "runtime/backends/cuda/memory_internal.h"
 #include "runtime/backends/cuda/stream_internal.h"
 #include "runtime/backends/cuda/weights_internal.h"
-#include "runtime/backends/host/checks_internal.h"
 
 namespace ds::cuda {
 
@@ -39,12 +38,11 @@ inline constexpr size_t kStepGraphs = 26;
 
 class CudaMap final : public DeviceMap {
  public:
+  CudaMap(const CudaModel& model, int64_t shape);
   int64_t bytes() const override { return memory_.size(); }
 
  private:
   friend class CudaModel;
-  const CudaModel* model_ = nullptr;
-  int64_t products_ = -1;                                 // among the model's; -1: none is needed
   const std::byte *first_ = nullptr, *second_ = nullptr;  // full: first [d][d]; low-rank: down, up
   const float *scale_ = nullptr, *bias_ = nullptr;        // [d_model]; scale null: none
   DeviceBuffer memory_;
@@ -109,6 +107,7 @@ struct Block {
 class CudaWorkspace final : public Workspace {
  public:
   static Result<std::unique_ptr<CudaWorkspace>> make(const CudaModel& model, int64_t max_context);
+  CudaWorkspace(const CudaModel& model, int64_t max_context, std::vector<int64_t> map_ranks);
   ~CudaWorkspace() override;  // what streams still use of it goes when they have run
 
   const std::string& library_attention() const { return library_why_; }  // "": used; else why it is not
@@ -141,8 +140,9 @@ class CudaWorkspace final : public Workspace {
   Status make_products();
 
   std::shared_ptr<Device> device_;
-  const CudaModel* model_ = nullptr;
-  int64_t max_context_ = 0, block_rows_ = 0;
+  const CudaModel& model_;
+  const std::vector<int64_t> map_ranks_;  // the model's, when this was made
+  int64_t block_rows_ = 0;
   DeviceBuffer buffer_;
   // Rows of one block, in the compute dtype unless something else is said.
   std::byte* normed_ = nullptr;     // [rows][d_model]
@@ -161,7 +161,7 @@ class CudaWorkspace final : public Workspace {
   AttentionTile* one_tile_ = nullptr;          // of one row
   AttentionSegment* step_segments_ = nullptr;  // [kStepGraphs][layers]
   std::unique_ptr<Product> qkv_, q_product_, kv_, o_, gate_up_, down_, head_;
-  std::vector<MapProducts> map_products_;  // as the model's, when this was made
+  std::vector<MapProducts> map_products_;  // of these ranks
   std::unique_ptr<LibraryAttention> library_;
   DeviceBuffer library_workspace_;
   std::string library_why_;
@@ -187,25 +187,26 @@ class CudaModel final : public DeviceModel {
   const ModelConfig& config() const override { return config_; }
   DType dtype() const override { return dtype_; }
   int64_t weight_bytes() const override { return weights_.bytes(); }
-  Result<std::unique_ptr<Workspace>> make_workspace(int64_t max_context) override;
-  Result<std::unique_ptr<DeviceMap>> load_map(const AlignmentMap& map) override;
-  void embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) override;
-  void layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) override;
-  void layer_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
-                   std::span<const SequenceRows> sequences) override;
-  void select(CommandStream& stream, Workspace& workspace, const SelectCall& call) override;
-  void layer_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) override;
-  void align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
-             int64_t rows) override;
-  void head(CommandStream& stream, Workspace& workspace, const HeadCall& call) override;
-  void step(CommandStream& stream, Workspace& workspace, const StepCall& call) override;
-  void logits_batch(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
-                    std::span<const int64_t> rows, float* logits) override;
   void set_profile(PhaseTimes* times) override { profile_ = times; }
+
+ protected:
+  Result<std::unique_ptr<Workspace>> new_workspace(int64_t max_context) override;
+  Result<std::unique_ptr<DeviceMap>> new_map(const AlignmentMap& map) override;
+  void enqueue_embed(CommandStream& stream, const int32_t* ids, int64_t rows, std::byte* hidden) override;
+  void enqueue_layer(CommandStream& stream, Workspace& workspace, const LayerCall& call) override;
+  void enqueue_batch(CommandStream& stream, Workspace& workspace, int64_t layer, std::byte* hidden,
+                     std::span<const SequenceRows> sequences) override;
+  void enqueue_select(CommandStream& stream, Workspace& workspace, const SelectCall& call) override;
+  void enqueue_selected(CommandStream& stream, Workspace& workspace, const SelectedCall& call) override;
+  void enqueue_align(CommandStream& stream, Workspace& workspace, const DeviceMap& map, std::byte* hidden,
+                     int64_t rows) override;
+  void enqueue_head(CommandStream& stream, Workspace& workspace, const HeadCall& call) override;
+  void enqueue_logits(CommandStream& stream, Workspace& workspace, const std::byte* hidden,
+                      std::span<const int64_t> rows, float* logits) override;
+  void enqueue_step(CommandStream& stream, Workspace& workspace, const StepCall& call) override;
 
  private:
   friend class CudaWorkspace;
-  static Status check_config(const ModelConfig& config, std::string_view name, const LoadOptions& options);
   CudaModel(std::shared_ptr<Device> device, const ModelConfig& config, DType dtype, Weights weights);
 
   int64_t q_size() const { return config_.heads * config_.head_dim; }
@@ -215,7 +216,6 @@ class CudaModel final : public DeviceModel {
   AttentionShape attention_shape() const {
     return {config_.heads, config_.kv_heads, config_.head_dim, dtype_};
   }
-  host::CallSpace space_of(const CudaWorkspace& w) const;
   /// An upper bound of the keys that steps share a graph up to.
   int64_t step_keys(const CudaWorkspace& w, int64_t keys) const;
 

@@ -194,12 +194,7 @@ void CudaStream::fail(Status status) {
   skip_.store(true, std::memory_order_relaxed);
 }
 
-bool CudaStream::begin(const char* what) {
-  if (kind_ != StreamKind::kCompute) {
-    fail(error(Code::kInvalidArgument, "{} enqueued on a {} stream; kernels run on compute streams only",
-               what, stream_kind_name(kind_)));
-    return false;
-  }
+bool CudaStream::begin() {
   device_->use();
   return claim() && !skip_.load(std::memory_order_relaxed);
 }

@@ -75,6 +75,8 @@ class CudaStream final : public CommandStream {
   CudaStream(std::shared_ptr<Device> device, StreamKind kind, int64_t capacity, StagingArena arena);
   ~CudaStream() override;  // after what was enqueued has run
 
+  StreamKind kind() const override { return kind_; }
+  void fail(Status status) override;
   void wait(Event& event) override;
   void record(Event& event) override;
   void host(HostTask task) override;
@@ -86,11 +88,8 @@ class CudaStream final : public CommandStream {
 
   // ---- for models
 
-  /// Counts a command of kernels, `what`. False: it must not be enqueued (refused, cancelled, after a
-  /// failure).
-  bool begin(const char* what);
-  /// Keeps the first failure for synchronize(); work that is enqueued after it is skipped.
-  void fail(Status status);
+  /// Counts a command of kernels. False: it must not be enqueued (no room, cancelled, after a failure).
+  bool begin();
   cudaStream_t handle() const { return stream_; }
   Device& device() const { return *device_; }
 

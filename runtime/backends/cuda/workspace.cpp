@@ -19,15 +19,14 @@ int64_t block_rows(int64_t max_context) {
 }  // namespace
 
 Result<std::unique_ptr<CudaWorkspace>> CudaWorkspace::make(const CudaModel& model, int64_t max_context) {
-  if (max_context < 1 || max_context > INT32_MAX)
-    return error(Code::kInvalidArgument, "workspace for a context of {} tokens", max_context);
   model.device_->use();
-  auto workspace = std::make_unique<CudaWorkspace>();
+  std::vector<int64_t> map_ranks;
+  {
+    std::lock_guard lock(model.map_mutex_);
+    map_ranks = model.map_ranks_;
+  }
+  auto workspace = std::make_unique<CudaWorkspace>(model, max_context, std::move(map_ranks));
   CudaWorkspace& w = *workspace;
-  w.device_ = model.device_;
-  w.model_ = &model;
-  w.max_context_ = max_context;
-  w.block_rows_ = block_rows(max_context);
   const auto rows = static_cast<size_t>(w.block_rows_);
   for (auto* list : {&w.targets_, &w.query_targets_}) list->reserve(rows);
   for (auto* list : {&w.segments_, &w.own_segments_}) list->reserve(rows);
@@ -44,6 +43,13 @@ Result<std::unique_ptr<CudaWorkspace>> CudaWorkspace::make(const CudaModel& mode
   DS_TRY(model.warm_up(w).with_context("a first run of the kernels"));
   return workspace;
 }
+
+CudaWorkspace::CudaWorkspace(const CudaModel& model, int64_t max_context, std::vector<int64_t> map_ranks)
+    : Workspace(model, max_context, static_cast<int64_t>(map_ranks.size())),
+      device_(model.device_),
+      model_(model),
+      map_ranks_(std::move(map_ranks)),
+      block_rows_(block_rows(max_context)) {}
 
 CudaWorkspace::~CudaWorkspace() {
   if (side_ == nullptr) return;
@@ -67,28 +73,25 @@ size_t CudaWorkspace::step_graphs() const {
 }
 
 int64_t CudaWorkspace::request_staging() const {
-  const CudaModel& m = *model_;
-  const int64_t blocks = max_context_ / block_rows_ + 2;
+  const CudaModel& m = model_;
+  const int64_t blocks = max_context() / block_rows_ + 2;
   const int64_t tiles =
-      max_context_ / std::max<int64_t>(attention_tile_rows(m.attention_shape()), 1) + blocks;
+      max_context() / std::max<int64_t>(attention_tile_rows(m.attention_shape()), 1) + blocks;
   // Segments and tiles of each layer of a context in several chunks, ids, and some rows of logits.
   constexpr int64_t kChunks = 16, kLogits = 4;
   return m.config_.layers * (2 * tiles * static_cast<int64_t>(sizeof(AttentionTile)) +
                              (blocks + kChunks) * 2 * (static_cast<int64_t>(sizeof(AttentionSegment)) + 64)) +
-         max_context_ * 4 + kLogits * m.config_.vocab * 4;
+         max_context() * 4 + kLogits * m.config_.vocab * 4;
 }
 
 Status CudaWorkspace::allocate() {
-  const CudaModel& m = *model_;
+  const CudaModel& m = model_;
   const ModelConfig& c = m.config_;
   const AttentionShape shape = m.attention_shape();
   const int64_t rows = block_rows_, element = dtype_size(m.dtype_), q = m.q_size(), half = c.head_dim / 2;
   int64_t rank = 0;
-  {
-    std::lock_guard lock(m.map_mutex_);
-    for (int64_t r : m.map_ranks_) rank = std::max(rank, r);
-    map_products_.resize(m.map_ranks_.size());
-  }
+  for (int64_t r : map_ranks_) rank = std::max(rank, r);
+  map_products_.resize(map_ranks_.size());
   attention_scratch_bytes_ = attention_most_scratch_bytes(shape, m.device_->info().multiprocessors);
   struct Piece {
     int64_t bytes;
@@ -104,9 +107,9 @@ Status CudaWorkspace::allocate() {
       {rows * c.d_model * element, &compact_},
       {kProductWorkspace, &product_workspace_},
       {attention_scratch_bytes_, &attention_scratch_},
-      {max_context_ * half * 4, &cos},
-      {max_context_ * half * 4, &sin},
-      {max_context_ * 4, &deviation},
+      {max_context() * half * 4, &cos},
+      {max_context() * half * 4, &sin},
+      {max_context() * 4, &deviation},
       {kLogitRows * c.vocab * 4, &logits},
       {sizeof(StepState), &state},
       {sizeof(int32_t), &next},
@@ -116,7 +119,7 @@ Status CudaWorkspace::allocate() {
   int64_t bytes = 0;
   for (const Piece& piece : pieces) bytes += aligned(piece.bytes);
   DS_ASSIGN(buffer_, DeviceBuffer::make(m.device_, bytes,
-                                        fmt::format("workspace for a context of {} tokens", max_context_)));
+                                        fmt::format("workspace for a context of {} tokens", max_context())));
   std::byte* at = buffer_.data();
   for (const Piece& piece : pieces) *piece.to = std::exchange(at, at + aligned(piece.bytes));
   cos_ = reinterpret_cast<float*>(cos);
@@ -134,7 +137,7 @@ Status CudaWorkspace::allocate() {
     return ok_status();
   }
   DS_ASSIGN(library_,
-            LibraryAttention::make(shape, max_context_, rows, m.device_->info().index, library_why_));
+            LibraryAttention::make(shape, max_context(), rows, m.device_->info().index, library_why_));
   if (library_ == nullptr) return ok_status();
   DS_ASSIGN(library_workspace_, DeviceBuffer::make(m.device_, library_->workspace_bytes(),
                                                    "workspace of the library's attention"));
@@ -142,13 +145,13 @@ Status CudaWorkspace::allocate() {
 }
 
 Status CudaWorkspace::make_tables() {
-  const ModelConfig& c = model_->config_;
+  const ModelConfig& c = model_.config_;
   const std::vector<float> frequencies = c.rope.inverse_frequencies(c.head_dim);
   const float scaling = c.rope.attention_scaling();
   const int64_t half = c.head_dim / 2;
-  std::vector<float> cos(static_cast<size_t>(max_context_ * half)), sin(cos.size());
+  std::vector<float> cos(static_cast<size_t>(max_context() * half)), sin(cos.size());
 #pragma omp parallel for schedule(static)
-  for (int64_t position = 0; position < max_context_; ++position)
+  for (int64_t position = 0; position < max_context(); ++position)
     for (int64_t i = 0; i < half; ++i) {
       const float angle = static_cast<float>(position) * frequencies[static_cast<size_t>(i)];
       const auto at = static_cast<size_t>(position * half + i);
@@ -166,7 +169,7 @@ Status CudaWorkspace::make_tables() {
 }
 
 Status CudaWorkspace::make_products() {
-  const CudaModel& m = *model_;
+  const CudaModel& m = model_;
   const ModelConfig& c = m.config_;
   const int64_t d = c.d_model, q = m.q_size(), kv = m.kv_size(), element = dtype_size(m.dtype_);
   const DType t = m.dtype_;
@@ -215,11 +218,7 @@ Status CudaWorkspace::make_products() {
     DS_TRY(check(fill_random(side_, t, matrix.data(), (d + kRankAlign) * d, 3, 1.0f), "fill_random"));
     weights = {matrix.data()};
     for (size_t i = 0; i < map_products_.size(); ++i) {
-      int64_t rank = 0;
-      {
-        std::lock_guard lock(m.map_mutex_);
-        rank = m.map_ranks_[i];
-      }
+      const int64_t rank = map_ranks_[i];
       auto& [first, second] = map_products_[i];
       const DType f32 = DType::kF32;
       if (rank == 0) {

@@ -1,6 +1,8 @@
 #include <omp.h>
 #include <sched.h>
 
+#include <system_error>
+
 #include "runtime/backends/host/stream_internal.h"
 #include "support/clock.h"
 
@@ -13,6 +15,15 @@ void HostEvent::complete() {
 }
 
 void HostEvent::block() const { done_.wait(0, std::memory_order_acquire); }
+
+Result<std::unique_ptr<CommandStream>> HostStream::make(StreamKind kind, int64_t capacity, int threads) {
+  try {
+    return std::unique_ptr<CommandStream>(std::make_unique<HostStream>(kind, capacity, threads));
+  } catch (const std::system_error& e) {
+    return error(Code::kExhausted, "starting the thread of a {} stream: {}", stream_kind_name(kind),
+                 e.what());
+  }
+}
 
 HostStream::HostStream(StreamKind kind, int64_t capacity, int threads)
     : kind_(kind), capacity_(capacity), ring_(static_cast<size_t>(capacity) + 1) {
@@ -64,11 +75,6 @@ void HostStream::fail(Status status, int64_t op) {
     status_op_ = op;
   }
   skip_.store(true, std::memory_order_relaxed);
-}
-
-Status HostStream::not_compute(const char* what) const {
-  return error(Code::kInvalidArgument, "{} enqueued on a {} stream; kernels run on compute streams only",
-               what, stream_kind_name(kind_));
 }
 
 HostStream::Command* HostStream::claim() {

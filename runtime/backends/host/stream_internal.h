@@ -44,9 +44,12 @@ class HostStream final : public CommandStream {
  public:
   static constexpr size_t kPayload = 120;
 
+  /// kExhausted: the system gives no thread more.
+  static Result<std::unique_ptr<CommandStream>> make(StreamKind kind, int64_t capacity, int threads);
   HostStream(StreamKind kind, int64_t capacity, int threads);
   ~HostStream() override;  // after what was enqueued has run
 
+  StreamKind kind() const override { return kind_; }
   void wait(Event& event) override;
   void record(Event& event) override;
   void host(HostTask task) override;
@@ -56,15 +59,14 @@ class HostStream final : public CommandStream {
   void cancel() override { skip_.store(true, std::memory_order_relaxed); }
   Status synchronize() override;
 
-  /// A kernel, for compute streams only. `what` (a literal) names it where it is refused.
-  template <typename P>
-  void kernel(const char* what, CommandCall call, const P& payload) {
-    if (kind_ != StreamKind::kCompute) return fail(not_compute(what));
-    push(Kind::kKernel, call, payload);
+  void fail(Status status) override { fail(std::move(status), op_); }  // of the op that was begun last
+
+  /// A kernel, of compute streams: `work() -> Status` runs on the stream's thread.
+  template <typename Work>
+  void kernel(const Work& work) {
+    push(
+        Kind::kKernel, [](const void* payload) { return (*static_cast<const Work*>(payload))(); }, work);
   }
-  /// Keeps the first failure for synchronize(); work after it is skipped, events still complete, so that no
-  /// other stream hangs. On the thread that enqueues; the op is the one that was begun last.
-  void fail(Status status) { fail(std::move(status), op_); }
 
  private:
   enum class Kind : uint8_t { kKernel, kHost, kCopy, kWait, kRecord, kStop };
@@ -96,7 +98,6 @@ class HostStream final : public CommandStream {
   void publish();
   void take_next_core();
   void run(int threads);
-  Status not_compute(const char* what) const;
 
   StreamKind kind_;
   int64_t capacity_;
