@@ -1,5 +1,5 @@
-// The CPU backend: instruction set and threads are found once; the rest is in model.cpp, stream.cpp,
-// matmul.cpp, attention.cpp and the kernels.
+// The CPU backend: instruction set and threads are found once; the rest is in model.cpp and what it
+// names, matmul.cpp, attention.cpp and the kernels.
 #include <omp.h>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// A model on the CPU backend: packed weights, the workspace of one stream, and the three kernels of
-// DeviceModel.
+// A model on the CPU backend: packed weights (load.cpp), the workspace of one stream (workspace.cpp), and its
+// calls (model.cpp, layer.cpp, select.cpp, maps.cpp).
 #pragma once
 
 #include <memory>
@@ -18,6 +18,9 @@
 namespace ds::cpu {
 
 class CpuModel;
+
+inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+inline const float* or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 
 /// Most rows that go through a layer at once: many enough that reading the weights costs nothing beside the
 /// products, few enough that what lies between two products stays in the last-level cache.

@@ -1,5 +1,5 @@
 // The CUDA backend: the device is found once; the rest is in device.cpp, memory.cpp, stream.cpp, matmul.cpp,
-// weights.cpp, workspace.cpp, model.cpp and the kernels.
+// weights.cpp, workspace.cpp, model.cpp with what stands beside it, and the kernels.
 #include <algorithm>
 #include <cmath>
 

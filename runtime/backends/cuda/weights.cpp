@@ -79,7 +79,7 @@ int64_t Weights::lay_out(const ModelConfig& c, DType dtype) {
   int64_t end = 0;
   // Parts that are packed follow each other without a gap; every other array begins aligned.
   auto add = [&](std::string name, int64_t rows, int64_t columns, DType type, bool packed = false) {
-    if (!packed) end = (end + kArrayAlign - 1) / kArrayAlign * kArrayAlign;
+    if (!packed) end = aligned(end);
     places_.push_back({std::move(name), rows, columns, end, type});
     end += places_.back().bytes();
   };

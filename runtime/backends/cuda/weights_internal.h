@@ -21,6 +21,7 @@ struct LayerWeights {
 
 /// Arrays begin at multiples of it.
 inline constexpr int64_t kArrayAlign = 256;
+inline int64_t aligned(int64_t bytes) { return (bytes + kArrayAlign - 1) / kArrayAlign * kArrayAlign; }
 
 class Weights {
  public:

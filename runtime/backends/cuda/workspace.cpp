@@ -1,3 +1,4 @@
+// Scratch of one stream on the device: its pieces, the tables of RoPE, and how its products are multiplied.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -7,8 +8,6 @@
 
 namespace ds::cuda {
 namespace {
-
-int64_t aligned(int64_t bytes) { return (bytes + kArrayAlign - 1) / kArrayAlign * kArrayAlign; }
 
 /// Whole buckets of rows, so that workspaces for similar contexts share the algorithms of products.
 int64_t block_rows(int64_t max_context) {
