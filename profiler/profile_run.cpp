@@ -85,8 +85,8 @@ std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,
 }
 
 Status run_contexts(const std::string& folder, const ProfileWork& work, const ProfileOptions& options,
-                    const Tokenizer& tokenizer, int64_t layers, ProfileEngine& engine, const std::atomic<bool>& stop,
-                    const std::function<void(const RunProgress&)>& progress) {
+                    const Tokenizer& tokenizer, int64_t layers, ProfileEngine& engine,
+                    const std::atomic<bool>& stop, const std::function<void(const RunProgress&)>& progress) {
   const auto total = static_cast<int64_t>(work.contexts.size());
   std::set<int64_t> done;
   DS_ASSIGN(RunRecords before, read_records(folder, work.ways.size()));

@@ -1,22 +1,16 @@
 // Whether logits are numbers.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <span>
+
+#include "plans/plan.h"
+#include "support/status.h"
 
 namespace ds {
 
-/// How many are not finite. Without a branch, so that a vocabulary is read at the speed of memory.
-inline int64_t count_not_finite(std::span<const float> values) {
-  int64_t bad = 0;
-  for (float x : values) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, &x, sizeof(bits));
-    bad += (bits & 0x7f800000u) == 0x7f800000u ? 1 : 0;
-  }
-  return bad;
-}
+/// kInternal where one is not: a model of finite weights gives finite logits; what else comes is no answer,
+/// and choosing from it would hide that. `token`: which of the answer, from 1; `variant`: what ran.
+Status check_finite(std::span<const float> logits, int64_t token, const Variant& variant);
 
 }  // namespace ds

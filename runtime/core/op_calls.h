@@ -17,6 +17,9 @@ namespace ds {
 
 /// The maps that align ops apply.
 using DeviceMaps = std::map<Cut, std::unique_ptr<DeviceMap>>;
+/// Those of the plan's variants, of maps that check_maps() has found all right. Before workspaces are made,
+/// which then have room for them.
+Result<DeviceMaps> load_maps(DeviceModel& model, const Plan& plan, const MapSet& maps);
 
 /// Which of a variant's hidden buffers `buffer` is, counting from 0.
 int64_t hidden_index(const Variant& variant, int32_t buffer);
@@ -24,12 +27,16 @@ int64_t hidden_index(const Variant& variant, int32_t buffer);
 /// The memory of one request. All of it lives until the streams have run.
 struct OpMemory {
   std::span<std::byte* const> caches = {};  // by layer, as in LayerCall: n + m rows
+  // What many requests begin with, where it lies apart: by layer, only read. Row 0 of `caches` is then
+  // position `prefix_rows`, and nothing is computed of what is before.
+  std::span<const std::byte* const> prefix = {};
+  int64_t prefix_rows = 0;
   std::span<std::byte* const> hidden = {};  // by hidden_index(): the rows that the variant's buffer has
   Workspace* workspace = nullptr;           // of the compute stream
   const int32_t* ids = nullptr;             // host memory: context, then suffix
   int32_t* positions = nullptr;             // device memory, n: what a select op chooses; null: none does
-  int32_t* selected = nullptr;              // host memory, n: where these positions are copied to
-  float* logits = nullptr;                  // of the first token, as in HeadCall
+  int32_t* selected = nullptr;  // host memory, n: where these positions are copied to; null: nowhere
+  float* logits = nullptr;      // of the first token, as in HeadCall
   int32_t* next_id = nullptr;
   Choice choice = {};
 };
@@ -55,6 +62,15 @@ class OpCalls {
 
   /// Enqueues any other op: one kernel, and a copy where it selects; nothing where it has no rows.
   void kernel(const Op& op, CommandStream& stream) const;
+
+  /// Some of an op's rows, and no op's that selects: `row` is where the first of them lies in its hidden
+  /// buffer. `sequence` lives until the stream has run.
+  struct Piece {
+    OpRows at;
+    int64_t row = 0;
+    SequenceRows* sequence = nullptr;  // storage; needed where there is a prefix
+  };
+  void kernel(const Op& op, const Piece& piece, CommandStream& stream) const;
 
   /// How many tokens the variant's select op chooses.
   int64_t selected() const;

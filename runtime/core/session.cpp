@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "plans/traits.h"
+#include "runtime/core/finite.h"
 #include "runtime/model/identity.h"
 #include "runtime/model/shared_vocab.h"
 #include "support/clock.h"
@@ -13,30 +13,6 @@ namespace ds {
 namespace {
 
 constexpr int64_t kNoDeadline = int64_t{1} << 61;  // 73 years: sums do not overflow
-
-/// A model of finite weights gives finite logits. What else comes is no answer, and choosing from it would
-/// hide that.
-Status check_finite(std::span<const float> logits, int64_t token, const Variant& variant) {
-  auto finite = [](float x) {
-    uint32_t bits = 0;
-    std::memcpy(&bits, &x, sizeof(bits));
-    return (bits & 0x7f800000u) != 0x7f800000u;
-  };
-  int bad = 0;  // without a branch: the vocabulary is read at the speed of memory
-  for (float x : logits) bad += finite(x) ? 0 : 1;
-  if (bad == 0) return ok_status();
-  const auto first = std::find_if_not(logits.begin(), logits.end(), finite);
-  return error(
-      Code::kInternal,
-      "the logits of token {} of the answer are not numbers: {} of {} are not finite, the first is that "
-      "of id {} ({}){}",
-      token, bad, logits.size(), first - logits.begin(), *first,
-      std::none_of(variant.ops.begin(), variant.ops.end(), is_transfer)
-          ? "; a kernel is broken, or the model overflows: see whether --dtype f32 answers"
-          : fmt::format("; variant '{}' has reused a sender's entry: see whether the full prefill "
-                        "(--mode full-prefill) answers, then publish the entry again",
-                        variant.name));
-}
 
 std::vector<const Variant*> all_variants(const Plan& plan) {
   std::vector<const Variant*> all{&plan.full_prefill};
@@ -106,23 +82,11 @@ Result<std::unique_ptr<Session>> Session::create(Backend& backend, DeviceModel& 
   }
   if (!plain_cuts) DS_TRY(check_maps(plan, maps));
   std::unique_ptr<Session> session(new Session(backend, model, plan, limits, plain_cuts));
-  if (!plain_cuts && maps != nullptr) DS_TRY(session->load_maps(*maps));
+  if (!plain_cuts && maps != nullptr) {
+    DS_ASSIGN(session->maps_, load_maps(model, plan, *maps));
+  }
   DS_TRY(session->reserve());
   return session;
-}
-
-/// Before the workspace, which is then made with room for them.
-Status Session::load_maps(const MapSet& maps) {
-  for (const Variant& v : plan_.variants) {
-    if (!v.aligns()) continue;
-    for (const Op& op : v.ops) {
-      if (op.kind != OpKind::kAlign) continue;
-      std::unique_ptr<DeviceMap>& map = maps_[{op.layer, v.map_form}];
-      if (map) continue;
-      DS_ASSIGN(map, model_.load_map(*maps.find(op.layer, v.map_form)));
-    }
-  }
-  return ok_status();
 }
 
 Status Session::reserve() {

@@ -70,7 +70,6 @@ class Session {
  private:
   Session(Backend& backend, DeviceModel& model, const Plan& plan, const SessionLimits& limits,
           bool plain_cuts);
-  Status load_maps(const MapSet& maps);
   Status reserve();
   Result<Answer> answer(const Request& request);
   /// What was published for the request, opened and checked. Every error is a miss.

@@ -52,6 +52,24 @@ void Ticket::cancel() {
   if (wake_) wake_();
 }
 
+/// The part of a request that sessions know, over its tokens.
+struct RequestView {
+  explicit RequestView(const EngineRequest& r) {
+    for (const EngineSegment& s : r.segments)
+      segments.push_back({s.tokens, s.from, s.first_there, s.first_here, s.rows, s.rotation});
+    request.context = r.context;
+    request.entry = r.entry;
+    request.segments = segments;
+    request.suffix = r.suffix;
+    request.salt = r.salt;
+    request.link_rate = r.link_rate;
+    request.max_new_tokens = r.max_new_tokens;
+  }
+  RequestView(const RequestView&) = delete;
+  std::vector<Segment> segments;
+  Request request;
+};
+
 /// What wakes the engine's thread; tickets may outlive the engine.
 struct Wake {
   std::mutex mutex;
@@ -93,7 +111,7 @@ struct Active {
   int64_t plan = -1;
   const Variant* variant = nullptr;
   std::unique_ptr<PlanRun> run;
-  std::shared_ptr<EntryReader> entry;       // that its transfers read
+  std::shared_ptr<Segments> segments;       // that its transfers read
   std::string kept_as;                      // PrefixCache's salt; empty: its caches are not kept
   std::shared_ptr<PrefixCache::Node> node;  // of its own range
   int64_t started_ns = 0;                   // of the run
@@ -109,8 +127,7 @@ struct Active {
 /// What a look-up has found, written by its thread.
 struct LookUp {
   uint64_t id = 0;
-  size_t plan = 0;
-  std::shared_ptr<EntryReader> entry;
+  std::shared_ptr<Segments> segments;
   Status status;
   std::atomic<bool> done{false};
   int64_t start_ns = 0, end_ns = 0;
@@ -185,32 +202,19 @@ struct EngineLoop {
   Status check(const EngineRequest& r) {
     if (r.receiver == nullptr || station_of(r.receiver) == nullptr)
       return error(Code::kInvalidArgument, "the request's receiver is none of this engine's");
-    const ModelConfig& config = r.receiver->model().config();
     const auto n = static_cast<int64_t>(r.context.size()), m = static_cast<int64_t>(r.suffix.size());
-    if (m < 1)
-      return error(Code::kInvalidArgument, "the prompt has no tokens; at least one is needed to answer from");
-    if (r.max_new_tokens < 1)
-      return error(Code::kInvalidArgument, "at least one new token must be asked for");
-    const int64_t most = std::min(limits.tokens, config.max_positions);
+    const SessionLimits own{.context = n, .suffix = m, .new_tokens = r.max_new_tokens};
+    const RequestView view(r);
+    DS_TRY(check_request(view.request, r.receiver->exact(), own));
+    const int64_t most = std::min(limits.tokens, r.receiver->model().config().max_positions);
     if (r.max_new_tokens > most || n + m > most - r.max_new_tokens + 1)
       return error(Code::kInvalidArgument,
                    "the request has {} context and {} prompt tokens and asks for {}; receiver '{}' takes {} "
                    "positions here; shorten one of them",
                    n, m, r.max_new_tokens, r.receiver->name(), most);
-    if (r.link_rate < 0 || r.time_limit_ns < 0)
-      return error(Code::kInvalidArgument,
-                   "a link rate of {} B/s and a time limit of {} ns; 0 or more of each", r.link_rate,
+    if (r.time_limit_ns < 0)
+      return error(Code::kInvalidArgument, "the time limit is {} ns; expected 0 (none) or more",
                    r.time_limit_ns);
-    if (!r.entry.empty() && (r.entry.size() < r.context.size() ||
-                             !std::equal(r.context.begin(), r.context.end(), r.entry.begin())))
-      return error(Code::kInvalidArgument,
-                   "the request's {} context tokens are not the first of the {} tokens of its entry", n,
-                   r.entry.size());
-    for (const auto* part : {&r.context, &r.suffix})
-      for (size_t i = 0; i < part->size(); ++i)
-        if ((*part)[i] < 0 || (*part)[i] >= config.vocab)
-          return error(Code::kInvalidArgument, "{} token {} has id {}, outside the model's vocabulary 0-{}",
-                       part == &r.context ? "context" : "prompt", i, (*part)[i], config.vocab - 1);
     const RowBytes& bytes = r.receiver->row_bytes();
     const int64_t least = bytes.cache(n + m + r.max_new_tokens - 1) + (n + m) * bytes.hidden;
     if (least > limits.cache_bytes)
@@ -440,20 +444,22 @@ struct EngineLoop {
       return miss(a, std::move(known));
     auto found = std::make_shared<LookUp>();
     found->id = a.id;
-    found->plan = static_cast<size_t>(a.plan);
     found->start_ns = a.started_ns;
     look_ups.push_back(found);
-    const auto& published = a.request.entry.empty() ? a.request.context : a.request.entry;
-    service->look_up([found, store = a.request.store, sender = plan.sender.fingerprint, salt = a.request.salt,
-                      tokens = published, dtype = receiver.model().dtype(), shape = plan.shape, n = a.n] {
-      EntryIdentity identity{sender, hash_tokens(tokens), salt, static_cast<int64_t>(tokens.size()), dtype};
-      auto entry = EntryReader::open(*store, identity, shape);
-      if (entry.ok()) {
-        entry->end_at(n);
-        found->entry = std::make_shared<EntryReader>(std::move(entry).value());
-      } else {
-        found->status = entry.status();
-      }
+    // It has tokens of its own: it may outlive the request.
+    auto asked = std::make_shared<EngineRequest>();
+    asked->context = a.request.context;
+    asked->entry = a.request.entry;
+    asked->segments = a.request.segments;
+    asked->salt = a.request.salt;
+    service->look_up([found, asked, store = a.request.store, &plan, variant = a.variant,
+                      dtype = receiver.model().dtype()] {
+      const RequestView view(*asked);
+      auto segments = Segments::open(*store, view.request, plan, *variant, dtype);
+      if (segments.ok())
+        found->segments = std::make_shared<Segments>(std::move(segments).value());
+      else
+        found->status = segments.status();
       found->end_ns = now_ns();
       found->done.store(true, std::memory_order_release);
     });
@@ -490,9 +496,6 @@ struct EngineLoop {
     DS_ASSIGN(a.hidden,
               arena->reserve({static_cast<int64_t>(a.run->hidden_buffers()), bytes.hidden, 0}, rows, {}));
     DS_TRY(a.hidden->commit(rows));
-    a.memory.hidden.clear();
-    for (size_t i = 0; i < a.run->hidden_buffers(); ++i)
-      a.memory.hidden.push_back(a.hidden->layer(static_cast<int64_t>(i)));
     if (a.run->selects()) {
       DS_ASSIGN(a.positions, arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0}, a.n, {}));
       DS_TRY(a.positions->commit(a.n));
@@ -501,14 +504,33 @@ struct EngineLoop {
     a.hidden->claim = a.claim.split(beside);
     DS_ASSIGN(a.sequence.own, arena->reserve(bytes, most, std::move(a.claim)));
     DS_TRY(a.sequence.own->commit(rows));
+    a.memory.workspace = a.station->workspace.get();
+    a.memory.logits = logits_of(a.slot);
+    a.memory.next = next_of(a.slot);
+    a.memory.choice = a.choice;
+    set_addresses(a);
     a.state = Active::State::kComputing;
     a.idle_since_ns = 0;
     return ok_status();
   }
 
+  void set_addresses(Active& a) {
+    RunMemory& memory = a.memory;
+    memory.caches.clear();
+    memory.prefix.clear();
+    memory.hidden.clear();
+    const Sequence& sequence = a.sequence;
+    for (int64_t l = 0; l < a.request.receiver->row_bytes().layers; ++l) {
+      memory.caches.push_back(sequence.at(l, sequence.prefix_rows));
+      if (sequence.prefix_rows > 0) memory.prefix.push_back(sequence.base->range().layer(l));
+    }
+    for (size_t i = 0; i < a.run->hidden_buffers(); ++i)
+      memory.hidden.push_back(a.hidden->layer(static_cast<int64_t>(i)));
+  }
+
   void send_for(Active& a) {
-    if (a.entry == nullptr) return;
-    for (TransferJob& job : a.run->take_transfers(a.sequence, a.memory, a.entry, a.id, a.started_ns))
+    if (a.segments == nullptr) return;
+    for (TransferJob& job : a.run->take_transfers(a.memory, a.segments, a.id, a.started_ns))
       service->submit(std::move(job));
   }
 
@@ -558,9 +580,7 @@ struct EngineLoop {
       }
       compute_from(*a, 0);
       if (a->state != Active::State::kComputing) return true;
-      a->kept_as =
-          limits.prefix_cache && a->request.reuse != Reuse::kOff ? plan_salt(*a, l->plan, *a->variant) : "";
-      a->entry = l->entry;
+      a->segments = l->segments;
       send_for(*a);
       return true;
     });
@@ -631,8 +651,7 @@ struct EngineLoop {
     DS_ASSIGN(a.hidden, arena->reserve(left.hidden->row_bytes(), rows, std::move(claim)));
     DS_TRY(a.hidden->commit(rows));
     DS_TRY(a.hidden->copy_rows(*compute, *left.hidden, 0, 0, rows));
-    for (size_t i = 0; i < a.memory.hidden.size(); ++i)
-      a.memory.hidden[i] = a.hidden->layer(static_cast<int64_t>(i));
+    set_addresses(a);
     orphans.push_back(std::move(left));
     return ok_status();
   }
@@ -749,8 +768,7 @@ struct EngineLoop {
     fill_step(runs, speed.flops(limits.step_budget_ns), kMostPieces, [&](const ScheduledPiece& p) {
       Active& a = *of[p.run];
       begin({.one = &a, .piece = p.piece});
-      a.run->issue(p.piece, *compute, *a.station->workspace, a.sequence, a.memory, storage[items.size() - 1],
-                   {nullptr, logits_of(a.slot), a.choice, next_of(a.slot)});
+      a.run->issue(p.piece, *compute, a.memory, storage[items.size() - 1]);
       flops += p.piece.flops;
     });
     mark();
@@ -845,21 +863,11 @@ struct EngineLoop {
     for (auto& a : std::exchange(queue, {})) fail(*a, status);
   }
 
-  Status check_logits(const Active& a, std::span<const float> logits) const {
-    const int64_t bad = count_not_finite(logits);
-    if (bad == 0) return ok_status();
-    return error(
-        Code::kInternal, "the logits of token {} of the answer are not numbers: {} of {} are not finite; {}",
-        a.answer.tokens.size() + 1, bad, logits.size(),
-        a.answer.cache == CacheStatus::kHit
-            ? "a sender's entry was reused: see whether the full prefill answers, then publish it again"
-            : "a kernel is broken, or the model overflows: see whether f32 answers");
-  }
-
   void first_token(Active& a) {
     const int64_t vocab = a.request.receiver->model().config().vocab;
     const std::span<const float> logits(logits_of(a.slot), static_cast<size_t>(vocab));
-    if (Status status = check_logits(a, logits); !status.ok()) {
+    if (Status status = check_finite(logits, static_cast<int64_t>(a.answer.tokens.size()) + 1, *a.variant);
+        !status.ok()) {
       failed.emplace_back(&a, std::move(status));
       return;
     }
@@ -870,7 +878,7 @@ struct EngineLoop {
     a.answer.ttft_ns = now_ns() - a.submitted_ns;
     if (a.run->repaired()) a.kept_as = a.run->exact() && !a.kept_as.empty() ? exact_salt(a) : "";
     a.run.reset();
-    a.entry.reset();
+    a.segments.reset();
     a.hidden.reset();
     a.positions.reset();
     // Others that begin as this one did need not wait for its end.
@@ -893,7 +901,9 @@ struct EngineLoop {
       if (s.logits) {
         const std::span<const float> logits(reinterpret_cast<const float*>(s.logits->data()) + i * vocab,
                                             vocab);
-        if (Status status = check_logits(a, logits); !status.ok()) {
+        if (Status status =
+                check_finite(logits, static_cast<int64_t>(a.answer.tokens.size()) + 1, *a.variant);
+            !status.ok()) {
           failed.emplace_back(&a, std::move(status));
           continue;
         }

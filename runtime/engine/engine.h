@@ -54,13 +54,20 @@ enum class Reuse : uint8_t {
   kOff,    // nothing
 };
 
+/// As Segment, with its tokens.
+struct EngineSegment {
+  std::vector<int32_t> tokens;
+  int64_t from = 0, first_there = 0, first_here = 0, rows = 0, rotation = 0;
+};
+
 struct EngineRequest {
-  const Receiver* receiver = nullptr;  // of this engine
-  std::vector<int32_t> context;        // n >= 0 tokens, which a sender may have computed
-  std::vector<int32_t> entry;          // as Request::entry; empty: the context
-  std::vector<int32_t> suffix;         // m >= 1 tokens
-  Store* store = nullptr;              // where entries may be; nullptr: none. Outlives the request
-  std::string salt;                    // of the tenant: of entries and of the prefix cache
+  const Receiver* receiver = nullptr;   // of this engine
+  std::vector<int32_t> context;         // n >= 0 tokens, which a sender may have computed
+  std::vector<int32_t> entry;           // as Request::entry; empty: the context
+  std::vector<EngineSegment> segments;  // as Request::segments; empty: the entry has all rows
+  std::vector<int32_t> suffix;          // m >= 1 tokens
+  Store* store = nullptr;               // where entries may be; nullptr: none. Outlives the request
+  std::string salt;                     // of the tenant: of entries and of the prefix cache
   Reuse reuse = Reuse::kAuto;
   int64_t link_rate = 0;      // as Request::link_rate; 0: what the engine has measured
   int64_t time_limit_ns = 0;  // from submit() until the last token; 0: none

@@ -35,10 +35,16 @@ struct Sequence {
   std::byte* at(int64_t layer, int64_t position) const;
 };
 
-/// A request's part of a workspace: what its plan computes in.
+/// Where a run computes: addresses of memory that is its request's.
 struct RunMemory {
-  std::vector<std::byte*> hidden;  // by hidden buffer: a row for every position from RunShape::first on
-  std::byte* positions = nullptr;  // int32 for every context token; of a variant that selects
+  std::vector<std::byte*> caches;        // by layer: of position prefix_rows
+  std::vector<const std::byte*> prefix;  // by layer; empty: none
+  std::vector<std::byte*> hidden;        // by hidden buffer: a row for every position from RunShape::first on
+  std::byte* positions = nullptr;        // int32 for every context token; of a variant that selects
+  Workspace* workspace = nullptr;
+  float* logits = nullptr;  // of the first token, as in HeadCall
+  int32_t* next = nullptr;
+  Choice choice = {};
 };
 
 /// Which rows are computed: positions first .. n - 1 of the context and n .. n + m - 1 behind it.
@@ -62,12 +68,13 @@ class PlanRun {
 
   /// Those of its transfers that may run and were not asked for yet, in the plan's order: not before what
   /// they overwrite has been read. `index` is what arrived() is told.
-  std::vector<TransferJob> take_transfers(const Sequence& sequence, const RunMemory& memory,
-                                          const std::shared_ptr<EntryReader>& entry, uint64_t owner,
-                                          int64_t start_ns);
+  std::vector<TransferJob> take_transfers(const RunMemory& memory, const std::shared_ptr<Segments>& segments,
+                                          uint64_t owner, int64_t start_ns);
   void arrived(int32_t transfer);
   /// What has not come is computed instead. Only while nothing that was issued runs, and no transfer.
-  void lose_transfers();
+  void lose_transfers() {
+    if (awaits_transfers()) repair();
+  }
   bool awaits_transfers() const;
   /// Whether a transfer was lost: what runs is not the variant any more, and its promise at least.
   bool repaired() const { return repaired_; }
@@ -77,44 +84,39 @@ class PlanRun {
   /// Some rows of one kernel.
   struct Piece {
     size_t call = 0;
-    int64_t first = 0, rows = 0, queries = 0;
+    OpRows at;
     double flops = 0;
   };
   /// The next piece: of whole kernels where they take `most_flops` at the most, else of fewer rows, but 64 at
   /// least. None: finished, or what it reads has not come.
   std::optional<Piece> next(double most_flops) const;
-  /// Enqueues next()'s piece. `sequences` is storage that lives until the stream has run.
-  void issue(const Piece& piece, CommandStream& stream, Workspace& workspace, const Sequence& sequence,
-             const RunMemory& memory, SequenceRows& storage, const HeadCall& head);
+  /// Enqueues next()'s piece. `storage` lives until the stream has run.
+  void issue(const Piece& piece, CommandStream& stream, const RunMemory& memory, SequenceRows& storage);
   /// A piece has run, in the order of issue.
   void complete(const Piece& piece);
   /// What was issued and not completed has not run.
   void rewind() { issued_ = done_; }
   bool finished() const { return done_.call == calls_.size(); }
   /// The op of the plan, for messages and records; -1: none of its.
-  int32_t op(const Piece& piece) const { return calls_[piece.call].op; }
+  int32_t op(const Piece& piece) const { return calls_[piece.call].index; }
   /// "recompute 4.2": for messages and pictures.
   std::string label(const Piece& piece) const;
   std::string transfer_label(int32_t transfer) const;
 
  private:
   struct Call {
-    OpKind kind = OpKind::kHead;
-    int32_t op = -1, layer = -1;
-    int32_t hidden = 0;
-    int64_t first = 0, rows = 0, queries = 0;
-    bool selected = false;                // of the positions that select has chosen
+    Op op;               // of the plan, or one that repairs it
+    int32_t index = -1;  // of the plan's; -1: it repairs
+    OpRows at;
     std::vector<int32_t> transfers = {};  // that it waits for
+    bool selected() const { return op.rows == Rows::kSelected; }
   };
   struct Transfer {
     int32_t op = 0;
-    TensorKind kind = TensorKind::kKv;
-    int32_t layer = 0;
-    int32_t hidden = 0;  // of E
     int64_t first = 0, rows = 0;
     int64_t needed_ns = 0;  // when its first reader could start, from the start of the run
     int32_t after = -1;     // kernels up to this op run before it
-    bool asked = false, there = false, lost = false;
+    bool there = false;
   };
   struct Cursor {
     size_t call = 0;
@@ -125,7 +127,8 @@ class PlanRun {
   void build();
   void set_needs();
   void repair();
-  double flops(const Call& call, int64_t first, int64_t rows, int64_t queries) const;
+  double flops(const Op& op, const OpRows& at) const;
+  std::vector<int32_t>& levels_of(const Op& op);
   static bool divisible(const Call& call);
   int64_t blocks() const { return (shape_.n + kBlock - 1) / kBlock; }
   template <typename F>

@@ -1,7 +1,5 @@
 #include "runtime/engine/receiver.h"
 
-#include <algorithm>
-
 #include "plans/full_prefill.h"
 #include "runtime/core/session.h"
 #include "runtime/model/identity.h"
@@ -31,18 +29,8 @@ Result<std::unique_ptr<Receiver>> Receiver::create(std::string name, DeviceModel
     Loaded loaded{.plan = &plan};
     for (size_t form = 0; form < kMapForms; ++form)
       loaded.entry_maps[form] = ds::entry_map(plan.maps.fingerprint, static_cast<MapForm>(form));
-    for (const Variant& v : plan.variants) {
-      receiver->most_hidden_ = std::max<int64_t>(
-          receiver->most_hidden_, std::count_if(v.buffers.begin(), v.buffers.end(), [](const Buffer& b) {
-            return b.kind == BufferKind::kHidden;
-          }));
-      for (const Op& op : v.ops) {
-        if (op.kind != OpKind::kAlign) continue;
-        std::unique_ptr<DeviceMap>& map = loaded.maps[{op.layer, v.map_form}];
-        if (!map) {
-          DS_ASSIGN(map, model.load_map(*given.maps->find(op.layer, v.map_form)));
-        }
-      }
+    if (given.maps != nullptr) {
+      DS_ASSIGN(loaded.maps, load_maps(model, plan, *given.maps));
     }
     receiver->plans_.push_back(std::move(loaded));
   }

@@ -2,7 +2,6 @@
 // many.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -10,6 +9,7 @@
 
 #include "plans/plan.h"
 #include "runtime/backends/backend.h"
+#include "runtime/core/op_calls.h"
 #include "runtime/engine/kv_arena.h"
 #include "runtime/model/maps.h"
 #include "support/status.h"
@@ -37,22 +37,19 @@ class Receiver {
   const Plan& exact() const { return exact_; }
   size_t plans() const { return plans_.size(); }
   const Plan& plan(size_t i) const { return *plans_[i].plan; }
-  /// The map that an align op of this plan's variant applies.
-  const DeviceMap& map(size_t plan, Cut cut) const { return *plans_[plan].maps.at(cut); }
+  const DeviceMaps& maps(size_t plan) const { return plans_[plan].maps; }
   /// Which E of the entry a variant reads: entry_map() of the plan's maps.
   const std::string& entry_map(size_t plan, MapForm form) const {
     return plans_[plan].entry_maps[static_cast<size_t>(form)];
   }
   const RowBytes& row_bytes() const { return row_bytes_; }
-  /// Most hidden buffers, and ops, of any variant.
-  int64_t most_hidden() const { return most_hidden_; }
 
  private:
   Receiver(std::string name, DeviceModel& model, const ModelIdentity& identity)
       : name_(std::move(name)), model_(model), identity_(identity) {}
   struct Loaded {
     const Plan* plan = nullptr;
-    std::map<Cut, std::unique_ptr<DeviceMap>> maps;
+    DeviceMaps maps;
     std::string entry_maps[kMapForms];
   };
 
@@ -62,7 +59,6 @@ class Receiver {
   Plan exact_;
   std::vector<Loaded> plans_;
   RowBytes row_bytes_;
-  int64_t most_hidden_ = 1;
 };
 
 }  // namespace ds

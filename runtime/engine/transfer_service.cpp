@@ -101,7 +101,7 @@ void TransferService::serve() {
   }
   const int64_t start = now_ns();
   const LandingRows rows{job.kind, job.layer, job.first, job.rows, job.map};
-  Status status = landing_->read(*job.entry, rows, job.to, [this]() -> Status {
+  Status status = job.segments->read(*landing_, rows, job.to, [this]() -> Status {
     progress_ns_.store(now_ns(), std::memory_order_relaxed);
     if (!current_cancelled_ && !stopping_) return ok_status();
     return error(Code::kExhausted, "the transfer was cancelled");
@@ -120,7 +120,7 @@ void TransferService::serve() {
     const bool cancelled = current_cancelled_.exchange(false);
     current_ = 0;
     if (!cancelled) done_.push_back({job.owner, job.index, std::move(status), start, end, job.bytes});
-    job.entry.reset();
+    job.segments.reset();
     if (queue_.empty() || stopping_)
       serving_ = false;
     else

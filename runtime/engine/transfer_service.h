@@ -15,7 +15,7 @@
 #include "runtime/backends/backend.h"
 #include "runtime/core/landing.h"
 #include "runtime/core/link_estimate.h"
-#include "runtime/store/entry.h"
+#include "runtime/core/segments.h"
 
 namespace ds {
 
@@ -23,7 +23,7 @@ namespace ds {
 struct TransferJob {
   uint64_t owner = 0;  // the request's
   int32_t index = 0;   // among the owner's, as it likes
-  std::shared_ptr<EntryReader> entry;
+  std::shared_ptr<Segments> segments;
   TensorKind kind = TensorKind::kKv;
   int32_t layer = 0;
   int64_t first = 0, rows = 0;

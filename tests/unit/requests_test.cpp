@@ -460,10 +460,10 @@ TEST(PlanRun, APieceIsAnOpOrSomeOfItsRows) {
   PlanRun whole(**receiver, -1, v, {0, 980, 20}, tokens), parts(**receiver, -1, v, {0, 980, 20}, tokens);
   auto piece = whole.next(1e18);
   ASSERT_TRUE(piece.has_value());
-  EXPECT_EQ(piece->rows, 1000);
-  EXPECT_EQ(parts.next(0)->rows, 64);
-  EXPECT_EQ(parts.next(piece->flops / 2)->rows % 64, 0);
-  EXPECT_LT(parts.next(piece->flops / 2)->rows, 1000);
+  EXPECT_EQ(piece->at.rows, 1000);
+  EXPECT_EQ(parts.next(0)->at.rows, 64);
+  EXPECT_EQ(parts.next(piece->flops / 2)->at.rows % 64, 0);
+  EXPECT_LT(parts.next(piece->flops / 2)->at.rows, 1000);
 }
 
 TEST(PrefixCache, FindsTheLongestBeginningAndEvictsTheOldest) {
