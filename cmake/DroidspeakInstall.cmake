@@ -7,7 +7,7 @@ add_library(ds_runtime INTERFACE)
 add_library(droidspeak::runtime ALIAS ds_runtime)
 set_target_properties(ds_runtime PROPERTIES EXPORT_NAME runtime)
 target_link_libraries(ds_runtime INTERFACE
-  droidspeak::core droidspeak::backends droidspeak::trace droidspeak::store droidspeak::model droidspeak::plans
+  droidspeak::core droidspeak::engine droidspeak::backends droidspeak::trace droidspeak::store droidspeak::model droidspeak::plans
   droidspeak::support)
 install(TARGETS ds_runtime EXPORT droidspeakTargets)
 

@@ -11,18 +11,19 @@
 #include <thread>
 
 #include "plans/full_prefill.h"
-#include "runtime/backends/host/stream_internal.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/model/identity.h"
 #include "runtime/store/entry.h"
 #include "tests/unit/aligned_plans.h"
+#include "tests/unit/broken_model.h"
 #include "tests/unit/model_fixture.h"
 #include "tests/unit/plan_builder.h"
 
 namespace ds {
 namespace {
 
+using testing::BrokenModel;
 using testing::exact_rows;
 using testing::make_plan;
 using testing::plain_cuts;
@@ -508,80 +509,6 @@ TEST_F(Misses, BadRequestsAreErrors) {
   EXPECT_EQ(Session::create(*receiver_.backend, *receiver_.model, plan_, {70000, 6, 4}).status().code(),
             Code::kInvalidArgument);
 }
-
-/// A model that computes as another one does, but for one fault.
-class BrokenModel final : public DeviceModel {
- public:
-  explicit BrokenModel(DeviceModel& model) : model_(model) {}
-
-  std::string fails;             // "select", "align", "layer", "layer_selected", "head", "step"
-  int64_t rows = 0;              // layer: only calls of so many rows; 0: all
-  bool not_a_number = false;     // head and step succeed, with a logit that is none
-  float number = std::nanf("");  // that logit
-  int64_t after = 0;             // step: so many are right
-
-  const ModelConfig& config() const override { return model_.config(); }
-  DType dtype() const override { return model_.dtype(); }
-  int64_t weight_bytes() const override { return model_.weight_bytes(); }
-  void set_profile(PhaseTimes* times) override { model_.set_profile(times); }
-
- protected:
-  Result<std::unique_ptr<Workspace>> new_workspace(int64_t n) override { return model_.make_workspace(n); }
-  Result<std::unique_ptr<DeviceMap>> new_map(const AlignmentMap& map) override {
-    return model_.load_map(map);
-  }
-  void enqueue_embed(CommandStream& stream, const int32_t* ids, int64_t n, std::byte* hidden) override {
-    model_.embed(stream, ids, n, hidden);
-  }
-  void enqueue_layer(CommandStream& stream, Workspace& w, const LayerCall& call) override {
-    if (rows != 0 && call.rows != rows) return model_.layer(stream, w, call);
-    fail_or(stream, "layer", [&] { model_.layer(stream, w, call); });
-  }
-  void enqueue_batch(CommandStream& stream, Workspace& w, int64_t layer, std::byte* hidden,
-                     std::span<const SequenceRows> sequences) override {
-    model_.layer_batch(stream, w, layer, hidden, sequences);
-  }
-  void enqueue_select(CommandStream& stream, Workspace& w, const SelectCall& call) override {
-    fail_or(stream, "select", [&] { model_.select(stream, w, call); });
-  }
-  void enqueue_selected(CommandStream& stream, Workspace& w, const SelectedCall& call) override {
-    fail_or(stream, "layer_selected", [&] { model_.layer_selected(stream, w, call); });
-  }
-  void enqueue_align(CommandStream& stream, Workspace& w, const DeviceMap& map, std::byte* hidden,
-                     int64_t n) override {
-    fail_or(stream, "align", [&] { model_.align(stream, w, map, hidden, n); });
-  }
-  void enqueue_head(CommandStream& stream, Workspace& w, const HeadCall& call) override {
-    fail_or(stream, "head", [&] { model_.head(stream, w, call); });
-    if (fails != "head" && not_a_number && after == 0) spoil(stream, call.logits);
-  }
-  void enqueue_step(CommandStream& stream, Workspace& w, const StepCall& call) override {
-    const bool right = after > 0 && after-- > 1;
-    if (right) return model_.step(stream, w, call);
-    fail_or(stream, "step", [&] { model_.step(stream, w, call); });
-    if (not_a_number) spoil(stream, call.logits);
-  }
-  void enqueue_logits(CommandStream& stream, Workspace& w, const std::byte* hidden,
-                      std::span<const int64_t> of, float* logits) override {
-    model_.logits_batch(stream, w, hidden, of, logits);
-  }
-  const DeviceModel& owner() const override { return model_; }
-
- private:
-  template <typename Call>
-  void fail_or(CommandStream& stream, const char* what, Call call) {
-    if (fails != what) return call();
-    static_cast<host::HostStream&>(stream).kernel(
-        [] { return error(Code::kInternal, "this kernel is broken"); });
-  }
-  void spoil(CommandStream& stream, float* logits) {
-    static_cast<host::HostStream&>(stream).kernel([logit = logits + 17, to = number] {
-      *logit = to;
-      return ok_status();
-    });
-  }
-  DeviceModel& model_;
-};
 
 /// Ways that reuse an entry that is all right, by a model that is not.
 class Faults : public Misses {

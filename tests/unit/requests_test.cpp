@@ -18,6 +18,7 @@
 #include "runtime/engine/prefix_cache.h"
 #include "support/clock.h"
 #include "tests/unit/aligned_plans.h"
+#include "tests/unit/broken_model.h"
 #include "tests/unit/model_fixture.h"
 #include "tests/unit/plan_builder.h"
 
@@ -386,6 +387,58 @@ TEST(Engine, ALostTransferIsRecomputed) {
     }
   }
   EXPECT_GT(repaired, missed / 2) << "most faults come while the plan runs";
+}
+
+/// A kernel that fails ends its request, whoever else is in its step or its batch.
+TEST(Engine, AFailedKernelIsItsRequestsError) {
+  if (!exact_rows()) GTEST_SKIP() << "kernels are broken on streams of host code";
+  Pair pair;
+  const Plan exact = full_prefill_plan(pair.receiver.identity, pair.shape(), "f32");
+  for (const char* fault : {"layer", "batch", "head"}) {
+    testing::BrokenModel model(*pair.receiver.model);
+    EngineLimits limits = kLimits;
+    limits.prefix_cache = false;
+    auto engine = make_engine(*pair.backend, limits);
+    auto made = Receiver::create("broken", model, pair.receiver.identity);
+    ASSERT_TRUE(made.ok()) << made.status().message();
+    const Receiver* receiver = *engine->add(std::move(made).value());
+    std::vector<EngineRequest> requests;
+    for (uint64_t i = 0; i < 8; ++i)
+      requests.push_back(request_of(receiver, 60 + 9 * static_cast<int64_t>(i), 4, 20 + i, 12));
+    model.fails = fault;
+    model.rows = 60 + 9 * 5 + 4;         // the whole of request 5, and of no other
+    model.position = 60 + 9 * 5 + 6;     // decoded by it alone
+    if (std::string(fault) == "head") {  // of any: all fail
+      auto answer = (*engine->submit(requests[0]))->wait();
+      ASSERT_FALSE(answer.ok());
+      EXPECT_NE(answer.status().message().find("head"), std::string::npos) << answer.status().message();
+      model.fails.clear();
+    }
+    // Others come to the same positions at other times: they decode where the fault is not.
+    std::vector<std::shared_ptr<Ticket>> tickets;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      if (std::string(fault) == "batch" && i < 5) requests[i].max_new_tokens = 3;
+      tickets.push_back(*engine->submit(requests[i]));
+    }
+    for (size_t i = 0; i < requests.size(); ++i) {
+      auto answer = tickets[i]->wait();
+      const std::string what = fmt::format("{}, request {}", fault, i);
+      if (i == 5 && std::string(fault) != "head") {
+        ASSERT_FALSE(answer.ok()) << what;
+        EXPECT_EQ(answer.status().code(), Code::kInternal);
+        EXPECT_NE(answer.status().message().find("this kernel is broken"), std::string::npos);
+        EXPECT_NE(answer.status().message().find(fault[0] == 'l' ? "prefill" : "token 4 of the answer"),
+                  std::string::npos)
+            << answer.status().message();
+        continue;
+      }
+      ASSERT_TRUE(answer.ok()) << what << ": " << answer.status().message();
+      expect_same(alone(pair, pair.receiver, exact, requests[i], nullptr), *answer, what);
+    }
+    engine->drain();
+    EXPECT_EQ(engine->stats().failed, 1) << fault;
+    EXPECT_EQ(engine->stats().claimed_bytes, 0) << fault;
+  }
 }
 
 TEST(Engine, RefusesWhatCannotBe) {
