@@ -74,8 +74,44 @@ Status add_cuts(const std::vector<Cut>& cuts, const MapSet* maps, const ModelIde
 
 }  // namespace
 
-Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdentity& sender,
-                          std::span<const int32_t> context, Store& store, const PublishOptions& options) {
+struct Publication::State {
+  Backend& backend;
+  DeviceModel& model;
+  const ModelIdentity sender;
+  const std::vector<int32_t> context;
+  const int64_t first;  // whose rows are stored
+  const bool direct;    // the entry is written from where kernels write
+  std::vector<Wanted> wanted;
+  EntryIdentity identity;
+  int64_t n, hidden_row, kv_row;  // rows; bytes
+  // Where kernels cannot write what is the host's, they have rows of their own, which are copied from.
+  std::unique_ptr<DeviceMemory> hidden, mapped, computed;
+  std::vector<std::unique_ptr<DeviceMemory>> kept;
+  std::vector<EntrySource> sources;
+  std::byte* kv = nullptr;  // of the layer
+  int64_t layer = 0, row = 0;
+  Published published;
+  Clock::time_point start;
+
+  Result<std::byte*> keep(TensorKind kind, int64_t row_bytes, std::string map = {}) {
+    DS_ASSIGN(auto memory, backend.allocate(n * row_bytes, direct ? MemoryKind::kDevice : MemoryKind::kHost));
+    std::byte* data = memory->data();
+    const std::span<const std::byte> rows(data, static_cast<size_t>(n * row_bytes));
+    sources.push_back({kind, static_cast<int32_t>(layer),
+                       rows.subspan(static_cast<size_t>(first * row_bytes)), std::move(map)});
+    kept.push_back(std::move(memory));
+    return data;
+  }
+  Status begin_layer(CommandStream& stream, Workspace& workspace);
+};
+
+Publication::Publication(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Publication::~Publication() = default;
+
+Result<std::unique_ptr<Publication>> Publication::create(Backend& backend, DeviceModel& model,
+                                                         const ModelIdentity& sender,
+                                                         std::vector<int32_t> context,
+                                                         const PublishOptions& options) {
   const ModelConfig& config = model.config();
   auto n = static_cast<int64_t>(context.size());
   if (n < 1 || n > config.max_positions) {
@@ -103,69 +139,120 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
     DS_ASSIGN(std::unique_ptr<DeviceMap> loaded, model.load_map(*w.map));
     w.loaded = std::move(loaded);
   }
-
-  int64_t hidden_bytes = n * config.d_model * dtype_size(model.dtype());
-  int64_t kv_bytes = n * config.kv_row() * dtype_size(model.dtype());
-  // What the entry is written from is the host's. Where kernels cannot write that, they have rows of their
-  // own, which are copied from.
-  const bool direct = backend.host_visible();
-  std::vector<std::unique_ptr<DeviceMemory>> kept;
-  std::unique_ptr<DeviceMemory> mapped, computed;
-  if (!direct) {
-    DS_ASSIGN(computed, backend.allocate(kv_bytes));
-    if (std::any_of(wanted.begin(), wanted.end(), [](const Wanted& w) { return w.loaded != nullptr; })) {
-      DS_ASSIGN(mapped, backend.allocate(hidden_bytes));
-    }
-  }
-  DS_ASSIGN(auto hidden, backend.allocate(hidden_bytes));
-  DS_ASSIGN(auto workspace, model.make_workspace(n));
-  DS_ASSIGN(auto stream,
-            backend.make_stream(StreamKind::kCompute, static_cast<int64_t>(3 * wanted.size()) + 8));
-  std::vector<EntrySource> sources;
-  auto keep = [&](TensorKind kind, int64_t layer, int64_t bytes, std::string map = {}) -> Result<std::byte*> {
-    DS_ASSIGN(auto memory, backend.allocate(bytes, direct ? MemoryKind::kDevice : MemoryKind::kHost));
-    std::byte* data = memory->data();
-    const std::span<const std::byte> rows(data, static_cast<size_t>(bytes));
-    const auto skipped = static_cast<size_t>(bytes / n * options.first);
-    sources.push_back({kind, static_cast<int32_t>(layer), rows.subspan(skipped), std::move(map)});
-    kept.push_back(std::move(memory));
-    return data;
-  };
-
-  Published published;
-  auto start = Clock::now();
-  model.embed(*stream, context.data(), n, hidden->data());
-  for (int64_t l = 0; l < config.layers; ++l) {
-    for (const Wanted& w : wanted) {
-      if (w.cut.layer != l) continue;
-      DS_ASSIGN(std::byte * e, keep(TensorKind::kE, l, hidden_bytes, entry_map(w.maps, w.cut.form)));
-      if (w.loaded) {
-        std::byte* rows = direct ? e : mapped->data();
-        stream->copy(rows, hidden->data(), hidden_bytes);
-        model.align(*stream, *workspace, *w.loaded, rows, n);
-        if (!direct) stream->copy(e, rows, hidden_bytes);
-      } else {
-        stream->copy(e, hidden->data(), hidden_bytes);
-      }
-      published.cuts.push_back({w.cut, w.maps, static_cast<int64_t>(sources.back().data.size())});
-    }
-    DS_ASSIGN(std::byte * kv, keep(TensorKind::kKv, l, kv_bytes));
-    std::byte* cache = direct ? kv : computed->data();
-    // Nobody reads what leaves the last layer: its K and V are all that is needed.
-    model.layer(*stream, *workspace, {l, hidden->data(), cache, 0, n, l + 1 < config.layers ? n : 0});
-    if (!direct) stream->copy(kv, cache, kv_bytes);
-    DS_TRY(stream->synchronize());
-    if (options.progress) options.progress(l + 1, config.layers);
-  }
-  published.prefill_ns = since_ns(start);
-
-  start = Clock::now();
-  const EntryIdentity identity =
+  const int64_t element = dtype_size(model.dtype());
+  EntryIdentity identity =
       entry_identity(sender.fingerprint, context, options.first, options.salt, model.dtype());
-  published.key = identity.key();
-  DS_ASSIGN(published.entry_bytes, write_entry(store, identity, sender, config.shape(), std::move(sources)));
-  published.write_ns = since_ns(start);
-  return published;
+  std::unique_ptr<State> state(new State{.backend = backend,
+                                         .model = model,
+                                         .sender = sender,
+                                         .context = std::move(context),
+                                         .first = options.first,
+                                         .direct = backend.host_visible(),
+                                         .wanted = std::move(wanted),
+                                         .identity = std::move(identity),
+                                         .n = n,
+                                         .hidden_row = config.d_model * element,
+                                         .kv_row = config.kv_row() * element});
+  state->published.key = state->identity.key();
+  return std::unique_ptr<Publication>(new Publication(std::move(state)));
+}
+
+int64_t Publication::bytes() const {
+  const State& s = *state_;
+  const int64_t beside = s.direct ? 0 : s.kv_row + (maps() ? s.hidden_row : 0);
+  return s.n * (s.model.config().layers * s.kv_row +
+                (static_cast<int64_t>(s.wanted.size()) + 1) * s.hidden_row + beside);
+}
+
+bool Publication::maps() const {
+  return std::any_of(state_->wanted.begin(), state_->wanted.end(),
+                     [](const Wanted& w) { return w.loaded != nullptr; });
+}
+
+const EntryIdentity& Publication::identity() const { return state_->identity; }
+
+bool Publication::same(const EntryHeader& header) const {
+  for (int32_t l = 0; l < state_->model.config().layers; ++l)
+    if (header.find(TensorKind::kKv, l) == nullptr) return false;
+  return std::all_of(state_->wanted.begin(), state_->wanted.end(), [&](const Wanted& w) {
+    return header.find(TensorKind::kE, w.cut.layer, entry_map(w.maps, w.cut.form)) != nullptr;
+  });
+}
+
+int64_t Publication::layer() const { return state_->layer; }
+int64_t Publication::rows_left() const { return state_->n - state_->row; }
+bool Publication::done() const { return state_->layer == state_->model.config().layers; }
+int64_t Publication::commands() const { return static_cast<int64_t>(3 * state_->wanted.size()) + 8; }
+
+/// What enters the layer is kept where it is a cut, and room made for its K and V.
+Status Publication::State::begin_layer(CommandStream& stream, Workspace& workspace) {
+  if (layer == 0) {
+    start = Clock::now();
+    if (!direct) {
+      DS_ASSIGN(computed, backend.allocate(n * kv_row));
+      DS_ASSIGN(mapped, backend.allocate(n * hidden_row));
+    }
+    DS_ASSIGN(hidden, backend.allocate(n * hidden_row));
+    model.embed(stream, context.data(), n, hidden->data());
+  }
+  for (const Wanted& w : wanted) {
+    if (w.cut.layer != layer) continue;
+    DS_ASSIGN(std::byte * e, keep(TensorKind::kE, hidden_row, entry_map(w.maps, w.cut.form)));
+    if (w.loaded) {
+      std::byte* rows = direct ? e : mapped->data();
+      stream.copy(rows, hidden->data(), n * hidden_row);
+      model.align(stream, workspace, *w.loaded, rows, n);
+      if (!direct) stream.copy(e, rows, n * hidden_row);
+    } else {
+      stream.copy(e, hidden->data(), n * hidden_row);
+    }
+    published.cuts.push_back({w.cut, w.maps, static_cast<int64_t>(sources.back().data.size())});
+  }
+  DS_ASSIGN(kv, keep(TensorKind::kKv, kv_row));
+  return ok_status();
+}
+
+Status Publication::enqueue(int64_t rows, CommandStream& stream, Workspace& workspace) {
+  State& s = *state_;
+  if (s.row == 0) DS_TRY(s.begin_layer(stream, workspace));
+  const int64_t layers = s.model.config().layers;
+  rows = std::min(rows, s.n - s.row);
+  std::byte* cache = s.direct ? s.kv : s.computed->data();
+  // Nobody reads what leaves the last layer: its K and V are all that is needed.
+  s.model.layer(stream, workspace,
+                {s.layer, s.hidden->data() + s.row * s.hidden_row, cache, s.row, rows,
+                 s.layer + 1 < layers ? rows : 0});
+  s.row += rows;
+  if (s.row < s.n) return ok_status();
+  if (!s.direct) stream.copy(s.kv, cache, s.n * s.kv_row);
+  s.row = 0;
+  ++s.layer;
+  return ok_status();
+}
+
+Result<Published> Publication::write(Store& store) {
+  State& s = *state_;
+  s.published.prefill_ns = since_ns(s.start);
+  const auto start = Clock::now();
+  DS_ASSIGN(s.published.entry_bytes,
+            write_entry(store, s.identity, s.sender, s.model.config().shape(), std::move(s.sources)));
+  s.published.write_ns = since_ns(start);
+  return s.published;
+}
+
+Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdentity& sender,
+                          std::span<const int32_t> context, Store& store, const PublishOptions& options) {
+  DS_ASSIGN(auto publication,
+            Publication::create(backend, model, sender, {context.begin(), context.end()}, options));
+  const auto n = static_cast<int64_t>(context.size());
+  DS_ASSIGN(auto workspace, model.make_workspace(n));
+  DS_ASSIGN(auto stream, backend.make_stream(StreamKind::kCompute, publication->commands()));
+  while (!publication->done()) {
+    DS_TRY(publication->enqueue(n, *stream, *workspace));
+    DS_TRY(stream->synchronize());
+    if (options.progress) options.progress(publication->layer(), model.config().layers);
+  }
+  return publication->write(store);
 }
 
 }  // namespace ds

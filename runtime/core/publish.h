@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "plans/plan.h"
 #include "runtime/backends/backend.h"
 #include "runtime/model/maps.h"
+#include "runtime/store/entry.h"
 #include "runtime/store/store.h"
 #include "support/status.h"
 
@@ -44,12 +46,51 @@ struct Published {
   std::vector<PublishedCut> cuts;  // by layer, form and maps, each once
   int64_t entry_bytes = 0;
   int64_t prefill_ns = 0, write_ns = 0;
+  bool already = false;  // the store had it: nothing was computed or written (Engine::publish())
+};
+
+/// A sender's prefill whose caches, and hidden states at cuts, become an entry; some rows of a layer at a
+/// time, so that it may run beside other work.
+class Publication {
+ public:
+  /// `backend` and `model` outlive it; maps of `options` are loaded into the model. Errors: kInvalidArgument
+  /// (no tokens, ids outside the vocabulary, more positions than the model has, cuts outside the layers, a
+  /// cut with a form but no maps, a first token that is none), kNotFound (maps without that layer and form),
+  /// kMismatch (maps of another sender or shape), kExhausted.
+  static Result<std::unique_ptr<Publication>> create(Backend& backend, DeviceModel& model,
+                                                     const ModelIdentity& sender,
+                                                     std::vector<int32_t> context,
+                                                     const PublishOptions& options);
+  ~Publication();
+
+  /// Of memory, once all is computed.
+  int64_t bytes() const;
+  /// Whether hidden states go through maps: the workspace is then to be made after it.
+  bool maps() const;
+  const EntryIdentity& identity() const;
+  /// Whether an entry of its identity has everything that this one would.
+  bool same(const EntryHeader& header) const;
+
+  /// What comes next: the layer (all of them: done()), and how many of its rows are left.
+  int64_t layer() const;
+  int64_t rows_left() const;
+  bool done() const;
+  /// Enqueues that layer for the next `rows` rows at the most. kExhausted: no memory for what it keeps.
+  Status enqueue(int64_t rows, CommandStream& stream, Workspace& workspace);
+  /// Most commands of one enqueue().
+  int64_t commands() const;
+
+  /// Writes the entry, atomically; after done(), when the stream has run. kExhausted (disk), kIo.
+  Result<Published> write(Store& store);
+
+ private:
+  struct State;
+  explicit Publication(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
 };
 
 /// Runs `model` (the sender, of identity `sender`) over `context` and writes one entry, atomically. Errors:
-/// kInvalidArgument (no tokens, ids outside the vocabulary, more positions than the model has, cuts outside
-/// the layers, a cut with a form but no maps, a first token that is none), kNotFound (maps without that layer
-/// and form), kMismatch (maps of another sender or shape), kExhausted (memory, disk), kIo.
+/// those of Publication.
 Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdentity& sender,
                           std::span<const int32_t> context, Store& store, const PublishOptions& options);
 

@@ -88,6 +88,7 @@ struct Wake {
 };
 
 struct Station;
+struct LookUp;
 
 /// A request while it is the engine's.
 struct Active {
@@ -128,9 +129,27 @@ struct Active {
 struct LookUp {
   uint64_t id = 0;
   std::shared_ptr<Segments> segments;
+  EntryHeader header;  // for a publication
   Status status;
   std::atomic<bool> done{false};
   int64_t start_ns = 0, end_ns = 0;
+};
+
+/// A publication while it is the engine's.
+struct Publishing {
+  uint64_t id = 0;
+  EnginePublication asked;
+  Station* station = nullptr;
+  std::unique_ptr<Publication> work;
+  std::unique_ptr<Workspace> workspace;  // of its own, where it maps
+  std::shared_ptr<PublicationTicket> ticket;
+  ArenaClaim claim;
+  enum class State : uint8_t { kQueued, kLookingUp, kComputing, kWriting } state = State::kQueued;
+  std::shared_ptr<LookUp> found;
+  // Of the thread that writes.
+  std::thread writer;
+  std::atomic<bool> written{false};
+  Result<Published> result = error(Code::kInternal, "nothing was published");
 };
 
 /// A receiver's share of the device.
@@ -164,6 +183,7 @@ struct EngineLoop {
   uint64_t next_id = 1;
   Status lost;  // the device is; nothing runs any more
   std::vector<EngineSpan> spans;
+  std::deque<std::unique_ptr<Publishing>> publications;  // the first one is worked on
 
   // The engine's thread's own.
   std::deque<std::unique_ptr<Active>> queue;
@@ -181,6 +201,7 @@ struct EngineLoop {
   std::vector<size_t> free_slots;
   std::unique_ptr<DeviceMemory> results;                    // by slot: logits and a token
   int64_t result_bytes = 0, most_vocab = 0, row_bytes = 0;  // of the largest receiver
+  Status publication_status;                                // of what was enqueued last
   std::vector<SequenceRows> storage;                        // of the running step's pieces
   std::vector<std::unique_ptr<Event>>
       marks;  // where spans are recorded: the step's begin, then each item's end
@@ -259,6 +280,124 @@ struct EngineLoop {
     ++open;
     (*wake)();
     return ticket;
+  }
+
+  Result<std::shared_ptr<PublicationTicket>> publish(EnginePublication asked) {
+    std::lock_guard lock(mutex);
+    Station* station = asked.sender == nullptr ? nullptr : station_of(asked.sender);
+    if (station == nullptr || asked.store == nullptr)
+      return error(Code::kInvalidArgument,
+                   "a publication needs a sender of this engine and a store; {} is there",
+                   station == nullptr ? "no such sender" : "no store");
+    if (!lost.ok()) return lost;
+    if (closing) return error(Code::kExhausted, "the engine is closing");
+    auto p = std::make_unique<Publishing>();
+    DS_ASSIGN(p->work, Publication::create(backend, asked.sender->model(), asked.sender->identity(),
+                                           asked.context, asked.options));
+    if (p->work->maps()) {
+      DS_ASSIGN(p->workspace,
+                asked.sender->model().make_workspace(static_cast<int64_t>(asked.context.size())));
+    }
+    const auto most = static_cast<int64_t>(limits.publish_share * static_cast<double>(limits.cache_bytes));
+    if (p->work->bytes() > most || static_cast<int64_t>(asked.context.size()) > limits.tokens)
+      return error(
+          Code::kExhausted,
+          "publishing {} tokens takes {} of memory; this engine gives publications {} and contexts of {} "
+          "tokens",
+          asked.context.size(), format_bytes(p->work->bytes()), format_bytes(most), limits.tokens);
+    for (const auto& other : publications)
+      if (other->work->identity().key() == p->work->identity().key() && other->asked.store == asked.store &&
+          other->asked.options.cuts == asked.options.cuts && !p->work->maps() && !other->ticket->cancelled_)
+        return other->ticket;
+    p->id = next_id++;
+    p->asked = std::move(asked);
+    p->station = station;
+    p->ticket = std::make_shared<PublicationTicket>();
+    auto ticket = p->ticket;
+    publications.push_back(std::move(p));
+    ++stats.publications_open;
+    (*wake)();
+    return ticket;
+  }
+
+  // ---- publications, on the engine's thread
+
+  Publishing* publishing() {
+    std::lock_guard lock(mutex);
+    return publications.empty() ? nullptr : publications.front().get();
+  }
+
+  void end(Publishing& p, Result<Published> result) {
+    if (p.writer.joinable()) p.writer.join();
+    auto ticket = p.ticket;
+    auto on_end = std::move(p.asked.on_end);
+    {
+      std::lock_guard lock(mutex);
+      stats.published += result.ok() && !result->already ? 1 : 0;
+      --stats.publications_open;
+      std::erase_if(publications, [&](const auto& other) { return other.get() == &p; });
+    }
+    {
+      std::lock_guard lock(ticket->mutex_);
+      ticket->result_ = std::move(result);
+      ticket->ended_.notify_all();
+    }
+    if (on_end) on_end();
+  }
+
+  /// Of a publication whose piece was not run: what it has kept is given up, which costs less than to know.
+  void begin_again(Publishing& p) {
+    auto work = Publication::create(backend, p.asked.sender->model(), p.asked.sender->identity(),
+                                    p.asked.context, p.asked.options);
+    if (!work.ok()) return end(p, work.status());
+    p.work = std::move(work).value();
+  }
+
+  /// What the first publication waits for.
+  void watch_publication() {
+    Publishing* p = publishing();
+    if (p == nullptr) return;
+    if (p->ticket->cancelled_ && p->state != Publishing::State::kWriting)
+      return end(*p, error(Code::kExhausted, "the publication was cancelled"));
+    switch (p->state) {
+      case Publishing::State::kQueued:
+        p->found = std::make_shared<LookUp>();
+        p->state = Publishing::State::kLookingUp;
+        service->look_up([found = p->found, store = p->asked.store, identity = p->work->identity(),
+                          shape = p->asked.sender->model().config().shape()] {
+          auto entry = EntryReader::open(*store, identity, shape);
+          if (entry.ok()) found->header = entry->header();
+          found->status = entry.status();
+          found->done.store(true, std::memory_order_release);
+        });
+        break;
+      case Publishing::State::kLookingUp:
+        if (!p->found->done.load(std::memory_order_acquire)) break;
+        if (p->found->status.ok() && p->work->same(p->found->header)) {
+          Published there;
+          there.key = p->work->identity().key();
+          there.already = true;
+          return end(*p, std::move(there));
+        }
+        // Requests' memory goes first: it waits until there is some.
+        if (auto claim = arena->claim(p->work->bytes()); claim.ok()) {
+          p->claim = std::move(claim).value();
+          p->state = Publishing::State::kComputing;
+        }
+        break;
+      case Publishing::State::kComputing:
+        if (!p->work->done()) break;
+        p->state = Publishing::State::kWriting;
+        p->writer = std::thread([p, w = wake] {
+          p->result = p->work->write(*p->asked.store);
+          p->written.store(true, std::memory_order_release);
+          (*w)();
+        });
+        break;
+      case Publishing::State::kWriting:
+        if (p->written.load(std::memory_order_acquire)) end(*p, std::move(p->result));
+        break;
+    }
   }
 
   // ---- endings
@@ -423,10 +562,7 @@ struct EngineLoop {
 
   int64_t patience(const Active& a) const {
     const ModelConfig& c = a.request.receiver->model().config();
-    const double d = static_cast<double>(c.d_model);
-    const double per_token =
-        static_cast<double>(c.layers) * (2 * d * static_cast<double>(c.kv_row() + 2 * c.heads * c.head_dim) +
-                                         6 * d * static_cast<double>(c.ff));
+    const double per_token = static_cast<double>(c.layers) * PlanRun::layer_flops(c);
     if (!speed.known()) return 5 * kLeastPatienceNs;
     return std::max(kLeastPatienceNs,
                     static_cast<int64_t>(kPatience * static_cast<double>(speed.ns(
@@ -442,6 +578,10 @@ struct EngineLoop {
             check_sender_knows(a.request.context, plan.shared_vocab, plan.sender.name, plan.receiver.name);
         !known.ok())
       return miss(a, std::move(known));
+    // Where one hangs already, this one would, too.
+    if (const int64_t since = service->look_up_since_ns(); since != 0 && a.started_ns - since > patience(a))
+      return miss(a, error(Code::kExhausted, "late: a look-up of another request has taken {} ms so far",
+                           (a.started_ns - since) / 1'000'000));
     auto found = std::make_shared<LookUp>();
     found->id = a.id;
     found->start_ns = a.started_ns;
@@ -590,6 +730,7 @@ struct EngineLoop {
       at = stop(a) ? active.erase(at) : std::next(at);
     }
     end_failed();
+    watch_publication();
     std::erase_if(queue, [&](std::unique_ptr<Active>& a) { return stop(*a); });
   }
 
@@ -672,6 +813,7 @@ struct EngineLoop {
   // ---- a step
 
   struct Item {
+    Publishing* publishing = nullptr;
     Station* station = nullptr;  // a batch that decodes
     Active* one = nullptr;       // or one request
     std::optional<PlanRun::Piece> piece;
@@ -771,6 +913,20 @@ struct EngineLoop {
       a.run->issue(p.piece, *compute, a.memory, storage[items.size() - 1]);
       flops += p.piece.flops;
     });
+    const bool decodes = !decoding.empty();
+    if (Publishing* p = publishing();
+        p != nullptr && p->state == Publishing::State::kComputing && !p->work->done() && flops == 0) {
+      begin({.publishing = p});
+      const double share = decodes ? limits.publish_share : 1;
+      const double per_row = PlanRun::layer_flops(p->asked.sender->model().config());
+      const double rows = share * speed.flops(limits.step_budget_ns) / per_row;
+      const auto most = std::max<int64_t>(
+          PlanRun::kBlock, std::min(rows, 1e9) < 1e9 ? round_down(static_cast<int64_t>(rows)) : 1 << 30);
+      const int64_t left = p->work->rows_left();
+      publication_status =
+          p->work->enqueue(most, *compute, p->workspace ? *p->workspace : *p->station->workspace);
+      flops = per_row * static_cast<double>(std::min(most, left));
+    }
     mark();
     compute->begin_op(-1);
     compute->record(*ended);
@@ -797,8 +953,13 @@ struct EngineLoop {
   void record_step(const std::vector<Item>& items) {
     for (size_t i = 0; i < items.size(); ++i) {
       const Item& item = items[i];
-      record({item.one != nullptr ? item.one->id : 0, StreamKind::kCompute,
-              item.one != nullptr ? item.one->run->label(*item.piece) : fmt::format("decode {}", item.count),
+      record({item.one != nullptr          ? item.one->id
+              : item.publishing != nullptr ? item.publishing->id
+                                           : 0,
+              StreamKind::kCompute,
+              item.one != nullptr          ? item.one->run->label(*item.piece)
+              : item.publishing != nullptr ? "publish"
+                                           : fmt::format("decode {}", item.count),
               marks[i]->time_ns(), marks[i + 1]->time_ns()});
     }
   }
@@ -815,6 +976,8 @@ struct EngineLoop {
       Item& item = items[i];
       if (item.station != nullptr) {
         decoded(*item.station, item.first, item.count);
+      } else if (item.publishing != nullptr) {
+        if (!publication_status.ok()) end(*item.publishing, std::exchange(publication_status, {}));
       } else {
         item.one->run->complete(*item.piece);
         item.one->answer.compute_ns += speed.ns(item.piece->flops);
@@ -822,6 +985,7 @@ struct EngineLoop {
     }
     for (size_t i = ran; i < items.size(); ++i)
       if (items[i].one != nullptr) items[i].one->run->rewind();
+    if (ran + 1 < items.size() && items.back().publishing != nullptr) begin_again(*items.back().publishing);
     if (ran < items.size()) {
       Item& item = items[ran];
       if (item.one != nullptr) {
@@ -829,6 +993,9 @@ struct EngineLoop {
             item.one, status.with_context(fmt::format("variant '{}', op {} ({})", item.one->variant->name,
                                                       item.one->run->op(*item.piece),
                                                       item.one->run->label(*item.piece))));
+      } else if (item.publishing != nullptr) {
+        end(*item.publishing,
+            status.with_context(fmt::format("publishing, layer {}", item.publishing->work->layer())));
       } else if (item.count == 1) {
         Active& a = *item.station->batch[item.first];
         failed.emplace_back(
@@ -1032,7 +1199,9 @@ struct EngineLoop {
                                         [](const auto& a) { return a->state != Active::State::kDecoding; });
       const bool timed =
           std::any_of(queue.begin(), queue.end(), [](const auto& a) { return a->deadline_ns; });
-      wake->wait(watching || timed || !orphans.empty() ? kLeastPatienceNs / 8 : int64_t{1} << 40);
+      const bool publishes = publishing() != nullptr;
+      wake->wait(watching || timed || publishes || !orphans.empty() ? kLeastPatienceNs / 8
+                                                                    : int64_t{1} << 40);
     }
     const Status closed = error(Code::kExhausted, "the engine was closed");
     for (auto& a : active) fail(*a, closed);
@@ -1045,6 +1214,7 @@ struct EngineLoop {
       late.swap(submitted);
     }
     for (auto& a : late) fail(*a, closed);
+    while (Publishing* p = publishing()) end(*p, closed);
   }
 
   void report() {
@@ -1060,11 +1230,13 @@ struct EngineLoop {
 
 Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, const EngineLimits& limits) {
   if (limits.cache_bytes < 1 || limits.tokens < 1 || limits.batch < 1 || limits.batch > 4096 ||
-      limits.queue < 1 || limits.step_budget_ns < 1)
+      limits.queue < 1 || limits.step_budget_ns < 1 ||
+      !(limits.publish_share >= 0 && limits.publish_share <= 1))
     return error(Code::kInvalidArgument,
                  "engine limits: {} bytes for caches, {} tokens, a batch of {} (1 to 4096), a queue of {}, a "
-                 "step budget of {} ns; all at least 1",
-                 limits.cache_bytes, limits.tokens, limits.batch, limits.queue, limits.step_budget_ns);
+                 "step budget of {} ns; all at least 1; and a share of {} for publications, 0 to 1",
+                 limits.cache_bytes, limits.tokens, limits.batch, limits.queue, limits.step_budget_ns,
+                 limits.publish_share);
   std::unique_ptr<Engine> engine(new Engine());
   engine->loop_ = std::make_unique<EngineLoop>(backend, limits);
   EngineLoop& loop = *engine->loop_;
@@ -1140,6 +1312,18 @@ EngineStats Engine::stats() const {
     stats.link_rate = loop_->service->rate();
   }
   return stats;
+}
+
+Result<Published> PublicationTicket::wait() {
+  std::unique_lock lock(mutex_);
+  ended_.wait(lock, [&] { return result_.has_value(); });
+  return *result_;
+}
+
+void PublicationTicket::cancel() { cancelled_ = true; }
+
+Result<std::shared_ptr<PublicationTicket>> Engine::publish(EnginePublication publication) {
+  return loop_->publish(std::move(publication));
 }
 
 std::vector<EngineSpan> Engine::take_spans() {

@@ -9,16 +9,19 @@
 // bit on a backend whose rows are independent (the CPU).
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/engine/kv_arena.h"
 #include "runtime/engine/receiver.h"
@@ -36,6 +39,9 @@ struct EngineLimits {
   /// its own step.
   int64_t step_budget_ns = 30'000'000;
   bool prefix_cache = true;
+  /// Of the step's budget while requests decode, and of cache_bytes: what publications may take. While a
+  /// request has plan ops that may run, they take nothing.
+  double publish_share = 0.25;
   bool record_spans = false;  // for take_spans()
 };
 
@@ -109,10 +115,35 @@ class Ticket {
   std::function<void()> wake_;
 };
 
+/// A context that a receiver of the engine publishes, as a sender to others.
+struct EnginePublication {
+  const Receiver* sender = nullptr;  // of this engine
+  std::vector<int32_t> context;
+  Store* store = nullptr;  // outlives it
+  PublishOptions options;
+  std::function<void()> on_end;
+};
+
+class PublicationTicket {
+ public:
+  /// Blocks until the entry is in the store, or is not going to be. Errors: those of Publication, of a kernel
+  /// (with its layer), kExhausted (cancelled, the engine was closed).
+  Result<Published> wait();
+  void cancel();
+
+ private:
+  friend struct EngineLoop;
+  mutable std::mutex mutex_;
+  std::condition_variable ended_;
+  std::optional<Result<Published>> result_;
+  std::atomic<bool> cancelled_{false};
+};
+
 struct EngineStats {
   int64_t submitted = 0, finished = 0, failed = 0, cancelled = 0, refused = 0;
   int64_t waiting = 0, running = 0, decoding = 0;
   int64_t steps = 0;
+  int64_t published = 0, publications_open = 0;
   int64_t entry_hits = 0, entry_misses = 0, repaired = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, new_tokens = 0;
   int64_t link_bytes = 0, link_busy_ns = 0, link_rate = 0;
@@ -134,8 +165,14 @@ class Engine {
   /// engine), kExhausted (the queue is full, or the request could never fit into cache_bytes).
   Result<std::shared_ptr<Ticket>> submit(EngineRequest request);
 
+  /// Publishes a context beside the requests, in the time that they leave; nothing where the store has the
+  /// entry already. The same again while it is not done: the same ticket. Errors at once: those of
+  /// Publication::create(), kInvalidArgument (a sender of another engine, no store), kExhausted (more memory
+  /// than publications may take).
+  Result<std::shared_ptr<PublicationTicket>> publish(EnginePublication publication);
+
   EngineStats stats() const;
-  /// Blocks until nothing waits or runs.
+  /// Blocks until no request waits or runs.
   void drain();
   /// Since the last call, in no order; EngineLimits::record_spans.
   std::vector<EngineSpan> take_spans();

@@ -222,6 +222,12 @@ bool PlanRun::divisible(const Call& call) {
   }
 }
 
+double PlanRun::layer_flops(const ModelConfig& c) {
+  const auto d = static_cast<double>(c.d_model);
+  return 2 * d * static_cast<double>(c.kv_row() + 2 * c.heads * c.head_dim) +
+         6 * d * static_cast<double>(c.ff);
+}
+
 double PlanRun::flops(const Op& op, const OpRows& at) const {
   const ModelConfig& c = receiver_.model().config();
   const auto d = static_cast<double>(c.d_model), q = static_cast<double>(c.heads * c.head_dim),

@@ -81,6 +81,9 @@ class PlanRun {
   /// Whether nothing of a sender is in what was computed.
   bool exact() const { return exact_; }
 
+  /// Of one row through one layer, but for its attention.
+  static double layer_flops(const ModelConfig& config);
+
   /// Some rows of one kernel.
   struct Piece {
     size_t call = 0;

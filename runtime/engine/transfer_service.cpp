@@ -139,7 +139,9 @@ void TransferService::look_ups() {
       task = std::move(look_ups_.front());
       look_ups_.pop_front();
     }
+    look_up_since_ns_.store(now_ns(), std::memory_order_relaxed);
     task();
+    look_up_since_ns_.store(0, std::memory_order_relaxed);
     wake_();
   }
 }

@@ -52,6 +52,8 @@ class TransferService {
   void submit(TransferJob job);
   /// Runs `task` (a look-up) in order on the look-ups' thread, then wakes.
   void look_up(std::function<void()> task);
+  /// When the look-up that runs was begun, on now_ns()'s clock; 0: none runs.
+  int64_t look_up_since_ns() const { return look_up_since_ns_.load(std::memory_order_relaxed); }
   /// Drops what the owner still waits for. What is being read goes on until the store's next part, and writes
   /// until then: reading() tells. No TransferDone comes of either.
   void cancel(uint64_t owner);
@@ -87,6 +89,7 @@ class TransferService {
   int64_t bytes_read_ = 0, busy_ns_ = 0;
   std::atomic<int64_t> progress_ns_{0};
   std::atomic<bool> stopping_{false};
+  std::atomic<int64_t> look_up_since_ns_{0};
 
   std::condition_variable wanted_;
   std::deque<std::function<void()>> look_ups_;

@@ -43,8 +43,8 @@ class BrokenModel final : public DeviceModel {
   }
   void enqueue_batch(CommandStream& stream, Workspace& w, int64_t layer, std::byte* hidden,
                      std::span<const SequenceRows> sequences) override {
-    const bool there =
-        std::any_of(sequences.begin(), sequences.end(), [&](const auto& s) { return s.position == position; });
+    const bool there = std::any_of(sequences.begin(), sequences.end(),
+                                   [&](const auto& s) { return s.position == position; });
     if (!there) return model_.layer_batch(stream, w, layer, hidden, sequences);
     fail_or(stream, "batch", [&] { model_.layer_batch(stream, w, layer, hidden, sequences); });
   }

@@ -285,6 +285,62 @@ TEST(Engine, AnApproximateCacheNeverAnswersAnExactLookUp) {
   EXPECT_EQ(answer_of(*engine, honest).cached_tokens, 0);
 }
 
+TEST(Engine, PublishesBesideRequests) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("publishes")),
+       other = open_store("file:" + fresh_folder("by_itself"));
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options()));
+  EngineLimits limits = kLimits;
+  limits.step_budget_ns = 100'000;
+  auto engine = make_engine(*pair.backend, limits);
+  const Receiver* receiver = add(*engine, pair, pair.receiver, {&plan});
+  const Receiver* sender = add(*engine, pair, pair.sender);
+  EngineRequest r = request_of(receiver, 300, 9, 1), busy = request_of(sender, 200, 9, 2, 200);
+  auto decoding = engine->submit(busy);
+  EnginePublication publication{.sender = sender,
+                                .context = r.context,
+                                .store = store->get(),
+                                .options = {.cuts = plain_cuts({1, 2, 3, 4})}};
+  auto first = engine->publish(publication), second = engine->publish(publication);
+  ASSERT_TRUE(first.ok()) << first.status().message();
+  EXPECT_EQ(*first, *second) << "once";
+  auto published = (*first)->wait();
+  ASSERT_TRUE(published.ok()) << published.status().message();
+  EXPECT_FALSE(published->already);
+  auto answer = (*decoding)->wait();
+  ASSERT_TRUE(answer.ok()) << answer.status().message();
+  expect_same(
+      alone(pair, pair.sender, full_prefill_plan(pair.sender.identity, pair.shape(), "f32"), busy, nullptr),
+      *answer, "beside it");
+  // It is what publish() makes, to the byte.
+  pair.publish_to(**other, r.context);
+  auto mine = (*store)->open(published->key), theirs = (*other)->open(published->key);
+  ASSERT_TRUE(mine.ok() && theirs.ok());
+  ASSERT_EQ((*mine)->size(), (*theirs)->size());
+  std::vector<std::byte> a(static_cast<size_t>((*mine)->size())), b(a.size());
+  ASSERT_TRUE((*mine)->read(0, a).ok() && (*theirs)->read(0, b).ok());
+  EXPECT_EQ(a, b);
+  r.store = store->get();
+  expect_same(alone(pair, pair.receiver, plan, r, r.store), answer_of(*engine, r), "from it");
+  published = (*engine->publish(publication))->wait();
+  ASSERT_TRUE(published.ok());
+  EXPECT_TRUE(published->already);
+  // Too large, and cancelled.
+  publication.context = random_ids(900, kVocab, 3);
+  auto cancelled = engine->publish(publication);
+  ASSERT_TRUE(cancelled.ok()) << cancelled.status().message();
+  (*cancelled)->cancel();
+  auto ended = (*cancelled)->wait();
+  EXPECT_TRUE(ended.ok() || ended.status().code() == Code::kExhausted);
+  limits.cache_bytes = 100'000;
+  engine = make_engine(*pair.backend, limits);
+  publication.sender = add(*engine, pair, pair.sender);
+  auto refused = engine->publish(publication);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(refused.status().message().find("gives publications"), std::string::npos)
+      << refused.status().message();
+}
+
 /// Passes reads on, or has them fail, hang or be slow from a stated one on.
 class FaultyStore final : public Store {
  public:
