@@ -1,8 +1,17 @@
-// What the runtime adds to its kernels: loading a plan, choosing a variant, and the executor's cost per op.
+// What the runtime adds to its kernels: loading a plan, choosing a variant, the executor's cost per op, and
+// one request by a session and through an engine.
 #include <benchmark/benchmark.h>
 
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "plans/full_prefill.h"
 #include "plans/plan_file.h"
 #include "runtime/backends/backends.h"
+#include "runtime/core/publish.h"
+#include "runtime/core/session.h"
+#include "runtime/engine/engine.h"
 #include "tests/unit/plan_builder.h"
 
 namespace ds {
@@ -79,6 +88,57 @@ void executor_op(benchmark::State& state) {
                                                 benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
 BENCHMARK(executor_op)->Arg(0)->Arg(1)->UseRealTime()->Unit(benchmark::kMicrosecond);
+
+/// Arg 0: by a session (0) or through an engine (1). Arg 1: a full prefill (0) or a plan (1). Arg 2: d_model.
+void one_request(benchmark::State& state) {
+  ModelConfig config;
+  config.layers = 12;
+  config.d_model = state.range(2);
+  config.ff = 2 * config.d_model;
+  config.heads = config.d_model / 32;
+  config.kv_heads = config.heads / 2;
+  config.head_dim = 32;
+  config.vocab = 1000;
+  config.max_positions = 4096;
+  config.rms_norm_eps = 1e-5;
+  auto backend = make_cpu_backend().value();
+  auto model = backend->load_random(config, {.dtype = DType::kBF16}, 1).value();
+  Plan plan = testing::make_plan(config.shape(), {4, 7}, "e-first");
+  const std::string folder = "/dev/shm/ds-runtime-bench-" + std::to_string(getpid());
+  auto store = open_store("file:" + folder).value();
+  std::vector<int32_t> context(256), suffix(16);
+  for (size_t i = 0; i < context.size(); ++i) context[i] = static_cast<int32_t>(i * 7 % 1000);
+  (void)publish(*backend, *model, plan.sender, context, *store, {.cuts = {{4}}}).value();
+  constexpr int64_t kNewTokens = 4;
+  const bool by_plan = state.range(1) == 1;
+  auto session = Session::create(*backend, *model, plan, {256, 16, kNewTokens}).value();
+  Request request;
+  request.context = context;
+  request.suffix = suffix;
+  request.store = store.get();
+  request.full_prefill = !by_plan;
+  request.max_new_tokens = kNewTokens;
+  auto engine =
+      Engine::create(*backend, {.cache_bytes = 1 << 30, .tokens = 512, .prefix_cache = false}).value();
+  const ReceiverPlan plans[] = {{&plan, nullptr}};
+  const Receiver* receiver = engine->add(Receiver::create("r", *model, plan.receiver, plans).value()).value();
+  EngineRequest asked{.receiver = receiver, .context = context, .suffix = suffix, .store = store.get()};
+  asked.reuse = by_plan ? Reuse::kAuto : Reuse::kOff;
+  asked.max_new_tokens = kNewTokens;
+  const bool through_engine = state.range(0) == 1;
+  for (auto _ : state) {
+    auto answer = through_engine ? Result<Answer>(engine->submit(asked).value()->wait().value())
+                                 : session->run(request);
+    if (!answer.ok() || (by_plan && answer->cache != CacheStatus::kHit))
+      state.SkipWithError(answer.ok() ? answer->miss.message().c_str() : answer.status().message().c_str());
+  }
+  std::filesystem::remove_all(folder);
+}
+BENCHMARK(one_request)
+    ->ArgNames({"engine", "plan", "d"})
+    ->ArgsProduct({{0, 1}, {0, 1}, {64, 256, 512}})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace ds

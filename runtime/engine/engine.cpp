@@ -631,13 +631,15 @@ struct EngineLoop {
     const int64_t beside = run_bytes(a, *a.variant, first);
     // Addresses for the longest sequence, so that others may go on from it: they cost nothing where memory
     // comes as rows do.
-    const int64_t most = backend.host_visible() ? limits.tokens - first : cache_rows(a) - first;
+    const bool grows = backend.host_visible();
+    const int64_t most = grows ? limits.tokens : cache_rows(a) - first;
     a.claim.shrink(cache + beside);
-    DS_ASSIGN(a.hidden,
-              arena->reserve({static_cast<int64_t>(a.run->hidden_buffers()), bytes.hidden, 0}, rows, {}));
+    DS_ASSIGN(a.hidden, arena->reserve({static_cast<int64_t>(a.run->hidden_buffers()), bytes.hidden, 0},
+                                       grows ? limits.tokens : rows, {}));
     DS_TRY(a.hidden->commit(rows));
     if (a.run->selects()) {
-      DS_ASSIGN(a.positions, arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0}, a.n, {}));
+      DS_ASSIGN(a.positions, arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0},
+                                            grows ? limits.tokens : a.n, {}));
       DS_TRY(a.positions->commit(a.n));
       a.memory.positions = a.positions->layer(0);
     }
@@ -789,7 +791,7 @@ struct EngineLoop {
     DS_TRY(a.sequence.own->commit(rows));
     DS_TRY(a.sequence.own->copy_rows(*compute, *left.sequence.own, 0, 0, rows));
     claim = std::move(left.hidden->claim);
-    DS_ASSIGN(a.hidden, arena->reserve(left.hidden->row_bytes(), rows, std::move(claim)));
+    DS_ASSIGN(a.hidden, arena->reserve(left.hidden->row_bytes(), left.hidden->rows(), std::move(claim)));
     DS_TRY(a.hidden->commit(rows));
     DS_TRY(a.hidden->copy_rows(*compute, *left.hidden, 0, 0, rows));
     set_addresses(a);

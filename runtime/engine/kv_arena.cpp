@@ -48,6 +48,10 @@ ArenaClaim ArenaClaim::split(int64_t bytes) {
   return ArenaClaim(arena_, bytes);
 }
 
+KvRange::~KvRange() {
+  if (arena_ != nullptr && memory_) arena_->keep(*this);
+}
+
 Status KvRange::commit(int64_t rows) {
   if (rows <= committed_rows_) return ok_status();
   if (rows > rows_)
@@ -87,6 +91,10 @@ Status KvArena::take(int64_t bytes) {
   if (bytes < 0 || bytes > budget_ - claimed_)
     return error(Code::kExhausted, "{} of memory for caches wanted; {} of {} are in use", format_bytes(bytes),
                  format_bytes(claimed_), format_bytes(budget_));
+  while (idle_bytes_ > budget_ - claimed_ - bytes) {
+    idle_bytes_ -= idle_.front().memory_->committed();
+    idle_.erase(idle_.begin());
+  }
   claimed_ += bytes;
   peak_ = std::max(peak_, claimed_);
   return ok_status();
@@ -97,12 +105,41 @@ void KvArena::give_back(int64_t bytes) {
   claimed_ -= bytes;
 }
 
+void KvArena::keep(KvRange& range) {
+  KvRange kept;
+  kept.memory_ = std::move(range.memory_);
+  kept.bytes_ = range.bytes_;
+  kept.rows_ = range.rows_;
+  kept.stride_ = range.stride_;
+  kept.committed_rows_ = range.committed_rows_;
+  range.claim = {};  // what it was is idle now
+  const int64_t bytes = kept.memory_->committed();
+  std::lock_guard lock(mutex_);
+  if (idle_bytes_ + bytes > budget_ - claimed_) return;
+  idle_bytes_ += bytes;
+  idle_.push_back(std::move(kept));
+}
+
 Result<std::shared_ptr<KvRange>> KvArena::reserve(const RowBytes& bytes, int64_t rows, ArenaClaim claim) {
   auto range = std::make_shared<KvRange>();
-  range->bytes_ = bytes;
-  range->rows_ = rows;
-  range->stride_ = (rows * bytes.kv + kPage - 1) / kPage * kPage;
-  DS_ASSIGN(range->memory_, backend_.reserve(bytes.layers * range->stride_));
+  {
+    std::lock_guard lock(mutex_);
+    const auto like = std::find_if(idle_.rbegin(), idle_.rend(), [&](const KvRange& idle) {
+      return idle.bytes_ == bytes && idle.rows_ == rows;
+    });
+    if (like != idle_.rend()) {
+      *range = std::move(*like);
+      idle_.erase(std::prev(like.base()));
+      idle_bytes_ -= range->memory_->committed();
+    }
+  }
+  if (range->memory_ == nullptr) {
+    range->bytes_ = bytes;
+    range->rows_ = rows;
+    range->stride_ = (rows * bytes.kv + kPage - 1) / kPage * kPage;
+    DS_ASSIGN(range->memory_, backend_.reserve(bytes.layers * range->stride_));
+  }
+  range->arena_ = this;
   range->claim = std::move(claim);
   return range;
 }

@@ -52,6 +52,11 @@ class ArenaClaim {
 /// The caches of one sequence: `rows()` rows for each layer, of which those that were committed are memory.
 class KvRange {
  public:
+  KvRange() = default;
+  KvRange(KvRange&&) = default;
+  KvRange& operator=(KvRange&&) = default;
+  ~KvRange();
+
   /// Address of the layer's row 0.
   std::byte* layer(int64_t l) { return memory_->data() + l * stride_; }
   int64_t rows() const { return rows_; }
@@ -66,12 +71,14 @@ class KvRange {
 
  private:
   friend class KvArena;
+  KvArena* arena_ = nullptr;  // that takes it back
   std::unique_ptr<GrowingMemory> memory_;
   RowBytes bytes_;
   int64_t rows_ = 0, stride_ = 0, committed_rows_ = 0;
 };
 
-/// Thread-safe. Outlives its ranges and claims.
+/// Thread-safe. Outlives its ranges and claims. Ranges that were given back are kept as they are, as long as
+/// nobody claims their bytes: the next sequence meets no page fault.
 class KvArena {
  public:
   /// `budget`: bytes.
@@ -89,11 +96,15 @@ class KvArena {
   friend class ArenaClaim;
   Status take(int64_t bytes);
   void give_back(int64_t bytes);
+  friend class KvRange;
+  void keep(KvRange& range);
 
   Backend& backend_;
   const int64_t budget_;
   mutable std::mutex mutex_;
   int64_t claimed_ = 0, peak_ = 0;
+  std::vector<KvRange> idle_;  // given back last: last
+  int64_t idle_bytes_ = 0;
 };
 
 }  // namespace ds
