@@ -139,13 +139,16 @@ Status read_v2(const JsonObject& root, const std::string& path, bool maps, Machi
   DS_ASSIGN(m.op_overhead_ns, compute.integer("op_overhead_ns", 0, kSecond));
   DS_ASSIGN(m.wakeup_ns, compute.integer("wakeup_ns", 0, kSecond));
   DS_ASSIGN(JsonObject link, root.object("link"));
-  DS_TRY(
-      check_keys(link, {"rtt_ns", "lookup_ns", "read_latency_ns", "read_bytes_per_s", "copy_bytes_per_s"}));
+  DS_TRY(check_keys(link, {"rtt_ns", "lookup_ns", "read_latency_ns", "read_bytes_per_s", "copy_bytes_per_s",
+                           "staged_block_bytes"}));
   DS_ASSIGN(m.link_rtt_ns, link.integer("rtt_ns", 0, kHour));
   DS_ASSIGN(m.lookup_ns, link.integer("lookup_ns", 0, kHour));
   DS_ASSIGN(m.read_latency_ns, link.integer("read_latency_ns", 0, kHour));
   DS_ASSIGN(m.read_bytes_per_s, link.number("read_bytes_per_s", 1, kMost));
   DS_ASSIGN(m.copy_bytes_per_s, link.number("copy_bytes_per_s", 1, kMost));
+  if (link.has("staged_block_bytes")) {
+    DS_ASSIGN(m.staged_block_bytes, link.integer("staged_block_bytes", 1, INT64_MAX / 2));
+  }
   DS_ASSIGN(JsonObject contention, root.object("contention"));
   DS_TRY(check_keys(contention, {"kernel_slowdown_permille", "transfer_slowdown_permille"}));
   DS_ASSIGN(m.kernel_slowdown_permille, contention.integer("kernel_slowdown_permille", 0, 1'000'000));
@@ -199,6 +202,8 @@ Status MachineModel::check_shape(const std::string& path, const Shape& expected)
 Conditions MachineModel::conditions(int64_t rate) const {
   Conditions c{.kernels_ns = lookup_ns, .loads_ns = lookup_ns + link_rtt_ns};
   c.load_handover_ns = c.kernel_handover_ns = wakeup_ns;
+  if (staged_block_bytes > 0)
+    c.load_handover_ns += std::llround(static_cast<double>(staged_block_bytes) / copy_bytes_per_s * 1e9);
   if (read_bytes_per_s <= 0) return c;
   // Of the time in which a load runs, the share in which the store is read: the rest of it waits for the
   // link.

@@ -50,6 +50,8 @@ struct MachineModel {
   // A transfer at the store's own speed takes read_latency_ns and bytes / read_bytes_per_s; 0: not known.
   int64_t read_latency_ns = 0;
   double read_bytes_per_s = 0, copy_bytes_per_s = 0;
+  int64_t staged_block_bytes =
+      0;  // in which what is read is copied to a device; 0: kernels read where it lands
   // How much longer a kernel takes while a transfer runs at the store's own speed the whole time, and the
   // transfer meanwhile: permille that come on top. A slower link disturbs in proportion to its rate.
   int64_t kernel_slowdown_permille = 0, transfer_slowdown_permille = 0;
@@ -61,7 +63,9 @@ struct MachineModel {
   std::optional<Shape> shape;       // of the measured layers; none: not stated
 
   /// Nothing starts before the entry has been found; the first byte of a load is a round trip later. Threads
-  /// that wait for another stream are woken up. `rate`: the link's, bytes per second.
+  /// that wait for another stream are woken up. The copy to a device runs behind the link, so that of a
+  /// transfer only its last block is still to be copied when the link has delivered it. `rate`: the link's,
+  /// bytes per second.
   Conditions conditions(int64_t rate) const;
 
   /// Reads versions 1 to 3. Errors: kNotFound, kCorrupt, kUnsupported (another version), kInvalidArgument;

@@ -52,6 +52,8 @@ struct MachineTimes {
   int64_t read_latency_ns = 0;    // a read from the store: this and bytes / read_bytes_per_s
   double read_bytes_per_s = 0;    //
   double copy_bytes_per_s = 0;    // a stream's copy from the host's memory to that of kernels
+  int64_t staged_block_bytes =
+      0;  // in which what is read is copied to the device; 0: it lands where kernels read
   int64_t kernel_slowdown_permille =
       0;  // permille that a kernel takes longer while a transfer runs at full rate
   int64_t transfer_slowdown_permille = 0;  // permille that a transfer takes longer while kernels run

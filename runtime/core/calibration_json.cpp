@@ -43,6 +43,7 @@ Json numbers(const MachineTimes& times) {
     }
     json[object][key] = value;
   });
+  if (times.staged_block_bytes > 0) json["link"]["staged_block_bytes"] = times.staged_block_bytes;
   for (const AlignTime& t : times.aligns)
     json["align"].push_back(
         {{"form", map_form_name(t.form)}, {"rank", t.rank}, {"ns", t.ns}, {"row_ns", t.row_ns}});
@@ -154,6 +155,10 @@ Result<Calibration> read_partial(const std::string& path, const CalibrationSubje
       if (status.ok()) status = read();
     });
     DS_TRY(status);
+    DS_ASSIGN(JsonObject link, machine.object("link"));
+    if (link.has("staged_block_bytes")) {
+      DS_ASSIGN(times.staged_block_bytes, link.integer("staged_block_bytes", 1, INT64_MAX / 2));
+    }
     DS_ASSIGN(const nlohmann::json* aligns, machine.array("align"));
     for (size_t i = 0; i < aligns->size(); ++i) {
       DS_ASSIGN(AlignTime t, read_align((*aligns)[i], fmt::format("{}: machine: align[{}]", path, i)));

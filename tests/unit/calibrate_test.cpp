@@ -164,6 +164,7 @@ TEST(PartialFile, OfSomethingElseOrBrokenIsRefused) {
   Calibration c;
   c.machine.emplace();
   c.machine->aligns = {{MapForm::kLowRank, 3, 5, 0.5}};
+  c.machine->staged_block_bytes = 64;
   c.layers = {{{8, 8, 0}, 5, 4, 6, 3, 9}};
   auto read = [&](std::string text, const CalibrationSubject& s) {
     EXPECT_TRUE(write_file_atomically(path, text).ok());
@@ -172,6 +173,7 @@ TEST(PartialFile, OfSomethingElseOrBrokenIsRefused) {
   };
   std::string text = partial_json(subject, c);
   EXPECT_EQ(read(text, subject), "read");
+  EXPECT_EQ(read_partial(path, subject)->machine->staged_block_bytes, 64);
   CalibrationSubject other = subject;
   other.options = "more";
   EXPECT_THAT(read(text, other), HasSubstr("measured for another model, machine or other options"));

@@ -85,6 +85,13 @@ TEST(Machine, ReadsWhatTheCalibrationWrites) {
   EXPECT_EQ(slow.load_slow_permille, 0);
   EXPECT_EQ(full.kernel_slow_permille, 750);
   EXPECT_EQ(full.load_slow_permille, 10);
+  // To a device the last block of 4 MB is copied behind the link, at 10 GB/s.
+  json staged = json::parse(written());
+  staged["link"]["staged_block_bytes"] = 4'000'000;
+  auto device = read(staged.dump());
+  ASSERT_TRUE(device.ok()) << device.status().message();
+  EXPECT_EQ(device->conditions(1'000'000).load_handover_ns, 6000 + 400'000);
+  EXPECT_EQ(device->conditions(1'000'000).kernel_handover_ns, 6000);
   EXPECT_EQ(m->read_latency_ns, 5000);
   EXPECT_EQ(m->read_bytes_per_s, 9e9);
   EXPECT_EQ(m->copy_bytes_per_s, 1e10);
