@@ -5,6 +5,7 @@
 
 #include "plans/traits.h"
 #include "runtime/core/finite.h"
+#include "runtime/core/runnable.h"
 #include "runtime/model/identity.h"
 #include "runtime/model/shared_vocab.h"
 #include "support/clock.h"
@@ -80,6 +81,7 @@ Result<std::unique_ptr<Session>> Session::create(Backend& backend, DeviceModel& 
                  "of them",
                  total, limits.context, limits.suffix, limits.new_tokens, model.config().max_positions);
   }
+  DS_TRY(check_runnable(plan));
   if (!plain_cuts) DS_TRY(check_maps(plan, maps));
   std::unique_ptr<Session> session(new Session(backend, model, plan, limits, plain_cuts));
   if (!plain_cuts && maps != nullptr) {

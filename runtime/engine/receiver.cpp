@@ -1,6 +1,7 @@
 #include "runtime/engine/receiver.h"
 
 #include "plans/full_prefill.h"
+#include "runtime/core/runnable.h"
 #include "runtime/core/session.h"
 #include "runtime/model/identity.h"
 #include "runtime/store/entry.h"
@@ -25,6 +26,7 @@ Result<std::unique_ptr<Receiver>> Receiver::create(std::string name, DeviceModel
                    "layers, d_model {}); compile one for this receiver",
                    receiver->name_, identity.fingerprint, shape.layers, shape.d_model, plan.receiver.name,
                    plan.receiver.fingerprint, plan.shape.layers, plan.shape.d_model);
+    DS_TRY(check_runnable(plan).with_context(fmt::format("receiver '{}'", receiver->name_)));
     DS_TRY(check_maps(plan, given.maps).with_context(fmt::format("receiver '{}'", receiver->name_)));
     Loaded loaded{.plan = &plan};
     for (size_t form = 0; form < kMapForms; ++form)

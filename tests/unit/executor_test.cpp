@@ -670,6 +670,30 @@ TEST_F(Misses, ASecondThreadInOneSessionIsRefusedAndHarmsNothing) {
   EXPECT_TRUE((*session)->run(make_request()).ok()) << "afterwards it is free again";
 }
 
+TEST(Streams, WhatWouldNotRunSideBySideIsRefused) {
+  TinyModel model(tiny_config(Family::kLlama), 11, DType::kBF16);
+  ASSERT_NE(model.model, nullptr);
+  const Plan plan = plan_for(model, model, {1, 3}, "e-first");
+  auto refused = [&](StreamKind more, bool whole) {
+    Plan other = plan;
+    (whole ? other.full_prefill : other.variants[0]).streams.push_back({more});
+    auto session = Session::create(*model.backend, *model.model, other, {90, 6, 1});
+    return session.ok() ? Status() : session.status();
+  };
+  for (bool whole : {false, true}) {
+    Status compute = refused(StreamKind::kCompute, whole), copy = refused(StreamKind::kCopy, whole);
+    EXPECT_EQ(compute.code(), Code::kUnsupported);
+    EXPECT_NE(compute.message().find("has 2 compute streams; this runtime runs at most 1"), std::string::npos)
+        << compute.message();
+    EXPECT_EQ(copy.code(), Code::kUnsupported);
+    EXPECT_NE(copy.message().find("has 1 copy stream; this runtime runs at most 0"), std::string::npos)
+        << copy.message();
+  }
+  EXPECT_EQ(refused(StreamKind::kLink, false).code(), Code::kUnsupported);
+  EXPECT_TRUE(refused(StreamKind::kLink, true).ok()) << "the full prefill has none of its own";
+  EXPECT_TRUE(Session::create(*model.backend, *model.model, plan, {90, 6, 1}).ok());
+}
+
 TEST(Choice, ByLengthLinkAndLoad) {
   TinyModel model(tiny_config(Family::kLlama), 11, DType::kBF16);
   ASSERT_NE(model.model, nullptr);
