@@ -4,265 +4,30 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <filesystem>
 #include <map>
 #include <utility>
 
 #include "compiler/pipeline.h"
-#include "compiler/scheduling/schedulers.h"
+#include "compiler/request.h"
 #include "compiler/select/doubt.h"
 #include "compiler/select/variants.h"
 #include "compiler/stopwatch.h"
 #include "plans/limits.h"
 #include "plans/plan_file.h"
-#include "runtime/model/identity.h"
-#include "support/file.h"
-#include "support/hash.h"
 
 namespace ds {
 namespace {
 
-const std::vector<std::string_view> kEmits = {"reuse", "plan", "schedule", "flatbuffer"};
-const std::vector<std::string_view> kAligns = {"auto", "none", "full", "low-rank", "diagonal"};
-const std::vector<std::string_view> kSides = {"auto", "receiver", "sender"};
 /// With one receiver the sender applies the maps where that shortens a predicted TTFT by more than this
 /// share.
 constexpr double kWorthTheSender = 0.01;
-constexpr int64_t kMaxReceivers = 1'000'000;
-constexpr int64_t kMaxLength = int64_t{1} << 30;
-constexpr int64_t kMostChunks = 256;
-
-/// What was asked for, checked and in numbers.
-struct Request {
-  const PolicyTraits* policy = nullptr;
-  std::vector<int64_t> lengths, rates;
-  std::vector<int32_t> chunks;
-  bool default_lengths = false;
-  std::optional<double> divergence;  // --slo-divergence
-  bool least_divergence = false;
-};
-
-Status one_of(std::string_view flag, std::string_view found, const std::vector<std::string_view>& known) {
-  if (std::find(known.begin(), known.end(), found) != known.end()) return ok_status();
-  return error(Code::kInvalidArgument, "{} is '{}', expected one of {}", flag, found, fmt::join(known, ", "));
-}
-
-Result<std::vector<int64_t>> parse_rates(std::string_view text) {
-  std::vector<int64_t> rates;
-  for (size_t begin = 0; begin <= text.size();) {
-    size_t end = std::min(text.find(',', begin), text.size());
-    DS_ASSIGN(double rate, parse_rate(text.substr(begin, end - begin)));
-    rates.push_back(std::max<int64_t>(1, std::llround(rate)));
-    if (rates.size() > 1 && rates.back() <= rates[rates.size() - 2])
-      return error(Code::kInvalidArgument, "'{}' is not greater than the rate before it",
-                   text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return rates;
-}
-
-/// "15%", "0.15": of the tokens, in (0, 1].
-Result<double> parse_share(std::string_view text) {
-  bool percent = !text.empty() && text.back() == '%';
-  std::string number(text.substr(0, text.size() - (percent ? 1 : 0)));
-  char* end = nullptr;
-  double share = std::strtod(number.c_str(), &end);
-  if (percent) share /= 100;
-  if (number.empty() || *end != '\0' || !(share > 0 && share <= 1))
-    return error(Code::kInvalidArgument,
-                 "bad share '{}'; expected more than 0, at most 100%, like 15% or 0.15", text);
-  return share;
-}
-
-Status read_divergence(const CompileOptions& o, Request& r) {
-  if (!o.slo_divergence) return ok_status();
-  if (*o.slo_divergence == "least") {
-    r.least_divergence = true;
-    if (o.slo_ttft_ms) return ok_status();
-    return error(
-        Code::kInvalidArgument,
-        "--slo-divergence least needs --slo-ttft-ms: whatever the time, the full prefill diverges least");
-  }
-  char* end = nullptr;
-  const double nats = std::strtod(o.slo_divergence->c_str(), &end);
-  if (o.slo_divergence->empty() || *end != '\0' || !(nats >= 0 && nats <= 1e6))
-    return error(Code::kInvalidArgument,
-                 "--slo-divergence is '{}', expected nats per token, 0 or more, like 0.05, or least",
-                 *o.slo_divergence);
-  r.divergence = nats;
-  return ok_status();
-}
-
-Status refuse(std::string_view a, std::string_view b, std::string_view why) {
-  return error(Code::kInvalidArgument, "{} contradicts {}: {}", a, b, why);
-}
-
-/// The form that was asked for; kNone: "auto" or "none".
-MapForm named_form(const CompileOptions& o) { return map_form_named(o.align).value_or(MapForm::kNone); }
-
-/// `maps`: a file of them was given.
-Status check_align(const CompileOptions& o, bool maps) {
-  DS_TRY(one_of("--align", o.align, kAligns));
-  DS_TRY(one_of("--align-side", o.align_side, kSides));
-  if (o.align_fallback) DS_TRY(one_of("--align-fallback", *o.align_fallback, {"plain"}));
-  if (o.receivers < 1 || o.receivers > kMaxReceivers)
-    return error(Code::kInvalidArgument, "--receivers is {}, expected 1 to {}", o.receivers, kMaxReceivers);
-  const bool form = named_form(o) != MapForm::kNone;
-  std::string option = form                     ? "--align " + o.align
-                       : o.align_side != "auto" ? "--align-side " + o.align_side
-                       : o.receivers != 1       ? fmt::format("--receivers {}", o.receivers)
-                       : o.align_fallback       ? "--align-fallback plain"
-                                                : "";
-  if (!maps && !option.empty())
-    return error(Code::kInvalidArgument, "{} needs --maps FILE: what cuts are mapped with, from ds-profile",
-                 option);
-  if (!form || !o.policy) return ok_status();
-  DS_ASSIGN(const PolicyTraits* policy, find_policy(*o.policy));
-  if (policy->sends_hidden) return ok_status();
-  return refuse("--align " + o.align, "--policy " + *o.policy,
-                "that policy sends no hidden states, so there is nothing to map");
-}
-
-/// Everything that can be refused without opening a file. `quality`, `maps`: there is a profile, are maps.
-Result<Request> check_options(const CompileOptions& o, bool quality, bool maps) {
-  Request r;
-  DS_TRY(check_align(o, maps));
-  DS_TRY(one_of("--schedule", o.schedule, scheduler_names()));
-  // Layers that the user named are recomputed, and no others.
-  DS_ASSIGN(r.policy, find_policy(o.policy.value_or(o.recompute ? "droidspeak" : "balanced")));
-  DS_TRY(one_of("--emit", o.emit, kEmits));
-  if (o.dtype && *o.dtype != "bf16" && *o.dtype != "f32")
-    return error(Code::kInvalidArgument, "--dtype is '{}', expected bf16 or f32", *o.dtype);
-  if (o.slo_loss && !(*o.slo_loss >= 0 && *o.slo_loss <= 100))
-    return error(Code::kInvalidArgument, "--slo-loss is {}, expected points from 0 to 100", *o.slo_loss);
-  if (o.confidence && !(*o.confidence > 0.5 && *o.confidence < 1))
-    return error(Code::kInvalidArgument, "--confidence is {}, expected above 0.5 and below 1, like 0.95",
-                 *o.confidence);
-  if (o.confidence && !quality)
-    return error(Code::kInvalidArgument,
-                 "--confidence needs --quality: how certain a loss is, the profile's standard errors say");
-  if (o.slo_ttft_ms && !(*o.slo_ttft_ms > 0 && *o.slo_ttft_ms <= 1e9))
-    return error(Code::kInvalidArgument, "--slo-ttft-ms is {}, expected milliseconds above 0, at most 1e9",
-                 *o.slo_ttft_ms);
-  DS_TRY(read_divergence(o, r));
-  if (o.suffix_length < 1 || o.suffix_length > kMaxLength)
-    return error(Code::kInvalidArgument, "--suffix-length is {}, expected 1 to {}", o.suffix_length,
-                 kMaxLength);
-
-  const PolicyTraits& policy = *r.policy;
-  const std::string named = "--policy " + std::string(policy.name);
-  std::string_view slo = o.slo_loss         ? "--slo-loss"
-                         : o.slo_divergence ? "--slo-divergence"
-                         : o.slo_ttft_ms    ? "--slo-ttft-ms"
-                                            : "";
-  if (o.select_share && !policy.takes_share)
-    return refuse("--select-share", o.policy ? named : "no --policy select",
-                  "only that policy selects tokens");
-  if (o.select_share) {
-    auto share = parse_share(*o.select_share);
-    if (!share.ok()) return share.status().with_context("--select-share");
-  }
-  if (!slo.empty() && o.select_share)
-    return refuse(slo, "--select-share", "the share is either given or chosen for an objective");
-  if (o.recompute && policy.takes_share)
-    return refuse("--recompute", named, "that policy selects tokens, and recomputes them in every layer");
-  if (o.recompute && policy.named_layers == nullptr)
-    return refuse("--recompute", named, "that policy decides which layers are recomputed");
-  if (!slo.empty() && !policy.chooses) return refuse(slo, named, "that policy has nothing to choose from");
-  if (!slo.empty() && o.recompute)
-    return refuse(slo, "--recompute", "the layers are either given or chosen for an objective");
-  if (!slo.empty() && !quality) {
-    return error(Code::kInvalidArgument,
-                 "{} needs --quality: without a profile nobody knows what a group of layers costs", slo);
-  }
-  if (!o.recompute && !o.select_share && policy.chooses) {
-    if (!quality && policy.takes_share) {
-      return error(Code::kInvalidArgument,
-                   "how many tokens are to be selected? Give --select-share PERCENT, or --quality FILE with "
-                   "--slo-loss, --slo-divergence or --slo-ttft-ms");
-    }
-    if (!quality) {
-      return error(Code::kInvalidArgument,
-                   "which layers are to be recomputed? Give --recompute A-B, --quality FILE with --slo-loss, "
-                   "--slo-divergence or --slo-ttft-ms, or --policy full-prefill or full-reuse");
-    }
-    if (slo.empty())
-      return error(
-          Code::kInvalidArgument,
-          "--quality needs an objective: give --slo-loss, --slo-divergence, --slo-ttft-ms or several");
-  }
-  if (quality && !policy.may_lose) return refuse("--quality", named, "the full prefill loses nothing");
-  if (o.chunks < 1 || o.chunks > kMostChunks)
-    return error(Code::kInvalidArgument, "--chunks is {}, expected 1 to {}", o.chunks, kMostChunks);
-  if (o.max_variants < 1 || o.max_variants > static_cast<int64_t>(kMaxVariants))
-    return error(Code::kInvalidArgument, "--max-variants is {}, expected 1 to {}", o.max_variants,
-                 kMaxVariants);
-  for (int64_t chunks = 1; chunks < o.chunks; chunks *= 2) r.chunks.push_back(static_cast<int32_t>(chunks));
-  r.chunks.push_back(static_cast<int32_t>(o.chunks));
-
-  r.default_lengths = !o.context_lengths;
-  auto lengths = parse_int_list(o.context_lengths.value_or(kDefaultContextLengths), 1, kMaxLength);
-  if (!lengths.ok()) return lengths.status().with_context("--context-lengths");
-  r.lengths = *lengths;
-  auto rates = parse_rates(o.link_rates.value_or(kDefaultLinkRates));
-  if (!rates.ok()) return rates.status().with_context("--link-rates");
-  r.rates = *rates;
-  if (r.lengths.size() * r.rates.size() > kMaxVariants) {
-    return error(Code::kInvalidArgument,
-                 "{} context lengths times {} link rates are {} variants, expected at most {}",
-                 r.lengths.size(), r.rates.size(), r.lengths.size() * r.rates.size(), kMaxVariants);
-  }
-  return r;
-}
-
-/// The last part of a path; a trailing slash does not count.
-std::string base_name(const std::string& path) {
-  std::filesystem::path p(path);
-  if (!p.has_filename()) p = p.parent_path();
-  return p.filename().string();
-}
-
-std::string canonical_flags(const CompileOptions& o, const Request& r,
-                            const std::optional<LayerRange>& recompute, DType dtype, bool stand_in, bool maps,
-                            int64_t max_model_len) {
-  std::string flags = fmt::format("--policy {}", r.policy->name);
-  if (recompute) flags += " --recompute " + format_layers(*recompute);
-  if (o.select_share) flags += fmt::format(" --select-share {:g}%", 100 * *parse_share(*o.select_share));
-  if (o.slo_loss) flags += fmt::format(" --slo-loss {}", *o.slo_loss);
-  if (r.divergence) flags += fmt::format(" --slo-divergence {}", *r.divergence);
-  if (r.least_divergence) flags += " --slo-divergence least";
-  if (o.slo_ttft_ms) flags += fmt::format(" --slo-ttft-ms {}", *o.slo_ttft_ms);
-  if (o.confidence) flags += fmt::format(" --confidence {}", *o.confidence);
-  std::vector<std::string> rates;
-  for (int64_t rate : r.rates) rates.push_back(fmt::format("{}B/s", rate));
-  flags += fmt::format(
-      " --context-lengths {} --suffix-length {} --link-rates {} --chunks {} --max-variants {} --schedule {} "
-      "--dtype {}",
-      fmt::join(r.lengths, ","), o.suffix_length, fmt::join(rates, ","), o.chunks, o.max_variants, o.schedule,
-      dtype_name(dtype));
-  if (maps) {
-    flags += fmt::format(" --align {} --align-side {} --receivers {}", o.align, o.align_side, o.receivers);
-    if (o.align_fallback) flags += " --align-fallback " + *o.align_fallback;
-  }
-  if (max_model_len > 0) flags += fmt::format(" --max-model-len {}", max_model_len);
-  flags += stand_in ? " (machine: stand-in)" : "";
-  return flags;
-}
-
-/// A file's place in the provenance: role, name without folders, hash of its bytes.
-Result<InputFile> input_file(std::string role, const std::string& path) {
-  DS_ASSIGN(std::string text, read_text_file(path));
-  return InputFile{std::move(role), base_name(path), sha256_hex(text)};
-}
-
 struct Compiler {
-  Compiler(const CompileInputs& given, const CompileOptions& wanted, Request checked)
+  Compiler(const CompileInputs& given, const CompileOptions& wanted, CompileRequest checked)
       : inputs(given), options(wanted), request(std::move(checked)) {}
 
   const CompileInputs& inputs;
   const CompileOptions& options;
-  Request request;
+  CompileRequest request;
   CompileOutput out;
   MachineModel machine;
   std::optional<LayerRange> recompute;
@@ -604,31 +369,8 @@ struct Compiler {
   }
 };
 
-/// Before what belongs to the pair is called another pair's: the same two, the other way round.
-Status check_not_swapped(std::string_view option, const std::string& path, const std::string& sender,
-                         const std::string& receiver, const ModelPair& pair) {
-  if (names_model(sender, pair.sender) || !names_model(sender, pair.receiver) ||
-      !names_model(receiver, pair.sender)) {
-    return ok_status();
-  }
-  return error(Code::kMismatch,
-               "{} '{}' is of '{}' as the sender and '{}' as the receiver: --sender and --receiver are the "
-               "other way round; swap them, or run ds-profile for this direction",
-               option, path, pair.receiver.name, pair.sender.name);
-}
-
-Status read_maps(const std::string& path, const Shape& shape, CompileInputs& in) {
-  DS_ASSIGN(MapSet maps, MapSet::read(path));
-  DS_TRY(check_not_swapped("--maps", path, maps.sender_fingerprint, maps.receiver_fingerprint, in.pair));
-  DS_TRY(maps.check_pair(path, in.pair.sender, in.pair.receiver, shape.layers, shape.d_model));
-  DS_ASSIGN(std::string bytes, read_text_file(path, INT64_MAX));
-  in.maps_identity = {base_name(path), maps.fingerprint()};
-  in.maps = std::move(maps);
-  in.files.push_back({"maps", in.maps_identity.name, sha256_hex(bytes)});
-  return ok_status();
-}
-
-Result<CompileOutput> run(const CompileInputs& inputs, const CompileOptions& options, Request request) {
+Result<CompileOutput> run(const CompileInputs& inputs, const CompileOptions& options,
+                          CompileRequest request) {
   Compiler compiler(inputs, options, std::move(request));
   DS_TRY(compiler.run());
   return std::move(compiler.out);
@@ -636,38 +378,9 @@ Result<CompileOutput> run(const CompileInputs& inputs, const CompileOptions& opt
 
 }  // namespace
 
-Result<CompileInputs> read_inputs(const CompileFiles& files, bool plain_without_maps) {
-  CompileInputs in;
-  DS_ASSIGN(in.pair, read_pair(files.sender, files.receiver, files.open, files.identify));
-  in.max_model_len = files.open.max_model_len;
-  in.files.push_back({"sender", base_name(files.sender), in.pair.sender.fingerprint});
-  in.files.push_back({"receiver", base_name(files.receiver), in.pair.receiver.fingerprint});
-  const Shape shape = in.pair.config.shape();
-  if (files.quality) {
-    DS_ASSIGN(in.quality, Quality::read(*files.quality));
-    DS_TRY(check_not_swapped("--quality", *files.quality, in.quality->sender_fingerprint,
-                             in.quality->receiver_fingerprint, in.pair));
-    DS_TRY(in.quality->check_pair(*files.quality, names_of_model(in.pair.sender),
-                                  names_of_model(in.pair.receiver), shape.layers));
-    DS_ASSIGN(InputFile file, input_file("quality", *files.quality));
-    in.files.push_back(std::move(file));
-  }
-  if (files.machine) {
-    DS_ASSIGN(in.machine, MachineModel::read(*files.machine));
-    DS_TRY(in.machine->check_shape(*files.machine, shape));
-    DS_ASSIGN(InputFile file, input_file("machine", *files.machine));
-    in.files.push_back(std::move(file));
-  }
-  if (files.maps) {
-    Status status = read_maps(*files.maps, shape, in);
-    if (!status.ok() && !plain_without_maps) return status;
-    if (!status.ok()) in.maps_fault = status.message();
-  }
-  return in;
-}
-
 Result<CompileOutput> compile(const CompileInputs& inputs, const CompileOptions& options) {
-  DS_ASSIGN(Request request, check_options(options, inputs.quality.has_value(), inputs.maps.has_value()));
+  DS_ASSIGN(CompileRequest request,
+            check_options(options, inputs.quality.has_value(), inputs.maps.has_value()));
   return run(inputs, options, std::move(request));
 }
 
@@ -676,7 +389,8 @@ Result<CompileOutput> compile(const CompileFiles& files, const CompileOptions& o
     return error(Code::kInvalidArgument, "{} is missing; a plan is for one sender and one receiver",
                  files.receiver.empty() ? "--receiver" : "--sender");
   }
-  DS_ASSIGN(Request request, check_options(options, files.quality.has_value(), files.maps.has_value()));
+  DS_ASSIGN(CompileRequest request,
+            check_options(options, files.quality.has_value(), files.maps.has_value()));
   DS_ASSIGN(CompileInputs inputs, read_inputs(files, options.align_fallback.has_value()));
   return run(inputs, options, std::move(request));
 }
