@@ -14,8 +14,7 @@ void BM_Grid(benchmark::State& state) {
                             .chunks = static_cast<int>(state.range(1)),
                             .first = static_cast<int>(state.range(2)),
                             .last = static_cast<int>(state.range(3)),
-                            .load_ns = state.range(4) * 1000,
-                            .buffered = state.range(5)});
+                            .load_ns = state.range(4) * 1000});
   for (auto _ : state) {
     auto s = schedule(p, "best");
     if (!s.ok()) return state.SkipWithError(s.status().message().c_str());
@@ -25,12 +24,11 @@ void BM_Grid(benchmark::State& state) {
   }
 }
 BENCHMARK(BM_Grid)
-    ->ArgNames({"layers", "chunks", "first", "last", "load_us", "pool"})
-    ->Args({80, 16, 16, 48, 50, 0})
-    ->Args({80, 16, 16, 48, 400, 0})
-    ->Args({80, 16, 48, 80, 100, 0})
-    ->Args({80, 16, 48, 80, 100, 32})
-    ->Args({1000, 64, 100, 600, 50, 0})
+    ->ArgNames({"layers", "chunks", "first", "last", "load_us"})
+    ->Args({80, 16, 16, 48, 50})
+    ->Args({80, 16, 16, 48, 400})
+    ->Args({80, 16, 48, 80, 100})
+    ->Args({1000, 64, 100, 600, 50})
     ->Unit(benchmark::kMillisecond);
 
 /// Small problems of several requests, most of which only the search can prove.

@@ -3,6 +3,7 @@
 #include "compiler/emit/session.h"
 #include "compiler/passes.h"
 #include "dialects/reuse/ReuseDialect.h"
+#include "dialects/scheduling/SchedulingDialect.h"
 #include "llvm/Support/CommandLine.h"
 #include "mlir/Pass/PassOptions.h"
 #include "mlir/Tools/mlir-opt/MlirOptMain.h"
@@ -45,9 +46,10 @@ int opt_main(int argc, char** argv) {
   std::optional<MachineModel> machine;
   mlir::DialectRegistry registry;
   register_dialects(registry);
+  registry.insert<scheduling::SchedulingDialect>();
   register_passes(&machine);
   auto [input, output] = mlir::registerAndParseCLIOptions(
-      argc, argv, "droidspeak: passes over the dialects `reuse` and `plan`\n", registry);
+      argc, argv, "droidspeak: passes over the dialects `reuse`, `plan` and `scheduling`\n", registry);
   if (!file.empty()) {
     auto read = MachineModel::read(file);
     if (!read.ok()) {

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "compiler/scheduling/bounds.h"
 #include "compiler/scheduling/branch_and_bound.h"
@@ -14,21 +15,10 @@ namespace {
 // tens of milliseconds.
 constexpr int64_t kOrderVisits = 1'000'000;
 constexpr int64_t kSearchVisits = 1'000'000;
+/// Above what the busiest stream needs: no other order is tried where many problems are compared.
+constexpr double kGoodEnough = 0.002;
 
-/// Ranks by start; what takes no time first.
-std::vector<int64_t> ascending(const Times& times) {
-  std::vector<int32_t> order(times.start_ns.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    auto x = static_cast<size_t>(a), y = static_cast<size_t>(b);
-    return std::pair(times.start_ns[x], times.end_ns[x]) < std::pair(times.start_ns[y], times.end_ns[y]);
-  });
-  std::vector<int64_t> rank(order.size());
-  for (size_t k = 0; k < order.size(); ++k) rank[static_cast<size_t>(order[k])] = static_cast<int64_t>(k);
-  return rank;
-}
-
-/// The problem backward in time, without releases, room and slowdowns: only orders are taken from it.
+/// The problem backward in time, without releases and slowdowns: only orders are taken from it.
 Problem reversed(const Problem& p) {
   Problem r{.name = p.name, .streams = p.streams, .jobs = p.jobs, .tasks = std::vector<Task>(p.tasks.size())};
   for (Job& j : r.jobs) j.arrival_ns = 0;
@@ -67,30 +57,20 @@ std::vector<std::vector<int32_t>> job_orders(const Problem& p) {
 class Best {
  public:
   Best(const Problem& p, bool thorough)
-      : p_(p),
-        holds_(has_holds(p)),
-        thorough_(thorough),
-        bound_(thorough ? lower_bound(p) : 0),
-        forward_(p),
-        backward_problem_(reversed(p)),
-        backward_(backward_problem_) {}
+      : p_(p), thorough_(thorough), bound_(thorough ? lower_bound(p) : 0), forward_(p) {}
 
   Result<Schedule> run() {
-    families();
-    bool small = p_.tasks.size() <= kSearchTasks, searched = false;
-    if (!found_ && small) searched = search();
-    for (int round = 0; round < 4 && found_ && !done(); ++round)
+    if (!thorough_) simple();
+    // Where jobs wait for each other, and the simple orders get stuck, others do not.
+    if (thorough_ || !found_) families();
+    bool searched = false;
+    for (int round = 0; thorough_ && round < 4 && found_ && !done(); ++round)
       if (!there_and_back()) break;
     if (thorough_ && found_ && !searched && !done()) {
       improve_orders(p_, bound_, kOrderVisits, times_, cost_);
-      if (!done() && small) searched = search();
+      if (!done() && p_.tasks.size() <= kSearchTasks) searched = search();
     }
-    if (!found_) {
-      return error(
-          Code::kInfeasible, "no schedule for '{}': {}; {}; give the pools more room", p_.name,
-          forward_.stuck(),
-          searched ? "a search through all orders found none" : "none was found, though one may exist");
-    }
+    if (!found_) return error(Code::kInternal, "no schedule for '{}': {}", p_.name, forward_.stuck());
     Schedule s;
     s.start_ns = std::move(times_.start_ns);
     s.end_ns = std::move(times_.end_ns);
@@ -112,20 +92,38 @@ class Best {
     return true;
   }
 
-  /// With and without tasks that pass those that wait for room, where there are any.
-  bool offer_both(Priorities by) {
-    bool better = offer(by);
-    by.overtake = true;
-    return (holds_ && offer(by)) || better;
+  /// e-first, and kv-first where that leaves something to be wished for.
+  void simple() {
+    std::vector<int32_t> turns = job_turns(p_, jobs_by_arrival(p_));
+    if (offer({rank_loads(p_, TaskRole::kLoadE), turns, {}}) &&
+        static_cast<double>(cost_) <= static_cast<double>(busy_bound()) * (1 + kGoodEnough))
+      return;
+    offer({rank_loads(p_, TaskRole::kLoadKv), turns, {}});
+  }
+
+  /// Of the makespan: each stream's work, from its first release. O(tasks).
+  int64_t busy_bound() const {
+    if (p_.objective != Objective::kMakespan) return 0;
+    std::vector<std::pair<int64_t, int64_t>> streams(p_.streams.size(), {INT64_MAX, 0});
+    int64_t bound = 0;
+    for (const Task& t : p_.tasks) {
+      auto& [first, work] = streams[static_cast<size_t>(t.stream)];
+      first = std::min(first, std::max(t.release_ns, p_.jobs[static_cast<size_t>(t.job)].arrival_ns));
+      work += t.duration_ns;
+      bound = std::max(bound, first + work);
+    }
+    return bound;
   }
 
   void families() {
+    backward_problem_ = reversed(p_);
+    backward_.emplace(backward_problem_);
     std::vector<int64_t> e_first = rank_loads(p_, TaskRole::kLoadE),
                          kv_first = rank_loads(p_, TaskRole::kLoadKv);
     std::vector<int64_t> by_tail = rank_by_descending(tails(p_));
     // Backward in time; knows, unlike tails, that kernels share a stream.
     std::vector<int64_t> by_reverse = e_first;
-    if (backward_.run({rank_by_descending(tails(backward_problem_)), {}, {}}, trial_))
+    if (backward_->run({rank_by_descending(tails(backward_problem_)), {}, {}}, trial_))
       by_reverse = rank_by_descending(trial_.end_ns);
     std::vector<int64_t> ranks[] = {
         e_first, mix(p_, e_first, by_tail), kv_first,   mix(p_, kv_first, by_tail),
@@ -134,53 +132,37 @@ class Best {
     for (auto& rank : ranks) {
       for (const auto& jobs : orders) {
         if (done()) return;
-        offer_both({rank, p_.jobs.size() > 1 ? job_turns(p_, jobs) : std::vector<int32_t>(), {}});
+        offer({rank, p_.jobs.size() > 1 ? job_turns(p_, jobs) : std::vector<int32_t>(), {}});
       }
-      if (p_.jobs.size() > 1 && !done()) offer_both({std::move(rank), {}, {}});
+      if (p_.jobs.size() > 1 && !done()) offer({std::move(rank), {}, {}});
     }
   }
 
   /// Everything as late as the best schedule's order allows, then as early as the order found by that allows.
   bool there_and_back() {
-    if (!backward_.run({rank_by_descending(times_.end_ns), {}, {}}, trial_)) return false;
-    return offer_both({rank_by_descending(trial_.end_ns), {}, {}});
+    if (!backward_->run({rank_by_descending(times_.end_ns), {}, {}}, trial_)) return false;
+    return offer({rank_by_descending(trial_.end_ns), {}, {}});
   }
 
   /// True: nothing costs less than what has been found.
   bool search() {
+    if (has_contention(p_)) return false;
     auto nodes = kSearchVisits / static_cast<int64_t>(p_.tasks.size());
-    if (!has_contention(p_)) {
-      SearchResult r = branch_and_bound(p_, found_ ? cost_ : INT64_MAX, bound_, nodes);
-      if (r.found) {
-        found_ = true;
-        cost_ = r.cost;
-        times_ = std::move(r.times);
-      }
-      return r.exhausted;
-    }
-    if (found_) return false;
-    // Every tried order got stuck. One that fits without slowdowns may fit with them; and if there is none,
-    // there is none with them either.
-    Problem alone = p_;
-    std::fill(alone.slow_permille.begin(), alone.slow_permille.end(), 0);
-    SearchResult r = branch_and_bound(alone, INT64_MAX, 0, nodes);
+    SearchResult r = branch_and_bound(p_, found_ ? cost_ : INT64_MAX, bound_, nodes);
     if (r.found) {
-      // One after another they fit for certain: what is still held when all before a task have ended was held
-      // at its start in the order found, too.
-      std::vector<int64_t> rank = ascending(r.times);
-      std::vector<int32_t> turn(rank.begin(), rank.end());
-      if (!offer({rank, turn, {}})) offer({rank, {}, turn});
-      return false;
+      found_ = true;
+      cost_ = r.cost;
+      times_ = std::move(r.times);
     }
     return r.exhausted;
   }
 
   const Problem& p_;
-  bool holds_, thorough_;
+  bool thorough_;
   int64_t bound_;
   Dispatcher forward_;
   Problem backward_problem_;
-  Dispatcher backward_;
+  std::optional<Dispatcher> backward_;
   Times times_, trial_;
   int64_t cost_ = 0;
   bool found_ = false;

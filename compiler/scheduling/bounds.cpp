@@ -1,8 +1,7 @@
-// Lower bounds of scheduling problems. Room in pools can only add to them, and is left out; so are slowdowns,
-// but for one bound of the makespan. While stream b runs beside stream a, a loses at least a share c of its
-// time (its tasks' least slowdown). Within a makespan M of which a idles I, b runs beside it for T_b - I at
-// least: M >= W_a + c (T_b - I) + I, which grows with I, and a idles before its first task and behind its
-// last.
+// Lower bounds of scheduling problems. Slowdowns can only add to them, and are left out but for one bound of
+// the makespan. While stream b runs beside stream a, a loses at least a share c of its time (its tasks' least
+// slowdown). Within a makespan M of which a idles I, b runs beside it for T_b - I at least:
+// M >= W_a + c (T_b - I) + I, which grows with I, and a idles before its first task and behind its last.
 //
 // Every task has a head (no schedule starts it earlier) and a tail (at least so much follows its end). A head
 // is the longest path up to the task, and at least the work of its ancestors on any one stream; a tail

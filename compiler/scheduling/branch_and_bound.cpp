@@ -9,7 +9,6 @@
 namespace ds {
 namespace {
 
-constexpr int64_t kNever = INT64_MAX;
 constexpr size_t kMemory = 400'000;  // beginnings that are remembered
 
 class Search {
@@ -64,7 +63,6 @@ class Search {
 
   /// Jobs that are alike, task by task in the order of the problem, and stand apart from all others.
   void find_twins() {
-    if (has_holds(p_)) return;
     std::vector<std::vector<size_t>> tasks(p_.jobs.size());
     for (size_t i = 0; i < n_; ++i) {
       tasks[static_cast<size_t>(p_.tasks[i].job)].push_back(i);
@@ -96,58 +94,13 @@ class Search {
     }
   }
 
-  /// When a hold of a placed task is given back; kNever: its end depends on tasks that are not placed.
-  int64_t given_back(size_t task, const Hold& h, bool* known) const {
-    int64_t until = end_[task];
-    *known = true;
-    for (int32_t u : h.until) {
-      if (placed_[static_cast<size_t>(u)]) {
-        until = std::max(until, end_[static_cast<size_t>(u)]);
-      } else {
-        *known = false;
-      }
-    }
-    return until;
-  }
-
-  /// The first time from `t` on at which there is room for all that the task takes; kNever: not without
-  /// other tasks that are not placed.
-  int64_t room_from(size_t task, int64_t t) const {
-    for (size_t pool = 0; pool < p_.pools.size(); ++pool) {
-      int64_t wanted = 0;
-      for (const Hold& h : p_.tasks[task].holds)
-        if (static_cast<size_t>(h.pool) == pool) wanted += h.amount;
-      if (wanted == 0) continue;
-      int64_t free = p_.pools[pool].capacity;
-      std::vector<std::pair<int64_t, int64_t>> returns;  // time, amount
-      for (size_t i = 0; i < n_; ++i) {
-        if (!placed_[i]) continue;
-        for (const Hold& h : p_.tasks[i].holds) {
-          if (static_cast<size_t>(h.pool) != pool) continue;
-          bool known = false;
-          int64_t until = given_back(i, h, &known);
-          if (known && until <= t) continue;
-          free -= h.amount;
-          if (known) returns.push_back({until, h.amount});
-        }
-      }
-      std::sort(returns.begin(), returns.end());
-      for (size_t k = 0; free < wanted; ++k) {
-        if (k == returns.size()) return kNever;
-        free += returns[k].second;
-        t = std::max(t, returns[k].first);
-      }
-    }
-    return t;
-  }
-
   int64_t earliest(size_t i) const {
     const Task& t = p_.tasks[i];
     int64_t at = std::max({now_, stream_free_[static_cast<size_t>(t.stream)], t.release_ns,
                            p_.jobs[static_cast<size_t>(t.job)].arrival_ns});
     for (int32_t w : t.after)
       at = std::max(at, end_[static_cast<size_t>(w)] + handover(p_.tasks[static_cast<size_t>(w)], t));
-    return t.holds.empty() ? at : room_from(i, at);
+    return at;
   }
 
   struct Undo {
@@ -231,11 +184,6 @@ class Search {
             ready = std::max(ready, end_[static_cast<size_t>(w)] +
                                         handover(p_.tasks[static_cast<size_t>(w)], p_.tasks[i]));
         if (ready >= 0) state.push_back(std::max(ready, now_));
-        continue;
-      }
-      for (const Hold& h : p_.tasks[i].holds) {
-        bool known = false;
-        state.push_back(std::max(given_back(i, h, &known), now_));
       }
     }
     auto& seen = memory_[placed_];
@@ -268,15 +216,13 @@ class Search {
     std::vector<Child> children;
     for (size_t i = 0; i < n_; ++i) {
       if (placed_[i] || open_[i] > 0 || (twin_[i] >= 0 && !placed_[static_cast<size_t>(twin_[i])])) continue;
-      int64_t at = earliest(i);
-      if (at != kNever) children.push_back({0, at, ht_.tail[i], i});
+      children.push_back({0, earliest(i), ht_.tail[i], i});
     }
     auto fits_before = [&](const Child& other, const Child& c) {
       const Task& t = p_.tasks[other.task];
-      if (other.task == c.task || !t.holds.empty() || other.start + t.duration_ns > c.start) return false;
+      if (other.task == c.task || other.start + t.duration_ns > c.start) return false;
       // Both at one time and without length: the first of the problem stays.
-      return other.start < c.start || p_.tasks[c.task].duration_ns > 0 || !p_.tasks[c.task].holds.empty() ||
-             other.task < c.task;
+      return other.start < c.start || p_.tasks[c.task].duration_ns > 0 || other.task < c.task;
     };
     std::vector<Child> kept;
     for (const Child& c : children) {

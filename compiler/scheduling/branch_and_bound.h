@@ -22,11 +22,11 @@ struct SearchResult {
 /// `max_nodes` nodes. The problem has no slowdowns and at most kSearchTasks tasks.
 ///
 /// A node is the schedule's beginning in the order of starts; a child starts one more task, as early as
-/// streams, waits and pools allow, and not before the latest start so far. Some best schedule is of this
-/// form, with pools too: go through any best schedule in the order of its starts, and start each task as
-/// early as that allows; all ends, and so all returns of room, come no later than before. Left out are
-/// - a task that could not start before another one, which takes no room, could have ended: the other one can
-///   be put in front of it and delays nothing,
+/// streams, waits and hand-overs allow, and not before the latest start so far. Some best schedule is of this
+/// form: go through any best schedule in the order of its starts, and start each task as early as that
+/// allows. Left out are
+/// - a task that could not start before another one could have ended: the other one can be put in front of it
+///   and delays nothing,
 /// - a beginning that another beginning with the same tasks is at least as good as in every respect,
 /// - the first task of a job before that of an identical job that stands before it in the problem,
 /// - what the bounds (see bounds.h) say cannot cost less.

@@ -3,11 +3,6 @@
 #include <algorithm>
 
 namespace ds {
-namespace {
-
-constexpr size_t kOvertaken = 16;  // at most so many are passed at once, lest each start looks at all
-
-}  // namespace
 
 Dispatcher::Dispatcher(const Problem& p) : problem_(p), contention_(has_contention(p)) {
   size_t n = p.tasks.size();
@@ -26,22 +21,6 @@ Dispatcher::Dispatcher(const Problem& p) : problem_(p), contention_(has_contenti
   for (size_t i = 0; i < n; ++i)
     for (int32_t w : p.tasks[i].after)
       followers_[static_cast<size_t>(next[static_cast<size_t>(w)]++)] = static_cast<int32_t>(i);
-  if (!has_holds(p)) return;
-  released_by_.resize(n);
-  own_holds_.resize(n);
-  for (size_t i = 0; i < n; ++i) {
-    own_holds_[i].first = static_cast<int32_t>(holds_.size());
-    for (const Hold& h : p.tasks[i].holds) {
-      std::vector<int32_t> until = h.until;
-      until.push_back(static_cast<int32_t>(i));
-      std::sort(until.begin(), until.end());
-      until.erase(std::unique(until.begin(), until.end()), until.end());
-      for (int32_t u : until)
-        released_by_[static_cast<size_t>(u)].push_back(static_cast<int32_t>(holds_.size()));
-      holds_.push_back({h.pool, h.amount, static_cast<int32_t>(until.size()), 0});
-    }
-    own_holds_[i].second = static_cast<int32_t>(holds_.size());
-  }
 }
 
 void Dispatcher::make_available(int32_t id) {
@@ -55,21 +34,6 @@ void Dispatcher::make_available(int32_t id) {
        priorities_->turn.empty() ? 0 : priorities_->turn[i], priorities_->rank[i], id});
 }
 
-bool Dispatcher::fits(int32_t id) const {
-  if (own_holds_.empty()) return true;
-  auto [first, last] = own_holds_[static_cast<size_t>(id)];
-  for (int32_t k = first; k < last; ++k) {
-    // Two holds of one pool stand next to each other or not; either way their sum must fit.
-    const HoldState& h = holds_[static_cast<size_t>(k)];
-    int64_t amount = 0;
-    for (int32_t m = first; m < last; ++m)
-      if (holds_[static_cast<size_t>(m)].pool == h.pool) amount += holds_[static_cast<size_t>(m)].amount;
-    auto pool = static_cast<size_t>(h.pool);
-    if (amount > problem_.pools[pool].capacity - used_[pool]) return false;
-  }
-  return true;
-}
-
 bool Dispatcher::may_start(const Entry& e, const Stream& s) const {
   if (!s.turns.empty() && e.turn != s.turns[s.started]) return false;
   if (phases_.empty()) return true;
@@ -78,29 +42,12 @@ bool Dispatcher::may_start(const Entry& e, const Stream& s) const {
 }
 
 bool Dispatcher::start_next(Stream& s, Times& times) {
-  std::vector<Entry> passed;
-  bool found = false;
-  Entry e;
-  while (!s.available.empty() && !found) {
-    e = s.available.top();
-    if (!may_start(e, s)) break;
-    found = fits(e.task);
-    if (!found && (!priorities_->overtake || passed.size() == kOvertaken)) break;
-    s.available.pop();
-    if (!found) passed.push_back(e);
-  }
-  for (const Entry& back : passed) s.available.push(back);
-  if (!found) return false;
+  if (s.available.empty() || !may_start(s.available.top(), s)) return false;
+  const Entry e = s.available.top();
+  s.available.pop();
   auto i = static_cast<size_t>(e.task);
   ++s.started;
-  ++started_;
   times.start_ns[i] = now_;
-  if (!own_holds_.empty()) {
-    for (int32_t k = own_holds_[i].first; k < own_holds_[i].second; ++k) {
-      const HoldState& h = holds_[static_cast<size_t>(k)];
-      used_[static_cast<size_t>(h.pool)] += h.amount;
-    }
-  }
   int64_t duration = problem_.tasks[i].duration_ns;
   if (duration == 0) {
     times.end_ns[i] = now_;
@@ -116,12 +63,6 @@ bool Dispatcher::start_next(Stream& s, Times& times) {
 void Dispatcher::finish(int32_t id) {
   auto i = static_cast<size_t>(id);
   ++ended_;
-  if (!released_by_.empty()) {
-    for (int32_t k : released_by_[i]) {
-      HoldState& h = holds_[static_cast<size_t>(k)];
-      if (--h.open == 0) used_[static_cast<size_t>(h.pool)] -= h.amount;
-    }
-  }
   for (int32_t k = first_follower_[i]; k < first_follower_[i + 1]; ++k) {
     int32_t f = followers_[static_cast<size_t>(k)];
     if (int64_t passes = handover(problem_.tasks[i], problem_.tasks[static_cast<size_t>(f)]); passes > 0)
@@ -154,15 +95,13 @@ bool Dispatcher::run(const Priorities& priorities, Times& times) {
   size_t n = p.tasks.size();
   priorities_ = &priorities;
   now_ = 0;
-  ended_ = started_ = 0;
+  ended_ = 0;
   open_ = waits_;
   ready_ = earliest_;
   phases_ = priorities.phase;
   std::sort(phases_.begin(), phases_.end());
   streams_.assign(p.streams.size(), {});
-  used_.assign(p.pools.size(), 0);
   unreleased_ = {};
-  for (HoldState& h : holds_) h.open = h.waits;
   times.start_ns.assign(n, 0);
   times.end_ns.assign(n, 0);
   if (!priorities.turn.empty()) {
@@ -204,20 +143,6 @@ bool Dispatcher::run(const Priorities& priorities, Times& times) {
   }
   if (ended_ == n) return true;
   stuck_ = fmt::format("{} of {} tasks cannot start", n - ended_, n);
-  for (const Stream& s : streams_) {
-    if (s.available.empty()) continue;
-    int32_t id = s.available.top().task;
-    for (const Hold& h : p.tasks[static_cast<size_t>(id)].holds) {
-      const Pool& pool = p.pools[static_cast<size_t>(h.pool)];
-      if (h.amount <= pool.capacity - used_[static_cast<size_t>(h.pool)]) continue;
-      stuck_ = fmt::format(
-          "at {} '{}' needs {} of pool '{}', where {} of {} are taken until tasks end that "
-          "cannot start",
-          now_, p.tasks[static_cast<size_t>(id)].name, h.amount, pool.name,
-          used_[static_cast<size_t>(h.pool)], pool.capacity);
-      return false;
-    }
-  }
   return false;
 }
 

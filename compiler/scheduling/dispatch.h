@@ -1,5 +1,5 @@
 // The engine of all schedulers: goes through time, and whenever a stream is free starts what may start, by
-// rank. It knows every rule of a problem: releases, waits, slowdowns, room in pools.
+// rank. It knows every rule of a problem: releases, waits, hand-overs, slowdowns.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,6 @@ struct Priorities {
   std::vector<int32_t> turn;
   /// Per task: nothing starts, on any stream, before all of earlier phases has ended.
   std::vector<int32_t> phase;
-  /// Does a task for which there is room pass one of smaller rank that must wait for room?
-  bool overtake = false;
 };
 
 /// Holds what can be prepared for a problem, so that many runs are cheap. The problem must outlive it.
@@ -32,10 +30,10 @@ class Dispatcher {
  public:
   explicit Dispatcher(const Problem& problem);
 
-  /// False where it gets stuck: all that could start next waits for room that only later tasks give back.
+  /// False where it gets stuck: turns or phases contradict the waits.
   /// O(t log t) and, with slowdowns, a factor of streams^2.
   bool run(const Priorities& priorities, Times& times);
-  /// Who waits for what room, after run() was false.
+  /// How many tasks could not start, after run() was false.
   const std::string& stuck() const { return stuck_; }
 
  private:
@@ -56,15 +54,7 @@ class Dispatcher {
     __int128 left = 0;  // of its work, where there is contention
     int64_t rate = 0;   // progress per ns, likewise
   };
-  struct HoldState {
-    int32_t pool = 0;
-    int64_t amount = 0;
-    int32_t waits = 0;  // distinct tasks that must end before it is given back
-    int32_t open = 0;   // of those, in this run
-  };
-
   void make_available(int32_t task);
-  bool fits(int32_t task) const;
   bool may_start(const Entry& entry, const Stream& stream) const;
   bool start_next(Stream& stream, Times& times);
   void finish(int32_t task);
@@ -75,19 +65,15 @@ class Dispatcher {
   std::vector<int32_t> first_follower_, followers_;  // of task i: [first[i], first[i + 1])
   std::vector<int32_t> waits_;                       // per task: for how many
   std::vector<int64_t> earliest_;                    // per task: release and arrival
-  std::vector<HoldState> holds_;
-  std::vector<std::vector<int32_t>> released_by_;  // per task: holds that wait for its end; empty: no holds
-  std::vector<std::pair<int32_t, int32_t>> own_holds_;  // per task: range in holds_
 
   // Of the run.
   const Priorities* priorities_ = nullptr;
   int64_t now_ = 0;
-  size_t ended_ = 0, started_ = 0;
+  size_t ended_ = 0;
   std::vector<int32_t> open_;
   std::vector<int64_t> ready_;   // per task: earliest_, or when the last of what it waits for is handed over
   std::vector<int32_t> phases_;  // sorted
   std::vector<Stream> streams_;
-  std::vector<int64_t> used_;                        // per pool
   MinHeap<std::pair<int64_t, int32_t>> unreleased_;  // nothing but time is missing
   std::string stuck_;
 };

@@ -17,14 +17,9 @@ class Builder {
     out_.problem.streams.push_back(plan::stringifyStreamKind(op.getKind()).str());
   }
 
-  void pool(plan::PoolOp op) {
-    pools_[op.getResult()] = static_cast<int32_t>(out_.problem.pools.size());
-    out_.problem.pools.push_back({op.getTitle().str(), static_cast<int64_t>(op.getCapacity())});
-  }
-
   /// All of them at once: the table is as wide as there are classes.
-  void slowdowns(plan::ProblemOp problem) {
-    auto ops = problem.getBody().getOps<plan::SlowdownOp>();
+  void slowdowns(scheduling::ProblemOp problem) {
+    auto ops = problem.getBody().getOps<scheduling::SlowdownOp>();
     for (auto op : ops) {
       (void)class_of(op.getSlowed());
       (void)class_of(op.getBeside());
@@ -36,12 +31,6 @@ class Builder {
           static_cast<size_t>(class_of(op.getSlowed())) * n + static_cast<size_t>(class_of(op.getBeside()));
       out_.problem.slow_permille[at] = static_cast<int64_t>(op.getPermille());
     }
-  }
-
-  void hold(plan::HoldOp op) {
-    Hold h{.pool = pools_.lookup(op.getPool()), .amount = static_cast<int64_t>(op.getAmount())};
-    for (mlir::Value u : op.getUntil()) h.until.push_back(tasks_.lookup(u));
-    out_.problem.tasks[static_cast<size_t>(tasks_.lookup(op.getTask()))].holds.push_back(std::move(h));
   }
 
   void task(plan::OperationInterface op, int64_t release_ns) {
@@ -58,7 +47,7 @@ class Builder {
         t.layer = what.layer;
         t.chunk = std::max(what.chunk, 0);
       }
-    } else if (auto task = mlir::dyn_cast<plan::TaskOp>(op.getOperation())) {
+    } else if (auto task = mlir::dyn_cast<scheduling::TaskOp>(op.getOperation())) {
       t.layer = static_cast<int32_t>(task.getLayer().value_or(0));
       t.chunk = static_cast<int32_t>(task.getChunk().value_or(0));
       // A class that no slowdown names is as good as none.
@@ -81,14 +70,14 @@ class Builder {
   }
 
   IrProblem& out_;
-  llvm::DenseMap<mlir::Value, int32_t> streams_, tasks_, pools_;
+  llvm::DenseMap<mlir::Value, int32_t> streams_, tasks_;
   llvm::StringMap<int32_t> classes_;
 };
 
 static_assert(static_cast<int>(plan::Role::load_e) == static_cast<int>(TaskRole::kLoadE));
 static_assert(static_cast<int>(plan::Role::compute) == static_cast<int>(TaskRole::kCompute));
-static_assert(static_cast<int>(plan::Objective::sum) == static_cast<int>(Objective::kSum));
-static_assert(static_cast<int>(plan::Proof::search) == static_cast<int>(Proof::kSearch));
+static_assert(static_cast<int>(scheduling::Objective::sum) == static_cast<int>(Objective::kSum));
+static_assert(static_cast<int>(scheduling::Proof::search) == static_cast<int>(Proof::kSearch));
 
 }  // namespace
 
@@ -105,7 +94,7 @@ IrProblem problem_of(plan::VariantOp variant, const Conditions& conditions) {
   return out;
 }
 
-IrProblem problem_of(plan::ProblemOp problem) {
+IrProblem problem_of(scheduling::ProblemOp problem) {
   IrProblem out;
   out.problem.name = problem.getSymName().str();
   out.problem.objective = static_cast<Objective>(problem.getObjective());
@@ -113,13 +102,11 @@ IrProblem problem_of(plan::ProblemOp problem) {
   b.slowdowns(problem);
   for (mlir::Operation& op : problem.getBody().front()) {
     if (auto stream = mlir::dyn_cast<plan::StreamOp>(op)) b.stream(stream);
-    if (auto pool = mlir::dyn_cast<plan::PoolOp>(op)) b.pool(pool);
-    auto job = mlir::dyn_cast<plan::JobOp>(op);
+    auto job = mlir::dyn_cast<scheduling::JobOp>(op);
     if (!job) continue;
     out.problem.jobs.push_back({job.getSymName().str(), static_cast<int64_t>(job.getArrival())});
-    for (auto task : job.getBody().getOps<plan::TaskOp>())
+    for (auto task : job.getBody().getOps<scheduling::TaskOp>())
       b.task(task, static_cast<int64_t>(task.getRelease().value_or(0)));
-    for (auto hold : job.getBody().getOps<plan::HoldOp>()) b.hold(hold);
   }
   return out;
 }
@@ -143,7 +130,7 @@ mlir::FailureOr<Times> times_of(const IrProblem& p) {
       return mlir::failure();
     }
     times.start_ns.push_back(static_cast<int64_t>(*op.getAt()));
-    auto task = mlir::dyn_cast<plan::TaskOp>(op.getOperation());
+    auto task = mlir::dyn_cast<scheduling::TaskOp>(op.getOperation());
     times.end_ns.push_back(task && task.getEnds()
                                ? static_cast<int64_t>(*task.getEnds())
                                : times.start_ns.back() + static_cast<int64_t>(*op.getDuration()));

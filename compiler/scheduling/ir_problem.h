@@ -1,11 +1,11 @@
-// The scheduling problem that a plan.variant or a plan.problem states.
+// The scheduling problem that a plan.variant or a scheduling.problem states.
 #pragma once
 
 #include <vector>
 
 #include "compiler/inputs/machine.h"
 #include "compiler/scheduling/dispatch.h"
-#include "dialects/plan/PlanDialect.h"
+#include "dialects/scheduling/SchedulingDialect.h"
 
 namespace ds {
 
@@ -16,7 +16,7 @@ struct IrProblem {
 
 /// One job that arrives at 0, under these conditions. Durations that are not there count as 0.
 IrProblem problem_of(plan::VariantOp variant, const Conditions& conditions);
-IrProblem problem_of(plan::ProblemOp problem);
+IrProblem problem_of(scheduling::ProblemOp problem);
 
 /// Starts and ends; emits an error at the first operation without a start, or without a duration.
 mlir::FailureOr<Times> times_of(const IrProblem& problem);

@@ -9,7 +9,7 @@ namespace {
 class LocalSearch {
  public:
   LocalSearch(const Problem& p, int64_t visits)
-      : p_(p), simple_(!has_contention(p) && !has_holds(p)), engine_(p), visits_(visits) {
+      : p_(p), simple_(!has_contention(p)), engine_(p), visits_(visits) {
     size_t n = p.tasks.size();
     followers_.resize(n);
     place_.resize(n);
@@ -85,7 +85,7 @@ class LocalSearch {
     return place;
   }
 
-  /// Each task as early as the orders allow; false where they contradict the waits or get stuck for room.
+  /// Each task as early as the orders allow; false where they contradict the waits.
   bool evaluate(Times& times) {
     size_t n = p_.tasks.size();
     visits_ -= static_cast<int64_t>(n);

@@ -21,48 +21,13 @@ std::optional<Fault> find_table_fault(const Problem& p) {
                  fmt::format("'{}' beside '{}' is slowed by {} permille, expected 0 to {}", p.classes[i / n],
                              p.classes[i % n], slow, kMaxSlowdown)};
   }
-  for (const Pool& pool : p.pools) {
-    if (pool.capacity < 0 || pool.capacity > INT64_MAX / 4) {
-      return Fault{-1, -1,
-                   fmt::format("pool '{}' has a capacity of {}, expected 0 to {}", pool.name, pool.capacity,
-                               INT64_MAX / 4)};
-    }
-  }
   return std::nullopt;
-}
-
-/// Message about the task's own holds; empty: none.
-std::string hold_fault(const Problem& p, const Task& t) {
-  std::vector<int64_t> taken(p.pools.size(), 0);
-  for (const Hold& h : t.holds) {
-    if (!index_ok(h.pool, p.pools.size()))
-      return fmt::format("takes room in pool {}, but there are {}", h.pool, p.pools.size());
-    const Pool& pool = p.pools[static_cast<size_t>(h.pool)];
-    if (h.amount < 1) return fmt::format("takes {} of pool '{}', expected at least 1", h.amount, pool.name);
-    if (t.duration_ns == 0)
-      return fmt::format("takes room in pool '{}' but no time; only tasks that take time can", pool.name);
-    int64_t& sum = taken[static_cast<size_t>(h.pool)];
-    if (h.amount > pool.capacity - sum) {
-      return fmt::format("takes {} of pool '{}', whose capacity is {}: that can never fit", sum + h.amount,
-                         pool.name, pool.capacity);
-    }
-    sum += h.amount;
-    for (int32_t u : h.until) {
-      if (!index_ok(u, p.tasks.size()))
-        return fmt::format("holds pool '{}' until task {}, but there are {}", pool.name, u, p.tasks.size());
-    }
-  }
-  return "";
 }
 
 }  // namespace
 
 bool has_contention(const Problem& p) {
   return std::any_of(p.slow_permille.begin(), p.slow_permille.end(), [](int64_t s) { return s > 0; });
-}
-
-bool has_holds(const Problem& p) {
-  return std::any_of(p.tasks.begin(), p.tasks.end(), [](const Task& t) { return !t.holds.empty(); });
 }
 
 std::optional<Fault> find_problem_fault(const Problem& p) {
@@ -103,7 +68,6 @@ std::optional<Fault> find_problem_fault(const Problem& p) {
     if (!add(static_cast<__int128>(t.duration_ns) * 1'000'000 / progress_per_ns(worst) + 1) ||
         !add(t.release_ns) || !add(t.handover_ns))
       return fault(-1, "has times whose sum does not fit 64 bits");
-    if (std::string message = hold_fault(p, t); !message.empty()) return fault(-1, message);
     for (int32_t w : t.after) {
       if (!index_ok(w, p.tasks.size()))
         return fault(-1, fmt::format("waits for task {}, but there are {}", w, p.tasks.size()));

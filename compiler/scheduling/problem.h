@@ -10,9 +10,6 @@
 //
 // Hand-over: where a task waits for one of another stream, some time passes between that one's end and its
 // own start (a thread that sleeps is woken up, the last block is copied to the device).
-//
-// Buffers: a task may take room in pools when it starts; it is given back when that task and all listed ones
-// have ended. What is given back at a time can be taken at that time.
 #pragma once
 
 #include <cstdint>
@@ -27,13 +24,6 @@ namespace ds {
 /// What a task is to the simple strategies, which order loads by kind and layer.
 enum class TaskRole : uint8_t { kLoadE = 0, kLoadKv = 1, kCompute = 2 };
 
-/// Room of a pool, from the task's start until it and all of `until` have ended.
-struct Hold {
-  int32_t pool = 0;
-  int64_t amount = 0;          // of the pool's unit, 1 to its capacity
-  std::vector<int32_t> until;  // tasks, of any job; may be empty
-};
-
 struct Task {
   std::string name;  // for messages
   TaskRole role = TaskRole::kCompute;
@@ -44,7 +34,6 @@ struct Task {
   std::vector<int32_t> after;    // tasks that must have ended before it starts
   int32_t layer = 0, chunk = 0;  // where it lies in the layer x token plane: for the strategies that ask
   int32_t contention = -1;       // index into Problem::classes; -1: neither slows nor is slowed
-  std::vector<Hold> holds;       // only tasks that take time may have any
   int64_t handover_ns = 0;  // from its end to the earliest start of those on other streams that wait for it
 };
 
@@ -56,11 +45,6 @@ inline int64_t handover(const Task& before, const Task& next) {
 struct Job {
   std::string name;
   int64_t arrival_ns = 0;
-};
-
-struct Pool {
-  std::string name;
-  int64_t capacity = 0;  // in any unit: bytes, blocks, chunks
 };
 
 /// kMakespan: the time at which the last job ends. kSum: the sum over jobs of end less arrival (mean TTFT
@@ -77,7 +61,6 @@ struct Problem {
   /// [a * classes + b]: what takes a task of class a 1000 ns alone takes it 1000 + this beside one of class
   /// b. 0 to kMaxSlowdown; empty where there are no classes.
   std::vector<int64_t> slow_permille;
-  std::vector<Pool> pools;
 };
 
 constexpr int64_t kMaxSlowdown = 1'000'000;
@@ -90,7 +73,6 @@ constexpr int64_t progress_per_ns(int64_t slow_permille) {
 
 /// Can any task of the problem slow another one?
 bool has_contention(const Problem& problem);
-bool has_holds(const Problem& problem);
 
 /// How an optimum was proven: a schedule meets the lower bound, or a search has left nothing out.
 enum class Proof : uint8_t { kNone = 0, kBound = 1, kSearch = 2 };
@@ -113,13 +95,12 @@ struct Fault {
   std::string message;
 };
 
-/// Sound: indices, no cycle, times not below zero, sums that fit 64 bits, nothing that could never fit into
-/// its pool. Solvers rely on it.
+/// Sound: indices, no cycle, times not below zero, sums that fit 64 bits. Solvers rely on it.
 std::optional<Fault> find_problem_fault(const Problem& problem);
 Status check(const Problem& problem);  // kInvalidArgument with that message
 
 /// A schedule keeps every rule: arrivals, releases, waits, one task at a time per stream, ends that follow
-/// from the slowdowns, room in the pools.
+/// from the slowdowns.
 std::optional<Fault> find_schedule_fault(const Problem& problem, const std::vector<int64_t>& start_ns,
                                          const std::vector<int64_t>& end_ns);
 /// That, and the stated cost is the real one, and it is not below the stated bound. kInternal.

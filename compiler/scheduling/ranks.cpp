@@ -46,8 +46,8 @@ Result<Schedule> dispatch(const Problem& p, const Priorities& priorities, std::s
   Dispatcher engine(p);
   Times times;
   if (!engine.run(priorities, times)) {
-    return error(Code::kInfeasible, "'{}' finds no schedule for '{}': {}; 'best' may find one, or more room",
-                 name, p.name, engine.stuck());
+    return error(Code::kInfeasible, "'{}' finds no schedule for '{}': {}; 'best' finds one", name, p.name,
+                 engine.stuck());
   }
   Schedule s;
   s.start_ns = std::move(times.start_ns);

@@ -122,53 +122,6 @@ std::optional<Fault> find_end_fault(const Problem& p, const std::vector<int64_t>
   return std::nullopt;
 }
 
-std::optional<Fault> find_pool_fault(const Problem& p, const std::vector<int64_t>& start,
-                                     const std::vector<int64_t>& end) {
-  struct Change {
-    int64_t time = 0;
-    int64_t amount = 0;  // below 0: given back, which comes first at the same time
-    int32_t task = 0;
-  };
-  std::vector<std::vector<Change>> changes(p.pools.size());
-  for (size_t i = 0; i < p.tasks.size(); ++i) {
-    for (const Hold& h : p.tasks[i].holds) {
-      int64_t until = end[i];
-      for (int32_t u : h.until) until = std::max(until, end[static_cast<size_t>(u)]);
-      auto id = static_cast<int32_t>(i);
-      changes[static_cast<size_t>(h.pool)].push_back({start[i], h.amount, id});
-      changes[static_cast<size_t>(h.pool)].push_back({until, -h.amount, id});
-    }
-  }
-  for (size_t k = 0; k < p.pools.size(); ++k) {
-    std::sort(changes[k].begin(), changes[k].end(), [](const Change& a, const Change& b) {
-      return std::tuple(a.time, a.amount > 0, a.task) < std::tuple(b.time, b.amount > 0, b.task);
-    });
-    int64_t used = 0;
-    std::map<int32_t, int64_t> holders;  // task, amount
-    for (const Change& c : changes[k]) {
-      if (c.amount > p.pools[k].capacity - used) {
-        if (holders.empty()) {  // only where check() has not been asked
-          return Fault{c.task, -1,
-                       fmt::format("'{}' takes {} of pool '{}', whose capacity is {}", task(p, c.task).name,
-                                   c.amount, p.pools[k].name, p.pools[k].capacity)};
-        }
-        // Of those that are in the way, the one that takes most.
-        auto most = std::max_element(holders.begin(), holders.end(),
-                                     [](const auto& a, const auto& b) { return a.second < b.second; });
-        return Fault{
-            c.task, most->first,
-            fmt::format("'{}' takes {} of pool '{}' at {}, where {} of {} are taken, {} of them by "
-                        "'{}', which started at {}",
-                        task(p, c.task).name, c.amount, p.pools[k].name, c.time, used, p.pools[k].capacity,
-                        most->second, task(p, most->first).name, start[static_cast<size_t>(most->first)])};
-      }
-      used += c.amount;
-      if ((holders[c.task] += c.amount) == 0) holders.erase(c.task);
-    }
-  }
-  return std::nullopt;
-}
-
 }  // namespace
 
 std::optional<Fault> find_schedule_fault(const Problem& p, const std::vector<int64_t>& start,
@@ -179,8 +132,7 @@ std::optional<Fault> find_schedule_fault(const Problem& p, const std::vector<int
   }
   if (auto fault = find_wait_fault(p, start, end)) return fault;
   if (auto fault = find_stream_fault(p, start, end)) return fault;
-  if (auto fault = find_end_fault(p, start, end)) return fault;
-  return find_pool_fault(p, start, end);
+  return find_end_fault(p, start, end);
 }
 
 int64_t cost_of(const Problem& p, const std::vector<int64_t>& end) {

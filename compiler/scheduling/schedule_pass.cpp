@@ -1,6 +1,6 @@
 // plan-schedule: when each operation starts. Works alike on variants and on problems that are written down
-// (plan.problem); those it leaves in the order in which they stand, while the operations of a variant are put
-// in the order of their starts, which on each stream is the order in which the executor runs them.
+// (scheduling.problem); those it leaves in the order in which they stand, while the operations of a variant
+// are put in the order of their starts, which on each stream is the order in which the executor runs them.
 #include <algorithm>
 #include <numeric>
 
@@ -53,7 +53,7 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
   void runOnOperation() final {
     auto walked = getOperation().walk<mlir::WalkOrder::PreOrder>([&](mlir::Operation* op) {
       auto variant = mlir::dyn_cast<plan::VariantOp>(op);
-      auto problem = mlir::dyn_cast<plan::ProblemOp>(op);
+      auto problem = mlir::dyn_cast<scheduling::ProblemOp>(op);
       bool failed = (variant && mlir::failed(run(variant))) || (problem && mlir::failed(run(problem)));
       if (failed) return mlir::WalkResult::interrupt();
       return variant || problem ? mlir::WalkResult::skip() : mlir::WalkResult::advance();
@@ -80,7 +80,7 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     return {.kernels_ns = release_ns, .loads_ns = std::max<int64_t>(release_ns, link_release_ns)};
   }
 
-  mlir::LogicalResult run(plan::ProblemOp problem) {
+  mlir::LogicalResult run(scheduling::ProblemOp problem) {
     IrProblem ir = problem_of(problem);
     auto s = solve(problem, ir);
     if (mlir::failed(s)) return mlir::failure();
@@ -89,9 +89,9 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     problem.setLowerBound(static_cast<uint64_t>(s->lower_bound_ns));
     problem.setProvenOptimal(s->proven_optimal);
     problem.removeProofAttr();
-    if (s->proven_optimal) problem.setProof(static_cast<plan::Proof>(s->proof));
+    if (s->proven_optimal) problem.setProof(static_cast<scheduling::Proof>(s->proof));
     for (size_t i = 0; i < ir.ops.size(); ++i) {
-      auto task = mlir::cast<plan::TaskOp>(ir.ops[i].getOperation());
+      auto task = mlir::cast<scheduling::TaskOp>(ir.ops[i].getOperation());
       task.setAt(static_cast<uint64_t>(s->start_ns[i]));
       task.removeEndsAttr();
       if (s->end_ns[i] - s->start_ns[i] != ir.problem.tasks[i].duration_ns)
@@ -105,7 +105,7 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     // Without a lower end: well below the tuned rate, where another variant would have been worth its while.
     double low = std::max(static_cast<double>(variant.getRateMin()), tuned / 16);
     if (tuned <= 0 || low >= tuned) return;
-    Result<Schedule> other = schedule(ir.problem, quick_scheduler(scheduler.getValue()), false);
+    Result<Schedule> other = schedule(ir.problem, scheduler.getValue(), false);
     if (!other.ok() ||
         static_cast<double>(other->cost_ns) > static_cast<double>(best.cost_ns) * (1 + kNextToNothing))
       return;
@@ -124,7 +124,7 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     IrProblem ir = problem_of(variant, conditions(variant));
     auto s = solve(variant, ir);
     if (mlir::failed(s)) return mlir::failure();
-    if (quick_scheduler(scheduler.getValue()) != scheduler.getValue()) hold_at_lower_rates(variant, ir, *s);
+    hold_at_lower_rates(variant, ir, *s);
     // Beside others an operation takes longer than alone; what is predicted is from its start to its end.
     for (size_t i = 0; i < ir.ops.size(); ++i) {
       plan::OperationInterface op = ir.ops[i];

@@ -12,13 +12,13 @@ Result<Schedule> plain(const Problem& p, bool) {
 }
 
 constexpr SchedulerTraits kSchedulers[] = {
-    {"best", schedule_best, /*whole_entry=*/false, /*loads_first=*/false, /*quick=*/"e-first"},
-    {"cake", plain<schedule_cake>, false, false, ""},
-    {"e-first", plain<schedule_e_first>, false, false, ""},
-    {"kv-first", plain<schedule_kv_first>, false, false, ""},
-    {"kv-preload", plain<schedule_kv_preload>, false, true, ""},
-    {"serial", plain<schedule_serial>, true, true, ""},
-    {"two-pointer", plain<schedule_two_pointer>, false, false, ""},
+    {"best", schedule_best, /*whole_entry=*/false, /*loads_first=*/false},
+    {"cake", plain<schedule_cake>, false, false},
+    {"e-first", plain<schedule_e_first>, false, false},
+    {"kv-first", plain<schedule_kv_first>, false, false},
+    {"kv-preload", plain<schedule_kv_preload>, false, true},
+    {"serial", plain<schedule_serial>, true, true},
+    {"two-pointer", plain<schedule_two_pointer>, false, false},
 };
 
 }  // namespace
@@ -44,11 +44,6 @@ bool moves_whole_entry(std::string_view name) {
 bool loads_come_first(std::string_view name) {
   auto found = find_scheduler(name);
   return found.ok() && (*found)->loads_first;
-}
-
-std::string_view quick_scheduler(std::string_view name) {
-  auto found = find_scheduler(name);
-  return found.ok() && !(*found)->quick.empty() ? (*found)->quick : name;
 }
 
 Result<Schedule> schedule(const Problem& p, std::string_view name, bool with_bound) {

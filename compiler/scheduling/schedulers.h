@@ -9,33 +9,29 @@
 namespace ds {
 
 /// Runs the scheduler of that name, check() before and verify() after it, and fills in cost, lower bound and
-/// proof. Without `with_bound` the bound is 0, nothing is proven and `best` only constructs, without any
-/// search: for comparing many problems. kInvalidArgument: the problem, or a name that is not known.
-/// kInfeasible: no schedule was found in which all tasks find room in their pools.
+/// proof. Without `with_bound` the bound is 0, nothing is proven and `best` takes the better of e-first and
+/// kv-first: for comparing many problems. kInvalidArgument: the problem, or a name that is not known.
+/// kInfeasible: the scheduler's order contradicts the waits between jobs.
 Result<Schedule> schedule(const Problem& problem, std::string_view scheduler, bool with_bound = true);
 
 struct SchedulerTraits {
   std::string_view name;
   Result<Schedule> (*run)(const Problem& problem, bool thorough);
-  bool whole_entry;        // moves all of an entry, also what is recomputed: loads that nothing waits for
-                           // are left in
-  bool loads_first;        // none of its loads may wait for a kernel
-  std::string_view quick;  // which other one stands in where many problems are compared, being never better
-                           // and soon done; empty: itself
+  bool whole_entry;  // moves all of an entry, also what is recomputed: loads that nothing waits for
+                     // are left in
+  bool loads_first;  // none of its loads may wait for a kernel
 };
 
 /// kInvalidArgument names the schedulers that there are. A new one is a row of schedulers.cpp.
 Result<const SchedulerTraits*> find_scheduler(std::string_view name);
 /// Names, as the command line takes them.
 std::vector<std::string_view> scheduler_names();
-/// SchedulerTraits::whole_entry and loads_first, and whose `quick` stands in, by name; false and the name
-/// itself where there is no such scheduler, which schedule() then says.
+/// SchedulerTraits::whole_entry and loads_first, by name; false where there is no such scheduler, which
+/// schedule() then says.
 bool moves_whole_entry(std::string_view scheduler);
 bool loads_come_first(std::string_view scheduler);
-std::string_view quick_scheduler(std::string_view scheduler);
 
-// Below: times and barriers only. All but `best` minimise nothing; none of them looks at slowdowns. In all, a
-// load or kernel that has no room in its pools makes its stream wait for it (kInfeasible if for ever).
+// Below: times and barriers only. All but `best` minimise nothing; none of them looks at slowdowns.
 
 /// The baseline without overlap. Jobs one after another in the order of their arrival; in each all loads (E,
 /// then KV upward), then all kernels. Optimal only where nothing can overlap. Fails (kInvalidArgument) where
@@ -73,10 +69,11 @@ Result<Schedule> schedule_two_pointer(const Problem& problem);
 ///   work, jobs kept apart or mixed; the best of them backward and forward again;
 /// - local search on the streams' orders (local_search.h);
 /// - for up to kSearchTasks tasks without slowdowns, branch and bound (branch_and_bound.h).
-/// The last two only if `thorough`, and within limits counted in tasks visited, never in seconds. Never worse
-/// than e-first. Optimal where proven_optimal says so: the bound is met, or the search has left nothing out,
-/// and then the optimum is the bound. With slowdowns only the former proves anything; idling on purpose,
-/// which can then pay, is never tried. kInfeasible says whether the search has excluded every order.
+/// If not `thorough`, the better of e-first and kv-first, and all orders only where both get stuck. Limits
+/// are counted in tasks visited, never in seconds. Never worse than e-first. Optimal where proven_optimal
+/// says so: the bound is met, or the search has left nothing out, and then the optimum is the bound. With
+/// slowdowns only the former proves anything; idling on purpose, which can then pay, is never tried.
+///
 Result<Schedule> schedule_best(const Problem& problem, bool thorough = true);
 
 }  // namespace ds

@@ -19,7 +19,7 @@ struct VerifySchedule : impl::PlanVerifyScheduleBase<VerifySchedule> {
         failed = mlir::failed(check(variant, problem_of(variant, {}), "makespan", variant.getMakespan(),
                                     variant.getLowerBound(), variant.getProvenOptimal())) ||
                  mlir::failed(check_order(variant));
-      } else if (auto problem = mlir::dyn_cast<plan::ProblemOp>(op)) {
+      } else if (auto problem = mlir::dyn_cast<scheduling::ProblemOp>(op)) {
         failed = mlir::failed(check(problem, problem_of(problem), "cost", problem.getCost(),
                                     problem.getLowerBound(), problem.getProvenOptimal())) ||
                  mlir::failed(check_proof(problem));
@@ -54,8 +54,8 @@ struct VerifySchedule : impl::PlanVerifyScheduleBase<VerifySchedule> {
   }
 
   /// A bound that is not from a search can be had again.
-  static mlir::LogicalResult check_proof(plan::ProblemOp problem) {
-    if (problem.getProof() != plan::Proof::bound) return mlir::success();
+  static mlir::LogicalResult check_proof(scheduling::ProblemOp problem) {
+    if (problem.getProof() != scheduling::Proof::bound) return mlir::success();
     int64_t bound = lower_bound(problem_of(problem).problem);
     if (static_cast<int64_t>(*problem.getLowerBound()) <= bound) return mlir::success();
     return problem.emitError() << "states proven_optimal by bound, but the problem's bound is " << bound

@@ -43,7 +43,7 @@ Chooser::Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, s
     : tilings_(std::move(tilings)),
       slo_(slo),
       costs_(costs),
-      scheduler_(quick_scheduler(scheduler)),
+      scheduler_(std::move(scheduler)),
       kinds_(tilings_.size()),
       work_(tilings_.size()) {}
 

@@ -40,9 +40,9 @@ struct Predicted {
   int64_t compute_ns = 0, link_ns = 0;  // busy times
 };
 
-/// Predictions are made by lowering and scheduling a tiling (by the scheduler that stands in for a slow one,
-/// SchedulerTraits::quick) and kept. Most tilings need none: link work and compute work bound the time from
-/// below, and only those are predicted whose bound beats what has been found.
+/// Predictions are made by lowering and scheduling a tiling (by the plan's scheduler, without its search) and
+/// kept. Most tilings need none: link work and compute work bound the time from below, and only those are
+/// predicted whose bound beats what has been found.
 class Chooser {
  public:
   Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, std::string scheduler);

@@ -39,12 +39,6 @@ def Plan_MapSideAttr : Plan_EnumAttr<"MapSide", "who applies the maps", [
 def Plan_RoleAttr : Plan_EnumAttr<"Role", "what a task is to the simple strategies", [
   I32EnumAttrCase<"load_e", 0>, I32EnumAttrCase<"load_kv", 1>, I32EnumAttrCase<"compute", 2>]>;
 
-def Plan_ObjectiveAttr : Plan_EnumAttr<"Objective", "what a problem minimises", [
-  I32EnumAttrCase<"makespan", 0>, I32EnumAttrCase<"sum", 1>]>;
-
-def Plan_ProofAttr : Plan_EnumAttr<"Proof", "how an optimum was proven", [
-  I32EnumAttrCase<"bound", 1>, I32EnumAttrCase<"search", 2>]>;
-
 class Plan_Attr<string name, string attrMnemonic> : AttrDef<Plan_Dialect, name> {
   let mnemonic = attrMnemonic;
   let assemblyFormat = "`<` struct(params) `>`";

@@ -54,11 +54,6 @@ def Plan_Dialect : Dialect {
     receiver's. `aligned full by receiver` at a variant says so; a `plan.align` then stands between each transfer
     of E and what reads it. `by sender`: what is sent has been mapped already, and nothing is left to do.
 
-    A `plan.problem` is a scheduling problem by itself, without models: streams, jobs with an arrival, tasks
-    with a duration, what waits for what, and what is to be minimised. The schedulers work on the same
-    problem whether it comes from a variant or from one of these, so good and bad schedules can be written
-    down as text and tested.
-
     All times are integer nanoseconds, all rates bytes per second, all layers count from 0 and ranges of
     layers and chunks include both ends; ranges of tokens and rates are half-open.
   }];

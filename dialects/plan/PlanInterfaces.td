@@ -8,7 +8,7 @@ def Plan_OperationInterface : OpInterface<"OperationInterface"> {
   let cppNamespace = "::ds::plan";
   let description = [{
     An operation that holds a stream for its whole time: every transfer and kernel of a variant, and the
-    tasks of a problem. Schedulers see nothing else of it.
+    tasks of a `scheduling.problem`. Schedulers see nothing else of it.
   }];
   let methods = [
     InterfaceMethod<"The stream that it holds", "::mlir::Value", "getStream">,

@@ -174,6 +174,5 @@ def Plan_HeadOp : Plan_StreamedOp<"head", (ins)> {
   let assemblyFormat = "`in` $buffer " # schedule;
 }
 
-include "dialects/plan/PlanProblemOps.td"
 
 #endif

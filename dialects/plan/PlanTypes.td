@@ -16,9 +16,6 @@ def Plan_StreamType : Plan_Type<"Stream", "stream"> {
 def Plan_BufferType : Plan_Type<"Buffer", "buffer"> {
   let summary = "rows of one layer's cache, or rows of hidden states";
 }
-def Plan_PoolType : Plan_Type<"Pool", "pool"> {
-  let summary = "room that tasks of a problem take and give back";
-}
 def Plan_EventType : Plan_Type<"Event", "event"> {
   let summary = "the moment at which an operation has ended";
 }

@@ -787,6 +787,51 @@ TEST(Compile, NothingStartsBeforeTheEntryHasBeenFound) {
   }
 }
 
+TEST(Compile, PredictionsKnowSlowdownsAndHandovers) {
+  MachineModel quiet = machine(), measured = machine();
+  measured.read_bytes_per_s = quiet.read_bytes_per_s = 1e9;
+  measured.wakeup_ns = 30'000;
+  measured.kernel_slowdown_permille = 800;
+  for (const char* scheduler : {"best", "e-first", "cake"}) {
+    SCOPED_TRACE(scheduler);
+    CompileOptions o{.recompute = "3-7", .context_lengths = "2048", .link_rates = "500MB/s"};
+    o.schedule = scheduler;
+    auto plain = compile(inputs_in_memory(quiet), o), out = compile(inputs_in_memory(measured), o);
+    ASSERT_TRUE(plain.ok() && out.ok()) << plain.status().message() << out.status().message();
+    const Variant &before = plain->plan->variants[0], &v = out->plan->variants[0];
+    EXPECT_GT(v.makespan_ns, before.makespan_ns);
+    EXPECT_LT(v.makespan_ns,
+              before.makespan_ns * 14 / 10 + 1'000'000);  // at half the store's speed: 400 permille
+    EXPECT_GE(v.lower_bound_ns, before.lower_bound_ns);
+    int64_t held = 0, slowed = 0;
+    for (const Op& op : v.ops) {
+      for (int32_t w : op.waits) {
+        const Op& other = v.ops[static_cast<size_t>(w)];
+        if (other.stream == op.stream) continue;
+        EXPECT_GE(op.start_ns, other.start_ns + other.duration_ns + 30'000);
+        held += op.start_ns == other.start_ns + other.duration_ns + 30'000;
+      }
+      auto same = std::find_if(before.ops.begin(), before.ops.end(), [&](const Op& b) {
+        return b.kind == op.kind && b.layer == op.layer && b.chunk == op.chunk && b.rows == op.rows;
+      });
+      ASSERT_NE(same, before.ops.end());
+      slowed += op.duration_ns > same->duration_ns;
+      EXPECT_GE(op.duration_ns, same->duration_ns);
+      EXPECT_LE(op.duration_ns, same->duration_ns * 14 / 10 + 1);
+      if (is_transfer(op)) {
+        EXPECT_EQ(op.duration_ns, same->duration_ns);
+      }
+    }
+    EXPECT_GT(held, 0);
+    EXPECT_GT(slowed, 0);
+    // A simulation keeps both.
+    EXPECT_EQ(predicted_ttft_ns(*out->plan, v, tuned_point(v)), v.makespan_ns);
+    EXPECT_GT(predicted_ttft_ns(*out->plan, v, {2048, v.tuned_suffix, 100'000'000}), v.makespan_ns);
+    // Without loads nothing is slowed, nor handed over.
+    EXPECT_EQ(out->plan->full_prefill.makespan_ns, plain->plan->full_prefill.makespan_ns);
+  }
+}
+
 /// Inputs with maps for every layer above 0, of every form.
 CompileInputs inputs_with_maps() {
   CompileInputs in = inputs_in_memory(machine());

@@ -43,7 +43,7 @@ struct RandomKind {
   Objective objective = Objective::kMakespan;
   int streams = 2;      // the last one computes
   int64_t longest = 5;  // duration
-  bool pools = false, contention = false, handovers = false;
+  bool contention = false, handovers = false;
 };
 
 inline Problem random_problem(std::mt19937& rng, const RandomKind& kind) {
@@ -57,10 +57,6 @@ inline Problem random_problem(std::mt19937& rng, const RandomKind& kind) {
   if (kind.contention) {
     p.classes = {"copy", "gemm", "norm"};
     for (int i = 0; i < 9; ++i) p.slow_permille.push_back(draw(0, 2) == 0 ? 0 : draw(1, 2000));
-  }
-  if (kind.pools) {
-    p.pools = {{"staging", draw(2, 4)}};
-    if (draw(0, 3) == 0) p.pools.push_back({"cache", draw(3, 6)});
   }
   for (int i = 0; i < kind.tasks; ++i) {
     Task t{.name = fmt::format("t{}", i),
@@ -81,20 +77,6 @@ inline Problem random_problem(std::mt19937& rng, const RandomKind& kind) {
     }
     p.tasks.push_back(std::move(t));
   }
-  if (!kind.pools) return p;
-  for (size_t i = 0; i < p.tasks.size(); ++i) {
-    if (p.tasks[i].duration_ns == 0 || draw(0, 2) == 0) continue;
-    auto pool = static_cast<int32_t>(draw(0, static_cast<int64_t>(p.pools.size()) - 1));
-    Hold h{.pool = pool,
-           .amount = draw(1, std::min<int64_t>(3, p.pools[static_cast<size_t>(pool)].capacity))};
-    // Mostly until those that wait for it have ended, sometimes until any other task has.
-    for (size_t k = 0; k < p.tasks.size(); ++k) {
-      const auto& after = p.tasks[k].after;
-      bool waits = std::find(after.begin(), after.end(), static_cast<int32_t>(i)) != after.end();
-      if (k != i && draw(0, 11) < (waits ? 9 : 1)) h.until.push_back(static_cast<int32_t>(k));
-    }
-    p.tasks[i].holds.push_back(std::move(h));
-  }
   return p;
 }
 
@@ -104,7 +86,6 @@ inline Problem random_problem(std::mt19937& rng, const RandomKind& kind) {
 struct Grid {
   int layers = 80, chunks = 16, first = 16, last = 48;
   int64_t load_ns = 50'000, kernel_ns = 100'000, suffix_ns = 30'000;
-  int64_t buffered = 0;  // > 0: E and KV pass through a pool of so many chunks until their kernels have ended
 };
 
 inline Problem grid_problem(const Grid& g) {
@@ -145,15 +126,6 @@ inline Problem grid_problem(const Grid& g) {
     suffix = add(TaskRole::kCompute, l, g.chunks, g.suffix_ns, after);
   }
   add(TaskRole::kCompute, g.layers, g.chunks, g.suffix_ns, {suffix});
-  if (g.buffered == 0) return p;
-  p.pools = {{"staging", g.buffered}};
-  for (size_t i = 0; i < p.tasks.size(); ++i)
-    for (int32_t w : p.tasks[i].after) {
-      Task& t = p.tasks[static_cast<size_t>(w)];
-      if (t.role == TaskRole::kCompute) continue;
-      if (t.holds.empty()) t.holds = {{.pool = 0, .amount = 1}};
-      t.holds[0].until.push_back(static_cast<int32_t>(i));
-    }
   return p;
 }
 

@@ -8,17 +8,17 @@
 // KVFIRST: cost 61
 // BEST:    cost 56 lower_bound 56 proven_optimal
 
-plan.problem @late_group minimize makespan {
+scheduling.problem @late_group minimize makespan {
   %link = plan.stream link
   %compute = plan.stream compute
-  plan.job @A arrives 0 {
-    %e = plan.task "e(1)" load_e on %link for 10
-    %k0 = plan.task "kv(0)" load_kv on %link for 10
-    %k2 = plan.task "kv(2)" load_kv on %link for 10
-    %r1 = plan.task "recompute 1" compute on %compute after %e for 1
-    %s0 = plan.task "suffix 0" compute on %compute after %k0 for 15
-    %s1 = plan.task "suffix 1" compute on %compute after %s0, %r1 for 20
-    %s2 = plan.task "suffix 2" compute on %compute after %s1, %k2 for 10
-    plan.done %s2
+  scheduling.job @A arrives 0 {
+    %e = scheduling.task "e(1)" load_e on %link for 10
+    %k0 = scheduling.task "kv(0)" load_kv on %link for 10
+    %k2 = scheduling.task "kv(2)" load_kv on %link for 10
+    %r1 = scheduling.task "recompute 1" compute on %compute after %e for 1
+    %s0 = scheduling.task "suffix 0" compute on %compute after %k0 for 15
+    %s1 = scheduling.task "suffix 1" compute on %compute after %s0, %r1 for 20
+    %s2 = scheduling.task "suffix 2" compute on %compute after %s1, %k2 for 10
+    scheduling.done %s2
   }
 }

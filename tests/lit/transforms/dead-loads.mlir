@@ -18,17 +18,17 @@ plan.variant @v policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
   %2 = plan.suffix layer 1 queries all in %h on %c after %1
 }
 
-// CHECK-LABEL: plan.problem @p
+// CHECK-LABEL: scheduling.problem @p
 // CHECK-NOT:     unneeded
 // CHECK:         "needed at the end" load_kv
 // CHECK-NEXT:    "kernel" compute
-plan.problem @p minimize makespan {
+scheduling.problem @p minimize makespan {
   %l = plan.stream link
   %c = plan.stream compute
-  plan.job @A arrives 0 {
-    %0 = plan.task "unneeded" load_kv on %l for 1
-    %1 = plan.task "needed at the end" load_kv on %l for 1
-    %2 = plan.task "kernel" compute on %c for 1
-    plan.done %1
+  scheduling.job @A arrives 0 {
+    %0 = scheduling.task "unneeded" load_kv on %l for 1
+    %1 = scheduling.task "needed at the end" load_kv on %l for 1
+    %2 = scheduling.task "kernel" compute on %c for 1
+    scheduling.done %1
   }
 }

@@ -1,117 +1,117 @@
 // Bad schedules, each with the one rule that it breaks, and one good one.
 // RUN: ds-opt %s --plan-verify-schedule --split-input-file --verify-diagnostics
 
-plan.problem @good minimize sum cost 5 lower_bound 5 proven_optimal {
+scheduling.problem @good minimize sum cost 5 lower_bound 5 proven_optimal {
   %l = plan.stream link
   %c = plan.stream compute
-  plan.job @A arrives 3 {
-    %0 = plan.task "e(4)" load_e on %l at 3 for 2
-    %1 = plan.task "recompute 4" compute on %c after %0 at 5 for 3
-    plan.done %1
+  scheduling.job @A arrives 3 {
+    %0 = scheduling.task "e(4)" load_e on %l at 3 for 2
+    %1 = scheduling.task "recompute 4" compute on %c after %0 at 5 for 3
+    scheduling.done %1
   }
 }
 
 // -----
 
-plan.problem @too_early minimize makespan {
+scheduling.problem @too_early minimize makespan {
   %l = plan.stream link
   %c = plan.stream compute
-  plan.job @A arrives 0 {
+  scheduling.job @A arrives 0 {
     // expected-note@+1 {{the other operation is here}}
-    %0 = plan.task "e(4)" load_e on %l at 0 for 5
+    %0 = scheduling.task "e(4)" load_e on %l at 0 for 5
     // expected-error@+1 {{'recompute 4' starts at 3, but waits for 'e(4)', which ends at 5}}
-    %1 = plan.task "recompute 4" compute on %c after %0 at 3 for 3
-    plan.done %1
+    %1 = scheduling.task "recompute 4" compute on %c after %0 at 3 for 3
+    scheduling.done %1
   }
 }
 
 // -----
 
-plan.problem @one_stream minimize makespan {
+scheduling.problem @one_stream minimize makespan {
   %l = plan.stream link
-  plan.job @A arrives 0 {
+  scheduling.job @A arrives 0 {
     // expected-note@+1 {{the other operation is here}}
-    %0 = plan.task "kv(1)" load_kv on %l at 0 for 5
+    %0 = scheduling.task "kv(1)" load_kv on %l at 0 for 5
     // expected-error@+1 {{'kv(0)' starts at 4 on stream 'link', which 'kv(1)' holds from 0 to 5}}
-    %1 = plan.task "kv(0)" load_kv on %l at 4 for 5
-    plan.done %0, %1
+    %1 = scheduling.task "kv(0)" load_kv on %l at 4 for 5
+    scheduling.done %0, %1
   }
 }
 
 // -----
 
-plan.problem @before_arrival minimize makespan {
+scheduling.problem @before_arrival minimize makespan {
   %l = plan.stream link
-  plan.job @A arrives 7 {
+  scheduling.job @A arrives 7 {
     // expected-error@+1 {{'kv(0)' starts at 6, but its job 'A' arrives at 7}}
-    %0 = plan.task "kv(0)" load_kv on %l at 6 for 5
-    plan.done %0
+    %0 = scheduling.task "kv(0)" load_kv on %l at 6 for 5
+    scheduling.done %0
   }
 }
 
 // -----
 
-plan.problem @before_release minimize makespan {
+scheduling.problem @before_release minimize makespan {
   %l = plan.stream link
-  plan.job @A arrives 0 {
+  scheduling.job @A arrives 0 {
     // expected-error@+1 {{'kv(0)' starts at 6, but is released at 9}}
-    %0 = plan.task "kv(0)" load_kv on %l release 9 at 6 for 5
-    plan.done %0
+    %0 = scheduling.task "kv(0)" load_kv on %l release 9 at 6 for 5
+    scheduling.done %0
   }
 }
 
 // -----
 
 // expected-error@+1 {{states cost 4, but its start times give 5}}
-plan.problem @wrong_cost minimize makespan cost 4 {
+scheduling.problem @wrong_cost minimize makespan cost 4 {
   %l = plan.stream link
-  plan.job @A arrives 0 {
-    %0 = plan.task "kv(0)" load_kv on %l at 0 for 5
-    plan.done %0
+  scheduling.job @A arrives 0 {
+    %0 = scheduling.task "kv(0)" load_kv on %l at 0 for 5
+    scheduling.done %0
   }
 }
 
 // -----
 
 // expected-error@+1 {{states lower_bound 6, but a schedule of 5 is there}}
-plan.problem @wrong_bound minimize makespan cost 5 lower_bound 6 {
+scheduling.problem @wrong_bound minimize makespan cost 5 lower_bound 6 {
   %l = plan.stream link
-  plan.job @A arrives 0 {
-    %0 = plan.task "kv(0)" load_kv on %l at 0 for 5
-    plan.done %0
+  scheduling.job @A arrives 0 {
+    %0 = scheduling.task "kv(0)" load_kv on %l at 0 for 5
+    scheduling.done %0
   }
 }
 
 // -----
 
 // expected-error@+1 {{states proven_optimal, but cost 5 is not met by its lower_bound}}
-plan.problem @no_proof minimize makespan cost 5 lower_bound 4 proven_optimal {
+scheduling.problem @no_proof minimize makespan cost 5 lower_bound 4 proven_optimal {
   %l = plan.stream link
-  plan.job @A arrives 0 {
-    %0 = plan.task "kv(0)" load_kv on %l at 0 for 5
-    plan.done %0
+  scheduling.job @A arrives 0 {
+    %0 = scheduling.task "kv(0)" load_kv on %l at 0 for 5
+    scheduling.done %0
   }
 }
 
 // -----
 
-plan.problem @unscheduled minimize makespan {
+scheduling.problem @unscheduled minimize makespan {
   %l = plan.stream link
-  plan.job @A arrives 0 {
+  scheduling.job @A arrives 0 {
     // expected-error@+1 {{'kv(0)' has no start ('at'): illegal for this phase, expected to have been scheduled}}
-    %0 = plan.task "kv(0)" load_kv on %l for 5
-    plan.done %0
+    %0 = scheduling.task "kv(0)" load_kv on %l for 5
+    scheduling.done %0
   }
 }
 
 // -----
 
-plan.problem @negative minimize makespan {
+scheduling.problem @negative minimize makespan {
   %l = plan.stream link
-  plan.job @A arrives 0 {
+  scheduling.job @A arrives 0 {
     // expected-error@+1 {{'kv(0)' (task 0) takes -5 ns, expected nothing below zero}}
-    %0 = plan.task "kv(0)" load_kv on %l at 0 for -5
-    plan.done %0
+    %0 = scheduling.task "kv(0)" load_kv on %l at 0 for -5
+    scheduling.done %0
   }
 }
 

@@ -3,13 +3,13 @@
 // RUN: ds-opt %s --plan-schedule=scheduler=best --plan-verify-schedule | FileCheck %s
 
 // CHECK: cost 9 lower_bound 9 proven_optimal by bound
-plan.problem @never_beside minimize makespan {
+scheduling.problem @never_beside minimize makespan {
   %link = plan.stream link
   %compute = plan.stream compute
-  plan.slowdown "copy" beside "memory" by 1000
-  plan.job @A arrives 0 {
-    %k = plan.task "kv(0)" load_kv on %link class "copy" for 5
-    %n = plan.task "norm" compute on %compute after %k class "memory" for 4
-    plan.done %n
+  scheduling.slowdown "copy" beside "memory" by 1000
+  scheduling.job @A arrives 0 {
+    %k = scheduling.task "kv(0)" load_kv on %link class "copy" for 5
+    %n = scheduling.task "norm" compute on %compute after %k class "memory" for 4
+    scheduling.done %n
   }
 }

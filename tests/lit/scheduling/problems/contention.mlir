@@ -6,15 +6,15 @@
 // CHECK: "kv(0)" load_kv on %link class "copy" at 0 until 15 for 10
 // CHECK: "norm" compute on %compute class "memory" at 0 until 9 for 6
 // CHECK: "product" compute on %compute after %1 class "matrix" at 9 for 4
-plan.problem @contention minimize makespan {
+scheduling.problem @contention minimize makespan {
   %link = plan.stream link
   %compute = plan.stream compute
-  plan.slowdown "copy" beside "memory" by 1000
-  plan.slowdown "memory" beside "copy" by 500
-  plan.job @A arrives 0 {
-    %k = plan.task "kv(0)" load_kv on %link class "copy" for 10
-    %n = plan.task "norm" compute on %compute class "memory" for 6
-    %p = plan.task "product" compute on %compute after %n class "matrix" for 4
-    plan.done %k, %p
+  scheduling.slowdown "copy" beside "memory" by 1000
+  scheduling.slowdown "memory" beside "copy" by 500
+  scheduling.job @A arrives 0 {
+    %k = scheduling.task "kv(0)" load_kv on %link class "copy" for 10
+    %n = scheduling.task "norm" compute on %compute class "memory" for 6
+    %p = scheduling.task "product" compute on %compute after %n class "matrix" for 4
+    scheduling.done %k, %p
   }
 }

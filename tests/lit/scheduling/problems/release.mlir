@@ -2,16 +2,16 @@
 // RUN: ds-opt %s --plan-schedule=scheduler=best --plan-verify-schedule | FileCheck %s
 
 // CHECK: cost 19 lower_bound 19 proven_optimal by bound
-plan.problem @release minimize makespan {
+scheduling.problem @release minimize makespan {
   %link = plan.stream link
   %compute = plan.stream compute
-  plan.job @A arrives 0 {
-    %k0 = plan.task "kv(0)" load_kv on %link release 10 for 3
-    %k1 = plan.task "kv(1)" load_kv on %link release 4 for 3
-    %r2 = plan.task "recompute 2" compute on %compute for 6
-    %s0 = plan.task "suffix 0" compute on %compute after %k0 for 2
-    %s1 = plan.task "suffix 1" compute on %compute after %s0, %k1 for 2
-    %s2 = plan.task "suffix 2" compute on %compute after %s1, %r2 for 2
-    plan.done %s2
+  scheduling.job @A arrives 0 {
+    %k0 = scheduling.task "kv(0)" load_kv on %link release 10 for 3
+    %k1 = scheduling.task "kv(1)" load_kv on %link release 4 for 3
+    %r2 = scheduling.task "recompute 2" compute on %compute for 6
+    %s0 = scheduling.task "suffix 0" compute on %compute after %k0 for 2
+    %s1 = scheduling.task "suffix 1" compute on %compute after %s0, %k1 for 2
+    %s2 = scheduling.task "suffix 2" compute on %compute after %s1, %r2 for 2
+    scheduling.done %s2
   }
 }

@@ -5,28 +5,28 @@
 
 // SERIAL: cost 52 lower_bound 28 {
 // CHECK: cost 34 lower_bound 34 proven_optimal by search
-plan.problem @mixed minimize sum {
+scheduling.problem @mixed minimize sum {
   %link = plan.stream link
   %compute = plan.stream compute
-  plan.job @A arrives 0 {
-    %e = plan.task "A e" load_e on %link for 4
-    %k = plan.task "A kv" load_kv on %link for 4
-    %r = plan.task "A recompute" compute on %compute after %e for 1
-    %s = plan.task "A suffix" compute on %compute after %r, %k for 1
-    plan.done %s
+  scheduling.job @A arrives 0 {
+    %e = scheduling.task "A e" load_e on %link for 4
+    %k = scheduling.task "A kv" load_kv on %link for 4
+    %r = scheduling.task "A recompute" compute on %compute after %e for 1
+    %s = scheduling.task "A suffix" compute on %compute after %r, %k for 1
+    scheduling.done %s
   }
-  plan.job @B arrives 1 {
-    %e = plan.task "B e" load_e on %link for 1
-    %k = plan.task "B kv" load_kv on %link for 1
-    %r = plan.task "B recompute" compute on %compute after %e for 6
-    %s = plan.task "B suffix" compute on %compute after %r, %k for 1
-    plan.done %s
+  scheduling.job @B arrives 1 {
+    %e = scheduling.task "B e" load_e on %link for 1
+    %k = scheduling.task "B kv" load_kv on %link for 1
+    %r = scheduling.task "B recompute" compute on %compute after %e for 6
+    %s = scheduling.task "B suffix" compute on %compute after %r, %k for 1
+    scheduling.done %s
   }
-  plan.job @C arrives 2 {
-    %e = plan.task "C e" load_e on %link for 2
-    %k = plan.task "C kv" load_kv on %link for 2
-    %r = plan.task "C recompute" compute on %compute after %e for 2
-    %s = plan.task "C suffix" compute on %compute after %r, %k for 1
-    plan.done %s
+  scheduling.job @C arrives 2 {
+    %e = scheduling.task "C e" load_e on %link for 2
+    %k = scheduling.task "C kv" load_kv on %link for 2
+    %r = scheduling.task "C recompute" compute on %compute after %e for 2
+    %s = scheduling.task "C suffix" compute on %compute after %r, %k for 1
+    scheduling.done %s
   }
 }

@@ -5,21 +5,21 @@
 
 // EFIRST: cost 43 lower_bound 26 {
 // CHECK: cost 27 lower_bound 27 proven_optimal by search
-plan.problem @short_first minimize sum {
+scheduling.problem @short_first minimize sum {
   %link = plan.stream link
   %compute = plan.stream compute
-  plan.job @long arrives 0 {
-    %e = plan.task "long e" load_e on %link for 10
-    %k = plan.task "long kv" load_kv on %link for 10
-    %r = plan.task "long recompute" compute on %compute after %e for 10
-    %s = plan.task "long suffix" compute on %compute after %r, %k for 1
-    plan.done %s
+  scheduling.job @long arrives 0 {
+    %e = scheduling.task "long e" load_e on %link for 10
+    %k = scheduling.task "long kv" load_kv on %link for 10
+    %r = scheduling.task "long recompute" compute on %compute after %e for 10
+    %s = scheduling.task "long suffix" compute on %compute after %r, %k for 1
+    scheduling.done %s
   }
-  plan.job @short arrives 1 {
-    %e = plan.task "short e" load_e on %link for 1
-    %k = plan.task "short kv" load_kv on %link for 1
-    %r = plan.task "short recompute" compute on %compute after %e for 1
-    %s = plan.task "short suffix" compute on %compute after %r, %k for 1
-    plan.done %s
+  scheduling.job @short arrives 1 {
+    %e = scheduling.task "short e" load_e on %link for 1
+    %k = scheduling.task "short kv" load_kv on %link for 1
+    %r = scheduling.task "short recompute" compute on %compute after %e for 1
+    %s = scheduling.task "short suffix" compute on %compute after %r, %k for 1
+    scheduling.done %s
   }
 }

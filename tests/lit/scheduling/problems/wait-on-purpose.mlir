@@ -6,13 +6,13 @@
 // EFIRST: cost 29 lower_bound 22 {
 // CHECK: cost 22 lower_bound 22 proven_optimal by bound
 // CHECK: "urgent" load_kv on %link release 1 at 1 for 1
-plan.problem @wait_on_purpose minimize makespan {
+scheduling.problem @wait_on_purpose minimize makespan {
   %link = plan.stream link
   %compute = plan.stream compute
-  plan.job @A arrives 0 {
-    %long = plan.task "long" load_e on %link for 8
-    %urgent = plan.task "urgent" load_kv on %link release 1 for 1
-    %tail = plan.task "tail" compute on %compute after %urgent for 20
-    plan.done %tail, %long
+  scheduling.job @A arrives 0 {
+    %long = scheduling.task "long" load_e on %link for 8
+    %urgent = scheduling.task "urgent" load_kv on %link release 1 for 1
+    %tail = scheduling.task "tail" compute on %compute after %urgent for 20
+    scheduling.done %tail, %long
   }
 }

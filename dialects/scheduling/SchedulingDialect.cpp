@@ -1,14 +1,29 @@
-// Verifiers of `plan`'s scheduling problems: form only. Whether a schedule is right is for
+// Registration and verifiers of `scheduling`: form only. Whether a schedule is right is for
 // --plan-verify-schedule to say.
-#include "dialects/plan/PlanDialect.h"
+#include "dialects/scheduling/SchedulingDialect.h"
 
-namespace ds::plan {
+#include "llvm/ADT/TypeSwitch.h"
+#include "mlir/IR/DialectImplementation.h"
+
+#include "dialects/scheduling/SchedulingDialect.cpp.inc"
+#include "dialects/scheduling/SchedulingEnums.cpp.inc"
+
+#define GET_OP_CLASSES
+#include "dialects/scheduling/SchedulingOps.cpp.inc"
+
+namespace ds::scheduling {
+
+void SchedulingDialect::initialize() {
+  addOperations<
+#define GET_OP_LIST
+#include "dialects/scheduling/SchedulingOps.cpp.inc"
+      >();
+}
 
 mlir::LogicalResult ProblemOp::verifyRegions() {
   for (mlir::Operation& op : getBody().front()) {
-    if (!mlir::isa<StreamOp, PoolOp, SlowdownOp, JobOp>(op))
-      return op.emitOpError()
-             << "is neither a stream, a pool, a slowdown nor a job; a problem holds nothing else";
+    if (!mlir::isa<plan::StreamOp, SlowdownOp, JobOp>(op))
+      return op.emitOpError() << "is neither a stream, a slowdown nor a job; a problem holds nothing else";
   }
   if (getProof() && !getProvenOptimal())
     return emitOpError() << "says how it was proven ('by'), but not that it was ('proven_optimal')";
@@ -18,7 +33,7 @@ mlir::LogicalResult ProblemOp::verifyRegions() {
 void TaskOp::getEffects(
     llvm::SmallVectorImpl<mlir::SideEffects::EffectInstance<mlir::MemoryEffects::Effect>>& effects) {
   // As for plan.transfer: what is loaded is for those who wait for it.
-  if (getKind() == Role::compute)
+  if (getKind() == plan::Role::compute)
     effects.emplace_back(mlir::MemoryEffects::Write::get());
   else
     effects.emplace_back(mlir::MemoryEffects::Allocate::get(), getOperation()->getOpResult(0));
@@ -30,10 +45,9 @@ mlir::LogicalResult JobOp::verifyRegions() {
                          << ", expected 0 or later (times count from 0)";
   }
   for (mlir::Operation& op : getBody().front()) {
-    if (!mlir::isa<TaskOp, HoldOp, DoneOp>(op))
-      return op.emitOpError() << "is neither a task nor a hold; a job holds nothing else";
+    if (!mlir::isa<TaskOp, DoneOp>(op)) return op.emitOpError() << "is no task; a job holds nothing else";
   }
   return mlir::success();
 }
 
-}  // namespace ds::plan
+}  // namespace ds::scheduling

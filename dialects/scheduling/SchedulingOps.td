@@ -1,8 +1,19 @@
-// Scheduling problems as IR: streams, slowdowns, pools, jobs, tasks. Included by PlanOps.td, whose base classes it uses.
-#ifndef DROIDSPEAK_PLAN_PROBLEM_OPS
-#define DROIDSPEAK_PLAN_PROBLEM_OPS
+// Operations of `scheduling`: problems, slowdowns, jobs, tasks.
+#ifndef DROIDSPEAK_SCHEDULING_OPS
+#define DROIDSPEAK_SCHEDULING_OPS
 
-def Plan_ProblemOp : Plan_Op<"problem", [IsolatedFromAbove, Symbol, NoTerminator, SingleBlock, NoRegionArguments]> {
+include "dialects/plan/PlanAttrs.td"
+include "dialects/plan/PlanInterfaces.td"
+include "dialects/plan/PlanTypes.td"
+include "dialects/scheduling/SchedulingEnums.td"
+include "dialects/scheduling/SchedulingDialect.td"
+include "mlir/IR/OpAsmInterface.td"
+include "mlir/IR/SymbolInterfaces.td"
+include "mlir/Interfaces/SideEffectInterfaces.td"
+
+class Scheduling_Op<string mnemonic, list<Trait> traits = []> : Op<Scheduling_Dialect, mnemonic, traits>;
+
+def Scheduling_ProblemOp : Scheduling_Op<"problem", [IsolatedFromAbove, Symbol, NoTerminator, SingleBlock, NoRegionArguments]> {
   let summary = "a scheduling problem, and, where its tasks have `at`, a schedule for it";
   let description = [{
     Minimises the time until the last job has ended (`makespan`) or the sum over the jobs of end less arrival
@@ -11,23 +22,21 @@ def Plan_ProblemOp : Plan_Op<"problem", [IsolatedFromAbove, Symbol, NoTerminator
     search that has left nothing out (`search`).
 
     ```mlir
-    plan.problem @two_requests minimize sum {
+    scheduling.problem @two_requests minimize sum {
       %link = plan.stream link
       %compute = plan.stream compute
-      %staging = plan.pool "staging" capacity 4
-      plan.slowdown "copy" beside "norm" by 800
-      plan.job @A arrives 0 {
-        %e = plan.task "e(3)" load_e on %link class "copy" for 1
-        %r = plan.task "recompute 3" compute on %compute after %e class "norm" for 2
-        plan.hold %e takes 2 of %staging until %r
-        plan.done %r
+      scheduling.slowdown "copy" beside "norm" by 800
+      scheduling.job @A arrives 0 {
+        %e = scheduling.task "e(3)" load_e on %link class "copy" for 1
+        %r = scheduling.task "recompute 3" compute on %compute after %e class "norm" for 2
+        scheduling.done %r
       }
     }
     ```
   }];
-  let arguments = (ins SymbolNameAttr:$sym_name, Plan_ObjectiveAttr:$objective, OptionalAttr<StrAttr>:$scheduler,
+  let arguments = (ins SymbolNameAttr:$sym_name, Scheduling_ObjectiveAttr:$objective, OptionalAttr<StrAttr>:$scheduler,
     OptionalAttr<I64Attr>:$cost, OptionalAttr<I64Attr>:$lower_bound, UnitAttr:$proven_optimal,
-    OptionalAttr<Plan_ProofAttr>:$proof);
+    OptionalAttr<Scheduling_ProofAttr>:$proof);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     $sym_name `minimize` $objective (`scheduler` $scheduler^)? (`cost` $cost^)? (`lower_bound` $lower_bound^)?
@@ -36,14 +45,7 @@ def Plan_ProblemOp : Plan_Op<"problem", [IsolatedFromAbove, Symbol, NoTerminator
   let hasRegionVerifier = 1;
 }
 
-def Plan_PoolOp : Plan_Op<"pool", [HasParent<"ProblemOp">]> {
-  let summary = "room, in any unit, that tasks take and give back";
-  let arguments = (ins StrAttr:$title, I64Attr:$capacity);
-  let results = (outs Plan_PoolType:$result);
-  let assemblyFormat = "$title `capacity` $capacity attr-dict";
-}
-
-def Plan_SlowdownOp : Plan_Op<"slowdown", [HasParent<"ProblemOp">]> {
+def Scheduling_SlowdownOp : Scheduling_Op<"slowdown", [HasParent<"ProblemOp">]> {
   let summary = "while a task of one class runs beside one of another, 1000 ns of its work take 1000 + permille";
   let description = [{
     One direction only. Beside several tasks the largest of their slowdowns holds. What is not stated is 0.
@@ -52,7 +54,7 @@ def Plan_SlowdownOp : Plan_Op<"slowdown", [HasParent<"ProblemOp">]> {
   let assemblyFormat = "$slowed `beside` $beside `by` $permille attr-dict";
 }
 
-def Plan_JobOp : Plan_Op<"job", [HasParent<"ProblemOp">, SingleBlockImplicitTerminator<"DoneOp">,
+def Scheduling_JobOp : Scheduling_Op<"job", [HasParent<"ProblemOp">, SingleBlockImplicitTerminator<"DoneOp">,
     NoRegionArguments]> {
   let summary = "one request: tasks that share an arrival";
   let arguments = (ins SymbolNameAttr:$sym_name, I64Attr:$arrival);
@@ -61,12 +63,12 @@ def Plan_JobOp : Plan_Op<"job", [HasParent<"ProblemOp">, SingleBlockImplicitTerm
   let hasRegionVerifier = 1;
 }
 
-def Plan_TaskOp : Plan_Op<"task", [HasParent<"JobOp">, Plan_OperationInterface,
+def Scheduling_TaskOp : Scheduling_Op<"task", [HasParent<"JobOp">, Plan_OperationInterface,
     DeclareOpInterfaceMethods<MemoryEffectsOpInterface>]> {
   let summary = "an operation that holds a stream for its whole time";
   let description = [{
     `release` is the earliest start, counted from 0 like `at` (a task never starts before its job arrives).
-    `layer` and `chunk` are for the schedulers that order by them. `class` is what `plan.slowdown` speaks of.
+    `layer` and `chunk` are for the schedulers that order by them. `class` is what `scheduling.slowdown` speaks of.
     `for` is its time alone; `until` is its end where that is later, which a scheduler writes.
     A load that nothing waits for is dead code (--cse); a kernel never is.
   }];
@@ -85,14 +87,7 @@ def Plan_TaskOp : Plan_Op<"task", [HasParent<"JobOp">, Plan_OperationInterface,
   }];
 }
 
-def Plan_HoldOp : Plan_Op<"hold", [HasParent<"JobOp">]> {
-  let summary = "a task takes room in a pool when it starts, until it and all others named have ended";
-  let arguments = (ins Plan_EventType:$task, I64Attr:$amount, Plan_PoolType:$pool,
-    Variadic<Plan_EventType>:$until);
-  let assemblyFormat = "$task `takes` $amount `of` $pool (`until` $until^)? attr-dict";
-}
-
-def Plan_DoneOp : Plan_Op<"done", [HasParent<"JobOp">, Terminator]> {
+def Scheduling_DoneOp : Scheduling_Op<"done", [HasParent<"JobOp">, Terminator]> {
   let summary = "what a job's answer needs; loads that nothing needs can be left out";
   let arguments = (ins Variadic<Plan_EventType>:$needs);
   let assemblyFormat = "($needs^)? attr-dict";
