@@ -336,7 +336,7 @@ Result<std::vector<PlacedVariant>> place(Chooser& chooser, Grid grid, double wor
 }  // namespace
 
 Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& grid, size_t most) {
-  for (double worth = kWorthAVariant;; worth *= 2) {
+  for (double worth = kWorthAVariant;; worth *= worth < 1 ? 1.2 : 2) {
     DS_ASSIGN(std::vector<PlacedVariant> all, place(chooser, grid, worth));
     if (all.size() <= most || worth > 1000) return all;
   }

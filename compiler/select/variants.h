@@ -37,8 +37,8 @@ inline constexpr size_t kManyVariants = 32;
 /// Covers every length, rate and load exactly once. Edges lie where the tilings on both sides are equally
 /// good (bisected between grid points). Loads are told apart only where no tiling does for both: where one
 /// waits, a tiling that is good enough beside the best stays, so that most variants hold for every load.
-/// Where more than `most` come of it, both shares above are doubled until they fit, as far as the objective
-/// allows. kInfeasible: at some grid point nothing keeps the objective.
+/// Where more than `most` come of it, both shares above are raised by a fifth at a time until they fit, as
+/// far as the objective allows. kInfeasible: at some grid point nothing keeps the objective.
 Result<std::vector<PlacedVariant>> place_variants(Chooser& chooser, const Grid& grid,
                                                   size_t most = kManyVariants);
 
