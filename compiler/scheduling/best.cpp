@@ -96,23 +96,9 @@ class Best {
   void simple() {
     std::vector<int32_t> turns = job_turns(p_, jobs_by_arrival(p_));
     if (offer({rank_loads(p_, TaskRole::kLoadE), turns, {}}) &&
-        static_cast<double>(cost_) <= static_cast<double>(busy_bound()) * (1 + kGoodEnough))
+        static_cast<double>(cost_) <= static_cast<double>(busy_bound(p_)) * (1 + kGoodEnough))
       return;
     offer({rank_loads(p_, TaskRole::kLoadKv), turns, {}});
-  }
-
-  /// Of the makespan: each stream's work, from its first release. O(tasks).
-  int64_t busy_bound() const {
-    if (p_.objective != Objective::kMakespan) return 0;
-    std::vector<std::pair<int64_t, int64_t>> streams(p_.streams.size(), {INT64_MAX, 0});
-    int64_t bound = 0;
-    for (const Task& t : p_.tasks) {
-      auto& [first, work] = streams[static_cast<size_t>(t.stream)];
-      first = std::min(first, std::max(t.release_ns, p_.jobs[static_cast<size_t>(t.job)].arrival_ns));
-      work += t.duration_ns;
-      bound = std::max(bound, first + work);
-    }
-    return bound;
   }
 
   void families() {

@@ -222,8 +222,8 @@ std::vector<int64_t> tails(const Problem& p) {
 
 namespace {
 
-/// The bound of the makespan by slowdowns.
-int64_t slowdown_bound(const Problem& p, const HeadsTails& ht) {
+/// The bound of the makespan by what each stream does, and by what that loses beside another one.
+int64_t stream_bound(const Problem& p, const HeadsTails& ht) {
   const size_t streams = p.streams.size();
   struct Use {
     int64_t work = 0, head = INT64_MAX, tail = INT64_MAX;
@@ -242,8 +242,10 @@ int64_t slowdown_bound(const Problem& p, const HeadsTails& ht) {
   }
   int64_t bound = 0;
   for (const Use& a : use) {
+    if (a.classes.empty()) continue;
+    bound = std::max(bound, a.work + a.head + a.tail);
     for (const Use& b : use) {
-      if (&a == &b || a.classes.empty() || b.classes.empty()) continue;
+      if (&a == &b || b.classes.empty()) continue;
       int64_t least = INT64_MAX;
       for (int32_t x : a.classes)
         for (int32_t y : b.classes)
@@ -261,6 +263,14 @@ int64_t slowdown_bound(const Problem& p, const HeadsTails& ht) {
 }
 
 }  // namespace
+
+int64_t busy_bound(const Problem& p) {
+  if (p.objective != Objective::kMakespan) return 0;
+  HeadsTails ht{{}, std::vector<int64_t>(p.tasks.size(), 0)};
+  for (const Task& t : p.tasks)
+    ht.head.push_back(std::max(t.release_ns, p.jobs[static_cast<size_t>(t.job)].arrival_ns));
+  return stream_bound(p, ht);
+}
 
 int64_t lower_bound(const Problem& p) {
   HeadsTails ht = heads_and_tails(p);
@@ -284,7 +294,7 @@ int64_t lower_bound(const Problem& p) {
   for (size_t g = 0; g < groups; ++g)
     for (size_t s = 0; s < streams; ++s)
       ends[g] = std::max(ends[g], one_machine_bound(by_group[g * streams + s]));
-  if (!sum) return has_contention(p) ? std::max(ends[0], slowdown_bound(p, ht)) : ends[0];
+  if (!sum) return has_contention(p) ? std::max(ends[0], stream_bound(p, ht)) : ends[0];
   int64_t bound = sum_of_ends_bound(ends, totals);
   for (const Job& job : p.jobs) bound -= job.arrival_ns;
   return bound;

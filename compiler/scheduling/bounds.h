@@ -21,6 +21,10 @@ constexpr size_t kAncestorLimit = 8192;
 /// The longest path behind each task (of its job or another one's); O(tasks + waits).
 std::vector<int64_t> tails(const Problem& problem);
 
+/// No makespan is less: each stream's work from its first release, and what it loses beside the others.
+/// O(tasks); 0 for other objectives.
+int64_t busy_bound(const Problem& problem);
+
 /// Task indices such that each stands behind those that it waits for.
 std::vector<int32_t> topological_order(const Problem& problem);
 

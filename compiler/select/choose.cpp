@@ -110,7 +110,12 @@ Predicted Chooser::bound(size_t tiling, const Point& p) {
   int64_t link = std::llround(std::min(wire, 1e17));
   if (w.bytes == 0) return {w.compute_ns, w.compute_ns, link};
   Conditions from = costs_.machine().conditions(p.rate);
-  return {std::max(from.kernels_ns + w.compute_ns, from.loads_ns + link), w.compute_ns, link};
+  // While a load runs, a kernel beside it loses its share; but for what runs before the first kernel may
+  // start.
+  const double lost = 1 - static_cast<double>(progress_per_ns(from.kernel_slow_permille)) / 1e6;
+  const auto beside = static_cast<double>(std::max<int64_t>(0, link - from.kernels_ns));
+  const int64_t kernels = from.kernels_ns + w.compute_ns + static_cast<int64_t>(lost * beside);
+  return {std::max(kernels, from.loads_ns + link), w.compute_ns, link};
 }
 
 Result<Predicted> Chooser::predict(size_t tiling, const Point& p) {
