@@ -90,9 +90,12 @@ class GrowingMemory : public DeviceMemory {
   /// Makes [offset, offset + bytes) memory; what is already stays as it is. May commit more, in whole pages.
   /// kExhausted (of the host) or kDeviceMemory: what was there before still is. kInvalidArgument: outside of
   /// the range. No kernel or copy uses the range meanwhile, except for parts that were committed before.
-  virtual Status commit(int64_t offset, int64_t bytes) = 0;
+  Status commit(int64_t offset, int64_t bytes);
   /// Bytes that are memory now. size() is that of the range.
   virtual int64_t committed() const = 0;
+
+ protected:
+  virtual Status commit_range(int64_t offset, int64_t bytes) = 0;
 };
 
 class DeviceModel;

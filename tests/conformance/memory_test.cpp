@@ -32,6 +32,38 @@ TEST_P(Conformance, MemoryIsZeroedAndAligned) {
   EXPECT_EQ(backend->allocate(-5).status().code(), Code::kInvalidArgument);
 }
 
+TEST_P(Conformance, AReservedRangeBecomesMemoryWhereItIsCommitted) {
+  auto backend = take(GetParam().make());
+  auto stream = take(backend->make_stream(StreamKind::kCopy, 8));
+  constexpr int64_t kBytes = 5 << 20, kPart = 100'000;
+  auto range = take(backend->reserve(kBytes));
+  EXPECT_GE(range->size(), kBytes);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(range->data()) % 64, 0u);
+  ASSERT_OK(range->commit(0, 0));
+  // From two places, in turns; what was written stays.
+  std::vector<std::byte> ones(kPart, std::byte{1}), found(kPart);
+  for (int64_t at : {int64_t{0}, kBytes - kPart, kPart, kBytes - 2 * kPart}) {
+    ASSERT_OK(range->commit(at, kPart));
+    stream->copy(found.data(), range->data() + at, kPart);
+    ASSERT_OK(stream->synchronize());
+    if (at == 0) {
+      EXPECT_TRUE(found == std::vector<std::byte>(kPart)) << "zeroed";
+    }
+    stream->copy(range->data() + at, ones.data(), kPart);
+    ASSERT_OK(stream->synchronize());
+  }
+  ASSERT_OK(range->commit(0, 2 * kPart));
+  stream->copy(found.data(), range->data() + kPart, kPart);
+  ASSERT_OK(stream->synchronize());
+  EXPECT_TRUE(found == ones);
+  EXPECT_GE(range->committed(), 4 * kPart);
+  EXPECT_LE(range->committed(), range->size());
+  for (auto [at, bytes] :
+       {std::pair{int64_t{-1}, int64_t{1}}, {range->size(), int64_t{1}}, {int64_t{0}, int64_t{-1}}})
+    EXPECT_EQ(range->commit(at, bytes).code(), Code::kInvalidArgument);
+  EXPECT_EQ(backend->reserve(-5).status().code(), Code::kInvalidArgument);
+}
+
 TEST_P(Conformance, TooMuchMemoryIsRefusedWithBothNumbers) {
   auto backend = take(GetParam().make());
   // Whose memory it is decides who may answer instead.

@@ -32,8 +32,10 @@ class CpuRange final : public GrowingMemory {
   explicit CpuRange(HostRange range) : range_(std::move(range)) {}
   std::byte* data() override { return range_.data(); }
   int64_t size() const override { return range_.size(); }
-  Status commit(int64_t offset, int64_t bytes) override { return range_.commit(offset, bytes); }
   int64_t committed() const override { return range_.committed(); }
+
+ protected:
+  Status commit_range(int64_t offset, int64_t bytes) override { return range_.commit(offset, bytes); }
 
  private:
   HostRange range_;

@@ -137,8 +137,6 @@ Result<HostRange> HostRange::reserve(int64_t bytes) {
 }
 
 Status HostRange::commit(int64_t offset, int64_t bytes) {
-  if (offset < 0 || bytes < 0 || offset > size_ || bytes > size_ - offset)
-    return error(Code::kInvalidArgument, "commit {} bytes from {} on of a range of {}", bytes, offset, size_);
   if (bytes == 0) return ok_status();
   const auto end = static_cast<size_t>((offset + bytes + kStep - 1) / kStep);
   for (auto step = static_cast<size_t>(offset / kStep); step < end; ++step) {

@@ -1,4 +1,5 @@
-// Ranges of device memory on backends that have no virtual memory of their own: committed as a whole.
+// Ranges of device memory that are committed bit by bit; as a whole on backends that have no virtual memory
+// of their own.
 #include "runtime/backends/backend.h"
 
 namespace ds {
@@ -10,17 +11,22 @@ class WholeRange final : public GrowingMemory {
   std::byte* data() override { return memory_->data(); }
   int64_t size() const override { return memory_->size(); }
   int64_t committed() const override { return memory_->size(); }
-  Status commit(int64_t offset, int64_t bytes) override {
-    if (offset >= 0 && bytes >= 0 && offset <= size() && bytes <= size() - offset) return ok_status();
-    return error(Code::kInvalidArgument, "commit {} bytes from {} on of a range of {}", bytes, offset,
-                 size());
-  }
+
+ protected:
+  Status commit_range(int64_t, int64_t) override { return ok_status(); }
 
  private:
   std::unique_ptr<DeviceMemory> memory_;
 };
 
 }  // namespace
+
+Status GrowingMemory::commit(int64_t offset, int64_t bytes) {
+  if (offset < 0 || bytes < 0 || offset > size() || bytes > size() - offset)
+    return error(Code::kInvalidArgument, "commit {} bytes from {} on of a range of {}", bytes, offset,
+                 size());
+  return bytes == 0 ? ok_status() : commit_range(offset, bytes);
+}
 
 Result<std::unique_ptr<GrowingMemory>> Backend::reserve(int64_t bytes) {
   DS_ASSIGN(auto memory, allocate(bytes));

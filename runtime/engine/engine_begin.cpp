@@ -1,0 +1,235 @@
+// How a request begins: what of it is there already, by which plan it runs, in which memory.
+#include "runtime/engine/engine_internal.h"
+
+#include "plans/traits.h"
+#include "runtime/model/shared_vocab.h"
+#include "support/clock.h"
+
+namespace ds {
+namespace {
+
+bool reads_entry(const Variant& variant) {
+  return std::any_of(variant.ops.begin(), variant.ops.end(), is_transfer);
+}
+
+}  // namespace
+
+std::string EngineLoop::exact_salt(const Active& a) const {
+  return fmt::format("exact\n{}\n{}", a.request.receiver->identity().fingerprint, a.request.salt);
+}
+
+std::string EngineLoop::plan_salt(const Active& a, size_t plan, const Variant& v) const {
+  const Plan& p = a.request.receiver->plan(plan);
+  return fmt::format("reused\n{}\n{}\n{}\n{}\n{}\n{}", a.request.receiver->identity().fingerprint,
+                     p.sender.fingerprint, v.policy, v.way, p.maps.fingerprint, a.request.salt);
+}
+
+bool EngineLoop::take(Active& a, int64_t bytes) {
+  for (;;) {
+    if (auto claim = arena->claim(bytes); claim.ok()) {
+      a.claim = std::move(claim).value();
+      return true;
+    }
+    if (!prefixes.evict()) return false;
+  }
+}
+
+int64_t EngineLoop::run_bytes(const Active& a, const Variant& v, int64_t first) const {
+  const RowBytes& bytes = a.request.receiver->row_bytes();
+  const auto hidden =
+      std::max<int64_t>(1, std::count_if(v.buffers.begin(), v.buffers.end(),
+                                         [](const Buffer& b) { return b.kind == BufferKind::kHidden; }));
+  return hidden * (a.n + a.m - first) * bytes.hidden +
+         (v.select_share > 0 ? a.n * static_cast<int64_t>(sizeof(int32_t)) : 0);
+}
+
+bool EngineLoop::comes(const Active& a) const {
+  if (!limits.prefix_cache || a.request.reuse == Reuse::kOff || a.n < PrefixCache::kBlock) return false;
+  return std::any_of(active.begin(), active.end(), [&](const auto& other) {
+    return (other->state == Active::State::kComputing || other->state == Active::State::kLookingUp) &&
+           !other->kept_as.empty() && other->request.receiver == a.request.receiver &&
+           other->request.reuse == a.request.reuse && other->request.store == a.request.store &&
+           other->request.salt == a.request.salt && other->request.context == a.request.context;
+  });
+}
+
+bool EngineLoop::start(Active& a) {
+  const Receiver& receiver = *a.request.receiver;
+  const bool prefixes_on = limits.prefix_cache && a.request.reuse != Reuse::kOff;
+  PrefixCache::Hit hit;
+  if (prefixes_on) {
+    hit = prefixes.find(exact_salt(a), a.tokens);
+    a.kept_as = exact_salt(a);
+  }
+  int64_t waiting = static_cast<int64_t>(queue.size()) - 1;
+  a.answer.waiting = waiting;
+  a.answer.link_rate = a.request.link_rate > 0 ? a.request.link_rate : service->rate();
+  a.answer.rate_source = a.request.link_rate > 0  ? RateSource::kGiven
+                         : a.answer.link_rate > 0 ? RateSource::kMeasured
+                                                  : RateSource::kUnknown;
+  const int64_t rate = a.answer.link_rate > 0 ? a.answer.link_rate : kNoLimit - 1;
+  a.plan = -1;
+  a.variant = &receiver.exact().full_prefill;
+  if (a.request.reuse == Reuse::kAuto && hit.rows < a.n) {
+    for (size_t i = 0; i < receiver.plans() && a.plan < 0; ++i) {
+      const Variant* v = select_variant(receiver.plan(i), a.n, rate, waiting);
+      if (v == nullptr || !reads_entry(*v)) continue;
+      a.plan = static_cast<int64_t>(i);
+      a.variant = v;
+    }
+    if (a.plan >= 0 && prefixes_on) {
+      // An approximate cache that goes further than the exact one.
+      const std::string salt = plan_salt(a, static_cast<size_t>(a.plan), *a.variant);
+      if (auto other = prefixes.find(salt, a.tokens); other.rows > hit.rows) {
+        hit = std::move(other);
+        a.kept_as = salt;
+      }
+    }
+    // What a prefix leaves to compute is less than what a plan moves and recomputes.
+    if (a.plan >= 0 && (a.request.store == nullptr || 2 * hit.rows >= a.n)) {
+      a.plan = -1;
+      a.variant = &receiver.exact().full_prefill;
+    }
+  }
+  // Sequences of one context share exactly it, whatever else their questions have in common, so that
+  // kernels read it once for all of them.
+  if (hit.rows > a.n) hit.rows = std::max(a.n, round_down(hit.rows));
+  const int64_t first = a.plan >= 0 ? 0 : hit.rows;
+  const RowBytes& bytes = receiver.row_bytes();
+  const Variant& exact = receiver.exact().full_prefill;
+  int64_t needed = bytes.cache(cache_rows(a) - first) +
+                   std::max(run_bytes(a, *a.variant, first), run_bytes(a, exact, first));
+  if (needed > limits.cache_bytes && a.plan >= 0) {  // the plan's buffers are too much
+    a.plan = -1;
+    a.variant = &exact;
+    needed = bytes.cache(cache_rows(a)) + run_bytes(a, exact, 0);
+  }
+  if (!take(a, needed)) return false;
+  a.slot = free_slots.back();
+  free_slots.pop_back();
+  a.answer.queue_ns = now_ns() - a.submitted_ns;
+  if (a.plan >= 0) {
+    a.answer.cache = CacheStatus::kMiss;
+    if (prefixes_on) a.kept_as = plan_salt(a, static_cast<size_t>(a.plan), *a.variant);
+    look_up(a);
+    return true;
+  }
+  if (first > 0) {
+    a.sequence.base = std::move(hit.node);
+    a.sequence.prefix_rows = a.sequence.own_first = first;
+    a.answer.cached_tokens = first;
+  }
+  compute_from(a, first);
+  return true;
+}
+
+void EngineLoop::look_up(Active& a) {
+  a.state = Active::State::kLookingUp;
+  a.started_ns = now_ns();
+  const Receiver& receiver = *a.request.receiver;
+  const Plan& plan = receiver.plan(static_cast<size_t>(a.plan));
+  if (Status known =
+          check_sender_knows(a.request.context, plan.shared_vocab, plan.sender.name, plan.receiver.name);
+      !known.ok())
+    return miss(a, std::move(known));
+  // Where one hangs already, this one would, too.
+  if (const int64_t since = service->look_up_since_ns(); since != 0 && a.started_ns - since > patience(a))
+    return miss(a, error(Code::kExhausted, "late: a look-up of another request has taken {} ms so far",
+                         (a.started_ns - since) / 1'000'000));
+  auto found = std::make_shared<LookUp>();
+  found->id = a.id;
+  found->start_ns = a.started_ns;
+  look_ups.push_back(found);
+  // It has tokens of its own: it may outlive the request.
+  auto asked = std::make_shared<EngineRequest>();
+  asked->context = a.request.context;
+  asked->entry = a.request.entry;
+  asked->segments = a.request.segments;
+  asked->salt = a.request.salt;
+  service->look_up([found, asked, store = a.request.store, &plan, variant = a.variant,
+                    dtype = receiver.model().dtype()] {
+    const RequestView view(*asked);
+    auto segments = Segments::open(*store, view.request, plan, *variant, dtype);
+    if (segments.ok())
+      found->segments = std::make_shared<Segments>(std::move(segments).value());
+    else
+      found->status = segments.status();
+    found->end_ns = now_ns();
+    found->done.store(true, std::memory_order_release);
+  });
+}
+
+void EngineLoop::compute_from(Active& a, int64_t first) {
+  if (Status status = try_compute(a, first); !status.ok()) {
+    failed.emplace_back(&a, std::move(status));
+  }
+}
+
+Status EngineLoop::try_compute(Active& a, int64_t first) {
+  const Receiver& receiver = *a.request.receiver;
+  const RowBytes& bytes = receiver.row_bytes();
+  a.run = std::make_unique<PlanRun>(receiver, a.plan, *a.variant, RunShape{first, a.n, a.m}, a.tokens);
+  a.started_ns = now_ns();
+  const int64_t rows = a.n + a.m - first, cache = bytes.cache(cache_rows(a) - first);
+  const int64_t beside = run_bytes(a, *a.variant, first);
+  // Addresses for the longest sequence, so that others may go on from it: they cost nothing where memory
+  // comes as rows do.
+  const bool grows = backend.host_visible();
+  const int64_t most = grows ? limits.tokens : cache_rows(a) - first;
+  a.claim.shrink(cache + beside);
+  DS_ASSIGN(a.hidden, arena->reserve({static_cast<int64_t>(a.run->hidden_buffers()), bytes.hidden, 0},
+                                     grows ? limits.tokens : rows, {}));
+  DS_TRY(a.hidden->commit(rows));
+  if (a.run->selects()) {
+    DS_ASSIGN(a.positions, arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0},
+                                          grows ? limits.tokens : a.n, {}));
+    DS_TRY(a.positions->commit(a.n));
+    a.memory.positions = a.positions->layer(0);
+  }
+  a.hidden->claim = a.claim.split(beside);
+  DS_ASSIGN(a.sequence.own, arena->reserve(bytes, most, std::move(a.claim)));
+  DS_TRY(a.sequence.own->commit(rows));
+  a.memory.workspace = a.station->workspace.get();
+  a.memory.logits = logits_of(a.slot);
+  a.memory.next = next_of(a.slot);
+  a.memory.choice = a.choice;
+  set_addresses(a);
+  a.state = Active::State::kComputing;
+  a.idle_since_ns = 0;
+  return ok_status();
+}
+
+void EngineLoop::set_addresses(Active& a) {
+  RunMemory& memory = a.memory;
+  memory.caches.clear();
+  memory.prefix.clear();
+  memory.hidden.clear();
+  const Sequence& sequence = a.sequence;
+  for (int64_t l = 0; l < a.request.receiver->row_bytes().layers; ++l) {
+    memory.caches.push_back(sequence.at(l, sequence.prefix_rows));
+    if (sequence.prefix_rows > 0) memory.prefix.push_back(sequence.base->range().layer(l));
+  }
+  for (size_t i = 0; i < a.run->hidden_buffers(); ++i)
+    memory.hidden.push_back(a.hidden->layer(static_cast<int64_t>(i)));
+}
+
+void EngineLoop::send_for(Active& a) {
+  if (a.segments == nullptr) return;
+  for (TransferJob& job : a.run->take_transfers(a.memory, a.segments, a.id, a.started_ns))
+    service->submit(std::move(job));
+}
+
+void EngineLoop::admit() {
+  for (auto at = queue.begin(); at != queue.end() && !free_slots.empty();) {
+    if (comes(**at)) {
+      ++at;
+      continue;
+    }
+    if (!start(**at)) break;
+    active.push_back(std::move(*at));
+    at = queue.erase(at);
+  }
+  end_failed();
+}
+
+}  // namespace ds

@@ -1,0 +1,282 @@
+// A step: every sequence past its first token decodes one more, and plan ops run for a budget of time.
+#include "runtime/engine/engine_internal.h"
+
+#include "runtime/core/finite.h"
+#include "support/clock.h"
+
+namespace ds {
+
+float* EngineLoop::logits_of(size_t slot) {
+  return reinterpret_cast<float*>(results->data() + static_cast<int64_t>(slot) * result_bytes);
+}
+
+int32_t* EngineLoop::next_of(size_t slot) { return reinterpret_cast<int32_t*>(logits_of(slot) + most_vocab); }
+
+void EngineLoop::decode(Station& s, size_t first, size_t count) {
+  DeviceModel& model = s.receiver->model();
+  const int64_t layers = model.config().layers, width = s.receiver->row_bytes().hidden;
+  std::byte* hidden = s.hidden->data() + static_cast<int64_t>(first) * width;
+  for (size_t i = first; i < first + count; ++i) {
+    Active& a = *s.batch[i];
+    s.ids[i] = a.next;
+    const auto position = static_cast<int64_t>(a.tokens.size()) - 1;
+    for (int64_t l = 0; l < layers; ++l)
+      s.sequences[static_cast<size_t>(l * limits.batch) + i] = a.sequence.rows(l, position, 1, 1);
+  }
+  model.embed(*compute, s.ids.data() + first, static_cast<int64_t>(count), hidden);
+  for (int64_t l = 0; l < layers; ++l)
+    model.layer_batch(*compute, *s.workspace, l, hidden,
+                      std::span(s.sequences).subspan(static_cast<size_t>(l * limits.batch) + first, count));
+  if (s.logits) {
+    model.logits_batch(
+        *compute, *s.workspace, hidden, std::span(s.rows).first(count),
+        reinterpret_cast<float*>(s.logits->data()) + static_cast<int64_t>(first) * model.config().vocab);
+  } else {
+    for (size_t i = first; i < first + count; ++i) {
+      Active& a = *s.batch[i];
+      model.head(*compute, *s.workspace,
+                 {s.hidden->data() + static_cast<int64_t>(i) * width, nullptr, a.choice, next_of(a.slot)});
+    }
+  }
+}
+
+bool EngineLoop::step() {
+  std::vector<Item> items;
+  auto mark = [&] {  // what comes before it belongs to the item that was begun last
+    if (!limits.record_spans) return;
+    marks[items.size()]->reset();
+    compute->record(*marks[items.size()]);
+  };
+  auto begin = [&](Item item) {
+    mark();
+    compute->begin_op(static_cast<int64_t>(items.size()));
+    items.push_back(std::move(item));
+  };
+  std::vector<Station*> decoding;
+  for (auto& a : active) a->station->batch.clear();
+  for (auto& a : active) {
+    if (a->state != Active::State::kDecoding) continue;
+    if (Status status =
+            a->sequence.own->commit(static_cast<int64_t>(a->tokens.size()) - a->sequence.own_first);
+        !status.ok()) {
+      failed.emplace_back(a.get(), std::move(status));
+      continue;
+    }
+    if (!a->retry) a->choice = a->sampler->next();
+    if (a->station->batch.empty()) decoding.push_back(a->station);
+    a->station->batch.push_back(a.get());
+  }
+  end_failed();
+  for (Station* s : decoding) {
+    // Those of a batch that failed go one by one, so that the fault is found and nobody else's.
+    std::stable_partition(s->batch.begin(), s->batch.end(), [](const Active* a) { return !a->alone; });
+    const auto together = static_cast<size_t>(
+        std::count_if(s->batch.begin(), s->batch.end(), [](const Active* a) { return !a->alone; }));
+    if (together > 0) {
+      begin({.station = s, .first = 0, .count = together});
+      decode(*s, 0, together);
+    }
+    for (size_t i = together; i < s->batch.size(); ++i) {
+      begin({.station = s, .first = i, .count = 1});
+      decode(*s, i, 1);
+    }
+  }
+  std::vector<PlanRun*> runs;
+  std::vector<Active*> of;
+  for (auto& a : active)
+    if (a->state == Active::State::kComputing) {
+      runs.push_back(a->run.get());
+      of.push_back(a.get());
+    }
+  double flops = 0;
+  begun->reset();
+  ended->reset();
+  compute->begin_op(-1);
+  compute->record(*begun);
+  fill_step(runs, speed.flops(limits.step_budget_ns), kMostPieces, [&](const ScheduledPiece& p) {
+    Active& a = *of[p.run];
+    begin({.one = &a, .piece = p.piece});
+    a.run->issue(p.piece, *compute, a.memory, storage[items.size() - 1]);
+    flops += p.piece.flops;
+  });
+  const bool decodes = !decoding.empty();
+  if (Publishing* p = publishing();
+      p != nullptr && p->state == Publishing::State::kComputing && !p->work->done() && flops == 0) {
+    begin({.publishing = p});
+    const double share = decodes ? limits.publish_share : 1;
+    const double per_row = PlanRun::layer_flops(p->asked.sender->model().config());
+    const double rows = share * speed.flops(limits.step_budget_ns) / per_row;
+    const auto most = std::max<int64_t>(
+        PlanRun::kBlock, std::min(rows, 1e9) < 1e9 ? round_down(static_cast<int64_t>(rows)) : 1 << 30);
+    const int64_t left = p->work->rows_left();
+    publication_status =
+        p->work->enqueue(most, *compute, p->workspace ? *p->workspace : *p->station->workspace);
+    flops = per_row * static_cast<double>(std::min(most, left));
+  }
+  mark();
+  compute->begin_op(-1);
+  compute->record(*ended);
+  const int64_t start = now_ns();
+  Status status = compute->synchronize();
+  if (items.empty()) return false;
+  const int64_t busy = now_ns() - start;
+  {
+    std::lock_guard lock(mutex);
+    ++stats.steps;
+    stats.compute_busy_ns += busy;
+  }
+  if (limits.record_spans && status.ok()) record_step(items);
+  if (status.ok()) speed.add(flops, ended->time_ns() - begun->time_ns());
+  settle(items, std::move(status));
+  return true;
+}
+
+void EngineLoop::record(EngineSpan span) {
+  std::lock_guard lock(mutex);
+  spans.push_back(std::move(span));
+}
+
+void EngineLoop::record_step(const std::vector<Item>& items) {
+  for (size_t i = 0; i < items.size(); ++i) {
+    const Item& item = items[i];
+    record({item.one != nullptr          ? item.one->id
+            : item.publishing != nullptr ? item.publishing->id
+                                         : 0,
+            StreamKind::kCompute,
+            item.one != nullptr          ? item.one->run->label(*item.piece)
+            : item.publishing != nullptr ? "publish"
+                                         : fmt::format("decode {}", item.count),
+            marks[i]->time_ns(), marks[i + 1]->time_ns()});
+  }
+}
+
+void EngineLoop::settle(std::vector<Item>& items, Status status) {
+  // Work before the failure has run, what comes after it has not.
+  size_t ran = items.size();
+  if (!status.ok()) {
+    const int64_t op = compute->failed_op();
+    if (is_device_failure(status.code()) || op < 0) return give_up(std::move(status));
+    ran = static_cast<size_t>(op);
+  }
+  for (size_t i = 0; i < ran; ++i) {
+    Item& item = items[i];
+    if (item.station != nullptr) {
+      decoded(*item.station, item.first, item.count);
+    } else if (item.publishing != nullptr) {
+      if (!publication_status.ok()) end(*item.publishing, std::exchange(publication_status, {}));
+    } else {
+      item.one->run->complete(*item.piece);
+      item.one->answer.compute_ns += speed.ns(item.piece->flops);
+    }
+  }
+  for (size_t i = ran; i < items.size(); ++i)
+    if (items[i].one != nullptr) items[i].one->run->rewind();
+  if (ran + 1 < items.size() && items.back().publishing != nullptr) begin_again(*items.back().publishing);
+  if (ran < items.size()) {
+    Item& item = items[ran];
+    if (item.one != nullptr) {
+      failed.emplace_back(
+          item.one, status.with_context(fmt::format("variant '{}', op {} ({})", item.one->variant->name,
+                                                    item.one->run->op(*item.piece),
+                                                    item.one->run->label(*item.piece))));
+    } else if (item.publishing != nullptr) {
+      end(*item.publishing,
+          status.with_context(fmt::format("publishing, layer {}", item.publishing->work->layer())));
+    } else if (item.count == 1) {
+      Active& a = *item.station->batch[item.first];
+      failed.emplace_back(
+          &a, status.with_context(fmt::format("token {} of the answer", a.answer.tokens.size() + 1)));
+    } else {
+      for (size_t i = item.first; i < item.first + item.count; ++i) item.station->batch[i]->alone = true;
+    }
+    // A token that was not decoded is chosen as it would have been.
+    for (size_t i = ran; i < items.size(); ++i)
+      if (items[i].station != nullptr)
+        for (size_t k = items[i].first; k < items[i].first + items[i].count; ++k)
+          items[i].station->batch[k]->retry = true;
+  }
+  for (auto& a : active) {
+    if (a->state != Active::State::kComputing) continue;
+    if (a->run->finished())
+      first_token(*a);
+    else
+      send_for(*a);  // to where something was read
+  }
+  finish_ended();
+  end_failed();
+}
+
+void EngineLoop::first_token(Active& a) {
+  const int64_t vocab = a.request.receiver->model().config().vocab;
+  const std::span<const float> logits(logits_of(a.slot), static_cast<size_t>(vocab));
+  if (Status status = check_finite(logits, static_cast<int64_t>(a.answer.tokens.size()) + 1, *a.variant);
+      !status.ok()) {
+    failed.emplace_back(&a, std::move(status));
+    return;
+  }
+  if (a.request.first_logits) a.answer.first_logits.assign(logits.begin(), logits.end());
+  if (a.plan >= 0 && a.answer.miss.ok()) a.answer.cache = CacheStatus::kHit;
+  a.answer.repaired = a.run->repaired();
+  a.answer.variant = a.variant;
+  a.answer.ttft_ns = now_ns() - a.submitted_ns;
+  if (a.run->repaired()) a.kept_as = a.run->exact() && !a.kept_as.empty() ? exact_salt(a) : "";
+  a.run.reset();
+  a.segments.reset();
+  a.hidden.reset();
+  a.positions.reset();
+  // Others that begin as this one did need not wait for its end.
+  if (!a.kept_as.empty() && a.sequence.base == nullptr) {
+    a.node = prefixes.insert(a.kept_as, a.tokens, a.sequence.own);
+    if (a.node != nullptr) {
+      a.sequence.base = a.node;
+      a.sequence.prefix_rows = a.n > 0 ? a.n : round_down(a.m);
+    }
+  }
+  a.state = Active::State::kDecoding;
+  next_token(a, *next_of(a.slot));
+}
+
+void EngineLoop::decoded(Station& s, size_t first, size_t count) {
+  const auto vocab = static_cast<size_t>(s.receiver->model().config().vocab);
+  for (size_t i = first; i < first + count; ++i) {
+    Active& a = *s.batch[i];
+    int32_t token = 0;
+    if (s.logits) {
+      const std::span<const float> logits(reinterpret_cast<const float*>(s.logits->data()) + i * vocab,
+                                          vocab);
+      if (Status status =
+              check_finite(logits, static_cast<int64_t>(a.answer.tokens.size()) + 1, *a.variant);
+          !status.ok()) {
+        failed.emplace_back(&a, std::move(status));
+        continue;
+      }
+      token = choose(logits, a.choice, scratch);
+    } else {
+      token = *next_of(a.slot);
+    }
+    next_token(a, token);
+  }
+}
+
+void EngineLoop::next_token(Active& a, int32_t token) {
+  const EngineRequest& r = a.request;
+  a.retry = false;
+  if (std::find(r.stop_ids.begin(), r.stop_ids.end(), token) != r.stop_ids.end()) {
+    a.answer.stopped = true;
+    a.answer.stop_token = token;
+    a.over = true;
+    return;
+  }
+  a.answer.tokens.push_back(token);
+  a.answer.token_ns.push_back(now_ns() - a.submitted_ns);
+  a.tokens.push_back(token);
+  a.next = token;
+  if (r.on_token) r.on_token(token);
+  if (r.is_last && r.is_last(token)) {
+    a.answer.ended_by_caller = true;
+    a.over = true;
+  }
+  if (static_cast<int64_t>(a.answer.tokens.size()) >= r.max_new_tokens) a.over = true;
+}
+
+}  // namespace ds

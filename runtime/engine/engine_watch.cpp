@@ -1,0 +1,143 @@
+// Between steps: what has come over the link, what has not, and who ends.
+#include "runtime/engine/engine_internal.h"
+
+#include "support/clock.h"
+
+namespace ds {
+namespace {
+
+// A link from which nothing comes for this share of a full prefill, or for this long, has failed a request.
+constexpr double kPatience = 0.1;
+
+}  // namespace
+
+int64_t EngineLoop::patience(const Active& a) const {
+  const ModelConfig& c = a.request.receiver->model().config();
+  const double per_token = static_cast<double>(c.layers) * PlanRun::layer_flops(c);
+  if (!speed.known()) return 5 * kLeastPatienceNs;
+  return std::max(kLeastPatienceNs,
+                  static_cast<int64_t>(kPatience * static_cast<double>(speed.ns(
+                                                       static_cast<double>(a.n + a.m) * per_token))));
+}
+
+void EngineLoop::miss(Active& a, Status why) {
+  a.answer.miss = std::move(why);
+  a.answer.lost_ns = now_ns() - a.started_ns;
+  a.plan = -1;
+  a.variant = &a.request.receiver->exact().full_prefill;
+  if (!a.kept_as.empty()) a.kept_as = exact_salt(a);
+  compute_from(a, 0);
+}
+
+Active* EngineLoop::find(uint64_t id) {
+  for (auto& a : active)
+    if (a->id == id) return a.get();
+  return nullptr;
+}
+
+void EngineLoop::collect() {
+  std::erase_if(orphans, [&](const Orphan& o) { return !service->reading(o.id); });
+  {
+    std::lock_guard lock(mutex);
+    for (auto& a : submitted) queue.push_back(std::move(a));
+    submitted.clear();
+  }
+  for (TransferDone& done : service->take_done()) {
+    Active* a = find(done.owner);
+    if (a == nullptr || a->run == nullptr) continue;
+    a->idle_since_ns = 0;
+    if (limits.record_spans)
+      record({a->id, StreamKind::kLink, a->run->transfer_label(done.index), done.start_ns, done.end_ns});
+    if (done.status.ok()) {
+      a->run->arrived(done.index);
+      a->answer.bytes_loaded += done.bytes;
+      a->answer.link_ns += done.end_ns - done.start_ns;
+    } else {
+      lose(*a, std::move(done.status));
+    }
+  }
+  std::erase_if(look_ups, [&](const std::shared_ptr<LookUp>& l) {
+    Active* a = find(l->id);
+    if (a == nullptr || a->state != Active::State::kLookingUp) return true;
+    if (!l->done.load(std::memory_order_acquire)) {
+      const int64_t waited = now_ns() - l->start_ns;
+      if (waited < patience(*a)) return false;
+      miss(*a, error(Code::kExhausted, "late: the look-up of the entry has taken {} ms so far",
+                     waited / 1'000'000));
+      return true;
+    }
+    a->answer.lookup_ns = l->end_ns - l->start_ns;
+    if (!l->status.ok()) {
+      miss(*a, l->status);
+      return true;
+    }
+    compute_from(*a, 0);
+    if (a->state != Active::State::kComputing) return true;
+    a->segments = l->segments;
+    send_for(*a);
+    return true;
+  });
+  for (auto at = active.begin(); at != active.end();) {
+    Active& a = **at;
+    watch(a);
+    at = stop(a) ? active.erase(at) : std::next(at);
+  }
+  end_failed();
+  watch_publication();
+  std::erase_if(queue, [&](std::unique_ptr<Active>& a) { return stop(*a); });
+}
+
+void EngineLoop::watch(Active& a) {
+  if (a.state == Active::State::kDraining) {
+    if (service->reading(a.id)) {
+      if (now_ns() - a.idle_since_ns < kLeastPatienceNs) return;
+      if (Status status = leave_memory(a); !status.ok()) {
+        failed.emplace_back(&a, std::move(status));
+        return;
+      }
+    }
+    a.run->lose_transfers();
+    a.state = Active::State::kComputing;
+    a.idle_since_ns = 0;
+    return;
+  }
+  if (a.state != Active::State::kComputing || a.run == nullptr || !a.run->awaits_transfers() ||
+      a.run->next(1)) {
+    a.idle_since_ns = 0;
+    return;
+  }
+  if (a.idle_since_ns == 0) a.idle_since_ns = now_ns();
+  const int64_t since = std::max(a.idle_since_ns, service->last_progress_ns());
+  if (now_ns() - since < patience(a)) return;
+  lose(a, error(Code::kExhausted, "late: nothing has come over the link for {} ms",
+                (now_ns() - since) / 1'000'000));
+}
+
+void EngineLoop::lose(Active& a, Status why) {
+  if (a.state != Active::State::kComputing || !a.run->awaits_transfers()) return;
+  a.answer.miss = std::move(why);
+  a.answer.lost_ns = now_ns() - a.started_ns;
+  service->cancel(a.id);
+  // What is being read is written to the run's memory until the store lets go of it.
+  a.state = Active::State::kDraining;
+  a.idle_since_ns = now_ns();
+}
+
+Status EngineLoop::leave_memory(Active& a) {
+  Orphan left{a.id, a.sequence, a.hidden};
+  const RowBytes& bytes = a.request.receiver->row_bytes();
+  const int64_t rows = a.n + a.m;
+  ArenaClaim claim = std::move(left.sequence.own->claim);
+  DS_ASSIGN(a.sequence.own, arena->reserve(bytes, left.sequence.own->rows(), std::move(claim)));
+  DS_TRY(a.sequence.own->commit(rows));
+  DS_TRY(a.sequence.own->copy_rows(*compute, *left.sequence.own, 0, 0, rows));
+  claim = std::move(left.hidden->claim);
+  DS_ASSIGN(a.hidden, arena->reserve(left.hidden->row_bytes(), left.hidden->rows(), std::move(claim)));
+  DS_TRY(a.hidden->commit(rows));
+  DS_TRY(a.hidden->copy_rows(*compute, *left.hidden, 0, 0, rows));
+  set_addresses(a);
+  orphans.push_back(std::move(left));
+  return ok_status();
+}
+
+}  // namespace ds
