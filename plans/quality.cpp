@@ -8,6 +8,7 @@
 #include <map>
 #include <set>
 
+#include "plans/traits.h"
 #include "support/json.h"
 #include "support/schema.h"
 #include "support/student.h"
@@ -20,37 +21,46 @@ constexpr size_t kMostWays = 200'000, kMostSamples = 1'000'000;
 
 using Json = nlohmann::ordered_json;
 
+using Layers = WayTraits::Layers;
+using Computed = WayTraits::Computed;
+constexpr WayTraits kWays[kWayKinds] = {
+    {"full prefill", "full prefill", Mode::kRecompute, Layers::kAll, Computed::kAll, false},
+    {"full reuse", "full reuse", Mode::kLoad, Layers::kAll, Computed::kNone, false},
+    {"group", "recompute {}", Mode::kRecompute, Layers::kOne, Computed::kLayers, false},
+    {"scattered", "scattered {}", Mode::kRecompute, Layers::kSeveral, Computed::kLayers, false},
+    {"reuse only", "reuse only {}", std::nullopt, Layers::kOne, Computed::kOthers, false},
+    {"restore", "restore {}", Mode::kRestore, Layers::kOne, Computed::kNone, false},
+    {"select", "select {:g} %", Mode::kSelect, Layers::kNone, Computed::kByShare, true},
+    {"sender alone", "sender alone", std::nullopt, Layers::kNone, Computed::kAll, false},
+    {"no context", "no context", std::nullopt, Layers::kNone, Computed::kNone, false},
+};
+
 Result<WayKind> parse_kind(const JsonObject& o) {
   DS_ASSIGN(std::string text, o.string("kind"));
-  for (size_t i = 0; i < std::size(kWayKindNames); ++i)
-    if (kWayKindNames[i] == text) return static_cast<WayKind>(i);
+  std::vector<std::string_view> names;
+  for (const WayTraits& way : kWays) {
+    if (way.name == text) return static_cast<WayKind>(&way - kWays);
+    names.push_back(way.name);
+  }
   return error(Code::kInvalidArgument, "{}: unknown kind '{}'; expected one of {}", o.at("kind"), text,
-               fmt::join(kWayKindNames, ", "));
+               fmt::join(names, ", "));
 }
 
 Result<Way> read_way(const JsonObject& o, int64_t layers) {
   Way way;
   DS_ASSIGN(way.kind, parse_kind(o));
-  switch (way.kind) {
-    case WayKind::kGroup:
-    case WayKind::kScattered:
-    case WayKind::kReuseOnly:
-    case WayKind::kRestore: {
-      DS_ASSIGN(std::string text, o.string("layers"));
-      auto ranges = parse_layer_set(text, layers);
-      if (!ranges.ok()) return ranges.status().with_context(o.at("layers"));
-      way.layers = std::move(*ranges);
-      if (way.kind != WayKind::kScattered && way.layers.size() != 1)
-        return error(Code::kInvalidArgument, "{}: '{}' are {} ranges, expected one", o.at("layers"), text,
-                     way.layers.size());
-      break;
-    }
-    case WayKind::kSelect: {
-      DS_ASSIGN(way.share, o.number("share", 1e-6, 1));
-      break;
-    }
-    default:
-      break;
+  const WayTraits& traits = traits_of(way.kind);
+  if (traits.lists_layers()) {
+    DS_ASSIGN(std::string text, o.string("layers"));
+    auto ranges = parse_layer_set(text, layers);
+    if (!ranges.ok()) return ranges.status().with_context(o.at("layers"));
+    way.layers = std::move(*ranges);
+    if (traits.layers == Layers::kOne && way.layers.size() != 1)
+      return error(Code::kInvalidArgument, "{}: '{}' are {} ranges, expected one", o.at("layers"), text,
+                   way.layers.size());
+  }
+  if (traits.share) {
+    DS_ASSIGN(way.share, o.number("share", 1e-6, 1));
   }
   if (o.has("map")) {
     DS_ASSIGN(std::string form, o.string("map"));
@@ -368,9 +378,23 @@ Result<std::vector<LayerRange>> parse_layer_set(std::string_view text, int64_t l
   return ranges;
 }
 
+const WayTraits& traits_of(WayKind kind) { return kWays[static_cast<size_t>(kind)]; }
+
+namespace {
+
+using SendsE = ModeTraits::SendsE;
+
+/// What the sender sends of hidden states for this way's layers.
+SendsE sends_e(WayKind kind) {
+  const WayTraits& traits = traits_of(kind);
+  return traits.mode && traits.lists_layers() ? traits_of(*traits.mode).sends_e : SendsE::kNever;
+}
+
+}  // namespace
+
 bool Way::can_align() const {
-  return kind == WayKind::kRestore || kind == WayKind::kScattered ||
-         (kind == WayKind::kGroup && !layers.empty() && layers[0].first > 0);
+  if (sends_e(kind) != SendsE::kAtCut) return sends_e(kind) != SendsE::kNever;
+  return std::any_of(layers.begin(), layers.end(), [](const LayerRange& r) { return r.first > 0; });
 }
 
 Way Way::aligned(MapForm form, std::string control) const {
@@ -384,7 +408,7 @@ std::vector<int64_t> Way::sent_layers() const {
   std::vector<int64_t> sent;
   if (!can_align()) return sent;
   for (const LayerRange& r : layers)
-    for (int64_t l = r.first; l <= (kind == WayKind::kRestore ? r.last : r.first); ++l)
+    for (int64_t l = r.first; l <= (sends_e(kind) == SendsE::kAtCut ? r.first : r.last); ++l)
       if (l > 0) sent.push_back(l);
   return sent;
 }
@@ -395,29 +419,27 @@ std::string Way::name() const {
     if (map != MapForm::kFull) text += fmt::format(" ({})", map_form_name(map));
     return map_control.empty() ? text : fmt::format("{} ({})", text, map_control);
   }
-  switch (kind) {
-    case WayKind::kGroup:
-      return "recompute " + format_layer_set(layers);
-    case WayKind::kScattered:
-      return "scattered " + format_layer_set(layers);
-    case WayKind::kReuseOnly:
-      return "reuse only " + format_layer_set(layers);
-    case WayKind::kRestore:
-      return "restore " + format_layer_set(layers);
-    case WayKind::kSelect:
-      return fmt::format("select {:g} %", share * 100);
-    default:
-      return std::string(kWayKindNames[static_cast<size_t>(kind)]);
-  }
+  const WayTraits& traits = traits_of(kind);
+  const auto text = fmt::runtime(traits.text);
+  return traits.share ? fmt::format(text, share * 100) : fmt::format(text, format_layer_set(layers));
 }
 
 int64_t Way::recomputed(int64_t total) const {
-  if (kind == WayKind::kFullPrefill || kind == WayKind::kSenderAlone) return total;
-  if (kind == WayKind::kRestore || kind == WayKind::kFullReuse || kind == WayKind::kNoContext) return 0;
-  if (kind == WayKind::kSelect) return share < 1 ? 1 : total;
   int64_t sum = 0;
   for (const LayerRange& r : layers) sum += r.size();
-  return kind == WayKind::kReuseOnly ? total - sum : sum;
+  switch (traits_of(kind).computed) {
+    case Computed::kNone:
+      return 0;
+    case Computed::kAll:
+      return total;
+    case Computed::kLayers:
+      return sum;
+    case Computed::kOthers:
+      return total - sum;
+    case Computed::kByShare:
+      return share < 1 ? 1 : total;
+  }
+  return 0;
 }
 
 bool Quality::has_divergences() const {
@@ -508,9 +530,9 @@ Json Quality::to_json() const {
   for (const WayScore& w : ways) {
     Json j;
     j["way"] = w.way.name();
-    j["kind"] = kWayKindNames[static_cast<size_t>(w.way.kind)];
+    j["kind"] = traits_of(w.way.kind).name;
     if (!w.way.layers.empty()) j["layers"] = format_layer_set(w.way.layers);
-    if (w.way.kind == WayKind::kSelect) j["share"] = w.way.share;
+    if (traits_of(w.way.kind).share) j["share"] = w.way.share;
     if (w.way.map != MapForm::kNone) j["map"] = map_form_name(w.way.map);
     if (!w.way.map_control.empty()) j["map_control"] = w.way.map_control;
     j["recomputed_layers"] = w.way.recomputed(layers);

@@ -4,11 +4,13 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "plans/alignment.h"
+#include "plans/plan.h"
 #include "support/status.h"
 #include "support/units.h"
 
@@ -28,9 +30,21 @@ enum class WayKind : uint8_t {
   kSenderAlone,  // the sender itself answers, over its own
   kNoContext,    // the receiver is asked without the context: what it knows or guesses (a control)
 };
-inline constexpr std::string_view kWayKindNames[] = {"full prefill", "full reuse",   "group",
-                                                     "scattered",    "reuse only",   "restore",
-                                                     "select",       "sender alone", "no context"};
+inline constexpr size_t kWayKinds = 9;
+
+/// What there is to know of a kind of way: the signature of the tilings whose every token has `mode` in
+/// `layers` and the sender's K and V elsewhere. One row each.
+struct WayTraits {
+  std::string_view name;     // "group", in files
+  std::string_view text;     // "recompute {}", with its layers; "select {:g} %", with its share
+  std::optional<Mode> mode;  // none: no plan does it, it is there to compare with
+  enum class Layers : uint8_t { kNone, kAll, kOne, kSeveral } layers;  // runs of layers in `mode`
+  enum class Computed : uint8_t { kNone, kAll, kLayers, kOthers, kByShare } computed;  // for every token
+  bool share;  // of tokens, in every layer
+  /// Whether Way::layers says which.
+  bool lists_layers() const { return layers == Layers::kOne || layers == Layers::kSeveral; }
+};
+const WayTraits& traits_of(WayKind kind);
 
 struct Way {
   WayKind kind = WayKind::kFullReuse;

@@ -26,17 +26,22 @@ std::vector<LayerRange> in_every_chunk(const Variant& v, int32_t layers, Mode mo
 Way without_maps(const Variant& v) {
   int32_t layers = 0;
   for (const Tile& t : v.tiles) layers = std::max(layers, t.last_layer + 1);
-  if (v.select_share > 0) return Way::select(v.select_share);
-  Way way;
-  way.layers = in_every_chunk(v, layers, Mode::kRecompute);
-  if (way.layers.empty()) {
-    way.layers = in_every_chunk(v, layers, Mode::kRestore);
-    if (way.layers.size() == 1) return Way::restore(way.layers[0]);
-    return {WayKind::kFullReuse};
+  for (size_t k = 0; k < kWayKinds; ++k) {
+    Way way{static_cast<WayKind>(k)};
+    const WayTraits& traits = traits_of(way.kind);
+    if (!traits.mode || traits.mode == Mode::kLoad || traits.share != (v.select_share > 0)) continue;
+    way.share = v.select_share;
+    if (traits.share) return way;
+    std::vector<LayerRange> runs = in_every_chunk(v, layers, *traits.mode);
+    const bool all = runs.size() == 1 && runs[0].size() == layers;
+    const bool fits = traits.layers == WayTraits::Layers::kAll   ? all
+                      : traits.layers == WayTraits::Layers::kOne ? runs.size() == 1
+                                                                 : runs.size() > 1;
+    if (!fits) continue;
+    if (traits.lists_layers()) way.layers = std::move(runs);
+    return way;
   }
-  if (way.layers.size() == 1 && way.layers[0].size() == layers) return {WayKind::kFullPrefill};
-  way.kind = way.layers.size() == 1 ? WayKind::kGroup : WayKind::kScattered;
-  return way;
+  return {WayKind::kFullReuse};
 }
 
 }  // namespace

@@ -21,8 +21,8 @@ using testing::TinyModel;
 
 Way way_of_json(const nlohmann::json& json, int64_t layers) {
   Way way;
-  for (size_t i = 0; i < std::size(kWayKindNames); ++i)
-    if (json["kind"] == kWayKindNames[i]) way.kind = static_cast<WayKind>(i);
+  for (size_t i = 0; i < kWayKinds; ++i)
+    if (json["kind"] == traits_of(static_cast<WayKind>(i)).name) way.kind = static_cast<WayKind>(i);
   if (json.contains("layers")) way.layers = take(parse_layer_set(json["layers"].get<std::string>(), layers));
   if (json.contains("share")) way.share = json["share"].get<double>();
   for (size_t i = 0; i < kMapForms; ++i)
