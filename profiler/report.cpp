@@ -11,6 +11,7 @@
 #include "profiler/task_notes.h"
 #include "profiler/ways.h"
 #include "runtime/trace/chart.h"
+#include "runtime/trace/describe.h"
 #include "runtime/trace/markup.h"
 
 namespace ds {
@@ -25,10 +26,8 @@ std::string mean_text(const Mean& mean) {
   return text;
 }
 
-std::string nats_text(double nats) { return std::isfinite(nats) ? fmt::format("{:.3g}", nats) : "–"; }
-
 std::string nats_text(const Mean& mean) {
-  std::string text = nats_text(mean.value);
+  std::string text = std::isfinite(mean.value) ? ds::nats_text(mean.value) : "–";
   if (std::isfinite(mean.value) && std::isfinite(mean.standard_error))
     text += fmt::format(" ± {:.2g}", mean.standard_error);
   return text;
@@ -275,7 +274,7 @@ std::string task_table(const Quality& q) {
 std::string both_text(const WayScore* w) {
   if (w == nullptr || w->dropped) return "–";
   return mean_text(w->loss) +
-         (std::isfinite(w->divergence.value) ? fmt::format(", {}", nats_text(w->divergence.value)) : "");
+         (std::isfinite(w->divergence.value) ? fmt::format(", {}", ds::nats_text(w->divergence.value)) : "");
 }
 
 /// What the profile has found beside what one would recompute without it, as many layers each.

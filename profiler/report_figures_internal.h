@@ -10,6 +10,7 @@
 
 #include "profiler/report_internal.h"
 #include "runtime/trace/chart.h"
+#include "runtime/trace/describe.h"
 #include "runtime/trace/markup.h"
 
 namespace ds::report {
@@ -35,7 +36,7 @@ inline std::string hover(const WayScore& w, const Mean& score) {
   std::string text = fmt::format("{}: {}", w.way.name(), mean_text(score));
   if (std::isfinite(w.loss.value)) text += fmt::format(", loss {}", mean_text(w.loss));
   if (std::isfinite(w.divergence.value))
-    text += fmt::format(", divergence {} nats", nats_text(w.divergence.value));
+    text += fmt::format(", divergence {} nats", ds::nats_text(w.divergence.value));
   if (w.dropped) text += fmt::format("; dropped after {} contexts", w.contexts);
   return text;
 }

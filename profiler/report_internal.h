@@ -19,9 +19,7 @@ inline constexpr double kConfidence = 0.95;
 std::string points_text(double points);
 /// "93.4 ± 1.2", "93.4".
 std::string mean_text(const Mean& mean);
-/// Nats: "0.0123".
-std::string nats_text(double nats);
-/// "0.0123 ± 0.002".
+/// Nats: "0.0123 ± 0.002"; "–" where they are not known.
 std::string nats_text(const Mean& mean);
 
 /// Of markup.

@@ -10,6 +10,7 @@
 #include "plans/traits.h"
 #include "plans/work.h"
 #include "runtime/trace/describe.h"
+#include "runtime/trace/table_internal.h"
 #include "runtime/trace/tracks.h"
 #include "support/units.h"
 
@@ -106,27 +107,11 @@ constexpr int64_t kReceivers[] = {1, 2, 4, 8};
 /// Of the other variants at a point, and of the choices over all variants, in text.
 constexpr size_t kOthersShown = 8, kChoicesShown = 12;
 
-/// Columns as wide as they need be; the last `numbers` of them to the right. A row of one cell is a heading.
+/// The last `numbers` columns stand to the right. A row of one cell is a heading.
 std::string table_text(const std::vector<std::vector<std::string>>& rows, size_t numbers) {
-  std::vector<size_t> width(rows[0].size(), 0);
-  for (const auto& row : rows)
-    for (size_t c = 0; row.size() > 1 && c < row.size(); ++c) width[c] = std::max(width[c], columns(row[c]));
+  const std::vector<size_t> widths = column_widths(rows);
   std::string out;
-  for (const auto& row : rows) {
-    if (row.size() == 1) {
-      out += "  " + row[0] + "\n";
-      continue;
-    }
-    std::string line = " ";
-    for (size_t c = 0; c < row.size(); ++c) {
-      const std::string pad(width[c] - columns(row[c]), ' ');
-      line += ' ';
-      line += c + numbers >= row.size() ? pad + row[c] : row[c] + pad;
-      line += ' ';
-    }
-    while (!line.empty() && line.back() == ' ') line.pop_back();
-    out += line + "\n";
-  }
+  for (const auto& row : rows) out += "  " + table_line(row, widths, widths.size() - numbers) + "\n";
   return out;
 }
 

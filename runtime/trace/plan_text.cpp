@@ -8,6 +8,7 @@
 #include "plans/simulate.h"
 #include "plans/traits.h"
 #include "runtime/trace/describe.h"
+#include "runtime/trace/table_internal.h"
 #include "runtime/trace/tracks.h"
 #include "support/units.h"
 
@@ -126,20 +127,14 @@ class Text {
     }
     size_t numbers = rows[0].size() - (divergence ? 4 : 3);  // sends, loss, nats and TTFT stand to the right
     line("");
-    std::vector<size_t> width(rows[0].size(), 0);
-    for (const auto& row : rows) {
-      for (size_t c = 0; c < row.size(); ++c) width[c] = std::max(width[c], columns(row[c]));
+    const std::vector<size_t> widths = column_widths(rows);
+    std::vector<std::string> rules;
+    for (size_t width : widths) {
+      rules.emplace_back();
+      for (size_t k = 0; k < width; ++k) rules.back() += "─";
     }
-    for (size_t r = 0; r < rows.size(); ++r) {
-      std::string text, rule;
-      for (size_t c = 0; c < rows[r].size(); ++c) {
-        text += (c >= numbers ? right(rows[r][c], width[c]) : left(rows[r][c], width[c])) + "  ";
-        for (size_t k = 0; k < width[c]; ++k) rule += "─";
-        rule += "  ";
-      }
-      line(text);
-      if (r == 0) line(rule);
-    }
+    rows.insert(rows.begin() + 1, std::move(rules));
+    for (const auto& row : rows) line(table_line(row, widths, numbers));
   }
 
   void variant(const Variant& v) {

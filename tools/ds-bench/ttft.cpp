@@ -5,7 +5,9 @@
 #include "plans/plan_file.h"
 #include "plans/simulate.h"
 #include "runtime/store/store.h"
+#include "runtime/trace/describe.h"
 #include "support/file.h"
+#include "tools/chat_input.h"
 #include "tools/ds-bench/bench.h"
 #include "tools/ds-bench/rounds.h"
 #include "tools/model_input.h"
@@ -19,6 +21,7 @@ struct TtftOptions {
   double link_rtt_ms = 0;
   int64_t max_new_tokens = 16;
   int repeats = 7;
+  ChatOptions chat{.use = "none"};
   BackendFlags on;
   OpenOptions open;
   WeightCacheOptions cache;
@@ -65,12 +68,35 @@ Status bench_ttft(const TtftOptions& o) {
   DS_ASSIGN(auto store, open_store(o.store));
   if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
   DS_TRY(check_open_options(o.open, {o.receiver}));
+  std::optional<RequestText> text;  // none: token ids, which go through no template
+  if (o.context_ids.empty()) {
+    DS_ASSIGN(const std::optional<ChatTemplate> chat_template,
+              open_chat_template(o.chat, o.receiver, o.open));
+    std::string context;
+    if (!o.context.empty()) {
+      DS_ASSIGN(context, read_text_file(o.context));
+    }
+    DS_ASSIGN(text, request_text(o.chat, chat_template, std::move(context), o.prompt));
+  } else if (o.chat.asked()) {
+    return error(Code::kInvalidArgument,
+                 "--template and --system are for texts: token ids go through no template");
+  }
   DS_ASSIGN(LoadedModel loaded, load_model(o.receiver, o.open, o.on, o.dtype, o.cache));
   // A plan's own full prefill comes with a prediction; without a plan there is none.
   ways[0].plan = ways.size() > 1
                      ? ways[1].plan
                      : full_prefill_plan(loaded.identity, loaded.model->config().shape(), o.dtype);
-  DS_ASSIGN(const JoinedText joined, read_request(loaded, {o.context, o.context_ids, o.prompt, ""}));
+  JoinedText joined;
+  std::vector<int32_t> stop_ids = loaded.model->config().eos_token_ids;
+  if (text) {
+    DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(loaded));
+    DS_ASSIGN(joined, join_text(*tokenizer, text->context, text->prompt, !text->templated));
+    if (text->templated) {
+      DS_ASSIGN(stop_ids, with_turn_end(std::move(stop_ids), *loaded.checkpoint, *tokenizer));
+    }
+  } else {
+    DS_ASSIGN(joined, read_request(loaded, {o.context, o.context_ids, o.prompt, ""}));
+  }
   const std::span<const int32_t> context = joined.context(), prompt = joined.suffix();
   auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
   std::vector<Contender> contenders;
@@ -89,7 +115,7 @@ Status bench_ttft(const TtftOptions& o) {
   request.receiver = &loaded.identity;
   if (rate > 0) request.link_rate = static_cast<int64_t>(rate);
   request.max_new_tokens = o.max_new_tokens;
-  request.stop_ids = loaded.model->config().eos_token_ids;
+  request.stop_ids = stop_ids;
   ProgressBar bar("measuring");
   int64_t done = 0, total = static_cast<int64_t>(ways.size()) * (o.repeats + 1);
   DS_TRY(run_rounds(contenders, request,
@@ -107,8 +133,8 @@ Status bench_ttft(const TtftOptions& o) {
                                 {"ways", nlohmann::json::array()}};
   fmt::print("{} context + {} prompt tokens, {}, link {}, median of {}\n", n, m, o.dtype,
              rate > 0 ? format_rate(rate) : "not shaped", o.repeats);
-  fmt::print("{:<14} {:<14} {:<6} {:>10} {:>10} {:>9} {:>11} {:>11}\n", "way", "answer", "", "TTFT",
-             "predicted", "speed-up", "moved", "recomputed");
+  fmt::print("{:<14} {:<14} {:<6} {:>10} {:>10} {:>9} {:>11}  {}\n", "way", "answer", "", "TTFT", "predicted",
+             "speed-up", "moved", fmt::format("recomputed, of {}", ways[0].plan.shape.layers));
   double base = median(in_ms(figures(contenders[0], &Answer::ttft_ns)));
   int64_t way_rate = rate > 0 ? static_cast<int64_t>(rate) : kNoLimit - 1;
   for (size_t w = 0; w < ways.size(); ++w) {
@@ -124,12 +150,12 @@ Status bench_ttft(const TtftOptions& o) {
     double ms = median(all_ms);
     int64_t predicted = predicted_ttft_ns(way.plan, *answer.variant, {n, m, way_rate});
     int64_t recomputed = recomputed_layers(*answer.variant);
-    fmt::print("{:<14} {:<14} {:<6} {:>7.2f} ms {:>10} {:>8.2f}x {:>11} {:>5} of {:>2}\n", way.name, text,
+    fmt::print("{:<14} {:<14} {:<6} {:>7.2f} ms {:>10} {:>8.2f}x {:>11}  {}\n", way.name, text,
                o.answer.empty() ? ""
                : right          ? "right"
                                 : "WRONG",
                ms, predicted > 0 ? fmt::format("{:.2f} ms", static_cast<double>(predicted) / 1e6) : "-",
-               base / ms, format_bytes(answer.bytes_loaded), recomputed, way.plan.shape.layers);
+               base / ms, format_bytes(answer.bytes_loaded), recomputed_text(*answer.variant));
     nlohmann::ordered_json row = {{"way", way.name},
                                   {"text", text},
                                   {"ttft_ms", ms},
@@ -160,6 +186,8 @@ Bench add_ttft(CLI::App& app) {
   cmd->add_option("--context", o->context, "text file");
   cmd->add_option("--context-ids", o->context_ids, "JSON list of token ids instead");
   cmd->add_option("--prompt", o->prompt, "the question")->required();
+  cmd->add_option("--system", o->chat.system, "system message, for the template");
+  add_template_options(*cmd, o->chat, "receiver");
   cmd->add_option("--answer", o->answer, "the right answer, to mark rows by");
   cmd->add_option("--link-rate", o->link_rate, "20MB/s, 8Gb/s");
   cmd->add_option("--link-rtt-ms", o->link_rtt_ms, "round trip")->capture_default_str();

@@ -3,6 +3,7 @@
 
 #include "plans/simulate.h"
 #include "plans/traits.h"
+#include "runtime/trace/describe.h"
 #include "tools/ds-run/run.h"
 
 namespace ds {
@@ -142,8 +143,8 @@ std::string outcome_text(const Outcome& o) {
     text += fmt::format(" (predicted {})", format_ns(predicted));
   std::string way =
       variant.policy == variant.scheduler ? variant.policy : variant.policy + ", " + variant.scheduler;
-  text += fmt::format("; {} + {} tokens; {}, {} of {} layers recomputed{}; {} loaded; cache {}{}{}\n", o.n,
-                      o.m, way, recomputed_layers(variant), o.plan->shape.layers,
+  text += fmt::format("; {} + {} tokens; {}; layers recomputed, of {}: {}{}; {} loaded; cache {}{}{}\n", o.n,
+                      o.m, way, o.plan->shape.layers, recomputed_text(variant),
                       variant.map_form == MapForm::kNone || cuts.empty() ? "" : ", cuts " + cuts,
                       format_bytes(answer.bytes_loaded), cache_status_name(answer.cache),
                       answer.miss.ok() ? "" : ": ", answer.miss.message());
