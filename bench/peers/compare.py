@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Full prefills of droidspeak and of llama.cpp (or a fork of it) in turns, on one machine.
+"""Full prefills of droidspeak and of another program in turns, on one machine: llama.cpp (or a fork of it), or what turns.py runs.
 
 Both models stay loaded. One measures while the other is stopped, so that two neighbouring measurements form a pair, and
 a machine whose speed drifts does not favour either; who goes first changes from pair to pair. Loading and a
@@ -70,9 +70,9 @@ class Program:
 
 
 class Ours(Program):
-    def __init__(self, path, shape, lengths, threads):
+    def __init__(self, path, shape, lengths, threads, dtype="bf16"):
         super().__init__("ds-bench", [path, "prefill", "--turns", "--backend", "cpu", "--shape", shape, "--threads", str(threads),
-                                      "--lengths", ",".join(map(str, lengths))])
+                                      "--dtype", dtype, "--lengths", ",".join(map(str, lengths))])
         self.about = self.answer()
 
     def measure(self, tokens):
@@ -106,10 +106,52 @@ class Peer(Program):
         return tokens / self.number(a, "samples_ns") * 1e9
 
 
+class TurnsPeer(Program):
+    """A program that measures when a line tells it to, as turns.py does."""
+
+    def __init__(self, command):
+        super().__init__("the peer", command.split())
+        self.about = self.answer()
+
+    def ask(self, what, tokens):
+        try:
+            self.process.stdin.write(f"{what} {tokens}\n".encode())
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            self.stopped_early()
+        a = self.answer()
+        if a.get("tokens") != tokens: fail(f"the peer was told to measure {tokens} tokens and answered {json.dumps(a)[:300]}")
+        return self.number(a, "seconds")
+
+    def measure(self, tokens): return tokens / self.ask("prefill", tokens)
+    def decode(self, tokens): return 1 / self.ask("decode", tokens)
+
+
+class OurDecoding:
+    """ds-bench decode: a process for each measurement, of which loading does not count."""
+
+    def __init__(self, path, shape, threads, dtype):
+        self.command = [path, "decode", "--backend", "cpu", "--shape", shape, "--threads", str(threads), "--dtype", dtype, "--batch", "1",
+                        "--steps", "16", "--repeats", "1", "--json", "-"]
+
+    def decode(self, tokens):
+        program = Program("ds-bench", self.command + ["--context", str(tokens)])
+        a = program.answer()
+        program.process.wait()
+        return {"tokens_per_second": program.number(a["batches"][0], "tokens_per_second"),
+                "matmul_gflops": program.number(a, "matmul_gflops"), "share": program.number(a["batches"][0], "share")}
+
+
 def pair(ours, peer, tokens, ours_first):
     """One measurement of each, neighbours in time."""
     if ours_first: a, b = ours.measure(tokens), peer.measure(tokens)
     else: b, a = peer.measure(tokens), ours.measure(tokens)
+    return {**a, "peer_tokens_per_second": b, "ratio": a["tokens_per_second"] / b}
+
+
+def pair_decoding(ours, peer, tokens, ours_first):
+    if ours_first: a, b = ours.decode(tokens), peer.decode(tokens)
+    else: b, a = peer.decode(tokens), ours.decode(tokens)
     return {**a, "peer_tokens_per_second": b, "ratio": a["tokens_per_second"] / b}
 
 
@@ -123,8 +165,14 @@ def parse():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog="""examples:
   compare.py --llama-bench ik_llama.cpp/build/bin/llama-bench --ds-bench build/release/bin/ds-bench
   compare.py --llama-bench llama.cpp/build/bin/llama-bench --ds-bench build/release/bin/ds-bench --peer-flags "-fa 1" \\
-             --shapes llama-8b:4 --lengths 512 --rounds 9 --json results.jsonl""")
-    p.add_argument("--llama-bench", required=True, metavar="FILE", help="the peer's llama-bench")
+             --shapes llama-8b:4 --lengths 512 --rounds 9 --json results.jsonl
+  compare.py --ds-bench build/release/bin/ds-bench --turns "python bench/peers/turns.py transformers --model DIR" --decode 1024 \\
+             --shapes llama:layers=30,d=576,ff=1536,heads=9,kv=3,vocab=49152 --lengths 1024,2048""")
+    p.add_argument("--llama-bench", metavar="FILE", help="the peer's llama-bench")
+    p.add_argument("--turns", action="append", metavar="COMMAND", help="instead, a peer that measures when told to (turns.py); may be given "
+                   "several times; --shapes is then one shape, that of the peer's model")
+    p.add_argument("--decode", metavar="N,...", help="with --turns, also decoding, after so many tokens, one sequence")
+    p.add_argument("--dtype", default="bf16", choices=("bf16", "f32"), help="ours, with --turns (%(default)s)")
     p.add_argument("--ds-bench", required=True, metavar="FILE")
     p.add_argument("--shapes", default="llama-1b,llama-8b:4", help="llama-1b, llama-8b, each with ':N' for N layers (%(default)s)")
     p.add_argument("--lengths", default="512,2048,4096", help="tokens (%(default)s)")
@@ -177,29 +225,60 @@ def compare_shape(o, shape, lengths, ubs, folder):
     peer.end()
 
 
+def compare_turns(o, shape, lengths):
+    say(f"{shape}: loading")
+    ours, decoding = Ours(o.ds_bench, shape, lengths, o.threads, o.dtype), OurDecoding(o.ds_bench, shape, o.threads, o.dtype)
+    peers = [TurnsPeer(command) for command in o.turns]
+    ours.measure(min(lengths))  # not counted
+    for what in ("prefill", "decode"):
+        for tokens in lengths if what == "prefill" else o.decode:
+            pairs = [[] for _ in peers]
+            for r in range(o.rounds):
+                say(f"{shape}: {what}, {tokens} tokens, round {r + 1} of {o.rounds}")
+                for peer, kept in zip(peers, pairs):
+                    measure = pair if what == "prefill" else pair_decoding
+                    kept.append(measure(ours if what == "prefill" else decoding, peer, tokens, r % 2 == 0))
+            say("")
+            for peer, kept in zip(peers, pairs):
+                yield {"date": datetime.date.today().isoformat(), "what": what, "shape": shape, "tokens": tokens, "threads": o.threads,
+                       "dtype": o.dtype, "backend": ours.about["backend"], "peer": peer.about["ready"], "pairs": kept}
+    for program in [ours] + peers: program.end()
+
+
+def rows(o, lengths):
+    if o.turns:
+        yield from compare_turns(o, o.shapes, lengths)
+        return
+    ubs = numbers(o.ub, "--ub")
+    with tempfile.TemporaryDirectory() as scratch:
+        for shape in o.shapes.split(","): yield from compare_shape(o, shape, lengths, ubs, o.models or scratch)
+
+
 def main():
     o = parse()
-    lengths, ubs, shapes = sorted(numbers(o.lengths, "--lengths")), numbers(o.ub, "--ub"), o.shapes.split(",")
+    lengths = sorted(numbers(o.lengths, "--lengths"))
+    o.decode = numbers(o.decode, "--decode") if o.decode else []
     if o.rounds < 1 or o.threads < 1: fail("--rounds and --threads are 1 or more")
-    for shape in shapes:
-        try: random_gguf.sizes(shape)
-        except ValueError as e: fail(e)
-    for path in (o.llama_bench, o.ds_bench):
+    if bool(o.llama_bench) == bool(o.turns): fail("one of --llama-bench and --turns is needed")
+    if not o.turns:
+        if o.decode: fail("--decode needs --turns: llama-bench is only asked for prefills")
+        for shape in o.shapes.split(","):
+            try: random_gguf.sizes(shape)
+            except ValueError as e: fail(e)
+    for path in [o.ds_bench] + ([] if o.turns else [o.llama_bench]):
         if not os.access(path, os.X_OK) or os.path.isdir(path): fail(f"no program at {path}; build it and give its path")
     if o.models and not os.path.isdir(o.models): fail(f"--models: {o.models} is not a folder")
-    with tempfile.TemporaryDirectory() as scratch:
-        print(f"{'shape':12} {'tokens':>7} {'tokens/s':>9} {'peer':>7} {'-ub':>5} {'ratio':>6}  {'min to max':14} {'GFLOP/s':>8} {'share':>6}")
-        for shape in shapes:
-            for row in compare_shape(o, shape, lengths, ubs, o.models or scratch):
-                of = lambda key: [p[key] for p in row["pairs"]]
-                mid = lambda key: statistics.median(of(key))
-                print(f"{shape:12} {row['tokens']:7} {mid('tokens_per_second'):9.1f} {mid('peer_tokens_per_second'):7.1f} "
-                      f"{row['peer_ub']:5} {mid('ratio'):6.2f}  {min(of('ratio')):5.2f} to {max(of('ratio')):5.2f} "
-                      f"{mid('matmul_gflops'):8.0f} {100 * mid('share'):5.0f}%", flush=True)
-                if o.json:
-                    try:
-                        with open(o.json, "a") as f: f.write(json.dumps(row) + "\n")
-                    except OSError as e: fail(f"the results cannot be written: {o.json}: {e.strerror}")
+    print(f"{'shape':12} {'tokens':>7} {'tokens/s':>9} {'peer':>7} {'-ub':>5} {'ratio':>6}  {'min to max':14} {'GFLOP/s':>8} {'share':>6}")
+    for row in rows(o, lengths):
+        of = lambda key: [p[key] for p in row["pairs"]]
+        mid = lambda key: statistics.median(of(key))
+        print(f"{row.get('what', row['shape']):12} {row['tokens']:7} {mid('tokens_per_second'):9.1f} {mid('peer_tokens_per_second'):7.1f} "
+              f"{row.get('peer_ub', '-'):>5} {mid('ratio'):6.2f}  {min(of('ratio')):5.2f} to {max(of('ratio')):5.2f} "
+              f"{mid('matmul_gflops'):8.0f} {100 * mid('share'):5.0f}%  {row.get('peer', '')}", flush=True)
+        if o.json:
+            try:
+                with open(o.json, "a") as f: f.write(json.dumps(row) + "\n")
+            except OSError as e: fail(f"the results cannot be written: {o.json}: {e.strerror}")
 
 
 if __name__ == "__main__":
