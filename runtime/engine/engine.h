@@ -119,7 +119,7 @@ class Ticket {
 struct EnginePublication {
   const Receiver* sender = nullptr;  // of this engine
   std::vector<int32_t> context;
-  Store* store = nullptr;  // outlives it
+  Store* store = nullptr;  // outlives the engine
   PublishOptions options;
   std::function<void()> on_end;
 };
