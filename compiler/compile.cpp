@@ -39,6 +39,8 @@ struct Compiler {
     plan.sender = inputs.pair.sender;
     plan.receiver = inputs.pair.receiver;
     plan.shape = inputs.pair.config.shape();
+    plan.format_version = static_cast<int32_t>(options.plan_format);
+    if (plan.format_version >= 5) plan.sources = sources_of(plan);
     plan.shared_vocab = inputs.pair.shared_vocab;
     plan.provenance.inputs = inputs.files;
     if (inputs.machine) {

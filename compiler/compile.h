@@ -33,12 +33,13 @@ struct CompileOptions {
   int64_t chunks = 16;  // most parts into which the context is divided
   int64_t max_variants = 32;
   std::string schedule = "best";
-  std::string align = "auto";                 // auto, none, full, low-rank, diagonal: how cuts are mapped
-  std::string align_side = "auto";            // auto, receiver, sender: who maps them
-  int64_t receivers = 1;                      // that are to share one entry: decides what "auto" side is
-  std::optional<std::string> align_fallback;  // plain: maps that cannot be used are a note, not an error
-  std::optional<std::string> dtype;           // bf16, f32; by default the machine's, else bf16
-  std::string emit = "flatbuffer";            // reuse, plan, schedule, flatbuffer
+  std::string align = "auto";                   // auto, none, full, low-rank, diagonal: how cuts are mapped
+  std::string align_side = "auto";              // auto, receiver, sender: who maps them
+  int64_t receivers = 1;                        // that are to share one entry: decides what "auto" side is
+  std::optional<std::string> align_fallback;    // plain: maps that cannot be used are a note, not an error
+  std::optional<std::string> dtype;             // bf16, f32; by default the machine's, else bf16
+  std::string emit = "flatbuffer";              // reuse, plan, schedule, flatbuffer
+  int64_t plan_format = kWrittenFormatVersion;  // of the file, from there to kPlanFormatVersion
   std::string compiler_version;
 };
 

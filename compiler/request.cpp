@@ -170,6 +170,9 @@ Result<CompileRequest> check_options(const CompileOptions& o, bool quality, bool
   if (quality && !policy.may_lose) return refuse("--quality", named, "the full prefill loses nothing");
   if (o.chunks < 1 || o.chunks > kMostChunks)
     return error(Code::kInvalidArgument, "--chunks is {}, expected 1 to {}", o.chunks, kMostChunks);
+  if (o.plan_format < kWrittenFormatVersion || o.plan_format > kPlanFormatVersion)
+    return error(Code::kInvalidArgument, "--plan-format is {}, expected {} (which older readers know) to {}",
+                 o.plan_format, kWrittenFormatVersion, kPlanFormatVersion);
   if (o.max_variants < 1 || o.max_variants > static_cast<int64_t>(kMaxVariants))
     return error(Code::kInvalidArgument, "--max-variants is {}, expected 1 to {}", o.max_variants,
                  kMaxVariants);
@@ -214,6 +217,7 @@ std::string canonical_flags(const CompileOptions& o, const CompileRequest& r,
     if (o.align_fallback) flags += " --align-fallback " + *o.align_fallback;
   }
   if (max_model_len > 0) flags += fmt::format(" --max-model-len {}", max_model_len);
+  if (o.plan_format != kWrittenFormatVersion) flags += fmt::format(" --plan-format {}", o.plan_format);
   flags += stand_in ? " (machine: stand-in)" : "";
   return flags;
 }

@@ -12,6 +12,7 @@ inline constexpr int64_t kMaxVocab = INT32_MAX;
 inline constexpr size_t kMaxVariants = 1024;
 inline constexpr size_t kMaxOps = 10'000'000;
 inline constexpr size_t kMaxStreams = 16;
+inline constexpr size_t kMaxSources = 16;
 inline constexpr size_t kMaxInputs = 4096;
 inline constexpr size_t kMaxText = 4096;        // bytes
 inline constexpr size_t kMaxFlags = 64 * 1024;  // bytes

@@ -23,7 +23,7 @@ std::vector<int32_t> cut_layers(const Plan& plan) {
   std::set<int32_t> layers;
   for (const Variant& variant : plan.variants) {
     for (const Op& op : variant.ops) {
-      if (traits_of(op.kind).payload == Payload::kE) layers.insert(op.layer);
+      if (op.payload == Payload::kE) layers.insert(op.layer);
     }
   }
   return {layers.begin(), layers.end()};
@@ -33,7 +33,7 @@ std::vector<Cut> published_cuts(const Plan& plan) {
   std::set<Cut> cuts;
   for (const Variant& variant : plan.variants) {
     for (const Op& op : variant.ops)
-      if (traits_of(op.kind).payload == Payload::kE) cuts.insert({op.layer, variant.sent_form()});
+      if (op.payload == Payload::kE && op.source == 0) cuts.insert({op.layer, variant.sent_form()});
   }
   return {cuts.begin(), cuts.end()};
 }
@@ -51,9 +51,16 @@ const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t
   return nullptr;
 }
 
-std::string_view op_kind_name(OpKind kind) {
-  return static_cast<size_t>(kind) < kOpKinds ? traits_of(kind).name : "unknown";
+std::vector<Source> sources_of(const Plan& plan) {
+  if (!plan.sources.empty()) return plan.sources;
+  return {{SourceRule::kPrefix, plan.sender, plan.shape}};
 }
+
+std::string_view source_rule_name(SourceRule rule) {
+  return rule == SourceRule::kPrefix ? "prefix" : rule == SourceRule::kSegment ? "segment" : "unknown";
+}
+
+std::string_view op_name(const Op& op) { return has_traits(op) ? traits_of(op).name : "unknown"; }
 
 std::string_view stream_kind_name(StreamKind k) {
   switch (k) {
@@ -72,10 +79,10 @@ std::string_view mode_name(Mode mode) {
 }
 
 std::string op_label(const Op& op, int32_t chunks) {
-  std::string label(op_kind_name(op.kind));
-  if (static_cast<size_t>(op.kind) < kOpKinds) {
-    const OpTraits& traits = traits_of(op.kind);
-    if (traits.payload != Payload::kNone)
+  std::string label(op_name(op));
+  if (has_traits(op)) {
+    const OpTraits& traits = traits_of(op);
+    if (is_transfer(op))
       label = fmt::format("{}({})", traits.short_name, op.layer);
     else if (traits.layered)
       label += fmt::format(" {}", op.layer);

@@ -15,8 +15,9 @@
 
 namespace ds {
 
-inline constexpr int32_t kPlanFormatVersion = 4;
-inline constexpr int64_t kNoLimit = INT64_MAX;  // an open upper end of a range
+inline constexpr int32_t kPlanFormatVersion = 5;     // newest that is read
+inline constexpr int32_t kWrittenFormatVersion = 4;  // what is written where nobody asks for a newer one
+inline constexpr int64_t kNoLimit = INT64_MAX;       // an open upper end of a range
 
 /// How a cell (layer, token) of the context gets its K and V. Room is left for project and splice.
 enum class Mode : uint8_t {
@@ -33,8 +34,7 @@ enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
 /// What each kind has in its other fields; the verifier insists (plans/README.md, rules 10 and 16). The same
 /// and more as a table: plans/traits.h.
 ///   kind           layer  chunk  rows     queries                                          buffer
-///   transfer e     l      c      chunk    none                                             hidden
-///   transfer kv    l      c      chunk    none                                             the cache of l
+///   transfer       l      c      chunk    none                                             by its payload
 ///   embed          -1     c      chunk    none                                             hidden
 ///   embed          -1     -1     suffix   none                                             hidden
 ///   embed          -1     -1     all      none                                             hidden
@@ -47,9 +47,8 @@ enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
 ///   head           -1     -1     suffix   none                                             hidden
 /// Recompute, suffix and prefill also write the cache of their layer: the one kKv buffer with that layer.
 enum class OpKind : uint8_t {
-  kTransferE = 0,   // E of `layer`, one chunk: entry -> `buffer`
-  kTransferKv = 1,  // K and V of `layer`, one chunk: entry -> `buffer`
-  kEmbed = 2,       // R's embeddings of `rows` -> `buffer`
+  // 0 and 1: transfers of E and of K and V, in files up to format 4.
+  kEmbed = 2,      // R's embeddings of `rows` -> `buffer`
   kRecompute = 3,  // layer `layer` over one context chunk of `buffer`, in place; K and V -> the layer's cache
   kSuffix = 4,     // layer `layer` over the suffix rows
   kPrefill = 5,    // layer `layer` over context and suffix together (one chunk, from the embeddings up)
@@ -58,9 +57,14 @@ enum class OpKind : uint8_t {
   // deviates most; their hidden states are moved to the front of `buffer`'s context rows. See
   // DeviceModel::select().
   kSelect = 7,
-  kAlign = 8,  // takes S's hidden states entering `layer`, one chunk of `buffer`, to R's, in place
+  kAlign = 8,     // takes S's hidden states entering `layer`, one chunk of `buffer`, to R's, in place
+  kTransfer = 9,  // `payload` of `layer`, one chunk: `source` -> `buffer`
 };
-inline constexpr size_t kOpKinds = 9;
+inline constexpr size_t kOpKinds = 10;  // numbers, of which the first two are no kinds
+
+/// What a transfer takes from its source. A buffer of hidden states takes E, the cache of `layer` K and V.
+enum class Payload : uint8_t { kNone = 0, kE = 1, kKv = 2 };
+inline constexpr size_t kPayloads = 3;  // with kNone
 
 /// The rows of hidden states that an op works on. Selected rows are the context's at the positions that the
 /// variant's select op has chosen.
@@ -71,9 +75,10 @@ enum class Queries : uint8_t { kNone = 0, kAll = 1, kSuffix = 2, kLast = 3 };
 
 struct Op {
   OpKind kind = OpKind::kHead;
-  int32_t stream = 0;  // index into Variant::streams
-  int32_t layer = -1;  // -1: embed and head
-  int32_t chunk = -1;  // index of the (first) context chunk; -1 where rows != kChunk
+  Payload payload = Payload::kNone;  // of a transfer
+  int32_t stream = 0;                // index into Variant::streams
+  int32_t layer = -1;                // -1: embed and head
+  int32_t chunk = -1;                // index of the (first) context chunk; -1 where rows != kChunk
   Rows rows = Rows::kChunk;
   Queries queries = Queries::kNone;
   int32_t buffer = -1;   // index into Variant::buffers: what it writes (transfers) or updates (hidden states)
@@ -82,6 +87,7 @@ struct Op {
   std::vector<int32_t>
       waits;                // ops (indices, all smaller than its own) that must have ended before it starts
   int32_t last_chunk = -1;  // last chunk of an op over several; -1: `chunk` alone
+  int32_t source = 0;       // of a transfer: index into Plan::sources
 
   /// One past its last chunk; 0 where rows != kChunk.
   int32_t chunk_end() const { return (last_chunk < 0 ? chunk : last_chunk) + 1; }
@@ -237,6 +243,21 @@ struct Shape {
   bool operator==(const Shape&) const = default;
 };
 
+/// How a source's rows came about, and so where they are right.
+enum class SourceRule : uint8_t {
+  kPrefix = 0,   // of the context's tokens from position 0 on: each row knows all before it
+  kSegment = 1,  // of a run of tokens by itself: no row knows anything of what stands before the run
+};
+inline constexpr size_t kSourceRules = 2;
+
+/// What transfers read. Which entries it is, and where their rows stand, is the request's business.
+struct Source {
+  SourceRule rule = SourceRule::kPrefix;
+  ModelIdentity model;  // whose
+  Shape shape;          // of that model
+  bool operator==(const Source&) const = default;
+};
+
 struct InputFile {
   std::string role;    // "quality", "machine", "sender", "receiver"
   std::string name;    // file name without folders
@@ -252,7 +273,7 @@ struct Provenance {
 };
 
 struct Plan {
-  int32_t format_version = kPlanFormatVersion;
+  int32_t format_version = kWrittenFormatVersion;
   Provenance provenance;
   ModelIdentity sender, receiver;
   Shape shape;
@@ -262,9 +283,15 @@ struct Plan {
   Variant full_prefill;           // the fall-back: valid for every length and rate
   MapsIdentity maps;              // of all aligned cuts; empty: there are none
   int64_t shared_vocab = 0;       // token ids from it on only the receiver knows; 0: the sender knows all
+  /// The first is the sender's. Up to format 4 there are none, and transfers read the one that sources_of()
+  /// gives.
+  std::vector<Source> sources;
   bool operator==(const Plan&) const = default;
 };
 
+/// A plan's sources; where it lists none, the one that it means: the sender, from position 0, of its shape.
+std::vector<Source> sources_of(const Plan& plan);
+std::string_view source_rule_name(SourceRule rule);  // "prefix", "segment"
 /// Layers that a variant recomputes for at least one token (full prefill: all; a restored layer is none).
 int64_t recomputed_layers(const Variant& variant);
 /// Layers at which E is transferred, ascending, over all variants.
@@ -281,7 +308,7 @@ std::vector<Cut> published_cuts(const Plan& plan);
 /// wait; nullptr: none covers it.
 const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting = 0);
 
-std::string_view op_kind_name(OpKind kind);       // "transfer e", "recompute", ...
+std::string_view op_name(const Op& op);           // "transfer e", "recompute", ...
 std::string_view stream_kind_name(StreamKind k);  // "link", "copy", "compute"
 std::string_view mode_name(Mode mode);            // "load", "recompute", "restore", "select"
 /// "e(3)", "kv(0)", "recompute 4", "suffix 4", "head": short label for pictures and records.

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 
 #include "plans/plan_generated.h"
 #include "plans/traits.h"
@@ -18,6 +19,7 @@ template <typename A, typename B>
 constexpr bool same(A a, B b) {
   return static_cast<int>(a) == static_cast<int>(b);
 }
+static_assert(same(fb::Payload::MAX, kPayloads - 1) && same(fb::SourceRule::MAX, kSourceRules - 1));
 static_assert(same(fb::OpKind::MAX, kOpKinds - 1) && same(fb::Mode::MAX, kModes - 1));
 static_assert(same(fb::StreamKind::MAX, StreamKind::kCompute) &&
               same(fb::BufferKind::MAX, BufferKind::kHidden));
@@ -48,16 +50,28 @@ To convert(From value) {
   return static_cast<To>(static_cast<uint8_t>(value));
 }
 
+/// Up to version 4 each payload had a kind of its own.
+void read_kind(fb::OpKind kind, Op& op) {
+  const bool e = kind == fb::OpKind::TransferE, kv = kind == fb::OpKind::TransferKv;
+  if (e || kv) op.payload = e ? Payload::kE : Payload::kKv;
+  op.kind = e || kv ? OpKind::kTransfer : static_cast<OpKind>(kind);
+}
+fb::OpKind kind_before_5(const Op& op) {
+  if (op.kind != OpKind::kTransfer) return static_cast<fb::OpKind>(op.kind);
+  return op.payload == Payload::kE ? fb::OpKind::TransferE : fb::OpKind::TransferKv;
+}
+
 /// NaN (not known) is no good default in a file: it equals nothing, itself included. So it is -1 there.
 double stored(double value) { return std::isnan(value) ? -1 : value; }
 double known(double value) { return value == -1 ? kUnknown : value; }
 
 /// FlatBuffers -> structs. Offsets may point several times at one string or vector, so that a small file
-/// could unpack to a huge plan: no more is unpacked than an unshared file of this size can hold.
+/// could unpack to a huge plan: no more is unpacked than an unshared file of kSharing times this size can
+/// hold.
 class Reader {
  public:
   Reader(const std::string& origin, size_t file_bytes)
-      : origin_(origin), left_(static_cast<int64_t>(file_bytes)) {}
+      : origin_(origin), left_(kSharing * static_cast<int64_t>(file_bytes)) {}
 
   Result<Plan> plan(const fb::Plan& f) {
     Plan p;
@@ -69,9 +83,7 @@ class Reader {
     }
     p.sender = identity(*f.sender());
     p.receiver = identity(*f.receiver());
-    const fb::Shape& s = *f.shape();
-    p.shape = {text(s.family()), s.layers(),   s.d_model(),  s.ff(),
-               s.heads(),        s.kv_heads(), s.head_dim(), s.vocab()};
+    p.shape = shape(*f.shape());
     p.dtype = text(f.dtype());
     for (const fb::Variant* v : *f.variants()) {
       p.variants.push_back(variant(*v));
@@ -80,6 +92,13 @@ class Reader {
     p.full_prefill = variant(*f.full_prefill());
     if (f.backend() != nullptr) p.backend = text(f.backend());
     p.shared_vocab = f.shared_vocab();
+    if (f.sources() != nullptr) {
+      for (const fb::Source* s : *f.sources()) {
+        left_ -= 4;
+        if (left_ < 0) break;
+        p.sources.push_back({convert<SourceRule>(s->rule()), identity(*s->model()), shape(*s->shape())});
+      }
+    }
     if (f.maps() != nullptr) p.maps = {text(f.maps()->name()), text(f.maps()->fingerprint())};
     if (left_ < 0) {
       return error(
@@ -98,6 +117,10 @@ class Reader {
   }
   ModelIdentity identity(const fb::ModelIdentity& m) {
     return {text(m.name()), text(m.fingerprint()), text(m.config()), text(m.weights()), text(m.tokenizer())};
+  }
+  Shape shape(const fb::Shape& s) {
+    return {text(s.family()), s.layers(),   s.d_model(),  s.ff(),
+            s.heads(),        s.kv_heads(), s.head_dim(), s.vocab()};
   }
   Variant variant(const fb::Variant& f) {
     Variant v;
@@ -131,7 +154,9 @@ class Reader {
     v.ops.reserve(f.ops()->size());
     for (const fb::Op* o : *f.ops()) {
       Op& op = v.ops.emplace_back();
-      op.kind = convert<OpKind>(o->kind());
+      op.payload = convert<Payload>(o->payload());
+      op.source = o->source();
+      read_kind(o->kind(), op);
       op.stream = o->stream();
       op.layer = o->layer();
       op.chunk = o->chunk();
@@ -171,13 +196,40 @@ class Reader {
     return v;
   }
 
+  static constexpr int64_t kSharing = 4;  // equal texts and waits of one plan: a half more at most
   const std::string& origin_;
   int64_t left_;
 };
 
 using Builder = flatbuffers::FlatBufferBuilder;
 
-flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
+/// Writes texts and lists of waits. From version 5 on equal ones stand in the file once, where they are short
+/// enough that a reader cannot take that for an attack (Reader::kSharing): of what points at one, 36 bytes
+/// and more are its own. Before, each is written where it is used, so that files keep their bytes.
+class Packer {
+ public:
+  Packer(Builder& b, int32_t version) : b_(b), version_(version) {}
+
+  bool before_5() const { return version_ < 5; }
+  flatbuffers::Offset<flatbuffers::String> text(const std::string& s) {
+    return before_5() || s.size() > kShort ? b_.CreateString(s) : b_.CreateSharedString(s);
+  }
+  flatbuffers::Offset<flatbuffers::Vector<int32_t>> waits(const std::vector<int32_t>& list) {
+    if (list.empty()) return 0;
+    if (before_5() || 4 * list.size() > kShort) return b_.CreateVector(list);
+    auto [at, fresh] = waits_.try_emplace(list);
+    if (fresh) at->second = b_.CreateVector(list);
+    return at->second;
+  }
+
+ private:
+  static constexpr size_t kShort = 100;  // bytes
+  Builder& b_;
+  int32_t version_;
+  std::map<std::vector<int32_t>, flatbuffers::Offset<flatbuffers::Vector<int32_t>>> waits_;
+};
+
+flatbuffers::Offset<fb::Variant> pack(Builder& b, Packer& packer, const Variant& v) {
   std::vector<flatbuffers::Offset<fb::Tile>> tiles;
   for (const Tile& t : v.tiles) {
     tiles.push_back(fb::CreateTile(b, convert<fb::Mode>(t.mode), t.first_layer, t.last_layer, t.first_chunk,
@@ -193,15 +245,17 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   std::vector<flatbuffers::Offset<fb::Op>> ops;
   ops.reserve(v.ops.size());
   for (const Op& o : v.ops) {
-    auto waits = o.waits.empty() ? 0 : b.CreateVector(o.waits);
-    ops.push_back(fb::CreateOp(b, convert<fb::OpKind>(o.kind), o.stream, o.layer, o.chunk,
-                               convert<fb::Rows>(o.rows), convert<fb::Queries>(o.queries), o.buffer,
-                               o.start_ns, o.duration_ns, waits, o.last_chunk));
+    auto waits = packer.waits(o.waits);
+    const bool old = packer.before_5();
+    ops.push_back(fb::CreateOp(b, old ? kind_before_5(o) : convert<fb::OpKind>(o.kind), o.stream, o.layer,
+                               o.chunk, convert<fb::Rows>(o.rows), convert<fb::Queries>(o.queries), o.buffer,
+                               o.start_ns, o.duration_ns, waits, o.last_chunk,
+                               old ? fb::Payload::None : convert<fb::Payload>(o.payload), o.source));
   }
   // One statement each: the order of evaluation of arguments is the compiler's choice, and decides the bytes.
-  auto name = b.CreateString(v.name);
-  auto policy = b.CreateString(v.policy);
-  auto scheduler = b.CreateString(v.scheduler);
+  auto name = packer.text(v.name);
+  auto policy = packer.text(v.policy);
+  auto scheduler = packer.text(v.scheduler);
   auto tile_vector = b.CreateVector(tiles);
   auto stream_vector = b.CreateVector(streams);
   auto buffer_vector = b.CreateVector(buffers);
@@ -209,17 +263,17 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
   // Fields of later versions are left out where they say nothing, so that plans of earlier ones keep their
   // bytes.
   flatbuffers::Offset<flatbuffers::String> why;
-  if (!v.why.empty()) why = b.CreateString(v.why);
+  if (!v.why.empty()) why = packer.text(v.why);
   std::vector<flatbuffers::Offset<fb::Alternative>> alternatives;
   for (const Alternative& a : v.alternatives) {
-    auto what = b.CreateString(a.what);
+    auto what = packer.text(a.what);
     alternatives.push_back(
         fb::CreateAlternative(b, what, a.quality_loss, a.ttft_ns, a.compute_ns, stored(a.divergence)));
   }
   flatbuffers::Offset<flatbuffers::Vector<flatbuffers::Offset<fb::Alternative>>> alternative_vector;
   if (!alternatives.empty()) alternative_vector = b.CreateVector(alternatives);
   flatbuffers::Offset<flatbuffers::String> way;
-  if (!v.way.empty()) way = b.CreateString(v.way);
+  if (!v.way.empty()) way = packer.text(v.way);
   bool no_bound = v.promise.confidence == 0 && std::isnan(v.promise.loss_bound);
   double bound = no_bound ? 0 : v.promise.loss_bound;
   return fb::CreateVariant(b, name, policy, scheduler, v.tokens_min, v.tokens_max, v.rate_min, v.rate_max,
@@ -232,51 +286,63 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, const Variant& v) {
                            stored(v.promise.divergence_stderr), stored(v.promise.divergence_bound));
 }
 
-flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, const ModelIdentity& m) {
-  auto name = b.CreateString(m.name);
-  auto fingerprint = b.CreateString(m.fingerprint);
-  auto config = b.CreateString(m.config);
-  auto weights = b.CreateString(m.weights);
-  auto tokenizer = b.CreateString(m.tokenizer);
+flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, Packer& packer, const ModelIdentity& m) {
+  auto name = packer.text(m.name);
+  auto fingerprint = packer.text(m.fingerprint);
+  auto config = packer.text(m.config);
+  auto weights = packer.text(m.weights);
+  auto tokenizer = packer.text(m.tokenizer);
   return fb::CreateModelIdentity(b, name, fingerprint, config, weights, tokenizer);
+}
+
+flatbuffers::Offset<fb::Shape> pack(Builder& b, Packer& packer, const Shape& s) {
+  auto family = packer.text(s.family);
+  return fb::CreateShape(b, family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim, s.vocab);
 }
 
 }  // namespace
 
 std::string serialize_plan(const Plan& plan) {
   Builder b(64 * 1024);
+  Packer packer(b, plan.format_version);
   std::vector<flatbuffers::Offset<fb::Variant>> variants;
-  for (const Variant& v : plan.variants) variants.push_back(pack(b, v));
-  auto full_prefill = pack(b, plan.full_prefill);
+  for (const Variant& v : plan.variants) variants.push_back(pack(b, packer, v));
+  auto full_prefill = pack(b, packer, plan.full_prefill);
   auto variant_vector = b.CreateVector(variants);
   std::vector<flatbuffers::Offset<fb::InputFile>> inputs;
   for (const InputFile& i : plan.provenance.inputs) {
-    auto role = b.CreateString(i.role);
-    auto name = b.CreateString(i.name);
-    auto sha256 = b.CreateString(i.sha256);
+    auto role = packer.text(i.role);
+    auto name = packer.text(i.name);
+    auto sha256 = packer.text(i.sha256);
     inputs.push_back(fb::CreateInputFile(b, role, name, sha256));
   }
   auto input_vector = b.CreateVector(inputs);
-  auto version = b.CreateString(plan.provenance.compiler_version);
-  auto flags = b.CreateString(plan.provenance.flags);
+  auto version = packer.text(plan.provenance.compiler_version);
+  auto flags = packer.text(plan.provenance.flags);
   auto provenance = fb::CreateProvenance(b, version, flags, input_vector);
-  auto sender = pack(b, plan.sender);
-  auto receiver = pack(b, plan.receiver);
-  const Shape& s = plan.shape;
-  auto family = b.CreateString(s.family);
-  auto shape =
-      fb::CreateShape(b, family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim, s.vocab);
-  auto dtype = b.CreateString(plan.dtype);
+  auto sender = pack(b, packer, plan.sender);
+  auto receiver = pack(b, packer, plan.receiver);
+  auto shape = pack(b, packer, plan.shape);
+  auto dtype = packer.text(plan.dtype);
   flatbuffers::Offset<fb::Maps> maps;
   if (plan.maps != MapsIdentity{}) {
-    auto name = b.CreateString(plan.maps.name);
-    auto fingerprint = b.CreateString(plan.maps.fingerprint);
+    auto name = packer.text(plan.maps.name);
+    auto fingerprint = packer.text(plan.maps.fingerprint);
     maps = fb::CreateMaps(b, name, fingerprint);
   }
   flatbuffers::Offset<flatbuffers::String> backend;
-  if (!plan.backend.empty()) backend = b.CreateString(plan.backend);
-  fb::FinishPlanBuffer(b, fb::CreatePlan(b, plan.format_version, provenance, sender, receiver, shape, dtype,
-                                         variant_vector, full_prefill, maps, backend, plan.shared_vocab));
+  if (!plan.backend.empty()) backend = packer.text(plan.backend);
+  std::vector<flatbuffers::Offset<fb::Source>> sources;
+  for (const Source& source : plan.sources) {
+    auto whose = pack(b, packer, source.model);
+    auto theirs = pack(b, packer, source.shape);
+    sources.push_back(fb::CreateSource(b, convert<fb::SourceRule>(source.rule), whose, theirs));
+  }
+  flatbuffers::Offset<flatbuffers::Vector<flatbuffers::Offset<fb::Source>>> source_vector;
+  if (!sources.empty()) source_vector = b.CreateVector(sources);
+  fb::FinishPlanBuffer(
+      b, fb::CreatePlan(b, plan.format_version, provenance, sender, receiver, shape, dtype, variant_vector,
+                        full_prefill, maps, backend, plan.shared_vocab, source_vector));
   return {reinterpret_cast<const char*>(b.GetBufferPointer()), b.GetSize()};
 }
 

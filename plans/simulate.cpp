@@ -22,7 +22,7 @@ double work(const Plan& plan, const Variant& v, const Op& op, const OperatingPoi
   OpRows rows = op_rows(op, v.chunks, at.tokens, at.suffix, v.select_share);
   auto d = static_cast<double>(plan.shape.d_model);
   const auto row_count = static_cast<double>(rows.rows);
-  switch (traits_of(op.kind).cost) {
+  switch (traits_of(op).cost) {
     case CostCurve::kLink:
       break;
     case CostCurve::kEmbed:
@@ -75,8 +75,8 @@ Handovers handovers_of(const Variant& v) {
 OperatingPoint tuned_point(const Variant& v) { return {v.tuned_tokens, v.tuned_suffix, v.tuned_rate}; }
 
 int64_t transfer_bytes(const Plan& plan, const Variant& v, const Op& op, int64_t tokens) {
-  return op_rows(op, v.chunks, tokens, 0, v.select_share).rows *
-         payload_row(traits_of(op.kind).payload, plan.shape) * element_bytes(plan);
+  return op_rows(op, v.chunks, tokens, 0, v.select_share).rows * payload_row(op.payload, plan.shape) *
+         element_bytes(plan);
 }
 
 Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const OperatingPoint& point,

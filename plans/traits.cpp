@@ -6,13 +6,14 @@ namespace {
 constexpr uint8_t kChunks = bit(Rows::kChunk), kSuffixRows = bit(Rows::kSuffix), kAllRows = bit(Rows::kAll),
                   kSelectedRows = bit(Rows::kSelected);
 
-// By OpKind. plans/plan.h says what each does.
+// plans/plan.h says what each does.
 constexpr OpTraits kOps[] = {
-    {.name = "transfer e",
+    {.kind = OpKind::kTransfer,
+     .payload = Payload::kE,
+     .name = "transfer e",
      .short_name = "e",
      .letter = 'E',
      .stream = StreamKind::kLink,
-     .payload = Payload::kE,
      .layered = true,
      .rows = kChunks,
      .queries = QueriesRule::kNone,
@@ -23,11 +24,12 @@ constexpr OpTraits kOps[] = {
      .legend = "transfer E (cut)",
      .fill = "#f2a65a",
      .hatch = R"x(<path d="M-2,2 l4,-4 M0,8 l8,-8 M6,10 l4,-4" stroke="#8a4b08" stroke-width="1.6"/>)x"},
-    {.name = "transfer kv",
+    {.kind = OpKind::kTransfer,
+     .payload = Payload::kKv,
+     .name = "transfer kv",
      .short_name = "kv",
      .letter = 'K',
      .stream = StreamKind::kLink,
-     .payload = Payload::kKv,
      .layered = true,
      .rows = kChunks,
      .queries = QueriesRule::kNone,
@@ -38,11 +40,12 @@ constexpr OpTraits kOps[] = {
      .legend = "transfer KV",
      .fill = "#bcdcf2",
      .hatch = ""},
-    {.name = "embed",
+    {.kind = OpKind::kEmbed,
+     .payload = Payload::kNone,
+     .name = "embed",
      .short_name = "embed",
      .letter = 'e',
      .stream = StreamKind::kCompute,
-     .payload = Payload::kNone,
      .layered = false,
      .rows = kChunks | kSuffixRows | kAllRows,
      .queries = QueriesRule::kNone,
@@ -53,11 +56,12 @@ constexpr OpTraits kOps[] = {
      .legend = "embed",
      .fill = "#e4e4e4",
      .hatch = R"x(<path d="M4,0 v8" stroke="#777" stroke-width="1"/>)x"},
-    {.name = "recompute",
+    {.kind = OpKind::kRecompute,
+     .payload = Payload::kNone,
+     .name = "recompute",
      .short_name = "recompute",
      .letter = 'R',
      .stream = StreamKind::kCompute,
-     .payload = Payload::kNone,
      .layered = true,
      .rows = kChunks | kSelectedRows,
      .queries = QueriesRule::kIfRead,
@@ -68,11 +72,12 @@ constexpr OpTraits kOps[] = {
      .legend = "recompute",
      .fill = "#e58a7a",
      .hatch = R"x(<path d="M-2,6 l4,4 M0,0 l8,8 M6,-2 l4,4" stroke="#8c2a1a" stroke-width="1"/>)x"},
-    {.name = "suffix",
+    {.kind = OpKind::kSuffix,
+     .payload = Payload::kNone,
+     .name = "suffix",
      .short_name = "suffix",
      .letter = 'S',
      .stream = StreamKind::kCompute,
-     .payload = Payload::kNone,
      .layered = true,
      .rows = kSuffixRows,
      .queries = QueriesRule::kSuffix,
@@ -83,11 +88,12 @@ constexpr OpTraits kOps[] = {
      .legend = "suffix",
      .fill = "#9fd3a8",
      .hatch = R"x(<circle cx="4" cy="4" r="1.3" fill="#1f6b30"/>)x"},
-    {.name = "prefill",
+    {.kind = OpKind::kPrefill,
+     .payload = Payload::kNone,
+     .name = "prefill",
      .short_name = "prefill",
      .letter = 'P',
      .stream = StreamKind::kCompute,
-     .payload = Payload::kNone,
      .layered = true,
      .rows = kAllRows,
      .queries = QueriesRule::kAllOfBoth,
@@ -98,11 +104,12 @@ constexpr OpTraits kOps[] = {
      .legend = "prefill",
      .fill = "#c9b3e6",
      .hatch = R"x(<path d="M0,0 l8,8 M8,0 l-8,8" stroke="#5e3a99" stroke-width="0.9"/>)x"},
-    {.name = "head",
+    {.kind = OpKind::kHead,
+     .payload = Payload::kNone,
+     .name = "head",
      .short_name = "head",
      .letter = 'h',
      .stream = StreamKind::kCompute,
-     .payload = Payload::kNone,
      .layered = false,
      .rows = kSuffixRows,
      .queries = QueriesRule::kNone,
@@ -113,11 +120,12 @@ constexpr OpTraits kOps[] = {
      .legend = "head",
      .fill = "#444444",
      .hatch = ""},
-    {.name = "select",
+    {.kind = OpKind::kSelect,
+     .payload = Payload::kNone,
+     .name = "select",
      .short_name = "select",
      .letter = 'c',
      .stream = StreamKind::kCompute,
-     .payload = Payload::kNone,
      .layered = true,
      .rows = kChunks,
      .queries = QueriesRule::kNone,
@@ -128,11 +136,12 @@ constexpr OpTraits kOps[] = {
      .legend = "select tokens",
      .fill = "#f3dc7c",
      .hatch = R"x(<path d="M1,3 h6 M1,6 h3" stroke="#7a6300" stroke-width="1.2"/>)x"},
-    {.name = "align",
+    {.kind = OpKind::kAlign,
+     .payload = Payload::kNone,
+     .name = "align",
      .short_name = "align",
      .letter = 'a',
      .stream = StreamKind::kCompute,
-     .payload = Payload::kNone,
      .layered = true,
      .rows = kChunks,
      .queries = QueriesRule::kNone,
@@ -144,7 +153,23 @@ constexpr OpTraits kOps[] = {
      .fill = "#d9a0c8",
      .hatch = R"x(<path d="M1,7 l6,-6 M4,1 h3 v3" stroke="#7a2a66" stroke-width="1.2" fill="none"/>)x"},
 };
-static_assert(std::size(kOps) == kOpKinds);
+constexpr size_t kPayloadRows = kPayloads - 1, kFirstOther = 2;  // of OpKind
+static_assert(std::size(kOps) == kPayloadRows + kOpKinds - 1 - kFirstOther);
+
+constexpr size_t row_of(OpKind kind, Payload payload) {
+  return kind == OpKind::kTransfer ? static_cast<size_t>(payload) - 1
+                                   : kPayloadRows + static_cast<size_t>(kind) - kFirstOther;
+}
+constexpr bool rows_stand_where_they_are_looked_up() {
+  for (size_t r = 0; r < std::size(kOps); ++r)
+    if (row_of(kOps[r].kind, kOps[r].payload) != r) return false;
+  return true;
+}
+static_assert(rows_stand_where_they_are_looked_up());
+
+constexpr ShapeField kEFields[] = {{"layers", &Shape::layers}, {"d_model", &Shape::d_model}};
+constexpr ShapeField kKvFields[] = {
+    {"layers", &Shape::layers}, {"kv_heads", &Shape::kv_heads}, {"head_dim", &Shape::head_dim}};
 
 // By Mode.
 constexpr ModeTraits kModeRows[] = {
@@ -160,7 +185,7 @@ constexpr ModeTraits kModeRows[] = {
      .does = "loads",
      .sends = "loads",
      .done = "loaded",
-     .drawn_as = OpKind::kTransferKv,
+     .drawn_as = "kv",
      .legend = "loaded from the sender"},
     {.name = "recompute",
      .letter = 'R',
@@ -174,7 +199,7 @@ constexpr ModeTraits kModeRows[] = {
      .does = "recomputes",
      .sends = "has a cut at",
      .done = "recomputed",
-     .drawn_as = OpKind::kRecompute,
+     .drawn_as = "recompute",
      .legend = "recomputed"},
     {.name = "restore",
      .letter = 'E',
@@ -188,7 +213,7 @@ constexpr ModeTraits kModeRows[] = {
      .does = "restores",
      .sends = "restores",
      .done = "restored",
-     .drawn_as = OpKind::kTransferE,
+     .drawn_as = "e",
      .legend = "restored: K and V of the sender's E"},
     {.name = "select",
      .letter = 'S',
@@ -202,7 +227,7 @@ constexpr ModeTraits kModeRows[] = {
      .does = "recomputes selected tokens of",
      .sends = "selects tokens of",
      .done = "selected",
-     .drawn_as = OpKind::kSelect,
+     .drawn_as = "select",
      .legend = "loaded, but recomputed for the {:g} % of the tokens that deviate most"},
 };
 static_assert(std::size(kModeRows) == kModes);
@@ -245,19 +270,64 @@ constexpr Access kSelect[] = {read(Memory::kHidden, Span::kRows, State::kEnters)
 constexpr Access kAlign[] = {read(Memory::kHidden, Span::kRows, State::kSent),
                              write(Memory::kHidden, Span::kRows, State::kEnters)};
 
-// By OpKind; a recompute of selected rows stands apart.
+// By row of kOps; a recompute of selected rows stands apart.
 constexpr std::span<const Access> kAccesses[] = {kTransferE, kTransferKv, kEmbed,  kRecompute, kSuffix,
                                                  kPrefill,   kHead,       kSelect, kAlign};
-static_assert(std::size(kAccesses) == kOpKinds);
+static_assert(std::size(kAccesses) == std::size(kOps));
 
 }  // namespace
 
-const OpTraits& traits_of(OpKind kind) { return kOps[static_cast<size_t>(kind)]; }
+std::span<const OpTraits> op_traits() { return kOps; }
+size_t trait_row(const Op& op) { return row_of(op.kind, op.payload); }
+const OpTraits& traits_of(const Op& op) { return kOps[trait_row(op)]; }
 const ModeTraits& traits_of(Mode mode) { return kModeRows[static_cast<size_t>(mode)]; }
 
-std::span<const Access> accesses_of(OpKind kind, Rows rows) {
-  if (rows == Rows::kSelected) return kRecomputeSelected;
-  return kAccesses[static_cast<size_t>(kind)];
+bool is_known(OpKind kind) {
+  return static_cast<size_t>(kind) >= kFirstOther && static_cast<size_t>(kind) < kOpKinds;
+}
+
+bool has_traits(const Op& op) {
+  return is_known(op.kind) && static_cast<size_t>(op.payload) < kPayloads &&
+         is_transfer(op) == (op.payload != Payload::kNone);
+}
+
+std::span<const Access> accesses_of(const Op& op) {
+  if (op.rows == Rows::kSelected) return kRecomputeSelected;
+  return kAccesses[trait_row(op)];
+}
+
+std::string_view payload_name(Payload payload) {
+  return payload == Payload::kNone ? "" : kOps[row_of(OpKind::kTransfer, payload)].short_name;
+}
+
+std::optional<Payload> payload_named(std::string_view name) {
+  for (const OpTraits& row : kOps)
+    if (row.payload != Payload::kNone && row.short_name == name) return row.payload;
+  return std::nullopt;
+}
+
+int64_t payload_row(Payload payload, const Shape& shape) {
+  switch (payload) {
+    case Payload::kNone:
+      return 0;
+    case Payload::kE:
+      return shape.e_row();
+    case Payload::kKv:
+      return shape.kv_row();
+  }
+  return 0;
+}
+
+std::span<const ShapeField> shape_fields_of(Payload payload) {
+  switch (payload) {
+    case Payload::kNone:
+      return {};
+    case Payload::kE:
+      return kEFields;
+    case Payload::kKv:
+      return kKvFields;
+  }
+  return {};
 }
 
 }  // namespace ds

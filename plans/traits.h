@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 
@@ -11,13 +12,12 @@
 
 namespace ds {
 
-/// What an op takes from the sender's entry.
-enum class Payload : uint8_t { kNone, kE, kKv };
-
 /// Elements per token and layer.
-inline int64_t payload_row(Payload payload, const Shape& shape) {
-  return payload == Payload::kE ? shape.e_row() : payload == Payload::kKv ? shape.kv_row() : 0;
-}
+int64_t payload_row(Payload payload, const Shape& shape);
+/// "e", "kv"; "" of kNone.
+std::string_view payload_name(Payload payload);
+/// The other way round; nothing where it is no payload's.
+std::optional<Payload> payload_named(std::string_view name);
 
 /// Which of its rows go on through Q, attention and MLP, of an op that runs a layer of R and makes K and V.
 enum class QueriesRule : uint8_t {
@@ -53,12 +53,20 @@ struct Access {
 
 constexpr uint8_t bit(Rows rows) { return static_cast<uint8_t>(1u << static_cast<unsigned>(rows)); }
 
+/// A dimension in which a source has to agree with the receiver; in others it may differ.
+struct ShapeField {
+  std::string_view name;
+  int64_t Shape::*value;
+};
+
+/// A transfer has a row for each payload, any other kind of op one.
 struct OpTraits {
+  OpKind kind;
+  Payload payload;
   std::string_view name;        // "transfer e"
   std::string_view short_name;  // "e"; names its pattern in pictures
   char letter;                  // in schedules drawn as text
   StreamKind stream;
-  Payload payload;
   bool layered;  // has a layer
   uint8_t rows;  // bit() of those that it may work on
   QueriesRule queries;
@@ -70,12 +78,22 @@ struct OpTraits {
   // prints in grey.
   std::string_view legend, fill, hatch;
 };
-const OpTraits& traits_of(OpKind kind);
+/// All rows, in the order in which pictures and lists name them: transfers by payload, then the other kinds.
+std::span<const OpTraits> op_traits();
+bool is_known(OpKind kind);
+/// Whether an op has one of these rows: its kind is known and, where that is a transfer, its payload.
+bool has_traits(const Op& op);
+/// Which row it is, of an op that has one.
+size_t trait_row(const Op& op);
+const OpTraits& traits_of(const Op& op);
 
-/// What an op of this kind reads and writes, in this order.
-std::span<const Access> accesses_of(OpKind kind, Rows rows);
+/// What an op reads and writes, in this order.
+std::span<const Access> accesses_of(const Op& op);
 
-inline bool is_transfer(const Op& op) { return traits_of(op.kind).payload != Payload::kNone; }
+inline bool is_transfer(const Op& op) { return op.kind == OpKind::kTransfer; }
+
+/// What decides what a row of a payload is.
+std::span<const ShapeField> shape_fields_of(Payload payload);
 
 struct ModeTraits {
   std::string_view name;  // "load"
@@ -88,7 +106,7 @@ struct ModeTraits {
   int32_t since;  // plan format version
   std::string_view feature;            // what came with that version
   std::string_view does, sends, done;  // "recomputes", "has a cut at", "recomputed": in messages
-  OpKind drawn_as;                     // tiles are filled as this kind of op
+  std::string_view drawn_as;           // tiles are filled as ops of this short name
   std::string_view legend;             // in pictures, for a reader; "{}": the share of selected tokens
 };
 const ModeTraits& traits_of(Mode mode);

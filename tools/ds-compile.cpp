@@ -131,6 +131,11 @@ int main(int argc, char** argv) {
   app.add_option("--emit", o.emit, "Stop after a phase: reuse, plan, schedule (text) or flatbuffer")
       ->capture_default_str()
       ->type_name("PHASE");
+  app.add_option(
+         "--plan-format", o.plan_format,
+         "Format of the plan file: 5 says what it reads and is smaller; 4 can be read by older versions")
+      ->capture_default_str()
+      ->type_name("N");
   app.add_option("-o,--output", output, "Where to write; - is standard output (the default for text)")
       ->type_name("FILE");
   WeightCacheOptions cache;

@@ -12,9 +12,9 @@ Status check_expressible(const Variant& v, size_t i) {
   const Op& op = v.ops[i];
   auto fault = [&](std::string_view what, auto found, std::string expected) {
     return error(Code::kUnsupported, "variant '{}': op {} ({}): {} is {}, expected {}", v.name, i,
-                 op_kind_name(op.kind), what, found, expected);
+                 op_name(op), what, found, expected);
   };
-  const OpTraits& traits = traits_of(op.kind);
+  const OpTraits& traits = traits_of(op);
   if ((traits.rows & bit(op.rows)) == 0)
     return fault("rows", static_cast<int>(op.rows), "those that such an op may have (plans/traits.h)");
   if (traits.queries == QueriesRule::kNone && op.queries != Queries::kNone)
@@ -122,20 +122,27 @@ plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
   auto model = [&](const ModelIdentity& m) {
     return plan::ModelAttr::get(ctx, m.name, m.fingerprint, m.config, m.weights, m.tokenizer);
   };
-  const Shape& s = p.shape;
-  auto shape = plan::ShapeAttr::get(ctx, s.family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim,
-                                    s.vocab);
+  auto shape = [&](const Shape& s) {
+    return plan::ShapeAttr::get(ctx, s.family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim,
+                                s.vocab);
+  };
   llvm::SmallVector<mlir::Attribute> inputs;
   for (const InputFile& f : p.provenance.inputs)
     inputs.push_back(plan::InputAttr::get(ctx, f.role, f.name, f.sha256));
+  llvm::SmallVector<mlir::Attribute> sources;
+  for (const Source& source : p.sources) {
+    auto rule = static_cast<plan::SourceRule>(source.rule);
+    sources.push_back(plan::SourceAttr::get(ctx, rule, model(source.model), shape(source.shape)));
+  }
   plan::MapsAttr maps;
   if (p.maps != MapsIdentity{}) maps = plan::MapsAttr::get(ctx, p.maps.name, p.maps.fingerprint);
   auto file = b.create<plan::FileOp>(
       loc, b.getI32IntegerAttr(p.format_version), b.getStringAttr(p.dtype),
       p.backend.empty() ? mlir::StringAttr() : b.getStringAttr(p.backend), model(p.sender), model(p.receiver),
-      shape, b.getStringAttr(p.provenance.compiler_version), b.getStringAttr(p.provenance.flags),
+      shape(p.shape), b.getStringAttr(p.provenance.compiler_version), b.getStringAttr(p.provenance.flags),
       b.getArrayAttr(inputs), maps,
-      p.shared_vocab == 0 ? mlir::IntegerAttr() : b.getI64IntegerAttr(p.shared_vocab));
+      p.shared_vocab == 0 ? mlir::IntegerAttr() : b.getI64IntegerAttr(p.shared_vocab),
+      sources.empty() ? mlir::ArrayAttr() : b.getArrayAttr(sources));
   file.getBody().emplaceBlock();
   return file;
 }
@@ -188,12 +195,11 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
     auto event = b.getType<plan::EventType>();
     mlir::Value result;
     switch (op.kind) {
-      case OpKind::kTransferE:
-      case OpKind::kTransferKv: {
-        auto payload =
-            plan::PayloadAttr::get(ctx, op.kind == OpKind::kTransferE ? plan::Payload::e : plan::Payload::kv);
-        result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, last, buffer, stream, after,
-                                            at, duration);
+      case OpKind::kTransfer: {
+        auto payload = plan::PayloadAttr::get(ctx, static_cast<plan::Payload>(op.payload));
+        auto source = op.source == 0 ? nullptr : b.getI32IntegerAttr(op.source);
+        result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, last, source, buffer, stream,
+                                            after, at, duration);
         break;
       }
       case OpKind::kEmbed: {
@@ -296,9 +302,15 @@ Result<Plan> export_file(plan::FileOp file) {
   };
   p.sender = model(file.getSender());
   p.receiver = model(file.getReceiver());
-  plan::ShapeAttr s = file.getShape();
-  p.shape = {s.getFamily().str(), s.getLayers(),  s.getDModel(),  s.getFf(),
-             s.getHeads(),        s.getKvHeads(), s.getHeadDim(), s.getVocab()};
+  auto shape = [](plan::ShapeAttr s) {
+    return Shape{s.getFamily().str(), s.getLayers(),  s.getDModel(),  s.getFf(),
+                 s.getHeads(),        s.getKvHeads(), s.getHeadDim(), s.getVocab()};
+  };
+  p.shape = shape(file.getShape());
+  if (file.getSources())
+    for (auto source : file.getSources()->getAsRange<plan::SourceAttr>())
+      p.sources.push_back(
+          {static_cast<SourceRule>(source.getRule()), model(source.getModel()), shape(source.getShape())});
   p.shared_vocab = static_cast<int64_t>(file.getSharedVocab().value_or(0));
   p.provenance.compiler_version = file.getCompiler().str();
   p.provenance.flags = file.getFlags().str();

@@ -104,7 +104,8 @@ class Lowering {
   bool waits_for_turn(const Tile& t, int32_t l) const { return named_after(t, l) != l; }
 
   int32_t send_e(const Tile& t, int32_t l, std::vector<int32_t> waits) {
-    return add({.kind = OpKind::kTransferE,
+    return add({.kind = OpKind::kTransfer,
+                .payload = Payload::kE,
                 .stream = link_,
                 .layer = l,
                 .chunk = t.first_chunk,
@@ -123,7 +124,8 @@ class Lowering {
         sent_e_[cell(l, t.first_chunk)] = send_e(t, l, {});
       }
       for (int32_t c = t.first_chunk; t.cut && c <= t.last_chunk; ++c) {
-        int32_t op = add({.kind = OpKind::kTransferE,
+        int32_t op = add({.kind = OpKind::kTransfer,
+                          .payload = Payload::kE,
                           .stream = link_,
                           .layer = t.first_layer,
                           .chunk = c,
@@ -134,7 +136,8 @@ class Lowering {
     for (const Tile& t : tiles_) {
       bool load = loads(t);
       for (int32_t l = t.first_layer; l <= t.last_layer && (load || whole_entry_); ++l) {
-        int32_t op = add({.kind = OpKind::kTransferKv,
+        int32_t op = add({.kind = OpKind::kTransfer,
+                          .payload = Payload::kKv,
                           .stream = link_,
                           .layer = l,
                           .chunk = t.first_chunk,

@@ -20,7 +20,7 @@ int64_t writes_context_cache(mlir::Operation& op) {
   auto writes = [](const Access& a) {
     return a.write && a.memory == Access::Memory::kCache && a.span != Access::Span::kSuffix;
   };
-  return llvm::any_of(accesses_of(what.kind, what.rows), writes) ? what.layer : -1;
+  return llvm::any_of(accesses_of(what), writes) ? what.layer : -1;
 }
 
 struct VerifyLowered : impl::PlanVerifyLoweredBase<VerifyLowered> {

@@ -150,14 +150,14 @@ Cost CostModel::align(int64_t rows, MapForm form, int64_t rank) const {
 }
 
 int64_t CostModel::transfer_bytes(const Op& op, const TunedPoint& at) const {
-  return op_rows(op, at.chunks, at.tokens, 0, at.share).rows *
-         payload_row(traits_of(op.kind).payload, shape_) * dtype_size(machine_.dtype);
+  return op_rows(op, at.chunks, at.tokens, 0, at.share).rows * payload_row(op.payload, shape_) *
+         dtype_size(machine_.dtype);
 }
 
 Cost CostModel::duration(const Op& op, const TunedPoint& at) const {
   auto [position, rows, query_rows] = op_rows(op, at.chunks, at.tokens, at.suffix, at.share);
   const MachineModel& m = machine_;
-  switch (traits_of(op.kind).cost) {
+  switch (traits_of(op).cost) {
     case CostCurve::kLink: {
       // The store reads while the link delivers: the slower of the two decides.
       double bytes = d(transfer_bytes(op, at)), ns = bytes / d(std::max<int64_t>(at.rate, 1)) * 1e9;

@@ -43,7 +43,7 @@ class Builder {
     t.release_ns = release_ns;
     if (auto described = mlir::dyn_cast<plan::VariantOperationInterface>(op.getOperation())) {
       const Op what = described.describe();
-      if (traits_of(what.kind).layered) {
+      if (traits_of(what).layered) {
         t.layer = what.layer;
         t.chunk = std::max(what.chunk, 0);
       }

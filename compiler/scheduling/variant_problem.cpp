@@ -8,8 +8,8 @@
 namespace ds {
 namespace {
 
-TaskRole role_of(OpKind kind) {
-  switch (traits_of(kind).payload) {
+TaskRole role_of(Payload payload) {
+  switch (payload) {
     case Payload::kNone:
       return TaskRole::kCompute;
     case Payload::kE:
@@ -44,7 +44,7 @@ Problem problem_of(const Variant& v, const Conditions& conditions) {
   for (const Op& op : v.ops) {
     Task t;
     t.name = op_label(op, v.chunks);
-    t.role = role_of(op.kind);
+    t.role = role_of(op.payload);
     t.stream = op.stream;
     t.duration_ns = op.duration_ns;
     t.after = op.waits;

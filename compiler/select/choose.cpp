@@ -64,7 +64,7 @@ const std::vector<Chooser::Kind>& Chooser::kinds(size_t tiling) {
   // Deep models have tens of thousands of operations, of a few hundred kinds.
   auto key = [](const Op& op) {
     return static_cast<uint64_t>(op.chunk + 1) << 32 | static_cast<uint64_t>(op.last_chunk + 1) << 8 |
-           static_cast<uint64_t>(op.kind) << 4 | static_cast<uint64_t>(op.rows) << 2 |
+           static_cast<uint64_t>(trait_row(op)) << 4 | static_cast<uint64_t>(op.rows) << 2 |
            static_cast<uint64_t>(op.queries);
   };
   std::unordered_map<uint64_t, size_t> index;

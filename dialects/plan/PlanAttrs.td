@@ -21,7 +21,7 @@ def Plan_ModeAttr : Plan_EnumAttr<"Mode", "how a tile gets its K and V", [
   I32EnumAttrCase<"select", 3>]>;
 
 def Plan_PayloadAttr : Plan_EnumAttr<"Payload", "what a transfer moves", [
-  I32EnumAttrCase<"e", 0>, I32EnumAttrCase<"kv", 1>]>;
+  I32EnumAttrCase<"e", 1>, I32EnumAttrCase<"kv", 2>]>;
 
 def Plan_RowsAttr : Plan_EnumAttr<"Rows", "rows of hidden states an op works on", [
   I32EnumAttrCase<"chunk", 0>, I32EnumAttrCase<"suffix", 1>, I32EnumAttrCase<"all", 2>]>;
@@ -54,6 +54,14 @@ def Plan_ShapeAttr : Plan_Attr<"Shape", "shape"> {
   let summary = "the architecture that both models share (ds::Shape)";
   let parameters = (ins StringRefParameter<>:$family, "int64_t":$layers, "int64_t":$d_model, "int64_t":$ff,
     "int64_t":$heads, "int64_t":$kv_heads, "int64_t":$head_dim, "int64_t":$vocab);
+}
+
+def Plan_SourceRuleAttr : Plan_EnumAttr<"SourceRule", "how a source's rows came about", [
+  I32EnumAttrCase<"prefix", 0>, I32EnumAttrCase<"segment", 1>]>;
+
+def Plan_SourceAttr : Plan_Attr<"Source", "source"> {
+  let summary = "what transfers read (ds::Source)";
+  let parameters = (ins EnumParameter<Plan_SourceRuleAttr>:$rule, "::ds::plan::ModelAttr":$model, "::ds::plan::ShapeAttr":$shape);
 }
 
 def Plan_InputAttr : Plan_Attr<"Input", "input"> {

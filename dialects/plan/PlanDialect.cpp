@@ -72,8 +72,8 @@ std::string with_chunk(std::string name, uint32_t chunk, std::optional<uint32_t>
 int32_t i32(uint32_t n) { return static_cast<int32_t>(n); }
 int32_t i32_or_none(std::optional<uint32_t> n) { return n ? static_cast<int32_t>(*n) : -1; }
 
-Role role_of(OpKind kind) {
-  const ds::Payload payload = traits_of(kind).payload;
+Role role_of(const ds::Op& op) {
+  const ds::Payload payload = op.payload;
   return payload == ds::Payload::kE    ? Role::load_e
          : payload == ds::Payload::kKv ? Role::load_kv
                                        : Role::compute;
@@ -223,12 +223,14 @@ std::string TransferOp::label() {
                     getLastChunk());
 }
 ds::Op TransferOp::describe() {
-  return {.kind = getPayload() == Payload::e ? OpKind::kTransferE : OpKind::kTransferKv,
+  return {.kind = OpKind::kTransfer,
+          .payload = static_cast<ds::Payload>(getPayload()),
           .layer = i32(getLayer()),
           .chunk = i32(getChunk()),
-          .last_chunk = i32_or_none(getLastChunk())};
+          .last_chunk = i32_or_none(getLastChunk()),
+          .source = i32(getSource().value_or(0))};
 }
-Role TransferOp::role() { return role_of(describe().kind); }
+Role TransferOp::role() { return role_of(describe()); }
 void TransferOp::getAsmResultNames(SetName set) {
   set(getEvent(), with_chunk(fmt::format("{}{}", getPayload() == Payload::e ? "e" : "t", getLayer()),
                              getChunk(), getLastChunk()));
@@ -259,7 +261,7 @@ ds::Op EmbedOp::describe() {
           .rows = static_cast<ds::Rows>(getRows()),
           .last_chunk = i32_or_none(getLastChunk())};
 }
-Role EmbedOp::role() { return role_of(describe().kind); }
+Role EmbedOp::role() { return role_of(describe()); }
 void EmbedOp::getAsmResultNames(SetName set) { set(getEvent(), "embed"); }
 mlir::LogicalResult EmbedOp::verify() {
   if ((getRows() == Rows::chunk) != getChunk().has_value())
@@ -281,7 +283,7 @@ ds::Op RecomputeOp::describe() {
           .queries = static_cast<ds::Queries>(getQueries()),
           .last_chunk = i32_or_none(getLastChunk())};
 }
-Role RecomputeOp::role() { return role_of(describe().kind); }
+Role RecomputeOp::role() { return role_of(describe()); }
 void RecomputeOp::getAsmResultNames(SetName set) {
   set(getEvent(), with_chunk(fmt::format("r{}", getLayer()), getChunk().value_or(0), getLastChunk()));
 }
@@ -297,7 +299,7 @@ mlir::LogicalResult RecomputeOp::verify() {
 
 std::string SelectOp::label() { return fmt::format("select {}", getLayer()); }
 ds::Op SelectOp::describe() { return {.kind = OpKind::kSelect, .layer = i32(getLayer()), .chunk = 0}; }
-Role SelectOp::role() { return role_of(describe().kind); }
+Role SelectOp::role() { return role_of(describe()); }
 void SelectOp::getAsmResultNames(SetName set) { set(getEvent(), "select"); }
 mlir::LogicalResult SelectOp::verify() { return verify_kernel(*this, getBuffer()); }
 
@@ -310,7 +312,7 @@ ds::Op AlignOp::describe() {
           .chunk = i32(getChunk()),
           .last_chunk = i32_or_none(getLastChunk())};
 }
-Role AlignOp::role() { return role_of(describe().kind); }
+Role AlignOp::role() { return role_of(describe()); }
 void AlignOp::getAsmResultNames(SetName set) {
   set(getEvent(), with_chunk(fmt::format("a{}", getLayer()), getChunk(), getLastChunk()));
 }
@@ -336,7 +338,7 @@ ds::Op SuffixOp::describe() {
           .rows = ds::Rows::kSuffix,
           .queries = static_cast<ds::Queries>(getQueries())};
 }
-Role SuffixOp::role() { return role_of(describe().kind); }
+Role SuffixOp::role() { return role_of(describe()); }
 void SuffixOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("s{}", getLayer())); }
 mlir::LogicalResult SuffixOp::verify() { return verify_kernel(*this, getBuffer()); }
 
@@ -347,13 +349,13 @@ ds::Op PrefillOp::describe() {
           .rows = ds::Rows::kAll,
           .queries = static_cast<ds::Queries>(getQueries())};
 }
-Role PrefillOp::role() { return role_of(describe().kind); }
+Role PrefillOp::role() { return role_of(describe()); }
 void PrefillOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("p{}", getLayer())); }
 mlir::LogicalResult PrefillOp::verify() { return verify_kernel(*this, getBuffer()); }
 
 std::string HeadOp::label() { return "head"; }
 ds::Op HeadOp::describe() { return {.kind = OpKind::kHead, .rows = ds::Rows::kSuffix}; }
-Role HeadOp::role() { return role_of(describe().kind); }
+Role HeadOp::role() { return role_of(describe()); }
 void HeadOp::getAsmResultNames(SetName set) { set(getEvent(), "head"); }
 mlir::LogicalResult HeadOp::verify() { return verify_kernel(*this, getBuffer()); }
 

@@ -19,14 +19,17 @@ def Plan_FileOp : Plan_Op<"file", [IsolatedFromAbove, SymbolTable, NoTerminator,
     Holds `reuse.plan`s before and `plan.variant`s after lowering. The element type `dtype` and the `backend`
     are those for which times hold. `shared_vocab` is there where the receiver's vocabulary goes on beyond the
     ids that the sender knows. `maps` is there where a variant has aligned cuts: what they are mapped with.
+    `sources` is there from format 5 on: what transfers read.
   }];
   let arguments = (ins I32Attr:$version, StrAttr:$dtype, OptionalAttr<StrAttr>:$backend, Plan_ModelAttr:$sender, Plan_ModelAttr:$receiver,
     Plan_ShapeAttr:$shape, StrAttr:$compiler, StrAttr:$flags, TypedArrayAttrBase<Plan_InputAttr, "inputs">:$inputs,
-    OptionalAttr<Plan_MapsAttr>:$maps, OptionalAttr<I64Attr>:$shared_vocab);
+    OptionalAttr<Plan_MapsAttr>:$maps, OptionalAttr<I64Attr>:$shared_vocab,
+    OptionalAttr<TypedArrayAttrBase<Plan_SourceAttr, "sources">>:$sources);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     `version` $version `dtype` $dtype (`backend` $backend^)? `\n` `sender` $sender `\n` `receiver` $receiver `\n` `shape` $shape
     (`shared_vocab` $shared_vocab^)? `\n` `compiler` $compiler `flags` $flags `\n` `inputs` $inputs `\n` (`maps` $maps^ `\n`)?
+    (`sources` $sources^ `\n`)?
     attr-dict-with-keyword $body
   }];
   let hasVerifier = 1;
@@ -119,10 +122,10 @@ class Plan_StreamedOp<string mnemonic, dag extra, dag event = (outs Plan_EventTy
 
 // What is sent is for those who wait for it: where nobody does, it is dead code, as an allocation is that nobody reads.
 def Plan_TransferOp : Plan_StreamedOp<"transfer", (ins Plan_PayloadAttr:$payload, I32Attr:$layer,
-    I32Attr:$chunk, OptionalAttr<I32Attr>:$last_chunk), (outs Res<Plan_EventType, "what has arrived", [MemAlloc]>:$event)> {
-  let summary = "E or K and V of one layer and run of chunks, from the sender's entry into a buffer";
-  let description = "Without a reader it is dead code (--cse).";
-  let assemblyFormat = "$payload `(` $layer `)` custom<Chunks>($chunk, $last_chunk) `into` $buffer " # schedule;
+    I32Attr:$chunk, OptionalAttr<I32Attr>:$last_chunk, OptionalAttr<I32Attr>:$source), (outs Res<Plan_EventType, "what has arrived", [MemAlloc]>:$event)> {
+  let summary = "E or K and V of one layer and run of chunks, from a source into a buffer";
+  let description = "`from` is the source's number in the file, where that is not 0, the sender. Without a reader it is dead code (--cse).";
+  let assemblyFormat = "$payload `(` $layer `)` custom<Chunks>($chunk, $last_chunk) (`from` $source^)? `into` $buffer " # schedule;
 }
 
 def Plan_EmbedOp : Plan_StreamedOp<"embed", (ins Plan_RowsAttr:$rows, OptionalAttr<I32Attr>:$chunk,

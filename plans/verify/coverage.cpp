@@ -16,8 +16,12 @@ Status VariantVerifier::coverage() const {
   for (int32_t i = 0; i < ops(); ++i) {
     const Op& o = op(i);
     switch (o.kind) {
-      case OpKind::kTransferE:
+      case OpKind::kTransfer:
         for (int32_t c = o.chunk; c < o.chunk_end(); ++c) {
+          if (o.payload == Payload::kKv) {
+            DS_TRY(once(kv[cell(o.layer, c)], i, 15, "KV of this layer and chunk"));
+            continue;
+          }
           if (!sends_e_[cell(o.layer, c)]) {
             return fail_op(i, 15,
                            "sends E of layer {}, chunk {}, where no tile has a cut or is restored; expected "
@@ -26,10 +30,6 @@ Status VariantVerifier::coverage() const {
           }
           DS_TRY(once(e[cell(o.layer, c)], i, 15, "E of this layer and chunk"));
         }
-        break;
-      case OpKind::kTransferKv:
-        for (int32_t c = o.chunk; c < o.chunk_end(); ++c)
-          DS_TRY(once(kv[cell(o.layer, c)], i, 15, "KV of this layer and chunk"));
         break;
       case OpKind::kEmbed:
         if (o.rows != Rows::kChunk) DS_TRY(once(embed, i, 17, "the suffix's embeddings"));

@@ -184,7 +184,7 @@ class Dataflow : VariantFacts {
   Status access(int32_t i) {
     const Op& o = op(i);
     bool has_read = false;
-    for (const Access& a : accesses_of(o.kind, o.rows)) {
+    for (const Access& a : accesses_of(o)) {
       if ((a.when == Access::When::kWithQueries && o.queries == Queries::kNone) ||
           (a.when == Access::When::kAllQueries && o.queries != Queries::kAll)) {
         continue;

@@ -38,9 +38,15 @@ std::string rows_text(uint8_t rows) {
 Status VariantVerifier::fields(int32_t i) const {
   const Op& o = op(i);
   std::string where = fmt::format("op {}", i);
-  if (static_cast<size_t>(o.kind) >= kOpKinds)
+  if (!is_known(o.kind))
     return unknown(where, "kind", static_cast<int>(o.kind), static_cast<int>(kOpKinds) - 1);
-  const OpTraits& traits = traits_of(o.kind);
+  if (static_cast<size_t>(o.payload) >= kPayloads)
+    return unknown(where, "payload", static_cast<int>(o.payload), static_cast<int>(kPayloads) - 1);
+  if (is_transfer(o) != (o.payload != Payload::kNone)) {
+    return fail(21, "has op {}, which {}; expected a payload of every transfer, and of nothing else", i,
+                is_transfer(o) ? "transfers nothing" : "transfers nothing but has a payload");
+  }
+  const OpTraits& traits = traits_of(o);
   if (o.rows > Rows::kSelected)
     return unknown(where, "rows", static_cast<int>(o.rows), static_cast<int>(Rows::kSelected));
   if (o.queries > Queries::kLast) {
@@ -95,6 +101,7 @@ Status VariantVerifier::fields(int32_t i) const {
                    "works on {} rows of buffer {}, which has {} rows only; expected a buffer that has them",
                    rows_name(o.rows), o.buffer, buffer.with_context ? "context" : "suffix");
   }
+  DS_TRY(source(i));
   DS_TRY(queries(i));
   for (size_t w = 0; w < o.waits.size(); ++w) {
     if (o.waits[w] < 0 || o.waits[w] >= i) {
@@ -110,12 +117,31 @@ Status VariantVerifier::fields(int32_t i) const {
   return ok_status();
 }
 
+Status VariantVerifier::source(int32_t i) const {
+  const Op& o = op(i);
+  if (!is_transfer(o)) {
+    if (o.source == 0) return ok_status();
+    return fail_op(i, 21, "has source {}, but transfers nothing; expected 0", o.source);
+  }
+  if (o.source < 0 || static_cast<size_t>(o.source) >= sources_.size())
+    return fail_op(i, 21, "reads source {}; expected 0 to {}", o.source, sources_.size() - 1);
+  const Shape& theirs = sources_[static_cast<size_t>(o.source)].shape;
+  for (const ShapeField& field : shape_fields_of(o.payload)) {
+    if (theirs.*field.value == shape_.*field.value) continue;
+    return fail_op(i, 21,
+                   "reads source {}, whose {} is {}, the receiver's {}; expected the same: it decides "
+                   "what a row is",
+                   o.source, field.name, theirs.*field.value, shape_.*field.value);
+  }
+  return ok_status();
+}
+
 Status VariantVerifier::queries(int32_t i) const {
   const Op& o = op(i);
   Queries expected = Queries::kNone;
   const char* why = "it has no queries";
   const bool last = o.layer == last_layer_;
-  const QueriesRule rule = traits_of(o.kind).queries;
+  const QueriesRule rule = traits_of(o).queries;
   if (rule == QueriesRule::kNone) {
     // As it is said above.
   } else if (o.rows == Rows::kSelected) {

@@ -81,50 +81,77 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
     DS_TRY(text(fmt::format("provenance.inputs[{}].name", i), input.name, true));
     DS_TRY(text(fmt::format("provenance.inputs[{}].sha256", i), input.sha256, false));
   }
-  for (const auto& [role, model] :
-       {std::pair{"sender", &plan.sender}, std::pair{"receiver", &plan.receiver}}) {
-    DS_TRY(text(fmt::format("{}.name", role), model->name, true));
-    DS_TRY(text(fmt::format("{}.config", role), model->config, true));
-    DS_TRY(text(fmt::format("{}.weights", role), model->weights, true));
-    DS_TRY(text(fmt::format("{}.tokenizer", role), model->tokenizer, true));
-    if (!is_sha256(model->fingerprint)) {
-      DS_TRY(text(fmt::format("{}.fingerprint", role), model->fingerprint, true));
-      return fail(2, fmt::format("{}.fingerprint is \"{}\"; expected a SHA-256 in hexadecimal", role,
-                                 model->fingerprint));
-    }
-  }
+  auto model = [&](const std::string& role, const ModelIdentity& m) -> Status {
+    DS_TRY(text(role + ".name", m.name, true));
+    DS_TRY(text(role + ".config", m.config, true));
+    DS_TRY(text(role + ".weights", m.weights, true));
+    DS_TRY(text(role + ".tokenizer", m.tokenizer, true));
+    if (is_sha256(m.fingerprint)) return ok_status();
+    DS_TRY(text(role + ".fingerprint", m.fingerprint, true));
+    return fail(
+        2, fmt::format("{}.fingerprint is \"{}\"; expected a SHA-256 in hexadecimal", role, m.fingerprint));
+  };
+  DS_TRY(model("sender", plan.sender));
+  DS_TRY(model("receiver", plan.receiver));
   DS_TRY(text("shape.family", plan.shape.family, false));
   DS_TRY(text("dtype", plan.dtype, false));
   DS_TRY(text("backend", plan.backend, true));
   if (plan.dtype != "bf16" && plan.dtype != "f32") {
     return fail(2, fmt::format("dtype is \"{}\"; expected \"bf16\" or \"f32\"", plan.dtype));
   }
-  // Shape.
-  const Shape& s = plan.shape;
-  struct Dimension {
-    const char* name;
-    int64_t value, limit;
-  };
-  for (const Dimension& d :
-       {Dimension{"layers", s.layers, kMaxLayers}, Dimension{"d_model", s.d_model, kMaxDimension},
-        Dimension{"ff", s.ff, kMaxDimension}, Dimension{"heads", s.heads, kMaxDimension},
-        Dimension{"kv_heads", s.kv_heads, kMaxDimension}, Dimension{"head_dim", s.head_dim, kMaxDimension},
-        Dimension{"vocab", s.vocab, kMaxVocab}}) {
-    if (d.value < 1 || d.value > d.limit) {
-      return fail(3, fmt::format("shape.{} is {}; expected 1 to {}", d.name, d.value, d.limit));
+  auto shape = [&](const std::string& name, const Shape& s) -> Status {
+    struct Dimension {
+      const char* name;
+      int64_t value, limit;
+    };
+    for (const Dimension& d :
+         {Dimension{"layers", s.layers, kMaxLayers}, Dimension{"d_model", s.d_model, kMaxDimension},
+          Dimension{"ff", s.ff, kMaxDimension}, Dimension{"heads", s.heads, kMaxDimension},
+          Dimension{"kv_heads", s.kv_heads, kMaxDimension}, Dimension{"head_dim", s.head_dim, kMaxDimension},
+          Dimension{"vocab", s.vocab, kMaxVocab}}) {
+      if (d.value < 1 || d.value > d.limit)
+        return fail(3, fmt::format("{}.{} is {}; expected 1 to {}", name, d.name, d.value, d.limit));
     }
-  }
-  if (plan.shared_vocab < 0 || plan.shared_vocab >= s.vocab) {
+    if (s.heads % s.kv_heads != 0) {
+      return fail(3, fmt::format("{0}.heads is {1}, {0}.kv_heads {2}; expected a multiple", name, s.heads,
+                                 s.kv_heads));
+    }
+    if (s.kv_row() > kMaxDimension) {
+      return fail(3, fmt::format("a row of the KV cache has 2 * {} * {} elements; expected at most {}",
+                                 s.kv_heads, s.head_dim, kMaxDimension));
+    }
+    return ok_status();
+  };
+  DS_TRY(shape("shape", plan.shape));
+  if (plan.shared_vocab < 0 || plan.shared_vocab >= plan.shape.vocab) {
     return fail(3, fmt::format("shared_vocab is {}; expected 0 (all), or fewer than the vocabulary's {}",
-                               plan.shared_vocab, s.vocab));
+                               plan.shared_vocab, plan.shape.vocab));
   }
-  if (s.heads % s.kv_heads != 0) {
-    return fail(
-        3, fmt::format("shape.heads is {}, shape.kv_heads {}; expected a multiple", s.heads, s.kv_heads));
+  // Sources.
+  if (plan.format_version < 5 ? !plan.sources.empty()
+                              : plan.sources.empty() || plan.sources.size() > kMaxSources) {
+    return fail(21, fmt::format("has {} sources in format version {}; expected {}", plan.sources.size(),
+                                plan.format_version,
+                                plan.format_version < 5 ? std::string("none: they came with version 5")
+                                                        : fmt::format("1 to {}", kMaxSources)));
   }
-  if (s.kv_row() > kMaxDimension) {
-    return fail(3, fmt::format("a row of the KV cache has 2 * {} * {} elements; expected at most {}",
-                               s.kv_heads, s.head_dim, kMaxDimension));
+  for (size_t i = 0; i < plan.sources.size(); ++i) {
+    const Source& source = plan.sources[i];
+    if (static_cast<size_t>(source.rule) >= kSourceRules) {
+      return error(Code::kUnsupported,
+                   "plan '{}': source {} has rule {}; this version knows 0 to {}: update droidspeak here, or "
+                   "compile the plan with an older ds-compile [rule 9]",
+                   origin, i, static_cast<int>(source.rule), kSourceRules - 1);
+    }
+    DS_TRY(model(fmt::format("sources[{}]", i), source.model));
+    DS_TRY(text(fmt::format("sources[{}].shape.family", i), source.shape.family, false));
+    DS_TRY(shape(fmt::format("sources[{}].shape", i), source.shape));
+    if (i == 0 && (source.rule != SourceRule::kPrefix || source.model != plan.sender)) {
+      return fail(21, fmt::format("its first source is a {} of '{}' ({:.12}); expected the prefix of its "
+                                  "sender, '{}' ({:.12})",
+                                  source_rule_name(source.rule), source.model.name, source.model.fingerprint,
+                                  plan.sender.name, plan.sender.fingerprint));
+    }
   }
   // Variants.
   for (const Variant& v : plan.variants) {
@@ -148,11 +175,11 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
                    3);
     }
     for (const Op& op : v.ops) {
-      if (static_cast<size_t>(op.kind) < kOpKinds && plan.format_version < traits_of(op.kind).since)
-        return newer(traits_of(op.kind).feature, traits_of(op.kind).since);
+      if (has_traits(op) && plan.format_version < traits_of(op).since)
+        return newer(traits_of(op).feature, traits_of(op).since);
     }
     if (plan.format_version < 4 && v.map_form != MapForm::kNone)
-      return newer(traits_of(OpKind::kAlign).feature, 4);
+      return newer(traits_of(Op{.kind = OpKind::kAlign}).feature, 4);
     if (plan.format_version < 4 && !std::isnan(v.promise.divergence))
       return newer("a promised divergence", 4);
   }
@@ -165,6 +192,7 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
                                 maps ? "a SHA-256 in hexadecimal: a variant has aligned cuts"
                                      : "no maps: no variant has aligned cuts"));
   }
+  const std::vector<Source> sources = sources_of(plan);
   std::unordered_set<std::string_view> names;
   std::vector<const Variant*> all;
   for (const Variant& v : plan.variants) all.push_back(&v);
@@ -183,7 +211,7 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
       return fail(5, fmt::format("{}.name is \"{}\", as another variant's; expected names that differ", where,
                                  all[i]->name));
     }
-    VariantVerifier verifier(origin, plan.shape, *all[i]);
+    VariantVerifier verifier(origin, plan.shape, sources, *all[i]);
     DS_TRY(verifier.run());
     if (all[i] == &plan.full_prefill) DS_TRY(verifier.full_prefill());
   }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,8 +23,11 @@ inline std::string limit_text(int64_t limit) {
 /// A variant, by cell and by buffer, and how messages name its parts.
 class VariantFacts {
  protected:
-  VariantFacts(const std::string& origin, const Shape& shape, const Variant& variant)
+  VariantFacts(const std::string& origin, const Shape& shape, std::span<const Source> sources,
+               const Variant& variant)
       : origin_(origin),
+        shape_(shape),
+        sources_(sources),
         v_(variant),
         layers_(static_cast<int32_t>(shape.layers)),
         last_layer_(layers_ - 1),
@@ -71,6 +75,8 @@ class VariantFacts {
   }
 
   const std::string& origin_;
+  const Shape& shape_;
+  std::span<const Source> sources_;
   const Variant& v_;
   const int32_t layers_, last_layer_, chunks_;
   const size_t streams_;
@@ -85,8 +91,9 @@ class VariantFacts {
 
 class VariantVerifier : public VariantFacts {
  public:
-  VariantVerifier(const std::string& origin, const Shape& shape, const Variant& variant)
-      : VariantFacts(origin, shape, variant) {}
+  VariantVerifier(const std::string& origin, const Shape& shape, std::span<const Source> sources,
+                  const Variant& variant)
+      : VariantFacts(origin, shape, sources, variant) {}
   Status run();
   /// Rule 7.
   Status full_prefill() const;
@@ -100,8 +107,9 @@ class VariantVerifier : public VariantFacts {
   Status tiles();
   // promises.cpp: rule 5.
   Status header() const;
-  // ops.cpp: what an op shows by itself (rules 8 to 11 and 16), and its times (rule 12).
+  // ops.cpp: what an op shows by itself (rules 8 to 11, 16 and 21), and its times (rule 12).
   Status fields(int32_t i) const;
+  Status source(int32_t i) const;
   Status queries(int32_t i) const;
   Status times() const;
   // coverage.cpp: which ops there are, by cell and by suffix layer (rules 15, 17 and 20).

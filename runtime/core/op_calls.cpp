@@ -44,10 +44,10 @@ int64_t OpCalls::selected() const {
 
 OpCalls::Transfer OpCalls::transfer(const Op& op) const {
   const OpRows at = op_rows(op, variant_->chunks, n_, m_, variant_->select_share);
-  if (traits_of(op.kind).payload == Payload::kE)
-    return {TensorKind::kE, op.layer, at.first, at.rows, hidden(op, at.first)};
-  std::byte* cache = memory_.caches[static_cast<size_t>(op.layer)];
-  return {TensorKind::kKv, op.layer, at.first, at.rows, cache + at.first * kv_row_};
+  std::byte* to = traits_of(op).buffer == BufferKind::kHidden
+                      ? hidden(op, at.first)
+                      : memory_.caches[static_cast<size_t>(op.layer)] + at.first * kv_row_;
+  return {op.source, op.payload, op.layer, at.first, at.rows, to};
 }
 
 void OpCalls::kernel(const Op& op, CommandStream& stream) const {
@@ -63,8 +63,7 @@ void OpCalls::kernel(const Op& op, const Piece& piece, CommandStream& stream) co
   std::byte* cache = op.layer < 0 ? nullptr : memory_.caches[static_cast<size_t>(op.layer)];
   Workspace& workspace = *memory_.workspace;
   switch (op.kind) {
-    case OpKind::kTransferE:
-    case OpKind::kTransferKv:
+    case OpKind::kTransfer:
       break;  // transfer() says what the caller is to read
     case OpKind::kEmbed:
       model_->embed(stream, memory_.ids + first, rows, hidden(op, piece.row));

@@ -52,7 +52,8 @@ class OpCalls {
 
   /// Rows of what is sent, by their positions in the context, and where the first of them lands.
   struct Transfer {
-    TensorKind kind = TensorKind::kKv;
+    int32_t source = 0;  // index into the plan's
+    Payload payload = Payload::kKv;
     int32_t layer = 0;
     int64_t first = 0, rows = 0;
     std::byte* to = nullptr;

@@ -14,8 +14,9 @@ namespace {
 
 int64_t size_of(std::span<const int32_t> ids) { return static_cast<int64_t>(ids.size()); }
 
-/// One of a request's segments; `before`: the one in front of it, null: it is the first.
-Status check_segment(const Segment& s, const Segment* before, std::span<const int32_t> context) {
+/// One of a request's segments; `before`: the one of its source in front of it, null: it is the first.
+Status check_segment(const Segment& s, const Segment* before, SourceRule rule,
+                     std::span<const int32_t> context) {
   const int64_t n = size_of(context), all = size_of(s.tokens);
   if (s.from < 0 || s.from >= all || s.from % kChecksumRows != 0)
     return error(Code::kInvalidArgument,
@@ -53,14 +54,16 @@ Status check_segment(const Segment& s, const Segment* before, std::span<const in
                  "it takes rows of positions {} and up to token {}; expected the same position: K is turned "
                  "to where it stood",
                  at, s.first_here);
-  const auto end = static_cast<size_t>(at + s.rows);
-  const auto [mine, theirs] =
-      std::mismatch(context.begin(), context.begin() + static_cast<int64_t>(end), s.tokens.begin());
-  if (mine != context.begin() + static_cast<int64_t>(end))
-    return error(Code::kInvalidArgument,
-                 "its entry has token {} at position {}, the context {}; expected the same tokens up to its "
-                 "end: rows depend on all that lies before them",
-                 *theirs, mine - context.begin(), *mine);
+  // Of a prefix all tokens up to its end count: its rows depend on them.
+  const int64_t begin = rule == SourceRule::kPrefix ? 0 : at, end = at + s.rows;
+  const auto mine = context.begin() + begin, last = context.begin() + end;
+  const auto [found, theirs] = std::mismatch(mine, last, s.tokens.begin() + begin);
+  if (found != last)
+    return error(
+        Code::kInvalidArgument,
+        "its entry has token {} at position {}, the context {}; expected the same tokens{}", *theirs,
+        found - context.begin(), *found,
+        rule == SourceRule::kPrefix ? " up to its end: rows depend on all that lies before them" : "");
   return ok_status();
 }
 
@@ -101,10 +104,17 @@ Status check_request(const Request& request, const Plan& plan, const SessionLimi
     return error(Code::kInvalidArgument,
                  "the request names an entry of {} tokens and {} segments; expected one of the two",
                  request.entry.size(), request.segments.size());
+  const std::vector<Source> sources = request.segments.empty() ? std::vector<Source>() : sources_of(plan);
+  std::vector<const Segment*> before(sources.size());
   for (size_t i = 0; i < request.segments.size(); ++i) {
-    const Segment* before = i == 0 ? nullptr : &request.segments[i - 1];
-    if (Status s = check_segment(request.segments[i], before, request.context); !s.ok())
+    const Segment& segment = request.segments[i];
+    if (segment.source < 0 || static_cast<size_t>(segment.source) >= sources.size())
+      return error(Code::kInvalidArgument, "segment {} of the request is of source {}; the plan has 0 to {}",
+                   i, segment.source, sources.size() - 1);
+    const auto of = static_cast<size_t>(segment.source);
+    if (Status s = check_segment(segment, before[of], sources[of].rule, request.context); !s.ok())
       return s.with_context(fmt::format("segment {} of the request", i));
+    before[of] = &segment;
   }
   for (auto part : {request.context, request.suffix}) {
     for (size_t i = 0; i < part.size(); ++i) {

@@ -24,6 +24,7 @@ struct SessionLimits {
 
 /// A run of the context's rows that an entry has.
 struct Segment {
+  int32_t source = 0;                    // index into the plan's sources
   std::span<const int32_t> tokens = {};  // that the sender had read when it published the entry
   int64_t from = 0;                      // the entry has rows of `tokens` from this one on
   int64_t first_there = 0;               // row of the entry, a multiple of kChecksumRows

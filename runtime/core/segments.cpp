@@ -14,12 +14,14 @@ Status check_covered(std::span<const Segment> segments, const Variant& variant, 
     const OpRows rows = op_rows(op, variant.chunks, n, 0, variant.select_share);
     int64_t at = rows.first;
     for (const Segment& s : segments)
-      if (s.first_here <= at && at < s.first_here + s.rows) at = s.first_here + s.rows;
+      if (s.source == op.source && s.first_here <= at && at < s.first_here + s.rows)
+        at = s.first_here + s.rows;
     if (at >= rows.first + rows.rows) continue;
     return error(Code::kNotFound,
-                 "{} reads tokens {} to {} of the context, but no segment has token {}; publish what lies "
-                 "between the entries, or send fewer tokens",
-                 op_label(op, variant.chunks), rows.first, rows.first + rows.rows - 1, at);
+                 "{} of variant '{}' reads tokens {} to {} of the context, but no segment of source {} has "
+                 "token {}; publish an entry that has it, and name it in the request",
+                 op_label(op, variant.chunks), variant.name, rows.first, rows.first + rows.rows - 1,
+                 op.source, at);
   }
   return ok_status();
 }
@@ -33,26 +35,34 @@ Result<Segments> Segments::open(Store& store, const Request& request, const Plan
   const std::span<const Segment> segments = request.segments.empty() ? std::span(&one, 1) : request.segments;
   DS_TRY(check_covered(segments, variant, n));
   Segments opened;
-  ChainHash chain;  // of the context, which all segments' tokens agree with
+  const std::vector<Source> sources = sources_of(plan);
+  ChainHash chain;  // of the context, which what prefixes go on from is a part of
+  int64_t chained = 0;
   for (const Segment& s : segments) {
+    const Source& source = sources[static_cast<size_t>(s.source)];
     const auto from = static_cast<size_t>(s.from);
-    const EntryIdentity identity{plan.sender.fingerprint,
-                                 hash_tokens(s.tokens.subspan(from)),
-                                 request.salt,
-                                 static_cast<int64_t>(s.tokens.size()) - s.from,
-                                 dtype,
-                                 s.from,
-                                 chain.up_to(request.context, s.from)};
-    DS_ASSIGN(EntryReader entry, EntryReader::open(store, identity, plan.shape));
+    const bool prefix = source.rule == SourceRule::kPrefix;
+    if (prefix && s.from < chained) chain = {};
+    if (prefix) chained = s.from;
+    const EntryIdentity identity{
+        source.model.fingerprint,
+        hash_tokens(s.tokens.subspan(from)),
+        request.salt,
+        static_cast<int64_t>(s.tokens.size()) - s.from,
+        dtype,
+        s.from,
+        prefix ? chain.up_to(request.context, s.from) : chain_hash(s.tokens.first(from))};
+    DS_ASSIGN(EntryReader entry, EntryReader::open(store, identity, source.shape));
     entry.end_at(s.first_there + s.rows);
-    opened.parts_.push_back({s.first_here, s.first_here + s.rows, s.first_there, std::move(entry)});
+    opened.parts_.push_back({s.source, s.first_here, s.first_here + s.rows, s.first_there, std::move(entry)});
   }
   return opened;
 }
 
-Status Segments::read(Landing& landing, const LandingRows& rows, std::byte* to,
+Status Segments::read(Landing& landing, int32_t source, const LandingRows& rows, std::byte* to,
                       const std::function<Status()>& go_on) {
   for (Part& part : parts_) {
+    if (part.source != source) continue;
     const int64_t begin = std::max(rows.first, part.begin), end = std::min(rows.first + rows.rows, part.end);
     if (begin >= end) continue;
     LandingRows there = rows;

@@ -23,19 +23,20 @@ class Segments {
   static Result<Segments> open(Store& store, const Request& request, const Plan& plan, const Variant& variant,
                                DType dtype);
 
-  /// Rows of the context, from wherever they are; as Landing::read().
-  Status read(Landing& landing, const LandingRows& rows, std::byte* to,
+  /// Rows of the context that a source has, from wherever they are; as Landing::read().
+  Status read(Landing& landing, int32_t source, const LandingRows& rows, std::byte* to,
               const std::function<Status()>& go_on = {});
   /// Bytes of tensors read so far.
   int64_t bytes_read() const;
 
  private:
   struct Part {
+    int32_t source = 0;
     int64_t begin = 0, end = 0;  // tokens of the context
     int64_t there = 0;           // row of the entry that is token `begin`
     EntryReader entry;
   };
-  std::vector<Part> parts_;  // ascending
+  std::vector<Part> parts_;  // ascending within a source
 };
 
 }  // namespace ds

@@ -64,11 +64,12 @@ void VariantRunner::run_transfer(void* context, int64_t) {
     auto in_time = [&t]() -> Status {
       if (t.input.deadline_ns == 0 || now_ns() <= t.input.deadline_ns) return ok_status();
       return error(Code::kExhausted, "late: the deadline for transfers passed while {} of layer {} was read",
-                   tensor_kind_name(t.rows.kind), t.rows.layer);
+                   payload_name(t.rows.payload), t.rows.layer);
     };
-    const LandingRows rows{t.rows.kind, t.rows.layer, t.rows.first, t.rows.rows,
-                           t.rows.kind == TensorKind::kE ? t.input.map : std::string_view()};
-    if (Status status = t.input.segments->read(*runner.landing_, rows, t.rows.to, in_time); !status.ok()) {
+    const LandingRows rows{t.rows.payload, t.rows.layer, t.rows.first, t.rows.rows,
+                           t.rows.payload == Payload::kE ? t.input.map : std::string_view()};
+    if (Status status = t.input.segments->read(*runner.landing_, t.rows.source, rows, t.rows.to, in_time);
+        !status.ok()) {
       runner.transfer_status_ = std::move(status);
       runner.transfer_failed_.store(true, std::memory_order_release);
       runner.compute_->cancel();

@@ -64,6 +64,7 @@ enum class Reuse : uint8_t {
 struct EngineSegment {
   std::vector<int32_t> tokens;
   int64_t from = 0, first_there = 0, first_here = 0, rows = 0, rotation = 0;
+  int32_t source = 0;
 };
 
 struct EngineRequest {

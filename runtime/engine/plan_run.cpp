@@ -103,17 +103,18 @@ std::vector<TransferJob> PlanRun::take_transfers(const RunMemory& memory,
     const Transfer& t = transfers_[asked_];
     if (t.after >= next) break;  // the plan's order on its link
     const Op& op = variant_->ops[static_cast<size_t>(t.op)];
-    const bool e = traits_of(op.kind).payload == Payload::kE;
+    const bool hidden = traits_of(op).buffer == BufferKind::kHidden;
     TransferJob job{.owner = owner,
                     .index = static_cast<int32_t>(asked_),
                     .segments = segments,
-                    .kind = e ? TensorKind::kE : TensorKind::kKv,
+                    .source = op.source,
+                    .payload = op.payload,
                     .layer = op.layer,
                     .first = t.first,
                     .rows = t.rows,
                     .map = {},
                     .needed_ns = start_ns + std::min(t.needed_ns, int64_t{1} << 60)};
-    if (e) {
+    if (hidden) {
       job.map = receiver_.entry_map(static_cast<size_t>(plan_), variant_->sent_form());
       job.bytes = t.rows * bytes.hidden;
       job.to = memory.hidden[static_cast<size_t>(hidden_index(*variant_, op.buffer))] +
@@ -134,7 +135,7 @@ void PlanRun::arrived(int32_t transfer) {
   t.there = true;
   const Op& op = variant_->ops[static_cast<size_t>(t.op)];
   for_blocks(t.first, t.first + t.rows, [&](size_t b) {
-    if (traits_of(op.kind).payload == Payload::kKv) {
+    if (traits_of(op).buffer != BufferKind::kHidden) {
       // Where some tokens are repaired, a layer is right when that has been done.
       if (!selects()) made_[static_cast<size_t>(op.layer)][b] = true;
     } else if (!variant_->aligns()) {

@@ -100,8 +100,8 @@ void TransferService::serve() {
     current_cancelled_ = false;
   }
   const int64_t start = now_ns();
-  const LandingRows rows{job.kind, job.layer, job.first, job.rows, job.map};
-  Status status = job.segments->read(*landing_, rows, job.to, [this]() -> Status {
+  const LandingRows rows{job.payload, job.layer, job.first, job.rows, job.map};
+  Status status = job.segments->read(*landing_, job.source, rows, job.to, [this]() -> Status {
     progress_ns_.store(now_ns(), std::memory_order_relaxed);
     if (!current_cancelled_ && !stopping_) return ok_status();
     return error(Code::kExhausted, "the transfer was cancelled");

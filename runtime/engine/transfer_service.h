@@ -24,7 +24,8 @@ struct TransferJob {
   uint64_t owner = 0;  // the request's
   int32_t index = 0;   // among the owner's, as it likes
   std::shared_ptr<Segments> segments;
-  TensorKind kind = TensorKind::kKv;
+  int32_t source = 0;  // index into the plan's
+  Payload payload = Payload::kKv;
   int32_t layer = 0;
   int64_t first = 0, rows = 0;
   std::string map;          // entry_map()

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "plans/traits.h"
 #include "support/json.h"
 
 namespace ds {
@@ -33,7 +34,7 @@ constexpr int64_t kMaxRow = 1 << 28;  // elements
 int64_t align(int64_t at) { return (at + kAlignment - 1) / kAlignment * kAlignment; }
 
 int64_t row_bytes_of(const Shape& shape, DType dtype, TensorKind kind) {
-  return (kind == TensorKind::kE ? shape.e_row() : shape.kv_row()) * dtype_size(dtype);
+  return payload_row(kind, shape) * dtype_size(dtype);
 }
 
 bool laid_out_before(const EntryTensor& a, const EntryTensor& b) {
@@ -119,7 +120,7 @@ std::string header_json(const EntryHeader& h) {
   for (const EntryTensor& t : h.tensors) {
     std::string digits;
     for (uint64_t checksum : t.checksums) digits += hex64(checksum);
-    j["tensors"].push_back({{"kind", tensor_kind_name(t.kind)},
+    j["tensors"].push_back({{"kind", payload_name(t.kind)},
                             {"layer", t.layer},
                             {"offset", t.offset},
                             {"bytes", t.bytes},
@@ -153,10 +154,11 @@ Result<EntryTensor> parse_tensor(const nlohmann::json& item, int64_t tokens, uin
   DS_ASSIGN(JsonObject o, JsonObject::make(item, where));
   EntryTensor t;
   DS_ASSIGN(std::string kind, o.string("kind"));
-  if (kind != "e" && kind != "kv") {
+  const std::optional<TensorKind> known = payload_named(kind);
+  if (!known) {
     return error(Code::kCorrupt, "{}: 'kind' is '{:.40}', expected 'e' or 'kv'", where, escaped(kind));
   }
-  t.kind = kind == "e" ? TensorKind::kE : TensorKind::kKv;
+  t.kind = *known;
   DS_ASSIGN(int64_t layer, o.integer("layer", 0, kMaxLayers));
   t.layer = static_cast<int32_t>(layer);
   DS_ASSIGN(t.offset, o.integer("offset", 0, INT64_MAX / 2));
@@ -284,14 +286,12 @@ Result<EntryHeader> parse_header(std::string_view text, uint32_t version, int64_
 
 }  // namespace
 
-std::string_view tensor_kind_name(TensorKind kind) { return kind == TensorKind::kE ? "e" : "kv"; }
-
 std::string entry_map(std::string_view maps_fingerprint, MapForm form) {
   return form == MapForm::kNone ? "" : fmt::format("{}/{}", maps_fingerprint, map_form_name(form));
 }
 
 std::string tensor_name(TensorKind kind, int64_t layer, std::string_view map) {
-  std::string name = fmt::format("{}({})", tensor_kind_name(kind), layer);
+  std::string name = fmt::format("{}({})", payload_name(kind), layer);
   if (map.empty()) return name;
   if (!is_map(map)) return fmt::format("{} through '{:.100}'", name, escaped(map));
   return fmt::format("{} through the {} map of {:.12}", name, map.substr(kFingerprint + 1), map);

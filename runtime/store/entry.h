@@ -77,8 +77,8 @@ std::string chain_hash(std::span<const int32_t> ids);
 EntryIdentity entry_identity(const std::string& sender_fingerprint, std::span<const int32_t> tokens,
                              int64_t first, const std::string& salt, DType dtype);
 
-enum class TensorKind : uint8_t { kE = 0, kKv = 1 };
-std::string_view tensor_kind_name(TensorKind kind);  // "e", "kv"
+/// An entry has a tensor for each layer of a payload that plans send; its name there is payload_name().
+using TensorKind = Payload;
 
 /// How an entry names the map that E went through: MapSet's fingerprint "/" the form; "" without a form.
 std::string entry_map(std::string_view maps_fingerprint, MapForm form);

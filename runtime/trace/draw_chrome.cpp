@@ -36,7 +36,7 @@ std::string draw_schedule_chrome(const Picture& p) {
       if (time.start_ns < 0) continue;
       auto tid = static_cast<size_t>(op.stream) + 1;
       events.push_back({{"name", op_label(op, v.chunks)},
-                        {"cat", std::string(op_kind_name(op.kind)) + (critical[i] ? ",critical path" : "")},
+                        {"cat", std::string(op_name(op)) + (critical[i] ? ",critical path" : "")},
                         {"ph", "X"},
                         {"pid", t + 1},
                         {"tid", tid},

@@ -95,18 +95,17 @@ std::string draw_schedule_html(const Picture& p) {
   for (const Track& t : tracks) add(fmt::format("<th>{}</th>", t.name));
   if (tracks.size() > 1) add("<th>measured / predicted</th>");
   add("</tr>\n");
-  for (size_t k = 0; k < kOpKinds; ++k) {
+  for (const OpTraits& traits : op_traits()) {
     int64_t count = 0;
     std::vector<int64_t> sum(tracks.size(), 0);
     for (size_t i = 0; i < v.ops.size(); ++i) {
-      if (static_cast<size_t>(v.ops[i].kind) != k) continue;
+      if (&traits_of(v.ops[i]) != &traits) continue;
       ++count;
       for (size_t t = 0; t < tracks.size(); ++t)
         sum[t] += tracks[t].times[i].end_ns - tracks[t].times[i].start_ns;
     }
     if (count == 0) continue;
-    add("<tr>" + html_cell("td", traits_of(static_cast<OpKind>(k)).legend) +
-        html_cell("td", std::to_string(count)));
+    add("<tr>" + html_cell("td", traits.legend) + html_cell("td", std::to_string(count)));
     for (int64_t s : sum) add(html_cell("td", format_ns(s)));
     if (tracks.size() > 1) {
       add(html_cell(

@@ -38,7 +38,7 @@ std::vector<std::string> wrap(std::string text, size_t columns) {
 
 /// Ops of one kind that lie side by side and are too narrow to be told apart.
 struct Group {
-  OpKind kind;
+  const OpTraits* kind;
   std::vector<int32_t> ops;
   int64_t start, end;
   bool same_layer = true, same_chunk = true;
@@ -72,8 +72,7 @@ class Svg {
           R"x(<marker id="{0}-{1}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="{2}" markerHeight="{2}" markerUnits="userSpaceOnUse" orient="auto"><path d="M0,1 L7,4 L0,7 z" fill="#222"/></marker>)x",
           at_.ids, name, size);
     }
-    for (size_t k = 0; k < kOpKinds; ++k) {
-      const OpTraits& s = traits_of(static_cast<OpKind>(k));
+    for (const OpTraits& s : op_traits()) {
       out += fmt::format(
           R"x(<pattern id="{}-{}" width="8" height="8" patternUnits="userSpaceOnUse"><rect width="8" height="8" fill="{}"/>{}</pattern>)x",
           at_.ids, s.short_name, s.fill, s.hatch);
@@ -133,8 +132,8 @@ class Svg {
       double width = cell * (t.last_layer - t.first_layer + 1);
       double tall = height * (t.last_chunk - t.first_chunk + 1);
       add(R"x(<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill="url(#{}-{})" stroke="#333" stroke-width="0.8"><title>{} layers {} to {}, chunks {} to {}</title></rect>)x",
-          tx, ty, width, tall, at_.ids, traits_of(traits_of(t.mode).drawn_as).short_name, mode_name(t.mode),
-          t.first_layer, t.last_layer, t.first_chunk, t.last_chunk);
+          tx, ty, width, tall, at_.ids, traits_of(t.mode).drawn_as, mode_name(t.mode), t.first_layer,
+          t.last_layer, t.first_chunk, t.last_chunk);
       for (int32_t l = t.first_layer + 1; l <= t.last_layer && cell >= 3; ++l)
         add(R"x(<path d="M{:.2f},{:.2f} v{:.2f}" stroke="#333" stroke-width="0.3"/>)x", at_.left + cell * l,
             ty, tall);
@@ -233,7 +232,7 @@ class Svg {
     for (const Bar& bar : lane.bars) {
       const Op& op = v_.ops[static_cast<size_t>(bar.op)];
       bool narrow = x(bar.end) - x(bar.start) < kNarrowBar;
-      if (open && narrow && op.kind == out.back().kind && x(bar.start) - x(out.back().end) < 0.5) {
+      if (open && narrow && &traits_of(op) == out.back().kind && x(bar.start) - x(out.back().end) < 0.5) {
         Group& g = out.back();
         const Op& first = v_.ops[static_cast<size_t>(g.ops.front())];
         bool layer = g.same_layer && op.layer == first.layer;
@@ -248,7 +247,7 @@ class Svg {
           continue;
         }
       }
-      out.push_back({op.kind, {bar.op}, bar.start, bar.end});
+      out.push_back({&traits_of(op), {bar.op}, bar.start, bar.end});
       open = narrow;
     }
     return out;
@@ -273,7 +272,7 @@ class Svg {
     if (low != high) number = fmt::format("{}-{}", low, high);
     if (g.same_chunk && v_.chunks > 1) number += fmt::format(".{}", op.chunk);
     bool transfer = is_transfer(op);
-    std::string name(transfer ? traits_of(g.kind).short_name : op_kind_name(g.kind));
+    std::string name(transfer ? g.kind->short_name : g.kind->name);
     return {transfer ? fmt::format("{}({})", name, number) : fmt::format("{} {}", name, number), number};
   }
 
@@ -286,7 +285,7 @@ class Svg {
                           op_label(v_.ops[static_cast<size_t>(g.ops.front())], v_.chunks),
                           op_label(v_.ops[static_cast<size_t>(g.ops.back())], v_.chunks));
     add(R"x(<rect x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}" fill="url(#{}-{})" stroke="#333" stroke-width="{}"><title>{}, {} to {} ({})</title></rect>)x",
-        x(g.start), top + 3, width, kBar, at_.ids, traits_of(g.kind).short_name, width > 3 ? 0.7 : 0.25, what,
+        x(g.start), top + 3, width, kBar, at_.ids, g.kind->short_name, width > 3 ? 0.7 : 0.25, what,
         format_ns(g.start), format_ns(g.end), format_ns(g.end - g.start));
     for (const std::string& shown : labels(g)) {
       if (shown.empty() || static_cast<double>(shown.size()) * kCharacter + 4 > width) continue;
@@ -379,10 +378,9 @@ class Svg {
       text(at + sample + 6, y_, words, "");
       at += width + 18;
     };
-    for (size_t k = 0; k < kOpKinds; ++k) {
-      const OpTraits& traits = traits_of(static_cast<OpKind>(k));
-      bool used = std::any_of(v_.ops.begin(), v_.ops.end(),
-                              [&](const Op& op) { return static_cast<size_t>(op.kind) == k; });
+    for (const OpTraits& traits : op_traits()) {
+      bool used =
+          std::any_of(v_.ops.begin(), v_.ops.end(), [&](const Op& op) { return &traits_of(op) == &traits; });
       if (!used) continue;
       entry(26, traits.legend, [&](double left) {
         add(R"x(<rect x="{:.1f}" y="{:.1f}" width="26" height="14" fill="url(#{}-{})" stroke="#333" stroke-width="0.7"/>)x",

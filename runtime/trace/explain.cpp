@@ -76,7 +76,7 @@ Result<std::vector<Explanation::Side>> compare_sides(const Plan& plan, const Var
       mapped_ns += estimates[i];
       other.ops[i].duration_ns += estimates[i];
     }
-    if (traits_of(op.kind).payload != Payload::kE) continue;
+    if (op.payload != Payload::kE) continue;
     layers.insert(op.layer);
     rows += op_rows(op, v.chunks, v.tuned_tokens, v.tuned_suffix, v.select_share).rows;
   }

@@ -66,6 +66,7 @@ class Diff {
     model("sender", a_.sender, b_.sender);
     model("receiver", a_.receiver, b_.receiver);
     words("shape", shape_text(a_.shape), shape_text(b_.shape));
+    words("sources", sources_text(a_), sources_text(b_));
     words("ids that both know", vocab_text(a_), vocab_text(b_));
     words("element type", a_.dtype, b_.dtype);
     auto maps = [](const MapsIdentity& m) {
@@ -104,6 +105,15 @@ class Diff {
   static std::string shape_text(const Shape& s) {
     return fmt::format("{}, {} layers, d_model {}, ff {}, {} query and {} kv heads of {}, vocabulary {}",
                        s.family, s.layers, s.d_model, s.ff, s.heads, s.kv_heads, s.head_dim, s.vocab);
+  }
+  static std::string sources_text(const Plan& p) {
+    std::string text;
+    for (const Source& s : p.sources) {
+      text += fmt::format("{}{} of {} {:.16}", text.empty() ? "" : "; ", source_rule_name(s.rule),
+                          s.model.name, s.model.fingerprint);
+      if (s.shape != p.shape) text += fmt::format(" ({})", shape_text(s.shape));
+    }
+    return text;
   }
   static std::string vocab_text(const Plan& p) {
     return p.shared_vocab == 0 ? "all" : fmt::format("those below {}", p.shared_vocab);

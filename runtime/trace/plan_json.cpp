@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "plans/traits.h"
+
 namespace ds {
 namespace {
 
@@ -15,19 +17,21 @@ Json op_json(const Variant& v, size_t i) {
   static constexpr const char* kRows[] = {"chunk", "suffix", "all", "selected"};
   static constexpr const char* kQueries[] = {"none", "all", "suffix", "last"};
   const Op& op = v.ops[i];
-  return {{"op", i},
-          {"label", op_label(op, v.chunks)},
-          {"kind", op_kind_name(op.kind)},
-          {"stream", op.stream},
-          {"layer", op.layer},
-          {"chunk", op.chunk},
-          {"rows", kRows[static_cast<size_t>(op.rows)]},
-          {"queries", kQueries[static_cast<size_t>(op.queries)]},
-          {"last_chunk", op.chunk_end() - 1},
-          {"buffer", op.buffer},
-          {"start_ns", op.start_ns},
-          {"duration_ns", op.duration_ns},
-          {"waits", op.waits}};
+  Json j{{"op", i},
+         {"label", op_label(op, v.chunks)},
+         {"kind", op_name(op)},
+         {"stream", op.stream},
+         {"layer", op.layer},
+         {"chunk", op.chunk},
+         {"rows", kRows[static_cast<size_t>(op.rows)]},
+         {"queries", kQueries[static_cast<size_t>(op.queries)]},
+         {"last_chunk", op.chunk_end() - 1},
+         {"buffer", op.buffer},
+         {"start_ns", op.start_ns},
+         {"duration_ns", op.duration_ns},
+         {"waits", op.waits}};
+  if (is_transfer(op)) j["source"] = op.source;
+  return j;
 }
 
 Json variant_json(const Variant& v) {
@@ -102,6 +106,11 @@ Json model_json(const ModelIdentity& m) {
           {"tokenizer", m.tokenizer}};
 }
 
+Json shape_json(const Shape& s) {
+  return {{"family", s.family}, {"layers", s.layers},     {"d_model", s.d_model},   {"ff", s.ff},
+          {"heads", s.heads},   {"kv_heads", s.kv_heads}, {"head_dim", s.head_dim}, {"vocab", s.vocab}};
+}
+
 }  // namespace
 
 Json plan_to_json(const Plan& p) {
@@ -113,7 +122,11 @@ Json plan_to_json(const Plan& p) {
   Json cuts = Json::array();
   for (const Cut& cut : published_cuts(p))
     cuts.push_back({{"layer", cut.layer}, {"form", map_form_name(cut.form)}});
-  const Shape& s = p.shape;
+  Json sources = Json::array();
+  for (const Source& source : sources_of(p))
+    sources.push_back({{"rule", source_rule_name(source.rule)},
+                       {"model", model_json(source.model)},
+                       {"shape", shape_json(source.shape)}});
   return {
       {"schema", "droidspeak.plan"},
       {"version", p.format_version},
@@ -123,15 +136,8 @@ Json plan_to_json(const Plan& p) {
         {"inputs", inputs}}},
       {"sender", model_json(p.sender)},
       {"receiver", model_json(p.receiver)},
-      {"shape",
-       {{"family", s.family},
-        {"layers", s.layers},
-        {"d_model", s.d_model},
-        {"ff", s.ff},
-        {"heads", s.heads},
-        {"kv_heads", s.kv_heads},
-        {"head_dim", s.head_dim},
-        {"vocab", s.vocab}}},
+      {"shape", shape_json(p.shape)},
+      {"sources", sources},
       {"shared_vocab", p.shared_vocab == 0 ? Json(nullptr) : Json(p.shared_vocab)},
       {"dtype", p.dtype},
       {"backend", p.backend.empty() ? Json(nullptr) : Json(p.backend)},

@@ -77,6 +77,9 @@ class Text {
     field("Plan", file);
     field("Sender", model(p_.sender));
     field("Receiver", model(p_.receiver));
+    for (size_t i = 1; i < p_.sources.size(); ++i)
+      field(fmt::format("Source {}", i),
+            model(p_.sources[i].model) + fmt::format(", as a {}", source_rule_name(p_.sources[i].rule)));
     field("Shape",
           fmt::format("{}, {} layers, d_model {}, ff {}, {} query and {} kv heads of {}, vocabulary {}",
                       s.family, s.layers, format_count(s.d_model), format_count(s.ff), s.heads, s.kv_heads,
@@ -244,14 +247,14 @@ class Text {
     std::vector<std::string> names = stream_names(v);
     line("");
     std::string key;
-    std::set<OpKind> kinds;
-    for (const Op& op : v.ops) kinds.insert(op.kind);
-    for (OpKind k : kinds) key += fmt::format("{} {}, ", traits_of(k).letter, op_kind_name(k));
+    std::set<size_t> kinds;  // rows of op_traits()
+    for (const Op& op : v.ops) kinds.insert(trait_row(op));
+    for (size_t k : kinds) key += fmt::format("{} {}, ", op_traits()[k].letter, op_traits()[k].name);
     field("Time", key + "· idle");
     double column = static_cast<double>(v.makespan_ns) / static_cast<double>(kTimeColumns);
     for (size_t s = 0; s < v.streams.size(); ++s) {
-      std::vector<std::array<double, kOpKinds>> share(static_cast<size_t>(kTimeColumns),
-                                                      std::array<double, kOpKinds>{});
+      std::vector<std::vector<double>> share(static_cast<size_t>(kTimeColumns),
+                                             std::vector<double>(op_traits().size()));
       int64_t busy = 0;
       for (const Op& op : v.ops) {
         if (static_cast<size_t>(op.stream) != s || op.duration_ns == 0) continue;
@@ -261,14 +264,15 @@ class Text {
         for (auto c = static_cast<int64_t>(from / column); c <= last; ++c) {
           double part = std::min(to, static_cast<double>(c + 1) * column) -
                         std::max(from, static_cast<double>(c) * column);
-          share[static_cast<size_t>(c)][static_cast<size_t>(op.kind)] += std::max(part, 0.0);
+          share[static_cast<size_t>(c)][trait_row(op)] += std::max(part, 0.0);
         }
       }
       std::string row;
       for (const auto& column_share : share) {
         auto most = std::max_element(column_share.begin(), column_share.end());
-        row += *most > 0 ? std::string(1, traits_of(static_cast<OpKind>(most - column_share.begin())).letter)
-                         : "·";
+        row += *most > 0
+                   ? std::string(1, op_traits()[static_cast<size_t>(most - column_share.begin())].letter)
+                   : "·";
       }
       field(names[s], row + fmt::format("  {:5.1f} % busy", 100.0 * static_cast<double>(busy) /
                                                                 static_cast<double>(v.makespan_ns)));
@@ -289,6 +293,7 @@ class Text {
       std::string label = op_label(op, v.chunks);
       if (op.kind == OpKind::kEmbed)
         label += op.rows == Rows::kAll ? " all" : op.rows == Rows::kSuffix ? " suffix" : " context";
+      if (op.source != 0) label += fmt::format(" of source {}", op.source);
       if (op.rows == Rows::kSelected) label += " selected";
       if (op.kind == OpKind::kRecompute && op.queries == Queries::kNone) label += " (K, V)";
       if (op.kind == OpKind::kPrefill && op.queries == Queries::kSuffix) label += " (context: K, V)";

@@ -85,9 +85,15 @@ class Mutator {
     };
     auto small = [&](int32_t old) { return static_cast<int32_t>(number(old)); };
     Op& op = v.ops[below(v.ops.size())];
-    switch (below(19)) {
+    switch (below(21)) {
       case 0:
-        op.kind = static_cast<OpKind>(below(9));
+        op.kind = static_cast<OpKind>(below(11));
+        break;
+      case 18:
+        op.payload = static_cast<Payload>(below(4));
+        break;
+      case 19:
+        op.source = small(op.source);
         break;
       case 1:
         op.stream = small(op.stream);
@@ -164,13 +170,25 @@ void use(const Plan& plan) {
   }
 }
 
-constexpr int kSubjects = 5;
+/// With two sources, which are the same model's.
+Plan with_sources(Plan plan) {
+  plan.format_version = 5;
+  plan.sources = sources_of(plan);
+  plan.sources.push_back(plan.sources[0]);
+  for (size_t i = 0; i < plan.variants[0].ops.size(); i += 2)
+    if (Op& op = plan.variants[0].ops[i]; op.payload != Payload::kNone) op.source = 1;
+  return plan;
+}
+
+constexpr int kSubjects = 6;
 
 const Plan& subject(int k) {
-  static const Plan plans[] = {make_plan(small_shape(), {3, 6}), make_plan(small_shape(5), {0, 2}, "serial"),
+  static const Plan plans[] = {make_plan(small_shape(), {3, 6}),
+                               make_plan(small_shape(5), {0, 2}, "serial"),
                                make_plan(small_shape(6), {2, 4}, "e-first", {.chunks = 3}),
                                testing::make_select_plan(small_shape(4), 0.2),
-                               testing::make_restore_plan(small_shape(5), 2)};
+                               testing::make_restore_plan(small_shape(5), 2),
+                               with_sources(make_plan(small_shape(5), {2, 3}))};
   return plans[k];
 }
 

@@ -48,7 +48,8 @@ inline Plan make_restore_range_plan(const Shape& shape, int64_t first, int64_t l
   for (int32_t l = 0; l < layers; ++l) {
     if (restored(l)) v.buffers.push_back({BufferKind::kHidden, l, false, true});
     for (int32_t c = 0; c < o.chunks; ++c)
-      last_transfer = add({.kind = restored(l) ? OpKind::kTransferE : OpKind::kTransferKv,
+      last_transfer = add({.kind = OpKind::kTransfer,
+                           .payload = restored(l) ? Payload::kE : Payload::kKv,
                            .stream = 0,
                            .layer = l,
                            .chunk = c,
@@ -87,7 +88,7 @@ inline Plan with_aligned_cuts(Plan plan, MapForm form, MapSide side, const MapsI
   v.map_form = form;
   v.map_side = side;
   plan.maps = maps;
-  plan.format_version = kPlanFormatVersion;
+  plan.format_version = kWrittenFormatVersion;
   if (side == MapSide::kSender) return plan;
   std::vector<Op> ops;
   std::vector<int32_t> moved;                            // by old index
@@ -109,7 +110,7 @@ inline Plan with_aligned_cuts(Plan plan, MapForm form, MapSide side, const MapsI
       }
     }
     moved.push_back(static_cast<int32_t>(ops.size()));
-    if (op.kind == OpKind::kTransferE) transfers.emplace_back(moved.back(), &old);
+    if (op.payload == Payload::kE) transfers.emplace_back(moved.back(), &old);
     ops.push_back(std::move(op));
   }
   v.ops = std::move(ops);

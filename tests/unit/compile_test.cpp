@@ -150,7 +150,7 @@ TEST(Lowering, RestoredLayersTakeTurnsInAFewBuffersAndWaitForTheirTurn) {
       if (own) continue;
       // A transfer that does not wait for its turn is found.
       auto late = std::find_if(plan.variants[0].ops.begin(), plan.variants[0].ops.end(), [](const Op& op) {
-        return op.kind == OpKind::kTransferE && !op.waits.empty();
+        return op.payload == Payload::kE && !op.waits.empty();
       });
       ASSERT_NE(late, plan.variants[0].ops.end());
       late->waits.clear();
@@ -768,7 +768,7 @@ TEST(Compile, NothingStartsBeforeTheEntryHasBeenFound) {
     const Variant& v = out->plan->variants[0];
     int64_t first_kernel = INT64_MAX, first_load = INT64_MAX;
     for (const Op& op : v.ops) {
-      bool load = op.kind == OpKind::kTransferE || op.kind == OpKind::kTransferKv;
+      bool load = op.kind == OpKind::kTransfer;
       (load ? first_load : first_kernel) = std::min(load ? first_load : first_kernel, op.start_ns);
     }
     EXPECT_EQ(first_load, 1'500'000) << scheduler;
@@ -866,7 +866,7 @@ TEST(Compile, AlignedVariantsAreRightUnderEveryScheduler) {
           EXPECT_EQ(out->plan->maps, in.maps_identity);
           int64_t sent = 0, mapped = 0;
           for (const Op& op : v.ops) {
-            sent += op.kind == OpKind::kTransferE;
+            sent += op.payload == Payload::kE;
             mapped += op.kind == OpKind::kAlign;
           }
           EXPECT_GT(sent, 0);

@@ -90,8 +90,9 @@ TEST_F(DsPlan, HelpHasExamples) {
 TEST_F(DsPlan, DumpsEveryFormat) {
   Outcome text = run("dump a.dsplan");
   EXPECT_EQ(text.code, 0);
-  EXPECT_THAT(text.out, AllOf(StartsWith(fmt::format("Plan        a.dsplan   format {}", kPlanFormatVersion)),
-                              HasSubstr("recompute 6 (K, V)")));
+  EXPECT_THAT(text.out,
+              AllOf(StartsWith(fmt::format("Plan        a.dsplan   format {}", kWrittenFormatVersion)),
+                    HasSubstr("recompute 6 (K, V)")));
   EXPECT_EQ(text.err, "");
   EXPECT_EQ(run("dump a.dsplan -o a.txt").out, "");
   EXPECT_EQ(read("a.txt"), text.out);
@@ -122,7 +123,7 @@ TEST_F(DsPlan, VerifySaysWhatIsWrongAndExitsByCode) {
   Outcome o = run("verify a.dsplan");
   EXPECT_EQ(o.code, 0);
   EXPECT_EQ(o.out, fmt::format("a.dsplan: ok (format {}, 1 variant(s) and the full prefill, 41 ops)\n",
-                               kPlanFormatVersion));
+                               kWrittenFormatVersion));
   write(path("empty.dsplan"), "");
   write(path("text.dsplan"), "not a plan at all");
   Plan broken = plan_;

@@ -367,7 +367,7 @@ TEST(CostModel, TheSlowerOfStoreAndLinkDecides) {
   m.read_latency_ns = 1000;
   m.read_bytes_per_s = 1e9;
   CostModel costs(m, kShape);
-  Op op{.kind = OpKind::kTransferKv, .layer = 0, .chunk = 0};
+  Op op{.kind = OpKind::kTransfer, .payload = Payload::kKv, .layer = 0, .chunk = 0};
   // 1000 rows of 512 elements of two bytes: 1,024,000 bytes.
   EXPECT_EQ(costs.duration_ns(op, {.tokens = 1000, .suffix = 1, .rate = 1'000'000}), 1'024'000'000);
   EXPECT_EQ(costs.duration_ns(op, {.tokens = 1000, .suffix = 1, .rate = kNoLimit}), 1'025'000);

@@ -107,7 +107,8 @@ class VariantBuilder {
   void transfer_e() {
     if (group_.empty() || from_embeddings_) return;
     for (int32_t c = 0; c < o_.chunks; ++c) {
-      e_.push_back(add({.kind = OpKind::kTransferE,
+      e_.push_back(add({.kind = OpKind::kTransfer,
+                        .payload = Payload::kE,
                         .stream = 0,
                         .layer = first_,
                         .chunk = c,
@@ -117,7 +118,8 @@ class VariantBuilder {
   }
   void transfer_kv(int32_t l) {
     for (int32_t c = 0; c < o_.chunks; ++c) {
-      kv_[static_cast<size_t>(l)] = add({.kind = OpKind::kTransferKv,
+      kv_[static_cast<size_t>(l)] = add({.kind = OpKind::kTransfer,
+                                         .payload = Payload::kKv,
                                          .stream = 0,
                                          .layer = l,
                                          .chunk = c,
@@ -347,8 +349,13 @@ inline Variant make_select_variant(const Shape& shape, double share, const PlanO
   int64_t kv_ns = o.tokens * shape.kv_row() * o.element_bytes * 1'000'000'000 / o.rate;
   std::vector<int32_t> kv(static_cast<size_t>(layers), -1);
   for (int32_t l = 1; l < layers; ++l)
-    kv[static_cast<size_t>(l)] =
-        add({.kind = OpKind::kTransferKv, .stream = 0, .layer = l, .chunk = 0, .buffer = l}, kv_ns);
+    kv[static_cast<size_t>(l)] = add({.kind = OpKind::kTransfer,
+                                      .payload = Payload::kKv,
+                                      .stream = 0,
+                                      .layer = l,
+                                      .chunk = 0,
+                                      .buffer = l},
+                                     kv_ns);
   int64_t row = o.ns_per_row, chosen = selected_rows(share, o.tokens);
   add({.kind = OpKind::kEmbed, .stream = 1, .rows = Rows::kAll, .buffer = layers, .waits = {kv.back()}}, row);
   add({.kind = OpKind::kPrefill,

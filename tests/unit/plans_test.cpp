@@ -35,18 +35,25 @@ std::span<const std::byte> bytes_of(const std::string& text) {
   return std::as_bytes(std::span(text.data(), text.size()));
 }
 
-int32_t find_op(const Variant& v, OpKind kind, int32_t layer = -1, int32_t chunk = -1) {
+struct Wanted {
+  Wanted(OpKind op_kind, Payload what = Payload::kNone) : kind(op_kind), payload(what) {}
+  OpKind kind;
+  Payload payload;
+};
+const Wanted kTransferE(OpKind::kTransfer, Payload::kE), kTransferKv(OpKind::kTransfer, Payload::kKv);
+
+int32_t find_op(const Variant& v, Wanted wanted, int32_t layer = -1, int32_t chunk = -1) {
   for (size_t i = 0; i < v.ops.size(); ++i) {
-    if (v.ops[i].kind == kind && (layer < 0 || v.ops[i].layer == layer) &&
-        (chunk < 0 || v.ops[i].chunk == chunk)) {
+    if (v.ops[i].kind == wanted.kind && v.ops[i].payload == wanted.payload &&
+        (layer < 0 || v.ops[i].layer == layer) && (chunk < 0 || v.ops[i].chunk == chunk)) {
       return static_cast<int32_t>(i);
     }
   }
   ADD_FAILURE() << "no such op";
   return 0;
 }
-Op& op_of(Variant& v, OpKind kind, int32_t layer = -1, int32_t chunk = -1) {
-  return v.ops[static_cast<size_t>(find_op(v, kind, layer, chunk))];
+Op& op_of(Variant& v, Wanted wanted, int32_t layer = -1, int32_t chunk = -1) {
+  return v.ops[static_cast<size_t>(find_op(v, wanted, layer, chunk))];
 }
 
 /// Removes op i, its number in the waits of others, and keeps all else.
@@ -143,8 +150,10 @@ TEST(Plans, StaircaseIsValid) {
   Variant& v = plan.variants[0];
   // Chunk 1 of layer 2 is loaded instead.
   remove_op(v, find_op(v, OpKind::kRecompute, 2, 1));
-  int32_t at = find_op(v, OpKind::kTransferKv, 3, 0);
-  insert_op(v, at, {.kind = OpKind::kTransferKv, .stream = 0, .layer = 2, .chunk = 1, .buffer = 2});
+  int32_t at = find_op(v, kTransferKv, 3, 0);
+  insert_op(
+      v, at,
+      {.kind = OpKind::kTransfer, .payload = Payload::kKv, .stream = 0, .layer = 2, .chunk = 1, .buffer = 2});
   op_of(v, OpKind::kRecompute, 1, 1).queries = Queries::kNone;
   v.tiles = {{Mode::kLoad, 0, 0, 0, 1, false},
              {Mode::kRecompute, 1, 1, 0, 1, true},
@@ -302,8 +311,8 @@ TEST(PlanBytes, UnknownEnumeratorsAreUnsupported) {
     std::function<void(Variant&)> set;
   };
   const Unknown cases[] = {
-      {"op 0 has kind 9; this version knows 0 to 8",
-       [](Variant& v) { v.ops[0].kind = static_cast<OpKind>(9); }},
+      {"op 0 has kind 10; this version knows 0 to 9",
+       [](Variant& v) { v.ops[0].kind = static_cast<OpKind>(10); }},
       {"op 0 has rows 4", [](Variant& v) { v.ops[0].rows = static_cast<Rows>(4); }},
       {"op 0 has queries 9", [](Variant& v) { v.ops[0].queries = static_cast<Queries>(9); }},
       {"stream 1 has kind 3", [](Variant& v) { v.streams[1].kind = static_cast<StreamKind>(3); }},
@@ -562,7 +571,7 @@ TEST(PlanRules, R8StreamKinds) {
 }
 
 TEST(PlanRules, R10Indices) {
-  auto change = [](OpKind kind, auto set) { return [=](Plan& p) { set(op_of(p.variants[0], kind)); }; };
+  auto change = [](Wanted op, auto set) { return [=](Plan& p) { set(op_of(p.variants[0], op)); }; };
   expect_broken(10, "is on stream 2", change(OpKind::kSuffix, [](Op& o) { o.stream = 2; }));
   expect_broken(10, "is on stream -1", change(OpKind::kSuffix, [](Op& o) { o.stream = -1; }));
   expect_broken(10, "has layer 12; expected 0 to 11", change(OpKind::kSuffix, [](Op& o) { o.layer = 12; }));
@@ -573,7 +582,7 @@ TEST(PlanRules, R10Indices) {
   expect_broken(10, "a kv buffer; expected a hidden buffer",
                 change(OpKind::kSuffix, [](Op& o) { o.buffer = 0; }));
   expect_broken(10, "the cache of layer 5; expected buffer 0",
-                change(OpKind::kTransferKv, [](Op& o) { o.buffer = 5; }));
+                change(kTransferKv, [](Op& o) { o.buffer = 5; }));
   expect_broken(10, "suffix rows only", change(OpKind::kRecompute, [](Op& o) { o.buffer = 12; }));
   expect_broken(10, "context rows only", change(OpKind::kSuffix, [](Op& o) { o.buffer = 13; }));
 }
@@ -713,7 +722,7 @@ TEST(PlanRules, SelectedTokens) {
   broken(14, "selects tokens of layer 1, but layer 0 is restored",
          [](V& v) { v.tiles[0].mode = Mode::kRestore; });
   broken(15, "selects tokens of layer 2, chunk 0, but no op transfers its KV",
-         [](V& v) { remove_op(v, find_op(v, OpKind::kTransferKv, 2)); });
+         [](V& v) { remove_op(v, find_op(v, kTransferKv, 2)); });
   broken(15, "has a select tile, but no op chooses its tokens",
          [](V& v) { remove_op(v, find_op(v, OpKind::kSelect)); });
   broken(15, "recomputes selected tokens of layer 2, chunk 0, but no op does",
@@ -766,14 +775,20 @@ TEST(SelectedRows, AreTheShareRoundedUpAndAtLeastOne) {
 
 TEST(PlanRules, R15TilesAgreeWithOps) {
   expect_broken(15, "loads layer 7, chunk 0, but no op transfers its KV",
-                [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kTransferKv, 7)); });
+                [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], kTransferKv, 7)); });
   expect_broken(15, "has a cut at layer 3, chunk 0, but no op sends its E",
                 [](Plan& p) { remove_op(p.variants[0], 0); });
   expect_broken(15, "recomputes layer 6, chunk 0, but no op does",
                 [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kRecompute, 6)); });
   expect_broken(15, "sends E of layer 5", [](Plan& p) {
     Variant& v = p.variants[0];
-    insert_op(v, 1, {.kind = OpKind::kTransferE, .stream = 0, .layer = 5, .chunk = 0, .buffer = 13});
+    insert_op(v, 1,
+              {.kind = OpKind::kTransfer,
+               .payload = Payload::kE,
+               .stream = 0,
+               .layer = 5,
+               .chunk = 0,
+               .buffer = 13});
     v.ops[1].start_ns = 0;
     v.ops[1].start_ns = v.ops[0].duration_ns;
     std::swap(v.ops[1], v.ops[2]);  // behind the embedding, which starts at 0
@@ -806,7 +821,7 @@ TEST(PlanRules, R16RowsAndQueries) {
   expect_broken(16, "has queries 'all'; expected 'last'",
                 [](Plan& p) { op_of(p.full_prefill, OpKind::kPrefill, 11).queries = Queries::kAll; });
   expect_broken(16, "works on suffix rows; expected chunk",
-                [](Plan& p) { op_of(p.variants[0], OpKind::kTransferKv).rows = Rows::kSuffix; });
+                [](Plan& p) { op_of(p.variants[0], kTransferKv).rows = Rows::kSuffix; });
   expect_broken(
       16, "works on all rows of a context in 2 chunks",
       [](Plan& p) {
@@ -844,7 +859,7 @@ TEST(PlanRules, R18EveryReadHasItsWriterBefore) {
   expect_broken(18, "reads KV of layer 1, chunk 0, which nothing has loaded before it", [](Plan& p) {
     Variant& v = p.variants[0];
     // Exchange what the transfers of layers 1 and 11 bring.
-    int32_t a = find_op(v, OpKind::kTransferKv, 1), b = find_op(v, OpKind::kTransferKv, 11);
+    int32_t a = find_op(v, kTransferKv, 1), b = find_op(v, kTransferKv, 11);
     std::swap(v.ops[static_cast<size_t>(a)].layer, v.ops[static_cast<size_t>(b)].layer);
     std::swap(v.ops[static_cast<size_t>(a)].buffer, v.ops[static_cast<size_t>(b)].buffer);
   });
@@ -858,7 +873,13 @@ TEST(PlanRules, R18EveryReadHasItsWriterBefore) {
   expect_broken(18, "puts the sender's KV over what", [](Plan& p) {
     Variant& v = p.variants[0];
     int32_t at = static_cast<int32_t>(v.ops.size()) - 1;
-    insert_op(v, at, {.kind = OpKind::kTransferKv, .stream = 0, .layer = 4, .chunk = 0, .buffer = 4});
+    insert_op(v, at,
+              {.kind = OpKind::kTransfer,
+               .payload = Payload::kKv,
+               .stream = 0,
+               .layer = 4,
+               .chunk = 0,
+               .buffer = 4});
     v.ops[static_cast<size_t>(at)].waits = {at - 1};
   });
   // A later chunk is recomputed before an earlier one of the same layer.
@@ -899,7 +920,7 @@ TEST(PlanRules, R19NoUnorderedAccesses) {
   // An order through a third op is an order.
   Plan plan = make_plan(small_shape(), {3, 6});
   Variant& v = plan.variants[0];
-  int32_t e = find_op(v, OpKind::kTransferE), kv = find_op(v, OpKind::kTransferKv, 0);
+  int32_t e = find_op(v, kTransferE), kv = find_op(v, kTransferKv, 0);
   Op& op = op_of(v, OpKind::kRecompute, 3);
   ASSERT_EQ(op.waits, std::vector<int32_t>{e});
   int64_t shift = v.ops[static_cast<size_t>(kv)].duration_ns;
@@ -982,6 +1003,78 @@ TEST(PlanRules, R20AlignedCuts) {
       [](Plan& p) { remove_op(p.variants[0], find_op(p.variants[0], OpKind::kAlign)); }, restored);
   // Nothing that every plan carries is mapped.
   EXPECT_EQ(plan.full_prefill.map_form, MapForm::kNone);
+}
+
+/// In format 5, with a second source whose model is wider in what no row of KV depends on.
+Plan make_sources_plan() {
+  Plan plan = make_plan(small_shape(), {3, 6});
+  plan.format_version = 5;
+  plan.sources = sources_of(plan);
+  plan.sources.push_back({SourceRule::kSegment, {"small", std::string(64, 'e'), "", "", ""}, plan.shape});
+  plan.sources[1].shape.ff *= 2;
+  plan.sources[1].shape.d_model *= 2;
+  op_of(plan.variants[0], kTransferKv, 7).source = 1;
+  return plan;
+}
+
+TEST(PlanRules, R21Sources) {
+  const Plan plan = make_sources_plan();
+  ASSERT_TRUE(verify_plan(plan, "made").ok()) << verify_plan(plan, "made").message();
+  Result<Plan> read = parse_plan(bytes_of(serialize_plan(plan)), "x.dsplan");
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  EXPECT_EQ(*read, plan);
+  using P = Plan;
+  auto broken = [&](const std::string& message, const std::function<void(P&)>& change) {
+    expect_broken(21, message, change, plan);
+  };
+  broken("has 0 sources in format version 5; expected 1 to 16", [](P& p) { p.sources.clear(); });
+  broken("has 17 sources", [](P& p) { p.sources.resize(17, p.sources[1]); });
+  broken("its first source is a segment of 'sender'", [](P& p) { p.sources[0].rule = SourceRule::kSegment; });
+  broken("its first source is a prefix of 'small' (eeeeeeeeeeee)",
+         [](P& p) { p.sources[0].model = p.sources[1].model; });
+  broken("reads source 2; expected 0 to 1", [](P& p) { op_of(p.variants[0], kTransferKv, 7).source = 2; });
+  broken("reads source 1, whose d_model is 256, the receiver's 128; expected the same",
+         [](P& p) { op_of(p.variants[0], kTransferE).source = 1; });
+  broken("reads source 1, whose head_dim is", [](P& p) { p.sources[1].shape.head_dim *= 2; });
+  broken("has source 1, but transfers nothing", [](P& p) { op_of(p.variants[0], OpKind::kHead).source = 1; });
+  broken("which transfers nothing; expected a payload",
+         [](P& p) { op_of(p.variants[0], kTransferKv, 7).payload = Payload::kNone; });
+  expect_broken(
+      2, "sources[1].fingerprint is \"x\"", [](P& p) { p.sources[1].model.fingerprint = "x"; }, plan);
+  expect_broken(
+      3, "sources[1].shape.heads is 0; expected 1 to", [](P& p) { p.sources[1].shape.heads = 0; }, plan);
+  // Up to format 4 there is one, which nobody writes down.
+  Plan older = make_plan(small_shape(), {3, 6});
+  EXPECT_EQ(sources_of(older), (std::vector<Source>{{SourceRule::kPrefix, older.sender, older.shape}}));
+  older.sources = sources_of(older);
+  Status status = verify_plan(older, "x.dsplan");
+  EXPECT_THAT(status.message(), HasSubstr("has 1 sources in format version 4; expected none"));
+  for (auto [what, change] : {std::pair<const char*, std::function<void(P&)>>{
+                                  "source 1 has rule 2; this version knows 0 to 1",
+                                  [](P& p) { p.sources[1].rule = static_cast<SourceRule>(2); }},
+                              {"op 0 has payload 3; this version knows 0 to 2",
+                               [](P& p) { p.variants[0].ops[0].payload = static_cast<Payload>(3); }}}) {
+    Plan unknown = plan;
+    change(unknown);
+    status = parse_failure(serialize_plan(unknown));
+    EXPECT_EQ(status.code(), Code::kUnsupported) << what;
+    EXPECT_THAT(status.message(), AllOf(HasSubstr(what), HasSubstr("[rule 9]")));
+  }
+}
+
+TEST(PlanBytes, FromFormat5OnWhatIsEqualIsWrittenOnce) {
+  for (LayerRange group : {LayerRange{3, 6}, LayerRange{0, 2}}) {
+    Plan plan = make_plan(small_shape(32), group, "e-first", {.chunks = 3});
+    const size_t before = serialize_plan(plan).size();
+    plan.format_version = 5;
+    plan.sources = sources_of(plan);
+    const std::string bytes = serialize_plan(plan);
+    EXPECT_LT(bytes.size(), before) << group.first;
+    Result<Plan> read = parse_plan(bytes_of(bytes), "x.dsplan");
+    ASSERT_TRUE(read.ok()) << read.status().message();
+    EXPECT_EQ(*read, plan);
+    EXPECT_EQ(serialize_plan(*read), bytes);
+  }
 }
 
 // --- Frozen plans
@@ -1072,7 +1165,8 @@ TEST(GoldenPlans, MeanWhatTheyMeant) {
                                         {Mode::kRecompute, 3, 6, 0, 0, true},
                                         {Mode::kLoad, 7, 11, 0, 0, false}}));
   ASSERT_EQ(v.ops.size(), 27u);
-  EXPECT_EQ(v.ops[0], (Op{.kind = OpKind::kTransferE,
+  EXPECT_EQ(v.ops[0], (Op{.kind = OpKind::kTransfer,
+                          .payload = Payload::kE,
                           .stream = 0,
                           .layer = 3,
                           .chunk = 0,
@@ -1168,6 +1262,21 @@ TEST(GoldenPlans, MeanWhatTheyMeant) {
   EXPECT_EQ(mapped.map_side, MapSide::kSender);
   EXPECT_FALSE(mapped.aligns());
   EXPECT_EQ(published_cuts(*plan), (std::vector<Cut>{{2, MapForm::kNone}, {3, MapForm::kFull}}));
+
+  plan = read_plan(folder + "v5-compiled-pair.dsplan");
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_EQ(plan->format_version, 5);
+  EXPECT_EQ(plan->sources, (std::vector<Source>{{SourceRule::kPrefix, plan->sender, plan->shape}}));
+  ASSERT_EQ(plan->variants.size(), 5u);
+  EXPECT_EQ(plan->variants[0].ops[9], (Op{.kind = OpKind::kTransfer,
+                                          .payload = Payload::kKv,
+                                          .stream = 0,
+                                          .layer = 0,
+                                          .chunk = 11,
+                                          .buffer = 0,
+                                          .start_ns = 1'638'400,
+                                          .duration_ns = 1'638'400,
+                                          .last_chunk = 15}));
 }
 
 // --- One source of names
@@ -1181,9 +1290,15 @@ std::string letters_of(std::string_view name) {
 }
 
 TEST(Traits, NumbersMeanTheSameInTheSchema) {
-  for (size_t k = 0; k < kOpKinds; ++k)
-    EXPECT_EQ(letters_of(fb::EnumNameOpKind(static_cast<fb::OpKind>(k))),
-              letters_of(op_kind_name(static_cast<OpKind>(k))));
+  for (const OpTraits& t : op_traits()) {
+    EXPECT_EQ(letters_of(fb::EnumNameOpKind(static_cast<fb::OpKind>(t.kind))) +
+                  std::string(t.kind == OpKind::kTransfer ? payload_name(t.payload) : ""),
+              letters_of(t.name));
+    EXPECT_EQ(letters_of(fb::EnumNamePayload(static_cast<fb::Payload>(t.payload))),
+              t.payload == Payload::kNone ? "none" : payload_name(t.payload));
+  }
+  for (SourceRule r : {SourceRule::kPrefix, SourceRule::kSegment})
+    EXPECT_EQ(letters_of(fb::EnumNameSourceRule(static_cast<fb::SourceRule>(r))), source_rule_name(r));
   for (size_t m = 0; m < kModes; ++m)
     EXPECT_EQ(letters_of(fb::EnumNameMode(static_cast<fb::Mode>(m))),
               letters_of(mode_name(static_cast<Mode>(m))));
@@ -1198,9 +1313,9 @@ TEST(Traits, NumbersMeanTheSameInTheSchema) {
 TEST(Traits, RowsAreDistinctAndWhole) {
   std::set<std::string_view> names, short_names;
   std::set<char> letters;
-  for (size_t k = 0; k < kOpKinds; ++k) {
-    const auto kind = static_cast<OpKind>(k);
-    const OpTraits& t = traits_of(kind);
+  for (const OpTraits& t : op_traits()) {
+    Op op{.kind = t.kind, .payload = t.payload};
+    EXPECT_EQ(&traits_of(op), &t);
     EXPECT_TRUE(names.insert(t.name).second && short_names.insert(t.short_name).second) << t.name;
     EXPECT_TRUE(letters.insert(t.letter).second) << t.letter;
     EXPECT_EQ(t.stream == StreamKind::kLink, t.payload != Payload::kNone) << t.name;
@@ -1208,7 +1323,8 @@ TEST(Traits, RowsAreDistinctAndWhole) {
     EXPECT_LE(t.since, kPlanFormatVersion);
     for (Rows rows : {Rows::kChunk, Rows::kSuffix, Rows::kAll, Rows::kSelected}) {
       if ((t.rows & bit(rows)) == 0) continue;
-      std::span<const Access> all = accesses_of(kind, rows);
+      op.rows = rows;
+      std::span<const Access> all = accesses_of(op);
       EXPECT_FALSE(all.empty()) << t.name;
       EXPECT_EQ(t.queries != QueriesRule::kNone,
                 std::any_of(all.begin(), all.end(),

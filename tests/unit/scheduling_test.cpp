@@ -363,8 +363,12 @@ TEST(CostModel, ComputesOnlyWhatTheOpDoes) {
   };
   EXPECT_LT(ns(Queries::kNone) * 2, ns(Queries::kAll));
   // 4096 rows of 2*2*16 elements of 4 bytes at 1 MB/s; E has 64 elements.
-  EXPECT_EQ(costs.duration_ns({.kind = OpKind::kTransferKv, .layer = 1, .chunk = 0}, at), 1'048'576'000);
-  EXPECT_EQ(costs.duration_ns({.kind = OpKind::kTransferE, .layer = 1, .chunk = 0}, at), 1'048'576'000);
+  EXPECT_EQ(
+      costs.duration_ns({.kind = OpKind::kTransfer, .payload = Payload::kKv, .layer = 1, .chunk = 0}, at),
+      1'048'576'000);
+  EXPECT_EQ(
+      costs.duration_ns({.kind = OpKind::kTransfer, .payload = Payload::kE, .layer = 1, .chunk = 0}, at),
+      1'048'576'000);
 }
 
 }  // namespace

@@ -23,11 +23,13 @@
 #include "runtime/model/safetensors.h"
 #include "support/json.h"
 #include "tests/unit/model_fixture.h"
+#include "tests/unit/take.h"
 
 namespace ds {
 namespace {
 
 using testing::random_ids;
+using testing::take;
 using testing::tiny_config;
 using testing::TinyModel;
 
@@ -590,7 +592,7 @@ TEST_P(Chains, RowsThatNoSegmentHasAreAMissWhereTheyAreNeeded) {
   request.segments = std::span(segments).first(2);
   const Left without_last = run_variant(receiver, plan, request);
   EXPECT_EQ(without_last.miss.code(), Code::kNotFound);
-  EXPECT_NE(without_last.miss.message().find("no segment has token 320"), std::string::npos)
+  EXPECT_NE(without_last.miss.message().find("no segment of source 0 has token 320"), std::string::npos)
       << without_last.miss.message();
 }
 
@@ -640,6 +642,78 @@ TEST_P(Chains, SegmentsThatDoNotFitAreTheCallersFault) {
   request.segments = good;
   request.entry = context;
   EXPECT_NE((*session)->run(request).status().message().find("expected one of the two"), std::string::npos);
+}
+
+TEST_P(Chains, EverySourceIsReadFromItsOwnSegments) {
+  TinyModel second(tiny_config(Family::kLlama), 13, GetParam());
+  const std::vector<Tile> tiles = {{Mode::kLoad, 0, 0, 0, 3, false},
+                                   {Mode::kRecompute, 1, 3, 0, 3, true},
+                                   {Mode::kLoad, 4, 4, 0, 3, false}};
+  Plan plan = compile_tiles(tiles, 4, "best", shape, sender.identity, receiver.identity);
+  const Left one = run_variant(receiver, plan, request);
+  ASSERT_TRUE(one.miss.ok()) << one.miss.message();
+
+  plan.format_version = 5;
+  plan.sources = sources_of(plan);
+  plan.sources.push_back({SourceRule::kSegment, sender.identity, shape});
+  for (Op& op : plan.variants[0].ops)
+    if (op.payload == Payload::kKv && op.layer == 4) op.source = 1;
+  ASSERT_TRUE(verify_plan(plan, "made").ok()) << verify_plan(plan, "made").message();
+  // Without segments the request means the sender's entry, which is not that source's.
+  const Left missed = run_variant(receiver, plan, request);
+  EXPECT_EQ(missed.miss.code(), Code::kNotFound);
+  EXPECT_NE(missed.miss.message().find("no segment of source 1 has token 0"), std::string::npos)
+      << missed.miss.message();
+
+  std::vector<Segment> segments = chain({192, 448});
+  for (Segment s : chain({320})) {
+    s.source = 1;
+    segments.push_back(s);
+  }
+  request.segments = segments;
+  const Left both = run_variant(receiver, plan, request);
+  ASSERT_TRUE(both.miss.ok()) << both.miss.message();
+  EXPECT_EQ(both.bytes_read, one.bytes_read);
+  EXPECT_TRUE(both.caches == one.caches);
+  EXPECT_EQ(both.logits, one.logits);
+
+  // Another model's rows land in the layer whose transfers name it, and nowhere else.
+  plan.sources[1].model = second.identity;
+  ASSERT_TRUE(publish(*second.backend, *second.model, second.identity, context, *store, {}).ok());
+  segments.resize(3);
+  segments.push_back({.source = 1, .tokens = context, .rows = kContext});
+  request.segments = segments;
+  const Left other = run_variant(receiver, plan, request);
+  ASSERT_TRUE(other.miss.ok()) << other.miss.message();
+  const auto row = static_cast<size_t>(shape.kv_row() * dtype_size(GetParam()));
+  const size_t layer = row * (kContext + suffix.size());
+  EXPECT_TRUE(std::equal(one.caches.begin(), one.caches.begin() + static_cast<int64_t>(4 * layer),
+                         other.caches.begin()));
+  EntryReader theirs = take(EntryReader::open(
+      *store, entry_identity(second.identity.fingerprint, context, 0, "", GetParam()), shape));
+  std::vector<std::byte> rows(row * kContext);
+  ASSERT_TRUE(theirs.read_rows(TensorKind::kKv, 4, 0, kContext, rows.data()).ok());
+  EXPECT_TRUE(std::equal(rows.begin(), rows.end(), other.caches.begin() + static_cast<int64_t>(4 * layer)));
+
+  // What stands before a segment is nothing to its rows; where it stands is.
+  auto session = Session::create(*receiver.backend, *receiver.model, plan, {kContext, 3, 1});
+  ASSERT_TRUE(session.ok()) << session.status().message();
+  std::vector<int32_t> elsewhere = context;
+  elsewhere[5] ^= 1;
+  segments.back() = {.source = 1, .tokens = elsewhere, .from = 64, .first_here = 64, .rows = kContext - 64};
+  request.segments = segments;
+  EXPECT_TRUE(check_request(request, plan, {kContext, 3, 1}).ok());
+  segments.back().source = 0;
+  segments.erase(segments.begin(), segments.begin() + 3);
+  request.segments = segments;
+  Status status = check_request(request, plan, {kContext, 3, 1});
+  EXPECT_NE(status.message().find("at position 5, the context"), std::string::npos) << status.message();
+  segments.back().source = 2;
+  status = check_request(request, plan, {kContext, 3, 1});
+  EXPECT_EQ(status.code(), Code::kInvalidArgument);
+  EXPECT_NE(status.message().find("segment 0 of the request is of source 2; the plan has 0 to 1"),
+            std::string::npos)
+      << status.message();
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, Chains, ::testing::Values(DType::kF32, DType::kBF16),

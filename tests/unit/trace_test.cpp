@@ -55,7 +55,7 @@ RunRecord slower_record(const Variant& v) {
     int64_t start = op.start_ns + op.start_ns / 10, end = op.start_ns + op.duration_ns;
     r.ops.push_back({static_cast<int32_t>(i), op_label(op, v.chunks),
                      std::string(stream_kind_name(v.streams[static_cast<size_t>(op.stream)].kind)), start,
-                     end + end / 10, op.kind == OpKind::kTransferKv ? 100 : 0});
+                     end + end / 10, op.payload == Payload::kKv ? 100 : 0});
     r.ttft_ns = std::max(r.ttft_ns, r.ops.back().end_ns);
   }
   r.bytes_loaded = 12345;
@@ -236,7 +236,7 @@ TEST(Simulate, TransfersFollowBytesAndRate) {
   for (Op& op : f.ops) op.start_ns += 1'000'000;
   f.ops[0].start_ns = 0;
   f.ops[0].duration_ns += 1'000'000;
-  ASSERT_EQ(f.ops[0].kind, OpKind::kTransferKv);
+  ASSERT_EQ(f.ops[0].payload, Payload::kKv);
   Result<Simulation> fast = simulate_variant(fixed, f, {at.tokens, at.suffix, at.rate * 1'000'000});
   ASSERT_TRUE(fast.ok());
   EXPECT_NEAR(static_cast<double>(fast->ops[0].end_ns), 1'000'000, 100);
@@ -292,13 +292,13 @@ TEST(Simulate, RefusesPointsThatAreNone) {
 Variant hand_made() {
   Variant v;
   v.streams = {{StreamKind::kLink}, {StreamKind::kCompute}};
-  auto op = [&](OpKind kind, int32_t stream, std::vector<int32_t> waits) {
-    Op o{.kind = kind, .stream = stream, .layer = static_cast<int32_t>(v.ops.size())};
+  auto op = [&](OpKind kind, int32_t stream, std::vector<int32_t> waits, Payload payload = Payload::kNone) {
+    Op o{.kind = kind, .payload = payload, .stream = stream, .layer = static_cast<int32_t>(v.ops.size())};
     o.waits = std::move(waits);
     v.ops.push_back(std::move(o));
   };
-  op(OpKind::kTransferE, 0, {});
-  op(OpKind::kTransferKv, 0, {});
+  op(OpKind::kTransfer, 0, {}, Payload::kE);
+  op(OpKind::kTransfer, 0, {}, Payload::kKv);
   op(OpKind::kEmbed, 1, {});
   op(OpKind::kRecompute, 1, {0});
   op(OpKind::kSuffix, 1, {1});
@@ -793,6 +793,8 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
       {"plan: sender", [](Plan& p) { p.sender.weights += "w"; }},
       {"plan: receiver", [](Plan& p) { p.receiver.name += "n"; }},
       {"plan: shape", [](Plan& p) { p.shape.vocab += 1; }},
+      {"plan: sources", [](Plan& p) { p.sources = sources_of(p); }},
+      {"v0: operations", [](Plan& p) { p.variants[0].ops[0].source = 1; }},
       {"plan: ids that both know", [](Plan& p) { p.shared_vocab = 700; }},
       {"plan: element type", [](Plan& p) { p.dtype += "f32"; }},
       {"plan: maps", [](Plan& p) { p.maps.name += "m"; }},
@@ -829,7 +831,7 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
        [](Plan& p) {
          std::vector<Op*> sent;
          for (Op& op : p.variants[0].ops) {
-           if (op.kind == OpKind::kTransferKv) sent.push_back(&op);
+           if (op.payload == Payload::kKv) sent.push_back(&op);
          }
          std::swap(sent[0]->layer, sent.back()->layer);
          std::swap(sent[0]->chunk, sent.back()->chunk);
@@ -887,10 +889,11 @@ TEST(PlanText, ShowsHeaderLayersTimeAndOps) {
   std::string text =
       plan_to_text(plan, {.origin = "pair.dsplan", .file_bytes = 1234, .sha256 = std::string(64, 'e')});
   EXPECT_THAT(
-      text, AllOf(HasSubstr(fmt::format("Plan        pair.dsplan   format {}, 1.2 KiB", kPlanFormatVersion) +
-                            ", sha256 eeeeeeeeeeeeeeee\n"),
-                  HasSubstr("KV 256 B a layer, 8.0 KiB in all; E 256 B a cut"), HasSubstr("E of layer 10"),
-                  HasSubstr("--recompute 10-21")));
+      text,
+      AllOf(HasSubstr(fmt::format("Plan        pair.dsplan   format {}, 1.2 KiB", kWrittenFormatVersion) +
+                      ", sha256 eeeeeeeeeeeeeeee\n"),
+            HasSubstr("KV 256 B a layer, 8.0 KiB in all; E 256 B a cut"), HasSubstr("E of layer 10"),
+            HasSubstr("--recompute 10-21")));
   EXPECT_THAT(text, HasSubstr("            L L L L L L L L L L R R R R R R R R R R R R L L L L L L L L L L\n"
                               "                                ▲\n"));
   EXPECT_THAT(text, AllOf(HasSubstr("recompute 10"), HasSubstr("recompute 21 (K, V)"), HasSubstr("suffix 31"),

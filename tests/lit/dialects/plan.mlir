@@ -97,3 +97,25 @@ plan.file version 4 dtype "bf16"
       makespan 9 lower_bound 8 {
   }
 }
+
+// What transfers read: the sender's prefix, and segments of another model.
+// CHECK-LABEL: plan.file version 5
+// CHECK:         sources [#plan.source<rule = prefix, model = <name = "s", fingerprint = "00", config = "01", weights = "02", tokenizer = "">, shape = <family = "llama", layers = 2, d_model = 8, ff = 16, heads = 2, kv_heads = 1, head_dim = 4, vocab = 32>>,
+// CHECK-SAME:    #plan.source<rule = segment, model = <name = "other"
+plan.file version 5 dtype "bf16"
+    sender <name = "s", fingerprint = "00", config = "01", weights = "02", tokenizer = "">
+    receiver <name = "r", fingerprint = "10", config = "01", weights = "12", tokenizer = "13">
+    shape <family = "llama", layers = 2, d_model = 8, ff = 16, heads = 2, kv_heads = 1, head_dim = 4, vocab = 32>
+    compiler "0.1.0" flags "" inputs []
+    sources [#plan.source<rule = prefix, model = <name = "s", fingerprint = "00", config = "01", weights = "02", tokenizer = "">, shape = <family = "llama", layers = 2, d_model = 8, ff = 16, heads = 2, kv_heads = 1, head_dim = 4, vocab = 32>>,
+             #plan.source<rule = segment, model = <name = "other", fingerprint = "20", config = "01", weights = "02", tokenizer = "">, shape = <family = "llama", layers = 2, d_model = 8, ff = 32, heads = 2, kv_heads = 1, head_dim = 4, vocab = 32>>] {
+  plan.variant @v0 policy "p" scheduler "none" tokens [1, 9) rate [0, inf)
+      tuned(tokens = 5, suffix = 1, rate = 1) chunks 4 promise(loss = 0.5, ttft_ns = 7) {
+    %l = plan.stream link
+    %k = plan.buffer kv layer 0 with context suffix
+    // CHECK: plan.transfer kv(0) chunk 0 into %kv0 on %link
+    // CHECK-NEXT: plan.transfer kv(0) chunk 1 to 3 from 1 into %kv0 on %link
+    %0 = plan.transfer kv(0) chunk 0 into %k on %l
+    %1 = plan.transfer kv(0) chunk 1 to 3 from 1 into %k on %l
+  }
+}
