@@ -31,13 +31,13 @@ inline int64_t round_down(int64_t rows) { return rows / PrefixCache::kBlock * Pr
 struct RequestView {
   explicit RequestView(const EngineRequest& r) {
     for (const EngineSegment& s : r.segments)
-      segments.push_back({.tokens = s.tokens,
+      segments.push_back({.source = s.source,
+                          .tokens = s.tokens,
                           .from = s.from,
                           .first_there = s.first_there,
                           .first_here = s.first_here,
                           .rows = s.rows,
-                          .rotation = s.rotation,
-                          .source = s.source});
+                          .rotation = s.rotation});
     request.context = r.context;
     request.entry = r.entry;
     request.segments = segments;
