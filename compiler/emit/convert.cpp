@@ -134,15 +134,22 @@ plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
     auto rule = static_cast<plan::SourceRule>(source.rule);
     sources.push_back(plan::SourceAttr::get(ctx, rule, model(source.model), shape(source.shape)));
   }
-  plan::MapsAttr maps;
-  if (p.maps != MapsIdentity{}) maps = plan::MapsAttr::get(ctx, p.maps.name, p.maps.fingerprint);
-  auto file = b.create<plan::FileOp>(
-      loc, b.getI32IntegerAttr(p.format_version), b.getStringAttr(p.dtype),
-      p.backend.empty() ? mlir::StringAttr() : b.getStringAttr(p.backend), model(p.sender), model(p.receiver),
-      shape(p.shape), b.getStringAttr(p.provenance.compiler_version), b.getStringAttr(p.provenance.flags),
-      b.getArrayAttr(inputs), maps,
-      p.shared_vocab == 0 ? mlir::IntegerAttr() : b.getI64IntegerAttr(p.shared_vocab),
-      sources.empty() ? mlir::ArrayAttr() : b.getArrayAttr(sources));
+  mlir::OperationState state(loc, plan::FileOp::getOperationName());
+  auto& to = state.getOrAddProperties<plan::FileOp::Properties>();
+  to.version = b.getI32IntegerAttr(p.format_version);
+  to.dtype = b.getStringAttr(p.dtype);
+  if (!p.backend.empty()) to.backend = b.getStringAttr(p.backend);
+  to.sender = model(p.sender);
+  to.receiver = model(p.receiver);
+  to.shape = shape(p.shape);
+  to.compiler = b.getStringAttr(p.provenance.compiler_version);
+  to.flags = b.getStringAttr(p.provenance.flags);
+  to.inputs = b.getArrayAttr(inputs);
+  if (p.maps != MapsIdentity{}) to.maps = plan::MapsAttr::get(ctx, p.maps.name, p.maps.fingerprint);
+  if (p.shared_vocab != 0) to.shared_vocab = b.getI64IntegerAttr(p.shared_vocab);
+  if (!sources.empty()) to.sources = b.getArrayAttr(sources);
+  state.addRegion();
+  auto file = mlir::cast<plan::FileOp>(b.create(state));
   file.getBody().emplaceBlock();
   return file;
 }
@@ -154,15 +161,32 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
   auto i64 = [&](int64_t n) { return b.getI64IntegerAttr(n); };
   auto unit = [&](bool set) { return set ? b.getUnitAttr() : mlir::UnitAttr(); };
   auto* ctx = b.getContext();
-  auto variant = b.create<plan::VariantOp>(
-      loc, b.getStringAttr(v.name), unit(fallback), b.getStringAttr(v.policy), b.getStringAttr(v.scheduler),
-      i64(v.tokens_min), i64(v.tokens_max), i64(v.rate_min), i64(v.rate_max), i64(v.tuned_tokens),
-      i64(v.tuned_suffix), i64(v.tuned_rate), b.getI32IntegerAttr(v.chunks),
-      b.getF64FloatAttr(v.promise.quality_loss), i64(v.promise.ttft_ns),
-      scheduled ? i64(v.makespan_ns) : nullptr, scheduled ? i64(v.lower_bound_ns) : nullptr,
-      unit(scheduled && v.proven_optimal), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr,
-      nullptr, nullptr, v.select_share != 0 ? b.getF64FloatAttr(v.select_share) : nullptr,
-      map_form_attr(ctx, v), map_side_attr(ctx, v), nullptr, nullptr, nullptr);
+  mlir::OperationState state(loc, plan::VariantOp::getOperationName());
+  auto& to = state.getOrAddProperties<plan::VariantOp::Properties>();
+  to.sym_name = b.getStringAttr(v.name);
+  to.fallback = unit(fallback);
+  to.policy = b.getStringAttr(v.policy);
+  to.scheduler = b.getStringAttr(v.scheduler);
+  to.tokens_min = i64(v.tokens_min);
+  to.tokens_max = i64(v.tokens_max);
+  to.rate_min = i64(v.rate_min);
+  to.rate_max = i64(v.rate_max);
+  to.tuned_tokens = i64(v.tuned_tokens);
+  to.tuned_suffix = i64(v.tuned_suffix);
+  to.tuned_rate = i64(v.tuned_rate);
+  to.chunks = b.getI32IntegerAttr(v.chunks);
+  to.loss = b.getF64FloatAttr(v.promise.quality_loss);
+  to.ttft_ns = i64(v.promise.ttft_ns);
+  if (scheduled) {
+    to.makespan = i64(v.makespan_ns);
+    to.lower_bound = i64(v.lower_bound_ns);
+    to.proven_optimal = unit(v.proven_optimal);
+  }
+  if (v.select_share != 0) to.select_share = b.getF64FloatAttr(v.select_share);
+  to.map_form = map_form_attr(ctx, v);
+  to.map_side = map_side_attr(ctx, v);
+  state.addRegion();
+  auto variant = mlir::cast<plan::VariantOp>(b.create(state));
   write_choice(variant, v);
   b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
 

@@ -146,17 +146,17 @@ void EngineLoop::look_up(Active& a) {
   asked->entry = a.request.entry;
   asked->segments = a.request.segments;
   asked->salt = a.request.salt;
-  service->look_up([found, asked, store = a.request.store, &plan, variant = a.variant,
-                    dtype = receiver.model().dtype()] {
-    const RequestView view(*asked);
-    auto segments = Segments::open(*store, view.request, plan, *variant, dtype);
-    if (segments.ok())
-      found->segments = std::make_shared<Segments>(std::move(segments).value());
-    else
-      found->status = segments.status();
-    found->end_ns = now_ns();
-    found->done.store(true, std::memory_order_release);
-  });
+  service->look_up(
+      [found, asked, store = a.request.store, &plan, variant = a.variant, dtype = receiver.model().dtype()] {
+        const RequestView view(*asked);
+        auto segments = Segments::open(*store, view.request, plan, *variant, dtype);
+        if (segments.ok())
+          found->segments = std::make_shared<Segments>(std::move(segments).value());
+        else
+          found->status = segments.status();
+        found->end_ns = now_ns();
+        found->done.store(true, std::memory_order_release);
+      });
 }
 
 void EngineLoop::compute_from(Active& a, int64_t first) {
@@ -181,8 +181,8 @@ Status EngineLoop::try_compute(Active& a, int64_t first) {
                                      grows ? limits.tokens : rows, {}));
   DS_TRY(a.hidden->commit(rows));
   if (a.run->selects()) {
-    DS_ASSIGN(a.positions, arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0},
-                                          grows ? limits.tokens : a.n, {}));
+    DS_ASSIGN(a.positions,
+              arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0}, grows ? limits.tokens : a.n, {}));
     DS_TRY(a.positions->commit(a.n));
     a.memory.positions = a.positions->layer(0);
   }

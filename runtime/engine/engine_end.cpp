@@ -120,8 +120,7 @@ void EngineLoop::keep(Active& a) {
   // Another branch: a copy of what both begin with.
   auto claim = arena->claim(bytes.cache(rows));
   if (!claim.ok()) return;
-  auto copy =
-      arena->reserve(bytes, backend.host_visible() ? limits.tokens : rows, std::move(claim).value());
+  auto copy = arena->reserve(bytes, backend.host_visible() ? limits.tokens : rows, std::move(claim).value());
   if (!copy.ok() || !(*copy)->commit(rows).ok()) return;
   if (!(*copy)->copy_rows(*compute, range, 0, 0, first).ok()) return;
   if (!(*copy)->copy_rows(*compute, own, 0, first, rows - first).ok()) return;

@@ -26,8 +26,7 @@ Result<std::shared_ptr<PublicationTicket>> EngineLoop::publish(EnginePublication
   DS_ASSIGN(p->work, Publication::create(backend, asked.sender->model(), asked.sender->identity(),
                                          asked.context, asked.options));
   if (p->work->maps()) {
-    DS_ASSIGN(p->workspace,
-              asked.sender->model().make_workspace(static_cast<int64_t>(asked.context.size())));
+    DS_ASSIGN(p->workspace, asked.sender->model().make_workspace(static_cast<int64_t>(asked.context.size())));
   }
   const auto most = static_cast<int64_t>(limits.publish_share * static_cast<double>(limits.cache_bytes));
   if (p->work->bytes() > most || static_cast<int64_t>(asked.context.size()) > limits.tokens)

@@ -175,10 +175,9 @@ void EngineLoop::settle(std::vector<Item>& items, Status status) {
   if (ran < items.size()) {
     Item& item = items[ran];
     if (item.one != nullptr) {
-      failed.emplace_back(
-          item.one, status.with_context(fmt::format("variant '{}', op {} ({})", item.one->variant->name,
-                                                    item.one->run->op(*item.piece),
-                                                    item.one->run->label(*item.piece))));
+      failed.emplace_back(item.one, status.with_context(fmt::format(
+                                        "variant '{}', op {} ({})", item.one->variant->name,
+                                        item.one->run->op(*item.piece), item.one->run->label(*item.piece))));
     } else if (item.publishing != nullptr) {
       end(*item.publishing,
           status.with_context(fmt::format("publishing, layer {}", item.publishing->work->layer())));
@@ -244,8 +243,7 @@ void EngineLoop::decoded(Station& s, size_t first, size_t count) {
     if (s.logits) {
       const std::span<const float> logits(reinterpret_cast<const float*>(s.logits->data()) + i * vocab,
                                           vocab);
-      if (Status status =
-              check_finite(logits, static_cast<int64_t>(a.answer.tokens.size()) + 1, *a.variant);
+      if (Status status = check_finite(logits, static_cast<int64_t>(a.answer.tokens.size()) + 1, *a.variant);
           !status.ok()) {
         failed.emplace_back(&a, std::move(status));
         continue;

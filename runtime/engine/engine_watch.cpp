@@ -16,8 +16,8 @@ int64_t EngineLoop::patience(const Active& a) const {
   const double per_token = static_cast<double>(c.layers) * PlanRun::layer_flops(c);
   if (!speed.known()) return 5 * kLeastPatienceNs;
   return std::max(kLeastPatienceNs,
-                  static_cast<int64_t>(kPatience * static_cast<double>(speed.ns(
-                                                       static_cast<double>(a.n + a.m) * per_token))));
+                  static_cast<int64_t>(
+                      kPatience * static_cast<double>(speed.ns(static_cast<double>(a.n + a.m) * per_token))));
 }
 
 void EngineLoop::miss(Active& a, Status why) {

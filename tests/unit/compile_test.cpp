@@ -149,9 +149,8 @@ TEST(Lowering, RestoredLayersTakeTurnsInAFewBuffersAndWaitForTheirTurn) {
       EXPECT_TRUE(valid.ok()) << valid.message();
       if (own) continue;
       // A transfer that does not wait for its turn is found.
-      auto late = std::find_if(plan.variants[0].ops.begin(), plan.variants[0].ops.end(), [](const Op& op) {
-        return op.payload == Payload::kE && !op.waits.empty();
-      });
+      auto late = std::find_if(plan.variants[0].ops.begin(), plan.variants[0].ops.end(),
+                               [](const Op& op) { return op.payload == Payload::kE && !op.waits.empty(); });
       ASSERT_NE(late, plan.variants[0].ops.end());
       late->waits.clear();
       EXPECT_THAT(

@@ -11,8 +11,7 @@ namespace {
 
 /// How hidden states of the sender were used: "plain", "aligned (full, receiver)"; "" where none were.
 std::string cuts_text(const Variant& v, bool plain_cuts) {
-  if (std::none_of(v.ops.begin(), v.ops.end(),
-                   [](const Op& op) { return op.payload == Payload::kE; }))
+  if (std::none_of(v.ops.begin(), v.ops.end(), [](const Op& op) { return op.payload == Payload::kE; }))
     return "";
   if (v.map_form == MapForm::kNone) return "plain";
   std::string aligned = fmt::format("aligned ({}, {})", map_form_name(v.map_form), map_side_name(v.map_side));
