@@ -24,7 +24,7 @@ std::vector<MapKey> restored_with(const std::vector<Way>& ways) {
   return {kinds.begin(), kinds.end()};
 }
 
-int64_t rows_at_once(const ModelConfig& config, DType dtype, const EngineLimits& limits) {
+int64_t rows_at_once(const ModelConfig& config, DType dtype, const ProfileEngineLimits& limits) {
   // Each step of a batch costs the same few microseconds per layer however many rows it has.
   constexpr int64_t kBytes = int64_t{256} << 20, kLeast = 2048, kMost = 32768;
   int64_t fit = std::clamp(kBytes / (config.layers * config.kv_row() * dtype_size(dtype)), kLeast, kMost);
@@ -64,7 +64,7 @@ struct ProfileEngine::Sequence {
 };
 
 ProfileEngine::ProfileEngine(Backend& backend, DeviceModel& sender, DeviceModel& receiver,
-                             const std::vector<Way>& ways, const EngineLimits& limits,
+                             const std::vector<Way>& ways, const ProfileEngineLimits& limits,
                              std::vector<int32_t> stop_ids)
     : backend_(backend),
       sender_(sender),
@@ -77,7 +77,7 @@ ProfileEngine::~ProfileEngine() = default;
 
 Result<std::unique_ptr<ProfileEngine>> ProfileEngine::create(
     Backend& backend, DeviceModel& sender, DeviceModel& receiver, const std::vector<Way>& ways,
-    const EngineLimits& limits, std::vector<int32_t> stop_ids, const Maps& maps) {
+    const ProfileEngineLimits& limits, std::vector<int32_t> stop_ids, const Maps& maps) {
   DS_TRY(check_same_architecture(sender.config(), receiver.config(), "sender", "receiver"));
   if (sender.dtype() != receiver.dtype())
     return error(Code::kMismatch, "sender and receiver differ in the type that they compute in");
@@ -101,7 +101,7 @@ Result<std::unique_ptr<ProfileEngine>> ProfileEngine::create(
 }
 
 int64_t ProfileEngine::memory_bytes(const ModelConfig& config, DType dtype, const std::vector<Way>& ways,
-                                    const EngineLimits& limits) {
+                                    const ProfileEngineLimits& limits) {
   const int64_t layers = config.layers, element = dtype_size(dtype);
   SharedRuns runs = shared_runs(ways, std::vector<bool>(ways.size(), true), layers);
   int64_t cached_layers = layers;

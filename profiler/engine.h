@@ -51,7 +51,7 @@ struct EngineWork {
   PhaseTimes answer_phases = {};  // where the kernels' part of answers_ns goes
 };
 
-struct EngineLimits {
+struct ProfileEngineLimits {
   int64_t context = 0;   // most tokens of a context
   int64_t question = 0;  // most of suffix + max(reference up to kDivergenceTokens, max_new_tokens)
   /// Rows answered at once. 0: as many as take 256 MiB of caches, 2,048 to 32,768. At least `question`.
@@ -70,7 +70,7 @@ class ProfileEngine {
   /// needed and what there is.
   static Result<std::unique_ptr<ProfileEngine>> create(Backend& backend, DeviceModel& sender,
                                                        DeviceModel& receiver, const std::vector<Way>& ways,
-                                                       const EngineLimits& limits,
+                                                       const ProfileEngineLimits& limits,
                                                        std::vector<int32_t> stop_ids, const Maps& maps = {});
   ~ProfileEngine();
 
@@ -81,7 +81,7 @@ class ProfileEngine {
 
   /// Bytes that caches and hidden states take, known before anything is allocated.
   static int64_t memory_bytes(const ModelConfig& config, DType dtype, const std::vector<Way>& ways,
-                              const EngineLimits& limits);
+                              const ProfileEngineLimits& limits);
   const EngineWork& work() const { return work_; }
 
  private:
@@ -92,7 +92,7 @@ class ProfileEngine {
   };
   struct Sequence;
   ProfileEngine(Backend& backend, DeviceModel& sender, DeviceModel& receiver, const std::vector<Way>& ways,
-                const EngineLimits& limits, std::vector<int32_t> stop_ids);
+                const ProfileEngineLimits& limits, std::vector<int32_t> stop_ids);
   Status reserve();
   Status load_maps(const Maps& maps);
   Status run_sender(std::span<const int32_t> context);
@@ -120,7 +120,7 @@ class ProfileEngine {
   Backend& backend_;
   DeviceModel &sender_, &receiver_;
   const std::vector<Way>& ways_;
-  EngineLimits limits_;
+  ProfileEngineLimits limits_;
   std::vector<int32_t> stop_ids_;
   int64_t layers_ = 0, hidden_row_ = 0, kv_row_ = 0;
 

@@ -12,7 +12,7 @@ inline constexpr int64_t kLogitBytes = int64_t{64} << 20;
 std::vector<MapKey> restored_with(const std::vector<Way>& ways);
 
 /// Rows of questions and answers in a batch, at most.
-int64_t rows_at_once(const ModelConfig& config, DType dtype, const EngineLimits& limits);
+int64_t rows_at_once(const ModelConfig& config, DType dtype, const ProfileEngineLimits& limits);
 
 /// Logits -> log-probabilities, in place. Returns the index of the largest, the first of equals.
 int64_t log_softmax(std::span<float> x);

@@ -64,7 +64,7 @@ struct ProfileWork {
   /// Contexts that maps are fitted on; none of them is scored.
   std::vector<std::vector<int32_t>> fit;
   int64_t fit_tokens = 0;
-  EngineLimits limits;
+  ProfileEngineLimits limits;
   std::shared_ptr<const Jieba> words;  // where a metric needs_words(); not set by plan_work()
   std::vector<double> seconds;         // by context, for its share of the work; empty: all count alike
   int64_t tokens = 0, questions = 0;

@@ -186,7 +186,7 @@ TEST(ProfileEngine, WithoutTheContextTheQuestionIsReadByItself) {
   s.ways = {{WayKind::kFullPrefill}, {WayKind::kFullReuse}, {WayKind::kNoContext}};
   for (size_t i = 0; i < s.questions.size(); ++i)
     s.questions[i].alone = random_ids(9 + static_cast<int64_t>(i), 300, 60 + i);
-  const EngineLimits limits{.context = 200, .question = 20, .batch_rows = 64, .alone = 24};
+  const ProfileEngineLimits limits{.context = 200, .question = 20, .batch_rows = 64, .alone = 24};
   auto engine = take(
       ProfileEngine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, s.ways, limits, {}));
   const ContextAnswers found = take(engine->run(s.context, s.questions, s.all()));

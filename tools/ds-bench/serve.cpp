@@ -46,6 +46,7 @@ class Serve {
   Status run() {
     DS_ASSIGN(ModelConfig config, preset_config(o_.model.shape));
     DS_TRY(choose_ways());
+    DS_TRY(read_load());
     DS_ASSIGN(loaded_, load_random_model(o_.model, config));
     DS_ASSIGN(MachineModel machine,
               measured_machine(o_.model, loaded_, o_.machine, {o_.context}, o_.suffix, o_.calibrate_s));
@@ -83,6 +84,28 @@ class Serve {
         return error(Code::kInvalidArgument, "--ways has '{}'; known: prefill, prefix, plans", key);
       ways_.push_back({found->name, {}, 0});
       reuse_.push_back(found->reuse);
+      at = end + 1;
+    }
+    return ok_status();
+  }
+
+  bool traced() const { return o_.arrivals != "poisson" && o_.arrivals != "constant"; }
+
+  /// Before anything that takes long.
+  Status read_load() {
+    if (traced()) {
+      DS_ASSIGN(trace_, read_arrivals(o_.arrivals, static_cast<size_t>(o_.receivers),
+                                      static_cast<size_t>(o_.contexts), static_cast<size_t>(o_.questions)));
+    }
+    for (size_t at = 0; !o_.rates.empty() && at <= o_.rates.size();) {
+      const size_t end = std::min(o_.rates.find(',', at), o_.rates.size());
+      double rate = 0;
+      const auto text = o_.rates.substr(at, end - at);
+      const auto [stop, failed] = std::from_chars(text.data(), text.data() + text.size(), rate);
+      if (failed != std::errc{} || stop != text.data() + text.size() || !(rate > 0))
+        return error(Code::kInvalidArgument, "--rates has '{}'; expected requests per second, as in 0.5,1,2",
+                     text);
+      rates_.push_back(rate);
       at = end + 1;
     }
     return ok_status();
@@ -202,9 +225,8 @@ class Serve {
 
   Status measure() {
     std::vector<Arrival> load;
-    const bool traced = o_.arrivals != "poisson" && o_.arrivals != "constant";
-    if (traced) {
-      DS_ASSIGN(load, read_arrivals(o_.arrivals, receivers_.size(), contexts_.size(), questions_.size()));
+    if (traced()) {
+      load = trace_;
     } else {
       for (size_t r = 0; r < receivers_.size(); ++r)
         for (size_t c = 0; c < contexts_.size(); ++c)
@@ -212,19 +234,7 @@ class Serve {
       std::mt19937_64 random(7);
       for (size_t i = load.size(); i-- > 1;) std::swap(load[i], load[random() % (i + 1)]);
     }
-    std::vector<double> rates;
-    for (size_t at = 0; !o_.rates.empty() && at <= o_.rates.size();) {
-      const size_t end = std::min(o_.rates.find(',', at), o_.rates.size());
-      double rate = 0;
-      const auto text = o_.rates.substr(at, end - at);
-      const auto [stop, failed] = std::from_chars(text.data(), text.data() + text.size(), rate);
-      if (failed != std::errc{} || stop != text.data() + text.size() || !(rate > 0))
-        return error(Code::kInvalidArgument, "--rates has '{}'; expected requests per second, as in 0.5,1,2",
-                     text);
-      rates.push_back(rate);
-      at = end + 1;
-    }
-    const bool search = rates.empty() && !traced;
+    const bool search = rates_.empty() && !traced();
     // Below what a full prefill alone can do, where every way should hold.
     const double start = 500 / (full_ms_ + median(idle_ms_[0][2]) / 4);
     const int64_t deadline = now_ns() + static_cast<int64_t>(o_.most_minutes * 60e9);
@@ -232,10 +242,10 @@ class Serve {
                load.size(), slo_ms_, o_.slo_times);
     std::vector<bool> over(ways_.size(), false);
     for (int step = 0;; ++step) {
-      double rate = search   ? start * std::pow(kRateStep, step)
-                    : traced ? 1
-                             : rates[static_cast<size_t>(step)];
-      if (!traced) set_arrivals(load, rate, o_.arrivals == "poisson", 3);
+      double rate = search     ? start * std::pow(kRateStep, step)
+                    : traced() ? 1
+                               : rates_[static_cast<size_t>(step)];
+      if (!traced()) set_arrivals(load, rate, o_.arrivals == "poisson", 3);
       for (size_t w = 0; w < ways_.size(); ++w) {
         if (over[w]) continue;
         DS_ASSIGN(auto engine, make_engine(!o_.trace.empty()));
@@ -243,7 +253,7 @@ class Serve {
         if (auto answer = warm->wait(); !answer.ok()) return answer.status();
         DS_ASSIGN(LoadFigures f,
                   run_load(*engine, load, slo_ms_, [&](const Arrival& a) { return request(a, reuse_[w]); }));
-        if (!traced) f.offered_rate = rate;
+        if (!traced()) f.offered_rate = rate;
         const bool served = f.within_slo >= kServed;
         if (served) ways_[w].knee = f.offered_rate;
         over[w] = search && !served;
@@ -257,7 +267,7 @@ class Serve {
         ways_[w].runs.push_back(std::move(f));
       }
       if (search ? std::all_of(over.begin(), over.end(), [](bool b) { return b; })
-                 : traced || step + 1 == static_cast<int>(rates.size()))
+                 : traced() || step + 1 == static_cast<int>(rates_.size()))
         break;
       if (now_ns() > deadline) {
         fmt::print(stderr,
@@ -391,6 +401,8 @@ class Serve {
   std::vector<const Receiver*> served_;  // of the engine made last
   std::unique_ptr<Store> store_;
   std::vector<std::vector<int32_t>> contexts_, questions_;
+  std::vector<Arrival> trace_;
+  std::vector<double> rates_;
   std::vector<Reuse> reuse_;  // by way
   std::vector<ServeWay> ways_;
   std::vector<std::array<std::vector<double>, 3>> idle_ms_;  // by way: first question, next one, decoding
