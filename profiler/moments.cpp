@@ -2,7 +2,6 @@
 
 #include <cblas.h>
 #include <lapacke.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <cmath>
@@ -335,11 +334,6 @@ double median(std::vector<double> v) {
 }
 
 }  // namespace
-
-// OpenBLAS's OpenMP build asks OpenMP at every call.
-void limit_fit_threads(int threads) {
-  if (threads > 0) omp_set_num_threads(threads);
-}
 
 TokenWeights weigh_tokens(std::span<const double> x, std::span<const double> r, int64_t d) {
   const size_t width = static_cast<size_t>(d), rows = x.size() / width;

@@ -23,9 +23,6 @@
 
 namespace ds {
 
-/// Sums, fits and their estimates of this thread take at most so many threads; 0: all cores.
-void limit_fit_threads(int threads);
-
 /// A token is massive where its norm, in either model, is more than so many times the median of its context.
 inline constexpr double kMassiveNorm = 10;
 /// As how many others it then counts.

@@ -4,7 +4,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <omp.h>
 
 #include <cmath>
 #include <random>
@@ -207,15 +206,6 @@ TEST(FitMaps, OnlyTheFormsThatAreAskedFor) {
   ASSERT_TRUE(maps.ok()) << maps.status().message();
   ASSERT_EQ(maps->maps.size(), 1u);
   EXPECT_EQ(maps->maps[0].form, MapForm::kLowRank);
-}
-
-TEST(FitThreads, AreLimitedWhereANumberIsGiven) {
-  const int before = omp_get_max_threads();
-  limit_fit_threads(0);
-  EXPECT_EQ(omp_get_max_threads(), before);
-  limit_fit_threads(3);
-  EXPECT_EQ(omp_get_max_threads(), 3);
-  omp_set_num_threads(before);
 }
 
 TEST(TokenWeights, AreRelativeAndMassiveTokensAreFoundInEitherModel) {

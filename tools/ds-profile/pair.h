@@ -55,7 +55,6 @@ inline Result<int64_t> check_pair(const PairOptions& o) {
 
 /// Both models on one backend; a pair that cannot be is refused before its weights are packed.
 inline Result<LoadedPair> load_pair(const PairOptions& o) {
-  limit_fit_threads(o.on.threads);
   LoadedPair pair;
   DS_ASSIGN(pair.shared_vocab, check_pair(o));
   DS_ASSIGN(pair.receiver, load_model(o.receiver, o.open, o.on, o.dtype, o.cache));
