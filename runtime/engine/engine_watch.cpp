@@ -77,12 +77,9 @@ void EngineLoop::collect() {
     send_for(*a);
     return true;
   });
-  for (auto at = active.begin(); at != active.end();) {
-    Active& a = **at;
-    watch(a);
-    at = stop(a) ? active.erase(at) : std::next(at);
-  }
-  end_failed();
+  for (auto& a : active) watch(*a);
+  end_failed();  // before others end: it names requests by their address
+  std::erase_if(active, [&](const std::unique_ptr<Active>& a) { return stop(*a); });
   watch_publication();
   std::erase_if(queue, [&](std::unique_ptr<Active>& a) { return stop(*a); });
 }
