@@ -81,7 +81,9 @@ class Mutator {
     auto number = [&](int64_t old) -> int64_t {
       static constexpr int64_t kNumbers[] = {-1,   0,         1,         2,         63,
                                              1000, INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN};
-      return below(2) == 0 ? old + static_cast<int64_t>(below(5)) - 2 : kNumbers[below(std::size(kNumbers))];
+      // Near it, also past what a number can be.
+      if (below(2) == 0) return static_cast<int64_t>(static_cast<uint64_t>(old) + below(5) - 2);
+      return kNumbers[below(std::size(kNumbers))];
     };
     auto small = [&](int32_t old) { return static_cast<int32_t>(number(old)); };
     Op& op = v.ops[below(v.ops.size())];
