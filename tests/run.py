@@ -23,7 +23,8 @@ SIMULATED = {
 SANITIZERS = {
     "address": {
         "preset": "asan",
-        "environment": {"ASAN_OPTIONS": "detect_stack_use_after_return=1:allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+        # No detect_stack_use_after_return: its frames are not aligned for the 64-byte vectors of AVX-512 kernels, which then fault.
+        "environment": {"ASAN_OPTIONS": "allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
         "programs": {
             "support_test": "*", "plans_test": "*", "plan_fuzz_test": "*", "config_test": "*", "checkpoint_test": "*", "tokenizer_test": "*", "store_test": "*",
             "landing_test": "*", "executor_test": "*", "requests_test": "-*Soak*", "gate_test": "*", "weight_cache_test": "*", "aligned_test": "*", "trace_test": "*", "dataset_test": "*",
