@@ -73,7 +73,7 @@ struct EngineRequest {
   std::vector<int32_t> entry;           // as Request::entry; empty: the context
   std::vector<EngineSegment> segments;  // as Request::segments; empty: the entry has all rows
   std::vector<int32_t> suffix;          // m >= 1 tokens
-  Store* store = nullptr;               // where entries may be; nullptr: none. Outlives the request
+  Store* store = nullptr;               // where entries may be; nullptr: none. Outlives the engine
   std::string salt;                     // of the tenant: of entries and of the prefix cache
   Reuse reuse = Reuse::kAuto;
   int64_t link_rate = 0;      // as Request::link_rate; 0: what the engine has measured
@@ -85,7 +85,7 @@ struct EngineRequest {
   /// On the engine's thread: they may submit and cancel, and have to be quick.
   std::function<void(int32_t token)> on_token;
   std::function<bool(int32_t token)> is_last;
-  std::function<void()> on_end;  // after it, Ticket::wait() does not block
+  std::function<void()> on_end;  // when Ticket::wait() does not block any more
 };
 
 struct EngineAnswer : Answer {
