@@ -86,7 +86,7 @@ class FileStore final : public Store {
 
   std::string url() const override { return "file:" + folder_; }
 
-  Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) override {
+  Status put(const std::string& key, const Produce& produce, Names) override {
     DS_TRY(check_key(key));
     DS_TRY(make_folders(folder_, kFolderMode));
     remove_leftovers();

@@ -108,20 +108,39 @@ class ShapedStore final : public Store {
       : store_(std::move(store)), link_(std::move(link)) {}
 
   std::string url() const override { return store_->url(); }
-  Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) override {
-    return store_->put(key, produce);
+  Status put(const std::string& key, const Produce& produce, Names names) override {
+    return store_->put(key, produce, names);
   }
   Status remove(const std::string& key) override { return store_->remove(key); }
+  Result<std::vector<ObjectInfo>> list() override { return store_->list(); }
+  void touch(const std::string& key) override { store_->touch(key); }
+  Status pin(const std::string& key, bool pinned) override { return store_->pin(key, pinned); }
+  Result<bool> evict(const std::string& key) override { return store_->evict(key); }
 
   Result<std::unique_ptr<StoreObject>> open(const std::string& key) override {
     int64_t answer_ns = link_->look_up(now_ns());
     auto object = store_->open(key);
     sleep_until(answer_ns);  // a "there is none" travels as far as a "here it is"
+    return shaped(std::move(object));
+  }
+
+  Result<Found> find(Names keys, Names names) override {
+    int64_t answer_ns = link_->look_up(now_ns());
+    auto found = store_->find(keys, names);
+    sleep_until(answer_ns);
+    return found;
+  }
+
+  Result<std::unique_ptr<StoreObject>> open(const ObjectRef& found) override {
+    return shaped(store_->open(found));
+  }
+
+ private:
+  Result<std::unique_ptr<StoreObject>> shaped(Result<std::unique_ptr<StoreObject>> object) const {
     if (!object.ok()) return object.status();
     return std::unique_ptr<StoreObject>(std::make_unique<ShapedObject>(std::move(*object), link_));
   }
 
- private:
   std::unique_ptr<Store> store_;
   std::shared_ptr<Link> link_;
 };

@@ -6,10 +6,35 @@
 
 namespace ds {
 
+namespace {
+
+Status unsupported(const Store& store, std::string_view what) {
+  return error(Code::kUnsupported, "store '{}' {}", store.url(), what);
+}
+
+}  // namespace
+
 Result<int64_t> Store::size(const std::string& key) {
   DS_ASSIGN(std::unique_ptr<StoreObject> object, open(key));
   return object->size();
 }
+
+Result<Found> Store::find(Names keys, Names names) {
+  Found found;
+  found.names.resize(names.size());
+  for (const std::string& key : keys) {
+    auto bytes = size(key);
+    if (!bytes.ok() && bytes.status().code() != Code::kNotFound) return bytes.status();
+    auto& ref = found.keys.emplace_back();
+    if (bytes.ok()) ref = ObjectRef{key, *bytes};
+  }
+  return found;
+}
+
+Result<std::vector<ObjectInfo>> Store::list() { return unsupported(*this, "lists no objects"); }
+void Store::touch(const std::string&) {}
+Status Store::pin(const std::string&, bool) { return unsupported(*this, "pins no objects"); }
+Result<bool> Store::evict(const std::string&) { return unsupported(*this, "evicts no objects"); }
 
 Result<std::unique_ptr<Store>> open_store(const std::string& url) {
   constexpr std::string_view kKnown = "known is file:PATH, a folder";

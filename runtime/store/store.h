@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "support/status.h"
 
@@ -32,25 +34,79 @@ class StoreObject {
   }
 };
 
+/// An object that find() has named.
+struct ObjectRef {
+  std::string key;
+  int64_t bytes = 0;
+  int32_t index = 0;  // which of the names that it was put with was asked for; 0 where its key was
+};
+
+/// What find() found.
+struct Found {
+  std::vector<std::optional<ObjectRef>> keys;  // by key that was asked for; none: there is no such object
+  /// By name that was asked for: the objects that were put with it, the newest first, kMostOfName at most.
+  /// One of them may be gone by the time that it is opened.
+  std::vector<std::vector<ObjectRef>> names;
+};
+
+/// What is known of an object without reading it.
+struct ObjectInfo {
+  std::string key;
+  int64_t bytes = 0;
+  int64_t written_s = 0, used_s = 0;  // seconds since 1970; used: the last touch(), or when it was written
+  bool pinned = false;
+};
+
 /// Thread-safe. Keys: 1 to 200 of the characters A-Z a-z 0-9 . _ -, not starting with '.', without ".tmp-";
 /// another key is kInvalidArgument.
+///
+/// An object is found by its key, and by the names that it was put with: keyed hashes of kNameDigits
+/// lower-case hexadecimal digits, another one is kInvalidArgument. Objects may have names in common. Names
+/// are a help only: who opens an object checks that it is what was meant.
 class Store {
  public:
   /// Appends bytes to the object being written. Not thread-safe.
   using Sink = std::function<Status(std::span<const std::byte>)>;
+  using Produce = std::function<Status(const Sink&)>;
+  using Names = std::span<const std::string>;
+
+  static constexpr size_t kNameDigits = 32;
+  static constexpr size_t kMostOfName = 4;
+  static constexpr size_t kMostNames = size_t{1} << 20;  // of one put, or of one find
 
   virtual ~Store() = default;
   virtual std::string url() const = 0;
   /// Writes an object through `produce(sink)`; it appears whole or not at all (a failing `produce`, a full
-  /// disk, a crash), and is on stable storage when this returns. Replaces. Errors: what `produce` returned,
+  /// disk, a crash), and is on stable storage when this returns. Replaces, names and all. An object that was
+  /// written without its names, because of a crash, is found by its key. Errors: what `produce` returned,
   /// kExhausted (disk full), kIo, kInvalidArgument (no folder can be made there).
-  virtual Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) = 0;
+  virtual Status put(const std::string& key, const Produce& produce, Names names) = 0;
+  Status put(const std::string& key, const Produce& produce) { return put(key, produce, {}); }
   /// Looks an object up. Errors: kNotFound, kIo. The object may outlive the store.
   virtual Result<std::unique_ptr<StoreObject>> open(const std::string& key) = 0;
+  /// Which objects there are of these keys and names, in one look-up for all. A store that keeps no names
+  /// finds none by them. Errors: kIo.
+  virtual Result<Found> find(Names keys, Names names);
+  /// Opens what find() has named, without another look-up. That it is gone meanwhile may show only when it is
+  /// read. Errors as open().
+  virtual Result<std::unique_ptr<StoreObject>> open(const ObjectRef& found) { return open(found.key); }
   /// Size in bytes; kNotFound. One look-up, like open().
   Result<int64_t> size(const std::string& key);
   /// kNotFound where there is none.
   virtual Status remove(const std::string& key) = 0;
+
+  // What is to be kept (runtime/store/keep.h); none of it is waited for by who reads.
+
+  /// All objects, in the order of their keys. Errors: kIo; kUnsupported: not of this store.
+  virtual Result<std::vector<ObjectInfo>> list();
+  /// Notes that an object is used now, as well as can be told: what fails, or is not there, is nothing.
+  virtual void touch(const std::string& key);
+  /// A pinned object is not evicted; remove() removes it all the same. kNotFound where there is none, kIo,
+  /// kUnsupported.
+  virtual Status pin(const std::string& key, bool pinned);
+  /// Removes an object unless it is pinned or somebody is reading it: whether it did. kNotFound, kIo,
+  /// kUnsupported.
+  virtual Result<bool> evict(const std::string& key);
 };
 
 /// "file:PATH" (as the system reads it: relative to the working folder of each call, or absolute; "~" and
@@ -69,7 +125,8 @@ struct LinkOptions {
   double rtt_ms = 0;            // there and back
 };
 
-/// A store behind a link of a stated rate and round trip, for reading; put and remove go past the link.
+/// A store behind a link of a stated rate and round trip, for reading; all that is not reading goes past the
+/// link.
 ///
 /// The link delivers one byte after the other: a read of b bytes that is issued at time t starts to arrive at
 /// s = max(t, end of the reads issued before it), has arrived at s + b/rate, and returns then, or when the
@@ -78,9 +135,9 @@ struct LinkOptions {
 /// the one before counts as back to back with it (s = that end): its request was on its way already. So from
 /// the issue of a first read to the return of a last one, never more than rate * time bytes arrive.
 ///
-/// Every look-up (open, size) returns one round trip after it was issued, and behind the bytes under way. The
-/// first read of an opened object starts to arrive no earlier than one round trip after it was issued;
-/// further reads of that object are pipelined and pay none.
+/// Every look-up (open, find, size) returns one round trip after it was issued, and behind the bytes under
+/// way. The first read of an opened object starts to arrive no earlier than one round trip after it was
+/// issued; further reads of that object are pipelined and pay none.
 ///
 /// Waits sleep and never spin. A rate or round trip that is not a finite number above 0 counts as none.
 std::unique_ptr<Store> shape_link(std::unique_ptr<Store> store, const LinkOptions& options);

@@ -348,8 +348,8 @@ class FaultyStore final : public Store {
       : under_(under), fault_(std::move(fault)), from_(from) {}
   ~FaultyStore() override { let_go(); }
   std::string url() const override { return "faulty:"; }
-  Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) override {
-    return under_.put(key, produce);
+  Status put(const std::string& key, const Produce& produce, Names names) override {
+    return under_.put(key, produce, names);
   }
   Result<std::unique_ptr<StoreObject>> open(const std::string& key) override {
     if (fault_ == "missing") return error(Code::kNotFound, "no such entry");

@@ -572,7 +572,7 @@ class MemoryStore final : public Store {
   int reads = 0;
 
   std::string url() const override { return "memory:"; }
-  Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) override {
+  Status put(const std::string& key, const Produce& produce, Names) override {
     std::string text;
     DS_TRY(produce([&](std::span<const std::byte> bytes) {
       text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
@@ -1181,7 +1181,7 @@ TEST_F(Entry, PublishingToAFullDiskLeavesNothing) {
   class FullStore final : public Store {
    public:
     std::string url() const override { return "full:"; }
-    Status put(const std::string&, const std::function<Status(const Sink&)>& produce) override {
+    Status put(const std::string&, const Produce& produce, Names) override {
       int64_t room = 10'000;
       return produce([&](std::span<const std::byte> bytes) {
         room -= static_cast<int64_t>(bytes.size());
