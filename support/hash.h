@@ -19,6 +19,29 @@ inline std::string sha256_hex(std::string_view text) {
   return sha256_hex(std::as_bytes(std::span(text.data(), text.size())));
 }
 
+/// HMAC-SHA256 under one key, of one message after the other. Not thread-safe; allocates when it is made
+/// only.
+class Hmac {
+ public:
+  static constexpr size_t kBytes = 32;
+  explicit Hmac(std::string_view key);  // any bytes, may be empty
+  void reset();
+  void update(std::span<const std::byte> bytes);
+  void update(std::string_view text) { update(std::as_bytes(std::span(text.data(), text.size()))); }
+  std::array<unsigned char, kBytes> value();  // of what came since reset(); then reset() is next
+  /// Of one message: 2 * `bytes` lower-case hexadecimal digits, of the first `bytes` bytes.
+  std::string hex(std::string_view message, size_t bytes = kBytes);
+
+ private:
+  struct Free {
+    void operator()(void* context) const;
+  };
+  std::unique_ptr<void, Free> context_;
+};
+
+/// Equal, in a time that does not say where they differ.
+bool same_secret(std::span<const unsigned char> a, std::span<const unsigned char> b);
+
 /// XXH3-64 of the bytes, the checksum of entries' tensors.
 uint64_t checksum64(std::span<const std::byte> bytes);
 

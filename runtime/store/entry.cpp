@@ -23,6 +23,7 @@ constexpr std::string_view kLayout = "token-major";
 constexpr int64_t kAlignment = 4096;
 constexpr int64_t kPrefix = 20;  // magic, version, length of the JSON
 constexpr int64_t kMaxJson = int64_t{16} << 20;
+constexpr int64_t kMaxSignature = Hmac::kBytes;
 constexpr int64_t kMaxFirstRead = 64 << 10;
 // Bounds that keep every product of sizes below 2^63: rows < 2^32 bytes, tensors < 2^62, and no more than
 // kMaxTensors are laid out in sums that are checked one by one.
@@ -107,12 +108,18 @@ std::string header_json(const EntryHeader& h) {
   j["layout"] = kLayout;
   j["context"] = {{"tokens", h.identity.tokens},
                   {"tokens_sha256", h.identity.tokens_hash},
-                  {"salt_sha256", sha256_hex(h.identity.salt)},
                   {"dtype", dtype_name(h.identity.dtype)}};
   if (h.identity.first > 0) {
     j["context"]["first"] = h.identity.first;
     j["context"]["before_sha256"] = h.identity.before;
   }
+  if (h.identity.names.empty()) {
+    j["context"]["salt_sha256"] = sha256_hex(h.identity.salt);
+  } else {
+    j["context"]["tenant"] = tenant_tag(h.identity.salt);
+    j["context"]["names"] = fmt::format("{}", fmt::join(h.identity.names, ""));
+  }
+  if (h.is_signed) j["signed"] = "hmac-sha256";
   for (auto& [name, value] : sender_fields(h.sender)) j["sender"][name] = *value;
   for (auto& [name, value] : shape_fields(h.shape)) j["shape"][name] = *value;
   j["shape"]["family"] = h.shape.family;
@@ -131,15 +138,26 @@ std::string header_json(const EntryHeader& h) {
   return j.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-/// All bytes before the first tensor but for the zeros: prefix, JSON, checksum.
-std::string header_bytes(const EntryHeader& h) {
+std::string header_signature(const std::string& signing, std::string_view bytes) {
+  Hmac mac(Hmac(signing).hex("droidspeak entry's header"));
+  mac.update(bytes);
+  const auto value = mac.value();
+  return {reinterpret_cast<const char*>(value.data()), value.size()};
+}
+
+/// All bytes before the first tensor but for the zeros: prefix, JSON, checksum, signature.
+std::string header_bytes(const EntryHeader& h, const std::string* signing) {
   std::string json = header_json(h), bytes(kMagic);
   auto put = [&](const auto& v) { bytes.append(reinterpret_cast<const char*>(&v), sizeof v); };
   const bool mapped = std::any_of(h.tensors.begin(), h.tensors.end(), [](auto& t) { return !t.map.empty(); });
-  put(h.identity.first > 0 ? kEntryVersion : mapped ? kMappedEntryVersion : kPlainEntryVersion);
+  put(!h.identity.names.empty() || h.is_signed ? kEntryVersion
+      : h.identity.first > 0                   ? kChainedEntryVersion
+      : mapped                                 ? kMappedEntryVersion
+                                               : kPlainEntryVersion);
   put(static_cast<uint64_t>(json.size()));
   bytes += json;
   put(checksum64(std::as_bytes(std::span(bytes.data(), bytes.size()))));
+  if (signing != nullptr) bytes += header_signature(*signing, bytes);
   return bytes;
 }
 
@@ -186,27 +204,48 @@ Result<EntryTensor> parse_tensor(const nlohmann::json& item, int64_t tokens, uin
   return t;
 }
 
-Status compare(const EntryHeader& found, const std::string& salt_sha256, const EntryIdentity& identity,
-               const Shape& shape) {
-  DS_TRY(expect_field("sender fingerprint", found.sender.fingerprint, identity.sender));
-  DS_TRY(expect_field("hash of the context's tokens", found.identity.tokens_hash, identity.tokens_hash));
-  DS_TRY(expect_field("number of tokens", found.identity.tokens, identity.tokens));
-  DS_TRY(expect_field("first token", found.identity.first, identity.first));
-  DS_TRY(expect_field("hash of the tokens before it", found.identity.before, identity.before));
-  DS_TRY(expect_field("hash of the tenant salt", salt_sha256, sha256_hex(identity.salt)));
-  DS_TRY(expect_field("element type", dtype_name(found.identity.dtype), dtype_name(identity.dtype)));
+Status compare(const Shape& found, const Shape& expected) {
   // Neither what a family is called nor how many tokens the sender knows is in any row.
-  auto theirs = shape_fields(found.shape), ours = shape_fields(shape);
+  auto theirs = shape_fields(found), ours = shape_fields(expected);
   for (size_t i = 0; i < ours.size(); ++i) {
-    if (ours[i].second == &shape.vocab) continue;
+    if (ours[i].second == &expected.vocab) continue;
     DS_TRY(expect_field(ours[i].first, *theirs[i].second, *ours[i].second));
   }
   return ok_status();
 }
 
+Status compare(const EntryHeader& found, const EntryIdentity& identity, const Shape& shape) {
+  DS_TRY(expect_field("sender fingerprint", found.sender.fingerprint, identity.sender));
+  DS_TRY(expect_field("hash of the context's tokens", found.identity.tokens_hash, identity.tokens_hash));
+  DS_TRY(expect_field("number of tokens", found.identity.tokens, identity.tokens));
+  DS_TRY(expect_field("first token", found.identity.first, identity.first));
+  DS_TRY(expect_field("hash of the tokens before it", found.identity.before, identity.before));
+  if (found.identity.names.empty()) {
+    DS_TRY(expect_field("hash of the tenant salt", found.tenant, sha256_hex(identity.salt)));
+  } else {
+    DS_TRY(expect_field("tag of the tenant's salt", found.tenant, tenant_tag(identity.salt)));
+  }
+  DS_TRY(expect_field("element type", dtype_name(found.identity.dtype), dtype_name(identity.dtype)));
+  return compare(found.shape, shape);
+}
+
+constexpr size_t kNameDigits = Store::kNameDigits;
+
+Result<std::vector<std::string>> parse_names(const std::string& digits, int64_t tokens) {
+  const auto blocks = static_cast<size_t>(checksum_blocks(tokens));
+  if (digits.size() != kNameDigits * blocks ||
+      digits.find_first_not_of("0123456789abcdef") != std::string::npos)
+    return error(Code::kCorrupt,
+                 "header: 'names' has {} characters, expected {} hexadecimal digits for each of {} blocks",
+                 digits.size(), kNameDigits, blocks);
+  std::vector<std::string> names;
+  for (size_t at = 0; at < digits.size(); at += kNameDigits) names.push_back(digits.substr(at, kNameDigits));
+  return names;
+}
+
 /// From JSON text whose checksum was right; `tensors_from` is where the header ends.
 Result<EntryHeader> parse_header(std::string_view text, uint32_t version, int64_t tensors_from,
-                                 int64_t object_size, const EntryIdentity& identity, const Shape& shape) {
+                                 int64_t object_size, const std::function<Status(EntryHeader&)>& check) {
   DS_ASSIGN(nlohmann::json json, parse_json(text, "header"));
   DS_ASSIGN(JsonObject o, JsonObject::make(json, "header"));
   EntryHeader h;
@@ -223,11 +262,29 @@ Result<EntryHeader> parse_header(std::string_view text, uint32_t version, int64_
   DS_ASSIGN(JsonObject context, o.object("context"));
   DS_ASSIGN(h.identity.tokens, context.integer("tokens", 1, kMaxTokens));
   DS_ASSIGN(h.identity.tokens_hash, context.string("tokens_sha256"));
-  if (version >= kEntryVersion) {
+  const bool newest = version >= kEntryVersion;
+  const nlohmann::json& fields = json["context"];
+  if (version == kChainedEntryVersion || (newest && fields.contains("first"))) {
     DS_ASSIGN(h.identity.first, context.integer("first", kChecksumRows, kMaxTokens));
+    if (h.identity.first % kChecksumRows != 0)
+      return error(Code::kCorrupt, "header: 'first' is {}, expected a multiple of {}", h.identity.first,
+                   kChecksumRows);
     DS_ASSIGN(h.identity.before, context.string("before_sha256"));
   }
-  DS_ASSIGN(std::string salt_sha256, context.string("salt_sha256"));
+  if (newest && fields.contains("names")) {
+    DS_ASSIGN(std::string digits, context.string("names"));
+    DS_ASSIGN(h.identity.names, parse_names(digits, h.identity.tokens));
+    DS_ASSIGN(h.tenant, context.string("tenant"));
+  } else {
+    DS_ASSIGN(h.tenant, context.string("salt_sha256"));
+  }
+  if (newest && json.contains("signed")) {
+    DS_ASSIGN(std::string how, o.string("signed"));
+    if (how != "hmac-sha256")
+      return error(Code::kUnsupported, "header: it is signed by '{:.40}', this version knows 'hmac-sha256'",
+                   escaped(how));
+    h.is_signed = true;
+  }
   DS_ASSIGN(std::string dtype, context.string("dtype"));
   DS_ASSIGN(h.identity.dtype, parse_dtype(dtype));
   DS_ASSIGN(JsonObject shape_json, o.object("shape"));
@@ -239,9 +296,8 @@ Result<EntryHeader> parse_header(std::string_view text, uint32_t version, int64_
   if (h.shape.family.empty() || h.shape.vocab < 1 || h.shape.vocab > INT32_MAX)
     return error(Code::kCorrupt, "header: shape: family is '{:.40}', vocab {}; expected a name, and 1 to {}",
                  escaped(h.shape.family), h.shape.vocab, INT32_MAX);
-  DS_TRY(compare(h, salt_sha256, identity, shape));
-  h.identity.sender = identity.sender;  // both were compared; the salt itself is not in the header
-  h.identity.salt = identity.salt;
+  h.identity.sender = h.sender.fingerprint;
+  DS_TRY(check(h));
 
   DS_ASSIGN(const nlohmann::json* list, o.array("tensors"));
   const int64_t most = version == kPlainEntryVersion ? 2 * h.shape.layers : kMaxTensors;
@@ -323,16 +379,48 @@ EntryIdentity entry_identity(const std::string& sender_fingerprint, std::span<co
           static_cast<int64_t>(tokens.size()) - first,
           dtype,
           first,
-          chain_hash(tokens.first(at))};
+          chain_hash(tokens.first(at)),
+          block_names(sender_fingerprint, tokens, first, salt, dtype)};
 }
 
-std::string EntryIdentity::key() const {
-  // Lengths in front, so that no two identities have the same text.
+std::string tenant_tag(const std::string& salt) {
+  return salt.empty() ? "" : Hmac(salt).hex("droidspeak tenant", 8);
+}
+
+std::vector<std::string> block_names(const std::string& sender_fingerprint, std::span<const int32_t> tokens,
+                                     int64_t first, const std::string& salt, DType dtype) {
+  Hmac mac(Hmac(salt).hex(fmt::format("droidspeak names\nsender {}:{}\ndtype {}\n", sender_fingerprint.size(),
+                                      sender_fingerprint, dtype_name(dtype))));
+  const auto n = static_cast<int64_t>(tokens.size());
+  std::vector<std::string> names;
+  ChainHash chain;
+  for (int64_t end = first; end < n;) {
+    end = std::min(end + kChecksumRows, n);
+    names.push_back(mac.hex(chain.up_to(tokens, end), kNameDigits / 2));
+  }
+  return names;
+}
+
+namespace {
+
+/// Lengths in front, so that no two identities have the same text.
+std::string identity_text(const EntryIdentity& i, const std::string& salt) {
   std::string text =
-      fmt::format("droidspeak entry\nsender {}:{}\ntokens {} {}:{}\nsalt {}:{}\ndtype {}\n", sender.size(),
-                  sender, tokens, tokens_hash.size(), tokens_hash, salt.size(), salt, dtype_name(dtype));
-  if (first > 0) text += fmt::format("after {} {}:{}\n", first, before.size(), before);
-  return sha256_hex(text);
+      fmt::format("droidspeak entry\nsender {}:{}\ntokens {} {}:{}\n{}dtype {}\n", i.sender.size(), i.sender,
+                  i.tokens, i.tokens_hash.size(), i.tokens_hash, salt, dtype_name(i.dtype));
+  if (i.first > 0) text += fmt::format("after {} {}:{}\n", i.first, i.before.size(), i.before);
+  return text;
+}
+
+}  // namespace
+
+std::string EntryIdentity::key() const {
+  const std::string tag = tenant_tag(salt);
+  return (tag.empty() ? "" : tag + "-") + Hmac(salt).hex(identity_text(*this, ""));
+}
+
+std::string EntryIdentity::old_key() const {
+  return sha256_hex(identity_text(*this, fmt::format("salt {}:{}\n", salt.size(), salt)));
 }
 
 int64_t EntryHeader::row_bytes(TensorKind kind) const { return row_bytes_of(shape, identity.dtype, kind); }
@@ -362,6 +450,14 @@ Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const M
                  "expected a multiple of {} up to {} with a hash, or 0 without",
                  identity.first, escaped(identity.before), kChecksumRows, kMaxTokens);
   }
+  if (!identity.names.empty() &&
+      identity.names.size() != static_cast<size_t>(checksum_blocks(identity.tokens)))
+    return error(Code::kInvalidArgument,
+                 "publishing an entry: {} names for {} tokens, expected one for every {}, or none",
+                 identity.names.size(), identity.tokens, kChecksumRows);
+  const std::string* signing = store.signing().get();
+  h.is_signed = signing != nullptr;
+  BlockChecksum checksum(signing);
   if (identity.sender != sender.fingerprint) {
     return error(Code::kInvalidArgument,
                  "publishing an entry: the identity names sender '{}', the model is '{}'", identity.sender,
@@ -393,8 +489,11 @@ Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const M
     }
     EntryTensor& t = h.tensors.emplace_back(EntryTensor{s.kind, s.layer, 0, bytes, {}, s.map});
     const auto block = static_cast<size_t>(kChecksumRows * h.row_bytes(s.kind));
-    for (size_t at = 0; at < s.data.size(); at += block)
-      t.checksums.push_back(checksum64(s.data.subspan(at, std::min(block, s.data.size() - at))));
+    for (size_t at = 0; at < s.data.size(); at += block) {
+      checksum.reset();
+      checksum.update(s.data.subspan(at, std::min(block, s.data.size() - at)));
+      t.checksums.push_back(checksum.value());
+    }
   }
 
   // Offsets depend on the length of the header, which depends on the digits of the offsets: lay out from a
@@ -406,43 +505,105 @@ Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const M
       t.offset = at;
       at = align(at + t.bytes);
     }
-    header = header_bytes(h);
+    header = header_bytes(h, signing);
     if (static_cast<int64_t>(header.size()) <= start) break;
   }
-  if (static_cast<int64_t>(header.size()) > kPrefix + kMaxJson + 8) {
+  if (static_cast<int64_t>(header.size()) > kPrefix + kMaxJson + 8 + kMaxSignature) {
     return error(Code::kInvalidArgument, "publishing an entry: its header would have {} bytes, more than {}",
                  header.size(), kMaxJson);
   }
 
   int64_t written = 0;
-  Status status = store.put(identity.key(), [&](const Store::Sink& sink) -> Status {
-    static constexpr std::array<std::byte, kAlignment> kZeros{};
-    auto append = [&](std::span<const std::byte> bytes) {
-      written += static_cast<int64_t>(bytes.size());
-      return sink(bytes);
-    };
-    DS_TRY(append(std::as_bytes(std::span(header.data(), header.size()))));
-    for (size_t i = 0; i < sources.size(); ++i) {
-      DS_TRY(append(std::span(kZeros).first(static_cast<size_t>(h.tensors[i].offset - written))));
-      DS_TRY(append(sources[i].data));
-    }
-    return ok_status();
-  });
+  Status status = store.put(
+      identity.key(),
+      [&](const Store::Sink& sink) -> Status {
+        static constexpr std::array<std::byte, kAlignment> kZeros{};
+        auto append = [&](std::span<const std::byte> bytes) {
+          written += static_cast<int64_t>(bytes.size());
+          return sink(bytes);
+        };
+        DS_TRY(append(std::as_bytes(std::span(header.data(), header.size()))));
+        for (size_t i = 0; i < sources.size(); ++i) {
+          DS_TRY(append(std::span(kZeros).first(static_cast<size_t>(h.tensors[i].offset - written))));
+          DS_TRY(append(sources[i].data));
+        }
+        return ok_status();
+      },
+      identity.names);
   if (!status.ok()) return status.with_context(fmt::format("publishing an entry to '{}'", store.url()));
   return written;
 }
 
+BlockChecksum::BlockChecksum(const std::string* signing) {
+  if (signing != nullptr) keyed_.emplace(Hmac(*signing).hex("droidspeak entry's rows"));
+}
+
+void BlockChecksum::reset() { keyed_ ? keyed_->reset() : plain_.reset(); }
+
+void BlockChecksum::update(std::span<const std::byte> bytes) {
+  keyed_ ? keyed_->update(bytes) : plain_.update(bytes);
+}
+
+uint64_t BlockChecksum::value() {
+  if (!keyed_) return plain_.value();
+  const auto bytes = keyed_->value();
+  uint64_t first = 0;
+  std::memcpy(&first, bytes.data(), sizeof first);
+  return first;
+}
+
 Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identity, const Shape& shape) {
-  std::string key = identity.key();
+  DS_TRY(check_shape(shape, "opening an entry: shape"));
+  const std::string keys[] = {identity.key(), identity.old_key()};
+  constexpr std::string_view kLooking = "looking for the sender's entry";
+  auto found = store.find(keys, {});
+  if (!found.ok()) return found.status().with_context(kLooking);
+  const auto ref =
+      std::find_if(found->keys.begin(), found->keys.end(), [](auto& r) { return r.has_value(); });
+  if (ref == found->keys.end())
+    return error(Code::kNotFound, "{}: no object '{}' in store '{}'", kLooking, keys[0], store.url());
+  auto object = store.open(**ref);
+  if (!object.ok()) return object.status().with_context(kLooking);
+  DS_ASSIGN(EntryReader reader, open_object(store, (*ref)->key, std::move(*object), [&](EntryHeader& header) {
+              return compare(header, identity, shape);
+            }));
+  reader.header_.identity.salt = identity.salt;  // which is not in the header
+  return reader;
+}
+
+Result<EntryReader> EntryReader::open_named(Store& store, const ObjectRef& found, const std::string& name,
+                                            const Shape& shape) {
+  DS_TRY(check_shape(shape, "opening an entry: shape"));
+  auto object = store.open(found);
+  if (!object.ok()) return object.status().with_context("opening a part of the sender's chain");
+  return open_object(store, found.key, std::move(*object), [&](EntryHeader& header) -> Status {
+    const auto& names = header.identity.names;
+    const auto at = static_cast<size_t>(found.index);
+    if (found.index < 0 || at >= names.size() || names[at] != name)
+      return error(Code::kMismatch, "name {} is '{}' there, expected '{}'", found.index,
+                   at < names.size() ? names[at] : "", name);
+    return compare(header.shape, shape);
+  });
+}
+
+Result<EntryReader> EntryReader::open_any(Store& store, const std::string& key) {
+  DS_ASSIGN(auto object, store.open(key));
+  return open_object(store, key, std::move(object), [](EntryHeader&) { return ok_status(); });
+}
+
+Result<std::vector<std::string>> entry_names(Store& store, const std::string& key) {
+  DS_ASSIGN(EntryReader reader, EntryReader::open_any(store, key));
+  return reader.header().identity.names;
+}
+
+Result<EntryReader> EntryReader::open_object(Store& store, const std::string& key,
+                                             std::unique_ptr<StoreObject> object, const Check& check) {
   EntryReader reader;
   reader.where_ = fmt::format("entry '{}' in '{}'", key, store.url());
   auto corrupt = [&]<typename... A>(fmt::format_string<A...> format, A&&... args) {
     return error(Code::kCorrupt, "{}: {}", reader.where_, fmt::format(format, std::forward<A>(args)...));
   };
-  DS_TRY(check_shape(shape, "opening an entry: shape"));
-  auto object = store.open(key);
-  if (!object.ok()) return object.status().with_context("looking for the sender's entry");
-  reader.object_ = std::move(*object);
+  reader.object_ = std::move(object);
 
   int64_t size = reader.object_->size();
   if (size < kPrefix + 8) {
@@ -469,8 +630,9 @@ Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identit
                    std::min(kMaxJson, size - kPrefix - 8));
   }
   int64_t checked = kPrefix + static_cast<int64_t>(length);
-  if (checked + 8 > have) {
-    bytes.resize(static_cast<size_t>(checked + 8));
+  const int64_t head = std::min(size, checked + 8 + kMaxSignature);  // which may hold no signature
+  if (head > have) {
+    bytes.resize(static_cast<size_t>(head));
     if (Status s = read(have); !s.ok()) return s.with_context(reader.where_);
   }
   uint64_t stored = 0;
@@ -485,8 +647,30 @@ Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identit
                  "{}: it has format version {}, this version reads {} to {}; publish it again", reader.where_,
                  version, kPlainEntryVersion, kEntryVersion);
   }
+  // Before a word of it is believed.
+  const std::string* signing = store.signing().get();
+  const auto signed_end = static_cast<size_t>(checked + 8);
+  if (signing != nullptr) {
+    const std::string right = header_signature(*signing, std::string_view(bytes).substr(0, signed_end));
+    const std::string_view given = std::string_view(bytes).substr(signed_end, kMaxSignature);
+    auto raw = [](std::string_view text) {
+      return std::span(reinterpret_cast<const unsigned char*>(text.data()), text.size());
+    };
+    if (!same_secret(raw(given), raw(right)))
+      return error(Code::kMismatch,
+                   "{}: it is not signed by the store's key, so nothing of it is used; publish it again with "
+                   "that key",
+                   reader.where_);
+    reader.signing_ = store.signing();
+  }
   auto header = parse_header(std::string_view(bytes).substr(kPrefix, static_cast<size_t>(length)), version,
-                             checked + 8, size, identity, shape);
+                             checked + 8, size, check);
+  if (header.ok() && header->is_signed && signing == nullptr)
+    return error(Code::kMismatch,
+                 "{}: it is signed, and its rows can be checked only with the store's key; give that key",
+                 reader.where_);
+  if (header.ok() && header->is_signed != (signing != nullptr))
+    return corrupt("its signature is right, but its header does not speak of one");
   if (!header.ok()) {
     // Ill-typed or absurd values are the entry's fault here, not the caller's.
     Code code = header.status().code() == Code::kInvalidArgument ? Code::kCorrupt : header.status().code();
@@ -494,6 +678,20 @@ Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identit
   }
   reader.header_ = std::move(*header);
   return reader;
+}
+
+Status EntryReader::verify() {
+  constexpr int64_t kRows = 16 * kChecksumRows;
+  std::vector<std::byte> rows;
+  Cursor cursor;
+  const int64_t tokens = header_.identity.tokens;
+  for (const EntryTensor& t : header_.tensors)
+    for (int64_t at = 0; at < tokens; at += kRows) {
+      const int64_t count = std::min(kRows, tokens - at);
+      rows.resize(static_cast<size_t>(count * header_.row_bytes(t.kind)));
+      DS_TRY(read_rows(cursor, t.kind, t.layer, at, count, rows.data(), {}, t.map));
+    }
+  return ok_status();
 }
 
 Status EntryReader::read_rows(Cursor& cursor, TensorKind kind, int32_t layer, int64_t first, int64_t rows,
@@ -510,6 +708,7 @@ Status EntryReader::read_rows(Cursor& cursor, TensorKind kind, int32_t layer, in
   }
   if (rows == 0) return ok_status();
   if (go_on) DS_TRY(go_on());
+  if (!cursor.checksum_) cursor.checksum_.emplace(signing_.get());
   // Blocks are hashed as they pass; rows in front of the first whole one are only copied.
   const int64_t block_bytes = kChecksumRows * row;
   int64_t at = first * row, block_end = (at + block_bytes - 1) / block_bytes * block_bytes;
@@ -522,18 +721,18 @@ Status EntryReader::read_rows(Cursor& cursor, TensorKind kind, int32_t layer, in
       if (at == block_end) {
         block_end = std::min(at + block_bytes, tensor->bytes);
         whole = true;
-        cursor.checksum_.reset();
+        cursor.checksum_->reset();
       }
       auto piece = part.first(std::min(part.size(), static_cast<size_t>(block_end - at)));
-      if (whole) cursor.checksum_.update(piece);
+      if (whole) cursor.checksum_->update(piece);
       at += static_cast<int64_t>(piece.size());
       part = part.subspan(piece.size());
       if (at < block_end || !whole) continue;
       int64_t block = (block_end - 1) / block_bytes;
       uint64_t expected = tensor->checksums[static_cast<size_t>(block)];
-      if (cursor.checksum_.value() != expected) {
+      if (cursor.checksum_->value() != expected) {
         return error(Code::kCorrupt, "{} is damaged: checksum {} of rows {} to {}, expected {}",
-                     tensor_name(kind, layer, tensor->map), hex64(cursor.checksum_.value()),
+                     tensor_name(kind, layer, tensor->map), hex64(cursor.checksum_->value()),
                      block * kChecksumRows, block_end / row - 1, hex64(expected));
       }
     }

@@ -2,10 +2,12 @@
 //
 // Layout (little-endian; a byte with no meaning is zero and is not looked at when reading):
 //     0   magic "DSENTRY1"
-//     8   u32 version: 2; 3 where a tensor has been mapped; 4 where it goes on from what lies before it
+//     8   u32 version: 2; 3 where a tensor has been mapped; 4 where it goes on from what lies before it; 5
+//         where it has names
 //    12   u64 length of the JSON header, at most 16 MiB
 //    20   JSON header, keys sorted: context, layout, sender, shape, tensors
 //   20+L  u64 XXH3 of bytes 0 to 20+L
+//         where it is signed: HMAC-SHA256 of bytes 0 to 28+L by the store's key (Store::set_signing)
 //         zeros up to a multiple of 4096
 //         tensors in plan order, E first, then K and V, each by layer (E of one layer by map, the plain one
 //         first) and each at a multiple of 4096; zeros between them, none behind the last
@@ -17,6 +19,12 @@
 // hidden states through a map of an aligned cut (runtime/model/maps.h) first, map: which one. Such E is
 // another tensor than the plain one of its layer: an entry may hold both, and E for several receivers.
 //
+// Names (from version 5 on): one for each block of kChecksumRows tokens that the entry has rows of, the last
+// one may be shorter; a keyed hash of all tokens up to the block's end (block_names()). With them a request
+// finds entries that agree with a part of its tokens only. Instead of the salt's hash the header then has the
+// tenant's tag, and "signed" where it is: checksums are the first 64 bits of an HMAC-SHA256 of the rows by
+// the store's key then, since XXH3 is no obstacle for who wants rows of his own to have the right one.
+//
 // E of a layer: [n][d_model]; KV of a layer: [n][2][kv_heads][head_dim], K after RoPE, then V. Token-major,
 // so that a chunk of tokens is one byte range.
 #pragma once
@@ -25,6 +33,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -37,9 +46,10 @@
 
 namespace ds {
 
-inline constexpr uint32_t kEntryVersion = 4;        // newest that is read: an entry that goes on
-inline constexpr uint32_t kMappedEntryVersion = 3;  // written where a tensor has been mapped
-inline constexpr uint32_t kPlainEntryVersion = 2;   // oldest; still written where neither is so
+inline constexpr uint32_t kEntryVersion = 5;         // newest that is read: an entry with names
+inline constexpr uint32_t kChainedEntryVersion = 4;  // written where it goes on and has no names
+inline constexpr uint32_t kMappedEntryVersion = 3;   // written where a tensor has been mapped
+inline constexpr uint32_t kPlainEntryVersion = 2;    // oldest; still written where neither is so
 
 /// Rows under one checksum. Chunks of a context begin at multiples of it (chunk_begin).
 inline constexpr int64_t kChecksumRows = 64;
@@ -53,10 +63,17 @@ struct EntryIdentity {
   DType dtype = DType::kBF16;
   // An entry may go on from what the sender had read before (positions are absolute: its first row is token
   // `first`, K has been turned to there). 0 and "": it begins with the context.
-  int64_t first = 0;        // a multiple of kChecksumRows
-  std::string before = {};  // chain_hash() of the tokens in front of it
-  std::string key() const;  // hexadecimal SHA-256 of all of the above
+  int64_t first = 0;                    // a multiple of kChecksumRows
+  std::string before = {};              // chain_hash() of the tokens in front of it
+  std::vector<std::string> names = {};  // of its blocks; none: it is found by its key only
+  /// The tenant's tag, '-', and a hexadecimal HMAC-SHA256 under the salt of all of the above but the names.
+  std::string key() const;
+  /// What versions before 5 had: a SHA-256, the salt being a part of what is hashed.
+  std::string old_key() const;
 };
+
+/// What names a tenant in keys and headers: a keyed hash of 16 digits, "" of who has no salt.
+std::string tenant_tag(const std::string& salt);
 std::string hash_tokens(std::span<const int32_t> ids);
 
 /// Names a run of tokens so that a longer one is hashed from where a shorter one ended: hash of the hash of
@@ -72,6 +89,12 @@ class ChainHash {
   std::string hash_;
 };
 std::string chain_hash(std::span<const int32_t> ids);
+
+/// The names of a sender's rows of `tokens`: one for each block of kChecksumRows tokens from token `first` on
+/// (a multiple of it), the last one may be shorter. Who does not know the salt can neither make nor guess
+/// one.
+std::vector<std::string> block_names(const std::string& sender_fingerprint, std::span<const int32_t> tokens,
+                                     int64_t first, const std::string& salt, DType dtype);
 
 /// Of the entry that a sender publishes once it has read `tokens`, of those from token `first` on.
 EntryIdentity entry_identity(const std::string& sender_fingerprint, std::span<const int32_t> tokens,
@@ -96,8 +119,10 @@ struct EntryTensor {
 
 struct EntryHeader {
   EntryIdentity identity;
-  ModelIdentity sender;              // for people: which model
-  Shape shape;                       // the sender's
+  ModelIdentity sender;  // for people: which model
+  Shape shape;           // the sender's
+  std::string tenant;    // tenant_tag(); before version 5 the salt's SHA-256
+  bool is_signed = false;
   std::vector<EntryTensor> tensors;  // E first, then KV, each by layer and map
   int64_t row_bytes(TensorKind kind) const;
   const EntryTensor* find(TensorKind kind, int32_t layer,
@@ -119,6 +144,20 @@ struct EntrySource {
 Result<int64_t> write_entry(Store& store, const EntryIdentity& identity, const ModelIdentity& sender,
                             const Shape& shape, std::vector<EntrySource> tensors);
 
+/// What stands for a block of rows in a header: an XXH3-64, or with a store's key the first 64 bits of an
+/// HMAC-SHA256.
+class BlockChecksum {
+ public:
+  explicit BlockChecksum(const std::string* signing = nullptr);
+  void reset();
+  void update(std::span<const std::byte> bytes);
+  uint64_t value();
+
+ private:
+  StreamingChecksum plain_;
+  std::optional<Hmac> keyed_;
+};
+
 /// An open entry. Every fault is a Status that names what was found and expected; the caller counts it as a
 /// miss.
 class EntryReader {
@@ -127,9 +166,22 @@ class EntryReader {
   /// checks all of its header and its size. kNotFound; kCorrupt; kMismatch: it is for something other than
   /// `identity` or `shape` (whose family and vocabulary may be others), the message names the field;
   /// kUnsupported: written by a newer version; kIo.
+  ///
+  /// Of a store whose entries are signed (Store::set_signing), kMismatch is also: not signed, or by another
+  /// key.
   static Result<EntryReader> open(Store& store, const EntryIdentity& identity, const Shape& shape);
 
+  /// Opens what Store::find() has found by a name, in one read as above. What it is for is known only as far
+  /// as `name`, the one that was asked for, says it, which covers sender, tenant, element type and all tokens
+  /// up to its block's end; so kMismatch is: that is not its name, or another shape.
+  static Result<EntryReader> open_named(Store& store, const ObjectRef& found, const std::string& name,
+                                        const Shape& shape);
+  /// Opens an entry whatever it is for, to look at it.
+  static Result<EntryReader> open_any(Store& store, const std::string& key);
+
   const EntryHeader& header() const { return header_; }
+  /// Reads and verifies every row. Errors as read_rows().
+  Status verify();
   /// Rows [first, first + rows) of a tensor into `out`. Every block of kChecksumRows rows that lies in them
   /// whole (the last one of a tensor may be shorter) is verified as it arrives: kCorrupt. kNotFound: the
   /// entry has no such tensor. kInvalidArgument: no such rows. Allocates nothing when it succeeds. One thread
@@ -154,17 +206,27 @@ class EntryReader {
   class Cursor {
     friend class EntryReader;
     const EntryTensor* open_ = nullptr;
-    int64_t open_at_ = 0;  // byte of the tensor
-    StreamingChecksum checksum_;
+    int64_t open_at_ = 0;                    // byte of the tensor
+    std::optional<BlockChecksum> checksum_;  // made by the first read
   };
 
  private:
+  using Check = std::function<Status(EntryHeader& found)>;
+  /// Reads the header; `check` says whether it is the right one, before its tensors are read.
+  static Result<EntryReader> open_object(Store& store, const std::string& key,
+                                         std::unique_ptr<StoreObject> object, const Check& check);
+
   std::unique_ptr<StoreObject> object_;
   std::string where_;  // for messages
   EntryHeader header_;
   Cursor cursor_;
-  int64_t end_row_ = 0;     // end_at(); 0: the tensors' own ends
-  int64_t bytes_read_ = 0;  // added to atomically
+  int64_t end_row_ = 0;                         // end_at(); 0: the tensors' own ends
+  int64_t bytes_read_ = 0;                      // added to atomically
+  std::shared_ptr<const std::string> signing_;  // the key, of an entry that is signed
 };
+
+/// What Store::put() has been given as an entry's names, from its header. None: it has none. Errors of
+/// open_any().
+Result<std::vector<std::string>> entry_names(Store& store, const std::string& key);
 
 }  // namespace ds

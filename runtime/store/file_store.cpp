@@ -2,6 +2,7 @@
 // into place, so that readers see the old object or the whole new one; a reader keeps its file open and is
 // not disturbed by either.
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 #include <ctime>
 #include <filesystem>
 
+#include "runtime/store/file_index_internal.h"
 #include "runtime/store/file_store_internal.h"
 #include "support/file.h"
 
@@ -43,6 +45,16 @@ Status check_key(std::string_view key) {
                "bad key '{:.40}' ({} characters); expected 1 to 200 of A-Z a-z 0-9 . _ -, not starting with "
                "'.', without '.tmp-'",
                key, key.size());
+}
+
+Status check_names(Store::Names names) {
+  if (names.size() > Store::kMostNames)
+    return error(Code::kInvalidArgument, "{} names, expected {} at most", names.size(), Store::kMostNames);
+  for (const std::string& name : names)
+    if (name.size() != Store::kNameDigits || name.find_first_not_of("0123456789abcdef") != name.npos)
+      return error(Code::kInvalidArgument, "bad name '{:.40}' ({} characters); expected {} of 0-9 a-f", name,
+                   name.size(), Store::kNameDigits);
+  return ok_status();
 }
 
 /// A part of a read: small enough that who is told of it finds it in the second-level cache, large enough
@@ -82,23 +94,95 @@ class FileObject final : public StoreObject {
 
 class FileStore final : public Store {
  public:
-  explicit FileStore(std::string folder) : folder_(std::move(folder)) {}
+  explicit FileStore(std::string folder) : folder_(std::move(folder)), index_(folder_, *this) {}
 
   std::string url() const override { return "file:" + folder_; }
 
-  Status put(const std::string& key, const Produce& produce, Names) override {
+  Status put(const std::string& key, const Produce& produce, Names names) override {
     DS_TRY(check_key(key));
+    DS_TRY(check_names(names));
     DS_TRY(make_folders(folder_, kFolderMode));
     remove_leftovers();
     std::string path = path_of(key);
+    int64_t written = 0;
     DS_TRY(write_file_atomically(path,
                                  [&](int fd) {
                                    return produce([&](std::span<const std::byte> bytes) {
+                                     written += static_cast<int64_t>(bytes.size());
                                      return write_fully(fd, bytes, path);
                                    });
                                  },
                                  {.owner_only = true}));
-    return flush_folder(folder_);
+    DS_TRY(flush_folder(folder_));
+    if (!names.empty()) index_.add(key, written, names);
+    return ok_status();
+  }
+
+  Result<Found> find(Names keys, Names names) override {
+    DS_TRY(check_names(names));
+    DS_ASSIGN(Found found, Store::find(keys, {}));
+    found.names.resize(names.size());
+    if (names.empty() || !fs::is_directory(folder_)) return found;
+    DS_ASSIGN(found.names, index_.find(names));
+    return found;
+  }
+
+  Result<std::vector<ObjectInfo>> list() override {
+    std::vector<ObjectInfo> all;
+    std::error_code failure;
+    fs::directory_iterator end;
+    fs::directory_iterator it(folder_, failure);
+    if (failure == std::errc::no_such_file_or_directory) return all;
+    for (; !failure && it != end; it.increment(failure)) {
+      ObjectInfo object{.key = it->path().filename().native()};
+      struct stat info {};
+      if (!check_key(object.key).ok() || lstat(it->path().c_str(), &info) != 0 || !S_ISREG(info.st_mode))
+        continue;
+      object.bytes = info.st_size;
+      object.written_s = info.st_mtim.tv_sec;
+      object.used_s = std::max(info.st_atim.tv_sec, info.st_mtim.tv_sec);
+      object.pinned = file_exists(pin_of(object.key));
+      all.push_back(std::move(object));
+    }
+    if (failure) return error(Code::kIo, "cannot list store '{}': {}", url(), failure.message());
+    std::sort(all.begin(), all.end(), [](auto& a, auto& b) { return a.key < b.key; });
+    return all;
+  }
+
+  // The time of access says it: set by hand it is right on file systems too that do not keep it.
+  void touch(const std::string& key) override {
+    if (!check_key(key).ok()) return;
+    const timespec times[] = {{0, UTIME_NOW}, {0, UTIME_OMIT}};
+    (void)utimensat(AT_FDCWD, path_of(key).c_str(), times, 0);
+  }
+
+  Status pin(const std::string& key, bool pinned) override {
+    DS_TRY(check_key(key));
+    struct stat info {};
+    if (const std::string path = path_of(key); stat(path.c_str(), &info) != 0)
+      return open_error("pin", key, path);
+    const std::string path = pin_of(key);
+    if (!pinned) return unlink(path.c_str()) == 0 || errno == ENOENT ? ok_status() : io_error("unpin", path);
+    DS_TRY(make_folders(fs::path(path).parent_path().native(), kFolderMode));
+    const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) return io_error("pin", path);
+    close(fd);
+    return flush_folder(fs::path(path).parent_path().native());
+  }
+
+  // Readers hold a lock on the file (FileObject); between its being found and being opened it may go all the
+  // same, which is a miss.
+  Result<bool> evict(const std::string& key) override {
+    DS_TRY(check_key(key));
+    const std::string path = path_of(key);
+    if (file_exists(pin_of(key))) return false;
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+    if (fd < 0) return open_error("evict", key, path);
+    const bool free = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+    Status status = !free ? ok_status() : remove(key);
+    close(fd);
+    if (!status.ok()) return status;
+    return free;
   }
 
   Result<std::unique_ptr<StoreObject>> open(const std::string& key) override {
@@ -116,6 +200,9 @@ class FileStore final : public Store {
       close(fd);
       return status;
     }
+    // Who evicts leaves alone what is locked; whoever cannot lock reads all the same, a file that is gone
+    // too.
+    (void)flock(fd, LOCK_SH | LOCK_NB);
     return std::unique_ptr<StoreObject>(std::make_unique<FileObject>(fd, info.st_size, std::move(path)));
   }
 
@@ -123,10 +210,12 @@ class FileStore final : public Store {
     DS_TRY(check_key(key));
     std::string path = path_of(key);
     if (unlink(path.c_str()) != 0) return open_error("remove", key, path);
+    unlink(pin_of(key).c_str());
     return ok_status();
   }
 
  private:
+  std::string pin_of(const std::string& key) const { return folder_ + "/.pins/" + key; }
   std::string path_of(const std::string& key) const { return folder_ + "/" + key; }
 
   Status open_error(std::string_view what, const std::string& key, const std::string& path) const {
@@ -154,6 +243,7 @@ class FileStore final : public Store {
 
   std::string folder_;
   std::atomic<time_t> next_cleaning_ = 0;
+  FileIndex index_;
 };
 
 }  // namespace

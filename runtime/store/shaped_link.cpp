@@ -105,7 +105,9 @@ class ShapedObject final : public StoreObject {
 class ShapedStore final : public Store {
  public:
   ShapedStore(std::unique_ptr<Store> store, std::shared_ptr<Link> link)
-      : store_(std::move(store)), link_(std::move(link)) {}
+      : store_(std::move(store)), link_(std::move(link)) {
+    set_signing(store_->signing());
+  }
 
   std::string url() const override { return store_->url(); }
   Status put(const std::string& key, const Produce& produce, Names names) override {

@@ -1,8 +1,11 @@
 #include "runtime/store/store.h"
 
+#include <sys/stat.h>
+
 #include <cstdlib>
 
 #include "runtime/store/file_store_internal.h"
+#include "support/file.h"
 
 namespace ds {
 
@@ -17,6 +20,23 @@ Status unsupported(const Store& store, std::string_view what) {
 Result<int64_t> Store::size(const std::string& key) {
   DS_ASSIGN(std::unique_ptr<StoreObject> object, open(key));
   return object->size();
+}
+
+Result<std::shared_ptr<const std::string>> read_store_key(const std::string& path) {
+  constexpr int64_t kLeast = 32, kMost = 4096;
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return io_error("stat the store's key", path);
+  if (S_ISREG(info.st_mode) && (info.st_mode & 077) != 0)
+    return error(Code::kInvalidArgument,
+                 "the store's key '{}' has mode {:04o}, others than its owner may use it; chmod 600 it", path,
+                 info.st_mode & 07777);
+  DS_ASSIGN(std::string key, read_text_file(path, kMost));
+  if (static_cast<int64_t>(key.size()) < kLeast)
+    return error(
+        Code::kInvalidArgument,
+        "the store's key '{}' has {} bytes, expected {} to {}; make one with 'head -c 32 /dev/urandom'", path,
+        key.size(), kLeast, kMost);
+  return std::make_shared<const std::string>(std::move(key));
 }
 
 Result<Found> Store::find(Names keys, Names names) {

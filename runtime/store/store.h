@@ -95,6 +95,12 @@ class Store {
   /// kNotFound where there is none.
   virtual Status remove(const std::string& key) = 0;
 
+  /// Entries of this store carry a signature by `key`, and those that carry none, or another one, count as
+  /// not there (runtime/store/entry.h): who can write to the store but has no key can take entries away, not
+  /// make one. Set before the store is used.
+  void set_signing(std::shared_ptr<const std::string> key) { signing_ = std::move(key); }
+  const std::shared_ptr<const std::string>& signing() const { return signing_; }
+
   // What is to be kept (runtime/store/keep.h); none of it is waited for by who reads.
 
   /// All objects, in the order of their keys. Errors: kIo; kUnsupported: not of this store.
@@ -107,7 +113,14 @@ class Store {
   /// Removes an object unless it is pinned or somebody is reading it: whether it did. kNotFound, kIo,
   /// kUnsupported.
   virtual Result<bool> evict(const std::string& key);
+
+ private:
+  std::shared_ptr<const std::string> signing_;
 };
+
+/// The key for set_signing(): the bytes of a file, 32 to 4096 of them. kInvalidArgument: fewer, more, or
+/// others than its owner may read the file.
+Result<std::shared_ptr<const std::string>> read_store_key(const std::string& path);
 
 /// "file:PATH" (as the system reads it: relative to the working folder of each call, or absolute; "~" and
 /// "~/" in front are $HOME), "file:///ABSOLUTE/PATH" or "file://localhost/ABSOLUTE/PATH". Paths are taken
