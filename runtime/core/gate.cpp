@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "plans/traits.h"
+#include "support/clock.h"
 #include "support/units.h"
 
 namespace ds {
@@ -243,6 +244,25 @@ const ProxyValues* Gate::thresholds(const Variant& variant) const {
 const GateReference* Gate::reference(const Variant& variant) const {
   const Entry* entry = find(variant);
   return entry ? &references_[entry->reference] : nullptr;
+}
+
+Result<GateVerdict> Gate::look(const Variant& variant, std::span<const float> logits,
+                               const std::function<Result<double>()>& keys) const {
+  GateVerdict verdict;
+  const ProxyValues* at = thresholds(variant);
+  if (at == nullptr) return verdict;
+  const int64_t start = now_ns();
+  verdict.checked = true;
+  verdict.variant = &variant;
+  verdict.thresholds = *at;
+  verdict.values = first_token_proxies(logits);
+  if (!std::isnan((*at)[Proxy::kKDeviation])) {
+    DS_ASSIGN(verdict.values[Proxy::kKDeviation], keys());
+  }
+  for (double& value : verdict.values.of) value = profile_precision(value);
+  for (size_t p = 0; p < kProxies; ++p) verdict.alarmed |= verdict.alarms(static_cast<Proxy>(p));
+  verdict.gate_ns = now_ns() - start;
+  return verdict;
 }
 
 }  // namespace ds

@@ -14,6 +14,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -119,6 +120,11 @@ class Gate {
   /// nullptr: this variant reuses nothing (or is not the plan's), so that there is nothing to look at.
   const ProxyValues* thresholds(const Variant& variant) const;
   const GateReference* reference(const Variant& variant) const;
+  /// Looks at an answer of `variant` by the logits of its first token. `keys` measures the KeyDeviation; it
+  /// is called only where the variant has a threshold for it. Not `checked` where there is nothing to look
+  /// at.
+  Result<GateVerdict> look(const Variant& variant, std::span<const float> logits,
+                           const std::function<Result<double>()>& keys) const;
 
  private:
   struct Entry {

@@ -1,7 +1,6 @@
 #include "runtime/core/session.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "plans/traits.h"
 #include "runtime/core/finite.h"
@@ -200,24 +199,13 @@ Result<bool> Session::execute(const Variant& variant, const Request& request, Se
 
 /// Fills answer.gate from first_logits_ and the caches; both streams are idle.
 Status Session::check_gate(const Gate& gate, const Variant& variant, int64_t n, Answer& answer) {
-  const ProxyValues* thresholds = gate.thresholds(variant);
-  if (thresholds == nullptr) return ok_status();
-  const int64_t start = now_ns();
-  GateVerdict& verdict = answer.gate;
-  verdict.checked = true;
-  verdict.variant = &variant;
-  verdict.thresholds = *thresholds;
-  verdict.values = first_token_proxies(first_logits());
-  if (!std::isnan((*thresholds)[Proxy::kKDeviation])) {
-    auto context = std::span<const int32_t>(ids_).first(static_cast<size_t>(n));
-    DS_ASSIGN(verdict.values[Proxy::kKDeviation],
-              key_deviation_->measure(runner_->compute(), *workspace_, context, caches_[0]->data()));
-  }
-  for (double& value : verdict.values.of) value = profile_precision(value);
-  for (size_t p = 0; p < kProxies; ++p) verdict.alarmed |= verdict.alarms(static_cast<Proxy>(p));
-  verdict.gate_ns = now_ns() - start;
-  ++gate_checks_;
-  gate_alarms_ += verdict.alarmed ? 1 : 0;
+  DS_ASSIGN(answer.gate, gate.look(variant, first_logits(), [&] {
+    return key_deviation_->measure(runner_->compute(), *workspace_,
+                                   std::span<const int32_t>(ids_).first(static_cast<size_t>(n)),
+                                   caches_[0]->data());
+  }));
+  gate_checks_ += answer.gate.checked ? 1 : 0;
+  gate_alarms_ += answer.gate.alarmed ? 1 : 0;
   return ok_status();
 }
 

@@ -43,6 +43,16 @@ Status EngineLoop::check(const EngineRequest& r) {
   const SessionLimits own{.context = n, .suffix = m, .new_tokens = r.max_new_tokens};
   const RequestView view(r);
   DS_TRY(check_request(view.request, r.receiver->exact(), own));
+  for (const Gate* gate : r.gates) {
+    size_t i = 0;
+    while (i < r.receiver->plans() && (gate == nullptr || &gate->plan() != &r.receiver->plan(i))) ++i;
+    if (i == r.receiver->plans())
+      return error(
+          Code::kInvalidArgument,
+          "one of the request's {} gates was made for another plan than the {} of receiver '{}'; make "
+          "one for this plan",
+          r.gates.size(), r.receiver->plans(), r.receiver->name());
+  }
   const int64_t most = std::min(limits.tokens, r.receiver->model().config().max_positions);
   if (r.max_new_tokens > most || n + m > most - r.max_new_tokens + 1)
     return error(Code::kInvalidArgument,
@@ -194,6 +204,9 @@ Result<const Receiver*> Engine::add(std::unique_ptr<Receiver> receiver) {
   station->ids.resize(static_cast<size_t>(batch));
   station->sequences.resize(static_cast<size_t>(config.layers * batch));
   for (int64_t i = 0; i < batch; ++i) station->rows.push_back(i);
+  if (receiver->plans() > 0) {
+    DS_ASSIGN(station->keys, KeyDeviation::create(loop.backend, receiver->model()));
+  }
   station->receiver = std::move(receiver);
   std::lock_guard lock(loop.mutex);
   if (!loop.thread.joinable()) DS_TRY(loop.open_for(config));

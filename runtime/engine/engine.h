@@ -78,6 +78,9 @@ struct EngineRequest {
   Reuse reuse = Reuse::kAuto;
   int64_t link_rate = 0;      // as Request::link_rate; 0: what the engine has measured
   int64_t time_limit_ns = 0;  // from submit() until the last token; 0: none
+  /// As Request::gate, of the receiver's plans, one each; what comes by a plan without one is not looked at.
+  /// They live until the request has ended. Caches that came by a plan earlier are looked at, too.
+  std::vector<const Gate*> gates;
   Sampling sampling;
   int64_t max_new_tokens = 1;
   std::vector<int32_t> stop_ids;
@@ -89,6 +92,7 @@ struct EngineRequest {
 };
 
 struct EngineAnswer : Answer {
+  // After the gate's alarm `cached_tokens` is 0, and lost_ns is from the first work on.
   int64_t queue_ns = 0;             // submit() -> first work
   int64_t cached_tokens = 0;        // that the prefix cache had
   bool repaired = false;            // transfers were lost: part of what the plan reuses was computed
@@ -146,6 +150,7 @@ struct EngineStats {
   int64_t steps = 0;
   int64_t published = 0, publications_open = 0;
   int64_t entry_hits = 0, entry_misses = 0, repaired = 0;
+  int64_t gate_checks = 0, gate_alarms = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, new_tokens = 0;
   int64_t link_bytes = 0, link_busy_ns = 0, link_rate = 0;
   int64_t compute_busy_ns = 0;

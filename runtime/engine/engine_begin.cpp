@@ -43,6 +43,15 @@ int64_t EngineLoop::run_bytes(const Active& a, const Variant& v, int64_t first) 
          (v.select_share > 0 ? a.n * static_cast<int64_t>(sizeof(int32_t)) : 0);
 }
 
+void EngineLoop::reuse(Active& a, size_t plan, const Variant& v, int64_t rows) {
+  a.reused = &v;
+  a.reused_rows = rows;
+  const auto& gates = a.request.gates;
+  const auto of = std::find_if(gates.begin(), gates.end(),
+                               [&](const Gate* g) { return &g->plan() == &a.request.receiver->plan(plan); });
+  a.gate = of == gates.end() || (*of)->thresholds(v) == nullptr ? nullptr : *of;
+}
+
 bool EngineLoop::comes(const Active& a) const {
   if (!limits.prefix_cache || a.request.reuse == Reuse::kOff || a.n < PrefixCache::kBlock) return false;
   return std::any_of(active.begin(), active.end(), [&](const auto& other) {
@@ -70,6 +79,8 @@ bool EngineLoop::start(Active& a) {
   const int64_t rate = a.answer.link_rate > 0 ? a.answer.link_rate : kNoLimit - 1;
   a.plan = -1;
   a.variant = &receiver.exact().full_prefill;
+  a.reused = nullptr;
+  a.gate = nullptr;
   if (a.request.reuse == Reuse::kAuto && hit.rows < a.n) {
     for (size_t i = 0; i < receiver.plans() && a.plan < 0; ++i) {
       const Variant* v = select_variant(receiver.plan(i), a.n, rate, waiting);
@@ -83,6 +94,7 @@ bool EngineLoop::start(Active& a) {
       if (auto other = prefixes.find(salt, a.tokens); other.rows > hit.rows) {
         hit = std::move(other);
         a.kept_as = salt;
+        reuse(a, static_cast<size_t>(a.plan), *a.variant, std::min(hit.rows, a.n));
       }
     }
     // What a prefix leaves to compute is less than what a plan moves and recomputes.
@@ -94,7 +106,8 @@ bool EngineLoop::start(Active& a) {
   // Sequences of one context share exactly it, whatever else their questions have in common, so that
   // kernels read it once for all of them.
   if (hit.rows > a.n) hit.rows = std::max(a.n, round_down(hit.rows));
-  const int64_t first = a.plan >= 0 ? 0 : hit.rows;
+  if (a.plan >= 0) hit = {};
+  int64_t first = hit.rows;
   const RowBytes& bytes = receiver.row_bytes();
   const Variant& exact = receiver.exact().full_prefill;
   int64_t needed = bytes.cache(cache_rows(a) - first) +
@@ -104,7 +117,19 @@ bool EngineLoop::start(Active& a) {
     a.variant = &exact;
     needed = bytes.cache(cache_rows(a)) + run_bytes(a, exact, 0);
   }
-  if (!take(a, needed)) return false;
+  // An alarm computes what the prefix has, too.
+  const int64_t all = bytes.cache(cache_rows(a)) + run_bytes(a, exact, 0);
+  if (a.gate != nullptr) needed = std::max(needed, all);
+  if (!take(a, needed)) {
+    if (hit.node == nullptr || !active.empty()) return false;
+    // What holds the memory is the prefix itself.
+    hit = {};
+    first = 0;
+    a.reused = nullptr;
+    a.gate = nullptr;
+    if (prefixes_on) a.kept_as = exact_salt(a);
+    if (!take(a, all)) return false;
+  }
   a.slot = free_slots.back();
   free_slots.pop_back();
   a.answer.queue_ns = now_ns() - a.submitted_ns;
@@ -176,7 +201,7 @@ Status EngineLoop::try_compute(Active& a, int64_t first) {
   // comes as rows do.
   const bool grows = backend.host_visible();
   const int64_t most = grows ? limits.tokens : cache_rows(a) - first;
-  a.claim.shrink(cache + beside);
+  if (a.gate == nullptr) a.claim.shrink(cache + beside);  // else what an alarm would need, until it is known
   DS_ASSIGN(a.hidden, arena->reserve({static_cast<int64_t>(a.run->hidden_buffers()), bytes.hidden, 0},
                                      grows ? limits.tokens : rows, {}));
   DS_TRY(a.hidden->commit(rows));
@@ -187,7 +212,7 @@ Status EngineLoop::try_compute(Active& a, int64_t first) {
     a.memory.positions = a.positions->layer(0);
   }
   a.hidden->claim = a.claim.split(beside);
-  DS_ASSIGN(a.sequence.own, arena->reserve(bytes, most, std::move(a.claim)));
+  DS_ASSIGN(a.sequence.own, arena->reserve(bytes, most, a.claim.split(cache)));
   DS_TRY(a.sequence.own->commit(rows));
   a.memory.workspace = a.station->workspace.get();
   a.memory.logits = logits_of(a.slot);

@@ -92,6 +92,10 @@ struct Active {
   ArenaClaim claim;  // of what has not been reserved yet
   int64_t plan = -1;
   const Variant* variant = nullptr;
+  // What of a sender's is in the caches: of which plan's variant, and of how many tokens. Null: nothing is.
+  const Variant* reused = nullptr;
+  int64_t reused_rows = 0;
+  const Gate* gate = nullptr;  // of that plan
   std::unique_ptr<PlanRun> run;
   std::shared_ptr<Segments> segments;       // that its transfers read
   std::string kept_as;                      // PrefixCache's salt; empty: its caches are not kept
@@ -143,6 +147,7 @@ struct Station {
   std::vector<int64_t> rows;            // 0, 1, ...
   std::vector<SequenceRows> sequences;  // [layers][batch]
   std::vector<Active*> batch;           // of the running step
+  std::unique_ptr<KeyDeviation> keys;   // for gates
 };
 
 struct EngineLoop {
@@ -227,6 +232,8 @@ struct EngineLoop {
   /// Claims memory, of finished caches where there is none else.
   bool take(Active& a, int64_t bytes);
   int64_t run_bytes(const Active& a, const Variant& v, int64_t first) const;
+  /// The answer is to be looked at as one of this plan's variant, of which `rows` tokens' caches are.
+  void reuse(Active& a, size_t plan, const Variant& v, int64_t rows);
   /// Whether somebody is computing what this request begins with: when that is there, it costs its suffix.
   bool comes(const Active& a) const;
   /// False: there is no memory for it now.
@@ -262,6 +269,8 @@ struct EngineLoop {
   void record_step(const std::vector<Item>& items);
   void settle(std::vector<Item>& items, Status status);
   void give_up(Status status);
+  /// What the gate says of the first token; an alarm makes the full prefill answer.
+  Status look_at(Active& a, std::span<const float> logits);
   void first_token(Active& a);
   void decoded(Station& s, size_t first, size_t count);
   void next_token(Active& a, int32_t token);

@@ -205,6 +205,42 @@ void EngineLoop::settle(std::vector<Item>& items, Status status) {
   end_failed();
 }
 
+Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
+  const Gate& gate = *std::exchange(a.gate, nullptr);
+  // Of a repaired run there may be nothing of the sender left.
+  if (a.run->repaired() && a.run->exact()) return ok_status();
+  DS_ASSIGN(a.answer.gate, gate.look(*a.reused, logits, [&] {
+    return a.station->keys->measure(
+        *compute, *a.station->workspace,
+        std::span<const int32_t>(a.tokens).first(static_cast<size_t>(a.reused_rows)),
+        a.sequence.prefix_rows > 0 ? a.sequence.base->range().layer(0) : a.sequence.own->layer(0));
+  }));
+  {
+    std::lock_guard lock(mutex);
+    ++stats.gate_checks;
+    stats.gate_alarms += a.answer.gate.alarmed ? 1 : 0;
+  }
+  if (!a.answer.gate.alarmed) return ok_status();
+  if (a.plan >= 0 && a.answer.miss.ok()) a.answer.cache = CacheStatus::kHit;
+  a.answer.lost_ns = now_ns() - a.submitted_ns - a.answer.queue_ns;
+  a.answer.cached_tokens = a.answer.link_ns = a.answer.compute_ns = 0;
+  a.plan = -1;
+  a.variant = &a.request.receiver->exact().full_prefill;
+  if (!a.kept_as.empty()) a.kept_as = exact_salt(a);
+  a.reused = nullptr;
+  // Nobody claims memory between here and take(), which had it from the beginning.
+  a.run.reset();
+  a.segments.reset();
+  a.hidden.reset();
+  a.positions.reset();
+  a.sequence = {};
+  a.claim = {};
+  const int64_t bytes = a.request.receiver->row_bytes().cache(cache_rows(a)) + run_bytes(a, *a.variant, 0);
+  if (!take(a, bytes))
+    return error(Code::kInternal, "no memory for the full prefill that the gate's alarm asks for");
+  return try_compute(a, 0);
+}
+
 void EngineLoop::first_token(Active& a) {
   const int64_t vocab = a.request.receiver->model().config().vocab;
   const std::span<const float> logits(logits_of(a.slot), static_cast<size_t>(vocab));
@@ -212,6 +248,14 @@ void EngineLoop::first_token(Active& a) {
       !status.ok()) {
     failed.emplace_back(&a, std::move(status));
     return;
+  }
+  if (a.gate != nullptr) {
+    if (Status status = look_at(a, logits); !status.ok()) {
+      failed.emplace_back(&a, status.with_context("the gate"));
+      return;
+    }
+    if (a.answer.gate.alarmed) return;
+    a.claim = {};
   }
   if (a.request.first_logits) a.answer.first_logits.assign(logits.begin(), logits.end());
   if (a.plan >= 0 && a.answer.miss.ok()) a.answer.cache = CacheStatus::kHit;

@@ -25,6 +25,8 @@ void EngineLoop::miss(Active& a, Status why) {
   a.answer.lost_ns = now_ns() - a.started_ns;
   a.plan = -1;
   a.variant = &a.request.receiver->exact().full_prefill;
+  a.reused = nullptr;
+  a.gate = nullptr;
   if (!a.kept_as.empty()) a.kept_as = exact_salt(a);
   compute_from(a, 0);
 }
@@ -71,6 +73,7 @@ void EngineLoop::collect() {
       miss(*a, l->status);
       return true;
     }
+    reuse(*a, static_cast<size_t>(a->plan), *a->variant, a->n);
     compute_from(*a, 0);
     if (a->state != Active::State::kComputing) return true;
     a->segments = l->segments;

@@ -1,5 +1,6 @@
 // The engine: what a request gives beside others is what it gives alone, whatever the others do, and faults
 // stay with the request that they are of.
+#include <fmt/ranges.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -283,6 +284,138 @@ TEST(Engine, AnApproximateCacheNeverAnswersAnExactLookUp) {
   expect_same(alone(pair, pair.receiver, exact, again, nullptr), answer, "exact, for one that would reuse");
   honest.reuse = Reuse::kOff;
   EXPECT_EQ(answer_of(*engine, honest).cached_tokens, 0);
+}
+
+/// A gate whose samples of each proxy are all one number: beyond it is an alarm.
+Gate gate_at(const Plan& plan, const ProxyValues& at) {
+  Quality quality;
+  quality.sender_fingerprint = plan.sender.fingerprint;
+  quality.receiver_fingerprint = plan.receiver.fingerprint;
+  quality.layers = plan.shape.layers;
+  quality.k_deviation.assign(99, at[Proxy::kKDeviation]);
+  WayScore score;
+  score.way = way_of(plan.variants[0]);
+  score.entropy.assign(99, at[Proxy::kEntropy]);
+  score.margin.assign(99, at[Proxy::kMargin]);
+  quality.ways.push_back(std::move(score));
+  auto gate = Gate::create(plan, quality, "q.json", 0.1);
+  EXPECT_TRUE(gate.ok()) << gate.status().message();
+  return std::move(gate).value();
+}
+
+ProxyValues proxies(double keys, double entropy, double margin) {
+  ProxyValues values;
+  values.of = {keys, entropy, margin};
+  return values;
+}
+
+void expect_same(const GateVerdict& expected, const GateVerdict& verdict, const std::string& what) {
+  EXPECT_EQ(verdict.checked, expected.checked) << what;
+  EXPECT_EQ(verdict.alarmed, expected.alarmed) << what;
+  EXPECT_EQ(verdict.variant, expected.variant) << what;
+  for (size_t p = 0; p < kProxies && exact_rows(); ++p) {
+    EXPECT_TRUE(same_number(verdict.values.of[p], expected.values.of[p])) << what << ", " << kProxyNames[p];
+    EXPECT_TRUE(same_number(verdict.thresholds.of[p], expected.thresholds.of[p])) << what;
+  }
+}
+
+/// An alarm is one request's: the full prefill answers it, and others go on as they would.
+TEST(Engine, GatesLookAtWhatWasReused) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    Pair pair(dtype);
+    auto store = open_store("file:" + fresh_folder("gates"));
+    const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options()));
+    const Plan exact =
+        full_prefill_plan(pair.receiver.identity, pair.shape(), std::string(dtype_name(dtype)));
+    EngineRequest r = request_of(nullptr, 333, 9, 1);
+    pair.publish_to(**store, r.context);
+    r.store = store->get();
+    auto session = Session::create(*pair.backend, *pair.receiver.model, plan, {400, 20, 6});
+    ASSERT_TRUE(session.ok());
+    auto of_session = [&](const EngineRequest& asked, const Gate* gate) {
+      Request request{.context = asked.context,
+                      .suffix = asked.suffix,
+                      .store = store->get(),
+                      .gate = gate,
+                      .sampling = asked.sampling,
+                      .max_new_tokens = asked.max_new_tokens};
+      auto answer = (*session)->run(request);
+      EXPECT_TRUE(answer.ok()) << answer.status().message();
+      const auto logits = (*session)->first_logits();
+      return std::pair(Told{answer->tokens, {logits.begin(), logits.end()}}, answer->gate);
+    };
+    const Gate wide = gate_at(plan, proxies(1e6, 1e6, 0));
+    EngineRequest second = r;
+    second.suffix = random_ids(20, kVocab, 3);
+    const ProxyValues seen = of_session(r, &wide).second.values;
+    const double k = seen[Proxy::kKDeviation], e = seen[Proxy::kEntropy], m = seen[Proxy::kMargin];
+    int alarms = 0;
+    for (const auto& at : {proxies(1e6, 1e6, 0), proxies(k, e, m), proxies(k * 0.99, 1e6, 0),
+                           proxies(1e6, e * 0.99, 0), proxies(1e6, 1e6, m * 1.01)}) {
+      const std::string what = fmt::format("{} at {}", dtype_name(dtype), fmt::join(at.of, " "));
+      const Gate gate = gate_at(plan, at);
+      auto engine = make_engine(*pair.backend, kLimits);
+      r.receiver = second.receiver = add(*engine, pair, pair.receiver, {&plan});
+      r.gates = second.gates = {};
+      // One without a gate decodes beside it.
+      EngineRequest other = request_of(r.receiver, 90, 9, 7, 60);
+      auto beside = engine->submit(other);
+      r.gates = {&gate};
+      const auto [told, verdict] = of_session(r, &gate);
+      const EngineAnswer answer = answer_of(*engine, r);
+      expect_same(told, answer, what);
+      expect_same(verdict, answer.gate, what);
+      EXPECT_EQ(answer.cache, CacheStatus::kHit) << what;
+      EXPECT_EQ(answer.lost_ns > 0, verdict.alarmed) << what;
+      EXPECT_EQ(answer.variant->name, verdict.alarmed ? exact.full_prefill.name : plan.variants[0].name);
+      EXPECT_GE(answer.ttft_ns, answer.lost_ns + answer.queue_ns) << "both count";
+      // Another question about the context, from the cache that the first one has left.
+      second.gates = {&gate};
+      const auto [told_second, verdict_second] = of_session(second, &gate);
+      const EngineAnswer again = answer_of(*engine, second);
+      if (verdict.alarmed) {  // which is exact: nothing to look at
+        EXPECT_EQ(again.cached_tokens, 333);
+        EXPECT_FALSE(again.gate.checked) << what;
+        expect_same(alone(pair, pair.receiver, exact, second, nullptr), again, what + ", exact");
+      } else {
+        EXPECT_EQ(again.cached_tokens, verdict_second.alarmed ? 0 : 333);
+        expect_same(told_second, again, what + ", from the cache");
+        expect_same(verdict_second, again.gate, what + ", from the cache");
+      }
+      auto answered = (*beside)->wait();
+      ASSERT_TRUE(answered.ok());
+      EXPECT_FALSE(answered->gate.checked);
+      expect_same(alone(pair, pair.receiver, exact, other, nullptr), *answered, what + ", beside it");
+      engine->drain();
+      const EngineStats stats = engine->stats();
+      EXPECT_EQ(stats.gate_checks, 1 + (again.gate.checked ? 1 : 0));
+      EXPECT_EQ(stats.gate_alarms, (verdict.alarmed ? 1 : 0) + (again.gate.alarmed ? 1 : 0));
+      EXPECT_EQ(stats.claimed_bytes, stats.prefix_bytes) << what;
+      alarms += verdict.alarmed ? 1 : 0;
+    }
+    EXPECT_EQ(alarms, 3);
+    // An alarm at what the cache of a plan gave.
+    const Gate strict = gate_at(plan, proxies(0, 1e6, 0));
+    auto engine = make_engine(*pair.backend, kLimits);
+    r.receiver = add(*engine, pair, pair.receiver, {&plan});
+    r.gates = {};
+    EXPECT_FALSE(answer_of(*engine, r).gate.checked) << "no gate";
+    r.gates = {&strict};
+    EngineAnswer answer = answer_of(*engine, r);
+    EXPECT_TRUE(answer.gate.alarmed);
+    EXPECT_EQ(answer.cached_tokens, 0);
+    expect_same(of_session(r, &strict).first, answer, "an alarm at a cached prefix");
+    r.salt = "nobody's";
+    answer = answer_of(*engine, r);
+    EXPECT_EQ(answer.cache, CacheStatus::kMiss);
+    EXPECT_FALSE(answer.gate.checked) << "nothing was reused";
+    const Plan copy = plan;
+    const Gate foreign = gate_at(copy, proxies(0, 0, 0));
+    r.gates = {&foreign};
+    auto refused = engine->submit(r);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_NE(refused.status().message().find("made for another plan"), std::string::npos);
+  }
 }
 
 TEST(Engine, PublishesBesideRequests) {
