@@ -76,6 +76,9 @@ struct EngineRequest {
   Store* store = nullptr;               // where entries may be; nullptr: none. Outlives the engine
   std::string salt;                     // of the tenant: of entries and of the prefix cache
   Reuse reuse = Reuse::kAuto;
+  /// Most that a plan may promise to lose (its bound where it has one, else its loss), points; NaN: anything.
+  /// Of the plans within it, by whose entries are there: the least loss, then the fastest.
+  double loss_limit = kUnknown;
   int64_t link_rate = 0;      // as Request::link_rate; 0: what the engine has measured
   int64_t time_limit_ns = 0;  // from submit() until the last token; 0: none
   /// As Request::gate, of the receiver's plans, one each; what comes by a plan without one is not looked at.

@@ -1,4 +1,6 @@
 // How a request begins: what of it is there already, by which plan it runs, in which memory.
+#include <cmath>
+
 #include "runtime/engine/engine_internal.h"
 
 #include "plans/traits.h"
@@ -12,6 +14,18 @@ bool reads_entry(const Variant& variant) {
   return std::any_of(variant.ops.begin(), variant.ops.end(), is_transfer);
 }
 
+/// Points; NaN: not known.
+double promised_loss(const Variant& v) {
+  return std::isnan(v.promise.loss_bound) ? v.promise.quality_loss : v.promise.loss_bound;
+}
+
+/// Whether x promises less loss than y, or as much sooner.
+bool better(const Variant& x, const Variant& y) {
+  const double a = promised_loss(x), b = promised_loss(y);
+  if (std::isnan(a) != std::isnan(b)) return std::isnan(b);
+  return a < b || (!(b < a) && x.promise.ttft_ns < y.promise.ttft_ns);
+}
+
 }  // namespace
 
 std::string EngineLoop::exact_salt(const Active& a) const {
@@ -22,6 +36,19 @@ std::string EngineLoop::plan_salt(const Active& a, size_t plan, const Variant& v
   const Plan& p = a.request.receiver->plan(plan);
   return fmt::format("reused\n{}\n{}\n{}\n{}\n{}\n{}", a.request.receiver->identity().fingerprint,
                      p.sender.fingerprint, v.policy, v.way, p.maps.fingerprint, a.request.salt);
+}
+
+std::vector<Candidate> EngineLoop::candidates(const Active& a, int64_t rate, int64_t waiting) const {
+  const Receiver& receiver = *a.request.receiver;
+  std::vector<Candidate> all;
+  for (size_t i = 0; i < receiver.plans(); ++i) {
+    const Variant* v = select_variant(receiver.plan(i), a.n, rate, waiting);
+    if (v == nullptr || !reads_entry(*v)) continue;
+    if (std::isnan(a.request.loss_limit) || promised_loss(*v) <= a.request.loss_limit) all.push_back({i, v});
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Candidate& x, const Candidate& y) { return better(*x.variant, *y.variant); });
+  return all;
 }
 
 bool EngineLoop::take(Active& a, int64_t bytes) {
@@ -58,7 +85,9 @@ bool EngineLoop::comes(const Active& a) const {
     return (other->state == Active::State::kComputing || other->state == Active::State::kLookingUp) &&
            !other->kept_as.empty() && other->request.receiver == a.request.receiver &&
            other->request.reuse == a.request.reuse && other->request.store == a.request.store &&
-           other->request.salt == a.request.salt && other->request.context == a.request.context;
+           other->request.salt == a.request.salt &&
+           same_number(other->request.loss_limit, a.request.loss_limit) &&
+           other->request.context == a.request.context;
   });
 }
 
@@ -77,48 +106,41 @@ bool EngineLoop::start(Active& a) {
                          : a.answer.link_rate > 0 ? RateSource::kMeasured
                                                   : RateSource::kUnknown;
   const int64_t rate = a.answer.link_rate > 0 ? a.answer.link_rate : kNoLimit - 1;
+  a.candidates.clear();
   a.plan = -1;
   a.variant = &receiver.exact().full_prefill;
   a.reused = nullptr;
   a.gate = nullptr;
   if (a.request.reuse == Reuse::kAuto && hit.rows < a.n) {
-    for (size_t i = 0; i < receiver.plans() && a.plan < 0; ++i) {
-      const Variant* v = select_variant(receiver.plan(i), a.n, rate, waiting);
-      if (v == nullptr || !reads_entry(*v)) continue;
-      a.plan = static_cast<int64_t>(i);
-      a.variant = v;
-    }
-    if (a.plan >= 0 && prefixes_on) {
+    a.candidates = candidates(a, rate, waiting);
+    for (const Candidate& c : a.candidates) {
+      if (!prefixes_on) break;
       // An approximate cache that goes further than the exact one.
-      const std::string salt = plan_salt(a, static_cast<size_t>(a.plan), *a.variant);
+      const std::string salt = plan_salt(a, c.plan, *c.variant);
       if (auto other = prefixes.find(salt, a.tokens); other.rows > hit.rows) {
         hit = std::move(other);
         a.kept_as = salt;
-        reuse(a, static_cast<size_t>(a.plan), *a.variant, std::min(hit.rows, a.n));
+        reuse(a, c.plan, *c.variant, std::min(hit.rows, a.n));
       }
     }
     // What a prefix leaves to compute is less than what a plan moves and recomputes.
-    if (a.plan >= 0 && (a.request.store == nullptr || 2 * hit.rows >= a.n)) {
-      a.plan = -1;
-      a.variant = &receiver.exact().full_prefill;
-    }
+    if (a.request.store == nullptr || 2 * hit.rows >= a.n) a.candidates.clear();
   }
   // Sequences of one context share exactly it, whatever else their questions have in common, so that
   // kernels read it once for all of them.
   if (hit.rows > a.n) hit.rows = std::max(a.n, round_down(hit.rows));
-  if (a.plan >= 0) hit = {};
-  int64_t first = hit.rows;
   const RowBytes& bytes = receiver.row_bytes();
   const Variant& exact = receiver.exact().full_prefill;
-  int64_t needed = bytes.cache(cache_rows(a) - first) +
-                   std::max(run_bytes(a, *a.variant, first), run_bytes(a, exact, first));
-  if (needed > limits.cache_bytes && a.plan >= 0) {  // the plan's buffers are too much
-    a.plan = -1;
-    a.variant = &exact;
-    needed = bytes.cache(cache_rows(a)) + run_bytes(a, exact, 0);
-  }
-  // An alarm computes what the prefix has, too.
   const int64_t all = bytes.cache(cache_rows(a)) + run_bytes(a, exact, 0);
+  std::erase_if(a.candidates, [&](const Candidate& c) {  // whose buffers are too much
+    return bytes.cache(cache_rows(a)) + run_bytes(a, *c.variant, 0) > limits.cache_bytes;
+  });
+  if (!a.candidates.empty()) hit = {};
+  int64_t first = hit.rows;
+  int64_t needed = bytes.cache(cache_rows(a) - first) + run_bytes(a, exact, first);
+  for (const Candidate& c : a.candidates)
+    needed = std::max(needed, bytes.cache(cache_rows(a)) + run_bytes(a, *c.variant, 0));
+  // An alarm computes what the prefix has, too.
   if (a.gate != nullptr) needed = std::max(needed, all);
   if (!take(a, needed)) {
     if (hit.node == nullptr || !active.empty()) return false;
@@ -133,9 +155,10 @@ bool EngineLoop::start(Active& a) {
   a.slot = free_slots.back();
   free_slots.pop_back();
   a.answer.queue_ns = now_ns() - a.submitted_ns;
-  if (a.plan >= 0) {
+  if (!a.candidates.empty()) {
+    const Candidate& best = a.candidates.front();
     a.answer.cache = CacheStatus::kMiss;
-    if (prefixes_on) a.kept_as = plan_salt(a, static_cast<size_t>(a.plan), *a.variant);
+    if (prefixes_on) a.kept_as = plan_salt(a, best.plan, *best.variant);
     look_up(a);
     return true;
   }
@@ -151,37 +174,73 @@ bool EngineLoop::start(Active& a) {
 void EngineLoop::look_up(Active& a) {
   a.state = Active::State::kLookingUp;
   a.started_ns = now_ns();
-  const Receiver& receiver = *a.request.receiver;
-  const Plan& plan = receiver.plan(static_cast<size_t>(a.plan));
-  if (Status known =
-          check_sender_knows(a.request.context, plan.shared_vocab, plan.sender.name, plan.receiver.name);
-      !known.ok())
-    return miss(a, std::move(known));
-  // Where one hangs already, this one would, too.
-  if (const int64_t since = service->look_up_since_ns(); since != 0 && a.started_ns - since > patience(a))
-    return miss(a, error(Code::kExhausted, "late: a look-up of another request has taken {} ms so far",
-                         (a.started_ns - since) / 1'000'000));
+  for (Candidate& c : a.candidates) c.found = look_up(a, c);
+}
+
+std::shared_ptr<LookUp> EngineLoop::look_up(const Active& a, const Candidate& candidate) {
   auto found = std::make_shared<LookUp>();
-  found->id = a.id;
-  found->start_ns = a.started_ns;
-  look_ups.push_back(found);
+  found->start_ns = found->end_ns = a.started_ns;
+  const Receiver& receiver = *a.request.receiver;
+  const Plan& plan = receiver.plan(candidate.plan);
+  found->status =
+      check_sender_knows(a.request.context, plan.shared_vocab, plan.sender.name, plan.receiver.name);
+  // Where one hangs already, this one would, too.
+  const int64_t since = service->look_up_since_ns(a.request.store);
+  if (found->status.ok() && since != 0 && a.started_ns - since > patience(a))
+    found->status = error(Code::kExhausted, "late: a look-up of another request has taken {} ms so far",
+                          (a.started_ns - since) / 1'000'000);
+  if (!found->status.ok()) {
+    found->done = true;
+    return found;
+  }
   // It has tokens of its own: it may outlive the request.
   auto asked = std::make_shared<EngineRequest>();
   asked->context = a.request.context;
   asked->entry = a.request.entry;
   asked->segments = a.request.segments;
   asked->salt = a.request.salt;
-  service->look_up(
-      [found, asked, store = a.request.store, &plan, variant = a.variant, dtype = receiver.model().dtype()] {
-        const RequestView view(*asked);
-        auto segments = Segments::open(*store, view.request, plan, *variant, dtype);
-        if (segments.ok())
-          found->segments = std::make_shared<Segments>(std::move(segments).value());
-        else
-          found->status = segments.status();
-        found->end_ns = now_ns();
-        found->done.store(true, std::memory_order_release);
-      });
+  service->look_up(a.request.store, [found, asked, store = a.request.store, &plan,
+                                     variant = candidate.variant, dtype = receiver.model().dtype()] {
+    const RequestView view(*asked);
+    auto segments = Segments::open(*store, view.request, plan, *variant, dtype);
+    if (segments.ok())
+      found->segments = std::make_shared<Segments>(std::move(segments).value());
+    else
+      found->status = segments.status();
+    found->end_ns = now_ns();
+    found->done.store(true, std::memory_order_release);
+  });
+  return found;
+}
+
+void EngineLoop::take_best(Active& a) {
+  const int64_t waited = now_ns() - a.started_ns;
+  Status why;  // of the best one that is not there
+  for (const Candidate& c : a.candidates) {
+    const LookUp& found = *c.found;
+    Status status = ok_status();
+    if (!found.done.load(std::memory_order_acquire)) {
+      if (waited < patience(a)) return;
+      status = error(Code::kExhausted, "late: the look-up of the entry has taken {} ms so far",
+                     waited / 1'000'000);
+    } else {
+      status = found.status;
+    }
+    if (!status.ok()) {
+      if (why.ok()) why = std::move(status);
+      continue;
+    }
+    a.answer.lookup_ns = found.end_ns - found.start_ns;
+    a.plan = static_cast<int64_t>(c.plan);
+    a.variant = c.variant;
+    if (!a.kept_as.empty()) a.kept_as = plan_salt(a, c.plan, *c.variant);
+    reuse(a, c.plan, *c.variant, a.n);
+    compute_from(a, 0);
+    if (a.state != Active::State::kComputing) return;
+    a.segments = found.segments;
+    return send_for(a);
+  }
+  miss(a, std::move(why));
 }
 
 void EngineLoop::compute_from(Active& a, int64_t first) {

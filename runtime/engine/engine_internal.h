@@ -69,7 +69,22 @@ struct Wake {
 };
 
 struct Station;
-struct LookUp;
+
+/// What a look-up has found, written by its thread.
+struct LookUp {
+  std::shared_ptr<Segments> segments;
+  EntryHeader header;  // for a publication
+  Status status;
+  std::atomic<bool> done{false};
+  int64_t start_ns = 0, end_ns = 0;
+};
+
+/// A way in which a request may be answered, if its sender's entry is there.
+struct Candidate {
+  size_t plan = 0;
+  const Variant* variant = nullptr;
+  std::shared_ptr<LookUp> found = {};
+};
 
 /// A request while it is the engine's.
 struct Active {
@@ -89,7 +104,8 @@ struct Active {
   Sequence sequence;
   std::shared_ptr<KvRange> hidden, positions;
   RunMemory memory;
-  ArenaClaim claim;  // of what has not been reserved yet
+  ArenaClaim claim;                   // of what has not been reserved yet
+  std::vector<Candidate> candidates;  // the best one first
   int64_t plan = -1;
   const Variant* variant = nullptr;
   // What of a sender's is in the caches: of which plan's variant, and of how many tokens. Null: nothing is.
@@ -108,16 +124,6 @@ struct Active {
   std::optional<Sampler> sampler;
   Choice choice;
   int32_t next = 0;  // the token chosen last
-};
-
-/// What a look-up has found, written by its thread.
-struct LookUp {
-  uint64_t id = 0;
-  std::shared_ptr<Segments> segments;
-  EntryHeader header;  // for a publication
-  Status status;
-  std::atomic<bool> done{false};
-  int64_t start_ns = 0, end_ns = 0;
 };
 
 /// A publication while it is the engine's.
@@ -174,7 +180,6 @@ struct EngineLoop {
   // The engine's thread's own.
   std::deque<std::unique_ptr<Active>> queue;
   std::list<std::unique_ptr<Active>> active;  // in the order in which they came
-  std::vector<std::shared_ptr<LookUp>> look_ups;
   /// Memory that a transfer may still write to.
   struct Orphan {
     uint64_t id;
@@ -239,7 +244,12 @@ struct EngineLoop {
   /// False: there is no memory for it now.
   bool start(Active& a);
   int64_t patience(const Active& a) const;
+  std::vector<Candidate> candidates(const Active& a, int64_t rate, int64_t waiting) const;
+  /// All candidates' entries, side by side.
   void look_up(Active& a);
+  std::shared_ptr<LookUp> look_up(const Active& a, const Candidate& candidate);
+  /// Begins with the best of what was found, once nothing better may come.
+  void take_best(Active& a);
   void miss(Active& a, Status why);
   /// Makes memory and a run of a.variant, and sends for its transfers.
   void compute_from(Active& a, int64_t first);

@@ -89,13 +89,14 @@ void EngineLoop::watch_publication() {
     case Publishing::State::kQueued:
       p->found = std::make_shared<LookUp>();
       p->state = Publishing::State::kLookingUp;
-      service->look_up([found = p->found, store = p->asked.store, identity = p->work->identity(),
+      service->look_up(p->asked.store,
+                       [found = p->found, store = p->asked.store, identity = p->work->identity(),
                         shape = p->asked.sender->model().config().shape()] {
-        auto entry = EntryReader::open(*store, identity, shape);
-        if (entry.ok()) found->header = entry->header();
-        found->status = entry.status();
-        found->done.store(true, std::memory_order_release);
-      });
+                         auto entry = EntryReader::open(*store, identity, shape);
+                         if (entry.ok()) found->header = entry->header();
+                         found->status = entry.status();
+                         found->done.store(true, std::memory_order_release);
+                       });
       break;
     case Publishing::State::kLookingUp:
       if (!p->found->done.load(std::memory_order_acquire)) break;

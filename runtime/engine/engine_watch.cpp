@@ -58,28 +58,8 @@ void EngineLoop::collect() {
       lose(*a, std::move(done.status));
     }
   }
-  std::erase_if(look_ups, [&](const std::shared_ptr<LookUp>& l) {
-    Active* a = find(l->id);
-    if (a == nullptr || a->state != Active::State::kLookingUp) return true;
-    if (!l->done.load(std::memory_order_acquire)) {
-      const int64_t waited = now_ns() - l->start_ns;
-      if (waited < patience(*a)) return false;
-      miss(*a, error(Code::kExhausted, "late: the look-up of the entry has taken {} ms so far",
-                     waited / 1'000'000));
-      return true;
-    }
-    a->answer.lookup_ns = l->end_ns - l->start_ns;
-    if (!l->status.ok()) {
-      miss(*a, l->status);
-      return true;
-    }
-    reuse(*a, static_cast<size_t>(a->plan), *a->variant, a->n);
-    compute_from(*a, 0);
-    if (a->state != Active::State::kComputing) return true;
-    a->segments = l->segments;
-    send_for(*a);
-    return true;
-  });
+  for (auto& a : active)
+    if (a->state == Active::State::kLookingUp) take_best(*a);
   for (auto& a : active) watch(*a);
   end_failed();  // before others end: it names requests by their address
   std::erase_if(active, [&](const std::unique_ptr<Active>& a) { return stop(*a); });

@@ -14,9 +14,10 @@ Result<std::unique_ptr<TransferService>> TransferService::create(Backend& backen
   DS_ASSIGN(service->landing_, Landing::create(backend, row_bytes));
   DS_ASSIGN(service->stream_, backend.make_stream(StreamKind::kLink, 16));
   try {
-    service->look_up_thread_ = std::thread([s = service.get()] { s->look_ups(); });
+    while (service->look_up_threads_.size() < kLookUpThreads)
+      service->look_up_threads_.emplace_back([s = service.get()] { s->look_ups(); });
   } catch (const std::system_error& e) {
-    return error(Code::kExhausted, "starting the thread of look-ups: {}", e.what());
+    return error(Code::kExhausted, "starting the threads of look-ups: {}", e.what());
   }
   return service;
 }
@@ -30,7 +31,7 @@ TransferService::~TransferService() {
     current_cancelled_ = true;
     wanted_.notify_all();
   }
-  if (look_up_thread_.joinable()) look_up_thread_.join();
+  for (std::thread& thread : look_up_threads_) thread.join();
   if (stream_) (void)stream_->synchronize();
 }
 
@@ -41,10 +42,17 @@ void TransferService::submit(TransferJob job) {
   stream_->host({&TransferService::serve, this, 0});
 }
 
-void TransferService::look_up(std::function<void()> task) {
+void TransferService::look_up(const Store* store, std::function<void()> task) {
   std::lock_guard lock(mutex_);
-  look_ups_.push_back(std::move(task));
+  look_ups_.push_back({store, 0, std::move(task)});
   wanted_.notify_one();
+}
+
+int64_t TransferService::look_up_since_ns(const Store* store) const {
+  std::lock_guard lock(mutex_);
+  for (const LookUpTask& task : looking_up_)  // the oldest one first
+    if (task.store == store) return task.start_ns;
+  return 0;
 }
 
 void TransferService::cancel(uint64_t owner) {
@@ -130,18 +138,21 @@ void TransferService::serve() {
 }
 
 void TransferService::look_ups() {
+  std::list<LookUpTask>::iterator at;
   for (;;) {
-    std::function<void()> task;
     {
       std::unique_lock lock(mutex_);
       wanted_.wait(lock, [&] { return stopping_ || !look_ups_.empty(); });
       if (stopping_) return;
-      task = std::move(look_ups_.front());
+      at = looking_up_.insert(looking_up_.end(), std::move(look_ups_.front()));
       look_ups_.pop_front();
+      at->start_ns = now_ns();
     }
-    look_up_since_ns_.store(now_ns(), std::memory_order_relaxed);
-    task();
-    look_up_since_ns_.store(0, std::memory_order_relaxed);
+    at->run();
+    {
+      std::lock_guard lock(mutex_);
+      looking_up_.erase(at);
+    }
     wake_();
   }
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -41,7 +42,8 @@ struct TransferDone {
   int64_t start_ns = 0, end_ns = 0, bytes = 0;
 };
 
-/// Thread-safe. A thread of its own reads; look-ups have another, so that one that hangs delays no transfer.
+/// Thread-safe. A thread of its own reads; look-ups have others, so that one that hangs delays no transfer,
+/// and those of several senders take one round trip.
 class TransferService {
  public:
   /// `row_bytes` as in Landing::create(). `wake` is called, on one of its threads, when something is done.
@@ -51,10 +53,10 @@ class TransferService {
   ~TransferService();
 
   void submit(TransferJob job);
-  /// Runs `task` (a look-up) in order on the look-ups' thread, then wakes.
-  void look_up(std::function<void()> task);
-  /// When the look-up that runs was begun, on now_ns()'s clock; 0: none runs.
-  int64_t look_up_since_ns() const { return look_up_since_ns_.load(std::memory_order_relaxed); }
+  /// Runs `task` (a look-up in `store`) on a thread of the look-ups' as soon as one is idle, then wakes.
+  void look_up(const Store* store, std::function<void()> task);
+  /// When the oldest of that store's look-ups that run was begun, on now_ns()'s clock; 0: none runs.
+  int64_t look_up_since_ns(const Store* store) const;
   /// Drops what the owner still waits for. What is being read goes on until the store's next part, and writes
   /// until then: reading() tells. No TransferDone comes of either.
   void cancel(uint64_t owner);
@@ -90,11 +92,17 @@ class TransferService {
   int64_t bytes_read_ = 0, busy_ns_ = 0;
   std::atomic<int64_t> progress_ns_{0};
   std::atomic<bool> stopping_{false};
-  std::atomic<int64_t> look_up_since_ns_{0};
 
+  struct LookUpTask {
+    const Store* store = nullptr;
+    int64_t start_ns = 0;
+    std::function<void()> run;
+  };
+  static constexpr size_t kLookUpThreads = 8;
   std::condition_variable wanted_;
-  std::deque<std::function<void()>> look_ups_;
-  std::thread look_up_thread_;
+  std::deque<LookUpTask> look_ups_;
+  std::list<LookUpTask> looking_up_;  // that run
+  std::vector<std::thread> look_up_threads_;
 };
 
 }  // namespace ds

@@ -529,6 +529,104 @@ class FaultyStore final : public Store {
   bool free_ = false;
 };
 
+/// Lets look-ups go on when so many have come.
+class MeetingStore final : public Store {
+ public:
+  MeetingStore(Store& under, int expected) : under_(under), expected_(expected) {}
+  std::string url() const override { return "meeting:"; }
+  Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) override {
+    return under_.put(key, produce);
+  }
+  Result<std::unique_ptr<StoreObject>> open(const std::string& key) override {
+    {
+      std::unique_lock lock(mutex_);
+      ++came_;
+      changed_.notify_all();
+      if (!changed_.wait_for(lock, 60s, [&] { return came_ >= expected_; }))
+        return error(Code::kIo, "it is alone");
+    }
+    return under_.open(key);
+  }
+  Status remove(const std::string& key) override { return under_.remove(key); }
+
+ private:
+  Store& under_;
+  const int expected_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int came_ = 0;
+};
+
+/// Of several senders whose entries are there, the one whose plan promises the least loss; then the fastest.
+TEST(Engine, TheBestSenderThatIsThereIsTaken) {
+  Pair pair;
+  std::vector<Pair::One> senders(3);
+  for (size_t i = 0; i < senders.size(); ++i) {
+    Pair::One& s = senders[i];
+    s.checkpoint = std::make_unique<Checkpoint>(
+        std::move(Checkpoint::random(tiny_config(Family::kLlama), 70 + i)).value());
+    s.model = std::move(pair.backend->load(*s.checkpoint, {.dtype = DType::kF32})).value();
+    s.identity = *s.checkpoint->identity();
+  }
+  std::vector<Plan> plans;
+  for (const Pair::One& s : senders) {
+    plans.push_back(pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options())));
+    plans.back().sender = s.identity;
+  }
+  auto promise = [&](size_t i, double loss, int64_t ttft, double bound = kUnknown) {
+    plans[i].variants[0].promise.quality_loss = loss;
+    plans[i].variants[0].promise.ttft_ns = ttft;
+    plans[i].variants[0].promise.loss_bound = bound;
+  };
+  const double any = kUnknown;
+  int number = 0;
+  auto answers = [&](std::vector<size_t> published, double limit) -> int {
+    auto store = open_store("file:" + fresh_folder(fmt::format("senders{}", ++number)));
+    auto engine = make_engine(*pair.backend, kLimits);
+    EngineRequest r =
+        request_of(add(*engine, pair, pair.receiver, {&plans[0], &plans[1], &plans[2]}), 200, 9, 1);
+    for (size_t i : published) {
+      auto done = publish(*pair.backend, *senders[i].model, senders[i].identity, r.context, **store,
+                          {.cuts = plain_cuts({2})});
+      EXPECT_TRUE(done.ok()) << done.status().message();
+    }
+    r.store = store->get();
+    r.loss_limit = limit;
+    int within = 0;
+    for (const Plan& plan : plans) {
+      const Promise& p = plan.variants[0].promise;
+      const double loss = std::isnan(p.loss_bound) ? p.quality_loss : p.loss_bound;
+      within += std::isnan(limit) || loss <= limit ? 1 : 0;
+    }
+    MeetingStore meeting(**store, within);  // all look-ups are under way at a time
+    r.store = &meeting;
+    const EngineAnswer answer = answer_of(*engine, r);
+    for (size_t i = 0; i < plans.size(); ++i) {
+      if (answer.variant != &plans[i].variants[0]) continue;
+      expect_same(alone(pair, pair.receiver, plans[i], r, store->get()), answer, fmt::format("sender {}", i));
+      return static_cast<int>(i);
+    }
+    EXPECT_EQ(answer.cache, within > 0 ? CacheStatus::kMiss : CacheStatus::kUnused);
+    EXPECT_EQ(answer.miss.ok(), within == 0);
+    return -1;
+  };
+  promise(0, 2, 10);
+  promise(1, 1, 30);
+  promise(2, 1, 20);
+  EXPECT_EQ(answers({0, 1, 2}, any), 2) << "the least loss, the fastest of two";
+  EXPECT_EQ(answers({0, 1}, any), 1);
+  EXPECT_EQ(answers({0}, any), 0);
+  EXPECT_EQ(answers({}, any), -1);
+  EXPECT_EQ(answers({0}, 1.5), -1) << "it promises too little";
+  EXPECT_EQ(answers({0, 1, 2}, 0.5), -1) << "none promises enough";
+  promise(2, 1, 20, 2.5);
+  EXPECT_EQ(answers({0, 1, 2}, any), 1) << "the bound is what is promised";
+  promise(1, kUnknown, 5);
+  EXPECT_EQ(answers({0, 1, 2}, any), 0) << "an unknown loss is the last choice";
+  EXPECT_EQ(answers({1}, any), 1);
+  EXPECT_EQ(answers({1}, 100), -1) << "and within no limit";
+}
+
 /// Lost transfers become recomputation; with S = R that is the full prefill's answer, to the bit.
 TEST(Engine, ALostTransferIsRecomputed) {
   Pair pair;
