@@ -44,7 +44,7 @@ def main():
     pairs = [f"{p['pair']['sender']['name']} → {p['pair']['receiver']['name']}" for p in profiles]
     print("| loss; divergence | " + " | ".join(pairs) + " |")
     print("|---|" + "---|" * len(pairs))
-    print(f"| questions, contexts | " + " | ".join(f"{p['items']}, {p['contexts']}" for p in profiles) + " |")
+    print("| questions, contexts | " + " | ".join(f"{p['items']}, {p['contexts']}" for p in profiles) + " |")
     print("| the receiver's own score | " + " | ".join(f"{p['receiver_score']:.1f}" for p in profiles) + " |")
     for name in names:
         print(f"| {name} | " + " | ".join(cell(table.get(name)) for table in tables) + " |")

@@ -534,8 +534,8 @@ class MeetingStore final : public Store {
  public:
   MeetingStore(Store& under, int expected) : under_(under), expected_(expected) {}
   std::string url() const override { return "meeting:"; }
-  Status put(const std::string& key, const std::function<Status(const Sink&)>& produce) override {
-    return under_.put(key, produce);
+  Status put(const std::string& key, const Produce& produce, Names names) override {
+    return under_.put(key, produce, names);
   }
   Result<std::unique_ptr<StoreObject>> open(const std::string& key) override {
     {
