@@ -205,7 +205,7 @@ struct Compiler {
     std::map<std::string, std::pair<const WayScore*, Doubt>> doubts;
     for (const PlacedVariant& p : placed) {
       const Way& way = chooser.tilings()[p.tiling].way;
-      const WayScore* score = way.kind == WayKind::kFullPrefill ? nullptr : in.quality->find(way);
+      const WayScore* score = way.is_full_prefill() ? nullptr : in.quality->find(way);
       if (score == nullptr) continue;
       if (auto doubt = doubt_of(score->*of, score->contexts, limit))
         doubts.emplace(way.name(), std::pair(score, *doubt));
@@ -227,7 +227,7 @@ struct Compiler {
     if (doubts.size() > 1)
       text += fmt::format(". The same holds of {} other way{} here", doubts.size() - 1,
                           doubts.size() > 2 ? "s" : "");
-    const WayScore* reuse = in.quality->find({WayKind::kFullReuse});
+    const WayScore* reuse = in.quality->find(Way::full_reuse());
     if (points && reuse && score != reuse && reuse->divergence.value > 0 &&
         std::isfinite(score->divergence.value))
       text += fmt::format(". Its divergence is {:.0f} % of full reuse's ({:.3g} of {:.3g} nats per token)",

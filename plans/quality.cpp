@@ -21,45 +21,30 @@ constexpr size_t kMostWays = 200'000, kMostSamples = 1'000'000;
 
 using Json = nlohmann::ordered_json;
 
-using Layers = WayTraits::Layers;
-using Computed = WayTraits::Computed;
-constexpr WayTraits kWays[kWayKinds] = {
-    {"full prefill", "full prefill", Mode::kRecompute, Layers::kAll, Computed::kAll, false},
-    {"full reuse", "full reuse", Mode::kLoad, Layers::kAll, Computed::kNone, false},
-    {"group", "recompute {}", Mode::kRecompute, Layers::kOne, Computed::kLayers, false},
-    {"scattered", "scattered {}", Mode::kRecompute, Layers::kSeveral, Computed::kLayers, false},
-    {"reuse only", "reuse only {}", std::nullopt, Layers::kOne, Computed::kOthers, false},
-    {"restore", "restore {}", Mode::kRestore, Layers::kOne, Computed::kNone, false},
-    {"select", "select {:g} %", Mode::kSelect, Layers::kNone, Computed::kByShare, true},
-    {"sender alone", "sender alone", std::nullopt, Layers::kNone, Computed::kAll, false},
-    {"no context", "no context", std::nullopt, Layers::kNone, Computed::kNone, false},
-};
-
-Result<WayKind> parse_kind(const JsonObject& o) {
+Result<const WayForm*> parse_kind(const JsonObject& o) {
   DS_ASSIGN(std::string text, o.string("kind"));
-  std::vector<std::string_view> names;
-  for (const WayTraits& way : kWays) {
-    if (way.name == text) return static_cast<WayKind>(&way - kWays);
-    names.push_back(way.name);
+  std::vector<std::string_view> kinds;
+  for (const WayForm& form : way_forms()) {
+    if (form.kind == text) return &form;
+    kinds.push_back(form.kind);
   }
   return error(Code::kInvalidArgument, "{}: unknown kind '{}'; expected one of {}", o.at("kind"), text,
-               fmt::join(names, ", "));
+               fmt::join(kinds, ", "));
 }
 
 Result<Way> read_way(const JsonObject& o, int64_t layers) {
-  Way way;
-  DS_ASSIGN(way.kind, parse_kind(o));
-  const WayTraits& traits = traits_of(way.kind);
-  if (traits.lists_layers()) {
+  DS_ASSIGN(const WayForm* form, parse_kind(o));
+  Way way{.mode = form->mode, .control = form->control};
+  if (form->lists != WayForm::Lists::kNothing) {
     DS_ASSIGN(std::string text, o.string("layers"));
     auto ranges = parse_layer_set(text, layers);
     if (!ranges.ok()) return ranges.status().with_context(o.at("layers"));
     way.layers = std::move(*ranges);
-    if (traits.layers == Layers::kOne && way.layers.size() != 1)
+    if (form->lists == WayForm::Lists::kOneRun && way.layers.size() != 1)
       return error(Code::kInvalidArgument, "{}: '{}' are {} ranges, expected one", o.at("layers"), text,
                    way.layers.size());
   }
-  if (traits.share) {
+  if (form->has_share()) {
     DS_ASSIGN(way.share, o.number("share", 1e-6, 1));
   }
   if (o.has("map")) {
@@ -132,7 +117,7 @@ void list_pareto(Quality& q) {
   std::map<int64_t, const WayScore*> best;
   for (const WayScore& w : q.ways) {
     int64_t size = w.way.recomputed(q.layers);
-    if (w.way.kind != WayKind::kGroup || size == q.layers) continue;
+    if (!w.way.is_group() || size == q.layers) continue;
     auto [at, fresh] = best.try_emplace(size, &w);
     if (!fresh && w.score.value > at->second->score.value) at->second = &w;
   }
@@ -150,9 +135,9 @@ Status read_version_1(const JsonObject& root, Quality& q) {
                            "full_reuse_score", "groups"}));
   q.contexts = q.items;
   constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-  q.ways.push_back(plain_score({WayKind::kFullPrefill}, q.receiver_score, kNone, q));
+  q.ways.push_back(plain_score(Way::full_prefill(), q.receiver_score, kNone, q));
   q.ways.back().loss = {0, 0};
-  q.ways.push_back(plain_score({WayKind::kFullReuse}, q.full_reuse_score, kNone, q));
+  q.ways.push_back(plain_score(Way::full_reuse(), q.full_reuse_score, kNone, q));
   DS_ASSIGN(const nlohmann::json* groups, root.array("groups"));
   if (groups->empty()) {
     return error(Code::kInvalidArgument,
@@ -359,92 +344,9 @@ double profile_precision(double x) {
   return x;
 }
 
-std::string format_layer_set(const std::vector<LayerRange>& ranges) {
-  std::vector<std::string> parts;
-  for (const LayerRange& r : ranges) parts.push_back(format_layers(r));
-  return fmt::format("{}", fmt::join(parts, ","));
-}
-
-Result<std::vector<LayerRange>> parse_layer_set(std::string_view text, int64_t layers) {
-  std::vector<LayerRange> ranges;
-  for (size_t at = 0; at <= text.size();) {
-    size_t end = std::min(text.find(',', at), text.size());
-    DS_ASSIGN(LayerRange range, parse_layers(text.substr(at, end - at), layers));
-    if (range.empty() || (!ranges.empty() && range.first <= ranges.back().last))
-      return error(Code::kInvalidArgument, "'{}': expected layers in ascending order, like 2,5-7", text);
-    ranges.push_back(range);
-    at = end + 1;
-  }
-  return ranges;
-}
-
-const WayTraits& traits_of(WayKind kind) { return kWays[static_cast<size_t>(kind)]; }
-
-namespace {
-
-using SendsE = ModeTraits::SendsE;
-
-/// What the sender sends of hidden states for this way's layers.
-SendsE sends_e(WayKind kind) {
-  const WayTraits& traits = traits_of(kind);
-  return traits.mode && traits.lists_layers() ? traits_of(*traits.mode).sends_e : SendsE::kNever;
-}
-
-}  // namespace
-
-bool Way::can_align() const {
-  if (sends_e(kind) != SendsE::kAtCut) return sends_e(kind) != SendsE::kNever;
-  return std::any_of(layers.begin(), layers.end(), [](const LayerRange& r) { return r.first > 0; });
-}
-
-Way Way::aligned(MapForm form, std::string control) const {
-  Way way = *this;
-  way.map = form;
-  way.map_control = std::move(control);
-  return way;
-}
-
-std::vector<int64_t> Way::sent_layers() const {
-  std::vector<int64_t> sent;
-  if (!can_align()) return sent;
-  for (const LayerRange& r : layers)
-    for (int64_t l = r.first; l <= (sends_e(kind) == SendsE::kAtCut ? r.first : r.last); ++l)
-      if (l > 0) sent.push_back(l);
-  return sent;
-}
-
-std::string Way::name() const {
-  if (map != MapForm::kNone) {
-    std::string text = aligned(MapForm::kNone).name() + " aligned";
-    if (map != MapForm::kFull) text += fmt::format(" ({})", map_form_name(map));
-    return map_control.empty() ? text : fmt::format("{} ({})", text, map_control);
-  }
-  const WayTraits& traits = traits_of(kind);
-  const auto text = fmt::runtime(traits.text);
-  return traits.share ? fmt::format(text, share * 100) : fmt::format(text, format_layer_set(layers));
-}
-
-int64_t Way::recomputed(int64_t total) const {
-  int64_t sum = 0;
-  for (const LayerRange& r : layers) sum += r.size();
-  switch (traits_of(kind).computed) {
-    case Computed::kNone:
-      return 0;
-    case Computed::kAll:
-      return total;
-    case Computed::kLayers:
-      return sum;
-    case Computed::kOthers:
-      return total - sum;
-    case Computed::kByShare:
-      return share < 1 ? 1 : total;
-  }
-  return 0;
-}
-
 bool Quality::has_divergences() const {
   return std::any_of(ways.begin(), ways.end(), [](const WayScore& w) {
-    return w.way.kind != WayKind::kFullPrefill && std::isfinite(w.divergence.value);
+    return !w.way.is_full_prefill() && std::isfinite(w.divergence.value);
   });
 }
 
@@ -456,14 +358,14 @@ const WayScore* Quality::find(const Way& way) const {
 
 Mean Quality::loss(const LayerRange& group) const {
   if (group.size() == layers) return {0, 0};
-  const WayScore* w = find(group.empty() ? Way{WayKind::kFullReuse} : Way::group(group));
+  const WayScore* w = find(group.empty() ? Way::full_reuse() : Way::group(group));
   return w ? w->loss : Mean{std::nan(""), std::nan("")};
 }
 
 namespace {
 
 double upper_bound(const WayScore& w, const Mean& mean, double confidence) {
-  if (w.way.kind == WayKind::kFullPrefill) return 0;
+  if (w.way.is_full_prefill()) return 0;
   if (w.contexts < 2 || std::isnan(mean.standard_error)) return std::nan("");
   return mean.value + student_quantile(confidence, w.contexts - 1) * mean.standard_error;
 }
@@ -530,9 +432,9 @@ Json Quality::to_json() const {
   for (const WayScore& w : ways) {
     Json j;
     j["way"] = w.way.name();
-    j["kind"] = traits_of(w.way.kind).name;
+    j["kind"] = w.way.form().kind;
     if (!w.way.layers.empty()) j["layers"] = format_layer_set(w.way.layers);
-    if (traits_of(w.way.kind).share) j["share"] = w.way.share;
+    if (w.way.form().has_share()) j["share"] = w.way.share;
     if (w.way.map != MapForm::kNone) j["map"] = map_form_name(w.way.map);
     if (!w.way.map_control.empty()) j["map_control"] = w.way.map_control;
     j["recomputed_layers"] = w.way.recomputed(layers);

@@ -10,65 +10,12 @@
 #include <vector>
 
 #include "plans/alignment.h"
-#include "plans/plan.h"
+#include "plans/way.h"
 #include "support/status.h"
-#include "support/units.h"
 
 namespace ds {
 
 inline constexpr int64_t kQualityVersion = 4;
-
-/// Where the K and V come from that an answer is given over.
-enum class WayKind : uint8_t {
-  kFullPrefill,  // the receiver's own, of every layer
-  kFullReuse,    // the sender's, of every layer
-  kGroup,        // one contiguous group recomputed from the sender's hidden states, the rest the sender's
-  kScattered,    // several groups, each from the sender's hidden states (a control)
-  kReuseOnly,    // one layer the sender's, the rest the receiver's own: how sensitive that layer is
-  kRestore,      // the receiver's projections of the sender's hidden states, layer by layer (HCache)
-  kSelect,       // the sender's but for the tokens that deviate most (CacheBlend)
-  kSenderAlone,  // the sender itself answers, over its own
-  kNoContext,    // the receiver is asked without the context: what it knows or guesses (a control)
-};
-inline constexpr size_t kWayKinds = 9;
-
-/// What there is to know of a kind of way: the signature of the tilings whose every token has `mode` in
-/// `layers` and the sender's K and V elsewhere. One row each.
-struct WayTraits {
-  std::string_view name;     // "group", in files
-  std::string_view text;     // "recompute {}", with its layers; "select {:g} %", with its share
-  std::optional<Mode> mode;  // none: no plan does it, it is there to compare with
-  enum class Layers : uint8_t { kNone, kAll, kOne, kSeveral } layers;  // runs of layers in `mode`
-  enum class Computed : uint8_t { kNone, kAll, kLayers, kOthers, kByShare } computed;  // for every token
-  bool share;  // of tokens, in every layer
-  /// Whether Way::layers says which.
-  bool lists_layers() const { return layers == Layers::kOne || layers == Layers::kSeveral; }
-};
-const WayTraits& traits_of(WayKind kind);
-
-struct Way {
-  WayKind kind = WayKind::kFullReuse;
-  std::vector<LayerRange> layers;  // group, restore, reuse only: one; scattered: several, ascending, apart
-  double share = 0;                // select: of the tokens, in (0, 1]
-  MapForm map = MapForm::kNone;    // the sender's hidden states go through maps of this form first
-  std::string map_control;  // "": this pair's maps; a control: "shuffled", "pair NAME"; with a map only
-
-  /// Does it start from hidden states of the sender, so that maps mean something?
-  bool can_align() const;
-  Way aligned(MapForm form, std::string control = {}) const;
-  /// Layers whose entering hidden states come from the sender: what an aligned way needs maps for.
-  std::vector<int64_t> sent_layers() const;
-  /// "recompute 7-11", "restore 4-11 aligned", "select 15 %": unique within a profile.
-  std::string name() const;
-  /// Layers that are computed for every token of the context, of `total`. A restored layer counts as none.
-  int64_t recomputed(int64_t total) const;
-  bool operator==(const Way&) const = default;
-
-  static Way group(const LayerRange& range) { return {WayKind::kGroup, {range}}; }
-  static Way restore(const LayerRange& range) { return {WayKind::kRestore, {range}}; }
-  static Way reuse_only(int64_t layer) { return {WayKind::kReuseOnly, {{layer, layer}}}; }
-  static Way select(double share) { return {WayKind::kSelect, {}, share}; }
-};
 
 /// A mean and its standard error. Questions about one context are not independent, so errors are those of
 /// means over contexts. NaN: not measured.
@@ -174,9 +121,5 @@ struct Quality {
 /// As a profile holds it: six significant digits. Whatever is compared with a profile's samples is rounded
 /// like them first.
 double profile_precision(double x);
-
-/// "2,5-7": several ranges in one text.
-std::string format_layer_set(const std::vector<LayerRange>& ranges);
-Result<std::vector<LayerRange>> parse_layer_set(std::string_view text, int64_t layers);
 
 }  // namespace ds

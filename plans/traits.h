@@ -108,6 +108,10 @@ struct ModeTraits {
   std::string_view does, sends, done;  // "recomputes", "has a cut at", "recomputed": in messages
   std::string_view drawn_as;           // tiles are filled as ops of this short name
   std::string_view legend;             // in pictures, for a reader; "{}": the share of selected tokens
+  /// What ways of this mode are called (plans/way.h): where every layer has it, one run of layers, several.
+  struct WayName {
+    std::string_view kind = "", text = "";  // "group", "recompute {}"; "": there is no such way
+  } ways[3];
 };
 const ModeTraits& traits_of(Mode mode);
 

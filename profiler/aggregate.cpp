@@ -135,7 +135,7 @@ struct Aggregation {
     const Quality& other = *options.other_pair;
     std::map<int64_t, const WayScore*> chosen;
     for (const WayScore& w : other.ways) {
-      if (w.way.kind != WayKind::kGroup || w.way.map != MapForm::kNone || w.dropped) continue;
+      if (!w.way.is_group() || w.way.map != MapForm::kNone || w.dropped) continue;
       auto [at, fresh] = chosen.try_emplace(w.way.recomputed(other.layers), &w);
       if (!fresh && w.score.value > at->second->score.value) at->second = &w;
     }
@@ -180,8 +180,8 @@ struct Aggregation {
         const ItemRecord& item = *list[round].item;
         Example e{task, item.question, item.references, {}};
         for (size_t i = 0; i < ways.size(); ++i) {
-          bool shown = i < 2 || ways[i].kind == WayKind::kSenderAlone ||
-                       ways[i].kind == WayKind::kNoContext ||
+          bool shown = i < 2 || ways[i].control == Control::kSenderAlone ||
+                       ways[i].control == Control::kNoContext ||
                        std::find(chosen.begin(), chosen.end(), ways[i].name()) != chosen.end();
           if (shown && item.ways[i].scored)
             e.answers.push_back({ways[i].name(), item.ways[i].text, 100 * item.ways[i].score});
@@ -300,9 +300,8 @@ void aggregate(const std::vector<Way>& ways, std::vector<ContextRecord> records,
   for (size_t i = 0; i < ways.size(); ++i) {
     if (a.dropped(i)) continue;
     const Way& way = ways[i];
-    if (way.kind == WayKind::kGroup && way.map == MapForm::kNone) a.groups.push_back(i);
-    if ((way.kind == WayKind::kGroup || way.kind == WayKind::kRestore) && way.map != MapForm::kNone &&
-        way.map_control.empty())
+    if (way.is_group() && way.map == MapForm::kNone) a.groups.push_back(i);
+    if ((way.is_group() || way.restores()) && way.map != MapForm::kNone && way.map_control.empty())
       a.aligned.push_back(i);
   }
   q.layers = options.layers;
@@ -332,9 +331,7 @@ void aggregate(const std::vector<Way>& ways, std::vector<ContextRecord> records,
   list_pareto(a.groups, q.pareto);
   list_pareto(a.aligned, q.pareto_aligned);
   for (size_t i = 0; i < ways.size(); ++i)
-    if ((ways[i].kind == WayKind::kRestore && ways[i].map == MapForm::kNone) ||
-        ways[i].kind == WayKind::kSelect)
-      sampled.push_back(i);
+    if ((ways[i].restores() && ways[i].map == MapForm::kNone) || ways[i].selects()) sampled.push_back(i);
   for (size_t i : sampled) {
     q.ways[i].entropy = a.samples(i, &WayResult::entropy);
     q.ways[i].margin = a.samples(i, &WayResult::margin);

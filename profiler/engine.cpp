@@ -20,7 +20,7 @@ int64_t align(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 std::vector<MapKey> restored_with(const std::vector<Way>& ways) {
   std::set<MapKey> kinds;
   for (const Way& w : ways)
-    if (w.kind == WayKind::kRestore) kinds.insert(map_key(w));
+    if (w.restores()) kinds.insert(map_key(w));
   return {kinds.begin(), kinds.end()};
 }
 
@@ -107,7 +107,7 @@ int64_t ProfileEngine::memory_bytes(const ModelConfig& config, DType dtype, cons
   int64_t cached_layers = layers;
   for (const SharedRuns::Run& run : runs.runs) cached_layers += layers - run.first;
   cached_layers += static_cast<int64_t>(restored_with(ways).size()) * layers;
-  for (const Way& w : ways) cached_layers += w.kind == WayKind::kSelect ? layers : 0;
+  for (const Way& w : ways) cached_layers += w.selects() ? layers : 0;
   int64_t batch = rows_at_once(config, dtype, limits);
   return cached_layers * limits.context * config.kv_row() * element +
          layers * limits.context * config.d_model * element +
@@ -156,7 +156,7 @@ Status ProfileEngine::reserve() {
   for (size_t i = 0; i < restored_.size(); ++i) DS_TRY(add_set(0));
   select_set_ = sets_.size();
   for (const Way& w : ways_)
-    if (w.kind == WayKind::kSelect) DS_TRY(add_set(0));
+    if (w.selects()) DS_TRY(add_set(0));
   DS_ASSIGN(entering_, backend_.allocate(layers_ * align(n * hidden_row_)));
   DS_ASSIGN(hidden_, backend_.allocate(std::max(n, batch) * hidden_row_));
   DS_ASSIGN(tails_, backend_.allocate(layers_ * align(batch * kv_row_)));
@@ -180,36 +180,24 @@ std::vector<size_t> ProfileEngine::sources(const Way& way) const {
   auto take = [&](const LayerRange& range, size_t set) {
     for (int64_t l = range.first; l <= range.last; ++l) from[static_cast<size_t>(l)] = set;
   };
-  switch (way.kind) {
-    case WayKind::kFullPrefill:
-      take({0, layers_ - 1}, run_from(0));
-      break;
-    case WayKind::kGroup:
-    case WayKind::kScattered:
-      for (const LayerRange& range : way.layers) take(range, run_from(range.first));
-      break;
-    case WayKind::kReuseOnly:
-      take({0, layers_ - 1}, run_from(0));
-      take(way.layers[0], kSenderSet);
-      break;
-    case WayKind::kRestore:
-      take(way.layers[0], restore_set_ + static_cast<size_t>(std::lower_bound(restored_.begin(),
-                                                                              restored_.end(), map_key(way)) -
-                                                             restored_.begin()));
-      break;
-    case WayKind::kSelect: {
-      size_t set = select_set_;
-      for (const Way& w : ways_) {
-        if (w == way) break;
-        set += w.kind == WayKind::kSelect;
-      }
-      take({0, layers_ - 1}, set);
-      break;
+  const LayerRange all = {0, layers_ - 1};
+  if (way.is_full_prefill()) {
+    take(all, run_from(0));
+  } else if (way.control == Control::kReuseOnly) {
+    take(all, run_from(0));
+    take(way.layers[0], kSenderSet);
+  } else if (way.restores()) {
+    const auto at = std::lower_bound(restored_.begin(), restored_.end(), map_key(way)) - restored_.begin();
+    take(way.layers[0], restore_set_ + static_cast<size_t>(at));
+  } else if (way.selects()) {
+    size_t set = select_set_;
+    for (const Way& w : ways_) {
+      if (w == way) break;
+      set += w.selects();
     }
-    case WayKind::kFullReuse:
-    case WayKind::kSenderAlone:
-    case WayKind::kNoContext:
-      break;
+    take(all, set);
+  } else if (way.is_group() || way.is_scattered()) {
+    for (const LayerRange& range : way.layers) take(range, run_from(range.first));
   }
   return from;
 }
@@ -362,10 +350,9 @@ Status ProfileEngine::read_logits(DeviceModel& model, Workspace& workspace, std:
       for (int64_t j = 0; j <= s.forced; ++j) greedy.push_back(static_cast<int32_t>(log_softmax(row(j))));
       const int64_t compared = std::max<int64_t>(s.forced, 1);
       std::vector<float>& reference = reference_[s.question];
-      if (ways_[s.way].kind == WayKind::kFullPrefill)
-        reference.assign(row(0).begin(), row(0).begin() + compared * vocab);
+      if (ways_[s.way].is_full_prefill()) reference.assign(row(0).begin(), row(0).begin() + compared * vocab);
       // The sender by itself may have other tokens to choose from, and is not compared.
-      double sum = ways_[s.way].kind == WayKind::kSenderAlone ? std::nan("") : 0;
+      double sum = ways_[s.way].control == Control::kSenderAlone ? std::nan("") : 0;
       for (int64_t j = 0; j < compared && !std::isnan(sum); ++j)
         sum += divergence(
             std::span(reference).subspan(static_cast<size_t>(j * vocab), static_cast<size_t>(vocab)), row(j));
@@ -438,7 +425,7 @@ Status ProfileEngine::answer(const std::vector<size_t>& ways, std::span<const Qu
                              ContextAnswers& out) {
   std::vector<std::vector<size_t>> from;
   for (size_t way : ways) from.push_back(sources(ways_[way]));
-  bool sender = !ways.empty() && ways_[ways[0]].kind == WayKind::kSenderAlone;
+  bool sender = !ways.empty() && ways_[ways[0]].control == Control::kSenderAlone;
   DeviceModel& model = sender ? sender_ : receiver_;
   Workspace& workspace = sender ? *sender_workspace_ : *receiver_workspace_;
   // Of a question with tokens that only the receiver knows, the sender by itself reads the others.
@@ -525,16 +512,16 @@ Result<ContextAnswers> ProfileEngine::run(std::span<const int32_t> context,
   std::set<MapKey> restore;
   for (size_t i = 1; i < ways_.size(); ++i) {
     if (!active[i]) continue;
-    (ways_[i].kind == WayKind::kSenderAlone ? sender
-     : ways_[i].kind == WayKind::kNoContext ? alone
-                                            : mixed)
+    (ways_[i].control == Control::kSenderAlone ? sender
+     : ways_[i].control == Control::kNoContext ? alone
+                                               : mixed)
         .push_back(i);
-    if (ways_[i].kind == WayKind::kRestore) restore.insert(map_key(ways_[i]));
+    if (ways_[i].restores()) restore.insert(map_key(ways_[i]));
   }
   for (size_t i = 0; i < restored_.size(); ++i)
     if (restore.contains(restored_[i])) DS_TRY(run_restore(context, restored_[i], restore_set_ + i));
   for (size_t i : mixed)
-    if (ways_[i].kind == WayKind::kSelect) DS_TRY(run_select(context, ways_[i].share, sources(ways_[i])[0]));
+    if (ways_[i].selects()) DS_TRY(run_select(context, ways_[i].share, sources(ways_[i])[0]));
   DS_ASSIGN(out.k_deviation,
             deviation_->measure(*stream_, *receiver_workspace_, context, cache(kSenderSet, 0)));
   work_.runs_ns += now_ns() - begin;

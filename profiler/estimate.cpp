@@ -133,8 +133,8 @@ class Meter {
   int64_t caches() const {
     const SharedRuns runs =
         shared_runs(work_.ways, std::vector<bool>(work_.ways.size(), true), config_.layers);
-    auto selects = std::count_if(work_.ways.begin(), work_.ways.end(),
-                                 [](const Way& way) { return way.kind == WayKind::kSelect; });
+    auto selects =
+        std::count_if(work_.ways.begin(), work_.ways.end(), [](const Way& way) { return way.selects(); });
     const auto all = static_cast<int64_t>(1 + runs.runs.size() + restored_with(work_.ways).size()) + selects;
     return std::clamp((int64_t{1} << 30) / (n_ * kv_row_), int64_t{1}, all);
   }
@@ -255,7 +255,7 @@ TimeEstimate estimate_time(const Pace& pace, const ProfileWork& work, const Mode
   for (const MapKey& key : restored_with(work.ways))
     layer_runs += number(layers) * (kv_share + (key.form != MapForm::kNone ? map_share : 0));
   for (const Way& way : work.ways)
-    if (way.kind == WayKind::kSelect) layer_runs += 1 + way.share * number(layers - 1);
+    if (way.selects()) layer_runs += 1 + way.share * number(layers - 1);
   for (const ProfileContext& c : work.contexts) {
     double rows = 0, logits = 0, steps = 0, most_steps = 0;
     for (const Question& q : c.questions) {

@@ -49,7 +49,7 @@ std::vector<bool> racing_ways(const std::vector<Way>& ways, int64_t layers,
   if (!o.race) return active;
   std::vector<size_t> groups;
   for (size_t i = 0; i < ways.size(); ++i)
-    if (ways[i].kind == WayKind::kGroup) groups.push_back(i);
+    if (ways[i].is_group()) groups.push_back(i);
   // Every comparison of every look may err; all together no more often than 1 - confidence.
   const auto pairs = static_cast<double>(groups.size() * groups.size());
   const Scores scores(ways, records);

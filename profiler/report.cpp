@@ -55,8 +55,8 @@ using namespace report;
 
 /// "layers 7-11 (5 of 12)", "restored layers 4-11 (8 of 12) with diagonal maps", "full reuse".
 std::string choice_text(const Quality& q, const WayScore& w) {
-  if (w.way.kind == WayKind::kFullReuse) return "full reuse";
-  const bool restored = w.way.kind == WayKind::kRestore;
+  if (w.way.is_full_reuse()) return "full reuse";
+  const bool restored = w.way.restores();
   int64_t count = restored ? w.way.layers[0].size() : w.way.recomputed(q.layers);
   std::string text =
       fmt::format("{}{} {} ({} of {})", restored ? "restored " : "", count == 1 ? "layer" : "layers",
@@ -87,7 +87,7 @@ std::string close_sentence(const Quality& q, const WayList& among, std::string_v
                        choice_text(q, *least), loss_text(q, *least));
   }
   std::string text =
-      close->way.kind == WayKind::kFullReuse
+      close->way.is_full_reuse()
           ? fmt::format("Full reuse is within {:g} point by itself: {}.", kCloseLoss, loss_text(q, *close))
           : fmt::format("The smallest {} within {:g} point is {}: {}.", noun, kCloseLoss,
                         choice_text(q, *close), loss_text(q, *close));
@@ -119,8 +119,8 @@ std::vector<std::string> close_sentences(const Quality& q) {
 }
 
 std::string key_sentences(const Quality& q) {
-  const WayScore* own = find_way(q, WayKind::kFullPrefill);
-  const WayScore* reuse = find_way(q, WayKind::kFullReuse);
+  const WayScore* own = q.find(Way::full_prefill());
+  const WayScore* reuse = q.find(Way::full_reuse());
   std::string out = "<ul class=\"key\">\n";
   auto say = [&](const std::string& text) {
     if (!text.empty()) out += html_cell("li", escape_markup(text)) + "\n";
@@ -253,8 +253,8 @@ std::string facts(const Quality& q) {
 std::string task_table(const Quality& q) {
   if (q.tasks.empty()) return "";
   const WayScore* columns[] = {
-      find_way(q, WayKind::kFullPrefill), find_way(q, WayKind::kFullReuse),  best_group(q), best_aligned(q),
-      find_way(q, WayKind::kNoContext),   find_way(q, WayKind::kSenderAlone)};
+      q.find(Way::full_prefill()), q.find(Way::full_reuse()),  best_group(q), best_aligned(q),
+      q.find(Way::no_context()),   q.find(Way::sender_alone())};
   std::vector<std::string> head{"task", "metric", "items", "contexts"};
   for (const WayScore* w : columns)
     if (w) head.push_back(w->way.name());
@@ -282,7 +282,7 @@ std::string heuristic_rows(const Quality& q, const WayList& chosen) {
   static constexpr std::string_view kNames[] = {"first", "last", "middle", "first and last"};
   std::string rows;
   for (const WayScore* w : chosen) {
-    if (w->way.kind != WayKind::kGroup) continue;
+    if (!w->way.is_group()) continue;
     const int64_t count = w->way.recomputed(q.layers);
     const int64_t blocks = (count + q.granularity - 1) / q.granularity;
     const std::vector<Heuristic> rules = heuristics(q.layers, q.granularity, blocks);
@@ -431,7 +431,7 @@ std::string all_ways(const Quality& q) {
   int64_t others = 0;
   for (const WayScore& w : q.ways) {
     // The sender computes all layers, but they are not the receiver's.
-    bool sender = w.way.kind == WayKind::kSenderAlone || w.way.kind == WayKind::kNoContext;
+    bool sender = w.way.control == Control::kSenderAlone || w.way.control == Control::kNoContext;
     std::vector<std::string> cells{escape_markup(w.way.name()) + (w.dropped ? " (dropped)" : ""),
                                    sender ? "–" : std::to_string(w.way.recomputed(q.layers)),
                                    mean_text(w.score), mean_text(w.loss),

@@ -57,8 +57,8 @@ std::string gate_section(const Quality& q) {
     if (!w->entropy.empty()) entropy.push_back({w->way.name(), css, &w->entropy});
     if (!w->margin.empty()) margin.push_back({w->way.name(), css, &w->margin});
   };
-  add(find_way(q, WayKind::kFullPrefill), kPrefillCss);
-  add(find_way(q, WayKind::kFullReuse), kReuseCss);
+  add(q.find(Way::full_prefill()), kPrefillCss);
+  add(q.find(Way::full_reuse()), kReuseCss);
   add(best_group(q), kGroupCss);
   add(best_aligned(q), kAlignedCss);
   if (!q.k_deviation.empty()) deviation.push_back({"contexts", kSenderCss, &q.k_deviation});

@@ -55,7 +55,6 @@ WayList pareto_aligned(const Quality& q);
 /// pareto_groups(), else nullptr. best_aligned(): the same of groups and restored layers with maps.
 const WayScore* best_group(const Quality& q);
 const WayScore* best_aligned(const Quality& q);
-const WayScore* find_way(const Quality& q, WayKind kind);
 
 /// Whose maps, and of which form.
 struct MapsUsed {

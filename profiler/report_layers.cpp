@@ -41,12 +41,12 @@ std::string layer_chart(const Quality& q, std::string_view caption, std::string_
 
 std::string sensitivity_section(const Quality& q) {
   std::vector<LayerBar> loss, divergence, gain;
-  const WayScore* reuse = find_way(q, WayKind::kFullReuse);
+  const WayScore* reuse = q.find(Way::full_reuse());
   for (const WayScore& w : q.ways) {
     if (w.dropped || w.way.layers.size() != 1) continue;
     const LayerRange& range = w.way.layers[0];
     std::string title = hover(w, w.score);
-    if (w.way.kind == WayKind::kReuseOnly) {
+    if (w.way.control == Control::kReuseOnly) {
       if (std::isfinite(w.loss.value)) loss.push_back({range, w.loss, title});
       if (std::isfinite(w.divergence.value)) divergence.push_back({range, w.divergence, title});
     }

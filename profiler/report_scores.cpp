@@ -64,13 +64,13 @@ class ScoreFrame {
   static bool among(const WayList& list, const WayScore& w) {
     return std::find(list.begin(), list.end(), &w) != list.end();
   }
-  void level(WayKind kind, const std::string& css) {
-    if (const WayScore* w = find_way(q_, kind)) chart_.level(score_(*w).value, css);
+  void level(const Way& way, const std::string& css) {
+    if (const WayScore* w = q_.find(way)) chart_.level(score_(*w).value, css);
   }
   void levels() {
-    level(WayKind::kFullPrefill, kPrefillCss + " dashed");
-    level(WayKind::kFullReuse, kReuseCss + " dashed");
-    level(WayKind::kSenderAlone, kSenderCss + " dotted");
+    level(Way::full_prefill(), kPrefillCss + " dashed");
+    level(Way::full_reuse(), kReuseCss + " dashed");
+    level(Way::sender_alone(), kSenderCss + " dotted");
   }
   void with_bar(Mark shape, double x, const WayScore& w, double r, const std::string& css) {
     Mean m = score_(w);
@@ -78,8 +78,8 @@ class ScoreFrame {
     chart_.mark(shape, x, m.value, r, css, hover(w, m));
   }
   void ends() {
-    if (const WayScore* w = find_way(q_, WayKind::kFullReuse)) with_bar(Mark::kDot, 0, *w, 3.4, kReuseCss);
-    if (const WayScore* w = find_way(q_, WayKind::kFullPrefill))
+    if (const WayScore* w = q_.find(Way::full_reuse())) with_bar(Mark::kDot, 0, *w, 3.4, kReuseCss);
+    if (const WayScore* w = q_.find(Way::full_prefill()))
       with_bar(Mark::kDot, static_cast<double>(q_.layers), *w, 3.4, kPrefillCss);
   }
 
@@ -95,8 +95,8 @@ class ScoreFrame {
     std::map<int64_t, std::vector<double>> by_size;
     for (const WayScore& w : q_.ways)
       // First and last layers are no random set.
-      if (w.way.kind == WayKind::kScattered && w.way.layers[0].first > 0 &&
-          (aligned ? is_aligned(w) : is_plain(w)) && !w.dropped && std::isfinite(score_(w).value))
+      if (w.way.is_scattered() && w.way.layers[0].first > 0 && (aligned ? is_aligned(w) : is_plain(w)) &&
+          !w.dropped && std::isfinite(score_(w).value))
         by_size[size(w)].push_back(score_(w).value);
     for (auto& [layers, v] : by_size) {
       auto [low, high] = std::minmax_element(v.begin(), v.end());
@@ -149,12 +149,11 @@ class ScoreFrame {
   /// From full reuse, unless the list starts at its place, to the full prefill.
   void line_through(const WayList& list, double shift, const std::string& css) {
     Chart::Points points;
-    const WayScore* reuse = find_way(q_, WayKind::kFullReuse);
+    const WayScore* reuse = q_.find(Way::full_reuse());
     if (reuse && (list.empty() || size(*list[0]) > 0)) points.emplace_back(0, score_(*reuse).value);
     for (const WayScore* w : list)
       points.emplace_back(static_cast<double>(size(*w)) + shift, score_(*w).value);
-    if (const WayScore* w = find_way(q_, WayKind::kFullPrefill))
-      points.emplace_back(q_.layers, score_(*w).value);
+    if (const WayScore* w = q_.find(Way::full_prefill())) points.emplace_back(q_.layers, score_(*w).value);
     chart_.line(points, css);
   }
   enum class Side : uint8_t { kAbove, kBelow };
@@ -165,7 +164,7 @@ class ScoreFrame {
       double x = static_cast<double>(size(*w)) + shift;
       if (small_ || chart_.x_pixel(x) - last < kLabel) continue;
       bool below = side == Side::kBelow || (is_plain(*w) && chart_.y_pixel(score_(*w).value) < kTopEdge);
-      bool right = side == Side::kBelow || w->way.kind == WayKind::kRestore;
+      bool right = side == Side::kBelow || w->way.restores();
       chart_.text(x, score_(*w).value, right ? 6 : -6,
                   below          ? 14
                   : is_plain(*w) ? -8
@@ -205,7 +204,8 @@ class ScoreChart : ScoreFrame {
   static ScoreRange range(const Quality& q, const ScoreOf& score) {
     ScoreRange range;
     for (const WayScore& w : q.ways)
-      if (!w.dropped && w.way.kind != WayKind::kReuseOnly && w.way.kind != WayKind::kNoContext && is_plain(w))
+      if (!w.dropped && w.way.control != Control::kReuseOnly && w.way.control != Control::kNoContext &&
+          is_plain(w))
         range.add(score(w), !is_group(w));
     for (const WayScore* w : report::pareto_aligned(q)) range.add(score(*w), true);
     return range;
@@ -242,23 +242,22 @@ class ScoreChart : ScoreFrame {
   void selects() {
     Chart::Points select;
     for (const WayScore& w : q_.ways)
-      if (w.way.kind == WayKind::kSelect && !w.dropped && std::isfinite(score_(w).value))
+      if (w.way.selects() && !w.dropped && std::isfinite(score_(w).value))
         select.emplace_back(w.way.share * static_cast<double>(q_.layers), score_(w).value);
     std::sort(select.begin(), select.end());
     chart_.line(select, kSelectCss + " thin");
     for (const WayScore& w : q_.ways)
-      if (w.way.kind == WayKind::kSelect && !w.dropped)
+      if (w.way.selects() && !w.dropped)
         with_bar(Mark::kDiamond, w.way.share * static_cast<double>(q_.layers), w, small_ ? 2.6 : 3.6,
                  kSelectCss);
   }
 };
 
 void add_levels(const Quality& q, std::vector<LegendEntry>& entries) {
-  if (find_way(q, WayKind::kFullReuse))
-    entries.push_back({Mark::kDot, kReuseCss + " dashed", "full reuse", true});
-  if (find_way(q, WayKind::kFullPrefill))
+  if (q.find(Way::full_reuse())) entries.push_back({Mark::kDot, kReuseCss + " dashed", "full reuse", true});
+  if (q.find(Way::full_prefill()))
     entries.push_back({Mark::kDot, kPrefillCss + " dashed", "full prefill", true});
-  if (find_way(q, WayKind::kSenderAlone))
+  if (q.find(Way::sender_alone()))
     entries.push_back({Mark::kDot, kSenderCss + " dotted", "the sender alone", true, false});
 }
 
@@ -302,7 +301,7 @@ class MapsChart : ScoreFrame {
                          fmt::format("a control: the best of each size with {} maps", control_words(i)),
                          true});
     if (std::any_of(q_.ways.begin(), q_.ways.end(),
-                    [](const WayScore& w) { return w.way.kind == WayKind::kScattered && is_aligned(w); }))
+                    [](const WayScore& w) { return w.way.is_scattered() && is_aligned(w); }))
       entries.push_back(
           {Mark::kSquare, kScatteredCss, "a control: scattered layers with maps: mean, lowest to highest"});
     add_levels(q_, entries);
@@ -314,8 +313,8 @@ class MapsChart : ScoreFrame {
   static ScoreRange range(const Quality& q) {
     ScoreRange range;
     for (const WayScore& w : q.ways) {
-      bool end = w.way.kind == WayKind::kFullReuse || w.way.kind == WayKind::kFullPrefill;
-      bool shown = end || is_aligned(w) || w.way.kind == WayKind::kSenderAlone;
+      bool end = w.way.is_full_reuse() || w.way.is_full_prefill();
+      bool shown = end || is_aligned(w) || w.way.control == Control::kSenderAlone;
       if (shown && !w.dropped) range.add(w.score, end);
     }
     for (const MapsUsed& maps : controls_of(q))
@@ -388,8 +387,8 @@ Chart::Layout wide_layout(const Quality& q) {
 
 std::string score_legend(const Quality& q) {
   auto any = [&](auto is) { return std::any_of(q.ways.begin(), q.ways.end(), is); };
-  auto kind = [&](WayKind k) {
-    return any([&](const WayScore& w) { return w.way.kind == k && is_plain(w) && !w.dropped; });
+  auto shown = [&](bool (Way::*is)() const) {
+    return any([&](const WayScore& w) { return (w.way.*is)() && is_plain(w) && !w.dropped; });
   };
   std::vector<LegendEntry> entries;
   if (!pareto_groups(q).empty())
@@ -403,18 +402,18 @@ std::string score_legend(const Quality& q) {
     entries.push_back({Mark::kRing, kNoCutCss, "a group from layer 0: needs no cut"});
   if (any([](const WayScore& w) { return is_plain_group(w) && w.dropped; }))
     entries.push_back({Mark::kCross, kGroupCss + " faint", "dropped by racing"});
-  if (kind(WayKind::kGroup))
+  if (shown(&Way::is_group))
     entries.push_back({Mark::kDot, kWorstCss + " dotted",
                        any([](const WayScore& w) { return is_plain_group(w) && w.dropped; })
                            ? "the worst group not dropped"
                            : "the worst group",
                        true, false});
-  if (kind(WayKind::kScattered))
+  if (shown(&Way::is_scattered))
     entries.push_back({Mark::kSquare, kScatteredCss, "scattered layers: mean, lowest to highest"});
-  if (kind(WayKind::kSelect))
+  if (shown(&Way::selects))
     entries.push_back({Mark::kDiamond, kSelectCss,
                        "select (CacheBlend): x is share × layers, equal compute but for layer 0", true});
-  if (kind(WayKind::kRestore))
+  if (shown(&Way::restores))
     entries.push_back(
         {Mark::kTriangle, kRestoreCss, "restore (HCache), by restored layers: recomputes none"});
   add_levels(q, entries);

@@ -30,17 +30,17 @@ WayList named(const Quality& q, const std::vector<std::string>& names) {
   return out;
 }
 
-int64_t restored(const Way& way) { return way.kind == WayKind::kRestore ? way.layers[0].size() : 0; }
+int64_t restored(const Way& way) { return way.restores() ? way.layers[0].size() : 0; }
 
 }  // namespace
 
-bool is_group(const WayScore& w) { return w.way.kind == WayKind::kGroup && !w.way.layers.empty(); }
+bool is_group(const WayScore& w) { return w.way.is_group() && !w.way.layers.empty(); }
 bool is_plain(const WayScore& w) { return w.way.map == MapForm::kNone; }
 bool is_aligned(const WayScore& w) { return !is_plain(w) && w.way.map_control.empty(); }
 
 WayList choices(const Quality& q) {
   return list(q, [&](const WayScore& w) {
-    bool reuses = w.way.kind == WayKind::kFullReuse || w.way.kind == WayKind::kGroup;
+    bool reuses = w.way.is_full_reuse() || w.way.is_group();
     return reuses && is_plain(w) && w.way.recomputed(q.layers) < q.layers;
   });
 }
@@ -50,9 +50,8 @@ WayList aligned_groups(const Quality& q) {
 }
 
 WayList restores(const Quality& q, bool aligned) {
-  return list(q, [&](const WayScore& w) {
-    return w.way.kind == WayKind::kRestore && (aligned ? is_aligned(w) : is_plain(w));
-  });
+  return list(q,
+              [&](const WayScore& w) { return w.way.restores() && (aligned ? is_aligned(w) : is_plain(w)); });
 }
 
 const WayScore* smallest_close(const Quality& q, const WayList& among, bool surely) {
@@ -81,7 +80,7 @@ WayList pareto_aligned(const Quality& q) { return named(q, q.pareto_aligned); }
 
 const WayScore* best_group(const Quality& q) {
   const WayScore* close = smallest_close(q, choices(q));
-  if (close && close->way.kind == WayKind::kGroup) return close;
+  if (close && close->way.is_group()) return close;
   WayList pareto = pareto_groups(q);
   return pareto.empty() ? nullptr : pareto.back();
 }
@@ -93,8 +92,6 @@ const WayScore* best_aligned(const Quality& q) {
   return pareto.empty() ? nullptr : pareto.back();
 }
 
-const WayScore* find_way(const Quality& q, WayKind kind) { return q.find(Way{kind}); }
-
 std::string MapsUsed::name() const {
   std::string text(map_form_name(form));
   return control.empty() ? text : fmt::format("{} ({})", text, control);
@@ -104,16 +101,15 @@ std::vector<MapsUsed> all_maps(const Quality& q) {
   std::vector<MapsUsed> out;
   for (bool controls : {false, true})
     for (const WayScore& w : q.ways) {
-      if (is_plain(w) || w.way.kind == WayKind::kScattered || w.way.map_control.empty() == controls) continue;
+      if (is_plain(w) || w.way.is_scattered() || w.way.map_control.empty() == controls) continue;
       if (std::find(out.begin(), out.end(), maps_used(w.way)) == out.end()) out.push_back(maps_used(w.way));
     }
   return out;
 }
 
 WayList ways_with(const Quality& q, const MapsUsed& maps) {
-  return list(q, [&](const WayScore& w) {
-    return maps_used(w.way) == maps && (is_group(w) || w.way.kind == WayKind::kRestore);
-  });
+  return list(
+      q, [&](const WayScore& w) { return maps_used(w.way) == maps && (is_group(w) || w.way.restores()); });
 }
 
 Mean Twins::won() const {

@@ -25,8 +25,8 @@ std::string score_text(const Mean& m) {
 }  // namespace
 
 std::vector<std::string> task_notes(const Quality& q) {
-  const WayScore *own = q.find({WayKind::kFullPrefill}), *without = q.find({WayKind::kNoContext}),
-                 *sender = q.find({WayKind::kSenderAlone});
+  const WayScore *own = q.find(Way::full_prefill()), *without = q.find(Way::no_context()),
+                 *sender = q.find(Way::sender_alone());
   std::vector<std::string> notes;
   for (size_t t = 0; t < q.tasks.size(); ++t) {
     const std::string& name = q.tasks[t].name;
@@ -51,15 +51,15 @@ std::vector<std::string> task_notes(const Quality& q) {
 }
 
 std::vector<const WayScore*> task_ways(const Quality& q) {
-  std::vector<const WayScore*> ways{q.find({WayKind::kFullPrefill}), q.find({WayKind::kFullReuse})};
+  std::vector<const WayScore*> ways{q.find(Way::full_prefill()), q.find(Way::full_reuse())};
   for (const auto* list : {&q.pareto, &q.pareto_aligned}) {
     if (list->empty()) continue;
     auto at = std::find_if(q.ways.begin(), q.ways.end(),
                            [&](const WayScore& w) { return w.way.name() == list->back(); });
     if (at != q.ways.end()) ways.push_back(&*at);
   }
-  ways.push_back(q.find({WayKind::kNoContext}));
-  ways.push_back(q.find({WayKind::kSenderAlone}));
+  ways.push_back(q.find(Way::no_context()));
+  ways.push_back(q.find(Way::sender_alone()));
   std::erase(ways, nullptr);
   return ways;
 }

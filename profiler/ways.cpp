@@ -39,7 +39,7 @@ void add_scattered(int64_t blocks, int64_t count, const WayOptions& o, int64_t l
     for (size_t i = pool.size(); i > 1; --i) std::swap(pool[i - 1], pool[below(random, i)]);
     pool.resize(static_cast<size_t>(count));
     std::sort(pool.begin(), pool.end());
-    Way way{WayKind::kScattered, ranges_of(pool, o.granularity, layers)};
+    Way way = Way::scattered(ranges_of(pool, o.granularity, layers));
     // Half of the tries insist on the most parts, the rest take two or more.
     auto parts = static_cast<int64_t>(way.layers.size());
     if (parts < (tries < kTries / 2 ? std::min<int64_t>(most_parts, 3) : 2)) continue;
@@ -67,7 +67,7 @@ std::vector<Heuristic> heuristics(int64_t layers, int64_t granularity, int64_t c
   if (below > 0) all.push_back({"middle", Way::group(range(below, below + count))});
   const int64_t first = (count + 1) / 2, last = count / 2;
   if (last > 0)
-    all.push_back({"first and last", {WayKind::kScattered, {range(0, first), range(blocks - last, blocks)}}});
+    all.push_back({"first and last", Way::scattered({range(0, first), range(blocks - last, blocks)})});
   return all;
 }
 
@@ -83,7 +83,7 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
     if (range.empty() || range.first < 0 || range.last >= layers)
       return error(Code::kInvalidArgument, "--only {}: expected layers 0 to {}", format_layers(range),
                    layers - 1);
-  std::vector<Way> ways{{WayKind::kFullPrefill}, {WayKind::kFullReuse}};
+  std::vector<Way> ways{Way::full_prefill(), Way::full_reuse()};
   const int64_t blocks = (layers + o.granularity - 1) / o.granularity;
   auto edge = [&](int64_t block) { return std::min(block * o.granularity, layers); };
   for (int64_t size = 1; size < blocks; ++size)
@@ -101,7 +101,7 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
   if (o.heuristics && o.only.empty())
     for (int64_t count = 1; count < blocks; ++count)
       for (Heuristic& h : heuristics(layers, o.granularity, count))
-        if (h.way.kind == WayKind::kScattered) ways.push_back(std::move(h.way));
+        if (h.way.is_scattered()) ways.push_back(std::move(h.way));
   if (o.reuse_only)
     for (int64_t l = 0; l < layers; ++l) ways.push_back(Way::reuse_only(l));
   if (o.restore) {
@@ -110,16 +110,15 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
     for (const LayerRange& range : o.only) ways.push_back(Way::restore(range));
   }
   for (double share : o.select_shares) ways.push_back(Way::select(share));
-  if (o.sender_alone) ways.push_back({WayKind::kSenderAlone});
-  if (o.no_context) ways.push_back({WayKind::kNoContext});
+  if (o.sender_alone) ways.push_back(Way::sender_alone());
+  if (o.no_context) ways.push_back(Way::no_context());
 
   const std::vector<Way> plain = ways;
   auto add_aligned = [&](MapForm form, const std::string& control) {
     // For controls one size of groups will do.
     const int64_t third = edge(std::max<int64_t>(1, blocks / 3));
     for (const Way& way : plain) {
-      bool controlled =
-          way.kind == WayKind::kRestore || (way.kind == WayKind::kGroup && way.layers[0].size() == third);
+      bool controlled = way.restores() || (way.is_group() && way.layers[0].size() == third);
       if (way.can_align() && (control.empty() || controlled)) ways.push_back(way.aligned(form, control));
     }
   };
@@ -133,7 +132,7 @@ SharedRuns shared_runs(const std::vector<Way>& ways, const std::vector<bool>& ac
   // The receiver's own is always needed.
   std::map<std::pair<int64_t, MapKey>, int64_t> top{{{0, {}}, layers}};
   for (size_t i = 0; i < ways.size(); ++i) {
-    if (!active[i] || (ways[i].kind != WayKind::kGroup && ways[i].kind != WayKind::kScattered)) continue;
+    if (!active[i] || (!ways[i].is_group() && !ways[i].is_scattered())) continue;
     for (const LayerRange& r : ways[i].layers) {
       int64_t& t = top[{r.first, r.first == 0 ? MapKey{} : map_key(ways[i])}];
       t = std::max(t, r.last + 1);
@@ -159,9 +158,9 @@ int64_t SharedRuns::layer_runs(int64_t layers) const {
 int64_t naive_layer_runs(const std::vector<Way>& ways, int64_t layers) {
   int64_t sum = layers;
   for (const Way& way : ways) {
-    if (way.kind == WayKind::kSenderAlone || way.kind == WayKind::kNoContext) continue;
+    if (way.control == Control::kSenderAlone || way.control == Control::kNoContext) continue;
     // Reusing one layer is the full prefill, which stays, with one cache exchanged.
-    sum += way.kind == WayKind::kReuseOnly ? 0 : way.recomputed(layers);
+    sum += way.control == Control::kReuseOnly ? 0 : way.recomputed(layers);
   }
   return sum;
 }

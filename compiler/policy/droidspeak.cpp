@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kManyGroups = 64;
 
 bool is_group(const WayScore& w, MapForm form) {
-  return w.way.kind == WayKind::kGroup && w.way.map == form && w.way.map_control.empty() && !w.dropped;
+  return w.way.is_group() && w.way.map == form && w.way.map_control.empty() && !w.dropped;
 }
 
 /// Of each number of layers the group that loses least, and the one that loses least of those from layer 0
@@ -72,7 +72,7 @@ Result<std::vector<Way>> groups_of(const PolicyInput& in) {
 }
 
 LayerRange group_of(const PolicyInput& in, const Way& way) {
-  if (way.kind == WayKind::kFullPrefill) return {0, in.layers - 1};
+  if (way.is_full_prefill()) return {0, in.layers - 1};
   return way.layers.empty() ? LayerRange{} : way.layers[0];
 }
 
@@ -93,8 +93,8 @@ Result<std::vector<Tiling>> draw_droidspeak(const PolicyInput& in) {
   DS_ASSIGN(std::vector<Way> ways, groups_of(in));
   std::vector<Tiling> all;
   if (!in.recompute) {
-    all.push_back(band(in, {WayKind::kFullReuse}, 1));
-    all.push_back(band(in, {WayKind::kFullPrefill}, 1));
+    all.push_back(band(in, Way::full_reuse(), 1));
+    all.push_back(band(in, Way::full_prefill(), 1));
   }
   for (const Way& way : ways) {
     // Without a cut there is nothing to wait for, so chunks would only cost.
@@ -109,7 +109,7 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
   DS_ASSIGN(std::vector<Tiling> all, draw_droidspeak(in));
   std::vector<Way> bases;
   for (const Tiling& t : all)
-    if (t.chunks == 1 && t.way.kind != WayKind::kFullPrefill) bases.push_back(t.way);
+    if (t.chunks == 1 && !t.way.is_full_prefill()) bases.push_back(t.way);
   for (const Way& way : bases) {
     const LayerRange group = group_of(in, way);
     for (int32_t chunks : in.chunks) {
@@ -135,7 +135,7 @@ Result<std::vector<Tiling>> draw_balanced(const PolicyInput& in) {
   if (in.quality && !in.recompute) {
     DS_ASSIGN(std::vector<Tiling> restored, draw_restore(in));
     for (Tiling& t : restored)
-      if (t.way.kind == WayKind::kRestore && !std::isnan(t.loss)) all.push_back(std::move(t));
+      if (t.way.restores() && !std::isnan(t.loss)) all.push_back(std::move(t));
   }
   return all;
 }
@@ -146,9 +146,9 @@ Result<std::vector<Tiling>> draw_cake(const PolicyInput& in) {
   for (int32_t k = 0; k < chunks; ++k) {
     int32_t parts = k == 0 ? 1 : chunks;
     all.push_back(make_tiling(in, k == 0 ? "full reuse" : fmt::format("compute {} of {} chunks", k, chunks),
-                              tiles_for_group({}, in.layers, parts, k, 0), parts, {WayKind::kFullReuse}));
+                              tiles_for_group({}, in.layers, parts, k, 0), parts, Way::full_reuse()));
   }
-  all.push_back(band(in, {WayKind::kFullPrefill}, 1));
+  all.push_back(band(in, Way::full_prefill(), 1));
   return all;
 }
 

@@ -81,8 +81,8 @@ Result<const PolicyTraits*> find_policy(std::string_view name) {
 }
 
 Way way_of(const LayerRange& group, int64_t layers) {
-  if (group.empty()) return {WayKind::kFullReuse};
-  return group.size() == layers ? Way{WayKind::kFullPrefill} : Way::group(group);
+  if (group.empty()) return Way::full_reuse();
+  return group.size() == layers ? Way::full_prefill() : Way::group(group);
 }
 
 bool can_map(const PolicyInput& in, const Way& way, MapForm form) {
@@ -133,7 +133,7 @@ Tiling make_tiling(const PolicyInput& in, std::string what, std::vector<Tile> ti
   Tiling t{std::move(what), std::move(tiles), chunks, std::move(way)};
   if (t.way.map != MapForm::kNone) t.map_side = in.map_side;
   if (t.way.map == MapForm::kLowRank) t.map_rank = in.map_rank;
-  if (t.way.kind == WayKind::kFullPrefill) {
+  if (t.way.is_full_prefill()) {
     t.loss = t.loss_stderr = 0;
     if (in.confidence > 0) t.loss_bound = 0;
     if (in.quality && in.quality->has_divergences()) {

@@ -37,7 +37,7 @@ Result<std::vector<Tiling>> draw_restore(const PolicyInput& in) {
   for (int64_t first = 0; first < in.layers; ++first) ranges.push_back({first, in.layers - 1});
   if (in.quality) {
     for (const WayScore& w : in.quality->ways) {
-      if (w.way.kind != WayKind::kRestore || w.dropped || !w.way.map_control.empty()) continue;
+      if (!w.way.restores() || w.dropped || !w.way.map_control.empty()) continue;
       // A run is there once, however many forms it was scored in.
       if (std::find(ranges.begin(), ranges.end(), w.way.layers[0]) == ranges.end())
         ranges.push_back(w.way.layers[0]);

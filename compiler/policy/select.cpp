@@ -30,7 +30,7 @@ Result<std::vector<Tiling>> draw_select(const PolicyInput& in) {
   size_t whole = all.size();
   if (in.quality) {
     for (const WayScore& w : in.quality->ways)
-      if (w.way.kind == WayKind::kSelect && !w.dropped) all.push_back(selected(in, w.way.share));
+      if (w.way.selects() && !w.dropped) all.push_back(selected(in, w.way.share));
   }
   if (all.size() > whole) return all;
   for (double share : kShares) all.push_back(selected(in, share));

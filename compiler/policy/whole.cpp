@@ -6,12 +6,12 @@ namespace ds {
 Result<std::vector<Tiling>> draw_full_prefill(const PolicyInput& in) {
   LayerRange all{0, in.layers - 1};
   return std::vector<Tiling>{
-      make_tiling(in, "full prefill", tiles_for_group(all, in.layers), 1, {WayKind::kFullPrefill})};
+      make_tiling(in, "full prefill", tiles_for_group(all, in.layers), 1, Way::full_prefill())};
 }
 
 Result<std::vector<Tiling>> draw_full_reuse(const PolicyInput& in) {
   return std::vector<Tiling>{
-      make_tiling(in, "full reuse", tiles_for_group({}, in.layers), 1, {WayKind::kFullReuse})};
+      make_tiling(in, "full reuse", tiles_for_group({}, in.layers), 1, Way::full_reuse())};
 }
 
 }  // namespace ds

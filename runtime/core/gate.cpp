@@ -210,7 +210,7 @@ Result<Gate> Gate::create(const Plan& plan, const Quality& quality, const std::s
   for (const Variant& v : plan.variants) {
     Entry entry;
     Way way = way_of(v);
-    entry.reuses = way.kind != WayKind::kFullPrefill;
+    entry.reuses = !way.is_full_prefill();
     if (entry.reuses) {
       std::string where = fmt::format("the gate for variant '{}'", v.name);
       auto known = std::find_if(gate.references_.begin(), gate.references_.end(),

@@ -23,7 +23,7 @@
 
 #include "plans/plan.h"
 #include "plans/quality.h"
-#include "plans/way_of.h"
+#include "plans/way.h"
 #include "runtime/backends/backend.h"
 #include "support/status.h"
 

@@ -45,7 +45,7 @@ struct Made {
         for (const Way& w : ways) {
           double share = static_cast<double>(w.recomputed(6)) / 6;
           WayResult x{.scored = true};
-          x.score = w.kind == WayKind::kFullPrefill
+          x.score = w.is_full_prefill()
                         ? 1 - 0.1 * hard
                         : std::round(4 * (share * 0.6 + 0.3 * uniform()) * (1 - 0.3 * hard)) / 4;
           x.exact = x.score == 1;
@@ -143,7 +143,7 @@ TEST(Aggregate, ParetoListIsTheBestOfEachSizeAndOnlyWhatIsBetter) {
     layers = at->way.recomputed(6);
     best = at->score.value;
     for (const WayScore& w : q.ways)
-      if (w.way.kind == WayKind::kGroup && w.way.recomputed(6) == layers) {
+      if (w.way.is_group() && w.way.recomputed(6) == layers) {
         EXPECT_LE(w.score.value, best);
       }
     EXPECT_EQ(at->entropy.size(), static_cast<size_t>(at->items));
@@ -184,7 +184,7 @@ TEST(Aggregate, AlignedWaysHaveAListOfTheirOwnAndControlsNone) {
   for (auto& r : m.records)
     for (auto& item : r.items) {
       for (size_t i = 0; i < m.ways.size(); ++i)
-        if (!m.ways[i].map_control.empty() || m.ways[i].kind == WayKind::kScattered) item.ways[i].score = 1;
+        if (!m.ways[i].map_control.empty() || m.ways[i].is_scattered()) item.ways[i].score = 1;
       item.ways[index("restore 2-5 aligned")].score = 0.85;
       item.ways[index("recompute 3-4 aligned")].score = 0.95;
     }
@@ -273,7 +273,7 @@ TEST(Racing, DropsWhatIsBeatenAndNeverTheBest) {
     EXPECT_GT(std::count(late.begin(), late.end(), false), 5);
     lost += !late[static_cast<size_t>(star)];
     for (size_t i = 0; i < m.ways.size(); ++i)
-      if (m.ways[i].kind != WayKind::kGroup) {
+      if (!m.ways[i].is_group()) {
         EXPECT_TRUE(late[i]);
       }
   }

@@ -54,7 +54,7 @@ Quality profile() {
     w.loss = {q.receiver_score - score, 1};
     q.ways.push_back(std::move(w));
   };
-  add({WayKind::kFullReuse}, 60);
+  add(Way::full_reuse(), 60);
   add(Way::group({3, 7}), 97);
   add(Way::group({4, 5}), 80);
   add(Way::group({2, 8}), 99.5);
@@ -203,12 +203,11 @@ TEST(Policy, APromiseIsThatOfTheLayersThatEveryTokenGets) {
         for (int32_t l = tile.first_layer; tile.mode == Mode::kRecompute && l <= tile.last_layer; ++l)
           chunks[static_cast<size_t>(l)] += tile.last_chunk - tile.first_chunk + 1;
       for (int32_t l = 0; l < 12; ++l) {
-        bool in_group =
-            t.way.kind == WayKind::kFullPrefill ||
-            (t.way.kind == WayKind::kGroup && l >= t.way.layers[0].first && l <= t.way.layers[0].last);
+        bool in_group = t.way.is_full_prefill() ||
+                        (t.way.is_group() && l >= t.way.layers[0].first && l <= t.way.layers[0].last);
         EXPECT_EQ(chunks[static_cast<size_t>(l)] == t.chunks, in_group) << "layer " << l;
       }
-      EXPECT_EQ(t.loss, t.way.kind == WayKind::kFullPrefill ? 0 : q.find(t.way)->loss.value);
+      EXPECT_EQ(t.loss, t.way.is_full_prefill() ? 0 : q.find(t.way)->loss.value);
     }
   }
 }
@@ -1033,7 +1032,7 @@ TEST(Compile, SaysWhatTheProfileCannotTell) {
   in.quality = profile();
   for (WayScore& w : in.quality->ways) {
     w.contexts = 30;
-    w.divergence = {w.way.kind == WayKind::kFullReuse ? 0.17 : 0.158, 0.01};
+    w.divergence = {w.way.is_full_reuse() ? 0.17 : 0.158, 0.01};
     w.loss.standard_error = w.way == Way::group({3, 7}) ? 6 : 5;
   }
   CompileOptions o{.slo_loss = 3};

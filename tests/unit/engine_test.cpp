@@ -21,8 +21,8 @@ using testing::TinyModel;
 
 Way way_of_json(const nlohmann::json& json, int64_t layers) {
   Way way;
-  for (size_t i = 0; i < kWayKinds; ++i)
-    if (json["kind"] == traits_of(static_cast<WayKind>(i)).name) way.kind = static_cast<WayKind>(i);
+  for (const WayForm& form : way_forms())
+    if (json["kind"] == form.kind) way.mode = form.mode, way.control = form.control;
   if (json.contains("layers")) way.layers = take(parse_layer_set(json["layers"].get<std::string>(), layers));
   if (json.contains("share")) way.share = json["share"].get<double>();
   for (size_t i = 0; i < kMapForms; ++i)
@@ -155,7 +155,7 @@ TEST(ProfileEngine, SenderIsReceiverAnswersAlikeWhateverTheWay) {
       for (size_t q = 0; q < s.questions.size(); ++q) {
         EXPECT_EQ(found.ways[w][q].tokens, found.ways[0][q].tokens);
         EXPECT_EQ(found.ways[w][q].entropy, found.ways[0][q].entropy);
-        if (s.ways[w].kind != WayKind::kSenderAlone) {
+        if (s.ways[w].control != Control::kSenderAlone) {
           EXPECT_EQ(found.ways[w][q].divergence, 0);
         }
       }
@@ -183,7 +183,7 @@ TEST(ProfileEngine, NothingDependsOnBatchesOrOnWhatRanBefore) {
 
 TEST(ProfileEngine, WithoutTheContextTheQuestionIsReadByItself) {
   Setting s(DType::kF32, false);
-  s.ways = {{WayKind::kFullPrefill}, {WayKind::kFullReuse}, {WayKind::kNoContext}};
+  s.ways = {Way::full_prefill(), Way::full_reuse(), Way::no_context()};
   for (size_t i = 0; i < s.questions.size(); ++i)
     s.questions[i].alone = random_ids(9 + static_cast<int64_t>(i), 300, 60 + i);
   const ProfileEngineLimits limits{.context = 200, .question = 20, .batch_rows = 64, .alone = 24};
@@ -195,7 +195,7 @@ TEST(ProfileEngine, WithoutTheContextTheQuestionIsReadByItself) {
     Question rest = s.questions[q];
     const std::vector<int32_t> head(rest.alone.begin(), rest.alone.begin() + 4);
     rest.suffix.assign(rest.alone.begin() + 4, rest.alone.end());
-    const std::vector<Way> whole{{WayKind::kFullPrefill}};
+    const std::vector<Way> whole{Way::full_prefill()};
     auto other = take(
         ProfileEngine::create(*s.receiver.backend, *s.sender.model, *s.receiver.model, whole, limits, {}));
     const ContextAnswers want = take(other->run(head, std::vector<Question>{rest}, {true}));
@@ -288,21 +288,21 @@ TEST(Ways, AreAllGroupsAndControlsOnce) {
   std::map<int64_t, int64_t> scattered;
   for (const Way& w : ways) {
     EXPECT_TRUE(names.insert(w.name()).second) << w.name();
-    groups += w.kind == WayKind::kGroup;
-    if (w.kind != WayKind::kScattered) continue;
+    groups += w.is_group();
+    if (!w.is_scattered()) continue;
     ++scattered[w.recomputed(12)];
     EXPECT_GE(w.layers.size(), 2u);
     EXPECT_GT(w.layers[0].first, 0);
   }
   EXPECT_EQ(groups, 77);  // of 78 the one of all layers is the full prefill
-  EXPECT_EQ(ways[0].kind, WayKind::kFullPrefill);
-  EXPECT_EQ(ways[1].kind, WayKind::kFullReuse);
+  EXPECT_EQ(ways[0], Way::full_prefill());
+  EXPECT_EQ(ways[1], Way::full_reuse());
   for (int64_t size = 2; size <= 9; ++size) EXPECT_EQ(scattered[size], 5) << size;
   EXPECT_EQ(*all_ways(12, {}), ways) << "the same seed, the same sets";
   // Coarser, and with a top block that is smaller.
   for (const std::vector<Way> coarse = *all_ways(11, {.granularity = 2}); const Way& w : coarse)
     for (const LayerRange& r : w.layers) {
-      if (w.kind == WayKind::kReuseOnly) continue;
+      if (w.control == Control::kReuseOnly) continue;
       EXPECT_EQ(r.first % 2, 0) << w.name();
       EXPECT_TRUE(r.last % 2 == 1 || r.last == 10) << w.name();
     }
@@ -312,7 +312,7 @@ TEST(Ways, AreAllGroupsAndControlsOnce) {
   int64_t twins = 0, scattered_sets = 0;
   for (const Way& w : ways) {
     twins += w.can_align();
-    scattered_sets += w.kind == WayKind::kScattered;
+    scattered_sets += w.is_scattered();
   }
   EXPECT_EQ(twins, 66 + 12 + scattered_sets);
   EXPECT_EQ(static_cast<int64_t>(aligned.size()),
@@ -330,10 +330,8 @@ TEST(Ways, AreAllGroupsAndControlsOnce) {
   EXPECT_EQ(runs.layer_runs(12), 12 + 12 + 66 * 3 + 2 * 8 * 4);
   std::vector<Way> only =
       *all_ways(12, {.scattered = 0, .align = {MapForm::kFull}, .only = {{7, 10}, {4, 11}}});
-  EXPECT_EQ(std::count_if(only.begin(), only.end(), [](const Way& w) { return w.kind == WayKind::kGroup; }),
-            4);
-  EXPECT_EQ(std::count_if(only.begin(), only.end(), [](const Way& w) { return w.kind == WayKind::kRestore; }),
-            4);
+  EXPECT_EQ(std::count_if(only.begin(), only.end(), [](const Way& w) { return w.is_group(); }), 4);
+  EXPECT_EQ(std::count_if(only.begin(), only.end(), [](const Way& w) { return w.restores(); }), 4);
   // Rules of thumb: as many layers, in one part or at both ends.
   EXPECT_EQ(default_granularity(12), 1);
   EXPECT_EQ(default_granularity(13), 2);

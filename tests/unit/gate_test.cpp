@@ -301,16 +301,16 @@ TEST(Ways, AreTheLayersThatEveryTokenGetsRecomputed) {
   constexpr Mode kLoad = Mode::kLoad, kRecompute = Mode::kRecompute;
   for (LayerRange group : {LayerRange{0, 2}, LayerRange{2, 2}, LayerRange{3, 4}, LayerRange{1, 3}})
     EXPECT_EQ(way_of(make_plan(testing::small_shape(5), group).variants[0]), Way::group(group));
-  EXPECT_EQ(way_of(make_plan(testing::small_shape(5), {}).variants[0]).kind, WayKind::kFullReuse);
-  EXPECT_EQ(way_of(make_plan(testing::small_shape(5), {0, 4}).variants[0]).kind, WayKind::kFullPrefill);
-  EXPECT_EQ(way_of(full_prefill_variant(5)).kind, WayKind::kFullPrefill);
+  EXPECT_EQ(way_of(make_plan(testing::small_shape(5), {}).variants[0]), Way::full_reuse());
+  EXPECT_EQ(way_of(make_plan(testing::small_shape(5), {0, 4}).variants[0]), Way::full_prefill());
+  EXPECT_EQ(way_of(full_prefill_variant(5)), Way::full_prefill());
   // Stairs: two chunks through all layers, one from a cut.
   Variant stairs =
       tiled({{kRecompute, 0, 4, 0, 1, false}, {kLoad, 0, 1, 2, 2, false}, {kRecompute, 2, 4, 2, 2, true}}, 3);
   EXPECT_EQ(way_of(stairs), Way::group({2, 4}));
   // A split along the tokens promises what full reuse does.
-  EXPECT_EQ(way_of(tiled({{kRecompute, 0, 4, 0, 0, false}, {kLoad, 0, 4, 1, 2, false}}, 3)).kind,
-            WayKind::kFullReuse);
+  EXPECT_EQ(way_of(tiled({{kRecompute, 0, 4, 0, 0, false}, {kLoad, 0, 4, 1, 2, false}}, 3)),
+            Way::full_reuse());
   Way scattered = way_of(tiled({{kLoad, 0, 0, 0, 0, false},
                                 {kRecompute, 1, 1, 0, 0, true},
                                 {kLoad, 2, 2, 0, 0, false},
@@ -363,7 +363,7 @@ TEST(Gates, LookAtKeysOnlyWhereTheSendersAreLoadedForEveryToken) {
 
 TEST(Gates, SayWhatTheProfileLacks) {
   Plan plan = make_plan(testing::small_shape(5), {2, 4});
-  Quality quality = quality_for(plan, {Way::group({1, 3}), {WayKind::kFullReuse}, Way::group({2, 3})});
+  Quality quality = quality_for(plan, {Way::group({1, 3}), Way::full_reuse(), Way::group({2, 3})});
   quality.ways[2].dropped = true;
   Status status = Gate::create(plan, quality, "q.json", 0.1).status();
   EXPECT_EQ(status.code(), Code::kNotFound);
@@ -689,7 +689,7 @@ TEST_F(Drift, SurvivesItsFile) {
   no_keys.thresholds[Proxy::kKDeviation] = NAN;
   requests.add(way_, no_keys);
   for (int i = 0; i < 20; ++i)
-    requests.add(i % 2 == 0 ? way_ : Way{WayKind::kFullReuse}, verdict_of(draw(), draw(), draw()));
+    requests.add(i % 2 == 0 ? way_ : Way::full_reuse(), verdict_of(draw(), draw(), draw()));
   Status status;
   EXPECT_EQ(parsed(requests.to_json().dump(), status), requests);
   EXPECT_TRUE(status.ok()) << status.message();

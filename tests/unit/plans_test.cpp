@@ -15,7 +15,7 @@
 #include "plans/plan_file.h"
 #include "plans/plan_generated.h"
 #include "plans/traits.h"
-#include "plans/way_of.h"
+#include "plans/way.h"
 #include "support/file.h"
 #include "tests/unit/plan_builder.h"
 

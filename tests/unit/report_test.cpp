@@ -51,16 +51,16 @@ Quality full_profile() {
   q.tasks = {{"notes", "qa_f1", 40, 40}, {"code", "code_sim", 40, 40}};
   q.receiver_score = 90;
   q.full_reuse_score = 60;
-  q.ways = {scored({WayKind::kFullPrefill}, 90), scored({WayKind::kFullReuse}, 60)};
+  q.ways = {scored(Way::full_prefill(), 90), scored(Way::full_reuse(), 60)};
   for (int64_t first = 0; first < kLayers; ++first)
     for (int64_t last = first; last < kLayers; ++last)
       if (last - first + 1 < kLayers)
         q.ways.push_back(scored(Way::group({first, last}), 60 + 9 * static_cast<double>(last - first + 1)));
-  q.ways.push_back(scored({WayKind::kScattered, {{1, 1}, {3, 3}}}, 65));
+  q.ways.push_back(scored(Way::scattered({{1, 1}, {3, 3}}), 65));
   for (int64_t l = 0; l < kLayers; ++l) q.ways.push_back(scored(Way::reuse_only(l), 88));
   q.ways.push_back(scored(Way::restore({0, 3}), 70));
   q.ways.push_back(scored(Way::select(0.15), 72));
-  q.ways.push_back(scored({WayKind::kSenderAlone}, 50));
+  q.ways.push_back(scored(Way::sender_alone(), 50));
   q.pareto = {"recompute 1", "recompute 1-2", "recompute 1-3"};
   q.k_deviation = {0.1, 0.2, 0.2, 0.4};
   q.selections = {{"half", "other half", 3, "", 87.5, {84.5, kNone}, 86},
@@ -83,7 +83,7 @@ Quality aligned_profile(double gain = 6) {
     if (w.way.can_align()) q.ways.push_back(scored(w.way.aligned(MapForm::kFull), w.score.value + gain));
   for (const char* control : {"shuffled", "pair A to B"})
     for (const WayScore& w : plain)
-      if (w.way.can_align() && w.way.kind != WayKind::kScattered)
+      if (w.way.can_align() && !w.way.is_scattered())
         q.ways.push_back(scored(w.way.aligned(MapForm::kFull, control), 90));
   q.pareto_aligned = {"restore 0-3 aligned", "recompute 1-2 aligned", "recompute 1-3 aligned"};
   return q;
@@ -130,7 +130,7 @@ TEST(Tasks, ThatTellNothingAreNamed) {
             "task   items  full prefill    full reuse  recompute 1-3  sender alone\n"
             "notes     40    90.0 ± 0.5    60.0 ± 0.5     87.0 ± 0.5    50.0 ± 0.5\n"
             "code      40    90.0 ± 0.5    60.0 ± 0.5     87.0 ± 0.5    50.0 ± 0.5\n");
-  q.ways.push_back(scored({WayKind::kNoContext}, 20));
+  q.ways.push_back(scored(Way::no_context(), 20));
   EXPECT_TRUE(task_notes(q).empty());
   EXPECT_THAT(task_table_text(q), HasSubstr("no context"));
   q.ways.back().tasks[0] = {88, 1};  // two errors of the difference are 2.24
@@ -151,7 +151,7 @@ TEST(Tasks, ThatTellNothingAreNamed) {
 
 TEST(Report, ShowsRulesOfThumbBesideTheChoice) {
   Quality q = full_profile();
-  q.ways.push_back(scored({WayKind::kScattered, {{0, 0}, {3, 3}}}, 64));
+  q.ways.push_back(scored(Way::scattered({{0, 0}, {3, 3}}), 64));
   const std::string page = checked_page(q);
   EXPECT_THAT(page, HasSubstr("Beside rules of thumb"));
   // Two layers: the profile's, the first, the last, the middle ones, one at each end.
@@ -341,7 +341,7 @@ TEST(Report, ControlsOfAFewSizesAreNotJoined) {
   EXPECT_EQ(lines(), std::pair(size_t{1}, size_t{3}));  // 0, the restored, to 3
   std::erase_if(q.ways, [](const WayScore& w) {
     bool small = w.way.recomputed(kLayers) < 2;
-    return w.way.map_control == "shuffled" && (w.way.kind == WayKind::kRestore ? false : small);
+    return w.way.map_control == "shuffled" && (w.way.restores() ? false : small);
   });
   way(q, "recompute 1-2 aligned").loss.value -= 3;
   page = checked_page(q);

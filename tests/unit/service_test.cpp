@@ -9,7 +9,7 @@
 
 #include "compiler/pipeline.h"
 #include "plans/full_prefill.h"
-#include "plans/way_of.h"
+#include "plans/way.h"
 #include "profiler/engine.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
@@ -61,11 +61,10 @@ MapSet random_maps(const TinyModel& sender, const TinyModel& receiver, uint64_t 
 /// The tiling that a way is the signature of.
 std::vector<Tile> tiles_of(const Way& way) {
   const int32_t top = kLayers - 1;
-  if (way.kind == WayKind::kSelect)
-    return {{Mode::kRecompute, 0, 0, 0, 0, false}, {Mode::kSelect, 1, top, 0, 0, false}};
+  if (way.selects()) return {{Mode::kRecompute, 0, 0, 0, 0, false}, {Mode::kSelect, 1, top, 0, 0, false}};
   std::vector<LayerRange> ranges = way.layers;
-  if (way.kind == WayKind::kFullPrefill) ranges = {{0, top}};
-  const Mode mode = way.kind == WayKind::kRestore ? Mode::kRestore : Mode::kRecompute;
+  if (way.is_full_prefill()) ranges = {{0, top}};
+  const Mode mode = way.restores() ? Mode::kRestore : Mode::kRecompute;
   std::vector<Tile> tiles;
   int32_t next = 0;
   auto add = [&](Mode m, int32_t first, int32_t last, bool cut) {
@@ -121,8 +120,9 @@ TEST_P(Service, GivesWhatTheProfileScored) {
   std::vector<Way> ways = take(all_ways(kLayers, options));
   // Sensitivities stand on the receiver's own hidden states, and the sender alone is no cache: no plan is
   // either of them.
-  std::erase_if(
-      ways, [](const Way& w) { return w.kind == WayKind::kReuseOnly || w.kind == WayKind::kSenderAlone; });
+  std::erase_if(ways, [](const Way& w) {
+    return w.control == Control::kReuseOnly || w.control == Control::kSenderAlone;
+  });
 
   const auto context = random_ids(kContext, 300, 7);
   const std::vector<Question> questions = {{random_ids(4, 300, 20), random_ids(3, 300, 30), kNewTokens}};

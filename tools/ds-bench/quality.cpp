@@ -38,8 +38,8 @@ struct Wanted {
 void add_restores(const Quality& q, bool aligned, std::vector<Wanted>& out) {
   std::vector<const WayScore*> all;
   for (const WayScore& w : q.ways)
-    if (w.way.kind == WayKind::kRestore && (w.way.map != MapForm::kNone) == aligned &&
-        w.way.map_control.empty() && !w.dropped)
+    if (w.way.restores() && (w.way.map != MapForm::kNone) == aligned && w.way.map_control.empty() &&
+        !w.dropped)
       all.push_back(&w);
   std::stable_sort(all.begin(), all.end(), [](const WayScore* a, const WayScore* b) {
     return std::pair(a->way.layers[0].size(), -a->score.value) <
@@ -58,7 +58,7 @@ void add_restores(const Quality& q, bool aligned, std::vector<Wanted>& out) {
 void add_groups(const Quality& q, const std::vector<std::string>& names, std::vector<Wanted>& out) {
   for (const std::string& name : names)
     for (const WayScore& w : q.ways)
-      if (w.way.name() == name && w.way.kind == WayKind::kGroup)
+      if (w.way.name() == name && w.way.is_group())
         for (const char* policy : {"droidspeak", "balanced"}) out.push_back({w.way, policy});
 }
 
@@ -66,14 +66,14 @@ void add_selects(const Quality& q, std::vector<Wanted>& out) {
   constexpr double kUsual = 0.15;  // CacheBlend's own
   size_t before = out.size();
   for (const WayScore& w : q.ways)
-    if (w.way.kind == WayKind::kSelect && !w.dropped) out.push_back({w.way, "select"});
+    if (w.way.selects() && !w.dropped) out.push_back({w.way, "select"});
   if (out.size() == before) out.push_back({Way::select(kUsual), "select"});
 }
 
 /// Also ways whose scores the profile does not know: their times are worth having. `maps`: there are maps for
 /// those with aligned cuts.
 std::vector<Wanted> wanted_of(const Quality& q, bool maps) {
-  std::vector<Wanted> out{{{WayKind::kFullPrefill}, "full-prefill"}, {{WayKind::kFullReuse}, "full-reuse"}};
+  std::vector<Wanted> out{{Way::full_prefill(), "full-prefill"}, {Way::full_reuse(), "full-reuse"}};
   add_groups(q, q.pareto, out);
   if (maps) add_groups(q, q.pareto_aligned, out);
   add_restores(q, false, out);
@@ -194,10 +194,9 @@ class QualityBench {
     CompileInputs inputs = inputs_;
     CompileOptions options;
     options.policy = wanted.policy;
-    if (wanted.way.kind == WayKind::kFullPrefill) inputs.quality.reset();
+    if (wanted.way.is_full_prefill()) inputs.quality.reset();
     if (!wanted.way.layers.empty()) options.recompute = format_layer_set(wanted.way.layers);
-    if (wanted.way.kind == WayKind::kSelect)
-      options.select_share = fmt::format("{:g}%", 100 * wanted.way.share);
+    if (wanted.way.selects()) options.select_share = fmt::format("{:g}%", 100 * wanted.way.share);
     options.align = map_form_name(wanted.way.map);
     if (wanted.way.map != MapForm::kNone) options.align_side = o_.align_side;
     options.context_lengths = std::to_string(n());
@@ -300,7 +299,7 @@ class QualityBench {
   void print(FILE* to) const {
     fmt::print(to, "{}\n{}\n", title(), note());
     for (const QualityRate& rate : measured_) {
-      const QualityRun* prefill = rate.find(WayKind::kFullPrefill);
+      const QualityRun* prefill = rate.find(Way::full_prefill());
       size_t width = 18;
       for (const QualityRun& run : rate.runs) width = std::max(width, run.way.name().size());
       fmt::print(to, "\n{:<{}} {:<12} {:>12} {:>8} {:>12} {:>12} {:>16} {:>11} {:>10}\n",

@@ -21,23 +21,18 @@ struct Look {
 };
 
 Look look_of(const QualityRun& run) {
-  switch (run.way.kind) {
-    case WayKind::kFullPrefill:
-      return {Mark::kDot, 0, "full prefill"};
-    case WayKind::kFullReuse:
-      return {Mark::kDot, 2, "full reuse"};
-    case WayKind::kRestore:
-      if (run.aligned()) return {Mark::kDownTriangle, 8, "restore with maps"};
-      return {Mark::kTriangle, 6, "restore (HCache)"};
-    case WayKind::kSelect:
-      return {Mark::kDiamond, 7, "select (CacheBlend)"};
-    default:
-      if (run.aligned())
-        return run.policy == "balanced" ? Look{Mark::kSquare, 8, "a group with maps, balanced"}
-                                        : Look{Mark::kRing, 8, "a group with maps, droidspeak"};
-      return run.policy == "balanced" ? Look{Mark::kSquare, 5, "a group, balanced"}
-                                      : Look{Mark::kRing, 5, "a group, droidspeak"};
+  if (run.way.is_full_prefill()) return {Mark::kDot, 0, "full prefill"};
+  if (run.way.is_full_reuse()) return {Mark::kDot, 2, "full reuse"};
+  if (run.way.selects()) return {Mark::kDiamond, 7, "select (CacheBlend)"};
+  if (run.way.restores()) {
+    if (run.aligned()) return {Mark::kDownTriangle, 8, "restore with maps"};
+    return {Mark::kTriangle, 6, "restore (HCache)"};
   }
+  if (run.aligned())
+    return run.policy == "balanced" ? Look{Mark::kSquare, 8, "a group with maps, balanced"}
+                                    : Look{Mark::kRing, 8, "a group with maps, droidspeak"};
+  return run.policy == "balanced" ? Look{Mark::kSquare, 5, "a group, balanced"}
+                                  : Look{Mark::kRing, 5, "a group, droidspeak"};
 }
 
 std::pair<double, double> bar_of(const Mean& score) {
@@ -93,7 +88,7 @@ std::string row(const std::vector<std::string>& cells, std::string_view tag = "t
 }
 
 std::string run_table(const QualityRate& rate, int64_t layers) {
-  const QualityRun* prefill = rate.find(WayKind::kFullPrefill);
+  const QualityRun* prefill = rate.find(Way::full_prefill());
   std::string out = "<div class=\"s\"><table>" + row({"way", "policy", "TTFT", "speed-up", "score", "loss",
                                                       "recomputed", "moved", "compute", "predicted TTFT"},
                                                      "th");

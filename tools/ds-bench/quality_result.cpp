@@ -7,9 +7,9 @@
 
 namespace ds {
 
-const QualityRun* QualityRate::find(WayKind kind) const {
+const QualityRun* QualityRate::find(const Way& way) const {
   for (const QualityRun& run : runs)
-    if (run.way.kind == kind) return &run;
+    if (run.way == way) return &run;
   return nullptr;
 }
 
@@ -36,13 +36,13 @@ std::vector<const QualityRun*> front(const QualityRate& rate) {
 std::vector<SelectComparison> at_equal_compute(const QualityRate& rate, int64_t layers) {
   std::vector<SelectComparison> out;
   for (const QualityRun& select : rate.runs) {
-    if (select.way.kind != WayKind::kSelect) continue;
+    if (!select.way.selects()) continue;
     auto distance = [&](const QualityRun& run) {
       return std::abs(run.layers_worth(layers) - select.layers_worth(layers));
     };
     SelectComparison c{&select};
     for (const QualityRun& run : rate.runs) {
-      bool takes_part = run.way.kind == WayKind::kGroup && !run.aligned() && run.policy == "droidspeak";
+      bool takes_part = run.way.is_group() && !run.aligned() && run.policy == "droidspeak";
       if (takes_part && (!c.other || distance(run) < distance(*c.other))) c.other = &run;
     }
     out.push_back(c);
@@ -53,11 +53,11 @@ std::vector<SelectComparison> at_equal_compute(const QualityRate& rate, int64_t 
 std::vector<SelectComparison> at_equal_ttft(const QualityRate& rate, double noise) {
   std::vector<SelectComparison> out;
   for (const QualityRun& select : rate.runs) {
-    if (select.way.kind != WayKind::kSelect) continue;
+    if (!select.way.selects()) continue;
     SelectComparison c{&select};
     double most = static_cast<double>(select.ttft()) * (1 + noise);
     for (const QualityRun& run : rate.runs) {
-      if (run.way.kind == WayKind::kSelect || run.way.kind == WayKind::kRestore) continue;
+      if (run.way.selects() || run.way.restores()) continue;
       if (!std::isfinite(run.loss.value) || static_cast<double>(run.ttft()) > most) continue;
       if (!c.other || run.loss.value < c.other->loss.value) c.other = &run;
     }
@@ -67,8 +67,8 @@ std::vector<SelectComparison> at_equal_ttft(const QualityRate& rate, double nois
 }
 
 std::string effort_text(const QualityRun& run, int64_t layers) {
-  if (run.way.kind == WayKind::kSelect) return fmt::format("{:g} % of tokens", 100 * run.way.share);
-  if (run.way.kind == WayKind::kRestore) return fmt::format("restores {}", run.way.layers[0].size());
+  if (run.way.selects()) return fmt::format("{:g} % of tokens", 100 * run.way.share);
+  if (run.way.restores()) return fmt::format("restores {}", run.way.layers[0].size());
   return fmt::format("{} of {}", run.way.recomputed(layers), layers);
 }
 
@@ -81,7 +81,7 @@ std::string points_text(const Mean& mean) {
 std::string fastest_text(const QualityRate& rate) {
   const QualityRun* best = fastest_within(rate, kCloseLoss);
   const QualityRun* plain = fastest_within(rate, kCloseLoss, false);
-  const QualityRun* prefill = rate.find(WayKind::kFullPrefill);
+  const QualityRun* prefill = rate.find(Way::full_prefill());
   std::string at = format_rate(static_cast<double>(rate.rate));
   if (!best) return fmt::format("{}: no way within {:g} point of loss", at, kCloseLoss);
   auto said = [&](const QualityRun& run) {

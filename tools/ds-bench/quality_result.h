@@ -23,21 +23,21 @@ struct QualityRun {
   int64_t ttft() const { return median_of(ttft_ns); }
   int64_t compute() const { return median_of(compute_ns); }
   bool aligned() const { return way.map != MapForm::kNone; }
-  bool one_of_many() const { return way.kind == WayKind::kGroup; }
+  bool one_of_many() const { return way.is_group(); }
   /// "recompute 7-11, balanced", "full reuse".
   std::string name() const { return one_of_many() ? way.name() + ", " + policy : way.name(); }
   /// Layers' worth of every token's work: 1.8 for 15 % of the tokens of 12 layers (without layer 0, which
   /// token selection computes for all of them).
   double layers_worth(int64_t layers) const {
-    return way.kind == WayKind::kSelect ? way.share * static_cast<double>(layers)
-                                        : static_cast<double>(way.recomputed(layers));
+    return way.selects() ? way.share * static_cast<double>(layers)
+                         : static_cast<double>(way.recomputed(layers));
   }
 };
 
 struct QualityRate {
   int64_t rate = 0;  // bytes per second
   std::vector<QualityRun> runs;
-  const QualityRun* find(WayKind kind) const;
+  const QualityRun* find(const Way& way) const;
 };
 
 /// The quickest whose loss is known and at most `loss` points; nullptr: none. `maps`: with maps too.

@@ -28,7 +28,7 @@ inline Quality synthetic_quality(int64_t layers) {
     w.loss = {kReceiver - score, 0};
     q.ways.push_back(std::move(w));
   };
-  add({WayKind::kFullReuse}, kFullReuse);
+  add(Way::full_reuse(), kFullReuse);
   std::vector<double> until(static_cast<size_t>(layers) + 1, 0);  // shares of the layers below
   for (size_t l = 0; l < static_cast<size_t>(layers); ++l) {
     double x = (static_cast<double>(l) + 0.5) / static_cast<double>(layers) - 0.55;
