@@ -277,19 +277,6 @@ TimeEstimate estimate_time(const Pace& pace, const ProfileWork& work, const Mode
   return out;
 }
 
-Result<double> parse_budget(std::string_view text) {
-  constexpr std::pair<std::string_view, double> kUnits[] = {{"s", 1}, {"min", 60}, {"h", 3600}, {"d", 86400}};
-  double number = 0;
-  auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), number);
-  std::string_view unit = ec == std::errc() ? text.substr(static_cast<size_t>(end - text.data())) : "";
-  while (unit.starts_with(' ')) unit.remove_prefix(1);
-  for (const auto& [name, seconds] : kUnits)
-    if (unit == name && number > 0 && number * seconds <= 1e9) return number * seconds;
-  return error(Code::kInvalidArgument,
-               "--budget '{}': expected a time above 0 with its unit, s, min, h or d, for example 10min",
-               text);
-}
-
 namespace {
 
 /// How long runs with other ways and fewer contexts take.

@@ -34,9 +34,6 @@ struct TimeEstimate {
   std::vector<double> context_s, longest_s;
 };
 
-/// "90s", "10min", "2h", "1.5 h", "1d": never a bare number. Result: seconds, > 0 and <= 1e9.
-Result<double> parse_budget(std::string_view text);
-
 /// What a run may take, and what was fixed by who asks for it.
 struct Budget {
   double seconds = 0;

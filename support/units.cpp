@@ -17,6 +17,14 @@ bool parse_int(std::string_view s, int64_t& out) {
   return ec == std::errc() && end == s.data() + s.size() && !s.empty();
 }
 
+/// "1.5 h": 1.5 and "h"; no unit where there is no number.
+std::pair<double, std::string_view> number_and_unit(std::string_view text) {
+  const std::string_view s = trim(text);
+  double number = 0;
+  const auto [end, ec] = std::from_chars(s.data(), s.data() + s.size(), number);
+  return {number, ec == std::errc() ? trim(s.substr(static_cast<size_t>(end - s.data()))) : ""};
+}
+
 }  // namespace
 
 Result<double> parse_rate(std::string_view text) {
@@ -68,6 +76,26 @@ Result<double> parse_percent(std::string_view text) {
                  text);
   }
   return number / 100;
+}
+
+Result<int64_t> parse_bytes(std::string_view text) {
+  constexpr std::pair<std::string_view, double> kUnits[] = {
+      {"B", 1},        {"kB", 1e3},     {"MB", 1e6},     {"GB", 1e9},    {"TB", 1e12},
+      {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+  const auto [number, unit] = number_and_unit(text);
+  for (const auto& [name, bytes] : kUnits)
+    if (unit == name && number >= 0 && number * bytes < 0x1p62) return static_cast<int64_t>(number * bytes);
+  return error(Code::kInvalidArgument,
+               "bad size '{}'; expected bytes with their unit, like 500MB, 20GiB or 1.5TiB", text);
+}
+
+Result<double> parse_duration(std::string_view text) {
+  constexpr std::pair<std::string_view, double> kUnits[] = {{"s", 1}, {"min", 60}, {"h", 3600}, {"d", 86400}};
+  const auto [number, unit] = number_and_unit(text);
+  for (const auto& [name, seconds] : kUnits)
+    if (unit == name && number > 0 && number * seconds <= 1e9) return number * seconds;
+  return error(Code::kInvalidArgument,
+               "bad time '{}'; expected one above 0 with its unit, s, min, h or d, for example 10min", text);
 }
 
 std::string format_percent(double share) { return fmt::format("{:.3g} %", 100 * share); }

@@ -21,6 +21,11 @@ Result<double> parse_percent(std::string_view text);
 /// "1 %", "0.333 %"
 std::string format_percent(double share);
 
+/// "500MB", "20GiB", "1.5 TiB", "4096B": never a bare number. Result: bytes, >= 0.
+Result<int64_t> parse_bytes(std::string_view text);
+/// "90s", "10min", "2h", "1.5 h", "1d": never a bare number. Result: seconds, > 0 and <= 1e9.
+Result<double> parse_duration(std::string_view text);
+
 /// "1.25 MiB"
 std::string format_bytes(int64_t bytes);
 /// "412 ms", "3.3 us"

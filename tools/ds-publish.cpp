@@ -8,6 +8,7 @@
 #include "runtime/store/store.h"
 #include "tools/chat_input.h"
 #include "tools/model_input.h"
+#include "tools/store_input.h"
 
 using namespace ds;
 
@@ -86,7 +87,7 @@ int main(int argc, char** argv) {
       "states (E)\n"
       "at the cuts that the plans name.",
       "ds-publish"};
-  std::string model_dir, context, context_ids, store_url, dtype = "bf16", salt;
+  std::string model_dir, context, context_ids, store_url, dtype = "bf16", salt, store_key;
   std::vector<std::string> plans, maps;
   BackendFlags on;
   OpenOptions open;
@@ -114,6 +115,7 @@ int main(int argc, char** argv) {
       "file of maps (ds-profile) of a plan whose cuts the sender aligns; may be given several times");
   app.add_option("--dtype", dtype, "bf16 or f32: of computation and of the entry")->capture_default_str();
   app.add_option("--salt", salt, "tenant salt: entries of one salt are never found with another");
+  add_store_key_option(app, store_key);
   add_open_options(app, open);
   add_backend_flags(app, on);
   add_weight_cache_options(app, cache);
@@ -138,7 +140,7 @@ int main(int argc, char** argv) {
                    "--template, --system and --chat are for texts: token ids go through no template");
     if (context == "-" && chat.chat == "-")
       return error(Code::kInvalidArgument, "stdin can be only one of --context and --chat");
-    DS_ASSIGN(std::unique_ptr<Store> store, open_store(store_url));
+    DS_ASSIGN(std::unique_ptr<Store> store, open_signed_store(store_url, store_key));
     PublishOptions options;
     std::vector<Plan> read;
     for (const std::string& path : plans) {
@@ -224,9 +226,9 @@ int main(int argc, char** argv) {
                                     {"write_ms", static_cast<double>(done.write_ns) / 1e6}};
       fmt::print("{}\n", out.dump(2));
     } else {
-      fmt::print("published {} tokens of '{}'{} as {:.16} in {}: {}, {}; prefill {}, write {}\n", ids.size(),
+      fmt::print("published {} tokens of '{}'{} as {} in {}: {}, {}; prefill {}, write {}\n", ids.size(),
                  loaded.identity.name, published && published->templated ? " through the chat template" : "",
-                 done.key, store->url(), format_bytes(done.entry_bytes), describe(done.cuts),
+                 short_key(done.key), store->url(), format_bytes(done.entry_bytes), describe(done.cuts),
                  format_ns(done.prefill_ns), format_ns(done.write_ns));
     }
     return ok_status();

@@ -567,6 +567,7 @@ Result<EntryReader> EntryReader::open(Store& store, const EntryIdentity& identit
   DS_ASSIGN(EntryReader reader, open_object(store, (*ref)->key, std::move(*object), [&](EntryHeader& header) {
               return compare(header, identity, shape);
             }));
+  store.touch((*ref)->key);
   reader.header_.identity.salt = identity.salt;  // which is not in the header
   return reader;
 }
@@ -576,6 +577,7 @@ Result<EntryReader> EntryReader::open_named(Store& store, const ObjectRef& found
   DS_TRY(check_shape(shape, "opening an entry: shape"));
   auto object = store.open(found);
   if (!object.ok()) return object.status().with_context("opening a part of the sender's chain");
+  store.touch(found.key);
   return open_object(store, found.key, std::move(*object), [&](EntryHeader& header) -> Status {
     const auto& names = header.identity.names;
     const auto at = static_cast<size_t>(found.index);
@@ -592,12 +594,16 @@ Result<EntryReader> EntryReader::open_any(Store& store, const std::string& key) 
 }
 
 Result<std::vector<std::string>> entry_names(Store& store, const std::string& key) {
-  DS_ASSIGN(EntryReader reader, EntryReader::open_any(store, key));
+  DS_ASSIGN(auto object, store.open(key));
+  DS_ASSIGN(EntryReader reader, EntryReader::open_object(
+                                    store, key, std::move(object), [](EntryHeader&) { return ok_status(); },
+                                    EntryReader::Signature::kAny));
   return reader.header().identity.names;
 }
 
 Result<EntryReader> EntryReader::open_object(Store& store, const std::string& key,
-                                             std::unique_ptr<StoreObject> object, const Check& check) {
+                                             std::unique_ptr<StoreObject> object, const Check& check,
+                                             Signature signature) {
   EntryReader reader;
   reader.where_ = fmt::format("entry '{}' in '{}'", key, store.url());
   auto corrupt = [&]<typename... A>(fmt::format_string<A...> format, A&&... args) {
@@ -650,7 +656,8 @@ Result<EntryReader> EntryReader::open_object(Store& store, const std::string& ke
   // Before a word of it is believed.
   const std::string* signing = store.signing().get();
   const auto signed_end = static_cast<size_t>(checked + 8);
-  if (signing != nullptr) {
+  const bool right_one = signature == Signature::kOfStore;
+  if (right_one && signing != nullptr) {
     const std::string right = header_signature(*signing, std::string_view(bytes).substr(0, signed_end));
     const std::string_view given = std::string_view(bytes).substr(signed_end, kMaxSignature);
     auto raw = [](std::string_view text) {
@@ -665,11 +672,11 @@ Result<EntryReader> EntryReader::open_object(Store& store, const std::string& ke
   }
   auto header = parse_header(std::string_view(bytes).substr(kPrefix, static_cast<size_t>(length)), version,
                              checked + 8, size, check);
-  if (header.ok() && header->is_signed && signing == nullptr)
+  if (right_one && header.ok() && header->is_signed && signing == nullptr)
     return error(Code::kMismatch,
                  "{}: it is signed, and its rows can be checked only with the store's key; give that key",
                  reader.where_);
-  if (header.ok() && header->is_signed != (signing != nullptr))
+  if (right_one && header.ok() && header->is_signed != (signing != nullptr))
     return corrupt("its signature is right, but its header does not speak of one");
   if (!header.ok()) {
     // Ill-typed or absurd values are the entry's fault here, not the caller's.

@@ -211,10 +211,13 @@ class EntryReader {
   };
 
  private:
+  friend Result<std::vector<std::string>> entry_names(Store& store, const std::string& key);
   using Check = std::function<Status(EntryHeader& found)>;
+  enum class Signature : uint8_t { kOfStore, kAny };
   /// Reads the header; `check` says whether it is the right one, before its tensors are read.
   static Result<EntryReader> open_object(Store& store, const std::string& key,
-                                         std::unique_ptr<StoreObject> object, const Check& check);
+                                         std::unique_ptr<StoreObject> object, const Check& check,
+                                         Signature signature = Signature::kOfStore);
 
   std::unique_ptr<StoreObject> object_;
   std::string where_;  // for messages
@@ -225,7 +228,8 @@ class EntryReader {
   std::shared_ptr<const std::string> signing_;  // the key, of an entry that is signed
 };
 
-/// What Store::put() has been given as an entry's names, from its header. None: it has none. Errors of
+/// What Store::put() has been given as an entry's names, from its header, whoever has signed it: an index
+/// that several make is the same for all, and who opens an entry checks it. None: it has none. Errors of
 /// open_any().
 Result<std::vector<std::string>> entry_names(Store& store, const std::string& key);
 

@@ -65,7 +65,8 @@ Result<std::unique_ptr<Store>> open_store(const std::string& url) {
   }
   std::string scheme = url.substr(0, colon), path = url.substr(colon + 1);
   if (scheme != "file") {
-    return error(Code::kInvalidArgument, "store '{}' has the unknown scheme '{}'; {}", url, scheme, kKnown);
+    // Nothing else of it is said: such URLs may hold passwords.
+    return error(Code::kInvalidArgument, "a store has the unknown scheme '{}'; {}", scheme, kKnown);
   }
   if (path.starts_with("//")) {
     // file://HOST/PATH names another machine; only the empty host and localhost are this one.

@@ -97,21 +97,6 @@ TEST(TimeEstimate, CountsTheFitOfMaps) {
   EXPECT_DOUBLE_EQ(estimate_time(pace, work, config, {.shuffled = true}).fit_s, 2 * cuts);
 }
 
-TEST(Budget, TimesHaveUnits) {
-  EXPECT_DOUBLE_EQ(take(parse_budget("90s")), 90);
-  EXPECT_DOUBLE_EQ(take(parse_budget("10min")), 600);
-  EXPECT_DOUBLE_EQ(take(parse_budget("1.5 h")), 5400);
-  EXPECT_DOUBLE_EQ(take(parse_budget("2d")), 172800);
-  for (const char* bad : {"", "10", "min", "0s", "-5min", "10m", "1e300h", "10 minutes", "nan s", "inf s"}) {
-    auto seconds = parse_budget(bad);
-    ASSERT_FALSE(seconds.ok()) << bad;
-    EXPECT_EQ(
-        seconds.status().message(),
-        fmt::format("--budget '{}': expected a time above 0 with its unit, s, min, h or d, for example 10min",
-                    bad));
-  }
-}
-
 TEST(Budget, GivesUpInTheStatedOrderAndNoMoreThanNeeded) {
   const ModelConfig config = tiny_config(Family::kLlama, 30);
   ProfileOptions asked;

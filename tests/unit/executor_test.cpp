@@ -257,7 +257,7 @@ class Misses : public ::testing::Test {
     ASSERT_TRUE(publish(*sender_.backend, *sender_.model, sender_.identity, context_, *store_,
                         {.cuts = plain_cuts({2})})
                     .ok());
-    for (auto& e : std::filesystem::recursive_directory_iterator(folder_)) {
+    for (auto& e : std::filesystem::directory_iterator(folder_)) {
       if (e.is_regular_file()) file_ = e.path();
     }
     ASSERT_FALSE(file_.empty());

@@ -96,6 +96,30 @@ TEST(Units, RatesInBytesAndBits) {
   }
 }
 
+TEST(Units, TimesAndSizesHaveUnits) {
+  EXPECT_DOUBLE_EQ(*parse_duration("90s"), 90);
+  EXPECT_DOUBLE_EQ(*parse_duration("10min"), 600);
+  EXPECT_DOUBLE_EQ(*parse_duration("1.5 h"), 5400);
+  EXPECT_DOUBLE_EQ(*parse_duration("2d"), 172800);
+  for (const char* bad : {"", "10", "min", "0s", "-5min", "10m", "1e300h", "10 minutes", "nan s", "inf s"}) {
+    auto seconds = parse_duration(bad);
+    ASSERT_FALSE(seconds.ok()) << bad;
+    EXPECT_EQ(
+        seconds.status().message(),
+        fmt::format("bad time '{}'; expected one above 0 with its unit, s, min, h or d, for example 10min",
+                    bad));
+  }
+  EXPECT_EQ(*parse_bytes("0B"), 0);
+  EXPECT_EQ(*parse_bytes("500MB"), 500'000'000);
+  EXPECT_EQ(*parse_bytes("1.5 GiB"), int64_t{3} << 29);
+  for (const char* bad : {"", "10", "GB", "-1GB", "10G", "1e300TB", "nan B", "20 GiB of it"}) {
+    auto bytes = parse_bytes(bad);
+    ASSERT_FALSE(bytes.ok()) << bad;
+    EXPECT_EQ(bytes.status().message(),
+              fmt::format("bad size '{}'; expected bytes with their unit, like 500MB, 20GiB or 1.5TiB", bad));
+  }
+}
+
 TEST(Units, SharesHaveTheirSign) {
   EXPECT_DOUBLE_EQ(*parse_percent("1%"), 0.01);
   EXPECT_DOUBLE_EQ(*parse_percent(" 0.5 % "), 0.005);

@@ -87,8 +87,9 @@ Status check_options(RunOptions& o) {
                    o.granularity);
   }
   if (!o.budget.empty()) {
-    DS_ASSIGN(double seconds, parse_budget(o.budget));
-    o.within->seconds = seconds;
+    auto seconds = parse_duration(o.budget);
+    if (!seconds.ok()) return seconds.status().with_context("--budget");
+    o.within->seconds = *seconds;
     o.within->granularity_given = o.granularity != "auto";
   } else {
     o.within.reset();

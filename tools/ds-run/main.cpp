@@ -1,6 +1,7 @@
 // ds-run: the receiver's side. Answers a prompt about a context, by a plan from a sender's entry or by a full
 // prefill.
 #include "tools/ds-run/run.h"
+#include "tools/store_input.h"
 
 using namespace ds;
 
@@ -19,6 +20,7 @@ int main(int argc, char** argv) {
   app.add_option("--receiver", o.receiver, "the model that answers: a Hugging Face folder")->required();
   app.add_option("--plan", o.plan, "plan compiled for this receiver and a sender; without one: full prefill");
   app.add_option("--store", o.store, "where the sender's entry is: file:PATH");
+  add_store_key_option(app, o.store_key);
   app.add_option("--context", o.context, "text file with the shared context; -: stdin");
   app.add_option("--context-ids", o.context_ids, "JSON list of token ids instead");
   app.add_option(

@@ -27,6 +27,7 @@ Status check(const RunOptions& o) {
   if (!o.plan.empty() && o.store.empty() && o.mode != "full-prefill")
     return refuse("--plan needs --store URL (or --mode full-prefill)");
   if (o.plan.empty() && !o.store.empty()) return refuse("--store needs --plan FILE");
+  if (o.store.empty() && !o.store_key.empty()) return refuse("--store-key needs --store URL");
   if (o.plan.empty() && !o.gate.empty())
     return refuse("--gate looks at answers by a plan: it needs --plan FILE");
   if (o.plan.empty() && (!o.maps.empty() || o.plain_cuts))

@@ -9,6 +9,7 @@
 #include "runtime/store/store.h"
 #include "support/hash.h"
 #include "tools/ds-run/run.h"
+#include "tools/store_input.h"
 
 namespace ds {
 namespace {
@@ -44,7 +45,7 @@ Status run(const RunOptions& o, const Texts& texts, const BackendFlags& on, bool
   }
   std::unique_ptr<Store> store;
   if (!o.store.empty()) {
-    DS_ASSIGN(store, open_store(o.store));
+    DS_ASSIGN(store, open_signed_store(o.store, o.store_key));
     if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
   }
   std::unique_ptr<GateSetup> gate;

@@ -17,8 +17,9 @@
 namespace ds {
 
 struct RunOptions {
-  std::string receiver, plan, store, context, context_ids, prompt, prompt_file, prompt_ids, link_rate, mode,
-      dtype = "bf16", record, dump_logits, salt, gate, gate_false_alarms = "1%", gate_window, maps;
+  std::string receiver, plan, store, store_key, context, context_ids, prompt, prompt_file, prompt_ids,
+      link_rate, mode, dtype = "bf16", record, dump_logits, salt, gate, gate_false_alarms = "1%", gate_window,
+                       maps;
   ChatOptions chat;
   std::vector<std::string> stops;
   std::vector<int32_t> stop_ids;
