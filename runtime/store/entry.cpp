@@ -577,8 +577,7 @@ Result<EntryReader> EntryReader::open_named(Store& store, const ObjectRef& found
   DS_TRY(check_shape(shape, "opening an entry: shape"));
   auto object = store.open(found);
   if (!object.ok()) return object.status().with_context("opening a part of the sender's chain");
-  store.touch(found.key);
-  return open_object(store, found.key, std::move(*object), [&](EntryHeader& header) -> Status {
+  auto reader = open_object(store, found.key, std::move(*object), [&](EntryHeader& header) -> Status {
     const auto& names = header.identity.names;
     const auto at = static_cast<size_t>(found.index);
     if (found.index < 0 || at >= names.size() || names[at] != name)
@@ -586,6 +585,8 @@ Result<EntryReader> EntryReader::open_named(Store& store, const ObjectRef& found
                    at < names.size() ? names[at] : "", name);
     return compare(header.shape, shape);
   });
+  if (reader.ok()) store.touch(found.key);
+  return reader;
 }
 
 Result<EntryReader> EntryReader::open_any(Store& store, const std::string& key) {
