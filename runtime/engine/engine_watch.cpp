@@ -27,7 +27,8 @@ void EngineLoop::miss(Active& a, Status why) {
   a.variant = &a.request.receiver->exact().full_prefill;
   a.reused = nullptr;
   a.gate = nullptr;
-  if (!a.kept_as.empty()) a.kept_as = exact_salt(a);
+  if (go_on(a, 0)) return;
+  if (!a.kept_as.empty()) a.kept_as = exact_salt(*a.request.receiver, a.request.salt);
   compute_from(a, 0);
 }
 

@@ -474,6 +474,75 @@ TEST(Engine, PublishesBesideRequests) {
       << refused.status().message();
 }
 
+/// A conversation: what another model has read of it comes by plan, the rest is read; and what a model has
+/// read anew is published, whether its caches are still there or not.
+TEST(Engine, AContextThatGrowsCostsItsNewTokens) {
+  Pair pair;
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options()));
+  const std::vector<int32_t> talk = random_ids(500, kVocab, 5);
+  auto turn = [&](int64_t n) { return std::vector<int32_t>(talk.begin(), talk.begin() + n); };
+  std::vector<std::vector<std::byte>> entries[2];
+  for (const bool kept : {true, false}) {
+    SCOPED_TRACE(kept);
+    const std::string folder = fresh_folder(kept ? "talk_kept" : "talk");
+    auto store = open_store("file:" + folder);
+    EngineLimits limits = kLimits;
+    limits.prefix_cache = kept;
+    auto engine = make_engine(*pair.backend, limits);
+    const Receiver* receiver = add(*engine, pair, pair.receiver, {&plan});
+    const Receiver* sender = add(*engine, pair, pair.sender);
+    int64_t there = 0;
+    for (int64_t n : {150, 310, 400}) {
+      EngineRequest r = request_of(receiver, n, 9, 1);
+      r.context = turn(n);
+      r.store = store->get();
+      const EngineAnswer answer = answer_of(*engine, r);
+      // What the receiver has kept of a turn goes on where that is most of the next one, or more than the
+      // sender has.
+      EXPECT_EQ(answer.cached_tokens > 0, kept && there > 0);
+      if (answer.cached_tokens == 0) {
+        EXPECT_EQ(answer.cache, there > 0 ? CacheStatus::kHit : CacheStatus::kMiss) << answer.miss.message();
+        EXPECT_EQ(answer.reused_tokens, there);
+        if (there > 0) {
+          EngineRequest by_hand = r;
+          by_hand.context = turn(there);
+          by_hand.suffix.assign(talk.begin() + there, talk.begin() + n);
+          by_hand.suffix.insert(by_hand.suffix.end(), r.suffix.begin(), r.suffix.end());
+          expect_same(alone(pair, pair.receiver, plan, by_hand, r.store), answer, "by hand");
+        }
+      }
+      EngineRequest asked = request_of(sender, n, 9, 2);
+      asked.context = turn(n);
+      answer_of(*engine, asked);
+      auto ticket = engine->publish({.sender = sender,
+                                     .context = turn(n),
+                                     .store = store->get(),
+                                     .options = {.cuts = plain_cuts({1, 2, 3, 4}), .only_new = true}});
+      ASSERT_TRUE(ticket.ok()) << ticket.status().message();
+      auto published = (*ticket)->wait();
+      ASSERT_TRUE(published.ok()) << published.status().message();
+      EXPECT_EQ(published->first, there);
+      EXPECT_FALSE(published->already);
+      auto object = (*store)->open(published->key);
+      ASSERT_TRUE(object.ok());
+      auto& bytes = entries[kept ? 0 : 1].emplace_back(static_cast<size_t>((*object)->size()));
+      ASSERT_TRUE((*object)->read(0, bytes).ok());
+      there = n / 64 * 64;
+    }
+    auto again = (*engine->publish({.sender = sender,
+                                    .context = turn(400),
+                                    .store = store->get(),
+                                    .options = {.cuts = plain_cuts({1, 2}), .only_new = true}}))
+                     ->wait();
+    ASSERT_TRUE(again.ok());
+    EXPECT_TRUE(again->already);
+    EXPECT_EQ(again->after, 3u);
+  }
+  if (exact_rows()) {
+    EXPECT_EQ(entries[0], entries[1]);
+  }
+}
+
 /// Passes reads on, or has them fail, hang or be slow from a stated one on.
 class FaultyStore final : public Store {
  public:
