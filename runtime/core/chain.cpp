@@ -65,11 +65,7 @@ Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const Ch
       if (status.ok() && entry->header().identity.first != c.begin * kChecksumRows)
         status = error(Code::kMismatch, "entry '{}' in '{}': its first token is {}, expected {}", c.ref.key,
                        store.url(), entry->header().identity.first, c.begin * kChecksumRows);
-      if (status.ok() && query.has && !query.has(entry->header()))
-        status =
-            error(Code::kNotFound,
-                  "entry '{}' in '{}' lacks tensors that the plan asks for; publish it again with that plan",
-                  c.ref.key, store.url());
+      if (status.ok() && query.check) status = query.check(*entry);
       if (status.ok()) {
         opened.emplace(c.ref.key, std::move(*entry));
         continue;

@@ -33,8 +33,9 @@ struct ChainQuery {
   const Shape& shape;         // the sender's
   const std::string& salt;
   DType dtype = DType::kBF16;
-  /// Whether an entry has the tensors that are needed; another one counts as not there. May be empty.
-  std::function<bool(const EntryHeader&)> has = {};
+  /// What an entry lacks of what is needed (EntryReader::has()); such a one counts as not there. May be
+  /// empty.
+  std::function<Status(const EntryReader&)> check = {};
 };
 
 /// The longest chain for the beginning of `tokens`, and of those as long the one of fewest entries: in one

@@ -188,17 +188,15 @@ bool Publication::maps() const {
 
 const EntryIdentity& Publication::identity() const { return state_->identity; }
 
-std::function<bool(const EntryHeader&)> Publication::has_all() const {
+std::function<Status(const EntryReader&)> Publication::has_all() const {
   std::vector<std::pair<int32_t, std::string>> hidden;
   for (const Wanted& w : state_->wanted)
     hidden.emplace_back(static_cast<int32_t>(w.cut.layer), entry_map(w.maps, w.cut.form));
   return [hidden = std::move(hidden),
-          layers = static_cast<int32_t>(state_->model.config().layers)](const EntryHeader& header) {
-    for (int32_t l = 0; l < layers; ++l)
-      if (header.find(TensorKind::kKv, l) == nullptr) return false;
-    return std::all_of(hidden.begin(), hidden.end(), [&](const auto& e) {
-      return header.find(TensorKind::kE, e.first, e.second) != nullptr;
-    });
+          layers = static_cast<int32_t>(state_->model.config().layers)](const EntryReader& entry) {
+    for (int32_t l = 0; l < layers; ++l) DS_TRY(entry.has(TensorKind::kKv, l));
+    for (const auto& [layer, map] : hidden) DS_TRY(entry.has(TensorKind::kE, layer, map));
+    return ok_status();
   };
 }
 

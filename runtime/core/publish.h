@@ -86,8 +86,8 @@ class Publication {
   /// where `earlier` is not empty only they are computed.
   void go_on_from(int64_t first, Earlier earlier);
 
-  /// Says of an entry's header whether it has all tensors that this one would; may outlive the publication.
-  std::function<bool(const EntryHeader& header)> has_all() const;
+  /// Says what an entry lacks of the tensors that this one would have; may outlive the publication.
+  std::function<Status(const EntryReader& entry)> has_all() const;
 
   /// What comes next: the layer (all of them: done()), and how many of its rows are left.
   int64_t layer() const;

@@ -28,11 +28,11 @@ Status check_covered(std::span<const Segment> segments, const Variant& variant, 
 }
 
 /// Whether an entry has what the variant's transfers read of source 0.
-bool has_tensors(const EntryHeader& header, const Variant& variant, std::string_view map) {
-  return std::all_of(variant.ops.begin(), variant.ops.end(), [&](const Op& op) {
-    return !is_transfer(op) || op.source != 0 ||
-           header.find(op.payload, op.layer, op.payload == Payload::kE ? map : std::string_view()) != nullptr;
-  });
+Status has_tensors(const EntryReader& entry, const Variant& variant, std::string_view map) {
+  for (const Op& op : variant.ops)
+    if (is_transfer(op) && op.source == 0)
+      DS_TRY(entry.has(op.payload, op.layer, op.payload == Payload::kE ? map : std::string_view()));
+  return ok_status();
 }
 
 }  // namespace
@@ -44,9 +44,10 @@ Result<Segments> Segments::open(Store& store, const Request& request, const Plan
   Segments opened;
   if (request.segments.empty()) {
     const Source& source = sources.front();
-    DS_ASSIGN(Chain chain, find_chain(store, request.entry.empty() ? request.context : request.entry,
-                                      {source.model.fingerprint, source.shape, request.salt, dtype,
-                                       [&](const EntryHeader& h) { return has_tensors(h, variant, map); }}));
+    DS_ASSIGN(Chain chain,
+              find_chain(store, request.entry.empty() ? request.context : request.entry,
+                         {source.model.fingerprint, source.shape, request.salt, dtype,
+                          [&](const EntryReader& entry) { return has_tensors(entry, variant, map); }}));
     if (chain.links.empty()) return chain.why;
     for (ChainLink& link : chain.links) {
       if (link.begin >= n) break;

@@ -109,7 +109,7 @@ void EngineLoop::look_up(Publishing& p) {
         found->key = chain->links.back().key;
       }
     } else if (auto entry = EntryReader::open(*store, identity, shape); entry.ok()) {
-      if (has_all(entry->header())) found->tokens = n;
+      if (has_all(*entry).ok()) found->tokens = n;
       found->key = identity.key();
     }
     found->done.store(true, std::memory_order_release);
