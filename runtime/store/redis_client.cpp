@@ -183,7 +183,7 @@ std::optional<RedisClient::Redirection> RedisClient::redirection(std::string_vie
   std::string where(number_end + 1, static_cast<size_t>(end - number_end - 1));
   std::lock_guard lock(mutex_);
   if (one_) return std::nullopt;
-  if (where.starts_with(':')) where = "?" + where;  // the same host
+  if (where.starts_with(':')) where.insert(where.begin(), '?');  // the same host
   auto host = RedisHost::parse(where);
   if (!host) return std::nullopt;
   if (host->name == "?") host->name = nodes_[from].host.name;

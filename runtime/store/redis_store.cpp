@@ -93,8 +93,8 @@ struct Manifest {
 
 int64_t seconds_now() { return time(nullptr); }
 
-int64_t ms_now() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(
+int64_t us_now() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
 }
@@ -249,7 +249,13 @@ class RedisObject final : public StoreObject {
   std::string part_text(const Piece& p) const { return fmt::format("part {} of '{}'", p.part, keys_.object); }
 
   Status read_parts(int64_t at, std::span<std::byte> out, const Arrived& arrived) {
-    const auto asked = [&] { return arrived({}); };
+    bool refused = false;  // by who is told
+    const auto tell = [&](std::span<const std::byte> some) {
+      Status status = arrived(some);
+      refused = refused || !status.ok();
+      return status;
+    };
+    const auto asked = [&] { return tell({}); };
     const Waiting waiting = std::ref(asked);
     std::array<Piece, kAhead> ring{};  // [done, sent) of it are asked for
     size_t done = 0, sent = 0;
@@ -271,26 +277,27 @@ class RedisObject final : public StoreObject {
         continue;
       }
       BulkReply reply;
-      size_t told = 0;
+      const std::byte* told = p.to.data();
       Status status = use->flush();
       if (status.ok())
         status = use->bulk(
             p.to,
             [&](std::span<const std::byte> some) {
-              told += some.size();
-              return arrived(some);
+              if (!some.empty()) told = some.data() + some.size();
+              return tell(some);
             },
             reply);
+      if (refused) return status;
       if (!status.ok()) {
-        if (use->lost() && status.code() == Code::kIo && !answered && !use.fresh() && told == 0 &&
-            asked().ok()) {
+        const bool gone = use->lost() && status.code() == Code::kIo;
+        if (gone && !answered && !use.fresh() && told == p.to.data()) {
           // It has been closed since it was last used.
           DS_ASSIGN(use, client_->connection(node, waiting, RedisClient::Which::kFresh));
           for (size_t i = done; i < sent; ++i) ask(*use.operator->(), ring[i % kAhead]);
           answered = true;
           continue;
         }
-        if (use->lost() && status.code() == Code::kIo) client_->lost(node);
+        if (gone) client_->lost(node);
         return status.with_context(fmt::format("reading {} from {}", part_text(p), client_->shown(node)));
       }
       answered = true;
@@ -311,7 +318,7 @@ class RedisObject final : public StoreObject {
         other.landed = its.kind == BulkReply::Kind::kWhole;
         if (use->lost()) break;
       }
-      DS_TRY(redirected(p, *to, arrived));
+      DS_TRY(redirected(p, *to, tell));
       ++done;
       DS_ASSIGN(node, client_->node_of(slot_, waiting));
       DS_ASSIGN(use, client_->connection(node, waiting));
@@ -617,11 +624,12 @@ class RedisStore final : public Store {
 
   Result<std::vector<ObjectInfo>> list() override {
     DS_ASSIGN(std::vector<size_t> masters, client_->masters({}));
-    std::set<std::string> keys;
+    std::set<std::string> keys, parts;
     for (size_t node : masters) {
-      if (Status s = scan(node, keys); !s.ok())
+      if (Status s = scan(node, keys, parts); !s.ok())
         return s.with_context(fmt::format("listing store '{}'", url()));
     }
+    keep_from_leaking(parts);
     std::vector<Command> commands;
     for (const std::string& key : keys) {
       const Keys k = keys_of(key);
@@ -704,7 +712,8 @@ class RedisStore final : public Store {
     return std::unique_ptr<StoreObject>(std::make_unique<RedisObject>(client_, key, std::move(manifest)));
   }
 
-  Status scan(size_t node, std::set<std::string>& keys) {
+  /// Objects' keys, and the server's keys of their parts.
+  Status scan(size_t node, std::set<std::string>& keys, std::set<std::string>& parts) {
     DS_ASSIGN(RedisClient::Use use, client_->connection(node, {}));
     std::string cursor = "0", pattern;
     const std::string& prefix = client_->options().prefix;
@@ -712,7 +721,7 @@ class RedisStore final : public Store {
       if (std::string_view("*?[]^\\").find(c) != std::string_view::npos) pattern += '\\';
       pattern += c;
     }
-    pattern += "{*}";  // only manifests' keys end so
+    pattern += "{*";
     do {
       use->command({"SCAN", cursor, "MATCH", pattern, "COUNT", "1000"});
       DS_TRY(use->flush());
@@ -723,11 +732,51 @@ class RedisStore final : public Store {
       for (const Reply& one : reply.list[1].list) {
         std::string_view key = one.text;
         if (key.size() < prefix.size() + 3) continue;
-        key = key.substr(prefix.size() + 1, key.size() - prefix.size() - 2);
-        if (check_store_key(key).ok()) keys.emplace(key);
+        key = key.substr(prefix.size() + 1);
+        const size_t end = key.find('}');
+        if (end == key.npos || !check_store_key(key.substr(0, end)).ok()) continue;
+        if (end + 1 == key.size()) {
+          keys.emplace(key.substr(0, end));
+        } else if (part_generation(key.substr(end + 1))) {
+          parts.insert(one.text);
+        }
       }
     } while (cursor != "0");
     return ok_status();
+  }
+
+  /// ":GEN:..." of a part, or of names.
+  static std::optional<uint64_t> part_generation(std::string_view text) {
+    uint64_t generation = 0;
+    if (text.size() < 19 || text[0] != ':' || text[17] != ':') return std::nullopt;
+    const auto [end, failure] = std::from_chars(text.data() + 1, text.data() + 17, generation, 16);
+    if (failure != std::errc() || end != text.data() + 17) return std::nullopt;
+    return generation;
+  }
+
+  /// Who dies between taking a manifest away and letting its parts expire leaves them for good. What stays
+  /// has had a manifest before; where that is another one now, nobody will read it any more.
+  void keep_from_leaking(const std::set<std::string>& parts) {
+    std::vector<Command> ttl, manifests, expire;
+    for (const std::string& part : parts) ttl.push_back({{"TTL", part}});
+    if (!client_->run(ttl).ok()) return;
+    for (const Command& c : ttl)
+      if (c.reply.kind == Kind::kInteger && c.reply.integer == -1)
+        manifests.push_back(
+            {{"GETRANGE", c.words[1].substr(0, c.words[1].find('}') + 1), "0", std::to_string(kFixed - 1)}});
+    if (!client_->run(manifests).ok()) return;
+    size_t at = 0;
+    for (const Command& c : ttl) {
+      if (c.reply.kind != Kind::kInteger || c.reply.integer != -1) continue;
+      const Reply& reply = manifests[at++].reply;
+      const auto now = Manifest::parse(reply.text);
+      const bool gone = reply.kind == Kind::kText && reply.text.empty();
+      const std::string& part = c.words[1];
+      if (gone ||
+          (now.ok() && now->generation != part_generation(std::string_view(part).substr(part.find('}') + 1))))
+        expire.push_back({{"EXPIRE", part, std::to_string(client_->options().grace_s), "NX"}});
+    }
+    (void)client_->run(expire);
   }
 
   /// Parts and names of what is no longer there; whoever reads it has the grace.
@@ -756,7 +805,7 @@ class RedisStore final : public Store {
   Status add_names(const std::string& key, int64_t bytes, Names names) {
     if (names.empty()) return ok_status();
     const int64_t ttl = client_->options().ttl_s;
-    const std::string now = std::to_string(ms_now()), last = std::to_string(-kKeptOfName - 1);
+    const std::string now = std::to_string(us_now()), last = std::to_string(-kKeptOfName - 1);
     std::vector<Command> commands;
     for (size_t i = 0; i < names.size(); ++i) {
       const std::string name = name_key(names[i]);

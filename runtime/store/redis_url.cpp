@@ -83,7 +83,7 @@ Result<RedisOptions> parse_redis_url(const std::string& url) {
   const std::string_view scheme = std::string_view(url).substr(0, colon);
   // Nothing behind the scheme is shown: where a URL is not understood, its password may stand anywhere.
   auto bad = [&](std::string_view what) {
-    return error(Code::kInvalidArgument, "store '{}://...': {}; {}", scheme, what, kForm);
+    return error(Code::kInvalidArgument, "a store of the scheme '{}': {}; {}", scheme, what, kForm);
   };
   o.tls = scheme == "rediss";
   if (url.compare(colon, 3, "://") != 0) return bad("no '//' behind the scheme");
