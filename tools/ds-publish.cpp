@@ -124,7 +124,8 @@ int main(int argc, char** argv) {
   app.footer(
       "Examples:\n"
       "  ds-publish --model base-agent/ --context report.txt --store file:/var/cache/ds --plan pair.dsplan\n"
-      "  DROIDSPEAK_REDIS_PASSWORD=... ds-publish --model S/ --context report.txt --store redis://agent@cache.example "
+      "  DROIDSPEAK_REDIS_PASSWORD=... ds-publish --model S/ --context report.txt --store "
+      "redis://agent@cache.example "
       "--plan pair.dsplan\n"
       "  ds-publish --model S/ --template R/ --system 'Be brief.' --context report.txt --store file:cache "
       "--plan pair.dsplan\n"

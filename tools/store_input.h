@@ -14,7 +14,8 @@ namespace ds {
 
 /// Where a store may be, for an option's help.
 inline constexpr const char* kStoreUrls =
-    "file:PATH (a folder), or redis://[user:password@]host[:port][/db] (a Redis or Valkey server, or any node of "
+    "file:PATH (a folder), or redis://[user:password@]host[:port][/db] (a Redis or Valkey server, or any "
+    "node of "
     "a cluster; rediss:// with TLS)";
 
 inline void add_store_key_option(CLI::App& app, std::string& path) {

@@ -37,7 +37,8 @@ inline int run_tool(CLI::App& app, int argc, char** argv, const std::function<St
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);
-    fmt::print(stderr, "{}: error: {}\nRun '{} --help' for usage.\n", tool, without_passwords(e.what()), tool);
+    fmt::print(stderr, "{}: error: {}\nRun '{} --help' for usage.\n", tool, without_passwords(e.what()),
+               tool);
     return exit_code(Code::kInvalidArgument);
   }
   Status status;

@@ -13,15 +13,12 @@ int main(int argc, char** argv) {
   const std::pair<const char*, Bench> benches[] = {
       {"attention", add_attention(app)},
 #ifdef DS_HAVE_COMPILER
-      {"compile", add_compile(app)},       {"make-plans", add_make_plans(app)},
-      {"quality", add_quality(app)},       {"serve", add_serve(app)},
-      {"sweep", add_sweep(app)},
+      {"compile", add_compile(app)},     {"make-plans", add_make_plans(app)}, {"quality", add_quality(app)},
+      {"serve", add_serve(app)},         {"sweep", add_sweep(app)},
 #endif
-      {"decode", add_decode(app)},         {"kernels", add_kernels(app)},
-      {"plans", add_plans(app)},           {"load", add_load(app)},
-      {"make-model", add_make_model(app)}, {"overlap", add_overlap(app)},
-      {"prefill", add_prefill(app)},       {"store", add_store(app)},
-      {"ttft", add_ttft(app)}};
+      {"decode", add_decode(app)},       {"kernels", add_kernels(app)},       {"plans", add_plans(app)},
+      {"load", add_load(app)},           {"make-model", add_make_model(app)}, {"overlap", add_overlap(app)},
+      {"prefill", add_prefill(app)},     {"store", add_store(app)},           {"ttft", add_ttft(app)}};
   app.footer(
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"

@@ -153,10 +153,9 @@ Status measure(const OverlapOptions& o, Backend& backend, DeviceModel& model, co
   // If compute lost no more than the time that the transfer's thread took, evenly on all cores.
   double cores = static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN));
   double floor = 1 / (1 - transfer.cpu_seconds() / transfer.wall_seconds() / cores) - 1;
-  fmt::print(stderr, "{} {}, {} tokens, {}; entry of {} in {}\n", o.shape, o.dtype, o.tokens,
-             backend.description(),
-             format_bytes(identity.tokens * shape.layers * shape.kv_row() * dtype_size(identity.dtype)),
-             where);
+  fmt::print(
+      stderr, "{} {}, {} tokens, {}; entry of {} in {}\n", o.shape, o.dtype, o.tokens, backend.description(),
+      format_bytes(identity.tokens * shape.layers * shape.kv_row() * dtype_size(identity.dtype)), where);
   fmt::print(stderr, "prefill alone {:.1f} ms, beside the transfer {:.1f} ms (medians of {})\n",
              median(f.alone_s) * 1e3, median(f.beside_s) * 1e3, o.repeats);
   fmt::print(stderr,
