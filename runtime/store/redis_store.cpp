@@ -44,7 +44,7 @@ constexpr size_t kFixed = 48;
 /// Of an object, in its manifest: what a reader asks for first (runtime/store/entry.cpp) comes with the
 /// look-up.
 constexpr int64_t kMostHead = 64 << 10;
-constexpr int64_t kMostObject = int64_t{1} << 50, kMostParts = 1 << 24;
+constexpr int64_t kMostObject = int64_t{1} << 50, kMostParts = 1 << 20, kLeastPart = 4096;
 constexpr size_t kBatch = 8;      // parts that are written at once
 constexpr size_t kAhead = 4;      // parts that are asked for before the first of them is here
 constexpr int64_t kReaderS = 60;  // for which a reader that says nothing more counts as one
@@ -82,7 +82,7 @@ struct Manifest {
     if (text.size() < kFixed || !text.starts_with(kMagic)) return error(Code::kCorrupt, "it is no manifest");
     get(m.bytes), get(m.part_bytes), get(m.generation), get(m.written_s), get(m.names), get(m.head_bytes);
     m.head = text.substr(kFixed);
-    if (m.bytes < 0 || m.bytes > kMostObject || m.part_bytes < 1 || m.part_bytes > 64 << 20 ||
+    if (m.bytes < 0 || m.bytes > kMostObject || m.part_bytes < kLeastPart || m.part_bytes > 64 << 20 ||
         m.head_bytes > kMostHead || m.head_bytes > m.bytes || m.parts() > kMostParts ||
         m.names > Store::kMostNames || (!m.head.empty() && m.head.size() != m.head_bytes))
       return error(Code::kCorrupt, "its manifest claims {} bytes, {} of them there, in parts of {}", m.bytes,
