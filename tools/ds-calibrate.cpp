@@ -37,18 +37,19 @@ Status run(const Options& o) {
   }
   DS_ASSIGN(auto store, open_store(store_url));
 
-  CalibrationSubject subject{.name = loaded.backend->description(),
-                             .backend = std::string(loaded.backend->name()),
-                             .description = loaded.backend->description(),
-                             .cpu = cpu_name(),
-                             .kernel = kernel_name(),
-                             .threads = o.on.threads,
-                             .shape = loaded.model->config().shape(),
-                             .dtype = loaded.model->dtype(),
-                             .link_rtt_ns = 0,
-                             .options = fmt::format("{} {} lengths {} suffix {} store {}", kVersion,
-                                                    o.shape.empty() ? loaded.identity.fingerprint : o.shape,
-                                                    o.lengths, o.suffix, o.store)};
+  CalibrationSubject subject{
+      .name = loaded.backend->description(),
+      .backend = std::string(loaded.backend->name()),
+      .description = loaded.backend->description(),
+      .cpu = cpu_name(),
+      .kernel = kernel_name(),
+      .threads = o.on.threads,
+      .shape = loaded.model->config().shape(),
+      .dtype = loaded.model->dtype(),
+      .link_rtt_ns = 0,
+      .options = fmt::format("{} {} lengths {} suffix {} store {}", kVersion,
+                             o.shape.empty() ? loaded.identity.fingerprint : o.shape, o.lengths, o.suffix,
+                             o.store.empty() ? "" : store->url())};
   if (!subject.cpu.empty()) subject.name = subject.cpu + "; " + subject.name;
 
   const bool to_file = o.out != "-";

@@ -107,8 +107,9 @@ int main(int argc, char** argv) {
   add_template_options(app, chat, "sender");
   app.add_option(
          "--store", store_url,
-         "where to put the entry: file:PATH, a folder (made for you alone, mode 0700, where it is missing; "
-         "entries have 0600: they can be read back into the context's text)")
+         fmt::format("where to put the entry: {}. A folder is made for you alone, mode 0700, where it is "
+                     "missing; entries have 0600: they can be read back into the context's text",
+                     kStoreUrls))
       ->required();
   app.add_option("--plan", plans, "plan whose cuts are published; may be given several times")->required();
   app.add_option(
@@ -127,6 +128,9 @@ int main(int argc, char** argv) {
   app.footer(
       "Examples:\n"
       "  ds-publish --model base-agent/ --context report.txt --store file:/var/cache/ds --plan pair.dsplan\n"
+      "  DROIDSPEAK_REDIS_PASSWORD=... ds-publish --model S/ --context report.txt --store "
+      "redis://agent@cache.example "
+      "--plan pair.dsplan\n"
       "  ds-publish --model S/ --template R/ --system 'Be brief.' --context report.txt --store file:cache "
       "--plan pair.dsplan\n"
       "  ds-publish --model S/ --context-ids ids.json --store file:cache --plan a.dsplan --plan b.dsplan "

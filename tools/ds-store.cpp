@@ -222,7 +222,7 @@ int main(int argc, char** argv) {
   std::vector<std::pair<CLI::App*, Status (*)(Store&, const Options&)>> commands;
   auto add = [&](const char* name, const char* what, Status (*run)(Store&, const Options&)) {
     CLI::App* sub = app.add_subcommand(name, what);
-    sub->add_option("store", o.url, "file:PATH")->required();
+    sub->add_option("store", o.url, kStoreUrls)->required();
     sub->add_flag("--json", o.json, "print JSON to stdout");
     add_store_key_option(*sub, o.key_file);
     commands.emplace_back(sub, run);
@@ -252,7 +252,8 @@ int main(int argc, char** argv) {
       "  ds-store ls file:/var/cache/ds\n"
       "  ds-store gc file:/var/cache/ds --budget 200GiB --ttl 7d --dry-run\n"
       "  ds-store verify file:/var/cache/ds --store-key /etc/droidspeak.key\n"
-      "  ds-store pin file:/var/cache/ds 3f2a91");
+      "  ds-store pin file:/var/cache/ds 3f2a91\n"
+      "  DROIDSPEAK_REDIS_PASSWORD=... ds-store du 'rediss://agent@cache.example?ca=/etc/cache.pem'");
   return run_tool(app, argc, argv, [&]() -> Status {
     for (auto& [command, run] : commands)
       if (command->parsed()) {

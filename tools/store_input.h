@@ -1,6 +1,8 @@
 // Stores as tools are given them: a URL, and the key that their entries are signed by.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
@@ -9,6 +11,12 @@
 #include "support/status.h"
 
 namespace ds {
+
+/// Where a store may be, for an option's help.
+inline constexpr const char* kStoreUrls =
+    "file:PATH (a folder), or redis://[user:password@]host[:port][/db] (a Redis or Valkey server, or any "
+    "node of "
+    "a cluster; rediss:// with TLS)";
 
 inline void add_store_key_option(CLI::App& app, std::string& path) {
   app.add_option(

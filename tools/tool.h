@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
@@ -16,6 +17,17 @@ namespace ds {
 
 inline constexpr const char* kVersion = DS_VERSION;
 
+/// A text in which URLs may stand, without their users and passwords.
+inline std::string without_passwords(std::string text) {
+  for (size_t at = 0; (at = text.find("://", at)) != std::string::npos;) {
+    at += 3;
+    const size_t end = std::min(text.find_first_of(" \n\t", at), text.size());
+    const size_t host = text.rfind('@', end);
+    if (host != std::string::npos && host >= at && host < end) text.replace(at, host - at, "***");
+  }
+  return text;
+}
+
 /// Parses the command line and runs `body`; prints a failure as "TOOL: error: ..." and returns its exit code.
 /// Also turns a std::bad_alloc or another escaped exception into an error, so that no tool ends in a crash.
 inline int run_tool(CLI::App& app, int argc, char** argv, const std::function<Status()>& body) {
@@ -25,7 +37,8 @@ inline int run_tool(CLI::App& app, int argc, char** argv, const std::function<St
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);
-    fmt::print(stderr, "{}: error: {}\nRun '{} --help' for usage.\n", tool, e.what(), tool);
+    fmt::print(stderr, "{}: error: {}\nRun '{} --help' for usage.\n", tool, without_passwords(e.what()),
+               tool);
     return exit_code(Code::kInvalidArgument);
   }
   Status status;

@@ -14,6 +14,7 @@
 
 #include "runtime/store/file_index_internal.h"
 #include "runtime/store/file_store_internal.h"
+#include "runtime/store/store_internal.h"
 #include "support/file.h"
 
 namespace ds {
@@ -33,34 +34,6 @@ bool is_temporary(std::string_view name) {
   return name.size() > 11 && name.substr(name.size() - 11, 5) == ".tmp-";
 }
 
-Status check_key(std::string_view key) {
-  auto good = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
-           c == '_' || c == '-';
-  };
-  bool ok = !key.empty() && key.size() <= 200 && key[0] != '.' && key.find(".tmp-") == key.npos;
-  for (char c : key) ok = ok && good(c);
-  if (ok) return ok_status();
-  return error(Code::kInvalidArgument,
-               "bad key '{:.40}' ({} characters); expected 1 to 200 of A-Z a-z 0-9 . _ -, not starting with "
-               "'.', without '.tmp-'",
-               key, key.size());
-}
-
-Status check_names(Store::Names names) {
-  if (names.size() > Store::kMostNames)
-    return error(Code::kInvalidArgument, "{} names, expected {} at most", names.size(), Store::kMostNames);
-  for (const std::string& name : names)
-    if (name.size() != Store::kNameDigits || name.find_first_not_of("0123456789abcdef") != name.npos)
-      return error(Code::kInvalidArgument, "bad name '{:.40}' ({} characters); expected {} of 0-9 a-f", name,
-                   name.size(), Store::kNameDigits);
-  return ok_status();
-}
-
-/// A part of a read: small enough that who is told of it finds it in the second-level cache, large enough
-/// that the calls cost nothing.
-constexpr size_t kPart = 256 << 10;
-
 class FileObject final : public StoreObject {
  public:
   FileObject(int fd, int64_t size, std::string path) : fd_(fd), size_(size), path_(std::move(path)) {}
@@ -72,7 +45,7 @@ class FileObject final : public StoreObject {
   Status read_by_parts(int64_t offset, std::span<std::byte> out, const Arrived& arrived) override {
     if (offset < 0) return error(Code::kInvalidArgument, "cannot read '{}' from byte {}", path_, offset);
     while (!out.empty()) {
-      ssize_t got = pread(fd_, out.data(), std::min(out.size(), kPart), offset);
+      ssize_t got = pread(fd_, out.data(), std::min(out.size(), kReadPart), offset);
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) return io_error("read", path_);
       if (got == 0) {
@@ -99,8 +72,8 @@ class FileStore final : public Store {
   std::string url() const override { return "file:" + folder_; }
 
   Status put(const std::string& key, const Produce& produce, Names names) override {
-    DS_TRY(check_key(key));
-    DS_TRY(check_names(names));
+    DS_TRY(check_store_key(key));
+    DS_TRY(check_store_names(names));
     DS_TRY(make_folders(folder_, kFolderMode));
     remove_leftovers();
     std::string path = path_of(key);
@@ -119,10 +92,10 @@ class FileStore final : public Store {
   }
 
   Result<Found> find(Names keys, Names names) override {
-    DS_TRY(check_names(names));
+    DS_TRY(check_store_names(names));
     Found found;
     for (const std::string& key : keys) {
-      DS_TRY(check_key(key));
+      DS_TRY(check_store_key(key));
       struct stat info {};
       const bool there = stat(path_of(key).c_str(), &info) == 0;
       if (!there && errno != ENOENT) return io_error("look up", path_of(key));
@@ -144,7 +117,8 @@ class FileStore final : public Store {
     for (; !failure && it != end; it.increment(failure)) {
       ObjectInfo object{.key = it->path().filename().native()};
       struct stat info {};
-      if (!check_key(object.key).ok() || lstat(it->path().c_str(), &info) != 0 || !S_ISREG(info.st_mode))
+      if (!check_store_key(object.key).ok() || lstat(it->path().c_str(), &info) != 0 ||
+          !S_ISREG(info.st_mode))
         continue;
       object.bytes = info.st_size;
       object.written_s = info.st_mtim.tv_sec;
@@ -159,13 +133,13 @@ class FileStore final : public Store {
 
   // The time of access says it: set by hand it is right on file systems too that do not keep it.
   void touch(const std::string& key) override {
-    if (!check_key(key).ok()) return;
+    if (!check_store_key(key).ok()) return;
     const timespec times[] = {{0, UTIME_NOW}, {0, UTIME_OMIT}};
     (void)utimensat(AT_FDCWD, path_of(key).c_str(), times, 0);
   }
 
   Status pin(const std::string& key, bool pinned) override {
-    DS_TRY(check_key(key));
+    DS_TRY(check_store_key(key));
     struct stat info {};
     if (const std::string path = path_of(key); stat(path.c_str(), &info) != 0)
       return open_error("pin", key, path);
@@ -181,7 +155,7 @@ class FileStore final : public Store {
   // Readers hold a lock on the file (FileObject); between its being found and being opened it may go all the
   // same, which is a miss.
   Result<bool> evict(const std::string& key) override {
-    DS_TRY(check_key(key));
+    DS_TRY(check_store_key(key));
     const std::string path = path_of(key);
     if (file_exists(pin_of(key))) return false;
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
@@ -194,7 +168,7 @@ class FileStore final : public Store {
   }
 
   Result<std::unique_ptr<StoreObject>> open(const std::string& key) override {
-    DS_TRY(check_key(key));
+    DS_TRY(check_store_key(key));
     std::string path = path_of(key);
     // Non-blocking only so that a pipe put there by mistake does not hang; it means nothing for files.
     int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -215,7 +189,7 @@ class FileStore final : public Store {
   }
 
   Status remove(const std::string& key) override {
-    DS_TRY(check_key(key));
+    DS_TRY(check_store_key(key));
     std::string path = path_of(key);
     if (unlink(path.c_str()) != 0) return open_error("remove", key, path);
     unlink(pin_of(key).c_str());

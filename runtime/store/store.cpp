@@ -5,6 +5,8 @@
 #include <cstdlib>
 
 #include "runtime/store/file_store_internal.h"
+#include "runtime/store/redis_store_internal.h"
+#include "runtime/store/store_internal.h"
 #include "support/file.h"
 
 namespace ds {
@@ -20,6 +22,30 @@ Status unsupported(const Store& store, std::string_view what) {
 Result<int64_t> Store::size(const std::string& key) {
   DS_ASSIGN(std::unique_ptr<StoreObject> object, open(key));
   return object->size();
+}
+
+Status check_store_key(std::string_view key) {
+  auto good = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
+  };
+  bool ok = !key.empty() && key.size() <= 200 && key[0] != '.' && key.find(".tmp-") == key.npos;
+  for (char c : key) ok = ok && good(c);
+  if (ok) return ok_status();
+  return error(Code::kInvalidArgument,
+               "bad key '{:.40}' ({} characters); expected 1 to 200 of A-Z a-z 0-9 . _ -, not starting with "
+               "'.', without '.tmp-'",
+               key, key.size());
+}
+
+Status check_store_names(Store::Names names) {
+  if (names.size() > Store::kMostNames)
+    return error(Code::kInvalidArgument, "{} names, expected {} at most", names.size(), Store::kMostNames);
+  for (const std::string& name : names)
+    if (name.size() != Store::kNameDigits || name.find_first_not_of("0123456789abcdef") != name.npos)
+      return error(Code::kInvalidArgument, "bad name '{:.40}' ({} characters); expected {} of 0-9 a-f", name,
+                   name.size(), Store::kNameDigits);
+  return ok_status();
 }
 
 Result<std::shared_ptr<const std::string>> read_store_key(const std::string& path) {
@@ -57,16 +83,23 @@ Status Store::pin(const std::string&, bool) { return unsupported(*this, "pins no
 Result<bool> Store::evict(const std::string&) { return unsupported(*this, "evicts no objects"); }
 
 Result<std::unique_ptr<Store>> open_store(const std::string& url) {
-  constexpr std::string_view kKnown = "known is file:PATH, a folder";
+  constexpr std::string_view kKnown =
+      "known are file:PATH, a folder, and redis://HOST:PORT (rediss:// with TLS), a server";
   size_t colon = url.find(':');
   if (colon == std::string::npos) {
     return error(Code::kInvalidArgument, "store '{}' has no scheme; {} (did you mean 'file:{}'?)", url,
                  kKnown, url);
   }
   std::string scheme = url.substr(0, colon), path = url.substr(colon + 1);
+  if (scheme == "redis" || scheme == "rediss") {
+    DS_ASSIGN(RedisOptions options, parse_redis_url(url));
+    return make_redis_store(std::move(options));
+  }
   if (scheme != "file") {
-    // Nothing else of it is said: such URLs may hold passwords.
-    return error(Code::kInvalidArgument, "a store has the unknown scheme '{}'; {}", scheme, kKnown);
+    // Nothing else of it is said: such URLs may hold passwords, and what stands in front of a ':' may be one.
+    const bool named = scheme.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789+.-") == scheme.npos;
+    return error(Code::kInvalidArgument, "a store has {}; {}",
+                 named ? fmt::format("the unknown scheme '{}'", scheme) : "no scheme", kKnown);
   }
   if (path.starts_with("//")) {
     // file://HOST/PATH names another machine; only the empty host and localhost are this one.

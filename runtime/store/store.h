@@ -20,7 +20,8 @@ namespace ds {
 class StoreObject {
  public:
   /// Told of a read's bytes as they come: part by part, in order, each once and while this core's cache holds
-  /// it. A failure ends the read, which returns it.
+  /// it. While nothing comes from a server it is told of no bytes, some 20 times a second. A failure ends the
+  /// read, which returns it.
   using Arrived = std::function<Status(std::span<const std::byte>)>;
 
   virtual ~StoreObject() = default;
@@ -131,6 +132,10 @@ Result<std::shared_ptr<const std::string>> read_store_key(const std::string& pat
 /// Who can read an entry can read back what its context said: a folder that the first put creates has mode
 /// 0700, objects have 0600, whatever the umask. For receivers of other users, make the folder beforehand and
 /// give both the same user (or copy the objects).
+///
+/// "redis://[user:password@]host[:port][/db][?options]", or "rediss://" with TLS: a Redis or Valkey server,
+/// or a cluster (docs/stores.md). User and password are percent-encoded; no message, and no Store::url(),
+/// holds either.
 Result<std::unique_ptr<Store>> open_store(const std::string& url);
 
 struct LinkOptions {

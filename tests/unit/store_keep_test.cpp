@@ -71,31 +71,6 @@ class Keep : public ::testing::Test {
                            std::string(64, 'e')};
 };
 
-TEST_F(Keep, ARequestFindsTheEntriesThatItsBlocksAgreeWith) {
-  auto store = open();
-  ASSERT_TRUE(publish(*store, identity(256)).ok());
-  ASSERT_TRUE(publish(*store, identity(400, 256)).ok());
-  ids_[300] =
-      999;  // another request: agrees with the first entry and one block of the second at 64 rows each
-  const Found found = store->find({}, names(400)).value();
-  ASSERT_EQ(found.names.size(), 7u);
-  for (size_t i = 0; i < 4; ++i) {
-    ASSERT_EQ(found.names[i].size(), 1u) << i;
-    EXPECT_EQ(found.names[i][0].key, identity(256).key());
-    EXPECT_EQ(found.names[i][0].index, static_cast<int32_t>(i));
-  }
-  for (size_t i = 4; i < 7; ++i) EXPECT_TRUE(found.names[i].empty()) << i;
-  ids_[300] = 301;
-  const Found whole = store->find({}, names(400)).value();
-  for (size_t i = 4; i < 7; ++i) EXPECT_EQ(keys_of(whole.names[i]), std::vector{identity(400, 256).key()});
-  auto reader = EntryReader::open_named(*store, whole.names[5][0], names(400)[5], shape_);
-  ASSERT_TRUE(reader.ok()) << reader.status().message();
-  EXPECT_EQ(reader->header().identity.first, 256);
-  // What was found by one block's name is no answer for another's.
-  EXPECT_EQ(EntryReader::open_named(*store, whole.names[5][0], names(400)[4], shape_).status().code(),
-            Code::kMismatch);
-}
-
 TEST_F(Keep, TheIndexIsMadeAgainFromTheEntries) {
   ASSERT_TRUE(publish(*open(), identity(256)).ok());
   const auto found = [&] { return keys_of(open()->find({}, names(64)).value().names[0]); };
@@ -160,38 +135,6 @@ TEST_F(Keep, WhoHasNotTheKeyCanMakeNoEntry) {
   }
 }
 
-// Cross-tenant and cross-adapter hits.
-TEST_F(Keep, AnotherTenantOrModelFindsNothingByAnyName) {
-  auto store = open();
-  ASSERT_TRUE(publish(*store, identity(256, 0, "tenant a")).ok());
-  const std::string adapted(64, 'f');
-  for (const auto& other : {names(256), names(256, "tenant b"), names(256, "tenant a", adapted)}) {
-    const Found found = store->find({}, other).value();
-    for (const auto& block : found.names) EXPECT_TRUE(block.empty());
-  }
-  EXPECT_EQ(store->find({}, names(256, "tenant a")).value().names[0].size(), 1u);
-  for (const EntryIdentity& id :
-       {identity(256), identity(256, 0, "tenant b"), identity(256, 0, "tenant a", adapted)})
-    EXPECT_EQ(EntryReader::open(*store, id, shape_).status().code(), Code::kNotFound);
-  EXPECT_EQ(identity(256, 0, "tenant a").key().find("tenant"), std::string::npos);
-}
-
-// Salts that crash a validator.
-TEST_F(Keep, ASaltIsAnyBytes) {
-  auto store = open();
-  std::set<std::string> keys;
-  for (const std::string& salt :
-       {std::string(), std::string(1, '\0'), std::string("\0a", 2), std::string("../../etc"),
-        std::string(1 << 20, 's'), std::string("\xff\xfe\x80")}) {
-    const EntryIdentity id = identity(64, 0, salt);
-    ASSERT_TRUE(publish(*store, id).ok());
-    EXPECT_TRUE(EntryReader::open(*store, id, shape_).ok());
-    keys.insert(id.key());
-  }
-  EXPECT_EQ(keys.size(), 6u);
-  EXPECT_EQ(store->list().value().size(), 6u);
-}
-
 // Reads and writes of any file by way of keys.
 TEST_F(Keep, NothingFromOutsideReachesAFileName) {
   auto store = open();
@@ -252,72 +195,6 @@ TEST_F(Keep, ThePinnedAndTheReadStayTheLongestUnusedGoesFirst) {
   ASSERT_TRUE(store->pin(keys[0], false).ok());
   EXPECT_EQ(collect(*store, options)->evicted.size(), 2u);
   EXPECT_TRUE(store->list()->empty());
-}
-
-TEST_F(Keep, EachTenantHasAQuota) {
-  auto store = open();
-  for (int i = 1; i <= 3; ++i) {
-    ASSERT_TRUE(publish(*store, identity(64 * i, 0, "a")).ok());
-    ASSERT_TRUE(publish(*store, identity(64 * i, 0, "b")).ok());
-  }
-  std::map<std::string, int64_t> bytes;
-  const std::vector<ObjectInfo> all = store->list().value();
-  for (const ObjectInfo& o : all) bytes[key_tenant(o.key)] += o.bytes;
-  ASSERT_EQ(bytes.size(), 2u);
-  ASSERT_EQ(bytes.count(tenant_tag("a")), 1u);
-  ASSERT_TRUE(store->remove(identity(64, 0, "b").key()).ok());
-  const Collected done = collect(*store, {.most_tenant_bytes = bytes[tenant_tag("a")] - 1}).value();
-  ASSERT_EQ(done.evicted.size(), 1u) << "only a has too much";
-  EXPECT_EQ(key_tenant(done.evicted[0].key), tenant_tag("a"));
-}
-
-// Killed at any moment of putting, evicting and collecting, a store is readable: what is there is whole.
-TEST_F(Keep, AKilledProcessLeavesAReadableStore) {
-  ASSERT_TRUE(publish(*open(), identity(400)).ok());
-  ASSERT_TRUE(open()->pin(identity(400).key(), true).ok());
-  for (int i = 0; i < 200; ++i) {
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-      auto store = open();
-      for (int64_t n = 0;; ++n) {
-        (void)publish(*store, identity(64 * (n % 5 + 1)));
-        (void)store->find({}, names(320));
-        (void)store->evict(identity(64 * ((n + 2) % 5 + 1)).key());
-        if (n % 7 == 0) (void)collect(*store, {.most_bytes = 100'000});
-      }
-    }
-    std::this_thread::sleep_for(std::chrono::microseconds(500 + (i * 7919) % 23'000));
-    kill(child, SIGKILL);
-    int status = 0;
-    ASSERT_EQ(waitpid(child, &status, 0), child);
-    auto store = open();
-    const auto all = store->list();
-    ASSERT_TRUE(all.ok()) << all.status().message();
-    for (const ObjectInfo& o : *all) {
-      auto entry = EntryReader::open_any(*store, o.key);
-      ASSERT_TRUE(entry.ok()) << entry.status().message();
-      ASSERT_TRUE(entry->verify().ok()) << entry->verify().message();
-    }
-    const Found found = store->find({}, names(320)).value();
-    ASSERT_FALSE(found.names[0].empty());
-    auto pinned = EntryReader::open(*store, identity(400), shape_);
-    ASSERT_TRUE(pinned.ok()) << pinned.status().message();
-  }
-}
-
-TEST_F(Keep, TwoThatPublishOneEntryLeaveOne) {
-  std::vector<std::thread> threads;
-  for (int t = 0; t < 2; ++t)
-    threads.emplace_back([&] {
-      auto store = open();
-      for (int i = 0; i < 20; ++i) EXPECT_TRUE(publish(*store, identity(256)).ok());
-    });
-  for (auto& thread : threads) thread.join();
-  auto store = open();
-  ASSERT_EQ(store->list()->size(), 1u);
-  EXPECT_TRUE(EntryReader::open_any(*store, store->list()->at(0).key)->verify().ok());
-  EXPECT_EQ(store->find({}, names(64)).value().names[0].size(), 1u);
 }
 
 }  // namespace

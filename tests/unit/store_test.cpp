@@ -25,6 +25,7 @@
 #include "runtime/store/store.h"
 #include "support/file.h"
 #include "support/json.h"
+#include "tests/unit/store_conformance.h"
 
 namespace {
 
@@ -47,10 +48,6 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-std::span<const std::byte> bytes_of(std::string_view text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
 
 template <typename T>
 T take(Result<T> result) {
@@ -82,36 +79,33 @@ class Folder {
 
 std::unique_ptr<Store> file_store(const std::string& folder) { return take(open_store("file:" + folder)); }
 
-Status put_text(Store& store, const std::string& key, std::string_view text) {
-  return store.put(key, [&](const Store::Sink& sink) { return sink(bytes_of(text)); });
-}
-
-Result<std::string> get_text(Store& store, const std::string& key) {
-  DS_ASSIGN(auto object, store.open(key));
-  std::string text(static_cast<size_t>(object->size()), '\0');
-  DS_TRY(object->read(0, std::as_writable_bytes(std::span(text))));
-  return text;
-}
-
 // --- file:
 // ---------------------------------------------------------------------------------------------------
 
-TEST(FileStore, PutOpenReadRemove) {
+class FilePlace final : public StorePlace {
+ public:
+  std::string url() const override { return "file:" + folder_.path() + "/store"; }
+  std::vector<std::string> left() const override {
+    std::vector<std::string> names;
+    std::error_code none;
+    for (auto& e : fs::directory_iterator(folder_.path() + "/store", none))
+      if (e.path().filename().string()[0] != '.') names.push_back(e.path().filename());
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+ private:
+  Folder folder_;
+};
+
+const StoreKind kFile{"file", [](std::string&) { return std::make_unique<FilePlace>(); }};
+INSTANTIATE_TEST_SUITE_P(File, StoreConformance, ::testing::Values(kFile));
+INSTANTIATE_TEST_SUITE_P(File, StoreEntries, ::testing::Values(kFile));
+
+TEST(FileStore, AFolderThatIsNotThereIsSaidToBe) {
   Folder folder;
   auto store = file_store(folder.path() + "/made/by/put");
-  EXPECT_EQ(store->size("a").status().code(), Code::kNotFound);
   EXPECT_THAT(store->size("a").status().message(), HasSubstr("the folder does not exist"));
-  ASSERT_TRUE(put_text(*store, "a", "first").ok());
-  EXPECT_EQ(*store->size("a"), 5);
-  EXPECT_EQ(*get_text(*store, "a"), "first");
-  ASSERT_TRUE(put_text(*store, "a", "the second").ok());
-  EXPECT_EQ(*get_text(*store, "a"), "the second");
-  ASSERT_TRUE(put_text(*store, "empty", "").ok());
-  EXPECT_EQ(*store->size("empty"), 0);
-  EXPECT_EQ(store->size("b").status().code(), Code::kNotFound);
-  EXPECT_TRUE(store->remove("a").ok());
-  EXPECT_EQ(store->remove("a").code(), Code::kNotFound);
-  EXPECT_EQ(store->open("a").status().code(), Code::kNotFound);
 }
 
 TEST(FileStore, AFirstPutFlushesEveryFolderThatHasGotAnEntry) {
@@ -155,68 +149,6 @@ TEST(FileStore, ObjectsAndFoldersAreTheirMakersAlone) {
   EXPECT_EQ(mode(folder.path() + "/there/k"), 0600u);
 }
 
-TEST(FileStore, ReadsRangesAndRefusesThoseOutside) {
-  Folder folder;
-  auto store = file_store(folder.path());
-  ASSERT_TRUE(put_text(*store, "k", "0123456789").ok());
-  auto object = take(store->open("k"));
-  std::array<std::byte, 4> out{};
-  ASSERT_TRUE(object->read(3, out).ok());
-  EXPECT_EQ(std::memcmp(out.data(), "3456", 4), 0);
-  ASSERT_TRUE(object->read(6, out).ok());
-  EXPECT_EQ(object->read(7, out).code(), Code::kCorrupt);
-  EXPECT_EQ(object->read(int64_t{1} << 50, out).code(), Code::kCorrupt);
-  EXPECT_EQ(object->read(-1, out).code(), Code::kInvalidArgument);
-  EXPECT_TRUE(object->read(10, {}).ok());
-}
-
-TEST(FileStore, TellsOfBytesAsTheyCome) {
-  Folder folder;
-  auto store = file_store(folder.path());
-  std::string text(1'000'003, '\0');
-  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i * 131 % 251);
-  ASSERT_TRUE(put_text(*store, "k", text).ok());
-  // Behind a link too.
-  auto shaped = shape_link(file_store(folder.path()), {1e9, 0});
-  for (Store* s : {store.get(), shaped.get()}) {
-    auto object = take(s->open("k"));
-    std::string out(text.size() - 5, '\0'), told;
-    int parts = 0;
-    ASSERT_TRUE(object
-                    ->read_by_parts(5, std::as_writable_bytes(std::span(out)),
-                                    [&](std::span<const std::byte> part) {
-                                      EXPECT_EQ(reinterpret_cast<const char*>(part.data()),
-                                                &out[told.size()]);
-                                      told.append(reinterpret_cast<const char*>(part.data()), part.size());
-                                      ++parts;
-                                      return ok_status();
-                                    })
-                    .ok());
-    EXPECT_EQ(out, text.substr(5));
-    EXPECT_EQ(told, out);
-    EXPECT_GT(parts, 1);
-    // Who is told may end the read.
-    Status status = object->read_by_parts(0, std::as_writable_bytes(std::span(out)), [&](auto) {
-      return --parts > 0 ? ok_status() : error(Code::kMismatch, "enough");
-    });
-    EXPECT_EQ(status.code(), Code::kMismatch);
-    EXPECT_EQ(parts, 0);
-  }
-}
-
-TEST(FileStore, OpenObjectsSurviveReplacementRemovalAndTheStore) {
-  Folder folder;
-  auto store = file_store(folder.path());
-  ASSERT_TRUE(put_text(*store, "k", "old bytes").ok());
-  auto object = take(store->open("k"));
-  ASSERT_TRUE(put_text(*store, "k", "new").ok());
-  ASSERT_TRUE(store->remove("k").ok());
-  store.reset();
-  std::string text(9, '\0');
-  ASSERT_TRUE(object->read(0, std::as_writable_bytes(std::span(text))).ok());
-  EXPECT_EQ(text, "old bytes");
-}
-
 TEST(FileStore, TruncatedUnderAReaderIsCorrupt) {
   Folder folder;
   auto store = file_store(folder.path());
@@ -227,35 +159,6 @@ TEST(FileStore, TruncatedUnderAReaderIsCorrupt) {
   Status status = object->read(0, out);
   EXPECT_EQ(status.code(), Code::kCorrupt);
   EXPECT_THAT(status.message(), AllOf(HasSubstr("5000"), HasSubstr(folder.path())));
-}
-
-TEST(FileStore, BadKeysAreRefused) {
-  Folder folder;
-  auto store = file_store(folder.path());
-  for (std::string key :
-       {"", ".", "..", ".hidden", "a/b", "../a", "a b", "a\n", "x.tmp-abcdef", "\xc3\xa4"}) {
-    EXPECT_EQ(put_text(*store, key, "x").code(), Code::kInvalidArgument) << key;
-    EXPECT_EQ(store->open(key).status().code(), Code::kInvalidArgument) << key;
-    EXPECT_EQ(store->remove(key).code(), Code::kInvalidArgument) << key;
-  }
-  EXPECT_EQ(put_text(*store, std::string(201, 'a'), "x").code(), Code::kInvalidArgument);
-  EXPECT_EQ(put_text(*store, std::string("a\0b", 3), "x").code(), Code::kInvalidArgument);
-  EXPECT_TRUE(folder.files().empty());
-  EXPECT_TRUE(put_text(*store, std::string(200, 'a'), "x").ok());
-  EXPECT_TRUE(put_text(*store, "A-z_0.9", "x").ok());
-}
-
-TEST(FileStore, FailedPutLeavesTheOldObjectAndNothingElse) {
-  Folder folder;
-  auto store = file_store(folder.path());
-  ASSERT_TRUE(put_text(*store, "k", "old").ok());
-  Status status = store->put("k", [](const Store::Sink& sink) -> Status {
-    DS_TRY(sink(bytes_of("half of the new")));
-    return error(Code::kMismatch, "changed my mind");
-  });
-  EXPECT_EQ(status.code(), Code::kMismatch);
-  EXPECT_EQ(*get_text(*store, "k"), "old");
-  EXPECT_THAT(folder.files(), ::testing::ElementsAre("k"));
 }
 
 TEST(FileStore, LeftoversOfDeadWritersAreRemovedByALaterPut) {
@@ -355,52 +258,6 @@ TEST(FileStore, ThingsThatAreNoFolderOrNoFile) {
   EXPECT_EQ(store->open("pipe").status().code(), Code::kCorrupt) << "and does not hang";
 }
 
-TEST(FileStore, ReadersSeeTheOldOrTheWholeNewObject) {
-  Folder folder;
-  auto store = file_store(folder.path());
-  auto content = [](int version) {
-    return std::string(50000 + 1000 * (version % 7), static_cast<char>('a' + version % 26));
-  };
-  ASSERT_TRUE(put_text(*store, "k", content(0)).ok());
-  std::atomic<bool> stop = false;
-  std::atomic<int> torn = 0, reads = 0;
-  std::vector<std::thread> readers;
-  for (int r = 0; r < 2; ++r) {
-    readers.emplace_back([&] {
-      while (!stop) {
-        auto text = get_text(*store, "k");
-        bool whole = false;
-        for (int v = 0; text.ok() && !whole && v < 26 * 7; ++v) whole = *text == content(v);
-        torn += !whole;
-        ++reads;
-      }
-    });
-  }
-  for (int v = 1; v <= 60 || reads < 20; ++v) ASSERT_TRUE(put_text(*store, "k", content(v)).ok());
-  stop = true;
-  for (auto& t : readers) t.join();
-  EXPECT_EQ(torn, 0);
-  EXPECT_THAT(folder.files(), ::testing::ElementsAre("k"));
-}
-
-TEST(FileStore, ConcurrentWritersOfOneKeyLeaveOneWholeObject) {
-  Folder folder;
-  std::vector<std::thread> writers;
-  std::atomic<int> failed = 0;
-  for (int w = 0; w < 4; ++w) {
-    writers.emplace_back([&, w] {
-      auto store = file_store(folder.path() + "/new");
-      for (int i = 0; i < 10; ++i) {
-        if (!put_text(*store, "k", std::string(20000, static_cast<char>('0' + w))).ok()) ++failed;
-      }
-    });
-  }
-  for (auto& t : writers) t.join();
-  EXPECT_EQ(failed, 0);
-  auto text = *get_text(*file_store(folder.path() + "/new"), "k");
-  EXPECT_EQ(text, std::string(20000, text[0]));
-}
-
 TEST(OpenStore, Urls) {
   Folder folder;
   for (const std::string& url :
@@ -410,13 +267,13 @@ TEST(OpenStore, Urls) {
     EXPECT_EQ((*store)->url(), "file:" + folder.path());
   }
   for (const char* bad :
-       {"redis:127.0.0.1:6379", "", ":", "file:", "/some/folder", "file://host/folder", "File:x"}) {
+       {"rediz:127.0.0.1:6379", "", ":", "file:", "/some/folder", "file://host/folder", "File:x"}) {
     auto store = open_store(bad);
     ASSERT_FALSE(store.ok()) << bad;
     EXPECT_EQ(store.status().code(), Code::kInvalidArgument);
     EXPECT_THAT(store.status().message(), HasSubstr("file:PATH")) << "names what is known";
   }
-  EXPECT_THAT(open_store("redis:x").status().message(), HasSubstr("'redis'"));
+  EXPECT_THAT(open_store("rediz:x").status().message(), HasSubstr("'rediz'"));
   EXPECT_THAT(open_store("file://host/folder").status().message(), HasSubstr("the host 'host'"));
   EXPECT_THAT(open_store("file://relative").status().message(), HasSubstr("the host 'relative'"));
   // Paths are literal.

@@ -24,6 +24,7 @@ Bench add_ttft(CLI::App& app);
 Bench add_overlap(CLI::App& app);
 Bench add_kernels(CLI::App& app);
 Bench add_plans(CLI::App& app);
+Bench add_store(CLI::App& app);
 // With the compiler only.
 Bench add_compile(CLI::App& app);
 Bench add_serve(CLI::App& app);

@@ -13,14 +13,12 @@ int main(int argc, char** argv) {
   const std::pair<const char*, Bench> benches[] = {
       {"attention", add_attention(app)},
 #ifdef DS_HAVE_COMPILER
-      {"compile", add_compile(app)},       {"make-plans", add_make_plans(app)},
-      {"quality", add_quality(app)},       {"serve", add_serve(app)},
-      {"sweep", add_sweep(app)},
+      {"compile", add_compile(app)},     {"make-plans", add_make_plans(app)}, {"quality", add_quality(app)},
+      {"serve", add_serve(app)},         {"sweep", add_sweep(app)},
 #endif
-      {"decode", add_decode(app)},         {"kernels", add_kernels(app)},
-      {"plans", add_plans(app)},           {"load", add_load(app)},
-      {"make-model", add_make_model(app)}, {"overlap", add_overlap(app)},
-      {"prefill", add_prefill(app)},       {"ttft", add_ttft(app)}};
+      {"decode", add_decode(app)},       {"kernels", add_kernels(app)},       {"plans", add_plans(app)},
+      {"load", add_load(app)},           {"make-model", add_make_model(app)}, {"overlap", add_overlap(app)},
+      {"prefill", add_prefill(app)},     {"store", add_store(app)},           {"ttft", add_ttft(app)}};
   app.footer(
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"
@@ -30,6 +28,7 @@ int main(int argc, char** argv) {
       "  ds-bench decode --shape llama-1b --context 1024 --batch 1,2,4,8,16,32 --json -\n"
       "  ds-bench kernels --shape llama-8b --backend cuda --json kernels.json\n"
       "  ds-bench plans --shape llama-8b --plans plans/ --store file:/dev/shm/ds --json plans.json\n"
+      "  ds-bench store --store redis://127.0.0.1 --bytes 1GiB --json -\n"
       "  ds-bench ttft --receiver R/ --store file:cache --context c.txt --prompt 'Where?' --link-rate 20MB/s "
       "\\\n"
       "      --plan 'full reuse=reuse.dsplan' --plan plan=pair.dsplan\n"

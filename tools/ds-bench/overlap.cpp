@@ -103,10 +103,12 @@ struct Figures {
   std::vector<double> alone_s, beside_s, slowdown;  // one of each per repeat
 };
 
-Status measure(const OverlapOptions& o, Backend& backend, DeviceModel& model, Store& entries, double rate,
-               const EntryIdentity& identity) {
+Status measure(const OverlapOptions& o, Backend& backend, DeviceModel& model, const std::string& url,
+               double rate, const EntryIdentity& identity) {
   const Shape shape = model.config().shape();
-  auto shaped = shape_link(open_store(entries.url()).value(), {rate, 0});
+  DS_ASSIGN(auto store, open_store(url));
+  const std::string where = store->url();  // which shows no password
+  auto shaped = shape_link(std::move(store), {rate, 0});
   DS_ASSIGN(EntryReader entry, EntryReader::open(*shaped, identity, shape));
   constexpr int64_t kReads = 1 << 16;  // more than a run needs; what is left is cancelled
   DS_ASSIGN(auto link, backend.make_stream(StreamKind::kLink, kReads));
@@ -151,10 +153,9 @@ Status measure(const OverlapOptions& o, Backend& backend, DeviceModel& model, St
   // If compute lost no more than the time that the transfer's thread took, evenly on all cores.
   double cores = static_cast<double>(sysconf(_SC_NPROCESSORS_ONLN));
   double floor = 1 / (1 - transfer.cpu_seconds() / transfer.wall_seconds() / cores) - 1;
-  fmt::print(stderr, "{} {}, {} tokens, {}; entry of {} in {}\n", o.shape, o.dtype, o.tokens,
-             backend.description(),
-             format_bytes(identity.tokens * shape.layers * shape.kv_row() * dtype_size(identity.dtype)),
-             entries.url());
+  fmt::print(
+      stderr, "{} {}, {} tokens, {}; entry of {} in {}\n", o.shape, o.dtype, o.tokens, backend.description(),
+      format_bytes(identity.tokens * shape.layers * shape.kv_row() * dtype_size(identity.dtype)), where);
   fmt::print(stderr, "prefill alone {:.1f} ms, beside the transfer {:.1f} ms (medians of {})\n",
              median(f.alone_s) * 1e3, median(f.beside_s) * 1e3, o.repeats);
   fmt::print(stderr,
@@ -208,7 +209,7 @@ Status bench_overlap(const OverlapOptions& o) {
     LoadOptions load{dtype, [&](int64_t done, int64_t total) { bar.update(done, total); }};
     DS_ASSIGN(auto model, backend->load_random(config, load, 1));
     bar.finish();
-    return measure(o, *backend, *model, *store, rate, identity);
+    return measure(o, *backend, *model, url, rate, identity);
   }();
   (void)store->remove(identity.key());
   if (!folder.empty()) (void)rmdir(folder.c_str());
@@ -230,7 +231,7 @@ Bench add_overlap(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
   cmd->add_option("--store", o->store,
-                  "file:PATH for the entry that is read (256 MiB or more, removed at the "
+                  "file:PATH or redis://HOST for the entry that is read (256 MiB or more, removed at the "
                   "end); default: a folder in $TMPDIR or /tmp");
   cmd->add_option("--repeats", o->repeats, "pairs of runs, alone and beside; the median counts")
       ->capture_default_str()

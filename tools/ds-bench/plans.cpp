@@ -164,7 +164,8 @@ Bench add_plans(CLI::App& app) {
   add_random_model(*cmd, o->model);
   cmd->add_option("--plans", o->folder, "folder of ds-bench make-plans")->required();
   cmd->add_option("--store", o->store,
-                  "file:PATH for the entries, removed at the end; a folder in memory (/dev/shm) for links "
+                  "file:PATH or redis://HOST for the entries, removed at the end; a folder in memory "
+                  "(/dev/shm) for links "
                   "faster than the disk; default: a folder in $TMPDIR or /tmp");
   return [o] { return bench_plans(*o); };
 }

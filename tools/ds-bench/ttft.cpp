@@ -182,7 +182,7 @@ Bench add_ttft(CLI::App& app) {
   cmd->add_option("--plan", o->plans,
                   "NAME=FILE; may be given several times; the full prefill is always there");
   cmd->add_option("--maps", o->maps, "maps of the plans whose cuts are aligned");
-  cmd->add_option("--store", o->store, "file:PATH, holding the sender's entry")->required();
+  cmd->add_option("--store", o->store, "file:PATH or redis://HOST, holding the sender's entry")->required();
   cmd->add_option("--context", o->context, "text file");
   cmd->add_option("--context-ids", o->context_ids, "JSON list of token ids instead");
   cmd->add_option("--prompt", o->prompt, "the question")->required();

@@ -19,7 +19,7 @@ int main(int argc, char** argv) {
   RunOptions o;
   app.add_option("--receiver", o.receiver, "the model that answers: a Hugging Face folder")->required();
   app.add_option("--plan", o.plan, "plan compiled for this receiver and a sender; without one: full prefill");
-  app.add_option("--store", o.store, "where the sender's entry is: file:PATH");
+  app.add_option("--store", o.store, fmt::format("where the sender's entry is: {}", kStoreUrls));
   add_store_key_option(app, o.store_key);
   app.add_option("--context", o.context, "text file with the shared context; -: stdin");
   app.add_option("--context-ids", o.context_ids, "JSON list of token ids instead");
@@ -110,7 +110,8 @@ int main(int argc, char** argv) {
       "  ds-run --receiver agent/ --plan aligned.dsplan --maps maps.safetensors --store file:/var/cache/ds "
       "\\\n"
       "         --context report.txt --prompt 'Who signed it?'\n"
-      "  ds-run --receiver agent/ --plan pair.dsplan --store file:/mnt/shared/ds --link-deadline-ms 500 \\\n"
+      "  ds-run --receiver agent/ --plan pair.dsplan --store redis://cache.example --link-deadline-ms 500 "
+      "\\\n"
       "         --context report.txt --prompt 'Who signed it?'\n"
       "  ds-run --receiver agent/ --plan pair.dsplan --store file:/var/cache/ds --gate quality.json \\\n"
       "         --gate-false-alarms 0.5% --gate-window requests.json --context report.txt --prompt 'Who "
