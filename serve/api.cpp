@@ -442,7 +442,7 @@ void Api::watch_drift(ServedModel& model, const EngineAnswer& answer) {
 
 void Api::publish(const ServedModel& model, const std::vector<int32_t>& prompt, const std::string& salt) {
   const int64_t tokens = shared_blocks(static_cast<int64_t>(prompt.size()));
-  if (!model.given.publish || tokens == 0) return;
+  if (!model.given.publish || !model.sends || tokens == 0) return;
   EnginePublication publication;
   publication.sender = model.receiver;
   publication.context.assign(prompt.begin(), prompt.begin() + tokens);

@@ -155,6 +155,7 @@ Status LoadedFleet::attach(ServedPlan& plan) {
   }
   for (auto& m : models_) {
     if (!same_model(plan.plan.sender, m->identity)) continue;
+    m->sends = true;
     if (cuts.maps != nullptr) {
       m->mapped.push_back(cuts);
       continue;
@@ -251,6 +252,10 @@ Result<std::unique_ptr<LoadedFleet>> LoadedFleet::load(Fleet given, const LoadFl
     return Status(code, fmt::format("{}: {}", f.origin, fmt::join(broken, fmt::format("\n{}: ", f.origin))));
   };
   if (!broken.empty() && (!options.partial || fleet->models_.empty())) return refuse();
+  for (const auto& m : fleet->models_)
+    if (m->given.publish && !m->sends)
+      options.say(fmt::format("note: model '{}' is to publish and is no plan's sender: nothing is published",
+                              m->given.name));
   if (!options.check_only) {
     if (Status status = fleet->load_weights(options, broken); !status.ok()) {
       if (broken.empty()) return status;

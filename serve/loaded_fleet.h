@@ -48,6 +48,7 @@ struct ServedModel {
   const Receiver* receiver = nullptr;  // of the engine
   std::vector<ServedPlan*> plans;      // as the receiver counts them
   std::vector<const Gate*> gates;
+  bool sends = false;              // it is the sender of a plan
   MappedCuts plain_cuts;           // of the plans whose sender it is; without maps
   std::vector<MappedCuts> mapped;  // those of them with maps
   std::vector<int32_t> end_ids;    // that end an answer

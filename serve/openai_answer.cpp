@@ -127,9 +127,9 @@ Json AnswerWriter::chunk(const Piece& piece, const AnswerSummary* summary) {
     const FinishedChoice& end = generation_.finished(piece.choice);
     choice["finish_reason"] = end.finish_reason;
     choice["stop_reason"] = end.stop_reason;
-    json["droidspeak"] = summary->json();
   }
   json["choices"] = Json::array({std::move(choice)});
+  if (summary != nullptr) json["droidspeak"] = summary->json();
   if (request_.continuous_usage) json["usage"] = usage().json();
   return json;
 }
