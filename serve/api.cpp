@@ -405,10 +405,14 @@ HttpReply Api::answer(const HttpCall& call, Tenant& tenant, bool chat) {
     out.stream = std::make_shared<AnswerStream>(std::move(running));
     return out;
   }
+  auto looked = std::chrono::steady_clock::now();
   while (!running->generation().done()) {
     auto piece = running->generation().next(kMoment);
     // What nobody waits for any more is no answer; the connection is closed behind it.
-    if (!piece && call.gone && call.gone()) return {.status = 499};
+    if (const auto now = std::chrono::steady_clock::now(); now - looked >= kMoment) {
+      looked = now;
+      if (call.gone && call.gone()) return {.status = 499};
+    }
     if (!piece) continue;
     const AnswerSummary* summary = running->note(*piece);
     if (piece->ended && summary == nullptr) return reply(running->fault(piece->choice));

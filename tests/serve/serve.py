@@ -35,9 +35,11 @@ def fleet(**more):
 def prompt(**more): return {"model": "receiver", "prompt": CONTEXT + QUESTION, "max_tokens": 8, "temperature": 0} | more
 
 
-class Answers(unittest.TestCase):
+class Served(unittest.TestCase):
+    """Tests that share a server."""
+
     @classmethod
-    def setUpClass(cls): cls.server = Server(binaries, work, "answers", fleet())
+    def setUpClass(cls): cls.server = Server(binaries, work, cls.__name__, fleet())
 
     @classmethod
     def tearDownClass(cls):
@@ -51,14 +53,8 @@ class Answers(unittest.TestCase):
 
     def completion(self, **more): return self.ok("/v1/completions", prompt(**more))
 
-    def test_models(self):
-        status, _, models = self.server.get("/v1/models")
-        self.assertEqual(status, 200)
-        self.assertEqual([m["id"] for m in models["data"]], ["sender", "receiver"])
-        for m in models["data"]: self.assertEqual((m["object"], m["owned_by"], m["max_model_len"]), ("model", "droidspeak", 2048))
-        self.assertEqual(self.server.get("/v1/models/sender")[2], models["data"][0])
-        self.assertEqual(self.server.get("/health")[0], 200)
 
+class Reused(Served):
     def test_what_was_reused_is_said(self):
         by_run = json.loads(tool("ds-run", "--receiver", pair / "receiver", "--plan", work / "plan.dsplan", "--store", f"file:{work}/store", "--context", pair / "data" / "demo_context.txt",
                                  "--prompt", QUESTION, "--max-new-tokens", 8, "--json").stdout)
@@ -94,6 +90,16 @@ class Answers(unittest.TestCase):
         said = self.completion(prompt=ids + [6, 7], cache_salt="published")["droidspeak"]
         self.assertEqual((said["cache"], said["sender"]), ("hit", "sender"), said)
         self.assertEqual(self.completion(prompt=ids + [6, 7], cache_salt="not it")["droidspeak"]["cache"], "miss")
+
+
+class Answers(Served):
+    def test_models(self):
+        status, _, models = self.server.get("/v1/models")
+        self.assertEqual(status, 200)
+        self.assertEqual([m["id"] for m in models["data"]], ["sender", "receiver"])
+        for m in models["data"]: self.assertEqual((m["object"], m["owned_by"], m["max_model_len"]), ("model", "droidspeak", 2048))
+        self.assertEqual(self.server.get("/v1/models/sender")[2], models["data"][0])
+        self.assertEqual(self.server.get("/health")[0], 200)
 
     def test_prompts_of_all_kinds(self):
         text, ids = "Hello box", self.ok("/tokenize", {"model": "receiver", "prompt": "Hello box"})["tokens"]
@@ -138,23 +144,25 @@ class Answers(unittest.TestCase):
         self.assertIn("no tools here", self.server.post("/v1/chat/completions", body | {"messages": [{"role": "tool", "content": "x"}]})[2]["error"]["message"])
 
     def test_stop_texts(self):
-        text = self.completion(max_tokens=24, ignore_eos=True, reuse="off")["choices"][0]["text"]
+        code = {"prompt": "\ndef mark(angle, data,", "max_tokens": 24, "ignore_eos": True, "reuse": "off"}
+        text = self.completion(**code)["choices"][0]["text"]
         stop = text[9:14]  # lies across tokens
+        self.assertEqual(len(stop), 5, text)
         expected = text[:text.index(stop)]
-        stopped = self.completion(max_tokens=24, ignore_eos=True, reuse="off", stop=["never said", stop])["choices"][0]
+        stopped = self.completion(**code, stop=["never said", stop])["choices"][0]
         self.assertEqual((stopped["text"], stopped["finish_reason"], stopped["stop_reason"]), (expected, "stop", stop))
-        events = self.server.stream("/v1/completions", prompt(max_tokens=24, ignore_eos=True, reuse="off", stop=stop))
+        events = self.server.stream("/v1/completions", prompt(**code, stop=stop))
         self.assertEqual("".join(e["choices"][0]["text"] for e in events), expected)
         self.assertEqual(events[-1]["choices"][0]["finish_reason"], "stop")
-        ids = self.completion(max_tokens=24, ignore_eos=True, reuse="off", return_token_ids=True)["choices"][0]["token_ids"]
-        by_id = self.completion(max_tokens=24, ignore_eos=True, reuse="off", return_token_ids=True, stop_token_ids=[ids[3]])["choices"][0]
+        ids = self.completion(**code, return_token_ids=True)["choices"][0]["token_ids"]
+        by_id = self.completion(**code, return_token_ids=True, stop_token_ids=[ids[3]])["choices"][0]
         self.assertEqual((by_id["token_ids"], by_id["stop_reason"]), (ids[:ids.index(ids[3])], ids[3]))
         short = self.completion(reuse="off")["usage"]["completion_tokens"]
         self.assertLess(short, 6)
         self.assertGreaterEqual(self.completion(reuse="off", min_tokens=6)["usage"]["completion_tokens"], 6)
 
     def test_choices_and_seeds(self):
-        hot = {"temperature": 1.5, "ignore_eos": True, "reuse": "off"}
+        hot = {"prompt": "\ndef mark(angle, data,", "temperature": 1.5, "ignore_eos": True, "reuse": "off"}
         two = [c["text"] for c in self.completion(n=2, seed=7, **hot)["choices"]]
         self.assertEqual(two, [self.completion(seed=s, **hot)["choices"][0]["text"] for s in (7, 8)])
         self.assertNotEqual(two[0], two[1])
@@ -338,8 +346,11 @@ class Drift(unittest.TestCase):
     def test_falls_back_to_exact(self):
         server = Server(binaries, work, "drift", fleet(gate={"false_alarms": "5%", "window": 16, "on_drift": "exact"}))
         try:
-            ids = server.post("/tokenize", {"model": "receiver", "prompt": CONTEXT})[2]["tokens"]
-            for i in range(16): self.assertEqual(server.post("/v1/completions", prompt(prompt=ids + [300 + 7 * i, 900 - 11 * i]))[0], 200)
+            random = lambda seed: [0] + [(seed * 7919 + i * i * 31) % 1200 + 100 for i in range(127)]
+            for i in range(16): self.assertEqual(server.post("/v1/completions", prompt(model="sender", prompt=random(i) + [5], max_tokens=1))[0], 200)
+            self.assertTrue(server.wait_for(lambda: server.engine()["published"] == 16))
+            for i in range(16): self.assertEqual(server.post("/v1/completions", prompt(prompt=random(i) + [5, 6]))[0], 200)
+            self.assertEqual(server.engine()["gate_checks"], 16)
             state = server.get("/status")[2]
             self.assertTrue(state["plans"][0]["drifted"], state["plans"])
             self.assertTrue(next(m for m in state["models"] if m["name"] == "receiver")["drifted"])
@@ -377,6 +388,9 @@ class Files(unittest.TestCase):
     def test_init(self):
         tool("ds-serve", "init", "--model", f"a={pair / 'sender'}", "--model", pair / "receiver", "--plan", work / "plan.dsplan", "--profile", pair / "quality.json",
              "--store", f"file:{work}/store", "--approximate", "-o", work / "made.json")
+        made = json.loads((work / "made.json").read_text())
+        self.assertIn("allow a higher rate", tool("ds-serve", "--fleet", work / "made.json", "--check", expect=7).stderr, "a gate's rate needs its samples")
+        (work / "made.json").write_text(json.dumps(made | {"gate": {"false_alarms": "5%"}}))
         out = tool("ds-serve", "--fleet", work / "made.json", "--check").stdout
         for text in ("model a:", "model receiver:", "approximate reuse, 1 plan", "sender -> receiver, 1 variant, a gate"): self.assertIn(text, out)
         self.assertIn("no plan's pair", tool("ds-serve", "init", "--model", pair / "sender", "--profile", pair / "quality.json", expect=5).stderr)

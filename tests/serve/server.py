@@ -11,8 +11,9 @@ class Server:
         self.fleet = work / f"{name}.json"
         fleet = {"listen": {"port": 0}, "device": {"threads": 2}} | fleet
         self.fleet.write_text(json.dumps(fleet))
-        self.log = open(work / f"{name}.log", "w+")
-        self.process = subprocess.Popen([binaries / "ds-serve", "--fleet", self.fleet, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.log = work / f"{name}.log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen([binaries / "ds-serve", "--fleet", self.fleet, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True)
         line = self.process.stdout.readline()
         found = re.search(r"at (\S+)$", line)
         if not found: raise RuntimeError(f"ds-serve did not start: {line}{self.logged()}")
@@ -72,6 +73,4 @@ class Server:
         self.process.stdout.close()
         return code
 
-    def logged(self):
-        self.log.seek(0)
-        return self.log.read()
+    def logged(self): return self.log.read_text()
