@@ -249,7 +249,7 @@ ApiFault parse_request(std::string_view body, ApiRequest& out) {
       Fields o(options);
       out.include_usage = o.boolean("include_usage").value_or(false);
       out.continuous_usage = o.boolean("continuous_usage_stats").value_or(false);
-      if (o.fault()) f.fail("stream_options", o.fault()->message);
+      if (o.fault()) f.fail("stream_options", "'stream_options': " + o.fault()->message);
     }
   }
   refuse_others(f);
