@@ -26,12 +26,13 @@ std::string_view status_page() {
   .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
   table { border-collapse: collapse; width: 100%; font-size: .9rem; }
   th, td { text-align: left; padding: 6px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: top; }
-  td.wide { white-space: normal; min-width: 180px; }
+  td.wide { white-space: normal; min-width: 220px; }
+  td small { display: block; color: var(--soft); }
   tr:last-child td { border-bottom: 0; }
   th { color: var(--soft); font-weight: 600; }
   td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
   .bad { color: var(--bad); } .good { color: var(--good); }
-  .bar { display: flex; width: 160px; height: 10px; background: var(--line); border-radius: 3px; overflow: hidden; margin-top: 5px; }
+  .bar { display: flex; width: 110px; height: 10px; background: var(--line); border-radius: 3px; overflow: hidden; margin-top: 5px; }
   .bar i { display: block; height: 100%; }
   .q { background: var(--soft); } .f { background: var(--mark); } .d { background: var(--good); }
   .key i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin: 0 4px 0 10px; }
@@ -80,13 +81,15 @@ function show(s) {
   s.plans.forEach(p => p.variants.forEach((v, i) => rows.push([i ? "" : p.sender + " \u2192 " + p.receiver, v.name, v.way || "-", n(v.tokens[0]) + " to " + (v.tokens[1] === null ? "any" : n(v.tokens[1])),
     n(v.loss, 2), n(v.ttft_ms, 1), i ? "" : el("td", p.gate ? p.drift : "no gate", "wide" + (p.drifted ? " bad" : ""))])));
   table("plans", ["pair", "variant", "way", "tokens", "#loss, points", "#TTFT, ms", "gate"], rows);
-  table("recent", ["at", "model", "#prompt", "#cached", "#new", "way", "sender", "entry", "gate", "#TTFT, ms", "#predicted", "schedule", "why nothing of a sender's"], s.recent.map(r => {
+  table("recent", ["at", "model", "#prompt", "#cached", "#new", "how", "entry", "gate", "#TTFT, ms", "#predicted", "schedule"], s.recent.map(r => {
     const all = Math.max(r.duration_ms, 1e-3), bar = el("div", null, "bar"), td = el("td");
     [["q", r.queue_ms], ["f", (r.ttft_ms || 0) - r.queue_ms], ["d", r.duration_ms - (r.ttft_ms || 0)]].forEach(([c, ms]) => { const i = el("i", null, c); i.style.width = Math.max(0, 100 * ms / all) + "%"; bar.append(i); });
     bar.title = "queue " + n(r.queue_ms, 1) + " ms, first token at " + n(r.ttft_ms, 1) + " ms, last at " + n(r.duration_ms, 1) + " ms";
     td.append(bar);
-    return [new Date(r.time * 1000).toLocaleTimeString(), r.model, n(r.prompt_tokens), n(r.cached_tokens), n(r.generated_tokens), r.way, r.sender || "-",
-      r.cache + (r.reason ? ": " + r.reason : ""), el("td", r.gate.status, r.gate.status === "alarm" ? "bad" : ""), n(r.ttft_ms, 1), n(r.predicted_ttft_ms, 1), td, el("td", r.why || "", "wide")];
+    const how = el("td", r.way + (r.sender ? ", from " + r.sender : ""), "wide");
+    if (r.why) how.append(el("small", r.why));
+    return [new Date(r.time * 1000).toLocaleTimeString(), r.model, n(r.prompt_tokens), n(r.cached_tokens), n(r.generated_tokens), how,
+      r.cache + (r.reason ? ": " + r.reason : ""), el("td", r.gate.status, r.gate.status === "alarm" ? "bad" : ""), n(r.ttft_ms, 1), n(r.predicted_ttft_ms, 1), td];
   }));
   before = s;
 }
