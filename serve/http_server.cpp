@@ -32,16 +32,37 @@ std::string request_id(const httplib::Request& request) {
   return fmt::format("{:016x}{:016x}", random(), random());
 }
 
+/// The library limits what a header announces, not what comes in chunks or is unpacked.
+bool read_body(const httplib::Request& request, const httplib::ContentReader& reader, size_t most,
+               std::string& body, httplib::Response& response) {
+  if (request.is_multipart_form_data()) {
+    response.status = 415;
+    return false;
+  }
+  bool fits = true;
+  const bool read = reader([&](const char* data, size_t size) {
+    fits = body.size() + size <= most;
+    if (fits) body.append(data, size);
+    return fits;
+  });
+  if (!fits)
+    response.status = 413;
+  else if (!read && response.status < 400)
+    response.status = 400;
+  return fits && read;
+}
+
 HttpCall call_of(const httplib::Request& request, std::string id) {
-  HttpCall call{request.method, request.path, request.body, "", std::move(id), {}};
+  HttpCall call{request.method, request.path, "", "", std::move(id), {}};
   const std::string authorization = request.get_header_value("Authorization");
   constexpr std::string_view kBearer = "Bearer ";
   if (authorization.starts_with(kBearer)) call.key = authorization.substr(kBearer.size());
   return call;
 }
 
-void serve(Api& api, const httplib::Request& request, httplib::Response& response) {
+void serve(Api& api, const httplib::Request& request, std::string body, httplib::Response& response) {
   HttpCall call = call_of(request, request_id(request));
+  call.body = std::move(body);
   auto watch = std::make_shared<PeerWatch>(request.remote_addr, request.remote_port);
   call.gone = [watch] { return watch->gone(); };
   HttpReply reply = api.handle(call);
@@ -70,6 +91,8 @@ ApiError error_of(int status) {
     case 413:
       return {413, "the request's body is longer than this server takes", "invalid_request_error", "",
               "request_too_large"};
+    case 415:
+      return {415, "the request's body is a form; expected JSON", "invalid_request_error", "", ""};
     case 414:
       return {414, "the request's path is too long", "invalid_request_error", "", "request_too_large"};
     case 404:
@@ -118,13 +141,22 @@ Result<std::unique_ptr<HttpServer>> HttpServer::create(const Fleet& fleet, Api& 
   server.set_keep_alive_timeout(std::max<time_t>(1, static_cast<time_t>(fleet.idle_s)));
   server.set_read_timeout(std::max<time_t>(1, static_cast<time_t>(fleet.write_s)));
   server.set_write_timeout(std::max<time_t>(1, static_cast<time_t>(fleet.write_s)));
-  auto handler = [&api](const httplib::Request& request, httplib::Response& response) {
-    serve(api, request, response);
-  };
-  server.Get(".*", handler);
-  server.Post(".*", handler);
-  server.Put(".*", handler);
-  server.Delete(".*", handler);
+  server.Get(".*", [&api](const httplib::Request& request, httplib::Response& response) {
+    serve(api, request, "", response);
+  });
+  const httplib::Server::HandlerWithContentReader with_body =
+      [&api, most = static_cast<size_t>(fleet.body_bytes)](const httplib::Request& request,
+                                                           httplib::Response& response,
+                                                           const httplib::ContentReader& reader) {
+        std::string body;
+        if (read_body(request, reader, most, body, response))
+          serve(api, request, std::move(body), response);
+        else
+          response.set_header("Connection", "close");  // the rest of the body is no request
+      };
+  server.Post(".*", with_body);
+  server.Put(".*", with_body);
+  server.Delete(".*", with_body);
   server.set_error_handler([](const httplib::Request&, httplib::Response& response) {
     if (response.body.empty())
       response.set_content(json_text(error_of(response.status).json()), "application/json");

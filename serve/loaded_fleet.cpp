@@ -252,6 +252,8 @@ Result<std::unique_ptr<LoadedFleet>> LoadedFleet::load(Fleet given, const LoadFl
     return Status(code, fmt::format("{}: {}", f.origin, fmt::join(broken, fmt::format("\n{}: ", f.origin))));
   };
   if (!broken.empty() && (!options.partial || fleet->models_.empty())) return refuse();
+  if (f.keys.empty() && !f.host.starts_with("127.") && f.host != "localhost" && f.host != "::1")
+    options.say(fmt::format("note: without 'keys' whoever reaches {} is served", f.host));
   for (const auto& m : fleet->models_)
     if (m->given.publish && !m->sends)
       options.say(fmt::format("note: model '{}' is to publish and is no plan's sender: nothing is published",

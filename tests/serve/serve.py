@@ -1,5 +1,5 @@
 """ds-serve with the trained pair, by the standard library's HTTP client: answers, streams, errors, cancellation, 64 clients, drift, draining."""
-import concurrent.futures, hashlib, json, math, os, pathlib, re, shutil, subprocess, sys, tempfile, unittest
+import concurrent.futures, gzip, hashlib, json, math, os, pathlib, re, shutil, subprocess, sys, tempfile, unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from server import PATIENCE, Server, pair, root
@@ -198,6 +198,20 @@ class Answers(Served):
         self.assertEqual(self.server.get("/v1/completions")[0], 404)
         status, _, answer = self.server.post("/v1/completions", raw=b"x" * (9 << 20))
         self.assertEqual((status, answer["error"]["code"]), (413, "request_too_large"))
+        chunks = lambda count: (b"x" * (1 << 16) for _ in range(count))
+        connection = self.server.connect()
+        try:
+            connection.request("POST", "/v1/completions", chunks(256), {"Content-Type": "application/json"}, encode_chunked=True)
+            self.assertEqual(connection.getresponse().status, 413, "a length that is not announced is limited, too")
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the server has closed before all was sent
+        finally:
+            connection.close()
+        packed = gzip.compress(b" " * (64 << 20))
+        self.assertLess(len(packed), 1 << 20)
+        self.assertEqual(self.server.post("/v1/completions", raw=packed, headers={"Content-Encoding": "gzip"})[0], 413)
+        self.assertEqual(self.server.post("/v1/completions", raw=b"--x", headers={"Content-Type": "multipart/form-data; boundary=x"})[0], 415)
+        self.assertEqual(self.server.post("/v1/completions", raw=gzip.compress(json.dumps(prompt()).encode()), headers={"Content-Encoding": "gzip"})[0], 200)
         self.completion(unknown_field={"a": 1}, user="someone", presence_penalty=0, top_k=-1, logit_bias={}, response_format={"type": "text"})
 
     def test_request_ids(self):
