@@ -85,7 +85,8 @@ int main(int argc, char** argv) {
   CLI::App app{
       "Prefill a context with the sender and publish one entry: K and V of every layer, and the hidden "
       "states (E)\n"
-      "at the cuts that the plans name.",
+      "at the cuts that the plans name. Of a context that has grown only the new tokens are computed and "
+      "stored.",
       "ds-publish"};
   std::string model_dir, context, context_ids, store_url, dtype = "bf16", salt, store_key;
   std::vector<std::string> plans, maps;
@@ -93,7 +94,7 @@ int main(int argc, char** argv) {
   OpenOptions open;
   WeightCacheOptions cache;
   ChatOptions chat;
-  bool json = false;
+  bool json = false, whole = false;
   app.add_option("--model", model_dir, "the sender: a Hugging Face folder")->required();
   app.add_option("--context", context, "text file with the shared context; -: stdin");
   app.add_option("--context-ids", context_ids, "JSON list of token ids instead");
@@ -115,6 +116,9 @@ int main(int argc, char** argv) {
       "file of maps (ds-profile) of a plan whose cuts the sender aligns; may be given several times");
   app.add_option("--dtype", dtype, "bf16 or f32: of computation and of the entry")->capture_default_str();
   app.add_option("--salt", salt, "tenant salt: entries of one salt are never found with another");
+  app.add_flag("--whole", whole,
+               "publish all of the context, and replace its entry, even where the store's entries have its "
+               "beginning; without it only what comes after them is computed and stored");
   add_store_key_option(app, store_key);
   add_open_options(app, open);
   add_backend_flags(app, on);
@@ -202,6 +206,7 @@ int main(int argc, char** argv) {
 
     ProgressBar bar("prefilling " + format_count(static_cast<int64_t>(ids.size())) + " tokens");
     options.salt = salt;
+    options.only_new = !whole;
     options.progress = [&](int64_t layer, int64_t layers) { bar.update(layer, layers); };
     DS_ASSIGN(Published done, publish(*loaded.backend, *loaded.model, loaded.identity, ids, *store, options));
     bar.finish();
@@ -218,6 +223,9 @@ int main(int argc, char** argv) {
                                     {"sender", loaded.identity.name},
                                     {"fingerprint", loaded.identity.fingerprint},
                                     {"context_tokens", ids.size()},
+                                    {"first_token", done.first},
+                                    {"after_entries", done.after},
+                                    {"already", done.already},
                                     {"templated", published && published->templated},
                                     {"dtype", dtype_name(loaded.model->dtype())},
                                     {"cuts", cuts},
@@ -225,11 +233,22 @@ int main(int argc, char** argv) {
                                     {"prefill_ms", static_cast<double>(done.prefill_ns) / 1e6},
                                     {"write_ms", static_cast<double>(done.write_ns) / 1e6}};
       fmt::print("{}\n", out.dump(2));
+    } else if (const std::string entries =
+                   done.after == 1 ? "one entry" : fmt::format("{} entries", done.after);
+               done.already) {
+      fmt::print(
+          "{} has these {} tokens of '{}' already, in {}; nothing was computed (--whole publishes them "
+          "again)\n",
+          store->url(), format_count(done.first), loaded.identity.name, entries);
     } else {
-      fmt::print("published {} tokens of '{}'{} as {} in {}: {}, {}; prefill {}, write {}\n", ids.size(),
+      const std::string after =
+          done.first == 0 ? ""
+                          : fmt::format(", from token {} on, behind {} that {} the rest",
+                                        format_count(done.first), entries, done.after == 1 ? "has" : "have");
+      fmt::print("published {} tokens of '{}'{} as {} in {}{}: {}, {}; prefill {}, write {}\n", ids.size(),
                  loaded.identity.name, published && published->templated ? " through the chat template" : "",
-                 short_key(done.key), store->url(), format_bytes(done.entry_bytes), describe(done.cuts),
-                 format_ns(done.prefill_ns), format_ns(done.write_ns));
+                 short_key(done.key), store->url(), after, format_bytes(done.entry_bytes),
+                 describe(done.cuts), format_ns(done.prefill_ns), format_ns(done.write_ns));
     }
     return ok_status();
   };

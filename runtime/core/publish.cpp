@@ -4,6 +4,7 @@
 #include <chrono>
 #include <tuple>
 
+#include "runtime/core/chain.h"
 #include "runtime/model/identity.h"
 #include "runtime/store/entry.h"
 
@@ -79,8 +80,11 @@ struct Publication::State {
   DeviceModel& model;
   const ModelIdentity sender;
   const std::vector<int32_t> context;
-  const int64_t first;  // whose rows are stored
-  const bool direct;    // the entry is written from where kernels write
+  const std::string salt;
+  int64_t first;     // token whose rows are the first that are stored
+  int64_t from = 0;  // and that are computed: 0 or `first`
+  Earlier earlier = {};
+  const bool direct;  // the entry is written from where kernels write
   std::vector<Wanted> wanted;
   EntryIdentity identity;
   int64_t n, hidden_row, kv_row;  // rows; bytes
@@ -94,11 +98,12 @@ struct Publication::State {
   Clock::time_point start;
 
   Result<std::byte*> keep(TensorKind kind, int64_t row_bytes, std::string map = {}) {
-    DS_ASSIGN(auto memory, backend.allocate(n * row_bytes, direct ? MemoryKind::kDevice : MemoryKind::kHost));
+    const int64_t begin = kind == TensorKind::kE ? from : 0, bytes = (n - begin) * row_bytes;
+    DS_ASSIGN(auto memory, backend.allocate(bytes, direct ? MemoryKind::kDevice : MemoryKind::kHost));
     std::byte* data = memory->data();
-    const std::span<const std::byte> rows(data, static_cast<size_t>(n * row_bytes));
+    const std::span<const std::byte> rows(data, static_cast<size_t>(bytes));
     sources.push_back({kind, static_cast<int32_t>(layer),
-                       rows.subspan(static_cast<size_t>(first * row_bytes)), std::move(map)});
+                       rows.subspan(static_cast<size_t>((first - begin) * row_bytes)), std::move(map)});
     kept.push_back(std::move(memory));
     return data;
   }
@@ -146,6 +151,7 @@ Result<std::unique_ptr<Publication>> Publication::create(Backend& backend, Devic
                                          .model = model,
                                          .sender = sender,
                                          .context = std::move(context),
+                                         .salt = options.salt,
                                          .first = options.first,
                                          .direct = backend.host_visible(),
                                          .wanted = std::move(wanted),
@@ -154,14 +160,25 @@ Result<std::unique_ptr<Publication>> Publication::create(Backend& backend, Devic
                                          .hidden_row = config.d_model * element,
                                          .kv_row = config.kv_row() * element});
   state->published.key = state->identity.key();
+  state->published.first = options.first;
   return std::unique_ptr<Publication>(new Publication(std::move(state)));
+}
+
+void Publication::go_on_from(int64_t first, Earlier earlier) {
+  State& s = *state_;
+  s.first = first;
+  s.from = s.row = earlier ? first : 0;
+  s.earlier = std::move(earlier);
+  s.identity = entry_identity(s.sender.fingerprint, s.context, first, s.salt, s.model.dtype());
+  s.published.key = s.identity.key();
+  s.published.first = first;
 }
 
 int64_t Publication::bytes() const {
   const State& s = *state_;
   const int64_t beside = s.direct ? 0 : s.kv_row + (maps() ? s.hidden_row : 0);
-  return s.n * (s.model.config().layers * s.kv_row +
-                (static_cast<int64_t>(s.wanted.size()) + 1) * s.hidden_row + beside);
+  return s.n * (s.model.config().layers * s.kv_row + beside) +
+         (s.n - s.from) * (static_cast<int64_t>(s.wanted.size()) + 1) * s.hidden_row;
 }
 
 bool Publication::maps() const {
@@ -171,12 +188,16 @@ bool Publication::maps() const {
 
 const EntryIdentity& Publication::identity() const { return state_->identity; }
 
-bool Publication::same(const EntryHeader& header) const {
-  for (int32_t l = 0; l < state_->model.config().layers; ++l)
-    if (header.find(TensorKind::kKv, l) == nullptr) return false;
-  return std::all_of(state_->wanted.begin(), state_->wanted.end(), [&](const Wanted& w) {
-    return header.find(TensorKind::kE, w.cut.layer, entry_map(w.maps, w.cut.form)) != nullptr;
-  });
+std::function<Status(const EntryReader&)> Publication::has_all() const {
+  std::vector<std::pair<int32_t, std::string>> hidden;
+  for (const Wanted& w : state_->wanted)
+    hidden.emplace_back(static_cast<int32_t>(w.cut.layer), entry_map(w.maps, w.cut.form));
+  return [hidden = std::move(hidden),
+          layers = static_cast<int32_t>(state_->model.config().layers)](const EntryReader& entry) {
+    for (int32_t l = 0; l < layers; ++l) DS_TRY(entry.has(TensorKind::kKv, l));
+    for (const auto& [layer, map] : hidden) DS_TRY(entry.has(TensorKind::kE, layer, map));
+    return ok_status();
+  };
 }
 
 int64_t Publication::layer() const { return state_->layer; }
@@ -190,42 +211,43 @@ Status Publication::State::begin_layer(CommandStream& stream, Workspace& workspa
     start = Clock::now();
     if (!direct) {
       DS_ASSIGN(computed, backend.allocate(n * kv_row));
-      DS_ASSIGN(mapped, backend.allocate(n * hidden_row));
+      DS_ASSIGN(mapped, backend.allocate((n - from) * hidden_row));
     }
-    DS_ASSIGN(hidden, backend.allocate(n * hidden_row));
-    model.embed(stream, context.data(), n, hidden->data());
+    DS_ASSIGN(hidden, backend.allocate((n - from) * hidden_row));
+    model.embed(stream, context.data() + from, n - from, hidden->data());
   }
   for (const Wanted& w : wanted) {
     if (w.cut.layer != layer) continue;
     DS_ASSIGN(std::byte * e, keep(TensorKind::kE, hidden_row, entry_map(w.maps, w.cut.form)));
     if (w.loaded) {
       std::byte* rows = direct ? e : mapped->data();
-      stream.copy(rows, hidden->data(), n * hidden_row);
-      model.align(stream, workspace, *w.loaded, rows, n);
-      if (!direct) stream.copy(e, rows, n * hidden_row);
+      stream.copy(rows, hidden->data(), (n - from) * hidden_row);
+      model.align(stream, workspace, *w.loaded, rows, n - from);
+      if (!direct) stream.copy(e, rows, (n - from) * hidden_row);
     } else {
-      stream.copy(e, hidden->data(), n * hidden_row);
+      stream.copy(e, hidden->data(), (n - from) * hidden_row);
     }
     published.cuts.push_back({w.cut, w.maps, static_cast<int64_t>(sources.back().data.size())});
   }
   DS_ASSIGN(kv, keep(TensorKind::kKv, kv_row));
+  if (from > 0) DS_TRY(earlier(layer, direct ? kv : computed->data(), stream));
   return ok_status();
 }
 
 Status Publication::enqueue(int64_t rows, CommandStream& stream, Workspace& workspace) {
   State& s = *state_;
-  if (s.row == 0) DS_TRY(s.begin_layer(stream, workspace));
+  if (s.row == s.from) DS_TRY(s.begin_layer(stream, workspace));
   const int64_t layers = s.model.config().layers;
   rows = std::min(rows, s.n - s.row);
   std::byte* cache = s.direct ? s.kv : s.computed->data();
   // Nobody reads what leaves the last layer: its K and V are all that is needed.
   s.model.layer(stream, workspace,
-                {s.layer, s.hidden->data() + s.row * s.hidden_row, cache, s.row, rows,
+                {s.layer, s.hidden->data() + (s.row - s.from) * s.hidden_row, cache, s.row, rows,
                  s.layer + 1 < layers ? rows : 0});
   s.row += rows;
   if (s.row < s.n) return ok_status();
   if (!s.direct) stream.copy(s.kv, cache, s.n * s.kv_row);
-  s.row = 0;
+  s.row = s.from;
   ++s.layer;
   return ok_status();
 }
@@ -245,14 +267,50 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
   DS_ASSIGN(auto publication,
             Publication::create(backend, model, sender, {context.begin(), context.end()}, options));
   const auto n = static_cast<int64_t>(context.size());
+  Chain chain;
+  std::unique_ptr<DeviceMemory> staged;  // where kernels cannot read what is the host's
+  Status torn;                           // the chain is
+  if (options.only_new) {
+    auto found = find_chain(
+        store, context,
+        {sender.fingerprint, model.config().shape(), options.salt, model.dtype(), publication->has_all()});
+    // What cannot be looked up, or is in too many pieces, is published anew.
+    if (found.ok() && found->links.size() < kLongestChain) chain = std::move(*found);
+  }
+  if (n > 0 && chain.tokens() == n)
+    return Published{.key = chain.links.back().key, .first = n, .after = chain.links.size(), .already = true};
+  if (chain.tokens() > 0) {
+    const int64_t kv_row = model.config().kv_row() * dtype_size(model.dtype());
+    if (!backend.host_visible()) {
+      DS_ASSIGN(staged, backend.allocate(chain.tokens() * kv_row, MemoryKind::kHost));
+    }
+    publication->go_on_from(chain.tokens(), [&, kv_row](int64_t layer, std::byte* to, CommandStream& stream) {
+      std::byte* rows = staged ? staged->data() : to;
+      for (ChainLink& link : chain.links) {
+        torn = link.entry.read_rows(TensorKind::kKv, static_cast<int32_t>(layer), link.first_row(),
+                                    link.end - link.begin, rows + link.begin * kv_row);
+        if (!torn.ok()) return torn;
+      }
+      if (staged) stream.copy(to, rows, chain.tokens() * kv_row);
+      return ok_status();
+    });
+  }
   DS_ASSIGN(auto workspace, model.make_workspace(n));
   DS_ASSIGN(auto stream, backend.make_stream(StreamKind::kCompute, publication->commands()));
   while (!publication->done()) {
-    DS_TRY(publication->enqueue(n, *stream, *workspace));
+    Status status = publication->enqueue(n, *stream, *workspace);
     DS_TRY(stream->synchronize());
+    if (!torn.ok()) {
+      PublishOptions whole = options;
+      whole.only_new = false;
+      return publish(backend, model, sender, context, store, whole);
+    }
+    DS_TRY(status);
     if (options.progress) options.progress(publication->layer(), model.config().layers);
   }
-  return publication->write(store);
+  auto published = publication->write(store);
+  if (published.ok()) published->after = chain.links.size();
+  return published;
 }
 
 }  // namespace ds

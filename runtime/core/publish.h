@@ -21,6 +21,7 @@ namespace ds {
 struct MappedCuts {
   std::vector<Cut> cuts;
   const MapSet* maps = nullptr;
+  bool operator==(const MappedCuts&) const = default;
 };
 
 struct PublishOptions {
@@ -32,7 +33,14 @@ struct PublishOptions {
   /// The first token whose rows are stored, a multiple of kChecksumRows: those before it are in other
   /// entries, which this one goes on from.
   int64_t first = 0;
+  /// Instead of `first`: goes on from the longest chain of the store's entries that agrees with the context
+  /// and has what is to be published, so that a context that grows costs its new tokens; a chain of
+  /// kLongestChain entries is not gone on from. Nothing is done where the store has all of it.
+  bool only_new = false;
 };
+
+/// Who reads a chain opens each of its entries.
+inline constexpr size_t kLongestChain = 16;
 
 /// One E of an entry.
 struct PublishedCut {
@@ -46,7 +54,9 @@ struct Published {
   std::vector<PublishedCut> cuts;  // by layer, form and maps, each once
   int64_t entry_bytes = 0;
   int64_t prefill_ns = 0, write_ns = 0;
-  bool already = false;  // the store had it: nothing was computed or written (Engine::publish())
+  int64_t first = 0;     // the entry's first token
+  size_t after = 0;      // entries that have those before it (PublishOptions::only_new)
+  bool already = false;  // the store had it: nothing was computed or written
 };
 
 /// A sender's prefill whose caches, and hidden states at cuts, become an entry; some rows of a layer at a
@@ -68,8 +78,16 @@ class Publication {
   /// Whether hidden states go through maps: the workspace is then to be made after it.
   bool maps() const;
   const EntryIdentity& identity() const;
-  /// Whether an entry of its identity has everything that this one would.
-  bool same(const EntryHeader& header) const;
+
+  /// Puts K and V of the tokens before `first`, of a layer, to `to`; what it enqueues may be running when it
+  /// returns.
+  using Earlier = std::function<Status(int64_t layer, std::byte* to, CommandStream& stream)>;
+  /// Before anything is enqueued: only rows from token `first` on (as PublishOptions::first) are stored, and
+  /// where `earlier` is not empty only they are computed.
+  void go_on_from(int64_t first, Earlier earlier);
+
+  /// Says what an entry lacks of the tensors that this one would have; may outlive the publication.
+  std::function<Status(const EntryReader& entry)> has_all() const;
 
   /// What comes next: the layer (all of them: done()), and how many of its rows are left.
   int64_t layer() const;
@@ -90,7 +108,8 @@ class Publication {
 };
 
 /// Runs `model` (the sender, of identity `sender`) over `context` and writes one entry, atomically. Errors:
-/// those of Publication.
+/// those of Publication. With PublishOptions::only_new K and V of what is there already are read, not
+/// computed.
 Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdentity& sender,
                           std::span<const int32_t> context, Store& store, const PublishOptions& options);
 

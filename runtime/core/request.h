@@ -38,8 +38,8 @@ struct Request {
   /// What the sender's entry was published for, where that is more than `context`, its beginning: an entry
   /// serves every request that begins as it does (JoinedText). Empty: `context`.
   std::span<const int32_t> entry;
-  /// Which entries have the context's rows, where it is not that one: ascending, none over another. Rows that
-  /// the plan's transfers need and none has are a miss.
+  /// Which entries have the context's rows, where they are not to be looked for (find_chain()): ascending,
+  /// none over another. Rows that the plan's transfers need and none has are a miss.
   std::span<const Segment> segments;
   std::span<const int32_t> suffix;  // m >= 1 tokens
   Store* store = nullptr;           // where the sender's entry may be; nullptr: do not reuse (kUnused)
@@ -80,9 +80,12 @@ struct Answer {
   int64_t link_rate = 0, waiting = 0;  // what it was chosen by, besides the context's length
   RateSource rate_source = RateSource::kUnknown;
   CacheStatus cache = CacheStatus::kUnused;
-  Status miss;                          // why the cache missed: a fault of the store, or of the entry
-  int64_t ttft_ns = 0;                  // tokens in hand -> first token chosen
-  int64_t lookup_ns = 0;                // finding and checking the entry
+  Status miss;            // why the cache missed: a fault of the store, or of the entry
+  int64_t ttft_ns = 0;    // tokens in hand -> first token chosen
+  int64_t lookup_ns = 0;  // finding and checking the entries
+  /// Tokens of the context, from its beginning on, that came by plan; the rest of it, where the sender has
+  /// published less, went through every layer like the suffix.
+  int64_t reused_tokens = 0;
   GateVerdict gate;                     // after an alarm `cache` stays "hit" and the full prefill answers
   int64_t lost_ns = 0;                  // spent before a miss was noticed, or the gate's alarm
   int64_t link_ns = 0, compute_ns = 0;  // busy times of the streams, in the run that gave the answer

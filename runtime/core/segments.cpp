@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "plans/traits.h"
+#include "runtime/core/chain.h"
 
 namespace ds {
 namespace {
@@ -26,19 +27,44 @@ Status check_covered(std::span<const Segment> segments, const Variant& variant, 
   return ok_status();
 }
 
+/// Whether an entry has what the variant's transfers read of source 0.
+Status has_tensors(const EntryReader& entry, const Variant& variant, std::string_view map) {
+  for (const Op& op : variant.ops)
+    if (is_transfer(op) && op.source == 0)
+      DS_TRY(entry.has(op.payload, op.layer, op.payload == Payload::kE ? map : std::string_view()));
+  return ok_status();
+}
+
 }  // namespace
 
 Result<Segments> Segments::open(Store& store, const Request& request, const Plan& plan,
-                                const Variant& variant, DType dtype) {
+                                const Variant& variant, std::string_view map, DType dtype) {
   const auto n = static_cast<int64_t>(request.context.size());
-  const Segment one{.tokens = request.entry.empty() ? request.context : request.entry, .rows = n};
-  const std::span<const Segment> segments = request.segments.empty() ? std::span(&one, 1) : request.segments;
-  DS_TRY(check_covered(segments, variant, n));
-  Segments opened;
   const std::vector<Source> sources = sources_of(plan);
+  Segments opened;
+  if (request.segments.empty()) {
+    const Source& source = sources.front();
+    DS_ASSIGN(Chain chain,
+              find_chain(store, request.entry.empty() ? request.context : request.entry,
+                         {source.model.fingerprint, source.shape, request.salt, dtype,
+                          [&](const EntryReader& entry) { return has_tensors(entry, variant, map); }}));
+    if (chain.links.empty()) return chain.why;
+    for (ChainLink& link : chain.links) {
+      if (link.begin >= n) break;
+      opened.tokens_ = std::min(link.end, n);
+      const int64_t there = link.first_row();
+      link.entry.end_at(there + opened.tokens_ - link.begin);
+      opened.parts_.push_back({0, link.begin, opened.tokens_, there, std::move(link.entry)});
+    }
+    const Segment whole{.rows = n};
+    if (opened.tokens_ == n) DS_TRY(check_covered({&whole, 1}, variant, n));
+    return opened;
+  }
+  DS_TRY(check_covered(request.segments, variant, n));
+  opened.tokens_ = n;
   ChainHash chain;  // of the context, which what prefixes go on from is a part of
   int64_t chained = 0;
-  for (const Segment& s : segments) {
+  for (const Segment& s : request.segments) {
     const Source& source = sources[static_cast<size_t>(s.source)];
     const auto from = static_cast<size_t>(s.from);
     const bool prefix = source.rule == SourceRule::kPrefix;
@@ -57,6 +83,20 @@ Result<Segments> Segments::open(Store& store, const Request& request, const Plan
     opened.parts_.push_back({s.source, s.first_here, s.first_here + s.rows, s.first_there, std::move(entry)});
   }
   return opened;
+}
+
+Result<const Variant*> Segments::variant(const Plan& plan, const Variant& chosen, int64_t n, int64_t rate,
+                                         int64_t waiting) const {
+  if (tokens_ == n) return &chosen;
+  const Variant* found = select_variant(plan, tokens_, rate, waiting);
+  if (found == nullptr || std::none_of(found->ops.begin(), found->ops.end(), is_transfer))
+    return error(Code::kNotFound,
+                 "the sender has published {} of the context's {} tokens, and the plan reuses nothing of so "
+                 "few; publish the rest",
+                 tokens_, n);
+  const Segment whole{.rows = tokens_};
+  DS_TRY(check_covered({&whole, 1}, *found, tokens_));
+  return found;
 }
 
 Status Segments::read(Landing& landing, int32_t source, const LandingRows& rows, std::byte* to,

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string_view>
 #include <vector>
 
 #include "plans/plan.h"
@@ -17,11 +18,19 @@ namespace ds {
 
 class Segments {
  public:
-  /// Opens what the request names and the variant's transfers read. Errors are those of EntryReader::open(),
-  /// of the first entry that is not there or not right, and kNotFound: a transfer needs rows that no segment
-  /// has. `request` has been checked (check_request()).
+  /// Opens the entries that the request names, or else those that agree with its context from the beginning
+  /// on and have what the variant's transfers read (find_chain(); E through `map`, entry_map()). Errors:
+  /// those of EntryReader::open(), of the first entry that is not there or not right, and kNotFound: a
+  /// transfer needs rows that no segment has. `request` has been checked (check_request()).
   static Result<Segments> open(Store& store, const Request& request, const Plan& plan, const Variant& variant,
-                               DType dtype);
+                               std::string_view map, DType dtype);
+
+  /// How much of the context, from its beginning on, is there: all of it where the request names segments.
+  int64_t tokens() const { return tokens_; }
+  /// The variant for as much: `chosen`, which open() was asked for, where all of a context of n tokens is
+  /// there. kNotFound: the plan reuses nothing of so few.
+  Result<const Variant*> variant(const Plan& plan, const Variant& chosen, int64_t n, int64_t rate,
+                                 int64_t waiting) const;
 
   /// Rows of the context that a source has, from wherever they are; as Landing::read().
   Status read(Landing& landing, int32_t source, const LandingRows& rows, std::byte* to,
@@ -37,6 +46,7 @@ class Segments {
     EntryReader entry;
   };
   std::vector<Part> parts_;  // ascending within a source
+  int64_t tokens_ = 0;
 };
 
 }  // namespace ds

@@ -159,7 +159,8 @@ Result<Segments> Session::open_segments(const Request& request, const Variant& v
                      : "weights or config differ; compile a plan for it");
   }
   DS_TRY(check_sender_knows(request.context, plan_.shared_vocab, plan_.sender.name, plan_.receiver.name));
-  return Segments::open(*request.store, request, plan_, variant, model_.dtype());
+  return Segments::open(*request.store, request, plan_, variant,
+                        entry_maps_[static_cast<size_t>(variant.sent_form())], model_.dtype());
 }
 
 Result<bool> Session::execute(const Variant& variant, const Request& request, Segments* segments,
@@ -245,16 +246,29 @@ Result<Answer> Session::answer(const Request& request) {
   bool wants_entry = variant != nullptr && std::any_of(variant->ops.begin(), variant->ops.end(), is_transfer);
   Status miss;
   bool done = false;
+  int64_t reused = n;
   if (wants_entry && request.store != nullptr) {
     answer.cache = CacheStatus::kMiss;
     auto segments = open_segments(request, *variant);
     answer.lookup_ns = now_ns() - start;
     miss = segments.status();
     if (segments.ok()) {
-      DS_ASSIGN(done, execute(*variant, request, &*segments, start, answer, miss));
+      auto found = segments->variant(plan_, *variant, n, rate, request.waiting);
+      miss = found.status();
+      if (found.ok()) variant = *found;
+    }
+    if (miss.ok()) {
+      // What the sender has of the context comes by plan, the rest is read as the question is.
+      reused = segments->tokens();
+      Request covered = request;
+      covered.context = std::span(ids_).first(static_cast<size_t>(reused));
+      covered.suffix = std::span(ids_).subspan(
+          covered.context.size(), request.context.size() + request.suffix.size() - covered.context.size());
+      DS_ASSIGN(done, execute(*variant, covered, &*segments, start, answer, miss));
       answer.bytes_loaded = segments->bytes_read();
       if (done) {
         answer.cache = CacheStatus::kHit;
+        answer.reused_tokens = reused;
         link_estimate_.add(answer.bytes_loaded, answer.link_ns);
       }
     }
@@ -262,7 +276,7 @@ Result<Answer> Session::answer(const Request& request) {
     DS_TRY(execute(*variant, request, nullptr, start, answer, miss));
     done = true;
   }
-  if (done && request.gate != nullptr) DS_TRY(check_gate(*request.gate, *variant, n, answer));
+  if (done && request.gate != nullptr) DS_TRY(check_gate(*request.gate, *variant, reused, answer));
   if (!done || answer.gate.alarmed) {
     if (!miss.ok() || answer.gate.alarmed) {
       answer.miss = miss;

@@ -19,17 +19,23 @@ double promised_loss(const Variant& v) {
   return std::isnan(v.promise.loss_bound) ? v.promise.quality_loss : v.promise.loss_bound;
 }
 
-/// Whether x promises less loss than y, or as much sooner.
-bool better(const Variant& x, const Variant& y) {
+/// Whether x promises less loss than y; one that promises nothing loses most.
+bool less_loss(const Variant& x, const Variant& y) {
   const double a = promised_loss(x), b = promised_loss(y);
-  if (std::isnan(a) != std::isnan(b)) return std::isnan(b);
-  return a < b || (!(b < a) && x.promise.ttft_ns < y.promise.ttft_ns);
+  return std::isnan(b) ? !std::isnan(a) : a < b;
+}
+
+/// The least loss, then the most of the context, then the soonest.
+bool better(const Candidate& x, const Candidate& y) {
+  if (less_loss(*x.variant, *y.variant) || less_loss(*y.variant, *x.variant))
+    return less_loss(*x.variant, *y.variant);
+  return x.tokens != y.tokens ? x.tokens > y.tokens : x.variant->promise.ttft_ns < y.variant->promise.ttft_ns;
 }
 
 }  // namespace
 
-std::string EngineLoop::exact_salt(const Active& a) const {
-  return fmt::format("exact\n{}\n{}", a.request.receiver->identity().fingerprint, a.request.salt);
+std::string EngineLoop::exact_salt(const Receiver& receiver, const std::string& salt) {
+  return fmt::format("exact\n{}\n{}", receiver.identity().fingerprint, salt);
 }
 
 std::string EngineLoop::plan_salt(const Active& a, size_t plan, const Variant& v) const {
@@ -46,8 +52,7 @@ std::vector<Candidate> EngineLoop::candidates(const Active& a, int64_t rate, int
     if (v == nullptr || !reads_entry(*v)) continue;
     if (std::isnan(a.request.loss_limit) || promised_loss(*v) <= a.request.loss_limit) all.push_back({i, v});
   }
-  std::stable_sort(all.begin(), all.end(),
-                   [](const Candidate& x, const Candidate& y) { return better(*x.variant, *y.variant); });
+  std::stable_sort(all.begin(), all.end(), better);
   return all;
 }
 
@@ -79,6 +84,10 @@ void EngineLoop::reuse(Active& a, size_t plan, const Variant& v, int64_t rows) {
   a.gate = of == gates.end() || (*of)->thresholds(v) == nullptr ? nullptr : *of;
 }
 
+int64_t EngineLoop::shared_rows(const Active& a, const PrefixCache::Hit& hit) {
+  return hit.rows > a.n ? std::max(a.n, round_down(hit.rows)) : hit.rows;
+}
+
 bool EngineLoop::comes(const Active& a) const {
   if (!limits.prefix_cache || a.request.reuse == Reuse::kOff || a.n < PrefixCache::kBlock) return false;
   return std::any_of(active.begin(), active.end(), [&](const auto& other) {
@@ -96,8 +105,8 @@ bool EngineLoop::start(Active& a) {
   const bool prefixes_on = limits.prefix_cache && a.request.reuse != Reuse::kOff;
   PrefixCache::Hit hit;
   if (prefixes_on) {
-    hit = prefixes.find(exact_salt(a), a.tokens);
-    a.kept_as = exact_salt(a);
+    hit = prefixes.find(exact_salt(receiver, a.request.salt), a.tokens);
+    a.kept_as = exact_salt(receiver, a.request.salt);
   }
   int64_t waiting = static_cast<int64_t>(queue.size()) - 1;
   a.answer.waiting = waiting;
@@ -126,9 +135,7 @@ bool EngineLoop::start(Active& a) {
     // What a prefix leaves to compute is less than what a plan moves and recomputes.
     if (a.request.store == nullptr || 2 * hit.rows >= a.n) a.candidates.clear();
   }
-  // Sequences of one context share exactly it, whatever else their questions have in common, so that
-  // kernels read it once for all of them.
-  if (hit.rows > a.n) hit.rows = std::max(a.n, round_down(hit.rows));
+  hit.rows = shared_rows(a, hit);
   const RowBytes& bytes = receiver.row_bytes();
   const Variant& exact = receiver.exact().full_prefill;
   const int64_t all = bytes.cache(cache_rows(a)) + run_bytes(a, exact, 0);
@@ -149,7 +156,7 @@ bool EngineLoop::start(Active& a) {
     first = 0;
     a.reused = nullptr;
     a.gate = nullptr;
-    if (prefixes_on) a.kept_as = exact_salt(a);
+    if (prefixes_on) a.kept_as = exact_salt(receiver, a.request.salt);
     if (!take(a, all)) return false;
   }
   a.slot = free_slots.back();
@@ -162,12 +169,27 @@ bool EngineLoop::start(Active& a) {
     look_up(a);
     return true;
   }
-  if (first > 0) {
-    a.sequence.base = std::move(hit.node);
-    a.sequence.prefix_rows = a.sequence.own_first = first;
-    a.answer.cached_tokens = first;
+  compute_behind(a, std::move(hit.node), first);
+  return true;
+}
+
+void EngineLoop::compute_behind(Active& a, std::shared_ptr<PrefixCache::Node> prefix, int64_t rows) {
+  if (rows > 0) {
+    a.sequence.base = std::move(prefix);
+    a.sequence.prefix_rows = a.sequence.own_first = rows;
+    a.answer.cached_tokens = rows;
   }
-  compute_from(a, first);
+  compute_from(a, rows);
+}
+
+bool EngineLoop::go_on(Active& a, int64_t rows) {
+  if (a.kept_as.empty()) return false;
+  std::string exact = exact_salt(*a.request.receiver, a.request.salt);
+  PrefixCache::Hit hit = prefixes.find(exact, a.tokens);
+  if (hit.rows <= rows) return false;
+  a.kept_as = std::move(exact);
+  const int64_t shared = shared_rows(a, hit);
+  compute_behind(a, std::move(hit.node), shared);
   return true;
 }
 
@@ -199,10 +221,11 @@ std::shared_ptr<LookUp> EngineLoop::look_up(const Active& a, const Candidate& ca
   asked->entry = a.request.entry;
   asked->segments = a.request.segments;
   asked->salt = a.request.salt;
-  service->look_up(a.request.store, [found, asked, store = a.request.store, &plan,
-                                     variant = candidate.variant, dtype = receiver.model().dtype()] {
+  service->look_up(a.request.store, [found, asked, store = a.request.store, &plan, &receiver,
+                                     variant = candidate.variant, at = candidate.plan] {
     const RequestView view(*asked);
-    auto segments = Segments::open(*store, view.request, plan, *variant, dtype);
+    auto segments = Segments::open(*store, view.request, plan, *variant,
+                                   receiver.entry_map(at, variant->sent_form()), receiver.model().dtype());
     if (segments.ok())
       found->segments = std::make_shared<Segments>(std::move(segments).value());
     else
@@ -213,34 +236,72 @@ std::shared_ptr<LookUp> EngineLoop::look_up(const Active& a, const Candidate& ca
   return found;
 }
 
-void EngineLoop::take_best(Active& a) {
+bool EngineLoop::settled(const Active& a, Candidate& c) const {
+  if (c.tokens > 0 || !c.why.ok()) return true;
   const int64_t waited = now_ns() - a.started_ns;
-  Status why;  // of the best one that is not there
-  for (const Candidate& c : a.candidates) {
-    const LookUp& found = *c.found;
-    Status status = ok_status();
-    if (!found.done.load(std::memory_order_acquire)) {
-      if (waited < patience(a)) return;
-      status = error(Code::kExhausted, "late: the look-up of the entry has taken {} ms so far",
-                     waited / 1'000'000);
-    } else {
-      status = found.status;
-    }
-    if (!status.ok()) {
-      if (why.ok()) why = std::move(status);
-      continue;
-    }
-    a.answer.lookup_ns = found.end_ns - found.start_ns;
-    a.plan = static_cast<int64_t>(c.plan);
-    a.variant = c.variant;
-    if (!a.kept_as.empty()) a.kept_as = plan_salt(a, c.plan, *c.variant);
-    reuse(a, c.plan, *c.variant, a.n);
-    compute_from(a, 0);
-    if (a.state != Active::State::kComputing) return;
-    a.segments = found.segments;
-    return send_for(a);
+  const LookUp& found = *c.found;
+  if (!found.done.load(std::memory_order_acquire)) {
+    if (waited < patience(a)) return false;
+    c.why =
+        error(Code::kExhausted, "late: the look-up of the entry has taken {} ms so far", waited / 1'000'000);
+    return true;
   }
-  miss(a, std::move(why));
+  c.why = found.status;
+  if (!c.why.ok()) return true;
+  const int64_t rate = a.answer.link_rate > 0 ? a.answer.link_rate : kNoLimit - 1;
+  auto variant =
+      found.segments->variant(a.request.receiver->plan(c.plan), *c.variant, a.n, rate, a.answer.waiting);
+  if (!variant.ok()) {
+    c.why = variant.status();
+  } else if (*variant != c.variant && promised_loss(**variant) > a.request.loss_limit) {
+    c.why =
+        error(Code::kNotFound,
+              "the sender has published {} of the context's {} tokens, and for so few the plan promises a "
+              "loss of {:.2f} points, more than the request's {:.2f}",
+              found.segments->tokens(), a.n, promised_loss(**variant), a.request.loss_limit);
+  } else if (const int64_t bytes =
+                 a.request.receiver->row_bytes().cache(cache_rows(a)) + run_bytes(a, **variant, 0);
+             bytes > a.claim.bytes()) {
+    c.why = error(Code::kExhausted, "variant '{}' needs {} of memory, {} were taken for the request",
+                  (*variant)->name, bytes, a.claim.bytes());
+  } else {
+    c.variant = *variant;
+    c.tokens = found.segments->tokens();
+  }
+  return true;
+}
+
+void EngineLoop::take_best(Active& a) {
+  const Candidate* best = nullptr;
+  const Candidate* coming = nullptr;  // the best one
+  for (Candidate& c : a.candidates) {
+    if (!settled(a, c)) {
+      if (coming == nullptr) coming = &c;
+    } else if (c.why.ok() && (best == nullptr || better(c, *best))) {
+      best = &c;
+    }
+  }
+  // Of as little loss it may have more of the context.
+  if (coming != nullptr && (best == nullptr || !less_loss(*best->variant, *coming->variant))) return;
+  if (best == nullptr) return miss(a, a.candidates.front().why);
+  const Candidate c = *best;
+  if (go_on(a, c.tokens - 1)) {
+    a.answer.cache = CacheStatus::kUnused;
+    return;
+  }
+  a.answer.lookup_ns = c.found->end_ns - c.found->start_ns;
+  a.plan = static_cast<int64_t>(c.plan);
+  a.variant = c.variant;
+  // What the sender has comes by its plan, the rest is read as the question is.
+  a.m += a.n - c.tokens;
+  a.n = c.tokens;
+  a.answer.reused_tokens = c.tokens;
+  if (!a.kept_as.empty()) a.kept_as = plan_salt(a, c.plan, *c.variant);
+  reuse(a, c.plan, *c.variant, a.n);
+  compute_from(a, 0);
+  if (a.state != Active::State::kComputing) return;
+  a.segments = c.found->segments;
+  send_for(a);
 }
 
 void EngineLoop::compute_from(Active& a, int64_t first) {

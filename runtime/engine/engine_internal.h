@@ -73,7 +73,10 @@ struct Station;
 /// What a look-up has found, written by its thread.
 struct LookUp {
   std::shared_ptr<Segments> segments;
-  EntryHeader header;  // for a publication
+  // For a publication: of how many tokens, from the context's first on, the store has all that is wanted.
+  int64_t tokens = 0;
+  size_t links = 0;  // entries that have them
+  std::string key;   // of the last one
   Status status;
   std::atomic<bool> done{false};
   int64_t start_ns = 0, end_ns = 0;
@@ -84,6 +87,8 @@ struct Candidate {
   size_t plan = 0;
   const Variant* variant = nullptr;
   std::shared_ptr<LookUp> found = {};
+  int64_t tokens = 0;        // of the context that its sender has; 0: not known yet
+  Status why = ok_status();  // why it is not to be had
 };
 
 /// A request while it is the engine's.
@@ -135,6 +140,9 @@ struct Publishing {
   std::unique_ptr<Workspace> workspace;  // of its own, where it maps
   std::shared_ptr<PublicationTicket> ticket;
   ArenaClaim claim;
+  /// Goes on from what the store has, with caches of it that the engine still has; else they are computed.
+  void go_on();
+  std::shared_ptr<PrefixCache::Node> base;
   enum class State : uint8_t { kQueued, kLookingUp, kComputing, kWriting } state = State::kQueued;
   std::shared_ptr<LookUp> found;
   // Of the thread that writes.
@@ -220,6 +228,7 @@ struct EngineLoop {
   // ---- publications, on the engine's thread
   Publishing* publishing();
   void end(Publishing& p, Result<Published> result);
+  void look_up(Publishing& p);
   /// Of a publication whose piece was not run: what it has kept is given up, which costs less than to know.
   void begin_again(Publishing& p);
   /// What the first publication waits for.
@@ -232,7 +241,7 @@ struct EngineLoop {
   bool stop(Active& a);
 
   // ---- beginnings
-  std::string exact_salt(const Active& a) const;
+  static std::string exact_salt(const Receiver& receiver, const std::string& salt);
   std::string plan_salt(const Active& a, size_t plan, const Variant& v) const;
   /// Claims memory, of finished caches where there is none else.
   bool take(Active& a, int64_t bytes);
@@ -248,9 +257,19 @@ struct EngineLoop {
   /// All candidates' entries, side by side.
   void look_up(Active& a);
   std::shared_ptr<LookUp> look_up(const Active& a, const Candidate& candidate);
+  /// What of a candidate's look-up can be run: its tokens and variant, or why nothing can. False: it may
+  /// still come.
+  bool settled(const Active& a, Candidate& c) const;
   /// Begins with the best of what was found, once nothing better may come.
   void take_best(Active& a);
   void miss(Active& a, Status why);
+  /// Sequences of one context share exactly it, whatever else their questions have in common, so that kernels
+  /// read it once for all of them.
+  static int64_t shared_rows(const Active& a, const PrefixCache::Hit& hit);
+  /// Runs a.variant behind what the prefix cache has of the tokens.
+  void compute_behind(Active& a, std::shared_ptr<PrefixCache::Node> prefix, int64_t rows);
+  /// Goes on from what the receiver itself has of more than `rows` tokens. False: there is nothing.
+  bool go_on(Active& a, int64_t rows);
   /// Makes memory and a run of a.variant, and sends for its transfers.
   void compute_from(Active& a, int64_t first);
   Status try_compute(Active& a, int64_t first);

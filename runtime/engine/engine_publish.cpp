@@ -1,9 +1,20 @@
 // Publications: contexts that become entries in the time that requests leave.
 #include "runtime/engine/engine_internal.h"
 
+#include "runtime/core/chain.h"
 #include "support/units.h"
 
 namespace ds {
+namespace {
+
+bool same(const EnginePublication& a, const EnginePublication& b) {
+  const PublishOptions &x = a.options, &y = b.options;
+  return a.sender == b.sender && a.store == b.store && a.context == b.context && x.salt == y.salt &&
+         x.cuts == y.cuts && x.maps == y.maps && x.more == y.more && x.first == y.first &&
+         x.only_new == y.only_new;
+}
+
+}  // namespace
 
 Result<Published> PublicationTicket::wait() {
   std::unique_lock lock(mutex_);
@@ -36,9 +47,7 @@ Result<std::shared_ptr<PublicationTicket>> EngineLoop::publish(EnginePublication
         "tokens",
         asked.context.size(), format_bytes(p->work->bytes()), format_bytes(most), limits.tokens);
   for (const auto& other : publications)
-    if (other->work->identity().key() == p->work->identity().key() && other->asked.store == asked.store &&
-        other->asked.options.cuts == asked.options.cuts && !p->work->maps() && !other->ticket->cancelled_)
-      return other->ticket;
+    if (same(other->asked, asked) && !other->ticket->cancelled_) return other->ticket;
   p->id = next_id++;
   p->asked = std::move(asked);
   p->station = station;
@@ -78,6 +87,44 @@ void EngineLoop::begin_again(Publishing& p) {
                                   p.asked.context, p.asked.options);
   if (!work.ok()) return end(p, work.status());
   p.work = std::move(work).value();
+  p.go_on();
+}
+
+void EngineLoop::look_up(Publishing& p) {
+  p.found = std::make_shared<LookUp>();
+  const Receiver& sender = *p.asked.sender;
+  // It has tokens of its own: it may outlive the publication.
+  service->look_up(p.asked.store, [found = p.found, store = p.asked.store, context = p.asked.context,
+                                   identity = p.work->identity(), has_all = p.work->has_all(),
+                                   shape = sender.model().config().shape(), salt = p.asked.options.salt,
+                                   dtype = sender.model().dtype(), only_new = p.asked.options.only_new] {
+    const auto n = static_cast<int64_t>(context.size());
+    if (only_new) {
+      auto chain = find_chain(*store, context, {identity.sender, shape, salt, dtype, has_all});
+      // What cannot be looked up, or is in too many pieces, is published anew.
+      if (chain.ok() && chain->tokens() > 0 &&
+          (chain->links.size() < kLongestChain || chain->tokens() == n)) {
+        found->tokens = chain->tokens();
+        found->links = chain->links.size();
+        found->key = chain->links.back().key;
+      }
+    } else if (auto entry = EntryReader::open(*store, identity, shape); entry.ok()) {
+      if (has_all(*entry).ok()) found->tokens = n;
+      found->key = identity.key();
+    }
+    found->done.store(true, std::memory_order_release);
+  });
+}
+
+void Publishing::go_on() {
+  if (found == nullptr || found->tokens == 0) return;
+  const int64_t first = found->tokens;
+  if (base == nullptr) return work->go_on_from(first, {});
+  work->go_on_from(first, [range = &base->range(), bytes = first * station->receiver->row_bytes().kv](
+                              int64_t layer, std::byte* to, CommandStream& stream) {
+    stream.copy(to, range->layer(layer), bytes);
+    return ok_status();
+  });
 }
 
 void EngineLoop::watch_publication() {
@@ -87,36 +134,35 @@ void EngineLoop::watch_publication() {
     return end(*p, error(Code::kExhausted, "the publication was cancelled"));
   switch (p->state) {
     case Publishing::State::kQueued:
-      p->found = std::make_shared<LookUp>();
+      look_up(*p);
       p->state = Publishing::State::kLookingUp;
-      service->look_up(p->asked.store,
-                       [found = p->found, store = p->asked.store, identity = p->work->identity(),
-                        shape = p->asked.sender->model().config().shape()] {
-                         auto entry = EntryReader::open(*store, identity, shape);
-                         if (entry.ok()) found->header = entry->header();
-                         found->status = entry.status();
-                         found->done.store(true, std::memory_order_release);
-                       });
       break;
-    case Publishing::State::kLookingUp:
-      if (!p->found->done.load(std::memory_order_acquire)) break;
-      if (p->found->status.ok() && p->work->same(p->found->header)) {
-        Published there;
-        there.key = p->work->identity().key();
-        there.already = true;
-        return end(*p, std::move(there));
+    case Publishing::State::kLookingUp: {
+      const LookUp& found = *p->found;
+      if (!found.done.load(std::memory_order_acquire)) break;
+      const auto& context = p->asked.context;
+      if (found.tokens == static_cast<int64_t>(context.size()))
+        return end(*p,
+                   Published{.key = found.key, .first = found.tokens, .after = found.links, .already = true});
+      if (found.tokens > 0 && limits.prefix_cache) {
+        auto hit = prefixes.find(exact_salt(*p->asked.sender, p->asked.options.salt), context);
+        if (hit.rows >= found.tokens) p->base = std::move(hit.node);
       }
+      p->go_on();
       // Requests' memory goes first: it waits until there is some.
       if (auto claim = arena->claim(p->work->bytes()); claim.ok()) {
         p->claim = std::move(claim).value();
         p->state = Publishing::State::kComputing;
       }
       break;
+    }
     case Publishing::State::kComputing:
       if (!p->work->done()) break;
+      p->base.reset();
       p->state = Publishing::State::kWriting;
       p->writer = std::thread([p, w = wake] {
         p->result = p->work->write(*p->asked.store);
+        if (p->result.ok()) p->result->after = p->found->links;
         p->written.store(true, std::memory_order_release);
         (*w)();
       });

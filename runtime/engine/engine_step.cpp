@@ -226,7 +226,7 @@ Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
   a.answer.cached_tokens = a.answer.link_ns = a.answer.compute_ns = 0;
   a.plan = -1;
   a.variant = &a.request.receiver->exact().full_prefill;
-  if (!a.kept_as.empty()) a.kept_as = exact_salt(a);
+  if (!a.kept_as.empty()) a.kept_as = exact_salt(*a.request.receiver, a.request.salt);
   a.reused = nullptr;
   // Nobody claims memory between here and take(), which had it from the beginning.
   a.run.reset();
@@ -266,7 +266,8 @@ void EngineLoop::first_token(Active& a) {
     a.answer.reused_tokens = a.reused == nullptr ? 0 : a.reused_rows;
   }
   a.answer.ttft_ns = now_ns() - a.submitted_ns;
-  if (a.run->repaired()) a.kept_as = a.run->exact() && !a.kept_as.empty() ? exact_salt(a) : "";
+  if (a.run->repaired())
+    a.kept_as = a.run->exact() && !a.kept_as.empty() ? exact_salt(*a.request.receiver, a.request.salt) : "";
   a.run.reset();
   a.segments.reset();
   a.hidden.reset();

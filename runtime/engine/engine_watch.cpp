@@ -9,6 +9,25 @@ namespace {
 // A link from which nothing comes for this share of a full prefill, or for this long, has failed a request.
 constexpr double kPatience = 0.1;
 
+/// Copies the first `rows` rows of every layer (or hidden buffer), but for those that are being written.
+void copy_but(CommandStream& stream, KvRange& to, KvRange& from, int64_t rows,
+              const std::vector<PlanRun::Written>& written, bool hidden) {
+  const RowBytes& bytes = from.row_bytes();
+  for (int64_t l = 0; l < bytes.layers; ++l) {
+    int64_t at = 0;
+    auto copy_up_to = [&](int64_t end) {
+      if (at < end)
+        stream.copy(to.layer(l) + at * bytes.kv, from.layer(l) + at * bytes.kv, (end - at) * bytes.kv);
+    };
+    for (const PlanRun::Written& w : written) {
+      if (w.hidden != hidden || w.index != l) continue;
+      copy_up_to(w.first);
+      at = std::max(at, w.first + w.rows);
+    }
+    copy_up_to(rows);
+  }
+}
+
 }  // namespace
 
 int64_t EngineLoop::patience(const Active& a) const {
@@ -27,7 +46,8 @@ void EngineLoop::miss(Active& a, Status why) {
   a.variant = &a.request.receiver->exact().full_prefill;
   a.reused = nullptr;
   a.gate = nullptr;
-  if (!a.kept_as.empty()) a.kept_as = exact_salt(a);
+  if (go_on(a, 0)) return;
+  if (!a.kept_as.empty()) a.kept_as = exact_salt(*a.request.receiver, a.request.salt);
   compute_from(a, 0);
 }
 
@@ -110,11 +130,13 @@ Status EngineLoop::leave_memory(Active& a) {
   ArenaClaim claim = std::move(left.sequence.own->claim);
   DS_ASSIGN(a.sequence.own, arena->reserve(bytes, left.sequence.own->rows(), std::move(claim)));
   DS_TRY(a.sequence.own->commit(rows));
-  DS_TRY(a.sequence.own->copy_rows(*compute, *left.sequence.own, 0, 0, rows));
+  const auto written = a.run->being_written();
+  copy_but(*compute, *a.sequence.own, *left.sequence.own, rows, written, false);
   claim = std::move(left.hidden->claim);
   DS_ASSIGN(a.hidden, arena->reserve(left.hidden->row_bytes(), left.hidden->rows(), std::move(claim)));
   DS_TRY(a.hidden->commit(rows));
-  DS_TRY(a.hidden->copy_rows(*compute, *left.hidden, 0, 0, rows));
+  copy_but(*compute, *a.hidden, *left.hidden, rows, written, true);
+  DS_TRY(compute->synchronize());
   set_addresses(a);
   orphans.push_back(std::move(left));
   return ok_status();

@@ -1,6 +1,7 @@
 #include "runtime/engine/plan_run.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "plans/traits.h"
@@ -142,6 +143,21 @@ void PlanRun::arrived(int32_t transfer) {
       levels_of(op)[b] = op.layer;
     }
   });
+}
+
+std::vector<PlanRun::Written> PlanRun::being_written() const {
+  std::vector<Written> all;
+  for (size_t i = 0; i < asked_; ++i) {
+    const Transfer& t = transfers_[i];
+    if (t.there) continue;
+    const Op& op = variant_->ops[static_cast<size_t>(t.op)];
+    const bool hidden = traits_of(op).buffer == BufferKind::kHidden;
+    all.push_back({hidden, hidden ? hidden_index(*variant_, op.buffer) : op.layer, t.first, t.rows});
+  }
+  std::sort(all.begin(), all.end(), [](const Written& a, const Written& b) {
+    return std::tie(a.index, a.first) < std::tie(b.index, b.first);
+  });
+  return all;
 }
 
 bool PlanRun::awaits_transfers() const {

@@ -71,6 +71,14 @@ class PlanRun {
   std::vector<TransferJob> take_transfers(const RunMemory& memory, const std::shared_ptr<Segments>& segments,
                                           uint64_t owner, int64_t start_ns);
   void arrived(int32_t transfer);
+  /// Rows that transfers may still write: of a layer's cache, or of a hidden buffer.
+  struct Written {
+    bool hidden = false;
+    int64_t index = 0;  // of the layer, or of the buffer
+    int64_t first = 0, rows = 0;
+  };
+  /// By index and row.
+  std::vector<Written> being_written() const;
   /// What has not come is computed instead. Only while nothing that was issued runs, and no transfer.
   void lose_transfers() {
     if (awaits_transfers()) repair();

@@ -702,13 +702,16 @@ Status EntryReader::verify() {
   return ok_status();
 }
 
+Status EntryReader::has(TensorKind kind, int32_t layer, std::string_view map) const {
+  if (header_.find(kind, layer, map) != nullptr) return ok_status();
+  return error(Code::kNotFound, "{}: it has no {}; publish it again with the plan that asks for it{}", where_,
+               tensor_name(kind, layer, map), map.empty() ? "" : " and that plan's file of maps");
+}
+
 Status EntryReader::read_rows(Cursor& cursor, TensorKind kind, int32_t layer, int64_t first, int64_t rows,
                               std::byte* out, const std::function<Status()>& go_on, std::string_view map) {
+  DS_TRY(has(kind, layer, map));
   const EntryTensor* tensor = header_.find(kind, layer, map);
-  if (tensor == nullptr) {
-    return error(Code::kNotFound, "{}: it has no {}; publish it again with the plan that asks for it{}",
-                 where_, tensor_name(kind, layer, map), map.empty() ? "" : " and that plan's file of maps");
-  }
   int64_t tokens = header_.identity.tokens, row = header_.row_bytes(kind);
   if (first < 0 || rows < 0 || first > tokens || rows > tokens - first) {
     return error(Code::kInvalidArgument, "{}: {} rows from row {} on of {} were asked for, it has {} rows",

@@ -180,6 +180,8 @@ class EntryReader {
   static Result<EntryReader> open_any(Store& store, const std::string& key);
 
   const EntryHeader& header() const { return header_; }
+  /// kNotFound: the entry has no such tensor.
+  Status has(TensorKind kind, int32_t layer, std::string_view map = {}) const;
   /// Reads and verifies every row. Errors as read_rows().
   Status verify();
   /// Rows [first, first + rows) of a tensor into `out`. Every block of kChecksumRows rows that lies in them

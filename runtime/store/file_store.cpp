@@ -120,7 +120,15 @@ class FileStore final : public Store {
 
   Result<Found> find(Names keys, Names names) override {
     DS_TRY(check_names(names));
-    DS_ASSIGN(Found found, Store::find(keys, {}));
+    Found found;
+    for (const std::string& key : keys) {
+      DS_TRY(check_key(key));
+      struct stat info {};
+      const bool there = stat(path_of(key).c_str(), &info) == 0;
+      if (!there && errno != ENOENT) return io_error("look up", path_of(key));
+      // What is no file is for open() to say.
+      found.keys.push_back(there ? std::optional(ObjectRef{key, info.st_size, 0}) : std::nullopt);
+    }
     found.names.resize(names.size());
     if (names.empty() || !fs::is_directory(folder_)) return found;
     DS_ASSIGN(found.names, index_.find(names));

@@ -151,7 +151,7 @@ TEST_F(AlignedTools, PublishAndRunOnEitherSide) {
   Outcome full = run("--plan receiver.dsplan --mode full-prefill --json");
   EXPECT_EQ(full.code, 0) << full.err;
   EXPECT_TRUE(full.json()["cuts"].is_null());
-  Outcome text = publish("--plan sender.dsplan --maps maps.safetensors");
+  Outcome text = publish("--plan sender.dsplan --maps maps.safetensors --whole");
   EXPECT_THAT(text.out, HasSubstr(fmt::format("E of layer 2 through the full map of {:.12} (", maps_)));
 }
 

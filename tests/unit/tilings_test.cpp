@@ -16,6 +16,7 @@
 #include "compiler/policy/policy.h"
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
+#include "runtime/core/chain.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/segments.h"
 #include "runtime/core/session.h"
@@ -23,44 +24,17 @@
 #include "runtime/model/safetensors.h"
 #include "support/json.h"
 #include "tests/unit/model_fixture.h"
+#include "tests/unit/policy_plans.h"
 #include "tests/unit/take.h"
 
 namespace ds {
 namespace {
 
+using testing::compile_tiles;
 using testing::random_ids;
 using testing::take;
 using testing::tiny_config;
 using testing::TinyModel;
-
-/// Through the compiler's own phases.
-Plan compile_tiles(const std::vector<Tile>& tiles, int32_t chunks, std::string_view scheduler,
-                   const Shape& shape, const ModelIdentity& sender, const ModelIdentity& receiver,
-                   double share = 0) {
-  Plan head = full_prefill_plan(receiver, shape, "f32");
-  head.sender = sender;
-  ChosenVariant chosen, whole;
-  chosen.variant.name = "v0";
-  chosen.variant.policy = "test";
-  chosen.variant.tiles = tiles;
-  chosen.variant.chunks = chunks;
-  chosen.variant.select_share = share;
-  chosen.variant.tuned_tokens = 200;
-  chosen.variant.tuned_suffix = 5;
-  chosen.variant.tuned_rate = 1000;
-  whole = chosen;
-  whole.fallback = true;
-  whole.variant.name = whole.variant.policy = "full-prefill";
-  whole.variant.tiles = head.full_prefill.tiles;
-  whole.variant.chunks = 1;
-  whole.variant.select_share = 0;
-  PipelineOptions options;
-  options.scheduler = scheduler;
-  options.machine = MachineModel::stand_in(DType::kF32);
-  auto made = run_pipeline(head, std::vector<ChosenVariant>{chosen, whole}, options);
-  EXPECT_TRUE(made.ok()) << made.status().message();
-  return made.ok() ? std::move(*made->plan) : head;
-}
 
 Mode mode_of(const std::string& name) {
   for (Mode mode : {Mode::kLoad, Mode::kRecompute, Mode::kRestore})
@@ -368,7 +342,7 @@ Left run_variant(TinyModel& receiver, const Plan& plan, const Request& request) 
     if (b.kind == BufferKind::kHidden) hidden.push_back(allocate((n + m) * hidden_row));
   auto workspace = model.make_workspace(n + m);
   auto runner = VariantRunner::create(backend, plan, std::max(kv_row, hidden_row), plan.shape.layers);
-  auto segments = Segments::open(*request.store, request, plan, variant, model.dtype());
+  auto segments = Segments::open(*request.store, request, plan, variant, "", model.dtype());
   EXPECT_TRUE(workspace.ok() && runner.ok());
   if (!segments.ok()) {
     left.miss = segments.status();
@@ -443,23 +417,7 @@ class Chains : public ::testing::TestWithParam<DType> {
     return segments;
   }
   std::vector<Plan> plans() const {
-    std::vector<Plan> all;
-    for (const PolicyTraits& policy : policies()) {
-      PolicyInput in;
-      in.layers = shape.layers;
-      if (policy.named_layers) in.recompute = LayerRange{1, 3};
-      if (policy.takes_share) in.select_share = 0.2;
-      in.chunks = {1, 2, 4, 7};
-      auto tilings = policy.draw(in);
-      EXPECT_TRUE(tilings.ok()) << policy.name << ": " << tilings.status().message();
-      for (const Tiling& t : *tilings) {
-        Plan plan =
-            compile_tiles(t.tiles, t.chunks, "best", shape, sender.identity, receiver.identity, t.way.share);
-        plan.variants[0].why = fmt::format("{}: {}", policy.name, t.what);
-        all.push_back(std::move(plan));
-      }
-    }
-    return all;
+    return testing::plans_of_policies(shape, sender.identity, receiver.identity);
   }
 
   TinyModel sender, receiver;
@@ -554,6 +512,166 @@ TEST_P(Chains, ASessionCountsADamagedEntryAsOneMiss) {
   EXPECT_EQ(missed.miss.code(), Code::kNotFound) << missed.miss.message();
   publish_from(192, 448);
   EXPECT_EQ(run(CacheStatus::kHit).tokens, whole.tokens);
+}
+
+/// What no request names is found by its tokens, as far as it agrees with them.
+TEST_P(Chains, TheLongestChainIsFound) {
+  ASSERT_TRUE(store->remove(publish_from(0, kContext)).ok());
+  const std::vector<Tile> tiles = {{Mode::kLoad, 0, 0, 0, 3, false},
+                                   {Mode::kRecompute, 1, 3, 0, 3, true},
+                                   {Mode::kLoad, 4, 4, 0, 3, false}};
+  const Plan plan = compile_tiles(tiles, 4, "best", shape, sender.identity, receiver.identity);
+  std::vector<int32_t> grown = context;
+  const std::vector<int32_t> more = random_ids(90, shape.vocab, 5);
+  grown.insert(grown.end(), more.begin(), more.end());
+  const auto all = static_cast<int64_t>(grown.size());
+  auto session = Session::create(*receiver.backend, *receiver.model, plan, {all, 3, 4});
+  ASSERT_TRUE(session.ok()) << session.status().message();
+  request.max_new_tokens = 4;
+  /// Of the first `n` tokens, the first `there` ones by plan and the rest as a question.
+  auto expect = [&](int64_t n, int64_t there, const std::string& salt = "") {
+    SCOPED_TRACE(fmt::format("{} of {}", there, n));
+    Request whole = request;
+    whole.context = std::span(grown).first(static_cast<size_t>(n));
+    whole.salt = salt;
+    auto found = (*session)->run(whole);
+    ASSERT_TRUE(found.ok()) << found.status().message();
+    ASSERT_EQ(found->cache, there > 0 ? CacheStatus::kHit : CacheStatus::kMiss) << found->miss.message();
+    EXPECT_EQ(found->reused_tokens, there);
+    if (there == 0) {
+      EXPECT_EQ(found->miss.code(), Code::kNotFound) << found->miss.message();
+      EXPECT_EQ(found->variant, &plan.full_prefill);
+      return;
+    }
+    const std::vector<float> logits((*session)->first_logits().begin(), (*session)->first_logits().end());
+    // By hand: segments name what is there, all else is the question.
+    Request by_hand = whole;
+    by_hand.context = whole.context.first(static_cast<size_t>(there));
+    std::vector<int32_t> rest(whole.context.begin() + there, whole.context.end());
+    rest.insert(rest.end(), suffix.begin(), suffix.end());
+    by_hand.suffix = rest;
+    auto answer = (*session)->run(by_hand);
+    ASSERT_TRUE(answer.ok()) << answer.status().message();
+    EXPECT_EQ(answer->cache, CacheStatus::kHit) << answer->miss.message();
+    EXPECT_EQ(answer->reused_tokens, there);
+    EXPECT_EQ(found->tokens, answer->tokens);
+    EXPECT_EQ(std::memcmp((*session)->first_logits().data(), logits.data(), logits.size() * sizeof(float)),
+              0);
+  };
+  expect(kContext, 0);
+  const std::string first = publish_from(0, 192), second = publish_from(192, 448),
+                    third = publish_from(448, kContext);
+  expect(kContext, kContext);
+  expect(all, 576);  // whole blocks of it: the last one says more now
+  expect(448, 448);  // ends with an entry
+  expect(300, 256);  // in the middle of one
+  expect(60, 0);     // no block at all
+  expect(kContext, 0, "another tenant's");
+  // Another way there, of fewer entries.
+  const std::string other = publish_from(0, 448);
+  auto chain_of = [&](int64_t n) {
+    auto chain = find_chain(*store, std::span(grown).first(static_cast<size_t>(n)),
+                            {sender.identity.fingerprint, shape, "", GetParam()});
+    EXPECT_TRUE(chain.ok()) << chain.status().message();
+    return std::move(*chain);
+  };
+  Chain chain = chain_of(all);
+  ASSERT_EQ(chain.links.size(), 2u);
+  EXPECT_EQ(chain.links[0].key, other);
+  EXPECT_EQ(chain.links[1].key, third);
+  EXPECT_TRUE(chain.why.ok());
+  {
+    // Its header is not right any more: as if it were not there.
+    std::fstream file(folder + "/" + other, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(40);
+    file.put('\x01');
+  }
+  chain = chain_of(all);
+  ASSERT_EQ(chain.links.size(), 3u);
+  EXPECT_EQ(chain.links[0].key, first);
+  EXPECT_EQ(chain.why.code(), Code::kCorrupt);
+  expect(all, 576);
+  ASSERT_TRUE(store->remove(other).ok());
+  ASSERT_TRUE(store->remove(second).ok());
+  expect(all, 192);
+  // One that lacks E of the plan's cut.
+  PublishOptions options;
+  options.first = 192;
+  ASSERT_TRUE(publish(*sender.backend, *sender.model, sender.identity, tokens(448), *store, options).ok());
+  expect(all, 192);
+  ASSERT_TRUE(store->remove(first).ok());
+  expect(all, 0);
+  EXPECT_EQ(chain_of(0).why.code(), Code::kNotFound);
+}
+
+/// Of a context that grows only what is new is computed and stored, with the same bytes.
+TEST_P(Chains, AGrowingContextPublishesItsNewTokens) {
+  PublishOptions options;
+  for (int32_t l = 1; l < shape.layers; ++l) options.cuts.push_back({l});
+  auto bytes_of = [](const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  auto fresh = open_store("file:" + fresh_folder("grows"));
+  ASSERT_TRUE(fresh.ok());
+  const std::string there = fresh_folder("grows");
+  auto grow = [&](int64_t n) {
+    auto published = publish(*sender.backend, *sender.model, sender.identity, tokens(n), **fresh, options);
+    EXPECT_TRUE(published.ok()) << published.status().message();
+    return published.ok() ? *published : Published{};
+  };
+  options.only_new = true;
+  const Published first = grow(200);
+  EXPECT_EQ(first.first, 0);
+  EXPECT_FALSE(first.already);
+  const Published second = grow(430);
+  EXPECT_EQ(second.first, 192) << "whole blocks of it";
+  EXPECT_EQ(second.after, 1u);
+  const Published third = grow(kContext);
+  EXPECT_EQ(third.first, 384);
+  EXPECT_EQ(third.after, 2u);
+  EXPECT_EQ(bytes_of(there + "/" + first.key), bytes_of(folder + "/" + publish_from(0, 200)));
+  EXPECT_EQ(bytes_of(there + "/" + second.key), bytes_of(folder + "/" + publish_from(192, 430)));
+  EXPECT_EQ(bytes_of(there + "/" + third.key), bytes_of(folder + "/" + publish_from(384, kContext)));
+  const Published again = grow(kContext);
+  EXPECT_TRUE(again.already);
+  EXPECT_EQ(again.after, 3u);
+  EXPECT_EQ(again.key, third.key);
+  // Entries for fewer cuts are not what is wanted.
+  options.cuts = {{1}};
+  EXPECT_TRUE(grow(kContext).already);
+  options.cuts.clear();
+  auto bare = open_store("file:" + fresh_folder("bare"));
+  ASSERT_TRUE(publish(*sender.backend, *sender.model, sender.identity, tokens(200), **bare, options).ok());
+  options.cuts = {{1}};
+  auto anew = publish(*sender.backend, *sender.model, sender.identity, context, **bare, options);
+  ASSERT_TRUE(anew.ok()) << anew.status().message();
+  EXPECT_EQ(anew->first, 0);
+  // Rows that are not right are no rows to go on from.
+  ASSERT_TRUE((*fresh)->remove(third.key).ok());
+  {
+    std::fstream file(there + "/" + second.key, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(-1, std::ios::end);
+    const auto at = file.tellg();
+    const auto byte = static_cast<char>(file.get() ^ 1);
+    file.seekp(at);
+    file.put(byte);
+  }
+  options.cuts = {{1}};
+  const Published whole = grow(kContext);
+  EXPECT_EQ(whole.first, 384) << "the block that is not right is not one of those that it goes on from";
+  {
+    std::fstream file(there + "/" + first.key, std::ios::in | std::ios::out | std::ios::binary);
+    // The last layer's first row.
+    const int64_t size = 200 * shape.kv_row() * dtype_size(GetParam());
+    file.seekg(-size, std::ios::end);
+    const auto at = file.tellg();
+    const auto byte = static_cast<char>(file.get() ^ 1);
+    file.seekp(at);
+    file.put(byte);
+  }
+  ASSERT_TRUE((*fresh)->remove(whole.key).ok());
+  EXPECT_EQ(grow(kContext).first, 0);
 }
 
 TEST_P(Chains, AnEntryGoesOnFromABlockOfChecksums) {

@@ -18,6 +18,9 @@ std::string cuts_text(const Variant& v, bool plain_cuts) {
   return plain_cuts ? "plain, instead of " + aligned : aligned;
 }
 
+/// Tokens that the variant covered: fewer than the context's where the sender has published less of it.
+int64_t by_plan(const Outcome& o) { return o.answer.reused_tokens > 0 ? o.answer.reused_tokens : o.n; }
+
 /// Why this variant ran.
 std::string choice(const Answer& answer, const Plan& plan, const std::string& mode, int64_t n) {
   if (mode != "plan") return "no plan was to be followed";
@@ -43,14 +46,14 @@ RunRecord make_record(const Outcome& o) {
   record.variant = variant.name;
   record.policy = variant.policy;
   record.scheduler = variant.scheduler;
-  record.choice = choice(answer, *o.plan, o.mode, o.n);
+  record.choice = choice(answer, *o.plan, o.mode, by_plan(o));
   record.mode = o.mode;
   record.sender = answer.cache == CacheStatus::kUnused ? "" : o.plan->sender.name;
   record.receiver = o.loaded->identity.name;
   record.backend = o.loaded->backend->name();
   record.dtype = dtype_name(o.loaded->model->dtype());
-  record.context_tokens = o.n;
-  record.suffix_tokens = o.m;
+  record.context_tokens = by_plan(o);
+  record.suffix_tokens = o.n + o.m - by_plan(o);
   record.link_rate = answer.link_rate;
   record.waiting = answer.waiting;
   record.ttft_ns = answer.ttft_ns;
@@ -65,7 +68,7 @@ RunRecord make_record(const Outcome& o) {
     r.stream = stream_kind_name(variant.streams[static_cast<size_t>(op.stream)].kind);
     r.start_ns = answer.op_times[i].start_ns;
     r.end_ns = answer.op_times[i].end_ns;
-    r.bytes = transfer_bytes(*o.plan, variant, op, o.n);
+    r.bytes = transfer_bytes(*o.plan, variant, op, by_plan(o));
     record.ops.push_back(std::move(r));
   }
   return record;
@@ -74,8 +77,8 @@ RunRecord make_record(const Outcome& o) {
 std::string cuts_of(const Outcome& o) { return cuts_text(*o.answer.variant, o.plain_cuts); }
 
 int64_t predicted_ns(const Outcome& o) {
-  const int64_t rate = o.answer.link_rate > 0 ? o.answer.link_rate : kNoLimit - 1;
-  return predicted_ttft_ns(*o.plan, *o.answer.variant, {o.n, o.m, rate});
+  const int64_t rate = o.answer.link_rate > 0 ? o.answer.link_rate : kNoLimit - 1, n = by_plan(o);
+  return predicted_ttft_ns(*o.plan, *o.answer.variant, {n, o.n + o.m - n, rate});
 }
 
 }  // namespace
@@ -115,6 +118,7 @@ nlohmann::ordered_json outcome_json(const Outcome& o) {
   out["load_s"] = o.loaded->load_seconds;
   out["weight_cache"] = weight_cache_status_name(o.loaded->report.weight_cache);
   out["context_tokens"] = o.n;
+  out["reused_tokens"] = answer.reused_tokens;
   out["entry_tokens"] = o.entry_tokens;
   out["prompt_token_ids"] = o.prompt;
   out["output_token_ids"] = answer.tokens;
@@ -147,6 +151,11 @@ std::string outcome_text(const Outcome& o) {
                       variant.map_form == MapForm::kNone || cuts.empty() ? "" : ", cuts " + cuts,
                       format_bytes(answer.bytes_loaded), cache_status_name(answer.cache),
                       answer.miss.ok() ? "" : ": ", answer.miss.message());
+  if (answer.reused_tokens > 0 && answer.reused_tokens < o.n)
+    text += fmt::format(
+        "the sender had published {} of the {} context tokens; the rest went through every "
+        "layer\n",
+        format_count(answer.reused_tokens), format_count(o.n));
   if (o.templated && o.n > 0 && answer.miss.code() == Code::kNotFound)
     text +=
         "note: entries for requests through a chat template are published through it: ds-publish with "

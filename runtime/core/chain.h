@@ -1,0 +1,47 @@
+// Which entries of a store agree with a context from its beginning on.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "runtime/store/entry.h"
+#include "runtime/store/store.h"
+#include "support/status.h"
+
+namespace ds {
+
+struct ChainLink {
+  std::string key;
+  int64_t begin = 0, end = 0;  // tokens: multiples of kChecksumRows, but the last one's end
+  EntryReader entry;
+  /// The entry's row that is token `begin`.
+  int64_t first_row() const { return begin - entry.header().identity.first; }
+};
+
+struct Chain {
+  std::vector<ChainLink> links;  // from token 0 on, each where the one before it ends
+  Status why;                    // of an entry that could not be used, the first that there was
+
+  int64_t tokens() const { return links.empty() ? 0 : links.back().end; }
+};
+
+struct ChainQuery {
+  const std::string& sender;  // ModelIdentity::fingerprint
+  const Shape& shape;         // the sender's
+  const std::string& salt;
+  DType dtype = DType::kBF16;
+  /// What an entry lacks of what is needed (EntryReader::has()); such a one counts as not there. May be
+  /// empty.
+  std::function<Status(const EntryReader&)> check = {};
+};
+
+/// The longest chain for the beginning of `tokens`, and of those as long the one of fewest entries: in one
+/// look-up, and one read of each entry that is used. It ends with the tokens, or at a multiple of
+/// kChecksumRows. An entry that is damaged, not signed, another's, or gone is left out, and the next best
+/// chain taken. Errors: those of Store::find().
+Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const ChainQuery& query);
+
+}  // namespace ds
