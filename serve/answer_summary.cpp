@@ -17,7 +17,7 @@ AnswerSummary AnswerSummary::of(const ServedModel& model, const Generation& gene
   AnswerSummary s;
   s.prompt_tokens = static_cast<int64_t>(generation.prompts()[generation.prompt_of(choice)].size());
   s.new_tokens = static_cast<int64_t>(a.tokens.size());
-  s.cached_tokens = std::max(a.cached_tokens, a.reused_tokens);
+  s.cached_tokens = std::max(a.cached_tokens, a.reused != nullptr ? a.reused_tokens : 0);
   s.prefix = a.cached_tokens > 0;
   s.cache = cache_status_name(a.cache);
   if (a.cache == CacheStatus::kMiss) s.reason = miss_reason(a.miss);

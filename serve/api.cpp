@@ -454,6 +454,7 @@ void Api::publish(const ServedModel& model, const std::vector<int32_t>& prompt, 
   publication.options.cuts = model.plain_cuts.cuts;
   publication.options.more = model.mapped;
   publication.options.salt = salt;
+  publication.options.only_new = true;  // a conversation grows
   const std::string name =
       sha256_hex(model.given.name + "\n" + salt + "\n" + hash_tokens(publication.context));
   {

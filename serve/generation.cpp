@@ -128,9 +128,7 @@ ApiFault Generation::submit(LoadedFleet& fleet, const Options& options) {
                       "invalid_request_error", "max_tokens", "context_length_exceeded"};
   }
   reuse_ = choose_reuse(fleet, model, request, static_cast<int64_t>(prompts_[0].size()));
-  for (const auto& ids : prompts_)
-    contexts.push_back(
-        context_tokens(model, reuse_.reuse == Reuse::kAuto ? fleet.store() : nullptr, ids, options.salt));
+  for (const auto& ids : prompts_) contexts.push_back(shared_blocks(static_cast<int64_t>(ids.size())));
   choices_.resize(prompts_.size() * static_cast<size_t>(n_));
   for (size_t c = 0; c < choices_.size(); ++c) {
     Open& open = choices_[c];

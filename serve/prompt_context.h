@@ -1,23 +1,19 @@
-// How a prompt is cut for the engine: into a context, which a sender may have computed, and the suffix that
-// only the receiver reads.
+// How a prompt is cut for the engine: into a context, of which a sender may have computed a part, and the
+// suffix that only the receiver reads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <span>
-#include <string>
 
 #include "runtime/store/entry.h"
-#include "serve/loaded_fleet.h"
 
 namespace ds {
 
-/// How many of a prompt's tokens are its context; fewer than all of them. The longest entry of any of the
-/// model's senders with which the prompt begins, or else whole blocks of tokens. `store` null: no entry is
-/// looked for. What cannot be read is not there: the engine says what it misses.
-int64_t context_tokens(const ServedModel& model, Store* store, std::span<const int32_t> prompt,
-                       const std::string& salt);
-
-/// The whole blocks of a prompt that others may begin with, and so what is published of it.
-int64_t shared_blocks(int64_t prompt_tokens);
+/// How many of a prompt's tokens are its context: the whole blocks that others may begin with, and so what is
+/// published of it. Which of them are there is for the engine to find (find_chain()); of the last block of an
+/// entry that ends within one nothing is.
+inline int64_t shared_blocks(int64_t prompt_tokens) {
+  return std::max<int64_t>(0, prompt_tokens - 1) / kChecksumRows * kChecksumRows;
+}
 
 }  // namespace ds

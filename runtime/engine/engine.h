@@ -101,10 +101,9 @@ struct EngineAnswer : Answer {
   // After the gate's alarm `cached_tokens` is 0, and lost_ns is from the first work on.
   int64_t queue_ns = 0;       // submit() -> first work
   int64_t cached_tokens = 0;  // that the prefix cache had
-  // What of a sender's is in the caches that answered: by a variant of which plan, be it that it ran or that
-  // the prefix cache had what it left, and of how many tokens. Null: nothing is.
+  // What of a sender's is in the caches that answered, reused_tokens of it: by a variant of which plan, be it
+  // that it ran or that the prefix cache had what it left. Null: nothing is.
   const Variant* reused = nullptr;
-  int64_t reused_tokens = 0;
   bool repaired = false;            // transfers were lost: part of what the plan reuses was computed
   std::vector<int64_t> token_ns;    // submit() -> each token
   std::vector<float> first_logits;  // [vocab], where asked for

@@ -263,7 +263,7 @@ void EngineLoop::first_token(Active& a) {
   a.answer.variant = a.variant;
   if (!(a.run->repaired() && a.run->exact())) {
     a.answer.reused = a.reused;
-    a.answer.reused_tokens = a.reused == nullptr ? 0 : a.reused_rows;
+    if (a.reused != nullptr) a.answer.reused_tokens = a.reused_rows;
   }
   a.answer.ttft_ns = now_ns() - a.submitted_ns;
   if (a.run->repaired())
