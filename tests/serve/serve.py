@@ -309,6 +309,18 @@ class Answers(Served):
         self.assertNotIn("bridge", json.dumps(state["recent"]), "no answer's text")
 
 
+    def test_page_in_a_browser(self):
+        browser = shutil.which("chromium")
+        if browser is None: self.skipTest("no chromium")
+        self.completion()
+        for width in (390, 1280):
+            page = subprocess.run([browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={work}/chromium", f"--window-size={width},1000", "--virtual-time-budget=5000", "--dump-dom", self.server.url + "/"],
+                                  capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE).stdout.split("<script>")[0]
+            self.assertRegex(page, r'<p id="state"[^>]*>up for')
+            self.assertRegex(page, r"<td[^>]*>sender \u2192 receiver</td>")
+            self.assertRegex(page, r'<table id="recent">.*<td[^>]*>receiver</td>')
+
+
 class Tenants(unittest.TestCase):
     """Keys, a short queue, and the end."""
 
