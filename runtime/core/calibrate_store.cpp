@@ -3,6 +3,7 @@
 
 #include <span>
 
+#include "runtime/core/chain.h"
 #include "runtime/core/landing.h"
 
 namespace ds::calibration {
@@ -39,7 +40,8 @@ Status Calibrator::measure_store(MachineTimes& m) {
                        .config = {},
                        .weights = {},
                        .tokenizer = {}};
-  EntryIdentity identity{sender.fingerprint, hash_tokens(context), "ds-calibrate", tokens, model_.dtype()};
+  const EntryIdentity identity =
+      entry_identity(sender.fingerprint, context, 0, "ds-calibrate", model_.dtype());
   // What lies in the caches, as ordinary as a request's.
   std::vector<EntrySource> sources;
   std::vector<std::byte> kept(static_cast<size_t>(config_.layers * tokens * row));
@@ -60,8 +62,10 @@ Status Calibrator::measure_entry(MachineTimes& m, const EntryIdentity& identity,
   std::vector<int64_t> lookups;
   for (int i = 0; i <= 20 && !stopped(); ++i) {
     int64_t begin = now_ns();
-    (void)hash_tokens(ids_);  // a request hashes its context first
-    DS_TRY(EntryReader::open(*options_.store, identity, shape));
+    auto chain = find_chain(*options_.store, std::span(ids_).first(static_cast<size_t>(identity.tokens)),
+                            {identity.sender, shape, identity.salt, identity.dtype});
+    if (!chain.ok()) return chain.status();
+    if (chain->links.empty()) return chain->why;
     if (i > 0) lookups.push_back(now_ns() - begin);
   }
   DS_ASSIGN(EntryReader entry, EntryReader::open(*options_.store, identity, shape));

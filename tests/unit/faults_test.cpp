@@ -44,6 +44,11 @@ class Faults : public ::testing::TestWithParam<FaultTraits> {
     std::erase_if(plans, [](const Plan& p) {
       return std::ranges::none_of(p.variants[0].ops, [](const Op& op) { return is_transfer(op); });
     });
+    if (!exact_rows()) {  // a simulated device is some hundred times slower: one plan in four
+      std::vector<Plan> some;
+      for (size_t i = 0; i < plans.size(); i += 4) some.push_back(plans[i]);
+      plans = std::move(some);
+    }
     publish_it(context);
     other = publish_it(random_ids(kContext, shape.vocab, 3));
   }
@@ -137,7 +142,7 @@ TEST_P(Faults, OneRequestIsAnsweredAllTheSame) {
       expect_right((*session)->first_logits());
     });
   }
-  EXPECT_GE(runs, 14);
+  EXPECT_GE(runs, exact_rows() ? 14 : 4);
   EXPECT_TRUE(GetParam().says.empty() || missed >= runs / 3) << missed << " of " << runs;
   RecordProperty("runs", runs);
   RecordProperty("missed", missed);
@@ -183,7 +188,7 @@ TEST_P(Faults, AnEngineAnswersAllTheSame) {
       faulty.let_go();
     });
   }
-  EXPECT_GE(runs, 14);
+  EXPECT_GE(runs, exact_rows() ? 14 : 4);
   EXPECT_TRUE(GetParam().says.empty() || missed >= runs / 3) << missed << " of " << runs;
   RecordProperty("runs", runs);
   RecordProperty("missed", missed);

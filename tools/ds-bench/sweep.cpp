@@ -5,8 +5,10 @@
 #include "compiler/policy/policy.h"
 #include "compiler/scheduling/cost_model.h"
 #include "plans/simulate.h"
+#include "runtime/core/chain.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
+#include "support/clock.h"
 #include "support/json.h"
 #include "tools/ds-bench/bench.h"
 #include "tools/ds-bench/measured_machine.h"
@@ -19,7 +21,7 @@ namespace {
 
 struct SweepOptions {
   RandomModelOptions model{.shape = "llama:layers=12,d=1024,ff=2816,heads=16,kv=4,vocab=32000", .repeats = 5};
-  std::string lengths = "256,512,1024,2048,4096", rates, machine, html;
+  std::string lengths = "256,512,1024,2048,4096", rates, machine, html, store, set_rate;
   int64_t suffix = 16, chunks = 16;
   double slo_loss = 4, budget_s = 600, calibrate_s = 45;
 };
@@ -54,11 +56,16 @@ class Sweep {
   Status run() {
     DS_ASSIGN(ModelConfig config, preset_config(o_.model.shape));
     DS_ASSIGN(lengths_, parse_int_list(o_.lengths, 64, config.max_positions - o_.suffix));
+    if (o_.store.empty() != o_.set_rate.empty())
+      return error(Code::kInvalidArgument,
+                   "--store and --set-rate belong together: a store behind a real link, and the command that "
+                   "gives the link a rate");
     DS_TRY(folder_.make("ds-sweep"));
-    store_url_ = "file:" + folder_.path + "/store";
+    store_url_ = o_.store.empty() ? "file:" + folder_.path + "/store" : o_.store;
     DS_ASSIGN(loaded_, load_random_model(o_.model, config));
     DS_ASSIGN(machine_, measured_machine(o_.model, loaded_, o_.machine, lengths_, o_.suffix, o_.calibrate_s));
     DS_TRY(choose_rates(config));
+    if (!o_.store.empty()) DS_TRY(measure_look_up(config));
     inputs_ = synthetic_inputs(config, machine_);
     DS_ASSIGN(product_, compile_way({"plan", "balanced", "best"}, o_.lengths, kDefaultLinkRates));
     ids_ = scattered_ids(lengths_.back() + o_.suffix, config.vocab);
@@ -69,6 +76,34 @@ class Sweep {
   }
 
  private:
+  Status set_rate(int64_t rate) const {
+    if (o_.set_rate.empty()) return ok_status();
+    std::string command = o_.set_rate;
+    for (size_t at = 0; (at = command.find("{}", at)) != std::string::npos;)
+      command.replace(at, 2, std::to_string(rate));
+    const int code = std::system(command.c_str());
+    return code == 0 ? ok_status()
+                     : error(Code::kInvalidArgument, "--set-rate: '{}' ended with {}", command, code);
+  }
+
+  /// What a look-up takes over that link, round trips and all, for the predictions.
+  Status measure_look_up(const ModelConfig& config) {
+    DS_TRY(set_rate(rates_.back()));
+    DS_ASSIGN(auto store, open_store(store_url_));
+    const std::vector<int32_t> ids = scattered_ids(lengths_.front(), config.vocab);
+    const ModelIdentity sender{.name = "looked up", .fingerprint = std::string(64, 'f')};
+    DS_ASSIGN(Published entry, publish(*loaded_.backend, *loaded_.model, sender, ids, *store, {}));
+    std::vector<double> times;
+    for (int i = 0; i < 21; ++i) {
+      const int64_t start = now_ns();
+      DS_ASSIGN(Chain chain,
+                find_chain(*store, ids, {sender.fingerprint, config.shape(), "", loaded_.dtype}));
+      times.push_back(static_cast<double>(now_ns() - start));
+    }
+    machine_.lookup_ns = std::llround(median(times));
+    return store->remove(entry.key);
+  }
+
   /// Around the rate at which a layer is loaded as fast as it is recomputed, at the middle length.
   Status choose_rates(const ModelConfig& config) {
     int64_t n = lengths_[lengths_.size() / 2];
@@ -172,7 +207,9 @@ class Sweep {
         published = n;
       }
       DS_ASSIGN(auto under, open_store(store_url_));
-      auto shaped = shape_link(std::move(under), {static_cast<double>(p.cell.rate), 0});
+      DS_TRY(set_rate(p.cell.rate));
+      auto shaped = o_.store.empty() ? shape_link(std::move(under), {static_cast<double>(p.cell.rate), 0})
+                                     : std::move(under);
       std::vector<Contender> contenders;
       for (size_t w = 0; w < p.plans.size(); ++w) {
         Contender c{.name = p.cell.runs[w].way};
@@ -287,6 +324,7 @@ class Sweep {
                  {"dtype", o_.model.dtype},
                  {"suffix_tokens", o_.suffix},
                  {"most_chunks", o_.chunks},
+                 {"link", o_.store.empty() ? "shaped in the process" : "a real one"},
                  {"slo_loss", o_.slo_loss},
                  {"break_even_bytes_per_s", std::round(even_)},
                  {"lookup_ns", machine_.lookup_ns},
@@ -326,6 +364,11 @@ Bench add_sweep(CLI::App& app) {
   cmd->add_option("--link-rates", o->rates,
                   "default: six around the rate at which a layer is loaded as fast as "
                   "it is recomputed");
+  cmd->add_option("--store", o->store,
+                  "a store behind a real link, with --set-rate; default: a folder, whose reads are shaped");
+  cmd->add_option("--set-rate", o->set_rate,
+                  "shell command that gives the link to --store a rate: {} in it are bytes per second, as in "
+                  "'tc qdisc replace dev veth0 root tbf rate {}bps burst 128kb latency 500ms'");
   cmd->add_option("--suffix-length", o->suffix, "tokens of the prompt")
       ->capture_default_str()
       ->check(CLI::Range(1, 65536));
