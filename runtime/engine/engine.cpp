@@ -59,6 +59,11 @@ Status EngineLoop::check(const EngineRequest& r) {
                  "the request has {} context and {} prompt tokens and asks for {}; receiver '{}' takes {} "
                  "positions here; shorten one of them",
                  n, m, r.max_new_tokens, r.receiver->name(), most);
+  if (r.on_logits && !backend.host_visible())
+    return error(Code::kUnsupported,
+                 "the request asks for the logits of its tokens, which stay on the device with backend '{}'; "
+                 "leave on_logits out",
+                 backend.name());
   if (r.time_limit_ns < 0)
     return error(Code::kInvalidArgument, "the time limit is {} ns; expected 0 (none) or more",
                  r.time_limit_ns);

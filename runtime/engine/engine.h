@@ -87,17 +87,23 @@ struct EngineRequest {
   Sampling sampling;
   int64_t max_new_tokens = 1;
   std::vector<int32_t> stop_ids;
-  bool first_logits = false;  // whether the answer has those of the first token
+  int64_t min_new_tokens = 0;  // before so many, stop_ids are tokens like others
+  bool first_logits = false;   // whether the answer has those of the first token
   /// On the engine's thread: they may submit and cancel, and have to be quick.
   std::function<void(int32_t token)> on_token;
   std::function<bool(int32_t token)> is_last;
+  /// Before on_token, with the logits that the token was chosen from; of backends whose logits the host sees.
+  std::function<void(int32_t token, std::span<const float> logits)> on_logits;
   std::function<void()> on_end;  // when Ticket::wait() does not block any more
 };
 
 struct EngineAnswer : Answer {
   // After the gate's alarm `cached_tokens` is 0, and lost_ns is from the first work on.
-  int64_t queue_ns = 0;             // submit() -> first work
-  int64_t cached_tokens = 0;        // that the prefix cache had
+  int64_t queue_ns = 0;       // submit() -> first work
+  int64_t cached_tokens = 0;  // that the prefix cache had
+  // What of a sender's is in the caches that answered, reused_tokens of it: by a variant of which plan, be it
+  // that it ran or that the prefix cache had what it left. Null: nothing is.
+  const Variant* reused = nullptr;
   bool repaired = false;            // transfers were lost: part of what the plan reuses was computed
   std::vector<int64_t> token_ns;    // submit() -> each token
   std::vector<float> first_logits;  // [vocab], where asked for

@@ -302,7 +302,7 @@ struct EngineLoop {
   Status look_at(Active& a, std::span<const float> logits);
   void first_token(Active& a);
   void decoded(Station& s, size_t first, size_t count);
-  void next_token(Active& a, int32_t token);
+  void next_token(Active& a, int32_t token, std::span<const float> logits);
   void finish_ended();
   /// Keeps the finished request's caches for those that begin as it did.
   void keep(Active& a);

@@ -261,6 +261,10 @@ void EngineLoop::first_token(Active& a) {
   if (a.plan >= 0 && a.answer.miss.ok()) a.answer.cache = CacheStatus::kHit;
   a.answer.repaired = a.run->repaired();
   a.answer.variant = a.variant;
+  if (!(a.run->repaired() && a.run->exact())) {
+    a.answer.reused = a.reused;
+    if (a.reused != nullptr) a.answer.reused_tokens = a.reused_rows;
+  }
   a.answer.ttft_ns = now_ns() - a.submitted_ns;
   if (a.run->repaired())
     a.kept_as = a.run->exact() && !a.kept_as.empty() ? exact_salt(*a.request.receiver, a.request.salt) : "";
@@ -277,7 +281,7 @@ void EngineLoop::first_token(Active& a) {
     }
   }
   a.state = Active::State::kDecoding;
-  next_token(a, *next_of(a.slot));
+  next_token(a, *next_of(a.slot), logits);
 }
 
 void EngineLoop::decoded(Station& s, size_t first, size_t count) {
@@ -285,9 +289,9 @@ void EngineLoop::decoded(Station& s, size_t first, size_t count) {
   for (size_t i = first; i < first + count; ++i) {
     Active& a = *s.batch[i];
     int32_t token = 0;
+    std::span<const float> logits;
     if (s.logits) {
-      const std::span<const float> logits(reinterpret_cast<const float*>(s.logits->data()) + i * vocab,
-                                          vocab);
+      logits = {reinterpret_cast<const float*>(s.logits->data()) + i * vocab, vocab};
       if (Status status = check_finite(logits, static_cast<int64_t>(a.answer.tokens.size()) + 1, *a.variant);
           !status.ok()) {
         failed.emplace_back(&a, std::move(status));
@@ -297,14 +301,15 @@ void EngineLoop::decoded(Station& s, size_t first, size_t count) {
     } else {
       token = *next_of(a.slot);
     }
-    next_token(a, token);
+    next_token(a, token, logits);
   }
 }
 
-void EngineLoop::next_token(Active& a, int32_t token) {
+void EngineLoop::next_token(Active& a, int32_t token, std::span<const float> logits) {
   const EngineRequest& r = a.request;
   a.retry = false;
-  if (std::find(r.stop_ids.begin(), r.stop_ids.end(), token) != r.stop_ids.end()) {
+  if (static_cast<int64_t>(a.answer.tokens.size()) >= r.min_new_tokens &&
+      std::find(r.stop_ids.begin(), r.stop_ids.end(), token) != r.stop_ids.end()) {
     a.answer.stopped = true;
     a.answer.stop_token = token;
     a.over = true;
@@ -314,6 +319,7 @@ void EngineLoop::next_token(Active& a, int32_t token) {
   a.answer.token_ns.push_back(now_ns() - a.submitted_ns);
   a.tokens.push_back(token);
   a.next = token;
+  if (r.on_logits) r.on_logits(token, logits);
   if (r.on_token) r.on_token(token);
   if (r.is_last && r.is_last(token)) {
     a.answer.ended_by_caller = true;

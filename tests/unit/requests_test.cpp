@@ -274,12 +274,15 @@ TEST(Engine, AnApproximateCacheNeverAnswersAnExactLookUp) {
   again.suffix = random_ids(20, kVocab, 3);
   EngineAnswer answer = answer_of(*engine, again);
   EXPECT_EQ(answer.cached_tokens, 256);
+  EXPECT_EQ(answer.reused, &plan.variants[0]);
+  EXPECT_EQ(answer.reused_tokens, 256);
   expect_same(alone(pair, pair.receiver, plan, again, r.store), answer, "by plan, again");
   EngineRequest honest = again;
   honest.reuse = Reuse::kExact;
   answer = answer_of(*engine, honest);
   EXPECT_EQ(answer.cached_tokens, 0);
   EXPECT_EQ(answer.cache, CacheStatus::kUnused);
+  EXPECT_EQ(answer.reused, nullptr);
   expect_same(alone(pair, pair.receiver, exact, honest, nullptr), answer, "exact");
   // What is exact serves everybody.
   answer = answer_of(*engine, again);
@@ -773,6 +776,50 @@ TEST(Engine, RefusesWhatCannotBe) {
   auto stranger = Receiver::create("r", *pair.receiver.model, pair.receiver.identity, plans);
   ASSERT_FALSE(stranger.ok());
   EXPECT_EQ(stranger.status().code(), Code::kMismatch);
+}
+
+TEST(Engine, StopTokensEndAnAnswerFromItsLeastLengthOn) {
+  Pair pair;
+  auto engine = make_engine(*pair.backend, kLimits);
+  const Receiver* receiver = add(*engine, pair, pair.receiver);
+  EngineRequest r = request_of(receiver, 100, 9, 1, 12);
+  const EngineAnswer free = answer_of(*engine, r);
+  r.stop_ids = {free.tokens[0], free.tokens[5]};
+  EXPECT_TRUE(answer_of(*engine, r).tokens.empty());
+  r.min_new_tokens = 3;
+  const EngineAnswer stopped = answer_of(*engine, r);
+  ASSERT_GE(stopped.tokens.size(), 3u);
+  EXPECT_TRUE(stopped.stopped);
+  EXPECT_TRUE(std::equal(stopped.tokens.begin(), stopped.tokens.end(), free.tokens.begin()));
+  EXPECT_EQ(stopped.stop_token, free.tokens[stopped.tokens.size()]);
+}
+
+TEST(Engine, ShowsTheLogitsThatTokensWereChosenFrom) {
+  Pair pair;
+  auto engine = make_engine(*pair.backend, kLimits);
+  const Receiver* receiver = add(*engine, pair, pair.receiver);
+  EngineRequest r = request_of(receiver, 100, 9, 1, 6);
+  r.sampling = {};  // greedy
+  std::vector<int32_t> shown, likeliest;
+  std::vector<float> first;
+  r.first_logits = true;
+  r.on_logits = [&](int32_t token, std::span<const float> logits) {
+    ASSERT_EQ(static_cast<int64_t>(logits.size()), kVocab);
+    if (shown.empty()) first.assign(logits.begin(), logits.end());
+    shown.push_back(token);
+    likeliest.push_back(
+        static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
+  };
+  if (!pair.backend->host_visible()) {
+    auto refused = engine->submit(r);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.status().code(), Code::kUnsupported);
+    return;
+  }
+  const EngineAnswer answer = answer_of(*engine, r);
+  EXPECT_EQ(shown, answer.tokens);
+  EXPECT_EQ(likeliest, answer.tokens);
+  EXPECT_EQ(first, answer.first_logits);
 }
 
 TEST(Engine, CancelledAndLateRequestsGiveTheirMemoryBack) {
