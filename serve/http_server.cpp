@@ -165,6 +165,11 @@ Result<std::unique_ptr<HttpServer>> HttpServer::create(const Fleet& fleet, Api& 
     response.status = 500;
     response.set_content(json_text(error_of(500).json()), "application/json");
   });
+  // The library shares a port with whoever else has it, unless told otherwise.
+  server.set_socket_options([](socket_t socket) {
+    const int yes = 1;
+    (void)setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  });
   int port = static_cast<int>(fleet.port);
   const bool bound =
       port == 0 ? (port = server.bind_to_any_port(fleet.host)) > 0 : server.bind_to_port(fleet.host, port);

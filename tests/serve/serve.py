@@ -418,6 +418,7 @@ class Files(unittest.TestCase):
             self.assertEqual(server.post("/v1/completions", prompt())[0], 200)
             self.assertEqual(server.post("/v1/completions", prompt(model="gone"))[0], 404)
             self.assertIn("gone", server.get("/status")[2]["left_out"][0])
+            says(self.serve(fleet(), "--port", str(server.address.port), expect=8), "cannot bind 127.0.0.1:", "Address already in use")
         finally:
             server.stop()
 
