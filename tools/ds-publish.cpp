@@ -95,6 +95,7 @@ int main(int argc, char** argv) {
   WeightCacheOptions cache;
   ChatOptions chat;
   bool json = false, whole = false;
+  int64_t every = 0;
   app.add_option("--model", model_dir, "the sender: a Hugging Face folder")->required();
   app.add_option("--context", context, "text file with the shared context; -: stdin");
   app.add_option("--context-ids", context_ids, "JSON list of token ids instead");
@@ -120,6 +121,11 @@ int main(int argc, char** argv) {
   app.add_flag("--whole", whole,
                "publish all of the context, and replace its entry, even where the store's entries have its "
                "beginning; without it only what comes after them is computed and stored");
+  app.add_option(
+         "--every", every,
+         "write an entry for every so many tokens, a multiple of 64, as soon as they are computed: who "
+         "asks meanwhile reuses what is there (16 entries at the most; 0: one, at the end)")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30));
   add_store_key_option(app, store_key);
   add_open_options(app, open);
   add_backend_flags(app, on);
@@ -211,6 +217,7 @@ int main(int argc, char** argv) {
     ProgressBar bar("prefilling " + format_count(static_cast<int64_t>(ids.size())) + " tokens");
     options.salt = salt;
     options.only_new = !whole;
+    options.every = every;
     options.progress = [&](int64_t layer, int64_t layers) { bar.update(layer, layers); };
     DS_ASSIGN(Published done, publish(*loaded.backend, *loaded.model, loaded.identity, ids, *store, options));
     bar.finish();
@@ -229,6 +236,7 @@ int main(int argc, char** argv) {
                                     {"context_tokens", ids.size()},
                                     {"first_token", done.first},
                                     {"after_entries", done.after},
+                                    {"entries", done.already ? 0 : done.entries},
                                     {"already", done.already},
                                     {"templated", published && published->templated},
                                     {"dtype", dtype_name(loaded.model->dtype())},
@@ -251,8 +259,10 @@ int main(int argc, char** argv) {
                                         format_count(done.first), entries, done.after == 1 ? "has" : "have");
       fmt::print("published {} tokens of '{}'{} as {} in {}{}: {}, {}; prefill {}, write {}\n", ids.size(),
                  loaded.identity.name, published && published->templated ? " through the chat template" : "",
-                 short_key(done.key), store->url(), after, format_bytes(done.entry_bytes),
-                 describe(done.cuts), format_ns(done.prefill_ns), format_ns(done.write_ns));
+                 short_key(done.key) +
+                     (done.entries > 1 ? fmt::format(" and {} entries before it", done.entries - 1) : ""),
+                 store->url(), after, format_bytes(done.entry_bytes), describe(done.cuts),
+                 format_ns(done.prefill_ns), format_ns(done.write_ns));
     }
     return ok_status();
   };

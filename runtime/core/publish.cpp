@@ -81,31 +81,62 @@ struct Publication::State {
   const ModelIdentity sender;
   const std::vector<int32_t> context;
   const std::string salt;
-  int64_t first;     // token whose rows are the first that are stored
-  int64_t from = 0;  // and that are computed: 0 or `first`
+  int64_t first = 0;  // token whose rows are the first that are stored
+  int64_t from = 0;   // and that are computed: 0 or `first`
+  int64_t every = 0;  // PublishOptions::every, as it is kept to
   Earlier earlier = {};
   const bool direct;  // the entry is written from where kernels write
   std::vector<Wanted> wanted;
-  EntryIdentity identity;
+  EntryIdentity identity = {};
   int64_t n, hidden_row, kv_row;  // rows; bytes
   // Where kernels cannot write what is the host's, they have rows of their own, which are copied from.
   std::unique_ptr<DeviceMemory> hidden, mapped, computed;
-  std::vector<std::unique_ptr<DeviceMemory>> kept;
-  std::vector<EntrySource> sources;
-  std::byte* kv = nullptr;  // of the layer
+  /// A tensor of all that is computed.
+  struct Kept {
+    TensorKind kind;
+    int32_t layer;
+    std::string map;
+    int64_t begin, row_bytes;  // token of its first row
+    std::unique_ptr<DeviceMemory> memory;
+    std::byte* row(int64_t token) const { return memory->data() + (token - begin) * row_bytes; }
+  };
+  std::vector<Kept> kept;      // in the order in which they come
+  size_t next = 0;             // of them, for the entry that is computed
+  int64_t begin = 0, end = 0;  // that entry's tokens; those before `first` are not stored
+  std::byte* kv = nullptr;     // of the layer
   int64_t layer = 0, row = 0;
   Published published;
   Clock::time_point start;
 
-  Result<std::byte*> keep(TensorKind kind, int64_t row_bytes, std::string map = {}) {
-    const int64_t begin = kind == TensorKind::kE ? from : 0, bytes = (n - begin) * row_bytes;
-    DS_ASSIGN(auto memory, backend.allocate(bytes, direct ? MemoryKind::kDevice : MemoryKind::kHost));
-    std::byte* data = memory->data();
-    const std::span<const std::byte> rows(data, static_cast<size_t>(bytes));
-    sources.push_back({kind, static_cast<int32_t>(layer),
-                       rows.subspan(static_cast<size_t>((first - begin) * row_bytes)), std::move(map)});
-    kept.push_back(std::move(memory));
-    return data;
+  bool is_first() const { return begin == from; }
+  void begin_entry(int64_t at) {
+    begin = row = at;
+    end = every == 0 ? n : std::min(std::max(at, first) + every, n);
+    layer = 0;
+    next = 0;
+  }
+  /// What depends on where it begins to store and to compute.
+  void set_first(int64_t token, int64_t from_token, int64_t asked_every) {
+    first = token;
+    from = from_token;
+    constexpr auto kMost = static_cast<int64_t>(kLongestChain);
+    const int64_t least =
+        ((n - first + kMost - 1) / kMost + kChecksumRows - 1) / kChecksumRows * kChecksumRows;
+    every = asked_every == 0 ? 0 : std::max(asked_every, least);
+    identity = entry_identity(sender.fingerprint, context, first, salt, model.dtype());
+    published.key = identity.key();
+    published.first = first;
+    published.entries = 0;
+    begin_entry(from);
+  }
+  Result<const Kept*> keep(TensorKind kind, int64_t row_bytes, std::string map = {}) {
+    if (is_first()) {
+      const int64_t at = kind == TensorKind::kE ? from : 0;
+      DS_ASSIGN(auto memory,
+                backend.allocate((n - at) * row_bytes, direct ? MemoryKind::kDevice : MemoryKind::kHost));
+      kept.push_back({kind, static_cast<int32_t>(layer), std::move(map), at, row_bytes, std::move(memory)});
+    }
+    return &kept[next++];
   }
   Status begin_layer(CommandStream& stream, Workspace& workspace);
 };
@@ -133,6 +164,9 @@ Result<std::unique_ptr<Publication>> Publication::create(Backend& backend, Devic
     return error(Code::kInvalidArgument,
                  "the entry is to begin at token {} of {}; expected a multiple of {} below that",
                  options.first, n, kChecksumRows);
+  if (options.every < 0 || options.every % kChecksumRows != 0)
+    return error(Code::kInvalidArgument, "an entry for every {} tokens; expected a multiple of {}, or 0",
+                 options.every, kChecksumRows);
   std::vector<Wanted> wanted;
   DS_TRY(add_cuts(options.cuts, options.maps, sender, config, wanted));
   for (const MappedCuts& more : options.more) DS_TRY(add_cuts(more.cuts, more.maps, sender, config, wanted));
@@ -145,33 +179,24 @@ Result<std::unique_ptr<Publication>> Publication::create(Backend& backend, Devic
     w.loaded = std::move(loaded);
   }
   const int64_t element = dtype_size(model.dtype());
-  EntryIdentity identity =
-      entry_identity(sender.fingerprint, context, options.first, options.salt, model.dtype());
   std::unique_ptr<State> state(new State{.backend = backend,
                                          .model = model,
                                          .sender = sender,
                                          .context = std::move(context),
                                          .salt = options.salt,
-                                         .first = options.first,
                                          .direct = backend.host_visible(),
                                          .wanted = std::move(wanted),
-                                         .identity = std::move(identity),
                                          .n = n,
                                          .hidden_row = config.d_model * element,
                                          .kv_row = config.kv_row() * element});
-  state->published.key = state->identity.key();
-  state->published.first = options.first;
+  state->set_first(options.first, 0, options.every);
   return std::unique_ptr<Publication>(new Publication(std::move(state)));
 }
 
 void Publication::go_on_from(int64_t first, Earlier earlier) {
   State& s = *state_;
-  s.first = first;
-  s.from = s.row = earlier ? first : 0;
   s.earlier = std::move(earlier);
-  s.identity = entry_identity(s.sender.fingerprint, s.context, first, s.salt, s.model.dtype());
-  s.published.key = s.identity.key();
-  s.published.first = first;
+  s.set_first(first, s.earlier ? first : 0, s.every);
 }
 
 int64_t Publication::bytes() const {
@@ -201,64 +226,93 @@ std::function<Status(const EntryReader&)> Publication::has_all() const {
 }
 
 int64_t Publication::layer() const { return state_->layer; }
-int64_t Publication::rows_left() const { return state_->n - state_->row; }
+int64_t Publication::rows_left() const { return state_->end - state_->row; }
 bool Publication::done() const { return state_->layer == state_->model.config().layers; }
+int64_t Publication::entries_left() const {
+  const State& s = *state_;
+  if (s.every == 0) return 1 - static_cast<int64_t>(s.published.entries);
+  return (s.n - std::max(s.begin, s.first) + s.every - 1) / s.every;
+}
 int64_t Publication::commands() const { return static_cast<int64_t>(3 * state_->wanted.size()) + 8; }
 
 /// What enters the layer is kept where it is a cut, and room made for its K and V.
 Status Publication::State::begin_layer(CommandStream& stream, Workspace& workspace) {
+  const int64_t rows = end - begin;
   if (layer == 0) {
-    start = Clock::now();
-    if (!direct) {
-      DS_ASSIGN(computed, backend.allocate(n * kv_row));
-      DS_ASSIGN(mapped, backend.allocate((n - from) * hidden_row));
+    if (is_first()) {
+      start = Clock::now();
+      if (!direct) {
+        DS_ASSIGN(computed, backend.allocate(n * kv_row));
+        DS_ASSIGN(mapped, backend.allocate((n - from) * hidden_row));
+      }
+      DS_ASSIGN(hidden, backend.allocate((n - from) * hidden_row));
     }
-    DS_ASSIGN(hidden, backend.allocate((n - from) * hidden_row));
-    model.embed(stream, context.data() + from, n - from, hidden->data());
+    model.embed(stream, context.data() + begin, rows, hidden->data() + (begin - from) * hidden_row);
   }
+  const std::byte* entering = hidden->data() + (begin - from) * hidden_row;
   for (const Wanted& w : wanted) {
     if (w.cut.layer != layer) continue;
-    DS_ASSIGN(std::byte * e, keep(TensorKind::kE, hidden_row, entry_map(w.maps, w.cut.form)));
+    DS_ASSIGN(const Kept* e, keep(TensorKind::kE, hidden_row, entry_map(w.maps, w.cut.form)));
     if (w.loaded) {
-      std::byte* rows = direct ? e : mapped->data();
-      stream.copy(rows, hidden->data(), (n - from) * hidden_row);
-      model.align(stream, workspace, *w.loaded, rows, n - from);
-      if (!direct) stream.copy(e, rows, (n - from) * hidden_row);
+      std::byte* to = direct ? e->row(begin) : mapped->data();
+      stream.copy(to, entering, rows * hidden_row);
+      model.align(stream, workspace, *w.loaded, to, rows);
+      if (!direct) stream.copy(e->row(begin), to, rows * hidden_row);
     } else {
-      stream.copy(e, hidden->data(), (n - from) * hidden_row);
+      stream.copy(e->row(begin), entering, rows * hidden_row);
     }
-    published.cuts.push_back({w.cut, w.maps, static_cast<int64_t>(sources.back().data.size())});
+    if (is_first()) published.cuts.push_back({w.cut, w.maps, (n - first) * hidden_row});
   }
-  DS_ASSIGN(kv, keep(TensorKind::kKv, kv_row));
-  if (from > 0) DS_TRY(earlier(layer, direct ? kv : computed->data(), stream));
+  DS_ASSIGN(const Kept* of_layer, keep(TensorKind::kKv, kv_row));
+  kv = of_layer->row(0);
+  if (!is_first()) {
+    if (!direct) stream.copy(computed->data(), kv, begin * kv_row);
+  } else if (from > 0) {
+    DS_TRY(earlier(layer, direct ? kv : computed->data(), stream));
+  }
   return ok_status();
 }
 
 Status Publication::enqueue(int64_t rows, CommandStream& stream, Workspace& workspace) {
   State& s = *state_;
-  if (s.row == s.from) DS_TRY(s.begin_layer(stream, workspace));
+  if (s.row == s.begin) DS_TRY(s.begin_layer(stream, workspace));
   const int64_t layers = s.model.config().layers;
-  rows = std::min(rows, s.n - s.row);
+  rows = std::min(rows, s.end - s.row);
   std::byte* cache = s.direct ? s.kv : s.computed->data();
   // Nobody reads what leaves the last layer: its K and V are all that is needed.
   s.model.layer(stream, workspace,
                 {s.layer, s.hidden->data() + (s.row - s.from) * s.hidden_row, cache, s.row, rows,
                  s.layer + 1 < layers ? rows : 0});
   s.row += rows;
-  if (s.row < s.n) return ok_status();
-  if (!s.direct) stream.copy(s.kv, cache, s.n * s.kv_row);
-  s.row = s.from;
+  if (s.row < s.end) return ok_status();
+  const int64_t at = (s.is_first() ? 0 : s.begin) * s.kv_row;
+  if (!s.direct) stream.copy(s.kv + at, cache + at, s.end * s.kv_row - at);
+  s.row = s.begin;
   ++s.layer;
   return ok_status();
 }
 
 Result<Published> Publication::write(Store& store) {
   State& s = *state_;
-  s.published.prefill_ns = since_ns(s.start);
   const auto start = Clock::now();
-  DS_ASSIGN(s.published.entry_bytes,
-            write_entry(store, s.identity, s.sender, s.model.config().shape(), std::move(s.sources)));
-  s.published.write_ns = since_ns(start);
+  const int64_t at = std::max(s.begin, s.first);
+  const EntryIdentity identity =
+      entry_identity(s.sender.fingerprint, std::span(s.context).first(static_cast<size_t>(s.end)), at, s.salt,
+                     s.model.dtype());
+  std::vector<EntrySource> sources;
+  for (const State::Kept& k : s.kept)
+    sources.push_back({k.kind, k.layer, {k.row(at), static_cast<size_t>((s.end - at) * k.row_bytes)}, k.map});
+  DS_ASSIGN(const int64_t bytes,
+            write_entry(store, identity, s.sender, s.model.config().shape(), std::move(sources)));
+  s.published.key = identity.key();
+  s.published.entry_bytes += bytes;
+  ++s.published.entries;
+  s.published.write_ns += since_ns(start);
+  s.published.prefill_ns = since_ns(s.start) - s.published.write_ns;
+  if (s.end < s.n)
+    s.begin_entry(s.end);
+  else
+    s.begin = s.n;
   return s.published;
 }
 
@@ -297,19 +351,26 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
   }
   DS_ASSIGN(auto workspace, model.make_workspace(n));
   DS_ASSIGN(auto stream, backend.make_stream(StreamKind::kCompute, publication->commands()));
-  while (!publication->done()) {
-    Status status = publication->enqueue(n, *stream, *workspace);
-    DS_TRY(stream->synchronize());
-    if (!torn.ok()) {
-      PublishOptions whole = options;
-      whole.only_new = false;
-      return publish(backend, model, sender, context, store, whole);
+  const int64_t layers = model.config().layers, entries = publication->entries_left();
+  Result<Published> published = error(Code::kInternal, "nothing was published");
+  while (publication->entries_left() > 0) {
+    while (!publication->done()) {
+      Status status = publication->enqueue(n, *stream, *workspace);
+      DS_TRY(stream->synchronize());
+      if (!torn.ok()) {
+        PublishOptions whole = options;
+        whole.only_new = false;
+        return publish(backend, model, sender, context, store, whole);
+      }
+      DS_TRY(status);
+      if (options.progress)
+        options.progress((entries - publication->entries_left()) * layers + publication->layer(),
+                         entries * layers);
     }
-    DS_TRY(status);
-    if (options.progress) options.progress(publication->layer(), model.config().layers);
+    published = publication->write(store);
+    if (!published.ok()) return published;
   }
-  auto published = publication->write(store);
-  if (published.ok()) published->after = chain.links.size();
+  published->after = chain.links.size();
   return published;
 }
 

@@ -37,6 +37,10 @@ struct PublishOptions {
   /// and has what is to be published, so that a context that grows costs its new tokens; a chain of
   /// kLongestChain entries is not gone on from. Nothing is done where the store has all of it.
   bool only_new = false;
+  /// An entry for every so many tokens, a multiple of kChecksumRows, each written as soon as it is computed:
+  /// a receiver that comes meanwhile reuses what is there. More, where else there would be over kLongestChain
+  /// of them. 0: one entry, at the end; so does an engine whatever stands here.
+  int64_t every = 0;
 };
 
 /// Who reads a chain opens each of its entries.
@@ -56,6 +60,7 @@ struct Published {
   int64_t prefill_ns = 0, write_ns = 0;
   int64_t first = 0;     // the entry's first token
   size_t after = 0;      // entries that have those before it (PublishOptions::only_new)
+  size_t entries = 1;    // that were written (PublishOptions::every); `key` is the last one's
   bool already = false;  // the store had it: nothing was computed or written
 };
 
@@ -92,13 +97,17 @@ class Publication {
   /// What comes next: the layer (all of them: done()), and how many of its rows are left.
   int64_t layer() const;
   int64_t rows_left() const;
+  /// Whether the entry can be written: the only one, or with PublishOptions::every the next one.
   bool done() const;
+  /// That are not written.
+  int64_t entries_left() const;
   /// Enqueues that layer for the next `rows` rows at the most. kExhausted: no memory for what it keeps.
   Status enqueue(int64_t rows, CommandStream& stream, Workspace& workspace);
   /// Most commands of one enqueue().
   int64_t commands() const;
 
-  /// Writes the entry, atomically; after done(), when the stream has run. kExhausted (disk), kIo.
+  /// Writes the entry, atomically; after done(), when the stream has run. While there are entries_left() the
+  /// next one is to be computed then. kExhausted (disk), kIo.
   Result<Published> write(Store& store);
 
  private:

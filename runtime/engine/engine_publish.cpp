@@ -33,6 +33,7 @@ Result<std::shared_ptr<PublicationTicket>> EngineLoop::publish(EnginePublication
                  station == nullptr ? "no such sender" : "no store");
   if (!lost.ok()) return lost;
   if (closing) return error(Code::kExhausted, "the engine is closing");
+  asked.options.every = 0;
   auto p = std::make_unique<Publishing>();
   DS_ASSIGN(p->work, Publication::create(backend, asked.sender->model(), asked.sender->identity(),
                                          asked.context, asked.options));

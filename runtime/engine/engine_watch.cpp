@@ -6,8 +6,8 @@
 namespace ds {
 namespace {
 
-// A link from which nothing comes for this share of a full prefill, or for this long, has failed a request: with
-// a dead store a first token is to come within 1.1 full prefills.
+// A link from which nothing comes for this share of a full prefill, or for this long, has failed a request:
+// with a dead store a first token is to come within 1.1 full prefills.
 constexpr double kPatience = 0.08;
 
 /// Copies the first `rows` rows of every layer (or hidden buffer), but for those that are being written.

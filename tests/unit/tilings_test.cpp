@@ -674,6 +674,81 @@ TEST_P(Chains, AGrowingContextPublishesItsNewTokens) {
   EXPECT_EQ(grow(kContext).first, 0);
 }
 
+/// Tells of every entry that is written.
+class ToldStore final : public Store {
+ public:
+  ToldStore(Store& under, std::function<void()> written) : under_(under), written_(std::move(written)) {}
+  std::string url() const override { return under_.url(); }
+  Status put(const std::string& key, const Produce& produce, Names names) override {
+    Status status = under_.put(key, produce, names);
+    written_();
+    return status;
+  }
+  Result<Found> find(Names keys, Names names) override { return under_.find(keys, names); }
+  Result<std::unique_ptr<StoreObject>> open(const std::string& key) override { return under_.open(key); }
+  Status remove(const std::string& key) override { return under_.remove(key); }
+
+ private:
+  Store& under_;
+  std::function<void()> written_;
+};
+
+/// A sender that is still at work: what it has computed is there already, as if it had been published so.
+TEST_P(Chains, EntriesAppearAsTheyAreComputed) {
+  const std::vector<Tile> tiles = {{Mode::kRecompute, 0, 3, 0, 0, false}, {Mode::kLoad, 4, 4, 0, 0, false}};
+  const Plan plan = compile_tiles(tiles, 1, "best", shape, sender.identity, receiver.identity);
+  auto session = Session::create(*receiver.backend, *receiver.model, plan, {kContext, 3, 1});
+  ASSERT_TRUE(session.ok()) << session.status().message();
+  const std::string there = fresh_folder("appear");
+  auto fresh = open_store("file:" + there);
+  std::vector<int64_t> reused;
+  ToldStore told(**fresh, [&] {
+    Request asked = request;
+    asked.store = fresh->get();
+    auto answer = (*session)->run(asked);
+    ASSERT_TRUE(answer.ok()) << answer.status().message();
+    reused.push_back(answer->reused_tokens);
+  });
+  PublishOptions options;
+  for (int32_t l = 1; l < shape.layers; ++l) options.cuts.push_back({l});
+  options.every = 192;
+  auto published = publish(*sender.backend, *sender.model, sender.identity, context, told, options);
+  ASSERT_TRUE(published.ok()) << published.status().message();
+  EXPECT_EQ(reused, (std::vector<int64_t>{192, 384, 576, kContext}));
+  EXPECT_EQ(published->entries, 4u);
+  auto all = (*fresh)->list();
+  ASSERT_TRUE(all.ok() && all->size() == 4);
+  auto bytes_of = [](const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  int64_t bytes = 0;
+  for (int64_t from = 0; from < kContext; from += 192) {
+    const std::string key = publish_from(from, std::min(from + 192, kContext));
+    EXPECT_EQ(bytes_of(there + "/" + key), bytes_of(folder + "/" + key)) << from;
+    bytes += static_cast<int64_t>(bytes_of(folder + "/" + key).size());
+  }
+  EXPECT_EQ(published->entry_bytes, bytes);
+  // Behind what is there, and never in more entries than a chain may have.
+  ASSERT_TRUE((*fresh)->remove(published->key).ok());
+  options.only_new = true;
+  options.every = 64;
+  published = publish(*sender.backend, *sender.model, sender.identity, context, **fresh, options);
+  ASSERT_TRUE(published.ok()) << published.status().message();
+  EXPECT_EQ(published->first, 576);
+  EXPECT_EQ(published->entries, 1u);
+  options.only_new = false;
+  published = publish(*sender.backend, *sender.model, sender.identity, random_ids(64 * 40, shape.vocab, 9),
+                      **fresh, options);
+  ASSERT_TRUE(published.ok()) << published.status().message();
+  EXPECT_LE(published->entries, kLongestChain);
+  EXPECT_GE(published->entries, 10u);
+  options.every = 100;
+  auto refused = publish(*sender.backend, *sender.model, sender.identity, context, **fresh, options);
+  EXPECT_EQ(refused.status().code(), Code::kInvalidArgument);
+  EXPECT_NE(refused.status().message().find("every 100 tokens"), std::string::npos);
+}
+
 TEST_P(Chains, AnEntryGoesOnFromABlockOfChecksums) {
   PublishOptions options;
   options.cuts = {{1}};
