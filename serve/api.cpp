@@ -5,6 +5,7 @@
 #include "runtime/model/joined_text.h"
 #include "serve/api_internal.h"
 #include "serve/chat_prompt.h"
+#include "serve/openapi.h"
 #include "serve/status_page.h"
 
 namespace ds {
@@ -25,6 +26,7 @@ HttpReply Api::handle(const HttpCall& call) {
                                                 "/health",
                                                 "/status",
                                                 "/metrics",
+                                                "/openapi.json",
                                                 "/v1/models",
                                                 "/v1/completions",
                                                 "/v1/chat/completions",
@@ -36,11 +38,12 @@ HttpReply Api::handle(const HttpCall& call) {
 }
 
 HttpReply Api::route(const HttpCall& call) {
-  const bool get = call.method == "GET", post = call.method == "POST";
+  const bool get = call.method == "GET" || call.method == "HEAD", post = call.method == "POST";
   if (get && call.path == "/health") return health();
   if (get && call.path == "/metrics")
     return {.type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics_.text()};
   if (get && call.path == "/status") return status();
+  if (get && call.path == "/openapi.json") return {.body = std::string(openapi())};
   if (get && call.path == "/")
     return {.type = "text/html; charset=utf-8", .body = std::string(status_page())};
   Tenant* tenant = fleet_.tenant(call.key);

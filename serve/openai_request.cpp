@@ -16,6 +16,16 @@ std::string shown(const Json& value) {
   return text.size() > 60 ? text.substr(0, 57) + "..." : text;
 }
 
+/// JSON has one kind of numbers: 16.0 is the integer 16.
+std::optional<int64_t> whole_number(const Json& v) {
+  if (v.is_number_unsigned() && v.get<uint64_t>() > INT64_MAX) return std::nullopt;
+  if (v.is_number_integer()) return v.get<int64_t>();
+  constexpr double kExact = 9007199254740992;  // up to which doubles have every integer
+  if (!v.is_number_float() || std::abs(v.get<double>()) > kExact) return std::nullopt;
+  const double x = v.get<double>();
+  return x == std::floor(x) ? std::optional(static_cast<int64_t>(x)) : std::nullopt;
+}
+
 void read_prompts(Fields& f, ApiRequest& out) {
   if (!f.has("prompt"))
     return f.fail("prompt", "'prompt' is missing; expected a text, token ids, or a list of either");
@@ -142,10 +152,28 @@ void read_conversation(Fields& f, ApiRequest& out) {
   out.conversation = Json::object();
   for (const char* key : {"messages", "documents", "chat_template_kwargs", "add_generation_prompt"})
     if (f.has(key)) out.conversation[key] = f.at(key);
+  for (const char* key : {"tools", "documents"}) {
+    if (!f.has(key)) continue;
+    bool good = f.at(key).is_array();
+    for (size_t i = 0; good && i < f.at(key).size(); ++i) good = f.at(key)[i].is_object();
+    if (!good)
+      return f.fail(key, fmt::format("'{}' is {}; expected a list of objects", key, shown(f.at(key))));
+  }
+  if (f.has("chat_template_kwargs") && !f.at("chat_template_kwargs").is_object())
+    return f.fail("chat_template_kwargs", "'chat_template_kwargs' is " + shown(f.at("chat_template_kwargs")) +
+                                              "; expected an object");
+  f.boolean("add_generation_prompt");
   if (f.has("tools") && !(f.has("tool_choice") && f.at("tool_choice") == "none") && !f.at("tools").empty())
     out.conversation["tools"] = f.at("tools");
   for (const Json& message : out.conversation["messages"]) {
-    if (!message.is_object() || !message.contains("content") || !message["content"].is_array()) continue;
+    if (!message.is_object() || !message.contains("role") || !message["role"].is_string())
+      return f.fail("messages",
+                    "'messages' has " + shown(message) + "; expected an object with the text 'role'");
+    if (!message.contains("content") || message["content"].is_null() || message["content"].is_string())
+      continue;
+    if (!message["content"].is_array())
+      return f.fail("messages", "a message's content is " + shown(message["content"]) +
+                                    "; expected a text, or a list of parts");
     for (const Json& part : message["content"])
       if (!part.is_object() || !part.contains("type") || part["type"] != "text" || !part.contains("text") ||
           !part["text"].is_string())
@@ -161,10 +189,9 @@ std::optional<std::vector<int32_t>> token_ids(const nlohmann::ordered_json& list
   if (!list.is_array()) return std::nullopt;
   std::vector<int32_t> ids;
   for (const Json& id : list) {
-    if (!id.is_number_integer() || (id.is_number_unsigned() && id.get<uint64_t>() > INT32_MAX) ||
-        id.get<int64_t>() < 0)
-      return std::nullopt;
-    ids.push_back(id.get<int32_t>());
+    const auto number = whole_number(id);
+    if (!number || *number < 0 || *number > INT32_MAX) return std::nullopt;
+    ids.push_back(static_cast<int32_t>(*number));
   }
   return ids;
 }
@@ -176,8 +203,8 @@ void Fields::fail(const std::string& key, std::string message) {
 std::optional<int64_t> Fields::integer(const std::string& key, int64_t low, int64_t high) {
   if (!has(key)) return std::nullopt;
   const Json& v = at(key);
-  const bool fits = v.is_number_integer() && !(v.is_number_unsigned() && v.get<uint64_t>() > INT64_MAX);
-  if (fits && v.get<int64_t>() >= low && v.get<int64_t>() <= high) return v.get<int64_t>();
+  const auto number = whole_number(v);
+  if (number && *number >= low && *number <= high) return number;
   fail(key, fmt::format("'{}' is {}; expected an integer from {} to {}", key, shown(v), low, high));
   return std::nullopt;
 }

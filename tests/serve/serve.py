@@ -321,6 +321,82 @@ class Answers(Served):
             self.assertRegex(page, r'<table id="recent">.*<td[^>]*>receiver</td>')
 
 
+class Description(Served):
+    """GET /openapi.json says what the sources do."""
+
+    def setUp(self):
+        self.said = json.loads((root / "serve" / "openapi.json").read_text())
+        self.schemas = self.said["components"]["schemas"]
+
+    def fields(self, schema):
+        """Those of an object, by name, with what it is put together from."""
+        if "$ref" in schema: return self.fields(self.schemas[schema["$ref"].rsplit("/", 1)[1]])
+        return {k: v for part in schema.get("allOf", []) + schema.get("anyOf", []) for k, v in self.fields(part).items()} | schema.get("properties", {})
+
+    def test_file(self):
+        status, headers, served = self.server.get("/openapi.json")
+        self.assertEqual((status, headers["Content-Type"], served), (200, "application/json", self.said))
+        self.assertIn(f"project(droidspeak VERSION {self.said['info']['version']} ", (root / "CMakeLists.txt").read_text())
+        asked = set(re.findall(r'"\$ref": "#/components/([^"]+)"', json.dumps(self.said)))
+        self.assertEqual(asked, {f"{kind}/{name}" for kind, of in self.said["components"].items() if kind != "securitySchemes" for name in of}, "all that is named is there, and used")
+        connection = self.server.send("HEAD", "/openapi.json")
+        self.assertEqual(connection.getresponse().status, 200)
+        connection.close()
+
+    def test_paths(self):
+        source = (root / "serve" / "api.cpp").read_text()
+        route = re.search(r"HttpReply Api::route\(.*?\n}\n", source, re.S).group()
+        served = {(method, path) for method, path in re.findall(r'(get|post) && call\.path == "([^"]+)"', route)}
+        served |= {(method, path + "{model}") for method, path in re.findall(r'(get|post) && call\.path\.starts_with\("([^"]+)"', route)}
+        self.assertGreater(len(served), 9)
+        self.assertEqual({(method, path) for path, of in self.said["paths"].items() for method in of}, served)
+        counted = re.findall(r'"(/[^"]*)"', re.search(r"kPaths\[\] = \{(.*?)\};", source, re.S).group(1))
+        self.assertEqual({path for _, path in served if "{" not in path}, set(counted), "the metrics count each of them")
+        for method, path in served:
+            status, _, answer = self.server.ask(method.upper(), path.replace("{model}", "receiver"), {} if method == "post" else None)
+            self.assertEqual(status, 400 if method == "post" else 200, f"{path}: {answer}")
+
+    def test_fields(self):
+        source = (root / "serve" / "openai_request.cpp").read_text()
+        read = set(re.findall(r'\bf\.(?:has|at|integer|number|boolean|text)\("(\w+)"', source))
+        for names in re.findall(r"for \(const char\* key : \{(.*?)\}\)", source, re.S): read |= set(re.findall(r'"(\w+)"', names))
+        read |= set(re.findall(r'\{"(\w+)", [\d.]+\}', re.search(r"neutral\[\] = (.*?);", source, re.S).group(1)))
+        self.assertGreater(len(read), 45)
+        completion, chat = (self.fields(self.schemas[n]) for n in ("CompletionRequest", "ChatRequest"))
+        self.assertEqual(set(completion) | set(chat), read)
+        self.assertEqual(set(completion["stream_options"]["properties"]), set(re.findall(r'\bo\.boolean\("(\w+)"', source)))
+        read = set(re.findall(r'\bf\.(?:has|at|integer|number|boolean|text)\("(\w+)"', (root / "serve" / "api.cpp").read_text()))
+        self.assertLessEqual(read, set(self.fields(self.schemas["TokenizeRequest"])) | set(self.fields(self.schemas["DetokenizeRequest"])))
+
+    def test_bounds(self):
+        chat = {"model": "receiver", "messages": [{"role": "user", "content": "<s>Hello"}], "max_tokens": 2, "temperature": 0}
+        tried = 0
+        for path, schema, body in (("/v1/completions", "CompletionRequest", prompt(prompt="Hello", max_tokens=2)), ("/v1/chat/completions", "ChatRequest", chat)):
+            for name, field in self.fields(self.schemas[schema]).items():
+                step = 1 if "integer" in field.get("type", ()) else 1e-3
+                least, most = field.get("minimum", field.get("exclusiveMinimum")), field.get("maximum")
+                if most is None: continue
+                for value, right in ((least, "minimum" in field), (least - step, False), (most, True), (most + step, False), ("x", False)):
+                    together = {"logprobs": True} if name == "top_logprobs" else {"n": value} if name == "best_of" and right else {}
+                    status, _, answer = self.server.post(path, body | together | {name: value})
+                    self.assertEqual(status == 400 and answer["error"]["param"] == name, not right, f"{path}: {name}: {value}: {answer}")
+                    tried += 1
+        self.assertGreater(tried, 80)
+
+    def test_numbers_that_are_whole(self):
+        answer = self.completion(max_tokens=3.0, n=1.0, seed=1e3, ignore_eos=True, prompt=[0.0, 5, 6.0], return_token_ids=True)
+        self.assertEqual((answer["usage"]["completion_tokens"], answer["choices"][0]["prompt_token_ids"]), (3, [0, 5, 6]))
+        for value in (3.5, 1e300, -1.0, "3", True): self.assertEqual(self.server.post("/v1/completions", prompt(max_tokens=value))[2]["error"]["param"], "max_tokens")
+
+    def test_conversations(self):
+        chat = {"model": "receiver", "messages": [{"role": "user", "content": "<s>Hello"}], "max_tokens": 2}
+        for field, value in (("tools", {}), ("tools", ["x"]), ("documents", "x"), ("chat_template_kwargs", []), ("add_generation_prompt", "x"), ("messages", [{"role": "user", "content": 5}]), ("messages", ["x"]),
+                             ("messages", [{"content": "x"}])):
+            for path in ("/v1/chat/completions", "/tokenize"):
+                status, _, answer = self.server.post(path, chat | {field: value})
+                self.assertEqual((status, answer["error"]["param"]), (400, field), answer)
+
+
 class Tenants(unittest.TestCase):
     """Keys, a short queue, and the end."""
 

@@ -269,11 +269,13 @@ TEST(ApiRequests, Conversations) {
       request(R"({"messages": [{"role": "user", "content": "a"}], "tools": [{}], "tool_choice": "none"})",
               true)
           .conversation.contains("tools"));
-  for (const char* body : {"{}", R"({"messages": []})", R"({"messages": "a"})",
+  for (const char* body : {"{}", R"({"messages": []})", R"({"messages": "a"})", R"({"messages": [{}]})",
+                           R"({"messages": [{"role": "user", "content": 5}]})",
                            R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})"})
     EXPECT_EQ(fault_of(body, true).param, "messages") << body;
-  EXPECT_EQ(fault_of(R"({"messages": [{}], "tool_choice": "required"})", true).param, "tool_choice");
-  EXPECT_EQ(fault_of(R"({"messages": [{}], "top_logprobs": 3})", true).param, "top_logprobs");
+  EXPECT_EQ(fault_of(R"({"messages": [{"role": "user"}], "tool_choice": "required"})", true).param,
+            "tool_choice");
+  EXPECT_EQ(fault_of(R"({"messages": [{"role": "user"}], "top_logprobs": 3})", true).param, "top_logprobs");
 }
 
 const std::string kTokenizer = DS_SOURCE_DIR "/tests/golden/tokenizers/llama2";
