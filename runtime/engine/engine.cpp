@@ -9,6 +9,7 @@ namespace ds {
 namespace {
 
 constexpr int64_t kCommands = 1 << 15;
+constexpr int64_t kWatchNs = 2'500'000;  // how often what may come late is looked at
 
 }  // namespace
 
@@ -143,7 +144,7 @@ void EngineLoop::loop() {
                                       [](const auto& a) { return a->state != Active::State::kDecoding; });
     const bool timed = std::any_of(queue.begin(), queue.end(), [](const auto& a) { return a->deadline_ns; });
     const bool publishes = publishing() != nullptr;
-    wake->wait(watching || timed || publishes || !orphans.empty() ? kLeastPatienceNs / 8 : int64_t{1} << 40);
+    wake->wait(watching || timed || publishes || !orphans.empty() ? kWatchNs : int64_t{1} << 40);
   }
   const Status closed = error(Code::kExhausted, "the engine was closed");
   for (auto& a : active) fail(*a, closed);
@@ -171,13 +172,14 @@ void EngineLoop::report() {
 
 Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, const EngineLimits& limits) {
   if (limits.cache_bytes < 1 || limits.tokens < 1 || limits.batch < 1 || limits.batch > 4096 ||
-      limits.queue < 1 || limits.step_budget_ns < 1 ||
+      limits.queue < 1 || limits.step_budget_ns < 1 || limits.patience_ns < 1 ||
       !(limits.publish_share >= 0 && limits.publish_share <= 1))
     return error(Code::kInvalidArgument,
                  "engine limits: {} bytes for caches, {} tokens, a batch of {} (1 to 4096), a queue of {}, a "
-                 "step budget of {} ns; all at least 1; and a share of {} for publications, 0 to 1",
+                 "step budget of {} ns, a patience of {} ns; all at least 1; and a share of {} for "
+                 "publications, 0 to 1",
                  limits.cache_bytes, limits.tokens, limits.batch, limits.queue, limits.step_budget_ns,
-                 limits.publish_share);
+                 limits.patience_ns, limits.publish_share);
   std::unique_ptr<Engine> engine(new Engine());
   engine->loop_ = std::make_unique<EngineLoop>(backend, limits);
   EngineLoop& loop = *engine->loop_;

@@ -38,6 +38,9 @@ struct EngineLimits {
   /// Predicted time of plan ops in one step while others decode: what a token waits for at the most beside
   /// its own step.
   int64_t step_budget_ns = 30'000'000;
+  /// A look-up, or a link from which nothing comes, is waited for this long at least; where 8 % of the full
+  /// prefill are more, so long.
+  int64_t patience_ns = 20'000'000;
   bool prefix_cache = true;
   /// Of the step's budget while requests decode, and of cache_bytes: what publications may take. While a
   /// request has plan ops that may run, they take nothing.

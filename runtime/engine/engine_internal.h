@@ -22,8 +22,7 @@
 
 namespace ds {
 
-inline constexpr size_t kMostPieces = 512;               // of one step
-inline constexpr int64_t kLeastPatienceNs = 20'000'000;  // with a link from which nothing comes
+inline constexpr size_t kMostPieces = 512;  // of one step
 
 inline int64_t round_down(int64_t rows) { return rows / PrefixCache::kBlock * PrefixCache::kBlock; }
 

@@ -34,8 +34,8 @@ void copy_but(CommandStream& stream, KvRange& to, KvRange& from, int64_t rows,
 int64_t EngineLoop::patience(const Active& a) const {
   const ModelConfig& c = a.request.receiver->model().config();
   const double per_token = static_cast<double>(c.layers) * PlanRun::layer_flops(c);
-  if (!speed.known()) return 5 * kLeastPatienceNs;
-  return std::max(kLeastPatienceNs,
+  if (!speed.known()) return 5 * limits.patience_ns;
+  return std::max(limits.patience_ns,
                   static_cast<int64_t>(
                       kPatience * static_cast<double>(speed.ns(static_cast<double>(a.n + a.m) * per_token))));
 }
@@ -91,7 +91,7 @@ void EngineLoop::collect() {
 void EngineLoop::watch(Active& a) {
   if (a.state == Active::State::kDraining) {
     if (service->reading(a.id)) {
-      if (now_ns() - a.idle_since_ns < kLeastPatienceNs) return;
+      if (now_ns() - a.idle_since_ns < limits.patience_ns) return;
       if (Status status = leave_memory(a); !status.ok()) {
         failed.emplace_back(&a, std::move(status));
         return;

@@ -29,7 +29,8 @@ def setUpModule():
 
 def fleet(**more):
     return {"models": [model("sender", publish=True), model("receiver", reuse="approximate")], "store": {"url": f"file:{work}/store"},
-            "plans": [{"file": str(work / "plan.dsplan"), "profile": str(pair / "quality.json")}], "gate": {"false_alarms": "5%", "window": 16}} | more
+            "plans": [{"file": str(work / "plan.dsplan"), "profile": str(pair / "quality.json")}], "gate": {"false_alarms": "5%", "window": 16},
+            "limits": {"patience_ms": 30000}} | more
 
 
 def prompt(**more): return {"model": "receiver", "prompt": CONTEXT + QUESTION, "max_tokens": 8, "temperature": 0} | more

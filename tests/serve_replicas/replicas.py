@@ -43,7 +43,7 @@ class Replicas(unittest.TestCase):
         wait_for_port(self.redis_port)
         fleet = {"models": [{"name": "sender", "folder": str(pair / "sender"), "publish": True}, {"name": "receiver", "folder": str(pair / "receiver"), "reuse": "approximate"}],
                  "store": {"url": f"redis://127.0.0.1:{self.redis_port}"},
-                 "plans": [{"file": str(work / "plan.dsplan"), "profile": str(pair / "quality.json")}], "gate": {"false_alarms": "5%", "window": 16}, "device": {"threads": 1}}
+                 "plans": [{"file": str(work / "plan.dsplan"), "profile": str(pair / "quality.json")}], "gate": {"false_alarms": "5%", "window": 16}, "limits": {"patience_ms": 10000}, "device": {"threads": 1}}
         self.replicas = [Server(binaries, work, name, fleet) for name in ("first", "second")]
         for replica in self.replicas: self.addCleanup(self.end, replica.process)
         servers = "".join(f"server 127.0.0.1:{r.address.port} max_fails=1 fail_timeout=60s; " for r in self.replicas)
