@@ -72,7 +72,7 @@ std::string RedisHost::text() const {
 std::string RedisOptions::url() const {
   std::string text = fmt::format("redis{}://", tls ? "s" : "");
   if (!user.empty() || !password.empty()) text += "***@";
-  for (size_t i = 0; i < hosts.size(); ++i) text += (i > 0 ? "," : "") + hosts[i].text();
+  for (size_t i = 0; i < hosts.size(); ++i) text += fmt::format("{}{}", i > 0 ? "," : "", hosts[i].text());
   if (db > 0) text += fmt::format("/{}", db);
   return text;
 }
