@@ -4,7 +4,6 @@
 #include <chrono>
 #include <tuple>
 
-#include "runtime/core/chain.h"
 #include "runtime/model/identity.h"
 #include "runtime/store/entry.h"
 
@@ -316,6 +315,13 @@ Result<Published> Publication::write(Store& store) {
   return s.published;
 }
 
+Chain chain_to_go_on_from(Store& store, std::span<const int32_t> context, const ChainQuery& query) {
+  auto chain = find_chain(store, context, query);
+  if (!chain.ok()) return {};
+  const bool all = chain->tokens() == static_cast<int64_t>(context.size());
+  return all || chain->links.size() < kLongestChain ? std::move(*chain) : Chain{};
+}
+
 Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdentity& sender,
                           std::span<const int32_t> context, Store& store, const PublishOptions& options) {
   DS_ASSIGN(auto publication,
@@ -325,11 +331,9 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
   std::unique_ptr<DeviceMemory> staged;  // where kernels cannot read what is the host's
   Status torn;                           // the chain is
   if (options.only_new) {
-    auto found = find_chain(
+    chain = chain_to_go_on_from(
         store, context,
         {sender.fingerprint, model.config().shape(), options.salt, model.dtype(), publication->has_all()});
-    // What cannot be looked up, or is in too many pieces, is published anew.
-    if (found.ok() && found->links.size() < kLongestChain) chain = std::move(*found);
   }
   if (n > 0 && chain.tokens() == n)
     return Published{.key = chain.links.back().key, .first = n, .after = chain.links.size(), .already = true};

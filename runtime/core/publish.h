@@ -10,6 +10,7 @@
 
 #include "plans/plan.h"
 #include "runtime/backends/backend.h"
+#include "runtime/core/chain.h"
 #include "runtime/model/maps.h"
 #include "runtime/store/entry.h"
 #include "runtime/store/store.h"
@@ -45,6 +46,10 @@ struct PublishOptions {
 
 /// Who reads a chain opens each of its entries.
 inline constexpr size_t kLongestChain = 16;
+
+/// What is there of a context that is to be published: the chain that covers all of it, or that it may go on
+/// from; none where that cannot be looked up, or is in too many pieces.
+Chain chain_to_go_on_from(Store& store, std::span<const int32_t> context, const ChainQuery& query);
 
 /// One E of an entry.
 struct PublishedCut {

@@ -1,7 +1,6 @@
 // Publications: contexts that become entries in the time that requests leave.
 #include "runtime/engine/engine_internal.h"
 
-#include "runtime/core/chain.h"
 #include "support/units.h"
 
 namespace ds {
@@ -101,13 +100,12 @@ void EngineLoop::look_up(Publishing& p) {
                                    dtype = sender.model().dtype(), only_new = p.asked.options.only_new] {
     const auto n = static_cast<int64_t>(context.size());
     if (only_new) {
-      auto chain = find_chain(*store, context, {identity.sender, shape, salt, dtype, has_all});
-      // What cannot be looked up, or is in too many pieces, is published anew.
-      if (chain.ok() && chain->tokens() > 0 &&
-          (chain->links.size() < kLongestChain || chain->tokens() == n)) {
-        found->tokens = chain->tokens();
-        found->links = chain->links.size();
-        found->key = chain->links.back().key;
+      const Chain chain =
+          chain_to_go_on_from(*store, context, {identity.sender, shape, salt, dtype, has_all});
+      if (!chain.links.empty()) {
+        found->tokens = chain.tokens();
+        found->links = chain.links.size();
+        found->key = chain.links.back().key;
       }
     } else if (auto entry = EntryReader::open(*store, identity, shape); entry.ok()) {
       if (has_all(*entry).ok()) found->tokens = n;

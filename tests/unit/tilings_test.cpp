@@ -738,6 +738,17 @@ TEST_P(Chains, EntriesAppearAsTheyAreComputed) {
   EXPECT_EQ(published->first, 576);
   EXPECT_EQ(published->entries, 1u);
   options.only_new = false;
+  const auto many = random_ids(64 * 32, shape.vocab, 9);
+  options.every = 128;
+  published = publish(*sender.backend, *sender.model, sender.identity, many, **fresh, options);
+  ASSERT_TRUE(published.ok()) << published.status().message();
+  EXPECT_EQ(published->entries, kLongestChain);
+  options.only_new = true;
+  published = publish(*sender.backend, *sender.model, sender.identity, many, **fresh, options);
+  ASSERT_TRUE(published.ok()) << published.status().message();
+  EXPECT_TRUE(published->already) << "all of it is there, in as many entries as there may be";
+  options.only_new = false;
+  options.every = 64;
   published = publish(*sender.backend, *sender.model, sender.identity, random_ids(64 * 40, shape.vocab, 9),
                       **fresh, options);
   ASSERT_TRUE(published.ok()) << published.status().message();
