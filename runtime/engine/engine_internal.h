@@ -44,6 +44,7 @@ struct RequestView {
     request.salt = r.salt;
     request.link_rate = r.link_rate;
     request.max_new_tokens = r.max_new_tokens;
+    request.follow = false;
   }
   RequestView(const RequestView&) = delete;
   std::vector<Segment> segments;
