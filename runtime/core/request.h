@@ -43,7 +43,7 @@ struct Request {
   std::span<const Segment> segments;
   std::span<const int32_t> suffix;  // m >= 1 tokens
   Store* store = nullptr;           // where the sender's entry may be; nullptr: do not reuse (kUnused)
-  bool follow = true;  // where the sender is still computing what there is not: wait for it
+  bool follow = true;               // where the sender is still computing what there is not: wait for it
   const ModelIdentity* receiver =
       nullptr;       // who answers; a plan for another receiver is a miss. nullptr: not checked
   std::string salt;  // tenant salt of the entry

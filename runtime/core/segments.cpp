@@ -47,7 +47,8 @@ Result<Segments> Segments::open(Store& store, const Request& request, const Plan
     DS_ASSIGN(Chain chain,
               find_chain(store, request.entry.empty() ? request.context : request.entry,
                          {source.model.fingerprint, source.shape, request.salt, dtype,
-                          [&](const EntryReader& entry) { return has_tensors(entry, variant, map); }, request.follow}));
+                          [&](const EntryReader& entry) { return has_tensors(entry, variant, map); },
+                          request.follow}));
     if (chain.links.empty()) return chain.why;
     for (ChainLink& link : chain.links) {
       if (link.begin >= n) break;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
@@ -148,13 +149,15 @@ class FileLiveObject final : public LiveObject {
   FileLiveObject(std::shared_ptr<FileHandle> file, std::string path)
       : file_(std::move(file)), path_(std::move(path)), records_(file_, path_) {}
   ~FileLiveObject() override {
-    if (notify_ >= 0) close(notify_);
+    for (int fd : {notify_, stop_})
+      if (fd >= 0) close(fd);
   }
 
   /// The names come first: they are not the reader's.
   Status begin() {
     // By the open file, which may have another name by now, or none.
     notify_ = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     const std::string opened = fmt::format("/proc/self/fd/{}", file_->fd);
     if (notify_ >= 0) (void)inotify_add_watch(notify_, opened.c_str(), IN_MODIFY | IN_CLOSE_WRITE);
     DS_ASSIGN(auto names, records_.next());
@@ -179,10 +182,12 @@ class FileLiveObject final : public LiveObject {
       }
       if (now_ns() >= until) return news;
       if (waiting) DS_TRY(waiting());
-      pollfd changes{notify_, POLLIN, 0};
-      look = poll(&changes, notify_ >= 0 ? 1 : 0, closed_ ? 5 : 50) > 0 ? heard() : closed_;
+      pollfd changes[] = {{notify_, POLLIN, 0}, {stop_, POLLIN, 0}};  // what is none is passed over
+      look = poll(changes, 2, closed_ ? 5 : 50) > 0 ? heard() : closed_;
     }
   }
+
+  void stop() override { (void)eventfd_write(stop_, 1); }
 
   Result<std::unique_ptr<StoreObject>> payload(int64_t record) override {
     std::lock_guard lock(mutex_);
@@ -225,7 +230,7 @@ class FileLiveObject final : public LiveObject {
   const std::shared_ptr<FileHandle> file_;
   const std::string path_;
   Records records_;
-  int notify_ = -1;
+  int notify_ = -1, stop_ = -1;
   bool closed_ = false;
   std::mutex mutex_;
   std::vector<std::pair<int64_t, int64_t>> payloads_;  // by record: where, bytes

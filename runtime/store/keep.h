@@ -30,7 +30,8 @@ struct Collected {
 };
 
 /// Evicts what is too old, then of each tenant that has too much, then of all, what has not been used for the
-/// longest. Pinned objects stay, and count. What dead writers have left goes as well. Errors: those of Store::list() and Store::evict().
+/// longest. Pinned objects stay, and count. What dead writers have left goes as well. Errors: those of
+/// Store::list() and Store::evict().
 Result<Collected> collect(Store& store, const KeepOptions& options);
 
 }  // namespace ds

@@ -47,6 +47,8 @@ class LiveObject {
   /// second; its failure ends the wait, which returns it. kNotFound: the writer has died, or given up; kIo;
   /// kCorrupt. One thread at a time.
   virtual Result<News> wait(const std::function<Status()>& waiting) = 0;
+  /// Ends a wait() that runs, or the next one, soon. Thread-safe.
+  virtual void stop() {}
   /// The payload of a record that wait() has brought. Thread-safe, the object too.
   virtual Result<std::unique_ptr<StoreObject>> payload(int64_t record) = 0;
 };

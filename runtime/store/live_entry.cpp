@@ -159,6 +159,7 @@ LiveEntry::~LiveEntry() {
     std::lock_guard lock(mutex_);
     stopping_ = true;
   }
+  log_->stop();
   if (follower_.joinable()) follower_.join();
 }
 

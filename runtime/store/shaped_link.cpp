@@ -109,6 +109,7 @@ class ShapedLive final : public LiveObject {
   ShapedLive(std::unique_ptr<LiveObject> live, std::shared_ptr<Link> link)
       : live_(std::move(live)), link_(std::move(link)) {}
   Result<News> wait(const std::function<Status()>& waiting) override { return live_->wait(waiting); }
+  void stop() override { live_->stop(); }
   Result<std::unique_ptr<StoreObject>> payload(int64_t record) override {
     DS_ASSIGN(auto object, live_->payload(record));
     // Further reads of one object pay no round trip, and so do those of what is one log.
