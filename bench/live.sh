@@ -16,7 +16,7 @@ shape=llama:layers=16,d=512,heads=8,kv=4,vocab=8000,positions=8192
 "$bin/ds-bench" make-model --shape $shape --seed 2 -o "$folder/R"
 taskset -c 1 "$bin/ds-calibrate" --model "$folder/R" --context-lengths "$(IFS=,; echo "${lengths[*]}")" --threads 1 --budget-s 20 -o "$folder/machine.json" >/dev/null
 # Half of the layers are recomputed, as deep pairs need: the receiver's own work is about half of a prefill.
-"$bin/ds-compile" --receiver "$folder/R" --sender "$folder/S" --machine "$folder/machine.json" --recompute 4-11 \
+"$bin/ds-compile" --receiver "$folder/R" --sender "$folder/S" --machine "$folder/machine.json" --recompute 4-11 --live-sender \
   --context-lengths "$(IFS=,; echo "${lengths[*]}")" --link-rates 1GB/s -o "$folder/plan.dsplan" >/dev/null
 echo "file:"
 "$bench" "$folder/plan.dsplan" "file:$folder/store" "${lengths[@]}"

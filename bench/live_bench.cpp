@@ -177,7 +177,7 @@ int run(int argc, char** argv) {
       follows.push_back(now_ns() - start);
       if (answer.cache != CacheStatus::kHit || !answer.live)
         std::fprintf(stderr, "not followed: %s\n", answer.miss.message().c_str());
-      by = answer.variant->name;
+      by = answer.variant->name + (answer.variant->live ? " (for a live sender)" : "");
       if (!receive(done[0], report)) return 1;
       prefill_live.push_back(report.prefill_ns);
       // And alone.

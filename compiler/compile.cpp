@@ -40,6 +40,7 @@ struct Compiler {
     plan.receiver = inputs.pair.receiver;
     plan.shape = inputs.pair.config.shape();
     plan.format_version = static_cast<int32_t>(options.plan_format);
+    if (options.live_sender) plan.format_version = std::max(plan.format_version, kLiveFormatVersion);
     if (plan.format_version >= 5) plan.sources = sources_of(plan);
     plan.shared_vocab = inputs.pair.shared_vocab;
     plan.provenance.inputs = inputs.files;
@@ -239,6 +240,29 @@ struct Compiler {
     out.warnings.push_back(std::move(text));
   }
 
+  /// Chosen, one after the other.
+  Status take(Chooser& chooser, const std::vector<PlacedVariant>& placed, bool live) {
+    for (const PlacedVariant& p : placed) {
+      DS_ASSIGN(Predicted predicted, chooser.predict(p.tiling, p.tuned));
+      DS_ASSIGN(std::vector<Alternative> alternatives, chooser.alternatives(p.tuned));
+      Variant v = variant_of(chooser.tilings()[p.tiling], p.tuned, predicted, in.confidence);
+      v.name = fmt::format("v{}", chosen.size());
+      v.policy = request.policy->name;
+      v.live = live;
+      v.tokens_min = p.tokens_min;
+      v.tokens_max = p.tokens_max;
+      v.rate_min = p.rate_min;
+      v.rate_max = p.rate_max;
+      v.load_min = p.load_min;
+      v.load_max = p.load_max;
+      v.regret = p.regret;
+      v.why = chooser.objective(p.tuned);
+      if (alternatives.size() > 1) v.alternatives = std::move(alternatives);
+      chosen.push_back({std::move(v), false});
+    }
+    return ok_status();
+  }
+
   Status choose_tiles() {
     in.layers = plan.shape.layers;
     if (options.recompute) {
@@ -283,22 +307,18 @@ struct Compiler {
       out.notes.push_back(fmt::format("the objective needs {} variants, more than --max-variants {}",
                                       placed.size(), options.max_variants));
     }
-    for (const PlacedVariant& p : placed) {
-      DS_ASSIGN(Predicted predicted, chooser->predict(p.tiling, p.tuned));
-      DS_ASSIGN(std::vector<Alternative> alternatives, chooser->alternatives(p.tuned));
-      Variant v = variant_of(chooser->tilings()[p.tiling], p.tuned, predicted, in.confidence);
-      v.name = fmt::format("v{}", chosen.size());
-      v.policy = request.policy->name;
-      v.tokens_min = p.tokens_min;
-      v.tokens_max = p.tokens_max;
-      v.rate_min = p.rate_min;
-      v.rate_max = p.rate_max;
-      v.load_min = p.load_min;
-      v.load_max = p.load_max;
-      v.regret = p.regret;
-      v.why = chooser->objective(p.tuned);
-      if (alternatives.size() > 1) v.alternatives = std::move(alternatives);
-      chosen.push_back({std::move(v), false});
+    DS_TRY(take(*chooser, placed, false));
+    if (options.live_sender) {
+      DS_ASSIGN(std::vector<Tiling> again, request.policy->draw(in));
+      Chooser live(std::move(again), slo, costs, options.schedule, true);
+      DS_ASSIGN(std::vector<PlacedVariant> beside, place(live));
+      if (placed.size() + beside.size() > kMaxVariants)
+        return error(
+            Code::kInvalidArgument,
+            "{} variants are needed, {} of them for live senders, expected at most {}; give fewer lengths "
+            "or rates",
+            placed.size() + beside.size(), beside.size(), kMaxVariants);
+      DS_TRY(take(live, beside, true));
     }
     if (in.confidence == 0 && in.quality) {
       if (options.slo_loss) warn_of_doubt(*chooser, placed, &WayScore::loss, *options.slo_loss);

@@ -39,6 +39,7 @@ struct CompileOptions {
   std::optional<std::string> align_fallback;    // plain: maps that cannot be used are a note, not an error
   std::optional<std::string> dtype;             // bf16, f32; by default the machine's, else bf16
   std::string emit = "flatbuffer";              // reuse, plan, schedule, flatbuffer
+  bool live_sender = false;                     // variants besides, for one that is still computing
   int64_t plan_format = kWrittenFormatVersion;  // of the file, from there to kPlanFormatVersion
   std::string compiler_version;
 };

@@ -217,6 +217,7 @@ std::string canonical_flags(const CompileOptions& o, const CompileRequest& r,
     if (o.align_fallback) flags += " --align-fallback " + *o.align_fallback;
   }
   if (max_model_len > 0) flags += fmt::format(" --max-model-len {}", max_model_len);
+  if (o.live_sender) flags += " --live-sender";
   if (o.plan_format != kWrittenFormatVersion) flags += fmt::format(" --plan-format {}", o.plan_format);
   flags += stand_in ? " (machine: stand-in)" : "";
   return flags;

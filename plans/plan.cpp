@@ -38,17 +38,17 @@ std::vector<Cut> published_cuts(const Plan& plan) {
   return {cuts.begin(), cuts.end()};
 }
 
-const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting) {
+const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting, bool live) {
   auto in = [](int64_t value, int64_t low, int64_t high) {
     return value >= low && (value < high || high == kNoLimit);
   };
   for (const Variant& v : plan.variants) {
-    if (in(n, v.tokens_min, v.tokens_max) && in(rate, v.rate_min, v.rate_max) &&
+    if (v.live == live && in(n, v.tokens_min, v.tokens_max) && in(rate, v.rate_min, v.rate_max) &&
         in(waiting, v.load_min, v.load_max)) {
       return &v;
     }
   }
-  return nullptr;
+  return live ? select_variant(plan, n, rate, waiting) : nullptr;
 }
 
 std::vector<Source> sources_of(const Plan& plan) {

@@ -15,9 +15,14 @@
 
 namespace ds {
 
-inline constexpr int32_t kPlanFormatVersion = 5;     // newest that is read
+inline constexpr int32_t kPlanFormatVersion = 6;     // newest that is read
 inline constexpr int32_t kWrittenFormatVersion = 4;  // what is written where nobody asks for a newer one
+inline constexpr int32_t kLiveFormatVersion = 6;     // what is written where a variant is for a live sender
 inline constexpr int64_t kNoLimit = INT64_MAX;       // an open upper end of a range
+
+/// Rows of a layer that a live sender computes, and shows, at a time: few, so that who follows need not wait,
+/// but a kernel's worth.
+inline constexpr int64_t kLiveRows = 512;
 
 /// How a cell (layer, token) of the context gets its K and V. Room is left for project and splice.
 enum class Mode : uint8_t {
@@ -199,6 +204,9 @@ struct Variant {
   MapSide map_side =
       MapSide::kReceiver;  // the sender: what is sent has been mapped, and there is no align op
 
+  /// For a sender that begins to compute the context as the request comes: transfers wait for what it shows.
+  bool live = false;
+
   /// The form in which E is to be in the entry: as S has it (kNone), or mapped.
   MapForm sent_form() const { return map_side == MapSide::kSender ? map_form : MapForm::kNone; }
   /// Does R map what it gets?
@@ -306,7 +314,9 @@ struct Cut {
 std::vector<Cut> published_cuts(const Plan& plan);
 /// The variant for a context of n tokens at a link rate (bytes per second) while `waiting` other requests
 /// wait; nullptr: none covers it.
-const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting = 0);
+/// `live`: one for a live sender, where there is such a one; else only those for entries that are there.
+const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting = 0,
+                              bool live = false);
 
 std::string_view op_name(const Op& op);           // "transfer e", "recompute", ...
 std::string_view stream_kind_name(StreamKind k);  // "link", "copy", "compute"

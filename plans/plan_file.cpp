@@ -190,6 +190,7 @@ class Reader {
     v.select_share = f.select_share();
     v.map_form = convert<MapForm>(f.map_form());
     v.map_side = convert<MapSide>(f.map_side());
+    v.live = f.live();
     v.promise.divergence = known(f.divergence());
     v.promise.divergence_stderr = known(f.divergence_stderr());
     v.promise.divergence_bound = known(f.divergence_bound());
@@ -283,7 +284,7 @@ flatbuffers::Offset<fb::Variant> pack(Builder& b, Packer& packer, const Variant&
                            alternative_vector, way, stored(v.promise.loss_stderr), bound,
                            v.promise.confidence, v.select_share, convert<fb::MapForm>(v.map_form),
                            convert<fb::MapSide>(v.map_side), stored(v.promise.divergence),
-                           stored(v.promise.divergence_stderr), stored(v.promise.divergence_bound));
+                           stored(v.promise.divergence_stderr), stored(v.promise.divergence_bound), v.live);
 }
 
 flatbuffers::Offset<fb::ModelIdentity> pack(Builder& b, Packer& packer, const ModelIdentity& m) {

@@ -130,6 +130,11 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
   for (const Op& op : v.ops)
     if (int64_t& at = free[static_cast<size_t>(op.stream)]; at < 0) at = op.waits.empty() ? op.start_ns : 0;
   const Handovers handovers = handovers_of(v);
+  auto prefill = [&](int64_t n) {
+    const LayerWork layer = layer_work(plan.shape, {0, n, n});
+    return layer.matmul + layer.attention;
+  };
+  const double sender = v.live ? prefill(point.tokens) / prefill(tuned.tokens) : 1;
   constexpr double kMaxNs = 9e18 / 4;
   for (const Op& op : v.ops) {
     double duration = static_cast<double>(op.duration_ns);
@@ -156,6 +161,10 @@ Result<Simulation> simulate_variant(const Plan& plan, const Variant& v, const Op
       const int64_t passes = before.stream == op.stream ? 0 : handovers.after(before);
       time.start_ns = std::max(time.start_ns, sim.ops[static_cast<size_t>(w)].end_ns + passes);
     }
+    // What a live sender is waited for comes later or earlier with the context's length.
+    if (v.live && is_transfer(op))
+      time.start_ns =
+          std::max<int64_t>(time.start_ns, std::llround(static_cast<double>(op.start_ns) * sender));
     if (!(duration < kMaxNs) || static_cast<double>(time.start_ns) + duration > kMaxNs) {
       return error(Code::kInvalidArgument,
                    "variant '{}' would take more than 70 years at {} B/s; give a higher rate", v.name,

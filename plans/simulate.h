@@ -38,7 +38,8 @@ OperatingPoint tuned_point(const Variant& variant);
 ///   kernels    in proportion to multiply-adds (matrices by rows, attention by pairs of tokens).
 /// What comes before a stream's first op (finding the entry, the link's round trip) stays as it is, and so
 /// does what passes between the end of an op and the start of one on another stream that was held back for
-/// it. `compute_speed` 2: a machine whose kernels take half as long. At the tuned point durations are the
+/// it. What a live sender shows comes at its tuned time, scaled by the arithmetic of a prefill of that
+/// length. `compute_speed` 2: a machine whose kernels take half as long. At the tuned point durations are the
 /// plan's own. Small sizes are thus judged too fast: fixed costs of kernels and lower efficiency at few rows
 /// are in the tuned durations only. kInvalidArgument: a point that is not one, or a variant without times.
 Result<Simulation> simulate_variant(const Plan& plan, const Variant& variant, const OperatingPoint& point,

@@ -131,6 +131,10 @@ int main(int argc, char** argv) {
   app.add_option("--emit", o.emit, "Stop after a phase: reuse, plan, schedule (text) or flatbuffer")
       ->capture_default_str()
       ->type_name("PHASE");
+  app.add_flag(
+      "--live-sender", o.live_sender,
+      "Beside those for entries that are there, variants for a sender that is still computing the context "
+      "(ds-publish --live): they take its rows as they come. The file then has format 6");
   app.add_option(
          "--plan-format", o.plan_format,
          "Format of the plan file: 5 says what it reads and is smaller; 4 can be read by older versions")

@@ -62,6 +62,7 @@ void write_choice(mlir::Operation* op, const Variant& v) {
   }
   if (v.regret >= 0) op->setAttr("regret", b.getF64FloatAttr(v.regret));
   if (!v.why.empty()) op->setAttr("why", b.getStringAttr(v.why));
+  if (v.live) op->setAttr("live", b.getUnitAttr());
   if (!v.way.empty()) op->setAttr("way", b.getStringAttr(v.way));
   auto number = [&](const char* name, double value) {
     if (!std::isnan(value)) op->setAttr(name, b.getF64FloatAttr(value));
@@ -93,6 +94,7 @@ void read_choice(mlir::Operation* op, Variant& v) {
   if (auto regret = op->getAttrOfType<mlir::FloatAttr>("regret")) v.regret = regret.getValueAsDouble();
   if (auto why = op->getAttrOfType<mlir::StringAttr>("why")) v.why = why.str();
   if (auto way = op->getAttrOfType<mlir::StringAttr>("way")) v.way = way.str();
+  v.live = op->hasAttr("live");
   auto number = [&](const char* name, double& value) {
     if (auto attr = op->getAttrOfType<mlir::FloatAttr>(name)) value = attr.getValueAsDouble();
   };

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <numeric>
 
+#include "compiler/emit/convert.h"
 #include "compiler/passes.h"
 #include "compiler/scheduling/ir_problem.h"
 #include "compiler/scheduling/schedulers.h"
+#include "compiler/scheduling/sender_times.h"
 #include "dialects/reuse/ReuseDialect.h"
 
 namespace ds {
@@ -80,6 +82,23 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     return {.kernels_ns = release_ns, .loads_ns = std::max<int64_t>(release_ns, link_release_ns)};
   }
 
+  mlir::LogicalResult wait_for_sender(plan::VariantOp variant, IrProblem& ir) const {
+    auto file = variant->getParentOfType<plan::FileOp>();
+    if (!file)
+      return variant.emitError("is for a live sender, and stands outside a plan.file, which says whose");
+    const DType dtype = file.getDtype() == "f32" ? DType::kF32 : DType::kBF16;
+    plan::ShapeAttr s = file.getShape();
+    const Shape shape{s.getFamily().str(), s.getLayers(),  s.getDModel(),  s.getFf(),
+                      s.getHeads(),        s.getKvHeads(), s.getHeadDim(), s.getVocab()};
+    const CostModel costs(machine_ ? *machine_ : MachineModel::stand_in(dtype), shape);
+    std::vector<Op> ops;
+    for (plan::OperationInterface op : ir.ops)
+      ops.push_back(export_op(mlir::cast<plan::VariantOperationInterface>(op.getOperation())));
+    release_by_sender(SenderTimes(costs, static_cast<int64_t>(variant.getTunedTokens())), ops,
+                      static_cast<int32_t>(variant.getChunks()), ir.problem);
+    return mlir::success();
+  }
+
   mlir::LogicalResult run(scheduling::ProblemOp problem) {
     IrProblem ir = problem_of(problem);
     auto s = solve(problem, ir);
@@ -122,6 +141,7 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
 
   mlir::LogicalResult run(plan::VariantOp variant) {
     IrProblem ir = problem_of(variant, conditions(variant));
+    if (variant->hasAttr("live") && mlir::failed(wait_for_sender(variant, ir))) return mlir::failure();
     auto s = solve(variant, ir);
     if (mlir::failed(s)) return mlir::failure();
     hold_at_lower_rates(variant, ir, *s);

@@ -9,6 +9,7 @@
 
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/scheduling/schedulers.h"
+#include "compiler/scheduling/sender_times.h"
 #include "compiler/scheduling/variant_problem.h"
 #include "plans/traits.h"
 
@@ -25,25 +26,26 @@ int32_t restore_buffers(std::string_view scheduler) {
   return loads_come_first(scheduler) ? 0 : kRestoreBuffers;
 }
 
-/// Predicted TTFT of a tiling (aligned by the receiver where the point names a form of maps), without
-/// building IR: lower, cost, schedule.
-Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point,
-                                const CostModel& costs, std::string_view scheduler) {
-  Variant v = lower_tiles(tiles, costs.shape().layers, point.chunks, moves_whole_entry(scheduler),
-                          point.map_form != MapForm::kNone, restore_buffers(scheduler));
+}  // namespace
+
+Result<int64_t> Chooser::predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point) const {
+  Variant v = lower_tiles(tiles, costs_.shape().layers, point.chunks, moves_whole_entry(scheduler_),
+                          point.map_form != MapForm::kNone, restore_buffers(scheduler_));
   v.select_share = point.share;
-  for (Op& op : v.ops) op.duration_ns = costs.duration_ns(op, point);
-  DS_ASSIGN(Schedule s, schedule(problem_of(v, costs.machine().conditions(point.rate)), scheduler, false));
+  for (Op& op : v.ops) op.duration_ns = costs_.duration_ns(op, point);
+  Problem problem = problem_of(v, costs_.machine().conditions(point.rate));
+  if (live_) release_by_sender(SenderTimes(costs_, point.tokens), v.ops, v.chunks, problem);
+  DS_ASSIGN(Schedule s, schedule(problem, scheduler_, false));
   return s.cost_ns;
 }
 
-}  // namespace
-
-Chooser::Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, std::string scheduler)
+Chooser::Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, std::string scheduler,
+                 bool live)
     : tilings_(std::move(tilings)),
       slo_(slo),
       costs_(costs),
       scheduler_(std::move(scheduler)),
+      live_(live),
       kinds_(tilings_.size()),
       work_(tilings_.size()) {}
 
@@ -121,7 +123,7 @@ Predicted Chooser::bound(size_t tiling, const Point& p) {
 Result<Predicted> Chooser::predict(size_t tiling, const Point& p) {
   auto [found, fresh] = predicted_.try_emplace({tiling, p.tokens, p.rate});
   if (!fresh) return found->second;
-  auto ttft = predict_ttft_ns(tilings_[tiling].tiles, tuned(tiling, p), costs_, scheduler_);
+  auto ttft = predict_ttft_ns(tilings_[tiling].tiles, tuned(tiling, p));
   if (!ttft.ok()) {
     predicted_.erase(found);
     return ttft.status();
@@ -134,7 +136,7 @@ Result<Predicted> Chooser::predict(size_t tiling, const Point& p) {
 Result<int64_t> Chooser::ttft_with_mapped_cuts(size_t tiling, const Point& p) const {
   TunedPoint at = tuned(tiling, p);
   at.map_form = MapForm::kNone;
-  return predict_ttft_ns(tilings_[tiling].tiles, at, costs_, scheduler_);
+  return predict_ttft_ns(tilings_[tiling].tiles, at);
 }
 
 bool Chooser::keeps_slo(size_t tiling, const Predicted& p) const {

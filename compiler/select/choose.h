@@ -45,7 +45,9 @@ struct Predicted {
 /// predicted whose bound beats what has been found.
 class Chooser {
  public:
-  Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, std::string scheduler);
+  /// `live`: for a sender that begins to compute as the request comes.
+  Chooser(std::vector<Tiling> tilings, Slo slo, const CostModel& costs, std::string scheduler,
+          bool live = false);
 
   const std::vector<Tiling>& tilings() const { return tilings_; }
   /// What is minimised at this point: the busiest stream's time, or the TTFT.
@@ -104,6 +106,9 @@ class Chooser {
   };
   const Work& work(size_t tiling, const Point& point);
   Result<size_t> find_best(const Point& point);
+  /// Of a tiling (aligned by the receiver where the point names a form of maps), without building IR: lower,
+  /// cost, schedule.
+  Result<int64_t> predict_ttft_ns(const std::vector<Tile>& tiles, const TunedPoint& point) const;
   TunedPoint tuned(size_t tiling, const Point& point) const;
   const std::vector<Kind>& kinds(size_t tiling);
   /// Busy times, and a TTFT that no schedule beats.
@@ -117,6 +122,7 @@ class Chooser {
   Slo slo_;
   const CostModel& costs_;
   std::string scheduler_;
+  const bool live_;
   std::vector<std::vector<Kind>> kinds_;
   std::vector<std::vector<Work>> work_;                                  // by tiling: the lengths so far
   std::map<std::tuple<int64_t, int64_t, bool>, size_t> best_;            // tokens, rate, waiting

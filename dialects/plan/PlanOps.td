@@ -44,7 +44,7 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     `way` whose loss in the quality profile is promised; `loss_stderr`, `loss_bound` and `confidence` say how
     certain that is; `divergence` stands beside it, with the same. `select_share` is there where tokens are selected.
     `aligned FORM by SIDE` is there where the sender's hidden states go through maps.
-    `fallback` marks the full prefill that every file carries.
+    `fallback` marks the full prefill that every file carries, `live` what waits for a sender that is computing.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, StrAttr:$scheduler,
     I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max,
@@ -56,7 +56,7 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     OptionalAttr<F64Attr>:$confidence, OptionalAttr<F64Attr>:$select_share,
     OptionalAttr<Plan_MapFormAttr>:$map_form, OptionalAttr<Plan_MapSideAttr>:$map_side,
     OptionalAttr<F64Attr>:$divergence, OptionalAttr<F64Attr>:$divergence_stderr,
-    OptionalAttr<F64Attr>:$divergence_bound);
+    OptionalAttr<F64Attr>:$divergence_bound, UnitAttr:$live);
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
     $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler

@@ -180,6 +180,7 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
     }
     if (plan.format_version < 4 && v.map_form != MapForm::kNone)
       return newer(traits_of(Op{.kind = OpKind::kAlign}).feature, 4);
+    if (plan.format_version < kLiveFormatVersion && v.live) return newer("a live sender", kLiveFormatVersion);
     if (plan.format_version < 4 && !std::isnan(v.promise.divergence))
       return newer("a promised divergence", 4);
   }
@@ -218,13 +219,14 @@ Status verify_plan(const Plan& plan, const std::string& origin) {
   for (size_t i = 0; i < plan.variants.size(); ++i) {
     for (size_t j = 0; j < i; ++j) {
       const Variant &a = plan.variants[j], &b = plan.variants[i];
-      if (a.tokens_min < b.tokens_max && b.tokens_min < a.tokens_max && a.rate_min < b.rate_max &&
-          b.rate_min < a.rate_max && a.load_min < b.load_max && b.load_min < a.load_max) {
+      if (a.live == b.live && a.tokens_min < b.tokens_max && b.tokens_min < a.tokens_max &&
+          a.rate_min < b.rate_max && b.rate_min < a.rate_max && a.load_min < b.load_max &&
+          b.load_min < a.load_max) {
         return fail(
             6,
             fmt::format(
                 "variants '{}' and '{}' both cover {} tokens at {} B/s with {} requests waiting; expected at "
-                "most one variant for each length, rate and load",
+                "most one variant for each length, rate and load, and one for a live sender",
                 a.name, b.name, std::max(a.tokens_min, b.tokens_min), std::max(a.rate_min, b.rate_min),
                 std::max(a.load_min, b.load_min)));
       }

@@ -48,9 +48,6 @@ struct PublishOptions {
   int64_t live_rows = 0;
 };
 
-/// PublishOptions::live_rows: few, so that who follows need not wait, but a kernel's worth.
-inline constexpr int64_t kLiveRows = 512;
-
 /// Who reads a chain opens each of its entries.
 inline constexpr size_t kLongestChain = 16;
 

@@ -88,13 +88,18 @@ Result<Segments> Segments::open(Store& store, const Request& request, const Plan
 
 Result<const Variant*> Segments::variant(const Plan& plan, const Variant& chosen, int64_t n, int64_t rate,
                                          int64_t waiting) const {
-  if (tokens_ == n) return &chosen;
-  const Variant* found = select_variant(plan, tokens_, rate, waiting);
+  if (tokens_ == n && !live()) return &chosen;
+  const Variant* found = select_variant(plan, tokens_, rate, waiting, live());
   if (found == nullptr || std::none_of(found->ops.begin(), found->ops.end(), is_transfer))
-    return error(Code::kNotFound,
-                 "the sender has published {} of the context's {} tokens, and the plan reuses nothing of so "
-                 "few; publish the rest",
-                 tokens_, n);
+    return live() ? error(Code::kNotFound,
+                          "the sender is still computing {} of the context's {} tokens, and the plan takes "
+                          "nothing of it: they are as soon computed here",
+                          tokens_, n)
+                  : error(Code::kNotFound,
+                          "the sender has published {} of the context's {} tokens, and the plan reuses "
+                          "nothing of so "
+                          "few; publish the rest",
+                          tokens_, n);
   const Segment whole{.rows = tokens_};
   DS_TRY(check_covered({&whole, 1}, *found, tokens_));
   return found;

@@ -34,7 +34,8 @@ class Segments {
   /// As EntryReader::when_more(), of all of them.
   void when_more(const std::function<void()>& tell);
   /// The variant for as much: `chosen`, which open() was asked for, where all of a context of n tokens is
-  /// there. kNotFound: the plan reuses nothing of so few.
+  /// there; where its sender is still computing it, one for that. kNotFound: the plan reuses nothing of so
+  /// few.
   Result<const Variant*> variant(const Plan& plan, const Variant& chosen, int64_t n, int64_t rate,
                                  int64_t waiting) const;
 

@@ -14,8 +14,10 @@
 namespace ds {
 
 std::string tokens_range_text(const Variant& v) {
-  if (v.tokens_max == kNoLimit) return v.tokens_min <= 1 ? "any" : format_count(v.tokens_min) + " and more";
-  return format_count(v.tokens_min) + " to " + format_count(v.tokens_max - 1);
+  const std::string live = v.live ? " (live sender)" : "";
+  if (v.tokens_max == kNoLimit)
+    return (v.tokens_min <= 1 ? "any" : format_count(v.tokens_min) + " and more") + live;
+  return format_count(v.tokens_min) + " to " + format_count(v.tokens_max - 1) + live;
 }
 
 std::string rate_range_text(const Variant& v) {

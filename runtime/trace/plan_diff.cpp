@@ -16,7 +16,7 @@ using Json = nlohmann::ordered_json;
 
 bool same_ranges(const Variant& a, const Variant& b) {
   return a.tokens_min == b.tokens_min && a.tokens_max == b.tokens_max && a.rate_min == b.rate_min &&
-         a.rate_max == b.rate_max && a.load_min == b.load_min && a.load_max == b.load_max;
+         a.rate_max == b.rate_max && a.load_min == b.load_min && a.load_max == b.load_max && a.live == b.live;
 }
 
 std::string ranges_text(const Variant& v) {

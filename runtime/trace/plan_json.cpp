@@ -87,6 +87,7 @@ Json variant_json(const Variant& v) {
           {"select_share", v.select_share},
           {"map_form", map_form_name(v.map_form)},
           {"map_side", v.map_form == MapForm::kNone ? Json(nullptr) : Json(map_side_name(v.map_side))},
+          {"live", v.live},
           {"promised_ttft_ns", v.promise.ttft_ns},
           {"makespan_ns", v.makespan_ns},
           {"lower_bound_ns", v.lower_bound_ns},

@@ -14,6 +14,7 @@
 #include "compiler/emit/emit.h"
 #include "compiler/lowering/lower_tiles.h"
 #include "compiler/scheduling/schedulers.h"
+#include "compiler/scheduling/sender_times.h"
 #include "compiler/scheduling/variant_problem.h"
 #include "compiler/select/doubt.h"
 #include "compiler/select/variants.h"
@@ -782,6 +783,61 @@ TEST(Compile, NothingStartsBeforeTheEntryHasBeenFound) {
     auto fast = simulate_variant(*out->plan, v, {at.tokens, at.suffix, int64_t{1} << 50});
     ASSERT_TRUE(fast.ok());
     for (size_t i = 0; i < v.ops.size(); ++i) EXPECT_GE(fast->ops[i].start_ns, 1'000'000) << scheduler << i;
+  }
+}
+
+TEST(Compile, WhatALiveSenderHasNotShownIsWaitedFor) {
+  const MachineModel m = machine();
+  const CostModel costs(m, kShape);
+  const SenderTimes sender(costs, 1024);
+  // In two pieces of 512 rows, each a call of 612 us; of the last layer only K and V.
+  constexpr int64_t kPiece = 612'000, kLast = 122'400;
+  auto transfer = [](Payload payload, int32_t layer, int32_t chunk) {
+    return Op{.kind = OpKind::kTransfer, .payload = payload, .layer = layer, .chunk = chunk};
+  };
+  EXPECT_EQ(sender.ready_ns(transfer(Payload::kKv, 0, 0), 1), 2 * kPiece);
+  EXPECT_EQ(sender.ready_ns(transfer(Payload::kKv, 0, 0), 2), kPiece);
+  EXPECT_EQ(sender.ready_ns(transfer(Payload::kE, 3, 0), 1), 7 * kPiece);
+  EXPECT_EQ(sender.ready_ns(transfer(Payload::kKv, 11, 0), 1), 22 * kPiece + 2 * kLast);
+  int64_t best = 0;
+  for (const char* scheduler : {"best", "e-first", "kv-preload", "serial"}) {
+    SCOPED_TRACE(scheduler);
+    CompileOptions o{.recompute = "3-7", .context_lengths = "1024", .link_rates = "1GB/s"};
+    o.schedule = scheduler;
+    auto plain = compile(inputs_in_memory(m), o);
+    ASSERT_TRUE(plain.ok()) << plain.status().message();
+    EXPECT_EQ(plain->plan->format_version, kWrittenFormatVersion);
+    o.live_sender = true;
+    auto out = compile(inputs_in_memory(m), o);
+    ASSERT_TRUE(out.ok()) << out.status().message();
+    const Plan& plan = *out->plan;
+    EXPECT_EQ(plan.format_version, kLiveFormatVersion);
+    ASSERT_EQ(plan.variants.size(), 2u);
+    EXPECT_EQ(plan.variants[0], plain->plan->variants[0]);
+    const Variant& live = plan.variants[1];
+    EXPECT_TRUE(live.live);
+    for (const Op& op : live.ops)
+      if (is_transfer(op)) {
+        EXPECT_GE(op.start_ns, sender.ready_ns(op, live.chunks));
+      }
+    EXPECT_GT(live.makespan_ns, 22 * kPiece + 2 * kLast);
+    EXPECT_GT(live.makespan_ns, plan.variants[0].makespan_ns);
+    EXPECT_EQ(predicted_ttft_ns(plan, live, tuned_point(live)), live.makespan_ns);
+    best = best == 0 ? live.makespan_ns : best;
+    EXPECT_LE(best, live.makespan_ns) << "the first was the best";
+    EXPECT_EQ(select_variant(plan, 1024, 1'000'000'000), &plan.variants[0]);
+    EXPECT_EQ(select_variant(plan, 1024, 1'000'000'000, 0, true), &live);
+    EXPECT_EQ(select_variant(*plain->plan, 1024, 1'000'000'000, 0, true), &plain->plan->variants[0]);
+    auto read = parse_plan(std::as_bytes(std::span(out->bytes.data(), out->bytes.size())), "it");
+    ASSERT_TRUE(read.ok()) << read.status().message();
+    EXPECT_EQ(*read, plan);
+    Plan older = plan;
+    older.format_version = 5;
+    EXPECT_THAT(verify_plan(older, "it").message(), HasSubstr("a live sender, which came with version 6"));
+    Plan twice = plan;
+    twice.variants.push_back(live);
+    twice.variants.back().name = "again";
+    EXPECT_THAT(verify_plan(twice, "it").message(), HasSubstr("both cover"));
   }
 }
 
