@@ -47,7 +47,9 @@ struct VerifyTiling : impl::ReuseVerifyTilingBase<VerifyTiling> {
     }
     if (a.getFallback() != b.getFallback()) return mlir::success();
     if (a.getFallback()) return fault("is a second fall-back; expected one");
-    if (overlap(a.getTokensMin(), a.getTokensMax(), b.getTokensMin(), b.getTokensMax()) &&
+    // One for a live sender stands beside the others.
+    if (a->hasAttr("live") == b->hasAttr("live") &&
+        overlap(a.getTokensMin(), a.getTokensMax(), b.getTokensMin(), b.getTokensMax()) &&
         overlap(a.getRateMin(), a.getRateMax(), b.getRateMin(), b.getRateMax()) &&
         overlap(a.getLoadMin().value_or(0), a.getLoadMax().value_or(INT64_MAX), b.getLoadMin().value_or(0),
                 b.getLoadMax().value_or(INT64_MAX))) {

@@ -790,15 +790,17 @@ TEST(Compile, WhatALiveSenderHasNotShownIsWaitedFor) {
   const MachineModel m = machine();
   const CostModel costs(m, kShape);
   const SenderTimes sender(costs, 1024);
-  // In two pieces of 512 rows, each a call of 612 us; of the last layer only K and V.
-  constexpr int64_t kPiece = 612'000, kLast = 122'400;
+  // Each layer in two pieces of 512 rows; of the last layer only K and V.
+  const double first = costs.layer_ns(512, 512, 0), second = costs.layer_ns(512, 512, 512);
+  const double layer = first + second;
+  const auto all = std::llround(11 * layer + costs.layer_ns(512, 0, 0) + costs.layer_ns(512, 0, 512));
   auto transfer = [](Payload payload, int32_t layer, int32_t chunk) {
     return Op{.kind = OpKind::kTransfer, .payload = payload, .layer = layer, .chunk = chunk};
   };
-  EXPECT_EQ(sender.ready_ns(transfer(Payload::kKv, 0, 0), 1), 2 * kPiece);
-  EXPECT_EQ(sender.ready_ns(transfer(Payload::kKv, 0, 0), 2), kPiece);
-  EXPECT_EQ(sender.ready_ns(transfer(Payload::kE, 3, 0), 1), 7 * kPiece);
-  EXPECT_EQ(sender.ready_ns(transfer(Payload::kKv, 11, 0), 1), 22 * kPiece + 2 * kLast);
+  EXPECT_EQ(sender.ready_ns(transfer(Payload::kKv, 0, 0), 1), std::llround(layer));
+  EXPECT_EQ(sender.ready_ns(transfer(Payload::kKv, 0, 0), 2), std::llround(first));
+  EXPECT_EQ(sender.ready_ns(transfer(Payload::kE, 3, 0), 1), std::llround(3 * layer + first));
+  EXPECT_EQ(sender.ready_ns(transfer(Payload::kKv, 11, 0), 1), all);
   int64_t best = 0;
   for (const char* scheduler : {"best", "e-first", "kv-preload", "serial"}) {
     SCOPED_TRACE(scheduler);
@@ -820,7 +822,7 @@ TEST(Compile, WhatALiveSenderHasNotShownIsWaitedFor) {
       if (is_transfer(op)) {
         EXPECT_GE(op.start_ns, sender.ready_ns(op, live.chunks));
       }
-    EXPECT_GT(live.makespan_ns, 22 * kPiece + 2 * kLast);
+    EXPECT_GT(live.makespan_ns, all);
     EXPECT_GT(live.makespan_ns, plan.variants[0].makespan_ns);
     EXPECT_EQ(predicted_ttft_ns(plan, live, tuned_point(live)), live.makespan_ns);
     best = best == 0 ? live.makespan_ns : best;
