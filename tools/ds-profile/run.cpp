@@ -74,7 +74,7 @@ Status check_options(RunOptions& o) {
     DS_ASSIGN(LayerRange range, parse_layers(text, INT32_MAX));
     w.only.push_back(range);
   }
-  w.heuristics = w.no_context = !o.no_controls;
+  w.heuristics = w.no_context = w.other_document = !o.no_controls;
   if (o.no_controls) {
     w.select_shares.clear();
     w.scattered = 0;
@@ -413,6 +413,10 @@ Status run_profile(RunOptions o) {
   // A budget gives up from the finest.
   if (o.granularity == "auto" && !o.within) o.profile.ways.granularity = default_granularity(config.layers);
   DS_ASSIGN(ProfileWork work, plan_work(data.sets, prompts, *receiver.tokenizer, config, o.profile));
+  if (work.contexts.size() < 2) {
+    o.profile.ways.other_document = false;
+    DS_TRY(set_ways(work, config, o.profile.ways));
+  }
   say_merged(work);
   if (!o.fit_data.empty()) {
     int64_t left_out = 0;
@@ -559,7 +563,8 @@ Action add_run(CLI::App& app) {
                                ->check(CLI::Range(0, 1000));
   app.add_flag("--no-controls", o->no_controls,
                "only groups and restored layers: no scattered sets, selection, single layers, shuffled maps, "
-               "first and last layers, nor the sender alone or the receiver without context");
+               "first and last layers, nor the sender alone, the receiver without context or over another "
+               "document's cache");
   app.add_option("--seed", o->profile.ways.seed, "of the order of contexts, scattered sets and splits")
       ->capture_default_str();
   app.add_option("--state", o->state,
