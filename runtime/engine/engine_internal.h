@@ -283,6 +283,10 @@ struct EngineLoop {
   void watch(Active& a);
   /// What has not come of the run's transfers will not.
   void lose(Active& a, Status why);
+  /// The first one is the miss.
+  static void count_lost(Active& a, Status why);
+  /// Goes on without the transfers that were lost, if any was.
+  void repair(Active& a);
   /// A store that hangs may still write to this memory, at any time: the run goes on with a copy.
   Status leave_memory(Active& a);
   void admit();

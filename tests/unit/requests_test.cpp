@@ -698,6 +698,52 @@ TEST(Engine, ALostTransferIsRecomputed) {
   EXPECT_GT(repaired, missed / 2) << "most faults come while the plan runs";
 }
 
+/// One transfer of many that fails costs its own cells: what else is sent comes and is used.
+TEST(Engine, WhatIsSentBesideALostTransferIsUsed) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("one_lost"));
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options(3)));
+  const Variant& v = plan.variants[0];
+  EngineRequest asked = request_of(nullptr, 300, 9, 1);
+  pair.publish_to(**store, asked.context);
+  const Shape shape = pair.shape();
+  auto bytes_of = [&](const Op& op) {
+    const int64_t row = op.payload == Payload::kE ? shape.e_row() : shape.kv_row();
+    return op_rows(op, v.chunks, 300, 9, 0).rows * row * 4;
+  };
+  std::vector<Op> transfers;
+  int64_t all = 0;
+  for (const Op& op : v.ops)
+    if (op.kind == OpKind::kTransfer) {
+      transfers.push_back(op);
+      all += bytes_of(op);
+    }
+  ASSERT_EQ(transfers.size(), 12u);
+  EngineLimits limits = kLimits;
+  limits.patience_ns = 60'000'000'000;  // a machine may be busy
+  for (size_t lost = 0; lost < transfers.size(); ++lost) {
+    const int read = static_cast<int>(lost) + 1;  // the first one is the header's
+    FaultyStore faulty(**store, Fault::kRestarts, read);
+    auto engine = make_engine(*pair.backend, limits);
+    EngineRequest r = asked;
+    r.receiver = add(*engine, pair, pair.receiver, {&plan});
+    r.store = &faulty;
+    const EngineAnswer answer = answer_of(*engine, r);
+    const Op& op = transfers[lost];
+    // What lies below, of the same rows, need not come any more.
+    int64_t below = 0;
+    for (const Op& other : transfers)
+      if (other.payload == Payload::kKv && other.chunk == op.chunk && other.layer < op.layer)
+        below += bytes_of(other);
+    const std::string what = fmt::format("transfer {}: layer {}, chunk {}", lost, op.layer, op.chunk);
+    EXPECT_TRUE(answer.repaired) << what << ": " << answer.miss.message();
+    EXPECT_EQ(answer.cache, CacheStatus::kMiss) << what;
+    EXPECT_LE(answer.bytes_loaded, all - bytes_of(op)) << what;
+    EXPECT_GE(answer.bytes_loaded, all - bytes_of(op) - below) << what;
+    EXPECT_EQ(answer.reused, &v) << what;
+  }
+}
+
 /// A kernel that fails ends its request, whoever else is in its step or its batch.
 TEST(Engine, AFailedKernelIsItsRequestsError) {
   if (!exact_rows()) GTEST_SKIP() << "kernels are broken on streams of host code";
