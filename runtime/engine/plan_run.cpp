@@ -191,6 +191,12 @@ bool PlanRun::awaits_transfers() const {
   return std::any_of(transfers_.begin(), transfers_.end(), [](const Transfer& t) { return t.comes(); });
 }
 
+bool PlanRun::computes(int64_t layer) const {
+  const auto& cells = cells_[static_cast<size_t>(layer)];
+  return std::any_of(cells.begin(), cells.begin() + static_cast<std::ptrdiff_t>(context_blocks()),
+                     [](const Cell& cell) { return cell.own; });
+}
+
 bool PlanRun::divisible(const Call& call) {
   switch (call.op.kind) {
     case OpKind::kEmbed:

@@ -94,6 +94,8 @@ class PlanRun {
   bool repaired() const { return repaired_; }
   /// Whether nothing of a sender is in what was computed.
   bool exact() const { return exact_; }
+  /// Whether any K and V of this layer, of the context, were computed by the receiver.
+  bool computes(int64_t layer) const;
 
   /// Of one row through one layer, but for its attention.
   static double layer_flops(const ModelConfig& config);

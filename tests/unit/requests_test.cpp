@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "plans/full_prefill.h"
+#include "runtime/core/drift.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/engine/batch_scheduler.h"
@@ -741,6 +742,55 @@ TEST(Engine, WhatIsSentBesideALostTransferIsUsed) {
     EXPECT_LE(answer.bytes_loaded, all - bytes_of(op)) << what;
     EXPECT_GE(answer.bytes_loaded, all - bytes_of(op) - below) << what;
     EXPECT_EQ(answer.reused, &v) << what;
+  }
+}
+
+/// A repaired run is looked at by what it says; its keys only where they are the sender's.
+TEST(Engine, AGateLooksAtARepairedRun) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("repaired_gate"));
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options(3)));
+  const Plan exact = full_prefill_plan(pair.receiver.identity, pair.shape(), "f32");
+  EngineRequest asked = request_of(nullptr, 300, 9, 1);
+  pair.publish_to(**store, asked.context);
+  EngineLimits limits = kLimits;
+  limits.patience_ns = 60'000'000'000;
+  auto answer_at = [&](const Gate& gate, int lost_read) {
+    FaultyStore faulty(**store, Fault::kRestarts, lost_read);
+    auto engine = make_engine(*pair.backend, limits);
+    EngineRequest r = asked;
+    r.receiver = add(*engine, pair, pair.receiver, {&plan});
+    r.store = &faulty;
+    r.gates = {&gate};
+    return answer_of(*engine, r);
+  };
+  // Reads: the header, E of three chunks, K and V of layers 0, 1 and 4, chunk by chunk.
+  const int none = 1 << 20, of_layer_0 = 5, of_layer_4 = 11;
+  const Gate wide = gate_at(plan, proxies(1e6, 1e6, 0)), strict = gate_at(plan, proxies(0, 0, 1));
+  const EngineAnswer healthy = answer_at(wide, none);
+  ASSERT_TRUE(healthy.gate.checked);
+  EXPECT_FALSE(healthy.gate.repaired);
+  for (const int lost : {of_layer_0, of_layer_4}) {
+    const EngineAnswer answer = answer_at(wide, lost);
+    EXPECT_TRUE(answer.repaired);
+    EXPECT_TRUE(answer.gate.checked && answer.gate.repaired && !answer.gate.alarmed);
+    EXPECT_FALSE(std::isnan(answer.gate.values[Proxy::kEntropy]));
+    const double keys = answer.gate.values[Proxy::kKDeviation];
+    if (lost == of_layer_0) {
+      EXPECT_TRUE(std::isnan(keys) && std::isnan(answer.gate.thresholds[Proxy::kKDeviation]));
+    } else {
+      EXPECT_EQ(keys, healthy.gate.values[Proxy::kKDeviation]);
+    }
+    auto window = DriftWindow::make("profile");
+    ASSERT_TRUE(window.ok());
+    const GateReference& reference = *wide.reference(plan.variants[0]);
+    window->add(reference.way, answer.gate);
+    EXPECT_EQ(window->report(reference, 0.1).requests, 0) << "the profile has no such runs";
+    window->add(reference.way, healthy.gate);
+    EXPECT_EQ(window->report(reference, 0.1).requests, 1);
+    const EngineAnswer alarmed = answer_at(strict, lost);
+    EXPECT_TRUE(alarmed.gate.alarmed);
+    expect_same(alone(pair, pair.receiver, exact, asked, nullptr), alarmed, "after the alarm");
   }
 }
 
