@@ -481,6 +481,75 @@ TEST(Engine, PublishesBesideRequests) {
       << refused.status().message();
 }
 
+/// What a publication needs before it begins is made while requests go on.
+TEST(Engine, RequestsDoNotWaitForAPublicationThatBegins) {
+  if (!exact_rows()) GTEST_SKIP() << "models are wrapped on streams of host code";
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("begins"));
+  MapSet maps = testing::make_maps(pair.shape(), 3, [](int64_t, const std::string&, std::vector<float>&) {});
+  testing::set_pair(maps, pair.sender.identity, pair.receiver.identity);
+  testing::BrokenModel model(*pair.sender.model);
+  auto engine = make_engine(*pair.backend, kLimits);
+  const Receiver* sender =
+      *engine->add(std::move(Receiver::create("s", model, pair.sender.identity)).value());
+  const Receiver* other = add(*engine, pair, pair.receiver);
+  std::atomic<bool> answered{false};
+  model.on_workspace = [&] {
+    answer_of(*engine, request_of(other, 100, 9, 1));
+    answered = true;
+  };
+  auto ticket = engine->publish({.sender = sender,
+                                 .context = random_ids(100, kVocab, 2),
+                                 .store = store->get(),
+                                 .options = {.cuts = {{2, MapForm::kDiagonal}}, .maps = &maps}});
+  EXPECT_TRUE(answered);
+  ASSERT_TRUE(ticket.ok()) << ticket.status().message();
+  auto published = (*ticket)->wait();
+  EXPECT_TRUE(published.ok()) << published.status().message();
+}
+
+/// A device that is lost ends everything that needs it, publications too.
+TEST(Engine, ALostDeviceEndsWhatNeedsIt) {
+  if (!exact_rows()) GTEST_SKIP() << "kernels are broken on streams of host code";
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("device"));
+  FaultyStore hangs(**store, Fault::kLookUpHangs);
+  testing::BrokenModel model(*pair.receiver.model);
+  model.fails = "layer";
+  model.code = Code::kUnavailable;
+  auto engine = make_engine(*pair.backend, kLimits);
+  const Receiver* receiver =
+      *engine->add(std::move(Receiver::create("r", model, pair.receiver.identity)).value());
+  const Receiver* sender = add(*engine, pair, pair.sender);
+  EnginePublication publication{.sender = sender,
+                                .context = random_ids(100, kVocab, 2),
+                                .store = &hangs,
+                                .options = {.only_new = true}};
+  auto first = engine->publish(publication);
+  publication.context.push_back(1);
+  std::atomic<int> ended{0};
+  publication.on_end = [&] { ++ended; };
+  auto second = engine->publish(publication);
+  ASSERT_TRUE(first.ok() && second.ok());
+  auto answer = (*engine->submit(request_of(receiver, 100, 9, 1)))->wait();
+  ASSERT_FALSE(answer.ok());
+  EXPECT_EQ(answer.status().code(), Code::kUnavailable);
+  for (auto* ticket : {&first, &second}) {
+    auto published = (**ticket)->wait();
+    ASSERT_FALSE(published.ok());
+    EXPECT_EQ(published.status().code(), Code::kUnavailable) << published.status().message();
+  }
+  engine->drain();
+  EXPECT_EQ(engine->stats().publications_open, 0);
+  auto refused = engine->publish(publication);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.status().code(), Code::kUnavailable);
+  EXPECT_EQ(engine->submit(request_of(sender, 10, 9, 1)).status().code(), Code::kUnavailable);
+  hangs.let_go();
+  engine.reset();
+  EXPECT_EQ(ended, 1);
+}
+
 /// A conversation: what another model has read of it comes by plan, the rest is read; and what a model has
 /// read anew is published, whether its caches are still there or not.
 TEST(Engine, AContextThatGrowsCostsItsNewTokens) {
