@@ -29,8 +29,8 @@ void Ticket::cancel() {
   if (wake_) wake_();
 }
 
-Station* EngineLoop::station_of(const Receiver* receiver) {
-  for (auto& s : stations)
+Station* EngineLoop::station_of(const Receiver* receiver) const {
+  for (const auto& s : stations)
     if (s->receiver.get() == receiver) return s.get();
   return nullptr;
 }

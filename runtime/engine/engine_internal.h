@@ -218,15 +218,20 @@ struct EngineLoop {
   EngineLoop(Backend& b, const EngineLimits& l) : backend(b), limits(l) {}
 
   // ---- the outside
-  Station* station_of(const Receiver* receiver);
+  Station* station_of(const Receiver* receiver) const;
   int64_t cache_rows(const Active& a) const;
   Status check(const EngineRequest& r);
   Result<std::shared_ptr<Ticket>> submit(EngineRequest request);
+  // With `mutex` held.
+  Status check(const EnginePublication& asked) const;
+  std::shared_ptr<PublicationTicket> published_already(const EnginePublication& asked) const;
   Result<std::shared_ptr<PublicationTicket>> publish(EnginePublication asked);
 
   // ---- publications, on the engine's thread
   Publishing* publishing();
   void end(Publishing& p, Result<Published> result);
+  /// All that need the device yet.
+  void end_publications(const Status& why);
   void look_up(Publishing& p);
   /// Of a publication whose piece was not run: what it has kept is given up, which costs less than to know.
   void begin_again(Publishing& p);
@@ -283,6 +288,10 @@ struct EngineLoop {
   void watch(Active& a);
   /// What has not come of the run's transfers will not.
   void lose(Active& a, Status why);
+  /// The first one is the miss.
+  static void count_lost(Active& a, Status why);
+  /// Goes on without the transfers that were lost, if any was.
+  void repair(Active& a);
   /// A store that hangs may still write to this memory, at any time: the run goes on with a copy.
   Status leave_memory(Active& a);
   void admit();

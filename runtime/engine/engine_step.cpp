@@ -207,14 +207,17 @@ void EngineLoop::settle(std::vector<Item>& items, Status status) {
 
 Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
   const Gate& gate = *std::exchange(a.gate, nullptr);
+  const bool repaired = a.run->repaired();
   // Of a repaired run there may be nothing of the sender left.
-  if (a.run->repaired() && a.run->exact()) return ok_status();
-  DS_ASSIGN(a.answer.gate, gate.look(*a.reused, logits, [&] {
+  if (repaired && a.run->exact()) return ok_status();
+  std::function<Result<double>()> keys = [&] {
     return a.station->keys->measure(
         *compute, *a.station->workspace,
         std::span<const int32_t>(a.tokens).first(static_cast<size_t>(a.reused_rows)),
         a.sequence.prefix_rows > 0 ? a.sequence.base->range().layer(0) : a.sequence.own->layer(0));
-  }));
+  };
+  if (repaired && a.run->computes(0)) keys = nullptr;
+  DS_ASSIGN(a.answer.gate, gate.look(*a.reused, logits, keys, repaired));
   {
     std::lock_guard lock(mutex);
     ++stats.gate_checks;
