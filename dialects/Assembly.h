@@ -1,16 +1,46 @@
-// Custom assembly that both dialects share: half-open ranges and points of a metric.
+// Custom assembly that both dialects share: enumerators, half-open ranges, points of a metric.
 #pragma once
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "mlir/IR/BuiltinAttributes.h"
 #include "mlir/IR/OpImplementation.h"
 
 namespace ds {
+
+/// An enumerator by the name that plans/ has for it; as a keyword, which has no hyphens.
+inline void print_enumerator(mlir::AsmPrinter& printer, std::string_view name) {
+  std::string text(name);
+  std::replace(text.begin(), text.end(), '-', '_');
+  printer << text;
+}
+
+/// The other way round; `names` says "unknown" of the first number that is none. An enumerator without a
+/// name cannot be written.
+template <typename Enum>
+mlir::FailureOr<Enum> parse_enumerator(mlir::AsmParser& parser, std::string_view (*names)(Enum)) {
+  llvm::SMLoc at = parser.getCurrentLocation();
+  llvm::StringRef found;
+  std::string known;
+  const bool word = mlir::succeeded(parser.parseOptionalKeyword(&found));
+  for (int n = 0; names(static_cast<Enum>(n)) != "unknown"; ++n) {
+    std::string name(names(static_cast<Enum>(n)));
+    std::replace(name.begin(), name.end(), '-', '_');
+    if (name.empty()) continue;
+    if (word && found == name) return static_cast<Enum>(n);
+    known += (known.empty() ? "" : ", ") + name;
+  }
+  mlir::InFlightDiagnostic d = parser.emitError(at);
+  d << "expected one of " << known;
+  if (word) d << ", found '" << found << "'";
+  return d;
+}
 
 /// "[256, 1024)", "[1024, inf)"; INT64_MAX stands for the open end.
 inline mlir::ParseResult parseRange(mlir::OpAsmParser& parser, mlir::IntegerAttr& low,

@@ -44,16 +44,6 @@ int32_t position_of(mlir::Value value) {
 
 }  // namespace
 
-plan::MapFormAttr map_form_attr(mlir::MLIRContext* ctx, const Variant& v) {
-  if (v.map_form == MapForm::kNone) return {};
-  return plan::MapFormAttr::get(ctx, static_cast<plan::MapForm>(v.map_form));
-}
-
-plan::MapSideAttr map_side_attr(mlir::MLIRContext* ctx, const Variant& v) {
-  if (v.map_form == MapForm::kNone) return {};
-  return plan::MapSideAttr::get(ctx, static_cast<plan::MapSide>(v.map_side));
-}
-
 void write_choice(mlir::Operation* op, const Variant& v) {
   mlir::Builder b(op->getContext());
   if (v.load_min != 0 || v.load_max != kNoLimit) {
@@ -131,8 +121,7 @@ plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
     inputs.push_back(plan::InputAttr::get(ctx, f.role, f.name, f.sha256));
   llvm::SmallVector<mlir::Attribute> sources;
   for (const Source& source : p.sources) {
-    auto rule = static_cast<plan::SourceRule>(source.rule);
-    sources.push_back(plan::SourceAttr::get(ctx, rule, model(source.model), shape(source.shape)));
+    sources.push_back(plan::SourceAttr::get(ctx, source.rule, model(source.model), shape(source.shape)));
   }
   mlir::OperationState state(loc, plan::FileOp::getOperationName());
   auto& to = state.getOrAddProperties<plan::FileOp::Properties>();
@@ -183,8 +172,7 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
     to.proven_optimal = unit(v.proven_optimal);
   }
   if (v.select_share != 0) to.select_share = b.getF64FloatAttr(v.select_share);
-  to.map_form = map_form_attr(ctx, v);
-  to.map_side = map_side_attr(ctx, v);
+  to.alignment = plan::AlignmentAttr::of(ctx, v);
   state.addRegion();
   auto variant = mlir::cast<plan::VariantOp>(b.create(state));
   write_choice(variant, v);
@@ -192,20 +180,16 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
 
   llvm::SmallVector<mlir::Value> streams, buffers, events;
   for (const Stream& s : v.streams)
-    streams.push_back(
-        b.create<plan::StreamOp>(loc, b.getType<plan::StreamType>(),
-                                 plan::StreamKindAttr::get(ctx, static_cast<plan::StreamKind>(s.kind))));
+    streams.push_back(b.create<plan::StreamOp>(loc, b.getType<plan::StreamType>(), s.kind));
   for (const Buffer& f : v.buffers) {
     buffers.push_back(
-        b.create<plan::BufferOp>(loc, b.getType<plan::BufferType>(),
-                                 plan::BufferKindAttr::get(ctx, static_cast<plan::BufferKind>(f.kind)),
+        b.create<plan::BufferOp>(loc, b.getType<plan::BufferType>(), plan::BufferKindAttr::get(ctx, f.kind),
                                  b.getI32IntegerAttr(f.layer), unit(f.with_context), unit(f.with_suffix)));
   }
   for (const Tile& t : v.tiles) {
-    b.create<plan::TileOp>(loc, plan::ModeAttr::get(ctx, static_cast<plan::Mode>(t.mode)),
-                           b.getI32IntegerAttr(t.first_layer), b.getI32IntegerAttr(t.last_layer),
-                           b.getI32IntegerAttr(t.first_chunk), b.getI32IntegerAttr(t.last_chunk),
-                           unit(t.cut));
+    b.create<plan::TileOp>(loc, plan::ModeAttr::get(ctx, t.mode), b.getI32IntegerAttr(t.first_layer),
+                           b.getI32IntegerAttr(t.last_layer), b.getI32IntegerAttr(t.first_chunk),
+                           b.getI32IntegerAttr(t.last_chunk), unit(t.cut));
   }
   for (const Op& op : v.ops) {
     mlir::Value stream = streams[static_cast<size_t>(op.stream)],
@@ -215,19 +199,19 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
     auto at = scheduled ? i64(op.start_ns) : nullptr, duration = scheduled ? i64(op.duration_ns) : nullptr;
     auto layer = b.getI32IntegerAttr(op.layer), chunk = b.getI32IntegerAttr(op.chunk);
     auto last = op.last_chunk < 0 ? nullptr : b.getI32IntegerAttr(op.last_chunk);
-    auto queries = plan::QueriesAttr::get(ctx, static_cast<plan::Queries>(op.queries));
+    auto queries = plan::QueriesAttr::get(ctx, op.queries);
     auto event = b.getType<plan::EventType>();
     mlir::Value result;
     switch (op.kind) {
       case OpKind::kTransfer: {
-        auto payload = plan::PayloadAttr::get(ctx, static_cast<plan::Payload>(op.payload));
+        auto payload = plan::PayloadAttr::get(ctx, op.payload);
         auto source = op.source == 0 ? nullptr : b.getI32IntegerAttr(op.source);
         result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, last, source, buffer, stream,
                                             after, at, duration);
         break;
       }
       case OpKind::kEmbed: {
-        auto rows = plan::RowsAttr::get(ctx, static_cast<plan::Rows>(op.rows));
+        auto rows = plan::RowsAttr::get(ctx, op.rows);
         result = b.create<plan::EmbedOp>(loc, event, rows, op.rows == Rows::kChunk ? chunk : nullptr, last,
                                          buffer, stream, after, at, duration);
         break;
@@ -289,16 +273,18 @@ Result<Variant> export_variant(plan::VariantOp variant) {
   v.lower_bound_ns = static_cast<int64_t>(*variant.getLowerBound());
   v.proven_optimal = variant.getProvenOptimal();
   if (variant.getSelectShare()) v.select_share = variant.getSelectShare()->convertToDouble();
-  if (variant.getMapForm()) v.map_form = static_cast<MapForm>(*variant.getMapForm());
-  if (variant.getMapSide()) v.map_side = static_cast<MapSide>(*variant.getMapSide());
+  if (plan::AlignmentAttr maps = variant.getAlignmentAttr()) {
+    v.map_form = maps.getForm();
+    v.map_side = maps.getSide();
+  }
   read_choice(variant, v);
   llvm::DenseMap<mlir::Value, int32_t> index;
   for (mlir::Operation& op : variant.getBody().front()) {
     if (auto stream = mlir::dyn_cast<plan::StreamOp>(op)) {
-      v.streams.push_back({static_cast<StreamKind>(stream.getKind())});
+      v.streams.push_back({stream.getKind()});
     } else if (auto buffer = mlir::dyn_cast<plan::BufferOp>(op)) {
-      v.buffers.push_back({static_cast<BufferKind>(buffer.getKind()), static_cast<int32_t>(buffer.getLayer()),
-                           buffer.getWithSuffix(), buffer.getWithContext()});
+      v.buffers.push_back({buffer.getKind(), static_cast<int32_t>(buffer.getLayer()), buffer.getWithSuffix(),
+                           buffer.getWithContext()});
     } else if (auto tile = mlir::dyn_cast<plan::TileOp>(op)) {
       v.tiles.push_back(tile.describe(v.chunks));
     } else if (auto described = mlir::dyn_cast<plan::VariantOperationInterface>(op)) {
@@ -333,8 +319,7 @@ Result<Plan> export_file(plan::FileOp file) {
   p.shape = shape(file.getShape());
   if (file.getSources())
     for (auto source : file.getSources()->getAsRange<plan::SourceAttr>())
-      p.sources.push_back(
-          {static_cast<SourceRule>(source.getRule()), model(source.getModel()), shape(source.getShape())});
+      p.sources.push_back({source.getRule(), model(source.getModel()), shape(source.getShape())});
   p.shared_vocab = static_cast<int64_t>(file.getSharedVocab().value_or(0));
   p.provenance.compiler_version = file.getCompiler().str();
   p.provenance.flags = file.getFlags().str();

@@ -19,10 +19,6 @@ plan::FileOp build_file(mlir::OpBuilder& builder, mlir::Location loc, const Plan
 void write_choice(mlir::Operation* op, const Variant& variant);
 void read_choice(mlir::Operation* op, Variant& variant);
 
-/// The maps of a variant's cuts as attributes of either dialect; nothing where they are plain.
-plan::MapFormAttr map_form_attr(mlir::MLIRContext* context, const Variant& variant);
-plan::MapSideAttr map_side_attr(mlir::MLIRContext* context, const Variant& variant);
-
 /// One operation's fields, `waits` left empty; stream and buffer by their position among the variant's.
 Op export_op(plan::VariantOperationInterface op);
 /// The inverse of build_variant. kUnsupported names an op without a time.

@@ -16,9 +16,9 @@ namespace {
 void read_tiles(reuse::PlanOp plan, int32_t chunks, Variant& v) {
   for (mlir::Operation& op : plan.getBody().front()) {
     if (auto tile = mlir::dyn_cast<plan::TileInterface>(op)) v.tiles.push_back(tile.describe(chunks));
-    if (auto form = op.getAttrOfType<plan::MapFormAttr>("form")) {
-      v.map_form = static_cast<MapForm>(form.getValue());
-      v.map_side = static_cast<MapSide>(op.getAttrOfType<plan::MapSideAttr>("side").getValue());
+    if (auto maps = op.getAttrOfType<plan::AlignmentAttr>("alignment")) {
+      v.map_form = maps.getForm();
+      v.map_side = maps.getSide();
     }
     if (auto share = op.getAttrOfType<mlir::FloatAttr>("share")) v.select_share = share.getValueAsDouble();
   }

@@ -1,4 +1,4 @@
-// Attributes of `plan`: the enumerations of plans/plan.h under the same numbers, and the records of a file's head.
+// Attributes of `plan`: the enumerations of plans/plan.h, and the records of a file's head.
 #ifndef DROIDSPEAK_PLAN_ATTRS
 #define DROIDSPEAK_PLAN_ATTRS
 
@@ -6,38 +6,35 @@ include "dialects/plan/PlanDialect.td"
 include "mlir/IR/AttrTypeBase.td"
 include "mlir/IR/EnumAttr.td"
 
-class Plan_EnumAttr<string name, string summary, list<I32EnumAttrCase> cases> : I32EnumAttr<name, summary, cases> {
-  let cppNamespace = "::ds::plan";
+// An enumerator of plans/, written as the name that `names`, a function there, has for it.
+class Plan_Enumerator<string enum, string names> : AttrParameter<"::ds::" # enum, "an enumerator of plans/"> {
+  let parser = "::ds::parse_enumerator<::ds::" # enum # ">($_parser, ::ds::" # names # ")";
+  let printer = "::ds::print_enumerator($_printer, ::ds::" # names # "($_self))";
 }
 
-def Plan_StreamKindAttr : Plan_EnumAttr<"StreamKind", "what a stream is", [
-  I32EnumAttrCase<"link", 0>, I32EnumAttrCase<"copy", 1>, I32EnumAttrCase<"compute", 2>]>;
+// The enumeration of that name of plans/ itself: there is no second one whose numbers would have to agree.
+class Plan_EnumAttr<string enum, string attrMnemonic, string what, string names = attrMnemonic # "_name">
+    : AttrDef<Plan_Dialect, enum> {
+  let summary = what;
+  let mnemonic = attrMnemonic;
+  let parameters = (ins Plan_Enumerator<enum, names>:$value);
+  let assemblyFormat = "$value";
+  let returnType = "::ds::" # enum;
+  let convertFromStorage = "$_self.getValue()";
+  let constBuilderCall = "::ds::plan::" # enum # "Attr::get($_builder.getContext(), $0)";
+}
 
-def Plan_BufferKindAttr : Plan_EnumAttr<"BufferKind", "what a buffer holds", [
-  I32EnumAttrCase<"kv", 0>, I32EnumAttrCase<"hidden", 1>]>;
+def Plan_StreamKindAttr : Plan_EnumAttr<"StreamKind", "stream_kind", "what a stream is">;
+def Plan_BufferKindAttr : Plan_EnumAttr<"BufferKind", "buffer_kind", "what a buffer holds">;
+def Plan_ModeAttr : Plan_EnumAttr<"Mode", "mode", "how a tile gets its K and V">;
+def Plan_PayloadAttr : Plan_EnumAttr<"Payload", "payload", "what a transfer moves">;
+def Plan_RowsAttr : Plan_EnumAttr<"Rows", "rows", "rows of hidden states an op works on">;
+def Plan_QueriesAttr : Plan_EnumAttr<"Queries", "queries", "rows that go on through Q, attention and MLP">;
 
-def Plan_ModeAttr : Plan_EnumAttr<"Mode", "how a tile gets its K and V", [
-  I32EnumAttrCase<"load", 0>, I32EnumAttrCase<"recompute", 1>, I32EnumAttrCase<"restore", 2>,
-  I32EnumAttrCase<"select", 3>]>;
-
-def Plan_PayloadAttr : Plan_EnumAttr<"Payload", "what a transfer moves", [
-  I32EnumAttrCase<"e", 1>, I32EnumAttrCase<"kv", 2>]>;
-
-def Plan_RowsAttr : Plan_EnumAttr<"Rows", "rows of hidden states an op works on", [
-  I32EnumAttrCase<"chunk", 0>, I32EnumAttrCase<"suffix", 1>, I32EnumAttrCase<"all", 2>]>;
-
-def Plan_QueriesAttr : Plan_EnumAttr<"Queries", "rows that go on through Q, attention and MLP", [
-  I32EnumAttrCase<"none", 0>, I32EnumAttrCase<"all", 1>, I32EnumAttrCase<"suffix", 2>,
-  I32EnumAttrCase<"last", 3>]>;
-
-def Plan_MapFormAttr : Plan_EnumAttr<"MapForm", "what a map at a cut is made of", [
-  I32EnumAttrCase<"diagonal", 1>, I32EnumAttrCase<"low_rank", 2>, I32EnumAttrCase<"full", 3>]>;
-
-def Plan_MapSideAttr : Plan_EnumAttr<"MapSide", "who applies the maps", [
-  I32EnumAttrCase<"receiver", 0>, I32EnumAttrCase<"sender", 1>]>;
-
-def Plan_RoleAttr : Plan_EnumAttr<"Role", "what a task is to the simple strategies", [
-  I32EnumAttrCase<"load_e", 0>, I32EnumAttrCase<"load_kv", 1>, I32EnumAttrCase<"compute", 2>]>;
+def Plan_RoleAttr : I32EnumAttr<"Role", "what a task is to the simple strategies", [
+    I32EnumAttrCase<"load_e", 0>, I32EnumAttrCase<"load_kv", 1>, I32EnumAttrCase<"compute", 2>]> {
+  let cppNamespace = "::ds::plan";
+}
 
 class Plan_Attr<string name, string attrMnemonic> : AttrDef<Plan_Dialect, name> {
   let mnemonic = attrMnemonic;
@@ -56,12 +53,21 @@ def Plan_ShapeAttr : Plan_Attr<"Shape", "shape"> {
     "int64_t":$heads, "int64_t":$kv_heads, "int64_t":$head_dim, "int64_t":$vocab);
 }
 
-def Plan_SourceRuleAttr : Plan_EnumAttr<"SourceRule", "how a source's rows came about", [
-  I32EnumAttrCase<"prefix", 0>, I32EnumAttrCase<"segment", 1>]>;
-
 def Plan_SourceAttr : Plan_Attr<"Source", "source"> {
   let summary = "what transfers read (ds::Source)";
-  let parameters = (ins EnumParameter<Plan_SourceRuleAttr>:$rule, "::ds::plan::ModelAttr":$model, "::ds::plan::ShapeAttr":$shape);
+  let parameters = (ins Plan_Enumerator<"SourceRule", "source_rule_name">:$rule, "::ds::plan::ModelAttr":$model, "::ds::plan::ShapeAttr":$shape);
+}
+
+def Plan_AlignmentAttr : AttrDef<Plan_Dialect, "Alignment"> {
+  let summary = "of which form the maps of the sender's hidden states are, and who applies them";
+  let mnemonic = "alignment";
+  let parameters = (ins Plan_Enumerator<"MapForm", "map_form_name">:$form, Plan_Enumerator<"MapSide", "map_side_name">:$side);
+  let assemblyFormat = "$form `by` $side";
+  let extraClassDeclaration = [{
+    /// Nothing where a variant has no maps.
+    static AlignmentAttr of(::mlir::MLIRContext* context, const ::ds::Variant& variant);
+  }];
+  let genVerifyDecl = 1;
 }
 
 def Plan_InputAttr : Plan_Attr<"Input", "input"> {

@@ -54,7 +54,7 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives,
     OptionalAttr<StrAttr>:$way, OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound,
     OptionalAttr<F64Attr>:$confidence, OptionalAttr<F64Attr>:$select_share,
-    OptionalAttr<Plan_MapFormAttr>:$map_form, OptionalAttr<Plan_MapSideAttr>:$map_side,
+    OptionalAttr<Plan_AlignmentAttr>:$alignment,
     OptionalAttr<F64Attr>:$divergence, OptionalAttr<F64Attr>:$divergence_stderr,
     OptionalAttr<F64Attr>:$divergence_bound);
   let regions = (region SizedRegion<1>:$body);
@@ -64,7 +64,7 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     custom<Load>($load_min, $load_max) `\n`
     `tuned` `(` `tokens` `=` $tuned_tokens `,` `suffix` `=` $tuned_suffix `,` `rate` `=` $tuned_rate `)`
     `chunks` $chunks `promise` `(` `loss` `=` custom<Points>($loss) `,` `ttft_ns` `=` $ttft_ns `)`
-    (`aligned` $map_form^ `by` $map_side)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)? (`proven_optimal` $proven_optimal^)?
+    (`aligned` $alignment^)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)? (`proven_optimal` $proven_optimal^)?
     attr-dict-with-keyword $body
   }];
   let hasRegionVerifier = 1;

@@ -38,32 +38,25 @@ int64_t chunks_of(mlir::Operation* tile) {
 
 Tile extent(plan::TileInterface tile) { return tile.describe(static_cast<int32_t>(chunks_of(tile))); }
 
-/// The maps that hidden states of the sender go through; nothing: plain ones.
-struct Maps {
-  std::optional<plan::MapForm> form;
-  std::optional<plan::MapSide> side;
-  bool operator==(const Maps&) const = default;
-};
-
-std::string maps_text(const Maps& m) {
-  if (!m.form) return "not aligned";
-  return fmt::format("aligned {} by {}", plan::stringifyMapForm(*m.form).str(),
-                     plan::stringifyMapSide(m.side.value_or(plan::MapSide::receiver)).str());
+/// Nothing: plain hidden states.
+std::string maps_text(plan::AlignmentAttr m) {
+  if (!m) return "not aligned";
+  return fmt::format("aligned {} by {}", map_form_name(m.getForm()), map_side_name(m.getSide()));
 }
 
 /// All that the sender sends goes through maps of one form on one side, or none of it does.
 mlir::LogicalResult verify_maps(PlanOp plan) {
   mlir::Operation* first = nullptr;
-  Maps all;
+  plan::AlignmentAttr all;
   for (mlir::Operation& op : plan.getBody().front()) {
-    Maps found;
+    plan::AlignmentAttr found;
     if (auto cut = mlir::dyn_cast<CutOp>(op)) {
       if (cut.getHidden().use_empty()) continue;
       auto align = mlir::dyn_cast<AlignOp>(*cut.getHidden().user_begin());
-      if (align) found = {align.getForm(), align.getSide()};
+      if (align) found = align.getAlignment();
     } else if (auto restore = mlir::dyn_cast<RestoreOp>(op)) {
       if (restore.getLastLayer() == 0) continue;  // nothing is sent
-      found = {restore.getForm(), restore.getSide()};
+      found = restore.getAlignmentAttr();
     } else {
       continue;
     }
@@ -224,9 +217,7 @@ mlir::LogicalResult AlignOp::verify() {
 }
 
 mlir::LogicalResult RestoreOp::verify() {
-  if (getForm().has_value() != getSide().has_value())
-    return emitOpError() << "has a form of maps without a side, or a side without a form; expected both";
-  if (getForm() && static_cast<int32_t>(getLastLayer()) == 0)
+  if (getAlignment() && static_cast<int32_t>(getLastLayer()) == 0)
     return emitOpError()
            << "is aligned, but nothing is sent for layer 0; expected layers above it, or no maps";
   return mlir::success();

@@ -63,9 +63,9 @@ def Reuse_AlignOp : Reuse_Op<"align", [HasParent<"PlanOp">,
     DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
   let summary = "a cut's hidden states, taken to the receiver's by a map of its layer";
   let description = "The maps are those of the plan file; where the sender applies them, it stores the mapped cut.";
-  let arguments = (ins Reuse_HiddenType:$cut, Plan_MapFormAttr:$form, Plan_MapSideAttr:$side);
+  let arguments = (ins Reuse_HiddenType:$cut, Plan_AlignmentAttr:$alignment);
   let results = (outs Reuse_HiddenType:$hidden);
-  let assemblyFormat = "$cut $form `by` $side attr-dict";
+  let assemblyFormat = "$cut $alignment attr-dict";
   let hasVerifier = 1;
 }
 
@@ -106,11 +106,11 @@ def Reuse_RestoreOp : Reuse_TileOp<"restore", "Restore"> {
     `aligned`: what is sent goes through the maps of its layers.
   }];
   let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, OptionalAttr<I32Attr>:$first_chunk,
-    OptionalAttr<I32Attr>:$last_chunk, OptionalAttr<Plan_MapFormAttr>:$form, OptionalAttr<Plan_MapSideAttr>:$side);
+    OptionalAttr<I32Attr>:$last_chunk, OptionalAttr<Plan_AlignmentAttr>:$alignment);
   let results = (outs Reuse_CacheType:$cache);
   let assemblyFormat = [{
     `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)?
-    (`aligned` $form^ `by` $side)? attr-dict
+    (`aligned` $alignment^)? attr-dict
   }];
   let hasVerifier = 1;
 }

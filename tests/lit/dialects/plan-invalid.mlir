@@ -196,3 +196,40 @@ plan.variant @align_kv policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
   // expected-error@+1 {{'align 1' works on a kv buffer, expected a hidden buffer}}
   %0 = plan.align layer 1 chunk 0 in %k on %c
 }
+
+// -----
+
+plan.variant @no_form policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    // expected-error@+1 {{is aligned by maps of form 'none'; what goes through no map is not aligned}}
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) aligned none by receiver {
+}
+
+// -----
+
+plan.variant @no_mode policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+2 {{expected one of load, recompute, restore, select, found 'reload'}}
+  // expected-error@+1 {{failed to parse Plan_ModeAttr}}
+  plan.tile reload layers 1 to 2 chunks 0 to 0
+}
+
+// -----
+
+plan.variant @no_payload policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %l = plan.stream link
+  %k = plan.buffer kv layer 1 with context suffix
+  // expected-error@+2 {{expected one of e, kv}}
+  // expected-error@+1 {{failed to parse Plan_PayloadAttr}}
+  %0 = plan.transfer (1) chunk 0 into %k on %l
+}
+
+// -----
+
+plan.variant @embed_selected policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 0 with context
+  // expected-error@+1 {{embeds rows 'selected', expected tokens of a chunk, the suffix or all}}
+  %0 = plan.embed selected into %h on %c
+}
