@@ -1,7 +1,5 @@
 #include "compiler/emit/convert.h"
 
-#include <cmath>
-
 #include "llvm/ADT/TypeSwitch.h"
 #include "plans/traits.h"
 
@@ -44,67 +42,22 @@ int32_t position_of(mlir::Value value) {
 
 }  // namespace
 
-void write_choice(mlir::Operation* op, const Variant& v) {
-  mlir::Builder b(op->getContext());
-  if (v.load_min != 0 || v.load_max != kNoLimit) {
-    op->setAttr("load_min", b.getI64IntegerAttr(v.load_min));
-    op->setAttr("load_max", b.getI64IntegerAttr(v.load_max));
+void read_purpose(plan::PurposeInterface op, Variant& v) {
+  v.name = mlir::SymbolTable::getSymbolName(op).str();
+  v.policy = op.getPolicy().str();
+  v.tokens_min = op.getTokens().getLow();
+  v.tokens_max = op.getTokens().getHigh();
+  v.rate_min = op.getRate().getLow();
+  v.rate_max = op.getRate().getHigh();
+  if (plan::RangeAttr load = op.getLoadAttr()) {
+    v.load_min = load.getLow();
+    v.load_max = load.getHigh();
   }
-  if (v.regret >= 0) op->setAttr("regret", b.getF64FloatAttr(v.regret));
-  if (!v.why.empty()) op->setAttr("why", b.getStringAttr(v.why));
-  if (!v.way.empty()) op->setAttr("way", b.getStringAttr(v.way));
-  auto number = [&](const char* name, double value) {
-    if (!std::isnan(value)) op->setAttr(name, b.getF64FloatAttr(value));
-  };
-  number("loss_stderr", v.promise.loss_stderr);
-  number("loss_bound", v.promise.loss_bound);
-  if (v.promise.confidence != 0) number("confidence", v.promise.confidence);
-  number("divergence", v.promise.divergence);
-  number("divergence_stderr", v.promise.divergence_stderr);
-  number("divergence_bound", v.promise.divergence_bound);
-  if (v.alternatives.empty()) return;
-  llvm::SmallVector<mlir::Attribute> all;
-  for (const Alternative& a : v.alternatives) {
-    llvm::SmallVector<mlir::NamedAttribute> entry{
-        b.getNamedAttr("what", b.getStringAttr(a.what)),
-        b.getNamedAttr("loss", b.getF64FloatAttr(a.quality_loss)),
-        b.getNamedAttr("ttft_ns", b.getI64IntegerAttr(a.ttft_ns)),
-        b.getNamedAttr("compute_ns", b.getI64IntegerAttr(a.compute_ns))};
-    if (!std::isnan(a.divergence))
-      entry.push_back(b.getNamedAttr("divergence", b.getF64FloatAttr(a.divergence)));
-    all.push_back(b.getDictionaryAttr(entry));
-  }
-  op->setAttr("alternatives", b.getArrayAttr(all));
-}
-
-void read_choice(mlir::Operation* op, Variant& v) {
-  if (auto low = op->getAttrOfType<mlir::IntegerAttr>("load_min")) v.load_min = low.getInt();
-  if (auto high = op->getAttrOfType<mlir::IntegerAttr>("load_max")) v.load_max = high.getInt();
-  if (auto regret = op->getAttrOfType<mlir::FloatAttr>("regret")) v.regret = regret.getValueAsDouble();
-  if (auto why = op->getAttrOfType<mlir::StringAttr>("why")) v.why = why.str();
-  if (auto way = op->getAttrOfType<mlir::StringAttr>("way")) v.way = way.str();
-  auto number = [&](const char* name, double& value) {
-    if (auto attr = op->getAttrOfType<mlir::FloatAttr>(name)) value = attr.getValueAsDouble();
-  };
-  number("loss_stderr", v.promise.loss_stderr);
-  number("loss_bound", v.promise.loss_bound);
-  number("confidence", v.promise.confidence);
-  number("divergence", v.promise.divergence);
-  number("divergence_stderr", v.promise.divergence_stderr);
-  number("divergence_bound", v.promise.divergence_bound);
-  auto all = op->getAttrOfType<mlir::ArrayAttr>("alternatives");
-  if (!all) return;
-  for (mlir::Attribute entry : all) {
-    // What a hand-written file leaves out stays unknown.
-    auto dictionary = mlir::cast<mlir::DictionaryAttr>(entry);
-    Alternative a{.quality_loss = std::nan("")};
-    if (auto what = dictionary.getAs<mlir::StringAttr>("what")) a.what = what.str();
-    if (auto loss = dictionary.getAs<mlir::FloatAttr>("loss")) a.quality_loss = loss.getValueAsDouble();
-    if (auto ns = dictionary.getAs<mlir::IntegerAttr>("ttft_ns")) a.ttft_ns = ns.getInt();
-    if (auto ns = dictionary.getAs<mlir::IntegerAttr>("compute_ns")) a.compute_ns = ns.getInt();
-    if (auto nats = dictionary.getAs<mlir::FloatAttr>("divergence")) a.divergence = nats.getValueAsDouble();
-    v.alternatives.push_back(std::move(a));
-  }
+  v.tuned_tokens = op.getTuned().getTokens();
+  v.tuned_suffix = op.getTuned().getSuffix();
+  v.tuned_rate = op.getTuned().getRate();
+  v.promise = op.getPromise().describe();
+  if (plan::ChoiceAttr chosen = op.getChosenAttr()) chosen.read_into(v);
 }
 
 plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
@@ -152,20 +105,9 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
   auto* ctx = b.getContext();
   mlir::OperationState state(loc, plan::VariantOp::getOperationName());
   auto& to = state.getOrAddProperties<plan::VariantOp::Properties>();
-  to.sym_name = b.getStringAttr(v.name);
-  to.fallback = unit(fallback);
-  to.policy = b.getStringAttr(v.policy);
+  write_purpose(b, v, fallback, to);
   to.scheduler = b.getStringAttr(v.scheduler);
-  to.tokens_min = i64(v.tokens_min);
-  to.tokens_max = i64(v.tokens_max);
-  to.rate_min = i64(v.rate_min);
-  to.rate_max = i64(v.rate_max);
-  to.tuned_tokens = i64(v.tuned_tokens);
-  to.tuned_suffix = i64(v.tuned_suffix);
-  to.tuned_rate = i64(v.tuned_rate);
   to.chunks = b.getI32IntegerAttr(v.chunks);
-  to.loss = b.getF64FloatAttr(v.promise.quality_loss);
-  to.ttft_ns = i64(v.promise.ttft_ns);
   if (scheduled) {
     to.makespan = i64(v.makespan_ns);
     to.lower_bound = i64(v.lower_bound_ns);
@@ -175,7 +117,6 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
   to.alignment = plan::AlignmentAttr::of(ctx, v);
   state.addRegion();
   auto variant = mlir::cast<plan::VariantOp>(b.create(state));
-  write_choice(variant, v);
   b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
 
   llvm::SmallVector<mlir::Value> streams, buffers, events;
@@ -253,19 +194,9 @@ Op export_op(plan::VariantOperationInterface described) {
 
 Result<Variant> export_variant(plan::VariantOp variant) {
   Variant v;
-  v.name = variant.getSymName().str();
-  v.policy = variant.getPolicy().str();
+  read_purpose(variant, v);
   v.scheduler = variant.getScheduler().str();
-  v.tokens_min = static_cast<int64_t>(variant.getTokensMin());
-  v.tokens_max = static_cast<int64_t>(variant.getTokensMax());
-  v.rate_min = static_cast<int64_t>(variant.getRateMin());
-  v.rate_max = static_cast<int64_t>(variant.getRateMax());
-  v.tuned_tokens = static_cast<int64_t>(variant.getTunedTokens());
-  v.tuned_suffix = static_cast<int64_t>(variant.getTunedSuffix());
-  v.tuned_rate = static_cast<int64_t>(variant.getTunedRate());
   v.chunks = static_cast<int32_t>(variant.getChunks());
-  v.promise.quality_loss = variant.getLoss().convertToDouble();
-  v.promise.ttft_ns = static_cast<int64_t>(variant.getTtftNs());
   if (!variant.getMakespan() || !variant.getLowerBound())
     return error(Code::kUnsupported, "variant '{}' has not been scheduled (no makespan); run --plan-schedule",
                  v.name);
@@ -277,7 +208,6 @@ Result<Variant> export_variant(plan::VariantOp variant) {
     v.map_form = maps.getForm();
     v.map_side = maps.getSide();
   }
-  read_choice(variant, v);
   llvm::DenseMap<mlir::Value, int32_t> index;
   for (mlir::Operation& op : variant.getBody().front()) {
     if (auto stream = mlir::dyn_cast<plan::StreamOp>(op)) {

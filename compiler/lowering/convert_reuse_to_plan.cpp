@@ -39,18 +39,8 @@ struct ConvertReuseToPlan : impl::ConvertReuseToPlanBase<ConvertReuseToPlan> {
       v.map_form = what.map_form;
       v.map_side = what.map_side;
       v.select_share = what.select_share;
-      v.name = plan.getSymName().str();
-      v.policy = plan.getPolicy().str();
       v.scheduler = "none";
-      v.tokens_min = static_cast<int64_t>(plan.getTokensMin());
-      v.tokens_max = static_cast<int64_t>(plan.getTokensMax());
-      v.rate_min = static_cast<int64_t>(plan.getRateMin());
-      v.rate_max = static_cast<int64_t>(plan.getRateMax());
-      v.tuned_tokens = static_cast<int64_t>(plan.getTunedTokens());
-      v.tuned_suffix = static_cast<int64_t>(plan.getTunedSuffix());
-      v.tuned_rate = static_cast<int64_t>(plan.getTunedRate());
-      v.promise = {plan.getLoss().convertToDouble(), static_cast<int64_t>(plan.getTtftNs())};
-      read_choice(plan, v);
+      read_purpose(plan, v);
       mlir::OpBuilder b(plan);
       auto built = build_variant(b, plan.getLoc(), v, plan.getFallback(), /*scheduled=*/false);
       if (!built.ok()) {

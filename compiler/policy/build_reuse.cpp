@@ -8,15 +8,14 @@ namespace ds {
 void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, int64_t layers,
                       bool fallback) {
   mlir::OpBuilder::InsertionGuard guard(b);
-  auto i64 = [&](int64_t n) { return b.getI64IntegerAttr(n); };
   auto i32 = [&](int64_t n) { return b.getI32IntegerAttr(static_cast<int32_t>(n)); };
-  auto plan = b.create<reuse::PlanOp>(
-      loc, b.getStringAttr(v.name), fallback ? b.getUnitAttr() : mlir::UnitAttr(), b.getStringAttr(v.policy),
-      i32(layers), i64(v.tokens_min), i64(v.tokens_max), i64(v.rate_min), i64(v.rate_max),
-      i64(v.tuned_tokens), i64(v.tuned_suffix), i64(v.tuned_rate), b.getF64FloatAttr(v.promise.quality_loss),
-      i64(v.promise.ttft_ns), v.chunks > 1 ? i32(v.chunks) : nullptr, nullptr, nullptr, nullptr, nullptr,
-      nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
-  write_choice(plan, v);
+  mlir::OperationState whole(loc, reuse::PlanOp::getOperationName());
+  auto& to = whole.getOrAddProperties<reuse::PlanOp::Properties>();
+  write_purpose(b, v, fallback, to);
+  to.layers = i32(layers);
+  if (v.chunks > 1) to.chunks = i32(v.chunks);
+  whole.addRegion();
+  auto plan = mlir::cast<reuse::PlanOp>(b.create(whole));
   b.setInsertionPointToStart(&plan.getBody().emplaceBlock());
   auto hidden = b.getType<reuse::HiddenType>();
   auto cache = b.getType<reuse::CacheType>();

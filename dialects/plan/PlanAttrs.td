@@ -5,6 +5,7 @@
 include "dialects/plan/PlanDialect.td"
 include "mlir/IR/AttrTypeBase.td"
 include "mlir/IR/EnumAttr.td"
+include "mlir/IR/SymbolInterfaces.td"
 
 // An enumerator of plans/, written as the name that `names`, a function there, has for it.
 class Plan_Enumerator<string enum, string names> : AttrParameter<"::ds::" # enum, "an enumerator of plans/"> {
@@ -58,6 +59,82 @@ def Plan_SourceAttr : Plan_Attr<"Source", "source"> {
   let parameters = (ins Plan_Enumerator<"SourceRule", "source_rule_name">:$rule, "::ds::plan::ModelAttr":$model, "::ds::plan::ShapeAttr":$shape);
 }
 
+//===-- Why a tiling is there, for `reuse.plan` and `plan.variant` alike ----------------------------------===//
+
+defvar notKnown = "::llvm::APFloat(::ds::kUnknown)";
+
+// As short as it reads back exactly; `unknown` is NaN.
+class Plan_Number<string otherwise = ""> : APFloatParameter<"a number, or `unknown`"> {
+  let parser = "::ds::parse_number($_parser)";
+  let printer = "::ds::print_number($_printer, $_self.convertToDouble())";
+  let defaultValue = otherwise;
+}
+
+def Plan_RangeAttr : AttrDef<Plan_Dialect, "Range"> {
+  let summary = "a half-open range; operations write it `[256, 1024)`, `[1, inf)`";
+  let mnemonic = "range";
+  let parameters = (ins "int64_t":$low, "int64_t":$high);
+  let assemblyFormat = "`<` $low `to` $high `>`";
+  let extraClassDeclaration = [{
+    bool overlaps(RangeAttr other) const { return getLow() < other.getHigh() && other.getLow() < getHigh(); }
+  }];
+}
+
+// `name(a = 1, b = 2)`; parameters with a default may be left out.
+class Plan_Record<string name, string attrMnemonic> : AttrDef<Plan_Dialect, name> {
+  let mnemonic = attrMnemonic;
+  let assemblyFormat = "`(` struct(params) `)`";
+}
+
+def Plan_PointAttr : Plan_Record<"Point", "point"> {
+  let summary = "the context length, suffix length and link rate for which times hold";
+  let parameters = (ins "int64_t":$tokens, "int64_t":$suffix, "int64_t":$rate);
+}
+
+def Plan_PromiseAttr : Plan_Record<"Promise", "promise"> {
+  let summary = "what quality and TTFT are promised, and how certain that is (ds::Promise)";
+  let parameters = (ins Plan_Number<>:$loss, "int64_t":$ttft_ns, Plan_Number<notKnown>:$loss_stderr,
+    Plan_Number<notKnown>:$loss_bound, Plan_Number<"::llvm::APFloat(0.0)">:$confidence, Plan_Number<notKnown>:$divergence,
+    Plan_Number<notKnown>:$divergence_stderr, Plan_Number<notKnown>:$divergence_bound);
+  let extraClassDeclaration = [{
+    static PromiseAttr of(::mlir::MLIRContext* context, const ::ds::Promise& promise);
+    ::ds::Promise describe();
+  }];
+  let genVerifyDecl = 1;
+}
+
+def Plan_AlternativeAttr : Plan_Record<"Alternative", "alternative"> {
+  let summary = "another choice at the tuned point (ds::Alternative)";
+  let parameters = (ins StringRefParameter<>:$what, Plan_Number<>:$loss, "int64_t":$ttft_ns, "int64_t":$compute_ns,
+    Plan_Number<notKnown>:$divergence);
+  let extraClassDeclaration = [{
+    static AlternativeAttr of(::mlir::MLIRContext* context, const ::ds::Alternative& alternative);
+    ::ds::Alternative describe();
+  }];
+  let genVerifyDecl = 1;
+}
+
+def Plan_Alternatives : OptionalArrayRefParameter<"::ds::plan::AlternativeAttr"> {
+  let parser = "parse_alternatives($_parser)";
+  let printer = "print_alternatives($_printer, $_self)";
+}
+
+def Plan_ChoiceAttr : Plan_Record<"Choice", "choice"> {
+  let summary = "how a tiling came to be chosen";
+  let description = [{
+    `way`: whose loss in the quality profile is promised; `why`: the objective, for people; `regret`: how much longer
+    than the best candidate it takes at the worst point of its ranges; `alternatives`: what else could be had.
+  }];
+  let parameters = (ins StringRefParameter<"", [{""}]>:$way, StringRefParameter<"", [{""}]>:$why,
+    Plan_Number<"::llvm::APFloat(-1.0)">:$regret, Plan_Alternatives:$alternatives);
+  let extraClassDeclaration = [{
+    /// Nothing where nothing is known of it.
+    static ChoiceAttr of(::mlir::MLIRContext* context, const ::ds::Variant& variant);
+    void read_into(::ds::Variant& variant);
+  }];
+  let genVerifyDecl = 1;
+}
+
 def Plan_AlignmentAttr : AttrDef<Plan_Dialect, "Alignment"> {
   let summary = "of which form the maps of the sender's hidden states are, and who applies them";
   let mnemonic = "alignment";
@@ -79,5 +156,10 @@ def Plan_MapsAttr : Plan_Attr<"Maps", "maps"> {
   let summary = "the file of maps of all aligned cuts (ds::MapsIdentity)";
   let parameters = (ins StringRefParameter<>:$name, StringRefParameter<>:$fingerprint);
 }
+
+// What operations of both dialects say of why they are there: those of PurposeInterface.
+defvar Plan_PurposeArguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, Plan_RangeAttr:$tokens,
+  Plan_RangeAttr:$rate, OptionalAttr<Plan_RangeAttr>:$load, Plan_PointAttr:$tuned, Plan_PromiseAttr:$promise,
+  OptionalAttr<Plan_ChoiceAttr>:$chosen);
 
 #endif

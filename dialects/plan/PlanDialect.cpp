@@ -10,9 +10,6 @@
 #include "dialects/plan/PlanEnums.cpp.inc"
 #include "dialects/plan/PlanInterfaces.cpp.inc"
 
-#define GET_ATTRDEF_CLASSES
-#include "dialects/plan/PlanAttrs.cpp.inc"
-
 #define GET_TYPEDEF_CLASSES
 #include "dialects/plan/PlanTypes.cpp.inc"
 
@@ -21,22 +18,8 @@
 
 namespace ds::plan {
 
-AlignmentAttr AlignmentAttr::of(mlir::MLIRContext* context, const Variant& v) {
-  if (v.map_form == MapForm::kNone) return {};
-  return get(context, v.map_form, v.map_side);
-}
-
-mlir::LogicalResult AlignmentAttr::verify(llvm::function_ref<mlir::InFlightDiagnostic()> fault, MapForm form,
-                                          MapSide) {
-  if (form != MapForm::kNone) return mlir::success();
-  return fault() << "is aligned by maps of form 'none'; what goes through no map is not aligned";
-}
-
 void PlanDialect::initialize() {
-  addAttributes<
-#define GET_ATTRDEF_LIST
-#include "dialects/plan/PlanAttrs.cpp.inc"
-      >();
+  register_attributes();
   addTypes<
 #define GET_TYPEDEF_LIST
 #include "dialects/plan/PlanTypes.cpp.inc"
@@ -104,14 +87,23 @@ mlir::LogicalResult verify_kernel(OperationInterface op, mlir::Value buffer) {
   return verify_buffer(op, buffer, BufferKind::kHidden);
 }
 
-mlir::LogicalResult verify_range(mlir::Operation* op, const char* what, int64_t low, int64_t high,
-                                 int64_t least) {
-  if (low >= least && low < high) return mlir::success();
-  return op->emitOpError() << what << " range [" << low << ", " << high << ") is empty or starts below "
-                           << least;
-}
-
 }  // namespace
+
+mlir::LogicalResult verify_purpose(mlir::Operation* operation) {
+  auto op = mlir::cast<PurposeInterface>(operation);
+  struct Bound {
+    const char* what;
+    RangeAttr range;
+    int64_t least;
+  };
+  for (auto [what, range, least] : {Bound{"tokens", op.getTokens(), 1}, Bound{"rate", op.getRate(), 0},
+                                    Bound{"load", op.getLoadAttr(), 0}}) {
+    if (!range || (range.getLow() >= least && range.getLow() < range.getHigh())) continue;
+    return op->emitOpError() << what << " range [" << range.getLow() << ", " << range.getHigh()
+                             << ") is empty or starts below " << least;
+  }
+  return mlir::success();
+}
 
 mlir::LogicalResult FileOp::verify() {
   ShapeAttr s = getShape();
@@ -125,15 +117,6 @@ mlir::LogicalResult FileOp::verify() {
 }
 
 mlir::LogicalResult VariantOp::verifyRegions() {
-  if (mlir::failed(verify_range(*this, "tokens", static_cast<int64_t>(getTokensMin()),
-                                static_cast<int64_t>(getTokensMax()), 1)) ||
-      mlir::failed(verify_range(*this, "rate", static_cast<int64_t>(getRateMin()),
-                                static_cast<int64_t>(getRateMax()), 0)) ||
-      (getLoadMin() && getLoadMax() &&
-       mlir::failed(verify_range(*this, "load", static_cast<int64_t>(*getLoadMin()),
-                                 static_cast<int64_t>(*getLoadMax()), 0)))) {
-    return mlir::failure();
-  }
   if (static_cast<int32_t>(getChunks()) < 1)
     return emitOpError() << "has " << static_cast<int32_t>(getChunks()) << " chunks, expected at least 1";
   AlignmentAttr maps = getAlignmentAttr();

@@ -78,17 +78,6 @@ mlir::LogicalResult verify_maps(PlanOp plan) {
 }  // namespace
 
 mlir::LogicalResult PlanOp::verifyRegions() {
-  auto range = [&](const char* what, uint64_t low_bits, uint64_t high_bits,
-                   int64_t least) -> mlir::LogicalResult {
-    auto low = static_cast<int64_t>(low_bits), high = static_cast<int64_t>(high_bits);
-    if (low >= least && low < high) return mlir::success();
-    return emitOpError() << what << " range [" << low << ", " << high << ") is empty or starts below "
-                         << least;
-  };
-  if (mlir::failed(range("tokens", getTokensMin(), getTokensMax(), 1)) ||
-      mlir::failed(range("rate", getRateMin(), getRateMax(), 0))) {
-    return mlir::failure();
-  }
   auto layers = static_cast<int32_t>(getLayers());
   if (layers < 1) return emitOpError() << "has " << layers << " layers, expected at least 1";
 
@@ -96,10 +85,6 @@ mlir::LogicalResult PlanOp::verifyRegions() {
   if (chunks < 1 || chunks > kMaxCells / layers) {
     return emitOpError() << "has " << chunks << " chunks of " << layers
                          << " layers, expected at least 1 and at most " << kMaxCells << " cells";
-  }
-  if (getLoadMin().has_value() != getLoadMax().has_value() ||
-      (getLoadMin() && mlir::failed(range("load", *getLoadMin(), *getLoadMax(), 0)))) {
-    return mlir::failure();
   }
 
   // Every cell lies in exactly one tile; tiles stand in the order of their first layers.
@@ -162,8 +147,10 @@ mlir::LogicalResult PlanOp::verifyRegions() {
                                 << " caches, expected the caches of all " << caches.size()
                                 << " tiles in the order in which they stand";
   }
-  if (getFallback() && (getTokensMin() != 1 || getTokensMax() != INT64_MAX || getRateMin() != 0 ||
-                        getRateMax() != INT64_MAX || getLoadMin())) {
+  auto is = [](plan::RangeAttr range, int64_t low) {
+    return range.getLow() == low && range.getHigh() == kNoLimit;
+  };
+  if (getFallback() && (!is(getTokens(), 1) || !is(getRate(), 0) || getLoad())) {
     return emitOpError() << "is the fall-back, which holds for tokens [1, inf) and rate [0, inf)";
   }
   return mlir::success();
