@@ -291,7 +291,6 @@ struct Plan {
 
 /// A plan's sources; where it lists none, the one that it means: the sender, from position 0, of its shape.
 std::vector<Source> sources_of(const Plan& plan);
-std::string_view source_rule_name(SourceRule rule);  // "prefix", "segment"
 /// Layers that a variant recomputes for at least one token (full prefill: all; a restored layer is none).
 int64_t recomputed_layers(const Variant& variant);
 /// Layers at which E is transferred, ascending, over all variants.
@@ -308,9 +307,15 @@ std::vector<Cut> published_cuts(const Plan& plan);
 /// wait; nullptr: none covers it.
 const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting = 0);
 
-std::string_view op_name(const Op& op);           // "transfer e", "recompute", ...
-std::string_view stream_kind_name(StreamKind k);  // "link", "copy", "compute"
-std::string_view mode_name(Mode mode);            // "load", "recompute", "restore", "select"
+std::string_view op_name(const Op& op);  // "transfer e", "recompute", ...
+/// Names of enumerators: the schema's, in small letters (plans_test); "unknown" of a number that is none.
+/// Payloads': plans/traits.h; forms and sides of maps: plans/alignment.h.
+std::string_view mode_name(Mode mode);  // "load", "recompute", "restore", "select"
+std::string_view stream_kind_name(StreamKind kind);
+std::string_view buffer_kind_name(BufferKind kind);
+std::string_view rows_name(Rows rows);
+std::string_view queries_name(Queries queries);
+std::string_view source_rule_name(SourceRule rule);
 /// "e(3)", "kv(0)", "recompute 4", "suffix 4", "head": short label for pictures and records.
 std::string op_label(const Op& op, int32_t chunks);
 

@@ -301,6 +301,7 @@ std::span<const Access> accesses_of(const Op& op) {
 }
 
 std::string_view payload_name(Payload payload) {
+  if (static_cast<size_t>(payload) >= kPayloads) return "unknown";
   return payload == Payload::kNone ? "" : kOps[row_of(OpKind::kTransfer, payload)].short_name;
 }
 

@@ -76,7 +76,7 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
   }
 
   Conditions conditions(plan::VariantOp variant) const {
-    if (machine_) return machine_->conditions(static_cast<int64_t>(variant.getTunedRate()));
+    if (machine_) return machine_->conditions(variant.getTuned().getRate());
     return {.kernels_ns = release_ns, .loads_ns = std::max<int64_t>(release_ns, link_release_ns)};
   }
 
@@ -101,9 +101,9 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
   }
 
   void hold_at_lower_rates(plan::VariantOp variant, const IrProblem& ir, Schedule& best) {
-    auto tuned = static_cast<double>(variant.getTunedRate());
+    auto tuned = static_cast<double>(variant.getTuned().getRate());
     // Without a lower end: well below the tuned rate, where another variant would have been worth its while.
-    double low = std::max(static_cast<double>(variant.getRateMin()), tuned / 16);
+    double low = std::max(static_cast<double>(variant.getRate().getLow()), tuned / 16);
     if (tuned <= 0 || low >= tuned) return;
     Result<Schedule> other = schedule(ir.problem, scheduler.getValue(), false);
     if (!other.ok() ||
@@ -134,7 +134,9 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     variant.setScheduler(llvm::StringRef(scheduler));
     variant.setMakespan(static_cast<uint64_t>(s->cost_ns));
     // Tilings are chosen by a quick schedule; the promise is what this one takes.
-    variant.setTtftNs(static_cast<uint64_t>(s->cost_ns));
+    Promise promise = variant.getPromise().describe();
+    promise.ttft_ns = s->cost_ns;
+    variant.setPromiseAttr(plan::PromiseAttr::of(variant.getContext(), promise));
     variant.setLowerBound(static_cast<uint64_t>(s->lower_bound_ns));
     variant.setProvenOptimal(s->proven_optimal);
 

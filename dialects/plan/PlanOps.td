@@ -35,37 +35,26 @@ def Plan_FileOp : Plan_Op<"file", [IsolatedFromAbove, SymbolTable, NoTerminator,
   let hasVerifier = 1;
 }
 
-def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator, SingleBlock, NoRegionArguments]> {
+def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator, SingleBlock, NoRegionArguments,
+    Plan_PurposeInterface]> {
   let summary = "tiling and schedule for a range of context lengths and link rates (ds::Variant)";
   let description = [{
     Its operations speak of chunks of the context, not of tokens, so that it is right for every length in its
     range; times hold at the tuned point. `makespan`, `lower_bound` and `proven_optimal` are the scheduler's.
-    `load` counts the other requests that wait. `regret`, `why` and `alternatives` say how good the choice was,
-    `way` whose loss in the quality profile is promised; `loss_stderr`, `loss_bound` and `confidence` say how
-    certain that is; `divergence` stands beside it, with the same. `select_share` is there where tokens are selected.
-    `aligned FORM by SIDE` is there where the sender's hidden states go through maps.
-    `fallback` marks the full prefill that every file carries.
+    `load` counts the other requests that wait: without it, it holds for any number. `selects` is there where
+    tokens are selected: their share of the context. `aligned FORM by SIDE` is there where the sender's hidden
+    states go through maps. `fallback` marks the full prefill that every file carries.
   }];
-  let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, StrAttr:$scheduler,
-    I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max,
-    I64Attr:$tuned_tokens, I64Attr:$tuned_suffix, I64Attr:$tuned_rate, I32Attr:$chunks,
-    F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I64Attr>:$makespan, OptionalAttr<I64Attr>:$lower_bound,
-    UnitAttr:$proven_optimal, OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max,
-    OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives,
-    OptionalAttr<StrAttr>:$way, OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound,
-    OptionalAttr<F64Attr>:$confidence, OptionalAttr<F64Attr>:$select_share,
-    OptionalAttr<Plan_MapFormAttr>:$map_form, OptionalAttr<Plan_MapSideAttr>:$map_side,
-    OptionalAttr<F64Attr>:$divergence, OptionalAttr<F64Attr>:$divergence_stderr,
-    OptionalAttr<F64Attr>:$divergence_bound);
+  let arguments = !con(Plan_PurposeArguments, (ins StrAttr:$scheduler, I32Attr:$chunks, OptionalAttr<I64Attr>:$makespan,
+    OptionalAttr<I64Attr>:$lower_bound, UnitAttr:$proven_optimal, OptionalAttr<F64Attr>:$select_share,
+    OptionalAttr<Plan_AlignmentAttr>:$alignment));
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
-    $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler
-    `tokens` custom<Range>($tokens_min, $tokens_max) `rate` custom<Range>($rate_min, $rate_max)
-    custom<Load>($load_min, $load_max) `\n`
-    `tuned` `(` `tokens` `=` $tuned_tokens `,` `suffix` `=` $tuned_suffix `,` `rate` `=` $tuned_rate `)`
-    `chunks` $chunks `promise` `(` `loss` `=` custom<Points>($loss) `,` `ttft_ns` `=` $ttft_ns `)`
-    (`aligned` $map_form^ `by` $map_side)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)? (`proven_optimal` $proven_optimal^)?
-    attr-dict-with-keyword $body
+    $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler `tokens` custom<Range>($tokens)
+    `rate` custom<Range>($rate) custom<Load>($load) `\n`
+    `tuned` `` $tuned `chunks` $chunks `promise` `` $promise (`\n` `chosen` `` $chosen^)?
+    custom<SelectShare>($select_share) (`aligned` $alignment^)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)?
+    (`proven_optimal` $proven_optimal^)? attr-dict-with-keyword $body
   }];
   let hasRegionVerifier = 1;
 }

@@ -88,7 +88,7 @@ Status VariantVerifier::buffers() {
                      static_cast<int>(BufferKind::kHidden));
     }
     if (buffer.layer < 0 || buffer.layer >= layers_) {
-      return fail(13, "buffer {} ({}) is for layer {}; expected 0 to {}", b, buffer_name(buffer.kind),
+      return fail(13, "buffer {} ({}) is for layer {}; expected 0 to {}", b, buffer_kind_name(buffer.kind),
                   buffer.layer, last_layer_);
     }
     if (buffer.kind == BufferKind::kHidden) {

@@ -1308,6 +1308,12 @@ TEST(Traits, NumbersMeanTheSameInTheSchema) {
     EXPECT_EQ(letters_of(fb::EnumNameStreamKind(static_cast<fb::StreamKind>(s))), stream_kind_name(s));
   for (MapSide s : {MapSide::kReceiver, MapSide::kSender})
     EXPECT_EQ(letters_of(fb::EnumNameMapSide(static_cast<fb::MapSide>(s))), map_side_name(s));
+  for (BufferKind b : {BufferKind::kKv, BufferKind::kHidden})
+    EXPECT_EQ(letters_of(fb::EnumNameBufferKind(static_cast<fb::BufferKind>(b))), buffer_kind_name(b));
+  for (Rows r : {Rows::kChunk, Rows::kSuffix, Rows::kAll, Rows::kSelected})
+    EXPECT_EQ(letters_of(fb::EnumNameRows(static_cast<fb::Rows>(r))), rows_name(r));
+  for (Queries q : {Queries::kNone, Queries::kAll, Queries::kSuffix, Queries::kLast})
+    EXPECT_EQ(letters_of(fb::EnumNameQueries(static_cast<fb::Queries>(q))), queries_name(q));
 }
 
 TEST(Traits, RowsAreDistinctAndWhole) {
