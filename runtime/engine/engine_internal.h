@@ -126,6 +126,7 @@ struct Active {
   bool retry = false;                       // its last token was not decoded
   bool over = false;                        // it has its last token
   std::optional<Sampler> sampler;
+  std::optional<RuledLogits> rules;
   Choice choice;
   int32_t next = 0;  // the token chosen last
 };
@@ -204,7 +205,8 @@ struct EngineLoop {
   std::vector<SequenceRows> storage;                        // of the running step's pieces
   std::vector<std::unique_ptr<Event>>
       marks;  // where spans are recorded: the step's begin, then each item's end
-  std::vector<std::pair<float, int32_t>> scratch;
+  std::vector<std::pair<float, int32_t>> scratch;  // of choices
+  std::vector<float> ruled;
   std::thread thread;
 
   struct Item {
@@ -308,6 +310,11 @@ struct EngineLoop {
   void give_up(Status status);
   /// What the gate says of the first token; an alarm makes the full prefill answer.
   Status look_at(Active& a, std::span<const float> logits);
+  /// Whether stop tokens may not be chosen yet.
+  static bool must_go_on(const Active& a);
+  /// Whether the next token's logits come to the host, wherever tokens are chosen else.
+  static bool wants_logits(const Active& a);
+  int32_t chosen(const Active& a, std::span<const float> logits);
   void first_token(Active& a);
   void decoded(Station& s, size_t first, size_t count);
   void next_token(Active& a, int32_t token, std::span<const float> logits);
