@@ -154,7 +154,7 @@ class AnswerStream : public EventStream {
       // Text that is held back is no chunk yet.
       if (!piece->text.empty() || !piece->calls.empty() || piece->ended || request.return_token_ids ||
           request.logprobs)
-        out += sse_event(writer.chunk(*piece, summary));
+        out += writer.event(*piece, summary);
     }
     if (running_->generation().done()) {
       if (running_->request().include_usage) out += sse_event(writer.usage_chunk());

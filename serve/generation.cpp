@@ -186,22 +186,29 @@ EngineRequest Generation::engine_request(LoadedFleet& fleet, const Options& opti
       std::lock_guard lock(self->mutex_);
       open->waiting.logprobs.push_back(std::move(found));
     };
+  // Who is woken finds the lock free.
   r.is_last = [self, open](int32_t token) {
-    std::lock_guard lock(self->mutex_);
-    open->waiting.tokens.push_back(token);
-    if (open->text) {
-      auto text = open->text->push(token);
-      if (text.ok())
-        open->waiting.text += *text;
-      else
-        open->decoding = text.status();
+    bool over = false;
+    {
+      std::lock_guard lock(self->mutex_);
+      open->waiting.tokens.push_back(token);
+      if (open->text) {
+        auto text = open->text->push(token);
+        if (text.ok())
+          open->waiting.text += *text;
+        else
+          open->decoding = text.status();
+      }
+      over = !open->decoding.ok() || (open->text && open->text->stopped());
     }
     self->changed_.notify_one();
-    return !open->decoding.ok() || (open->text && open->text->stopped());
+    return over;
   };
   r.on_end = [self, open] {
-    std::lock_guard lock(self->mutex_);
-    open->ended = true;
+    {
+      std::lock_guard lock(self->mutex_);
+      open->ended = true;
+    }
     self->changed_.notify_one();
   };
   return r;

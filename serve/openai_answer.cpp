@@ -26,6 +26,7 @@ AnswerWriter::AnswerWriter(const ApiRequest& request, std::string id, std::strin
       tokenizer_(tokenizer),
       generation_(generation),
       all_(generation.choices()),
+      frames_(generation.choices()),
       calls_(generation.choices()),
       text_offsets_(generation.choices()),
       cached_(generation.prompts().size()) {
@@ -169,6 +170,26 @@ Json AnswerWriter::chunk(const Piece& piece, const AnswerSummary* summary) {
   if (summary != nullptr) json["droidspeak"] = summary->json();
   if (request_.continuous_usage) json["usage"] = usage().json();
   return json;
+}
+
+std::string AnswerWriter::event(const Piece& piece, const AnswerSummary* summary) {
+  const bool first = request_.return_token_ids && all_[piece.choice].tokens.empty();
+  if (summary != nullptr || !piece.calls.empty() || request_.logprobs || request_.continuous_usage || first)
+    return sse_event(chunk(piece, summary));
+  // Of most chunks all but text and token ids is the same.
+  Frame& frame = frames_[piece.choice];
+  if (frame.head.empty()) {
+    constexpr std::string_view kText = R"("")", kIds = "[]";
+    const std::string empty = sse_event(chunk({.choice = piece.choice}, nullptr));
+    const size_t text = empty.rfind(kText) + kText.size(),
+                 ids = request_.return_token_ids ? empty.rfind(kIds) + kIds.size() : empty.size();
+    frame.head = empty.substr(0, text - kText.size());
+    frame.middle = empty.substr(text, ids - text - (request_.return_token_ids ? kIds.size() : 0));
+    frame.tail = empty.substr(ids);
+  }
+  std::string out = frame.head + json_text(piece.text) + frame.middle;
+  if (request_.return_token_ids) out += json_text(piece.tokens);
+  return out + frame.tail;
 }
 
 Json AnswerWriter::usage_chunk() const {

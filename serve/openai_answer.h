@@ -31,6 +31,8 @@ class AnswerWriter {
   nlohmann::ordered_json opening(size_t choice) const;
   /// `summary` null: the piece is not its choice's last.
   nlohmann::ordered_json chunk(const Piece& piece, const AnswerSummary* summary);
+  /// The same as an event.
+  std::string event(const Piece& piece, const AnswerSummary* summary);
   nlohmann::ordered_json usage_chunk() const;
   /// Adds a piece to the whole answer.
   void add(const Piece& piece);
@@ -52,8 +54,12 @@ class AnswerWriter {
   const Generation& generation_;
   std::vector<Piece> all_;               // by choice
   std::vector<ToolCallReader> readers_;  // by choice; none: calls are text
-  std::vector<size_t> calls_;            // by choice, of what was written
-  std::vector<int64_t> text_offsets_;    // of what was written, for logprobs of completions
+  struct Frame {
+    std::string head, middle, tail;  // of a chunk, around its text and its token ids
+  };
+  std::vector<Frame> frames_;          // by choice
+  std::vector<size_t> calls_;          // by choice, of what was written
+  std::vector<int64_t> text_offsets_;  // of what was written, for logprobs of completions
   int64_t new_tokens_ = 0;
   std::vector<int64_t> cached_;  // by prompt
 };

@@ -85,7 +85,8 @@ void EngineLoop::reuse(Active& a, size_t plan, const Variant& v, int64_t rows) {
 }
 
 int64_t EngineLoop::shared_rows(const Active& a, const PrefixCache::Hit& hit) {
-  return hit.rows > a.n ? std::max(a.n, round_down(hit.rows)) : hit.rows;
+  const bool goes_on = hit.node != nullptr && hit.rows == hit.node->rows();
+  return hit.rows > a.n && !goes_on ? std::max(a.n, round_down(hit.rows)) : hit.rows;
 }
 
 bool EngineLoop::comes(const Active& a) const {

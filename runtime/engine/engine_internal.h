@@ -270,7 +270,8 @@ struct EngineLoop {
   void take_best(Active& a);
   void miss(Active& a, Status why);
   /// Sequences of one context share exactly it, whatever else their questions have in common, so that kernels
-  /// read it once for all of them.
+  /// read it once for all of them. What goes on from all that a node has, a conversation, begins where it
+  /// ends.
   static int64_t shared_rows(const Active& a, const PrefixCache::Hit& hit);
   /// Runs a.variant behind what the prefix cache has of the tokens.
   void compute_behind(Active& a, std::shared_ptr<PrefixCache::Node> prefix, int64_t rows);

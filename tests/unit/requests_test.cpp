@@ -227,6 +227,30 @@ TEST(Engine, TheSecondQuestionCostsItsSuffix) {
   EXPECT_EQ(answer_of(*engine, first).cached_tokens, 0);
 }
 
+TEST(Engine, AConversationGoesOnWhereItEnded) {
+  Pair pair;
+  auto engine = make_engine(*pair.backend, kLimits);
+  const Receiver* receiver = add(*engine, pair, pair.receiver);
+  const Plan exact = full_prefill_plan(pair.receiver.identity, pair.shape(), "f32");
+  EngineRequest turn = request_of(receiver, 128, 20, 1, 9);
+  std::vector<int32_t> tokens = turn.context;
+  tokens.insert(tokens.end(), turn.suffix.begin(), turn.suffix.end());
+  int64_t kept = 0;
+  for (uint64_t i = 0; i < 4; ++i) {
+    // As a server cuts a prompt: whole blocks, and the rest.
+    const auto n = static_cast<int64_t>(tokens.size() - 1) / 64 * 64;
+    turn.context.assign(tokens.begin(), tokens.begin() + n);
+    turn.suffix.assign(tokens.begin() + n, tokens.end());
+    const Told expected = alone(pair, pair.receiver, exact, turn, nullptr);
+    const EngineAnswer answer = answer_of(*engine, turn);
+    EXPECT_EQ(answer.cached_tokens, kept) << "turn " << i;
+    expect_same(expected, answer, fmt::format("turn {}", i));
+    kept = static_cast<int64_t>(tokens.size() + answer.tokens.size()) - 1;
+    tokens.insert(tokens.end(), answer.tokens.begin(), answer.tokens.end());
+    for (int32_t id : random_ids(5, kVocab, 300 + i)) tokens.push_back(id);
+  }
+}
+
 TEST(Engine, WhatSeveralBeginWithIsComputedOnce) {
   Pair pair;
   auto store = open_store("file:" + fresh_folder("once"));

@@ -14,7 +14,7 @@ int main(int argc, char** argv) {
       {"attention", add_attention(app)},
 #ifdef DS_HAVE_COMPILER
       {"compile", add_compile(app)},     {"make-plans", add_make_plans(app)}, {"quality", add_quality(app)},
-      {"serve", add_serve(app)},         {"sweep", add_sweep(app)},
+      {"serve", add_serve(app)},         {"sweep", add_sweep(app)},           {"http", add_http(app)},
 #endif
       {"decode", add_decode(app)},       {"kernels", add_kernels(app)},       {"plans", add_plans(app)},
       {"load", add_load(app)},           {"make-model", add_make_model(app)}, {"overlap", add_overlap(app)},
@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
       "  ds-bench compile --layers 80 --chunks 16 --json -\n"
       "  ds-bench quality --receiver R/ --sender S/ --quality quality.json --machine machine.json \\\n"
       "      --link-rates 20MB/s,100MB/s --data notes.jsonl -o quality-ttft.json --html page.html\n"
+      "  ds-bench http --fleet fleet.json --clients 64 --knee-steps 6 --json http.json\n"
       "  ds-bench serve --receivers 3 --contexts 6 --questions 4 --json serve.json --html serve.html\n"
       "  ds-bench sweep --lengths 512,1024,2048 --budget-s 240 --json sweep.json --html sweep.html\n"
 #endif

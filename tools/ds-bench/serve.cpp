@@ -300,40 +300,6 @@ class Serve {
     return write_file_atomically(o_.trace, Json{{"traceEvents", std::move(events)}}.dump() + "\n");
   }
 
-  static nlohmann::ordered_json json_of(const LoadFigures& f) {
-    nlohmann::ordered_json j = {{"request_rate", f.offered_rate},
-                                {"completed", f.completed},
-                                {"failed", f.failed},
-                                {"duration", f.duration_s},
-                                {"request_throughput", f.request_throughput},
-                                {"request_goodput", f.request_goodput},
-                                {"within_slo", f.within_slo},
-                                {"output_throughput", f.output_throughput},
-                                {"total_token_throughput", f.total_token_throughput}};
-    const std::pair<const char*, const Summary*> figures[] = {
-        {"ttft", &f.ttft}, {"tpot", &f.tpot}, {"itl", &f.itl}, {"e2el", &f.e2el}};
-    for (const auto& [name, s] : figures) {
-      j[fmt::format("mean_{}_ms", name)] = s->mean;
-      j[fmt::format("median_{}_ms", name)] = s->median;
-      j[fmt::format("p90_{}_ms", name)] = s->p90;
-      j[fmt::format("p99_{}_ms", name)] = s->p99;
-    }
-    const EngineStats& s = f.stats;
-    j["engine"] = {{"steps", s.steps},
-                   {"entry_hits", s.entry_hits},
-                   {"entry_misses", s.entry_misses},
-                   {"repaired", s.repaired},
-                   {"prompt_tokens", s.prompt_tokens},
-                   {"cached_tokens", s.cached_tokens},
-                   {"new_tokens", s.new_tokens},
-                   {"link_bytes", s.link_bytes},
-                   {"link_busy_s", static_cast<double>(s.link_busy_ns) / 1e9},
-                   {"compute_busy_s", static_cast<double>(s.compute_busy_ns) / 1e9},
-                   {"peak_bytes", s.peak_bytes},
-                   {"evictions", s.evictions}};
-    return j;
-  }
-
   Status report(double even) {
     using Json = nlohmann::ordered_json;
     FILE* to = o_.model.json == "-" ? stderr : stdout;
@@ -359,7 +325,7 @@ class Serve {
     Json ways = Json::array();
     for (size_t w = 0; w < ways_.size(); ++w) {
       Json runs = Json::array();
-      for (const LoadFigures& f : ways_[w].runs) runs.push_back(json_of(f));
+      for (const LoadFigures& f : ways_[w].runs) runs.push_back(f.json());
       ways.push_back({{"way", ways_[w].name},
                       {"idle_first_ttft_ms", median(idle_ms_[w][0])},
                       {"idle_decode_ms", median(idle_ms_[w][2])},
