@@ -123,8 +123,11 @@ class DeadStore {
     DS_ASSIGN(EngineAnswer answer, ask(*engine, &store));
     store.let_go();
     engine.reset();
-    if (answer.miss.ok() != (death == Death::kNone))
-      return error(Code::kInternal, "{}: the request says '{}'", kDeaths[i].name, answer.miss.message());
+    if (death != Death::kNone && answer.miss.ok())
+      return error(Code::kInternal, "{}: the request has not noticed", kDeaths[i].name);
+    // On a machine that is busy a store that is well may be late.
+    if (death == Death::kNone && !answer.miss.ok())
+      return ++late_ < 20 ? measure(i, counts) : answer.miss.with_context("a store that is well");
     Figures& f = figures_[i];
     f.bytes = answer.bytes_loaded;
     f.repaired = answer.repaired;
@@ -175,6 +178,7 @@ class DeadStore {
   const ServeModelOptions o_;
   std::unique_ptr<ServeModels> models_;
   Figures figures_[std::size(kDeaths)];
+  int late_ = 0;
 };
 
 }  // namespace
