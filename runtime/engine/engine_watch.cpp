@@ -9,6 +9,9 @@ namespace {
 // A link from which nothing comes for this share of a full prefill, or for this long, has failed a request:
 // with a dead store a first token is to come within 1.1 full prefills.
 constexpr double kPatience = 0.08;
+// A store that is well lets go of a read that was cancelled at its next part: within this part of
+// patience_ns.
+constexpr int64_t kLetGo = 4;
 
 /// Copies the first `rows` rows of every layer (or hidden buffer), but for those that are being written.
 void copy_but(CommandStream& stream, KvRange& to, KvRange& from, int64_t rows,
@@ -95,7 +98,7 @@ void EngineLoop::collect() {
 void EngineLoop::watch(Active& a) {
   if (a.state == Active::State::kDraining) {
     if (service->reading(a.id)) {
-      if (now_ns() - a.idle_since_ns < limits.patience_ns) return;
+      if (now_ns() - a.idle_since_ns < limits.patience_ns / kLetGo) return;
       if (Status status = leave_memory(a); !status.ok()) {
         failed.emplace_back(&a, std::move(status));
         return;

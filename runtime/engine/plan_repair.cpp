@@ -245,11 +245,11 @@ struct PlanRun::Repair {
     return steps;
   }
 
-  /// Whether one call does both.
+  /// Whether one call does both: of context and suffix, too, which reads the weights once.
   bool goes_with(const Step& x, const Step& y) const {
     const Node &a = nodes[x.layer][x.block], &b = nodes[y.layer][y.block];
     return x.rank == y.rank && x.layer == y.layer && x.stage == y.stage && x.block + 1 == y.block &&
-           y.block != context && a.buffer == b.buffer && (x.stage != Stage::kLayer || a.goes_on == b.goes_on);
+           a.buffer == b.buffer && (x.stage != Stage::kLayer || a.goes_on == b.goes_on);
   }
 
   void add_call(std::span<const Step> steps) {

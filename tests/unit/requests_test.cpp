@@ -1102,6 +1102,90 @@ TEST(PlanRun, APieceIsAnOpOrSomeOfItsRows) {
   EXPECT_LT(parts.next(piece->flops / 2)->at.rows, 1000);
 }
 
+/// What waits between two tokens of others: pieces of one step, whose predicted work is the budget and, where
+/// not even a block of rows of the last one fits, that block.
+TEST(BatchScheduler, AStepsPiecesKeepItsBudget) {
+  Pair pair;
+  auto receiver = Receiver::create("r", *pair.receiver.model, pair.receiver.identity);
+  ASSERT_TRUE(receiver.ok());
+  const RowBytes& bytes = (*receiver)->row_bytes();
+  constexpr int64_t kTokens = 1000;
+  const auto tokens = random_ids(kTokens, kVocab, 1);
+  auto workspace = pair.receiver.model->make_workspace(kTokens);
+  auto stream = pair.backend->make_stream(StreamKind::kCompute, 1 << 14);
+  ASSERT_TRUE(workspace.ok() && stream.ok());
+  std::vector<std::unique_ptr<DeviceMemory>> memory;
+  auto allocate = [&](int64_t size, MemoryKind kind = MemoryKind::kDevice) {
+    memory.push_back(std::move(pair.backend->allocate(size, kind)).value());
+    return memory.back()->data();
+  };
+  for (const double budget : {1e3, 1e6, 3e7, 1e9}) {
+    std::vector<std::unique_ptr<PlanRun>> prompts;
+    std::vector<PlanRun*> runs;
+    std::vector<RunMemory> of;
+    for (int i = 0; i < 4; ++i) {
+      prompts.push_back(std::make_unique<PlanRun>(**receiver, -1, (*receiver)->exact().full_prefill,
+                                                  RunShape{0, kTokens - 20, 20}, tokens));
+      runs.push_back(prompts.back().get());
+      RunMemory& m = of.emplace_back();
+      for (int64_t l = 0; l < bytes.layers; ++l) m.caches.push_back(allocate(kTokens * bytes.kv));
+      for (size_t h = 0; h < runs.back()->hidden_buffers(); ++h)
+        m.hidden.push_back(allocate(kTokens * bytes.hidden));
+      m.workspace = workspace->get();
+      m.next = reinterpret_cast<int32_t*>(allocate(64, MemoryKind::kHost));
+    }
+    int steps = 0;
+    double all = 0;
+    std::vector<SequenceRows> storage(512);
+    while (std::ranges::any_of(prompts, [](const auto& p) { return !p->finished(); })) {
+      std::vector<ScheduledPiece> pieces;
+      double left = budget;
+      fill_step(runs, budget, storage.size(), [&](const ScheduledPiece& p) {
+        EXPECT_TRUE(p.piece.flops <= left || p.piece.at.rows <= PlanRun::kBlock)
+            << p.piece.flops << " of " << left << " for " << p.piece.at.rows << " rows";
+        EXPECT_TRUE(pieces.empty() || left > 0);
+        left -= p.piece.flops;
+        all += p.piece.flops;
+        runs[p.run]->issue(p.piece, **stream, of[p.run], storage[pieces.size()]);
+        pieces.push_back(p);
+      });
+      ASSERT_FALSE(pieces.empty());
+      ASSERT_TRUE((*stream)->synchronize().ok());
+      for (const ScheduledPiece& p : pieces) runs[p.run]->complete(p.piece);
+      ++steps;
+    }
+    EXPECT_GE(steps, static_cast<int>(
+                         all / (budget + 64 * 5 * PlanRun::layer_flops(pair.receiver.model->config()))));
+    memory.clear();
+  }
+}
+
+/// While prompts stream in, every step decodes one token of those that are past their first.
+TEST(Engine, EveryStepDecodesWhilePromptsStreamIn) {
+  Pair pair;
+  EngineLimits limits = kLimits;
+  limits.step_budget_ns = 50'000;
+  limits.prefix_cache = false;
+  auto engine = make_engine(*pair.backend, limits);
+  const Receiver* receiver = add(*engine, pair, pair.receiver);
+  std::vector<std::shared_ptr<Ticket>> prompts;
+  std::vector<int64_t> steps;
+  EngineRequest decoding = request_of(receiver, 64, 4, 1, 300);
+  decoding.on_token = [&](int32_t) {
+    if (steps.empty())
+      for (uint64_t i = 0; i < 6; ++i)
+        prompts.push_back(*engine->submit(request_of(receiver, 900, 9, 10 + i, 2)));
+    steps.push_back(engine->stats().steps);
+  };
+  answer_of(*engine, decoding);
+  ASSERT_EQ(steps.size(), 300u);
+  for (size_t i = 1; i < steps.size(); ++i) EXPECT_EQ(steps[i], steps[i - 1] + 1) << "token " << i;
+  // The prompts have gone on beside it.
+  const EngineStats stats = engine->stats();
+  EXPECT_GT(stats.finished + stats.decoding, 1);
+  for (auto& ticket : prompts) EXPECT_TRUE(ticket->wait().ok());
+}
+
 TEST(PrefixCache, FindsTheLongestBeginningAndEvictsTheOldest) {
   Pair pair;
   KvArena arena(*pair.backend, 1 << 20);
