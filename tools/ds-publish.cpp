@@ -94,7 +94,7 @@ int main(int argc, char** argv) {
   OpenOptions open;
   WeightCacheOptions cache;
   ChatOptions chat;
-  bool json = false, whole = false;
+  bool json = false, whole = false, live = false;
   int64_t every = 0;
   app.add_option("--model", model_dir, "the sender: a Hugging Face folder")->required();
   app.add_option("--context", context, "text file with the shared context; -: stdin");
@@ -126,6 +126,9 @@ int main(int argc, char** argv) {
          "write an entry for every so many tokens, a multiple of 64, as soon as they are computed: who "
          "asks meanwhile reuses what is there (16 entries at the most; 0: one, at the end)")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 30));
+  app.add_flag("--live", live,
+               "show each layer's rows as soon as they are computed: who asks meanwhile follows, and reuses "
+               "them while the rest is computed; the entry at the end is the same");
   add_store_key_option(app, store_key);
   add_open_options(app, open);
   add_backend_flags(app, on);
@@ -218,9 +221,14 @@ int main(int argc, char** argv) {
     options.salt = salt;
     options.only_new = !whole;
     options.every = every;
+    options.live_rows = live ? kLiveRows : 0;
     options.progress = [&](int64_t layer, int64_t layers) { bar.update(layer, layers); };
     DS_ASSIGN(Published done, publish(*loaded.backend, *loaded.model, loaded.identity, ids, *store, options));
     bar.finish();
+    if (!done.live.ok())
+      fmt::print(stderr,
+                 "warning: nobody could follow it to its end: {}; the entry itself is there all the same\n",
+                 done.live.message());
     if (json) {
       nlohmann::ordered_json cuts = nlohmann::ordered_json::array();
       for (const PublishedCut& c : done.cuts)

@@ -6,6 +6,7 @@
 
 #include "runtime/store/entry.h"
 #include "runtime/store/keep.h"
+#include "runtime/store/live.h"
 #include "tools/store_input.h"
 #include "tools/tool.h"
 
@@ -90,6 +91,19 @@ Status ls(Store& store, const Options& o) {
     fmt::print("{}  {:>10}  used {:>7} ago  {}{}\n", short_key(object.key), format_bytes(object.bytes),
                age(object.used_s, now), object.pinned ? "pinned  " : "", what);
   }
+  DS_ASSIGN(const std::vector<LiveInfo> being_written, store.list_live());
+  for (const LiveInfo& live : being_written) {
+    if (o.json) {
+      list.push_back({{"key", live.key},
+                      {"tenant", key_tenant(live.key)},
+                      {"bytes", live.bytes},
+                      {"written", live.written_s},
+                      {"live", live.alive ? "being written" : "its writer has died"}});
+      continue;
+    }
+    fmt::print("{}  {:>10}  {}\n", short_key(live.key), format_bytes(live.bytes),
+               live.alive ? "being written, by who lives" : "its writer has died; gc removes it");
+  }
   if (o.json) fmt::print("{}\n", list.dump(2));
   return ok_status();
 }
@@ -143,6 +157,7 @@ Status gc(Store& store, const Options& o) {
                             {"kept", done.kept},
                             {"kept_bytes", done.kept_bytes},
                             {"in_use", done.in_use},
+                            {"dead", done.dead},
                             {"bytes_over", done.bytes_over}}
                            .dump(2));
     return ok_status();
@@ -152,6 +167,7 @@ Status gc(Store& store, const Options& o) {
   fmt::print("{} {} objects, {}; {} are left, {}", o.dry_run ? "would evict" : "evicted", done.evicted.size(),
              format_bytes(freed), done.kept, format_bytes(done.kept_bytes));
   if (done.in_use > 0) fmt::print("; {} are being read and stay", done.in_use);
+  if (done.dead > 0) fmt::print("; {} that dead writers had left", done.dead);
   if (done.bytes_over > 0)
     fmt::print("; still {} over the budget (pinned, or being read)", format_bytes(done.bytes_over));
   fmt::print("\n");

@@ -12,6 +12,7 @@ struct Agreeing {
   ObjectRef ref;
   int64_t begin = 0;   // its first block
   bool whole = false;  // found by the key of all tokens
+  bool live = false;   // it is still being written
 };
 
 }  // namespace
@@ -36,9 +37,10 @@ Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const Ch
   for (const auto& ref : found.keys)
     if (ref) candidates[static_cast<size_t>(blocks)].push_back({*ref, 0, true});
 
-  std::set<std::string> unusable;
-  std::map<std::string, EntryReader> opened;
-  for (;;) {
+  // Entries that are whole, and with `live` those that are not: by key, and which of the two it is.
+  std::set<std::pair<std::string, bool>> unusable;
+  std::map<std::pair<std::string, bool>, EntryReader> opened;
+  for (bool live = false;;) {
     // Fewest entries up to each block's end.
     std::vector<const Agreeing*> by(candidates.size(), nullptr);
     std::vector<int64_t> links(candidates.size(), INT64_MAX);
@@ -48,7 +50,7 @@ Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const Ch
       for (const Agreeing& c : candidates[static_cast<size_t>(b)]) {
         const int64_t before = links[static_cast<size_t>(c.begin)];
         if (before == INT64_MAX || before + 1 >= links[static_cast<size_t>(b)] ||
-            unusable.contains(c.ref.key))
+            unusable.contains({c.ref.key, c.live}))
           continue;
         links[static_cast<size_t>(b)] = before + 1;
         by[static_cast<size_t>(b)] = &c;
@@ -57,30 +59,45 @@ Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const Ch
     bool good = true;
     for (int64_t b = longest; b > 0 && good; b = by[static_cast<size_t>(b)]->begin) {
       const Agreeing& c = *by[static_cast<size_t>(b)];
-      if (opened.contains(c.ref.key)) continue;
-      auto entry = c.whole ? EntryReader::open(store, whole, query.shape)
-                           : EntryReader::open_named(store, c.ref, whole.names[static_cast<size_t>(b - 1)],
-                                                     query.shape);
+      if (opened.contains({c.ref.key, c.live})) continue;
+      const std::string& name = whole.names[static_cast<size_t>(b - 1)];
+      auto entry = c.live    ? EntryReader::open_live(store, c.ref, name, query.shape)
+                   : c.whole ? EntryReader::open(store, whole, query.shape)
+                             : EntryReader::open_named(store, c.ref, name, query.shape);
       Status status = entry.status();
       if (status.ok() && entry->header().identity.first != c.begin * kChecksumRows)
         status = error(Code::kMismatch, "entry '{}' in '{}': its first token is {}, expected {}", c.ref.key,
                        store.url(), entry->header().identity.first, c.begin * kChecksumRows);
       if (status.ok() && query.check) status = query.check(*entry);
       if (status.ok()) {
-        opened.emplace(c.ref.key, std::move(*entry));
+        opened.emplace(std::pair(c.ref.key, c.live), std::move(*entry));
         continue;
       }
       if (chain.why.ok()) chain.why = std::move(status);
-      unusable.insert(c.ref.key);
+      unusable.emplace(c.ref.key, c.live);
       good = false;
     }
     if (!good) continue;
+    if (query.live && !live && longest < blocks) {
+      live = true;
+      // Only what goes further is worth waiting for.
+      DS_ASSIGN(const auto writing,
+                store.find_live(std::span(whole.names).subspan(static_cast<size_t>(longest))));
+      bool any = false;
+      for (int64_t b = longest + 1; b <= blocks && static_cast<size_t>(b - longest) <= writing.size(); ++b)
+        for (const ObjectRef& ref : writing[static_cast<size_t>(b - longest - 1)])
+          if (ref.index >= 0 && ref.index < b) {
+            candidates[static_cast<size_t>(b)].push_back({ref, b - 1 - ref.index, false, true});
+            any = true;
+          }
+      if (any) continue;
+    }
     for (int64_t b = longest; b > 0; b = by[static_cast<size_t>(b)]->begin) {
       const Agreeing& c = *by[static_cast<size_t>(b)];
       const int64_t begin = c.begin * kChecksumRows;
       chain.links.push_back(
-          {c.ref.key, begin, std::min(b * kChecksumRows, n), std::move(opened.at(c.ref.key))});
-      store.touch(c.ref.key);
+          {c.ref.key, begin, std::min(b * kChecksumRows, n), std::move(opened.at({c.ref.key, c.live}))});
+      if (!c.live) store.touch(c.ref.key);
     }
     std::reverse(chain.links.begin(), chain.links.end());
     if (chain.links.empty() && chain.why.ok())

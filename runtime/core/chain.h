@@ -1,6 +1,7 @@
 // Which entries of a store agree with a context from its beginning on.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -26,6 +27,10 @@ struct Chain {
   Status why;                    // of an entry that could not be used, the first that there was
 
   int64_t tokens() const { return links.empty() ? 0 : links.back().end; }
+  /// Whether an entry in it is still being written.
+  bool live() const {
+    return std::any_of(links.begin(), links.end(), [](const ChainLink& l) { return l.entry.live(); });
+  }
 };
 
 struct ChainQuery {
@@ -36,12 +41,16 @@ struct ChainQuery {
   /// What an entry lacks of what is needed (EntryReader::has()); such a one counts as not there. May be
   /// empty.
   std::function<Status(const EntryReader&)> check = {};
+  /// Whether entries that are still being written may stand in it, where those that are whole do not cover
+  /// all tokens: in another look-up.
+  bool live = false;
 };
 
 /// The longest chain for the beginning of `tokens`, and of those as long the one of fewest entries: in one
 /// look-up, and one read of each entry that is used. It ends with the tokens, or at a multiple of
 /// kChecksumRows. An entry that is damaged, not signed, another's, or gone is left out, and the next best
-/// chain taken. Errors: those of Store::find().
+/// chain taken; where one that is still being written would make it longer (ChainQuery::live), with that.
+/// Errors: those of Store::find().
 Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const ChainQuery& query);
 
 }  // namespace ds

@@ -6,6 +6,7 @@
 
 #include "runtime/model/identity.h"
 #include "runtime/store/entry.h"
+#include "runtime/store/live_entry.h"
 
 namespace ds {
 namespace {
@@ -106,6 +107,7 @@ struct Publication::State {
   int64_t layer = 0, row = 0;
   Published published;
   Clock::time_point start;
+  std::unique_ptr<LiveEntryWriter> live;  // of who is shown what has been computed
 
   bool is_first() const { return begin == from; }
   void begin_entry(int64_t at) {
@@ -138,6 +140,10 @@ struct Publication::State {
     return &kept[next++];
   }
   Status begin_layer(CommandStream& stream, Workspace& workspace);
+  void end_live(Status why) {
+    live.reset();
+    published.live = std::move(why);
+  }
 };
 
 Publication::Publication(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -163,6 +169,14 @@ Result<std::unique_ptr<Publication>> Publication::create(Backend& backend, Devic
     return error(Code::kInvalidArgument,
                  "the entry is to begin at token {} of {}; expected a multiple of {} below that",
                  options.first, n, kChecksumRows);
+  if (options.live_rows < 0 || options.live_rows % kChecksumRows != 0)
+    return error(Code::kInvalidArgument, "{} rows are to be shown at a time; expected a multiple of {}, or 0",
+                 options.live_rows, kChecksumRows);
+  if (options.live_rows > 0 && options.every > 0)
+    return error(Code::kInvalidArgument,
+                 "an entry for every {} tokens and one that is shown while it is computed contradict each "
+                 "other: either serves who asks meanwhile",
+                 options.every);
   if (options.every < 0 || options.every % kChecksumRows != 0)
     return error(Code::kInvalidArgument, "an entry for every {} tokens; expected a multiple of {}, or 0",
                  options.every, kChecksumRows);
@@ -291,6 +305,37 @@ Status Publication::enqueue(int64_t rows, CommandStream& stream, Workspace& work
   return ok_status();
 }
 
+void Publication::go_live(Store& store) {
+  State& s = *state_;
+  if (s.every > 0) return;
+  std::vector<LiveTensor> tensors;
+  for (const Wanted& w : s.wanted)
+    tensors.push_back({TensorKind::kE, static_cast<int32_t>(w.cut.layer), entry_map(w.maps, w.cut.form)});
+  for (int64_t l = 0; l < s.model.config().layers; ++l)
+    tensors.push_back({TensorKind::kKv, static_cast<int32_t>(l)});
+  auto live =
+      LiveEntryWriter::begin(store, s.identity, s.sender, s.model.config().shape(), std::move(tensors));
+  if (live.ok()) s.live = std::move(*live);
+  s.published.live = live.status();
+}
+
+void Publication::show() {
+  State& s = *state_;
+  if (s.live == nullptr) return;
+  for (const State::Kept& k : s.kept) {
+    // Rows of the context that are computed: hidden states come all at once, K and V in the order of rows,
+    // but where they are copied, all at once as well.
+    const bool some = k.kind == TensorKind::kKv && k.layer == s.layer;
+    const int64_t computed = !some ? s.n : s.direct ? s.row : 0;
+    const int64_t whole = computed == s.n ? s.n : computed / kChecksumRows * kChecksumRows;
+    const LiveTensor tensor{k.kind, k.layer, k.map};
+    const int64_t from = s.first + s.live->rows(tensor);
+    if (whole <= from) continue;
+    Status status = s.live->add(tensor, {k.row(from), static_cast<size_t>((whole - from) * k.row_bytes)});
+    if (!status.ok()) return s.end_live(std::move(status));
+  }
+}
+
 Result<Published> Publication::write(Store& store) {
   State& s = *state_;
   const auto start = Clock::now();
@@ -312,6 +357,7 @@ Result<Published> Publication::write(Store& store) {
     s.begin_entry(s.end);
   else
     s.begin = s.n;
+  if (s.live != nullptr) s.end_live(s.live->end());
   return s.published;
 }
 
@@ -353,13 +399,15 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
       return ok_status();
     });
   }
+  if (options.live_rows > 0) publication->go_live(store);
+  const int64_t rows = options.live_rows > 0 ? options.live_rows : n;
   DS_ASSIGN(auto workspace, model.make_workspace(n));
   DS_ASSIGN(auto stream, backend.make_stream(StreamKind::kCompute, publication->commands()));
   const int64_t layers = model.config().layers, entries = publication->entries_left();
   Result<Published> published = error(Code::kInternal, "nothing was published");
   while (publication->entries_left() > 0) {
     while (!publication->done()) {
-      Status status = publication->enqueue(n, *stream, *workspace);
+      Status status = publication->enqueue(rows, *stream, *workspace);
       DS_TRY(stream->synchronize());
       if (!torn.ok()) {
         PublishOptions whole = options;
@@ -367,6 +415,7 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
         return publish(backend, model, sender, context, store, whole);
       }
       DS_TRY(status);
+      publication->show();
       if (options.progress)
         options.progress((entries - publication->entries_left()) * layers + publication->layer(),
                          entries * layers);

@@ -42,7 +42,14 @@ struct PublishOptions {
   /// a receiver that comes meanwhile reuses what is there. More, where else there would be over kLongestChain
   /// of them. 0: one entry, at the end; so does an engine whatever stands here.
   int64_t every = 0;
+  /// Shows what has been computed while the rest is not (runtime/store/live_entry.h), so many rows of a layer
+  /// at a time, a multiple of kChecksumRows: who asks meanwhile follows. Not with `every`. 0: shows nothing;
+  /// so does an engine whatever stands here.
+  int64_t live_rows = 0;
 };
+
+/// PublishOptions::live_rows: few, so that who follows need not wait, but a kernel's worth.
+inline constexpr int64_t kLiveRows = 512;
 
 /// Who reads a chain opens each of its entries.
 inline constexpr size_t kLongestChain = 16;
@@ -67,6 +74,7 @@ struct Published {
   size_t after = 0;      // entries that have those before it (PublishOptions::only_new)
   size_t entries = 1;    // that were written (PublishOptions::every); `key` is the last one's
   bool already = false;  // the store had it: nothing was computed or written
+  Status live;           // why it could not be followed to its end, where that was asked for
 };
 
 /// A sender's prefill whose caches, and hidden states at cuts, become an entry; some rows of a layer at a
@@ -110,6 +118,12 @@ class Publication {
   Status enqueue(int64_t rows, CommandStream& stream, Workspace& workspace);
   /// Most commands of one enqueue().
   int64_t commands() const;
+
+  /// Begins to show what will be computed, as PublishOptions::live_rows has it; before anything is enqueued.
+  /// What fails of that, here and later, fails nothing else: Published::live tells.
+  void go_live(Store& store);
+  /// Shows what has been computed since; when the stream has run.
+  void show();
 
   /// Writes the entry, atomically; after done(), when the stream has run. While there are entries_left() the
   /// next one is to be computed then. kExhausted (disk), kIo.

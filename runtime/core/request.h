@@ -43,6 +43,7 @@ struct Request {
   std::span<const Segment> segments;
   std::span<const int32_t> suffix;  // m >= 1 tokens
   Store* store = nullptr;           // where the sender's entry may be; nullptr: do not reuse (kUnused)
+  bool follow = true;               // where the sender is still computing what there is not: wait for it
   const ModelIdentity* receiver =
       nullptr;       // who answers; a plan for another receiver is a miss. nullptr: not checked
   std::string salt;  // tenant salt of the entry
@@ -86,6 +87,7 @@ struct Answer {
   /// Tokens of the context, from its beginning on, that came by plan; the rest of it, where the sender has
   /// published less, went through every layer like the suffix.
   int64_t reused_tokens = 0;
+  bool live = false;                    // of an entry that its sender was still computing
   GateVerdict gate;                     // after an alarm `cache` stays "hit" and the full prefill answers
   int64_t lost_ns = 0;                  // spent before a miss was noticed, or the gate's alarm
   int64_t link_ns = 0, compute_ns = 0;  // busy times of the streams, in the run that gave the answer

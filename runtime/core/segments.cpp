@@ -47,7 +47,8 @@ Result<Segments> Segments::open(Store& store, const Request& request, const Plan
     DS_ASSIGN(Chain chain,
               find_chain(store, request.entry.empty() ? request.context : request.entry,
                          {source.model.fingerprint, source.shape, request.salt, dtype,
-                          [&](const EntryReader& entry) { return has_tensors(entry, variant, map); }}));
+                          [&](const EntryReader& entry) { return has_tensors(entry, variant, map); },
+                          request.follow}));
     if (chain.links.empty()) return chain.why;
     for (ChainLink& link : chain.links) {
       if (link.begin >= n) break;
@@ -112,6 +113,22 @@ Status Segments::read(Landing& landing, int32_t source, const LandingRows& rows,
     DS_TRY(landing.read(part.entry, there, to + (begin - rows.first) * row_bytes, go_on));
   }
   return ok_status();
+}
+
+bool Segments::live() const {
+  return std::any_of(parts_.begin(), parts_.end(), [](const Part& p) { return p.entry.live(); });
+}
+
+bool Segments::ready(int32_t source, const LandingRows& rows) const {
+  return std::all_of(parts_.begin(), parts_.end(), [&](const Part& part) {
+    const int64_t end = std::min(rows.first + rows.rows, part.end);
+    return part.source != source || std::max(rows.first, part.begin) >= end ||
+           part.entry.ready(rows.kind, rows.layer, part.there + end - part.begin, rows.map);
+  });
+}
+
+void Segments::when_more(const std::function<void()>& tell) {
+  for (Part& part : parts_) part.entry.when_more(tell);
 }
 
 int64_t Segments::bytes_read() const {

@@ -27,6 +27,12 @@ class Segments {
 
   /// How much of the context, from its beginning on, is there: all of it where the request names segments.
   int64_t tokens() const { return tokens_; }
+  /// Whether an entry's sender is still computing it, so that reads may wait for it.
+  bool live() const;
+  /// Whether rows can be read without waiting for a sender.
+  bool ready(int32_t source, const LandingRows& rows) const;
+  /// As EntryReader::when_more(), of all of them.
+  void when_more(const std::function<void()>& tell);
   /// The variant for as much: `chosen`, which open() was asked for, where all of a context of n tokens is
   /// there. kNotFound: the plan reuses nothing of so few.
   Result<const Variant*> variant(const Plan& plan, const Variant& chosen, int64_t n, int64_t rate,

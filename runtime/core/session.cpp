@@ -269,7 +269,9 @@ Result<Answer> Session::answer(const Request& request) {
       if (done) {
         answer.cache = CacheStatus::kHit;
         answer.reused_tokens = reused;
-        link_estimate_.add(answer.bytes_loaded, answer.link_ns);
+        answer.live = segments->live();
+        // What waited for the sender says nothing of the link.
+        if (!answer.live) link_estimate_.add(answer.bytes_loaded, answer.link_ns);
       }
     }
   } else if (variant != nullptr && !wants_entry) {

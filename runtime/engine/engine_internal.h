@@ -259,6 +259,7 @@ struct EngineLoop {
   /// False: there is no memory for it now.
   bool start(Active& a);
   int64_t patience(const Active& a) const;
+  int64_t sender_patience(const Active& a) const;
   std::vector<Candidate> candidates(const Active& a, int64_t rate, int64_t waiting) const;
   /// All candidates' entries, side by side.
   void look_up(Active& a);

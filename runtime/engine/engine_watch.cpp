@@ -1,6 +1,7 @@
 // Between steps: what has come over the link, what has not, and who ends.
 #include "runtime/engine/engine_internal.h"
 
+#include "runtime/store/live.h"
 #include "support/clock.h"
 
 namespace ds {
@@ -41,6 +42,17 @@ int64_t EngineLoop::patience(const Active& a) const {
   return std::max(limits.patience_ns,
                   static_cast<int64_t>(
                       kPatience * static_cast<double>(speed.ns(static_cast<double>(a.n + a.m) * per_token))));
+}
+
+// A sender that computes what is waited for is slower than any link; but not slower than this machine, by
+// much.
+int64_t EngineLoop::sender_patience(const Active& a) const {
+  const ModelConfig& c = a.request.receiver->model().config();
+  const double flops =
+      static_cast<double>(a.n + a.m) * static_cast<double>(c.layers) * PlanRun::layer_flops(c);
+  const int64_t most = kLiveSilenceS * 1'000'000'000;
+  return std::max(patience(a),
+                  speed.known() ? std::min(2 * static_cast<int64_t>(speed.ns(flops)), most) : most);
 }
 
 void EngineLoop::miss(Active& a, Status why) {
@@ -117,7 +129,8 @@ void EngineLoop::watch(Active& a) {
   }
   if (a.idle_since_ns == 0) a.idle_since_ns = now_ns();
   const int64_t since = std::max(a.idle_since_ns, service->last_progress_ns());
-  if (now_ns() - since < patience(a)) return;
+  if (now_ns() - since < (a.segments != nullptr && a.segments->live() ? sender_patience(a) : patience(a)))
+    return;
   lose(a, error(Code::kExhausted, "late: nothing has come over the link for {} ms",
                 (now_ns() - since) / 1'000'000));
 }

@@ -23,22 +23,61 @@ Result<std::unique_ptr<TransferService>> TransferService::create(Backend& backen
 }
 
 TransferService::~TransferService() {
+  // Who tells of more is told to be silent, and what is followed is let go of, while no lock is held that who
+  // tells may want.
+  std::vector<TransferJob> dropped;
+  std::vector<std::weak_ptr<Segments>> followed;
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
-    queue_.clear();
+    dropped = std::exchange(queue_, {});
+    followed = std::exchange(followed_, {});
     look_ups_.clear();
     current_cancelled_ = true;
     wanted_.notify_all();
   }
+  for (const auto& weak : followed)
+    if (auto segments = weak.lock()) segments->when_more({});
   for (std::thread& thread : look_up_threads_) thread.join();
   if (stream_) (void)stream_->synchronize();
 }
 
 void TransferService::submit(TransferJob job) {
+  if (job.segments->live()) {
+    // Without a pointer to it, which might be the last: what is followed is let go of under no lock.
+    const auto same = [&](const std::weak_ptr<Segments>& w) {
+      return !w.owner_before(job.segments) && !job.segments.owner_before(w);
+    };
+    bool fresh = false;
+    {
+      std::lock_guard lock(mutex_);
+      std::erase_if(followed_, [](const auto& w) { return w.expired(); });
+      fresh = std::none_of(followed_.begin(), followed_.end(), same);
+      if (fresh) followed_.push_back(job.segments);
+    }
+    if (fresh) job.segments->when_more([this] { serve_more(); });
+  }
+  {
+    std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(job));
+  }
+  serve_more();
+}
+
+/// Of what waits for no sender, what is needed first; of equals, what came first.
+std::vector<TransferJob>::iterator TransferService::next() {
+  auto best = queue_.end();
+  for (auto at = queue_.begin(); at != queue_.end(); ++at) {
+    if (best != queue_.end() && at->needed_ns >= best->needed_ns) continue;
+    if (at->segments->ready(at->source, {at->payload, at->layer, at->first, at->rows, at->map})) best = at;
+  }
+  return best;
+}
+
+void TransferService::serve_more() {
   std::lock_guard lock(mutex_);
-  queue_.push_back(std::move(job));
-  if (std::exchange(serving_, true)) return;
+  if (serving_ || stopping_ || next() == queue_.end()) return;
+  serving_ = true;
   stream_->host({&TransferService::serve, this, 0});
 }
 
@@ -56,7 +95,10 @@ int64_t TransferService::look_up_since_ns(const Store* store) const {
 }
 
 void TransferService::cancel(uint64_t owner) {
+  std::vector<TransferJob> dropped;  // when nothing is locked any more
   std::lock_guard lock(mutex_);
+  for (TransferJob& job : queue_)
+    if (job.owner == owner) dropped.push_back(job);
   std::erase_if(queue_, [&](const TransferJob& j) { return j.owner == owner; });
   std::erase_if(done_, [&](const TransferDone& d) { return d.owner == owner; });
   if (current_ == owner) current_cancelled_ = true;
@@ -100,16 +142,13 @@ void TransferService::serve() {
   TransferJob job;
   {
     std::lock_guard lock(mutex_);
-    if (queue_.empty()) {
+    const auto first = next();
+    if (first == queue_.end()) {
       serving_ = false;
       return;
     }
-    // What is needed first; of equals, what came first.
-    const auto next = std::min_element(
-        queue_.begin(), queue_.end(),
-        [](const TransferJob& a, const TransferJob& b) { return a.needed_ns < b.needed_ns; });
-    job = std::move(*next);
-    queue_.erase(next);
+    job = std::move(*first);
+    queue_.erase(first);
     current_ = job.owner;
     current_cancelled_ = false;
   }
@@ -134,12 +173,12 @@ void TransferService::serve() {
     const bool cancelled = current_cancelled_.exchange(false);
     current_ = 0;
     if (!cancelled) done_.push_back({job.owner, job.index, std::move(status), start, end, job.bytes});
-    job.segments.reset();
-    if (queue_.empty() || stopping_)
+    if (stopping_ || next() == queue_.end())
       serving_ = false;
     else
       stream_->host({&TransferService::serve, this, 0});
   }
+  job.segments.reset();
   wake_();
 }
 

@@ -43,7 +43,8 @@ struct TransferDone {
 };
 
 /// Thread-safe. A thread of its own reads; look-ups have others, so that one that hangs delays no transfer,
-/// and those of several senders take one round trip.
+/// and those of several senders take one round trip. What a sender has not computed yet waits beside the
+/// link: nothing else waits for it.
 class TransferService {
  public:
   /// `row_bytes` as in Landing::create(). `wake` is called, on one of its threads, when something is done.
@@ -78,6 +79,8 @@ class TransferService {
   TransferService() = default;
   static void serve(void* self, int64_t);
   void serve();
+  void serve_more();
+  std::vector<TransferJob>::iterator next();  // mutex_ is held
   void look_ups();
 
   std::function<void()> wake_;
@@ -90,6 +93,7 @@ class TransferService {
   uint64_t current_ = 0;  // owner of what is being read; 0: none
   std::atomic<bool> current_cancelled_{false};
   std::vector<TransferDone> done_;
+  std::vector<std::weak_ptr<Segments>> followed_;  // whose senders tell of more
   LinkEstimate estimate_;
   int64_t bytes_read_ = 0, busy_ns_ = 0;
   std::atomic<int64_t> progress_ns_{0};

@@ -158,6 +158,9 @@ class BlockChecksum {
   std::optional<Hmac> keyed_;
 };
 
+class LiveEntry;
+enum class Signature : uint8_t;  // whether a header must be signed as the store wants it
+
 /// An open entry. Every fault is a Status that names what was found and expected; the caller counts it as a
 /// miss.
 class EntryReader {
@@ -176,6 +179,17 @@ class EntryReader {
   /// up to its block's end; so kMismatch is: that is not its name, or another shape.
   static Result<EntryReader> open_named(Store& store, const ObjectRef& found, const std::string& name,
                                         const Shape& shape);
+  /// Follows what Store::find_live() has found by a name: an entry whose sender is still computing it. Reads
+  /// wait for the rows that they ask for; kNotFound: the sender has died; kExhausted: it is silent
+  /// (runtime/store/live_entry.h). Errors as open_named().
+  static Result<EntryReader> open_live(Store& store, const ObjectRef& found, const std::string& name,
+                                       const Shape& shape);
+  bool live() const { return live_ != nullptr; }
+  /// Whether the first `rows` rows of a tensor can be read without waiting for the sender.
+  bool ready(TensorKind kind, int32_t layer, int64_t rows, std::string_view map = {}) const;
+  /// Has `tell` called, by another thread, whenever ready() may say something else; until the next call.
+  void when_more(std::function<void()> tell);
+
   /// Opens an entry whatever it is for, to look at it.
   static Result<EntryReader> open_any(Store& store, const std::string& key);
 
@@ -215,13 +229,20 @@ class EntryReader {
  private:
   friend Result<std::vector<std::string>> entry_names(Store& store, const std::string& key);
   using Check = std::function<Status(EntryHeader& found)>;
-  enum class Signature : uint8_t { kOfStore, kAny };
   /// Reads the header; `check` says whether it is the right one, before its tensors are read.
   static Result<EntryReader> open_object(Store& store, const std::string& key,
                                          std::unique_ptr<StoreObject> object, const Check& check,
-                                         Signature signature = Signature::kOfStore);
+                                         Signature signature);
 
-  std::unique_ptr<StoreObject> object_;
+  size_t index_of(const EntryTensor* tensor) const {
+    return static_cast<size_t>(tensor - header_.tensors.data());
+  }
+  uint64_t checksum(const EntryTensor& tensor, int64_t block) const;
+  Status read_bytes(const EntryTensor& tensor, int64_t at, std::span<std::byte> out,
+                    const StoreObject::Arrived& arrived, const std::function<Status()>& go_on);
+
+  std::unique_ptr<StoreObject> object_;  // or
+  std::shared_ptr<LiveEntry> live_;
   std::string where_;  // for messages
   EntryHeader header_;
   Cursor cursor_;

@@ -13,6 +13,8 @@
 #include <filesystem>
 
 #include "runtime/store/file_index_internal.h"
+#include "runtime/store/file_live_internal.h"
+#include "runtime/store/file_object_internal.h"
 #include "runtime/store/file_store_internal.h"
 #include "runtime/store/store_internal.h"
 #include "support/file.h"
@@ -34,40 +36,10 @@ bool is_temporary(std::string_view name) {
   return name.size() > 11 && name.substr(name.size() - 11, 5) == ".tmp-";
 }
 
-class FileObject final : public StoreObject {
- public:
-  FileObject(int fd, int64_t size, std::string path) : fd_(fd), size_(size), path_(std::move(path)) {}
-  FileObject(const FileObject&) = delete;
-  ~FileObject() override { close(fd_); }
-
-  int64_t size() const override { return size_; }
-
-  Status read_by_parts(int64_t offset, std::span<std::byte> out, const Arrived& arrived) override {
-    if (offset < 0) return error(Code::kInvalidArgument, "cannot read '{}' from byte {}", path_, offset);
-    while (!out.empty()) {
-      ssize_t got = pread(fd_, out.data(), std::min(out.size(), kReadPart), offset);
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return io_error("read", path_);
-      if (got == 0) {
-        return error(Code::kCorrupt, "'{}' ends at or before byte {}; {} more bytes were expected there",
-                     path_, offset, out.size());
-      }
-      DS_TRY(arrived(out.first(static_cast<size_t>(got))));
-      offset += got;
-      out = out.subspan(static_cast<size_t>(got));
-    }
-    return ok_status();
-  }
-
- private:
-  int fd_;
-  int64_t size_;
-  std::string path_;
-};
-
 class FileStore final : public Store {
  public:
-  explicit FileStore(std::string folder) : folder_(std::move(folder)), index_(folder_, *this) {}
+  explicit FileStore(std::string folder)
+      : folder_(std::move(folder)), index_(folder_, *this), live_(folder_) {}
 
   std::string url() const override { return "file:" + folder_; }
 
@@ -152,7 +124,7 @@ class FileStore final : public Store {
     return flush_folder(fs::path(path).parent_path().native());
   }
 
-  // Readers hold a lock on the file (FileObject); between its being found and being opened it may go all the
+  // Readers hold a lock on the file (open()); between its being found and being opened it may go all the
   // same, which is a miss.
   Result<bool> evict(const std::string& key) override {
     DS_TRY(check_store_key(key));
@@ -185,8 +157,26 @@ class FileStore final : public Store {
     // Who evicts leaves alone what is locked; whoever cannot lock reads all the same, a file that is gone
     // too.
     (void)flock(fd, LOCK_SH | LOCK_NB);
-    return std::unique_ptr<StoreObject>(std::make_unique<FileObject>(fd, info.st_size, std::move(path)));
+    return open_file_object(std::make_shared<FileHandle>(fd), 0, info.st_size, std::move(path));
   }
+
+  Result<std::unique_ptr<LiveWriter>> begin_live(const std::string& key, std::string_view head,
+                                                 Names names) override {
+    DS_TRY(check_store_key(key));
+    DS_TRY(check_store_names(names));
+    DS_TRY(make_folders(folder_, kFolderMode));
+    return live_.begin(key, head, names);
+  }
+  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names) override {
+    DS_TRY(check_store_names(names));
+    return live_.find(names);
+  }
+  Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found) override {
+    DS_TRY(check_store_key(found.key));
+    return live_.follow(found.key);
+  }
+  Result<std::vector<LiveInfo>> list_live() override { return live_.list(); }
+  Result<int64_t> remove_dead() override { return live_.remove_dead(); }
 
   Status remove(const std::string& key) override {
     DS_TRY(check_store_key(key));
@@ -226,6 +216,7 @@ class FileStore final : public Store {
   std::string folder_;
   std::atomic<time_t> next_cleaning_ = 0;
   FileIndex index_;
+  FileLive live_;
 };
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <map>
 #include <set>
 
+#include "runtime/store/live.h"
+
 namespace ds {
 
 std::string key_tenant(const std::string& key) {
@@ -50,6 +52,12 @@ Result<Collected> collect(Store& store, const KeepOptions& o) {
       if (total > o.most_bytes) DS_TRY(go(object));
   done.kept = static_cast<int64_t>(all.size() - done.evicted.size());
   done.kept_bytes = total;
+  if (o.dry_run) {
+    DS_ASSIGN(const std::vector<LiveInfo> live, store.list_live());
+    done.dead = std::count_if(live.begin(), live.end(), [](auto& l) { return !l.alive; });
+  } else {
+    DS_ASSIGN(done.dead, store.remove_dead());
+  }
   if (o.most_bytes >= 0) done.bytes_over = std::max<int64_t>(0, total - o.most_bytes);
   return done;
 }

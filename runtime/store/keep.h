@@ -25,11 +25,13 @@ struct Collected {
   std::vector<ObjectInfo> evicted;  // the first to go first
   int64_t kept = 0, kept_bytes = 0;
   int64_t in_use = 0;      // that should have gone, but somebody reads them
+  int64_t dead = 0;        // of those that were being written, which dead writers had left
   int64_t bytes_over = 0;  // of the budget, that pins and readers keep from being met
 };
 
 /// Evicts what is too old, then of each tenant that has too much, then of all, what has not been used for the
-/// longest. Pinned objects stay, and count. Errors: those of Store::list() and Store::evict().
+/// longest. Pinned objects stay, and count. What dead writers have left goes as well. Errors: those of
+/// Store::list() and Store::evict().
 Result<Collected> collect(Store& store, const KeepOptions& options);
 
 }  // namespace ds

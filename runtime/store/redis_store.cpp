@@ -6,6 +6,8 @@
 //   ds:{KEY}:used, :pin, :readers
 //   ds:name:NAME        objects by name: a sorted set, by time
 //
+// and what is still being written (redis_live_internal.h).
+//
 // A put writes parts that expire by themselves (a writer may die), then the manifest, by which the object
 // appears whole, and then lets the parts stay. What it has replaced expires after a grace, for who is still
 // reading it. Each command is about one key: a cluster may move any of them at any time.
@@ -27,112 +29,30 @@
 #include <utility>
 
 #include "runtime/store/redis_client_internal.h"
+#include "runtime/store/redis_live_internal.h"
+#include "runtime/store/redis_object_internal.h"
 #include "runtime/store/store_internal.h"
 #include "support/clock.h"
 
 namespace ds {
 namespace {
 
-static_assert(std::endian::native == std::endian::little,
-              "manifests are read and written as they lie in memory");
-
 using Command = RedisClient::Command;
 using Kind = Reply::Kind;
+using Manifest = RedisManifest;
+using Keys = RedisKeys;
 
-constexpr std::string_view kMagic = "DSPARTS1";
-constexpr size_t kFixed = 48;
-/// Of an object, in its manifest: what a reader asks for first (runtime/store/entry.cpp) comes with the
-/// look-up.
-constexpr int64_t kMostHead = 64 << 10;
-constexpr int64_t kMostObject = int64_t{1} << 50, kMostParts = 1 << 20, kLeastPart = 4096;
-constexpr size_t kBatch = 8;      // parts that are written at once
-constexpr size_t kAhead = 4;      // parts that are asked for before the first of them is here
-constexpr int64_t kReaderS = 60;  // for which a reader that says nothing more counts as one
+constexpr size_t kFixed = kManifestFixed;
+constexpr size_t kBatch = 8;  // parts that are written at once
 constexpr int64_t kKeptOfName = 16;
 constexpr size_t kRemembered = 8;
 constexpr int64_t kRememberedNs = 1'000'000'000;
-
-struct Manifest {
-  int64_t bytes = 0, part_bytes = 0;
-  uint64_t generation = 0;
-  int64_t written_s = 0;
-  uint32_t names = 0;
-  uint32_t head_bytes = 0;
-  std::string head;
-
-  int64_t parts() const { return (bytes - head_bytes + part_bytes - 1) / part_bytes; }
-  int64_t name_parts() const {
-    const int64_t all = int64_t{names} * static_cast<int64_t>(Store::kNameDigits);
-    return (all + part_bytes - 1) / part_bytes;
-  }
-  std::string text() const {
-    std::string out(kMagic);
-    const auto put = [&](auto v) { out.append(reinterpret_cast<const char*>(&v), sizeof v); };
-    put(bytes), put(part_bytes), put(generation), put(written_s), put(names), put(head_bytes);
-    return out + head;
-  }
-  /// `text` may end behind the numbers. kCorrupt.
-  static Result<Manifest> parse(std::string_view text) {
-    Manifest m;
-    const char* at = text.data() + kMagic.size();
-    const auto get = [&](auto& v) {
-      std::memcpy(&v, at, sizeof v);
-      at += sizeof v;
-    };
-    if (text.size() < kFixed || !text.starts_with(kMagic)) return error(Code::kCorrupt, "it is no manifest");
-    get(m.bytes), get(m.part_bytes), get(m.generation), get(m.written_s), get(m.names), get(m.head_bytes);
-    m.head = text.substr(kFixed);
-    if (m.bytes < 0 || m.bytes > kMostObject || m.part_bytes < kLeastPart || m.part_bytes > 64 << 20 ||
-        m.head_bytes > kMostHead || m.head_bytes > m.bytes || m.parts() > kMostParts ||
-        m.names > Store::kMostNames || (!m.head.empty() && m.head.size() != m.head_bytes))
-      return error(Code::kCorrupt, "its manifest claims {} bytes, {} of them there, in parts of {}", m.bytes,
-                   m.head_bytes, m.part_bytes);
-    return m;
-  }
-};
-
-int64_t seconds_now() { return time(nullptr); }
 
 int64_t us_now() {
   return std::chrono::duration_cast<std::chrono::microseconds>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
 }
-
-uint64_t random_number() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
-
-/// A key, or what stands in front of it, without memory of its own.
-class KeyText {
- public:
-  template <typename... A>
-  explicit KeyText(fmt::format_string<A...> format, A&&... args) {
-    size_ = std::min(text_.size(),
-                     fmt::format_to_n(text_.data(), text_.size(), format, std::forward<A>(args)...).size);
-  }
-  operator std::string_view() const { return {text_.data(), size_}; }  // NOLINT: it is one
-  std::string string() const { return {text_.data(), size_}; }
-
- private:
-  std::array<char, 400> text_;  // prefix 100, key 200, the rest 40
-  size_t size_ = 0;
-};
-
-struct Keys {
-  std::string object;  // the manifest's
-  Keys(const RedisOptions& o, std::string_view key) : object(fmt::format("{}{{{}}}", o.prefix, key)) {}
-  KeyText part(uint64_t generation, int64_t i) const {
-    return KeyText("{}:{:016x}:{}", object, generation, i);
-  }
-  KeyText names(uint64_t generation, int64_t i) const {
-    return KeyText("{}:{:016x}:n:{}", object, generation, i);
-  }
-  std::string used() const { return object + ":used"; }
-  std::string pin() const { return object + ":pin"; }
-  std::string readers() const { return object + ":readers"; }
-};
 
 /// Of an object under a name.
 std::string member(std::string_view key, int64_t bytes, size_t index) {
@@ -158,205 +78,6 @@ std::optional<ObjectRef> parse_member(std::string_view text) {
   if (!check_store_key(ref.key).ok()) return std::nullopt;
   return ref;
 }
-
-Status check_reply(const Reply& reply) {
-  return reply.kind == Kind::kError ? server_error(reply.text) : ok_status();
-}
-
-class RedisObject final : public StoreObject {
- public:
-  RedisObject(std::shared_ptr<RedisClient> client, const std::string& key, Manifest manifest)
-      : client_(std::move(client)),
-        keys_(client_->options(), key),
-        manifest_(std::move(manifest)),
-        slot_(key_slot(keys_.object)),
-        reader_(fmt::format("{:016x}", random_number())),
-        readers_(keys_.readers()) {
-    reading();
-  }
-  ~RedisObject() override { client_->unanswered({"ZREM", readers_, reader_}); }
-
-  int64_t size() const override { return manifest_.bytes; }
-
-  Status read_by_parts(int64_t offset, std::span<std::byte> out, const Arrived& arrived) override {
-    if (offset < 0)
-      return error(Code::kInvalidArgument, "cannot read '{}' from byte {}", keys_.object, offset);
-    if (out.empty()) return ok_status();
-    if (offset > manifest_.bytes || static_cast<int64_t>(out.size()) > manifest_.bytes - offset)
-      return error(Code::kCorrupt, "'{}' ends at byte {}; {} bytes from {} on were expected there",
-                   keys_.object, manifest_.bytes, out.size(), offset);
-    if (offset < manifest_.head_bytes) {
-      const auto some = out.first(std::min(out.size(), static_cast<size_t>(manifest_.head_bytes - offset)));
-      std::memcpy(some.data(), manifest_.head.data() + offset, some.size());
-      DS_TRY(arrived(some));
-      offset += static_cast<int64_t>(some.size());
-      out = out.subspan(some.size());
-    }
-    if (out.empty()) return ok_status();
-    if (now_ns() - said_ns_ > kReaderS * 1'000'000'000 / 3) reading();
-    return read_parts(offset - manifest_.head_bytes, out, arrived);
-  }
-
- private:
-  /// What of a part is asked for, and where to.
-  struct Piece {
-    int64_t part = 0, from = 0;
-    std::span<std::byte> to;
-    bool whole = false;   // all of the part
-    bool landed = false;  // it is there, but nobody has been told
-  };
-
-  void reading() {
-    said_ns_ = now_ns();
-    client_->unanswered({"ZADD", readers_, "1", reader_});
-    client_->unanswered({"EXPIRE", readers_, std::to_string(kReaderS)});
-  }
-
-  Piece piece(int64_t at, std::span<std::byte> rest) const {
-    Piece p;
-    p.part = at / manifest_.part_bytes;
-    p.from = at % manifest_.part_bytes;
-    const int64_t begin = p.part * manifest_.part_bytes;
-    const int64_t bytes = std::min(manifest_.part_bytes, manifest_.bytes - manifest_.head_bytes - begin);
-    p.to = rest.first(std::min(rest.size(), static_cast<size_t>(bytes - p.from)));
-    p.whole = static_cast<int64_t>(p.to.size()) == bytes;
-    return p;
-  }
-
-  void ask(RespConnection& connection, const Piece& p) const {
-    const KeyText key = keys_.part(manifest_.generation, p.part);
-    if (p.whole) {
-      connection.command({"GET", key});
-      return;
-    }
-    const KeyText first("{}", p.from), last("{}", p.from + static_cast<int64_t>(p.to.size()) - 1);
-    connection.command({"GETRANGE", key, first, last});
-  }
-
-  /// What came is no value of the right size, and no redirection.
-  Status not_there(const Piece& p, const BulkReply& reply) const {
-    if (reply.kind == BulkReply::Kind::kError) return server_error(reply.error).with_context(part_text(p));
-    // GETRANGE of a key that is not there is an empty value.
-    if (reply.kind == BulkReply::Kind::kNone || reply.bytes == 0)
-      return error(
-          Code::kNotFound,
-          "{} is gone from the server: its memory limit or a time to live has taken it, or the object "
-          "was replaced or removed more than {} s ago",
-          part_text(p), client_->options().grace_s);
-    return error(Code::kCorrupt, "{} has {} bytes where {} were expected", part_text(p), reply.bytes,
-                 p.to.size());
-  }
-  std::string part_text(const Piece& p) const { return fmt::format("part {} of '{}'", p.part, keys_.object); }
-
-  Status read_parts(int64_t at, std::span<std::byte> out, const Arrived& arrived) {
-    bool refused = false;  // by who is told
-    const auto tell = [&](std::span<const std::byte> some) {
-      Status status = arrived(some);
-      refused = refused || !status.ok();
-      return status;
-    };
-    const auto asked = [&] { return tell({}); };
-    const Waiting waiting = std::ref(asked);
-    std::array<Piece, kAhead> ring{};  // [done, sent) of it are asked for
-    size_t done = 0, sent = 0;
-    DS_ASSIGN(size_t node, client_->node_of(slot_, waiting));
-    DS_ASSIGN(RedisClient::Use use, client_->connection(node, waiting));
-    bool answered = false;
-    while (done < sent || !out.empty()) {
-      while (sent - done < kAhead && !out.empty()) {
-        Piece& p = ring[sent++ % kAhead];
-        p = piece(at, out);
-        at += static_cast<int64_t>(p.to.size());
-        out = out.subspan(p.to.size());
-        ask(*use.operator->(), p);
-      }
-      Piece& p = ring[done % kAhead];
-      if (p.landed) {
-        DS_TRY(arrived(p.to));
-        ++done;
-        continue;
-      }
-      BulkReply reply;
-      const std::byte* told = p.to.data();
-      Status status = use->flush();
-      if (status.ok())
-        status = use->bulk(
-            p.to,
-            [&](std::span<const std::byte> some) {
-              if (!some.empty()) told = some.data() + some.size();
-              return tell(some);
-            },
-            reply);
-      if (refused) return status;
-      if (!status.ok()) {
-        const bool gone = use->lost() && status.code() == Code::kIo;
-        if (gone && !answered && !use.fresh() && told == p.to.data()) {
-          // It has been closed since it was last used.
-          DS_ASSIGN(use, client_->connection(node, waiting, RedisClient::Which::kFresh));
-          for (size_t i = done; i < sent; ++i) ask(*use.operator->(), ring[i % kAhead]);
-          answered = true;
-          continue;
-        }
-        if (gone) client_->lost(node);
-        return status.with_context(fmt::format("reading {} from {}", part_text(p), client_->shown(node)));
-      }
-      answered = true;
-      if (reply.kind == BulkReply::Kind::kWhole) {
-        ++done;
-        continue;
-      }
-      auto to =
-          reply.kind == BulkReply::Kind::kError ? client_->redirection(reply.error, node) : std::nullopt;
-      if (!to) return not_there(p, reply);
-      // Those behind it may be here or there: they are taken as they come, and told of in their turn.
-      for (size_t i = done + 1; i < sent; ++i) {
-        Piece& other = ring[i % kAhead];
-        if (other.landed) continue;
-        BulkReply its;
-        DS_TRY(use->bulk(
-            other.to, [&](auto) { return asked(); }, its));
-        other.landed = its.kind == BulkReply::Kind::kWhole;
-        if (use->lost()) break;
-      }
-      DS_TRY(redirected(p, *to, tell));
-      ++done;
-      DS_ASSIGN(node, client_->node_of(slot_, waiting));
-      DS_ASSIGN(use, client_->connection(node, waiting));
-      for (size_t i = done; i < sent; ++i)
-        if (!ring[i % kAhead].landed) ask(*use.operator->(), ring[i % kAhead]);
-    }
-    return ok_status();
-  }
-
-  /// One piece by itself, from where it is.
-  Status redirected(const Piece& p, RedisClient::Redirection to, const Arrived& arrived) {
-    const auto asked = [&] { return arrived({}); };
-    for (int turn = 0; turn < RedisClient::kMostRedirections; ++turn) {
-      DS_ASSIGN(RedisClient::Use use,
-                client_->connection(to.node, std::ref(asked), RedisClient::Which::kFresh));
-      if (to.asking) use->command({"ASKING"});
-      ask(*use.operator->(), p);
-      DS_TRY(use->flush());
-      if (to.asking) DS_TRY(use->reply(std::ref(asked)));
-      BulkReply reply;
-      DS_TRY(use->bulk(p.to, arrived, reply));
-      if (reply.kind == BulkReply::Kind::kWhole) return ok_status();
-      auto next =
-          reply.kind == BulkReply::Kind::kError ? client_->redirection(reply.error, to.node) : std::nullopt;
-      if (!next) return not_there(p, reply);
-      to = *next;
-    }
-    return error(Code::kIo, "{}: redirected more than {} times", part_text(p),
-                 RedisClient::kMostRedirections);
-  }
-
-  const std::shared_ptr<RedisClient> client_;
-  const Keys keys_;
-  const Manifest manifest_;
-  const size_t slot_;
-  const std::string reader_, readers_;
-  std::atomic<int64_t> said_ns_ = 0;
-};
 
 /// The parts of one put.
 class Writer {
@@ -673,6 +394,33 @@ class RedisStore final : public Store {
     return check_reply(commands[0].reply);
   }
 
+  Result<std::unique_ptr<LiveWriter>> begin_live(const std::string& key, std::string_view head,
+                                                 Names names) override {
+    DS_TRY(check_store_key(key));
+    DS_TRY(check_store_names(names));
+    return begin_redis_live(client_, key, head, names);
+  }
+  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names) override {
+    DS_TRY(check_store_names(names));
+    return find_redis_live(*client_, names);
+  }
+  Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found) override {
+    DS_TRY(check_store_key(found.key));
+    return follow_redis_live(client_, found);
+  }
+  Result<std::vector<LiveInfo>> list_live() override {
+    DS_ASSIGN(std::vector<size_t> masters, client_->masters({}));
+    std::set<std::string> keys, parts;
+    for (size_t node : masters) {
+      if (Status s = scan(node, keys, parts); !s.ok())
+        return s.with_context(fmt::format("listing store '{}'", url()));
+    }
+    std::vector<std::string> streams;
+    for (const std::string& part : parts)
+      if (part.ends_with(":live")) streams.push_back(part);
+    return list_redis_live(*client_, streams);
+  }
+
   Result<bool> evict(const std::string& key) override {
     DS_TRY(check_store_key(key));
     const Keys keys = keys_of(key);
@@ -709,7 +457,7 @@ class RedisStore final : public Store {
     if (manifest.head.size() != manifest.head_bytes)
       return error(Code::kCorrupt, "object '{}' in store '{}': {} of its first {} bytes are there", key,
                    url(), manifest.head.size(), manifest.head_bytes);
-    return std::unique_ptr<StoreObject>(std::make_unique<RedisObject>(client_, key, std::move(manifest)));
+    return open_redis_object(client_, key, std::move(manifest));
   }
 
   /// Objects' keys, and the server's keys of their parts.

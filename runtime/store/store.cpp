@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "runtime/store/file_store_internal.h"
+#include "runtime/store/live.h"
 #include "runtime/store/redis_store_internal.h"
 #include "runtime/store/store_internal.h"
 #include "support/file.h"
@@ -81,6 +82,19 @@ Result<std::vector<ObjectInfo>> Store::list() { return unsupported(*this, "lists
 void Store::touch(const std::string&) {}
 Status Store::pin(const std::string&, bool) { return unsupported(*this, "pins no objects"); }
 Result<bool> Store::evict(const std::string&) { return unsupported(*this, "evicts no objects"); }
+
+Result<std::unique_ptr<LiveWriter>> Store::begin_live(const std::string&, std::string_view, Names) {
+  return unsupported(*this, "shows nothing that is still being written");
+}
+Result<std::vector<std::vector<ObjectRef>>> Store::find_live(Names names) {
+  return std::vector<std::vector<ObjectRef>>(names.size());
+}
+Result<std::unique_ptr<LiveObject>> Store::follow(const ObjectRef& found) {
+  return error(Code::kNotFound, "store '{}' has nothing that is still being written, and so no '{}'", url(),
+               found.key);
+}
+Result<std::vector<LiveInfo>> Store::list_live() { return std::vector<LiveInfo>(); }
+Result<int64_t> Store::remove_dead() { return 0; }
 
 Result<std::unique_ptr<Store>> open_store(const std::string& url) {
   constexpr std::string_view kKnown =

@@ -58,6 +58,10 @@ struct ObjectInfo {
   bool pinned = false;
 };
 
+class LiveWriter;
+class LiveObject;
+struct LiveInfo;
+
 /// Thread-safe. Keys: 1 to 200 of the characters A-Z a-z 0-9 . _ -, not starting with '.', without ".tmp-";
 /// another key is kInvalidArgument.
 ///
@@ -114,6 +118,22 @@ class Store {
   /// Removes an object unless it is pinned or somebody is reading it: whether it did. kNotFound, kIo,
   /// kUnsupported.
   virtual Result<bool> evict(const std::string& key);
+
+  // What is still being written (runtime/store/live.h): no object yet, and nothing above finds it. Keys are
+  // those of the objects that will come of it; several may be written under one. A store that keeps none of
+  // it says kUnsupported, and finds none.
+
+  /// Begins with a record of this head. kInvalidArgument, kExhausted, kIo.
+  virtual Result<std::unique_ptr<LiveWriter>> begin_live(const std::string& key, std::string_view head,
+                                                         Names names);
+  /// By name that was asked for, those whose writers live as far as can be told at once, for follow(). kIo.
+  virtual Result<std::vector<std::vector<ObjectRef>>> find_live(Names names);
+  /// kNotFound, kIo, kCorrupt. What comes may outlive the store.
+  virtual Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found);
+  /// All of it. kIo.
+  virtual Result<std::vector<LiveInfo>> list_live();
+  /// Removes what dead writers have left, but for what goes by itself: how many that were. kIo.
+  virtual Result<int64_t> remove_dead();
 
  private:
   std::shared_ptr<const std::string> signing_;

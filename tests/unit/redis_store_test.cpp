@@ -83,6 +83,7 @@ const auto kKinds = ::testing::Values(
 const auto kName = [](const auto& info) { return info.param.name; };
 INSTANTIATE_TEST_SUITE_P(Redis, StoreConformance, kKinds, kName);
 INSTANTIATE_TEST_SUITE_P(Redis, StoreEntries, kKinds, kName);
+INSTANTIATE_TEST_SUITE_P(Redis, LiveEntries, kKinds, kName);
 
 // --- URLs
 // ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "runtime/store/entry.h"
+#include "runtime/store/live_entry.h"
 #include "runtime/store/store.h"
+#include "tests/unit/take.h"
 
 namespace ds {
 
@@ -112,6 +114,30 @@ class StoreEntries : public StoreConformance {
   Shape shape_ = {"llama", 2, 24, 64, 4, 2, 6, 1000};
   ModelIdentity sender_ = {"base", std::string(64, 'b'), std::string(64, 'c'), std::string(64, 'd'),
                            std::string(64, 'e')};
+};
+
+/// With entries in it that are still being written (live_entries.cpp).
+class LiveEntries : public StoreEntries {
+ public:
+  static constexpr size_t kRow = 24 * 2;  // bytes, of each tensor of the shape
+
+ protected:
+  std::unique_ptr<LiveEntryWriter> begin(Store& store, const EntryIdentity& id) const {
+    return testing::take(LiveEntryWriter::begin(
+        store, id, sender_, shape_, {{TensorKind::kKv, 1}, {TensorKind::kE, 1}, {TensorKind::kKv, 0}}));
+  }
+  /// The first of what is found by the name of the first `tokens`.
+  std::optional<ObjectRef> find(Store& store, int64_t tokens, const std::string& salt = "",
+                                const std::string& sender = std::string(64, 'b')) const {
+    const std::string asked[] = {names(tokens, salt, sender).back()};
+    const auto found = testing::take(store.find_live(asked));
+    return found[0].empty() ? std::nullopt : std::optional(found[0][0]);
+  }
+  Result<EntryReader> follow(Store& store, const ObjectRef& ref, int64_t tokens,
+                             const std::string& salt = "") const {
+    return EntryReader::open_live(store, ref, names(tokens, salt).back(), shape_);
+  }
+  std::string rows_ = pattern(400 * kRow, 7);
 };
 
 }  // namespace ds

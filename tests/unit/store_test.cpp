@@ -101,6 +101,7 @@ class FilePlace final : public StorePlace {
 const StoreKind kFile{"file", [](std::string&) { return std::make_unique<FilePlace>(); }};
 INSTANTIATE_TEST_SUITE_P(File, StoreConformance, ::testing::Values(kFile));
 INSTANTIATE_TEST_SUITE_P(File, StoreEntries, ::testing::Values(kFile));
+INSTANTIATE_TEST_SUITE_P(File, LiveEntries, ::testing::Values(kFile));
 
 TEST(FileStore, AFolderThatIsNotThereIsSaidToBe) {
   Folder folder;

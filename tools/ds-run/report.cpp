@@ -130,7 +130,8 @@ nlohmann::ordered_json outcome_json(const Outcome& o) {
   out["cuts"] = cuts.empty() ? nlohmann::ordered_json(nullptr) : nlohmann::ordered_json(cuts);
   out["cache"] = {{"status", cache_status_name(answer.cache)},
                   {"reason", answer.miss.ok() ? nlohmann::ordered_json(nullptr)
-                                              : nlohmann::ordered_json(answer.miss.message())}};
+                                              : nlohmann::ordered_json(answer.miss.message())},
+                  {"live", answer.live}};
   out["gate"] = gate_json(answer, o.gate);
   out["dtype"] = dtype_name(o.loaded->model->dtype());
   out["backend"] = o.loaded->backend->description();
@@ -156,6 +157,7 @@ std::string outcome_text(const Outcome& o) {
         "the sender had published {} of the {} context tokens; the rest went through every "
         "layer\n",
         format_count(answer.reused_tokens), format_count(o.n));
+  if (answer.live) text += "the sender was still computing it\n";
   if (o.templated && o.n > 0 && answer.miss.code() == Code::kNotFound)
     text +=
         "note: entries for requests through a chat template are published through it: ds-publish with "
