@@ -27,8 +27,6 @@ struct WayKindOf {
 constexpr WayKindOf kServeWays[] = {{"prefill", "full prefill", Reuse::kOff},
                                     {"prefix", "prefix cache per receiver", Reuse::kExact},
                                     {"plans", "plans and prefix cache", Reuse::kAuto}};
-/// A rate is served where this share of first tokens comes within the SLO.
-constexpr double kServed = 0.9;
 constexpr double kRateStep = 1.5;
 constexpr double kKneeWithin = 1.1;  // a knee is known when the next rate that was too much is so near
 
@@ -145,7 +143,7 @@ class Serve {
     DS_ASSIGN(LoadFigures f,
               run_load(*engine, load, slo_ms_, [&](const Arrival& a) { return request(a, reuse_[w]); }));
     if (!traced()) f.offered_rate = rate;
-    if (served(f)) ways_[w].knee = std::max(ways_[w].knee, f.offered_rate);
+    if (f.served()) ways_[w].knee = std::max(ways_[w].knee, f.offered_rate);
     fmt::print(stderr,
                "{:<26} {:>7.2f} offered {:>7.2f} served  TTFT {:>7.0f} / {:>7.0f}  TBT {:>6.1f} / {:>6.1f}  "
                "E2E {:>7.0f}  {:>4.0f} % in time\n",
@@ -159,13 +157,11 @@ class Serve {
     return ok_status();
   }
 
-  static bool served(const LoadFigures& f) { return f.within_slo >= kServed; }
-
   /// The next rate to look for a way's knee at: upward until one is too much, then between the last that was
   /// served and the first that was not. 0: the knee is known.
   double next_rate(const ServeWay& way, double start) const {
     if (way.runs.empty()) return start;
-    const auto over = std::ranges::find_if_not(way.runs, served);
+    const auto over = std::ranges::find_if_not(way.runs, &LoadFigures::served);
     if (over == way.runs.end()) return way.runs.back().offered_rate * kRateStep;
     const double high = over->offered_rate;
     if (over == way.runs.begin()) return high > start / 8 ? high / kRateStep : 0;
@@ -276,7 +272,7 @@ class Serve {
                        {"link_bytes_per_s", rate},
                        {"break_even_bytes_per_s", even},
                        {"slo_ttft_ms", slo_ms_},
-                       {"served_share", kServed},
+                       {"served_share", kServedShare},
                        {"ways", std::move(ways)}};
     return write_file_atomically(o_.models.model.json, json.dump(1) + "\n");
   }

@@ -50,8 +50,6 @@ struct Run {
   double server_share = 0, client_share = 0;  // of the process's processor time
 };
 
-constexpr double kServedShare = 0.9;
-
 class Http {
  public:
   explicit Http(const HttpOptions& o) : o_(o) {}
@@ -262,7 +260,7 @@ class Http {
       for (int http = 0; http < 2; ++http) {
         const double rate = step == 0 ? most / 2 : (low[http] + high[http]) / 2;
         DS_ASSIGN(const Run run, one(http == 1, times(rate)));
-        (run.figures.within_slo >= kServedShare ? low : high)[http] = rate;
+        (run.figures.served() ? low : high)[http] = rate;
         auto json = run.figures.json();
         json.erase("engine");
         json["through"] = http == 1 ? "http" : "engine";

@@ -30,6 +30,9 @@ struct Summary {
   static Summary of(std::vector<double> values);
 };
 
+/// A rate is served where this share of first tokens comes within the SLO.
+inline constexpr double kServedShare = 0.9;
+
 /// Times in milliseconds.
 struct LoadFigures {
   double offered_rate = 0;  // requests per second
@@ -37,6 +40,7 @@ struct LoadFigures {
   double duration_s = 0, request_throughput = 0, output_throughput = 0, total_token_throughput = 0;
   double request_goodput = 0;  // requests per second that kept the SLO
   double within_slo = 0;       // their share
+  bool served() const { return within_slo >= kServedShare; }
   Summary ttft, tpot, itl, e2el;
   EngineStats stats;
 
