@@ -354,6 +354,8 @@ void expect_same(const GateVerdict& expected, const GateVerdict& verdict, const 
 TEST(Engine, GatesLookAtWhatWasReused) {
   for (DType dtype : {DType::kF32, DType::kBF16}) {
     Pair pair(dtype);
+    EngineLimits limits = kLimits;
+    limits.patience_ns = 60'000'000'000;  // a machine may be busy
     auto store = open_store("file:" + fresh_folder("gates"));
     const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options()));
     const Plan exact =
@@ -385,7 +387,7 @@ TEST(Engine, GatesLookAtWhatWasReused) {
                            proxies(1e6, e * 0.99, 0), proxies(1e6, 1e6, m * 1.01)}) {
       const std::string what = fmt::format("{} at {}", dtype_name(dtype), fmt::join(at.of, " "));
       const Gate gate = gate_at(plan, at);
-      auto engine = make_engine(*pair.backend, kLimits);
+      auto engine = make_engine(*pair.backend, limits);
       r.receiver = second.receiver = add(*engine, pair, pair.receiver, {&plan});
       r.gates = second.gates = {};
       // One without a gate decodes beside it.
@@ -427,7 +429,7 @@ TEST(Engine, GatesLookAtWhatWasReused) {
     EXPECT_EQ(alarms, 3);
     // An alarm at what the cache of a plan gave.
     const Gate strict = gate_at(plan, proxies(0, 1e6, 0));
-    auto engine = make_engine(*pair.backend, kLimits);
+    auto engine = make_engine(*pair.backend, limits);
     r.receiver = add(*engine, pair, pair.receiver, {&plan});
     r.gates = {};
     EXPECT_FALSE(answer_of(*engine, r).gate.checked) << "no gate";
