@@ -66,6 +66,7 @@ def Plan_StreamOp : Plan_Op<"stream", [DeclareOpInterfaceMethods<OpAsmOpInterfac
   let arguments = (ins Plan_StreamKindAttr:$kind);
   let results = (outs Plan_StreamType:$result);
   let assemblyFormat = "$kind attr-dict";
+  let hasVerifier = 1;
 }
 
 def Plan_BufferOp : Plan_Op<"buffer", [DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {

@@ -13,22 +13,22 @@
 namespace ds {
 namespace {
 
-using testing::bytes_of;
-using testing::find_op;
 using ::testing::HasSubstr;
-using testing::insert_op;
-using testing::kTransferE;
-using testing::kTransferKv;
 using testing::make_aligned_plan;
 using testing::make_plan;
 using testing::make_restore_plan;
 using testing::make_select_plan;
 using testing::make_variant;
-using testing::op_of;
-using testing::parse_failure;
-using testing::remove_op;
 using testing::small_shape;
+using testing::bytes_of;
+using testing::find_op;
+using testing::op_of;
+using testing::remove_op;
+using testing::insert_op;
+using testing::parse_failure;
 using testing::Wanted;
+using testing::kTransferE;
+using testing::kTransferKv;
 
 using Break = std::function<void(Plan&)>;
 
@@ -227,7 +227,8 @@ TEST(PlanRules, R8StreamKinds) {
                 [](Plan& p) { p.variants[0].ops[0].stream = 1; });
   expect_broken(8, "a link stream; expected a compute stream",
                 [](Plan& p) { op_of(p.variants[0], OpKind::kSuffix).stream = 0; });
-  expect_broken(8, "a copy stream", [](Plan& p) { p.variants[0].streams[0].kind = StreamKind::kCopy; });
+  expect_broken(8, "has stream 2, a copy stream; expected link and compute streams",
+                [](Plan& p) { p.variants[0].streams.push_back({StreamKind::kCopy}); });
 }
 
 TEST(PlanRules, R10Indices) {
