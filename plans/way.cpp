@@ -16,6 +16,7 @@ constexpr WayForm kControls[] = {
     {"reuse only", "reuse only {}", Mode::kLoad, Control::kReuseOnly, Lists::kOneRun},
     {"sender alone", "sender alone", Mode::kLoad, Control::kSenderAlone, Lists::kNothing},
     {"no context", "no context", Mode::kLoad, Control::kNoContext, Lists::kNothing},
+    {"other document", "other document", Mode::kLoad, Control::kOtherDocument, Lists::kNothing},
 };
 
 Lists lists(const std::vector<LayerRange>& layers) {
@@ -144,6 +145,7 @@ int64_t Way::recomputed(int64_t total) const {
     case Control::kSenderAlone:
       return total;
     case Control::kNoContext:
+    case Control::kOtherDocument:
       return 0;
     case Control::kNone:
       break;

@@ -337,7 +337,7 @@ Status EngineLoop::try_compute(Active& a, int64_t first) {
   a.memory.workspace = a.station->workspace.get();
   a.memory.logits = logits_of(a.slot);
   a.memory.next = next_of(a.slot);
-  a.memory.choice = a.choice;
+  a.memory.choice = wants_logits(a) ? Choice{} : a.choice;
   set_addresses(a);
   a.state = Active::State::kComputing;
   a.idle_since_ns = 0;

@@ -77,6 +77,10 @@ Status run_profile(RunOptions o) {
   // A budget gives up from the finest.
   if (o.granularity == "auto" && !o.within) o.profile.ways.granularity = default_granularity(config.layers);
   DS_ASSIGN(ProfileWork work, plan_work(data.sets, prompts, *receiver.tokenizer, config, o.profile));
+  if (work.contexts.size() < 2) {
+    o.profile.ways.other_document = false;
+    DS_TRY(set_ways(work, config, o.profile.ways));
+  }
   say_merged(work);
   if (!o.fit_data.empty()) {
     int64_t left_out = 0;

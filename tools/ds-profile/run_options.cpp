@@ -55,7 +55,7 @@ Status check_options(RunOptions& o) {
     DS_ASSIGN(LayerRange range, parse_layers(text, INT32_MAX));
     w.only.push_back(range);
   }
-  w.heuristics = w.no_context = !o.no_controls;
+  w.heuristics = w.no_context = w.other_document = !o.no_controls;
   if (o.no_controls) {
     w.select_shares.clear();
     w.scattered = 0;
@@ -136,7 +136,8 @@ CLI::Option* add_run_options(CLI::App& app, RunOptions& o) {
                                ->check(CLI::Range(0, 1000));
   app.add_flag("--no-controls", o.no_controls,
                "only groups and restored layers: no scattered sets, selection, single layers, shuffled maps, "
-               "first and last layers, nor the sender alone or the receiver without context");
+               "first and last layers, nor the sender alone, the receiver without context or over another "
+               "document's cache");
   app.add_option("--seed", o.profile.ways.seed, "of the order of contexts, scattered sets and splits")
       ->capture_default_str();
   app.add_option("--state", o.state,
