@@ -53,7 +53,7 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler `tokens` custom<Range>($tokens)
     `rate` custom<Range>($rate) custom<Load>($load) `\n`
     `tuned` `` $tuned `chunks` $chunks `promise` `` $promise (`\n` `chosen` `` $chosen^)?
-    custom<SelectShare>($select_share) (`aligned` $alignment^)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)?
+    (`selects` custom<Number>($select_share)^)? (`aligned` $alignment^)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)?
     (`proven_optimal` $proven_optimal^)? attr-dict-with-keyword $body
   }];
   let hasRegionVerifier = 1;

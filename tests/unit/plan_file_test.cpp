@@ -71,12 +71,12 @@ TEST(PlanBytes, NewerVersionSaysBothVersionsAndWhatToDo) {
 
 TEST(PlanBytes, UnknownEnumeratorsAreUnsupported) {
   struct Unknown {
-    const char* what;
+    std::string what;
     std::function<void(Variant&)> set;
   };
   const Unknown cases[] = {
-      {"op 0 has kind 10; this version knows 0 to 9",
-       [](Variant& v) { v.ops[0].kind = static_cast<OpKind>(10); }},
+      {fmt::format("op 0 has kind {}; this version knows 0 to {}", kOpKinds, kOpKinds - 1),
+       [](Variant& v) { v.ops[0].kind = static_cast<OpKind>(kOpKinds); }},
       {"op 0 has rows 4", [](Variant& v) { v.ops[0].rows = static_cast<Rows>(4); }},
       {"op 0 has queries 9", [](Variant& v) { v.ops[0].queries = static_cast<Queries>(9); }},
       {"stream 1 has kind 3", [](Variant& v) { v.streams[1].kind = static_cast<StreamKind>(3); }},

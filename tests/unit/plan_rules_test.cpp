@@ -13,22 +13,22 @@
 namespace ds {
 namespace {
 
+using testing::bytes_of;
+using testing::find_op;
 using ::testing::HasSubstr;
+using testing::insert_op;
+using testing::kTransferE;
+using testing::kTransferKv;
 using testing::make_aligned_plan;
 using testing::make_plan;
 using testing::make_restore_plan;
 using testing::make_select_plan;
 using testing::make_variant;
-using testing::small_shape;
-using testing::bytes_of;
-using testing::find_op;
 using testing::op_of;
-using testing::remove_op;
-using testing::insert_op;
 using testing::parse_failure;
+using testing::remove_op;
+using testing::small_shape;
 using testing::Wanted;
-using testing::kTransferE;
-using testing::kTransferKv;
 
 using Break = std::function<void(Plan&)>;
 
@@ -710,11 +710,12 @@ TEST(PlanRules, R21Sources) {
   older.sources = sources_of(older);
   Status status = verify_plan(older, "x.dsplan");
   EXPECT_THAT(status.message(), HasSubstr("has 1 sources in format version 4; expected none"));
-  for (auto [what, change] : {std::pair<const char*, std::function<void(P&)>>{
-                                  "source 1 has rule 2; this version knows 0 to 1",
-                                  [](P& p) { p.sources[1].rule = static_cast<SourceRule>(2); }},
-                              {"op 0 has payload 3; this version knows 0 to 2",
-                               [](P& p) { p.variants[0].ops[0].payload = static_cast<Payload>(3); }}}) {
+  for (auto [what, change] :
+       {std::pair<std::string, std::function<void(P&)>>{
+            "source 1 has rule 2; this version knows 0 to 1",
+            [](P& p) { p.sources[1].rule = static_cast<SourceRule>(2); }},
+        {fmt::format("op 0 has payload {}; this version knows 0 to {}", kPayloads, kPayloads - 1),
+         [](P& p) { p.variants[0].ops[0].payload = static_cast<Payload>(kPayloads); }}}) {
     Plan unknown = plan;
     change(unknown);
     status = parse_failure(serialize_plan(unknown));

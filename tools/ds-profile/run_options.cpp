@@ -163,8 +163,7 @@ CLI::Option* add_run_options(CLI::App& app, RunOptions& o) {
       "--fit-share", o.fit_share,
       "fit them on this share of the contexts of --data, which are then not scored. The default, with 25%");
   app.add_option("--maps", o.maps, "use these maps, from an earlier run or `ds-profile fit`, and fit none");
-  app.add_option("--maps-out", o.maps_out,
-                 "where to write the maps; default: OUTPUT with .maps.safetensors");
+  app.add_option("--maps-out", o.maps_out, "where to write the maps; default: OUTPUT with .maps.safetensors");
   app.add_option("--control-maps", o.other_maps, "another pair's maps: scored as a control");
   app.add_flag("--no-align", o.no_align, "no aligned cuts");
   add_align_options(app, o.align);

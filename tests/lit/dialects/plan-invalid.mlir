@@ -208,7 +208,7 @@ plan.variant @no_form policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
 
 plan.variant @no_mode policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
-  // expected-error@+2 {{expected one of load, recompute, restore, select, found 'reload'}}
+  // expected-error@+2 {{expected one of load, recompute, restore, select}}
   // expected-error@+1 {{failed to parse Plan_ModeAttr}}
   plan.tile reload layers 1 to 2 chunks 0 to 0
 }
