@@ -19,7 +19,7 @@ class Plan_EnumAttr<string enum, string attrMnemonic, string what, string names 
   let summary = what;
   let mnemonic = attrMnemonic;
   let parameters = (ins Plan_Enumerator<enum, names>:$value);
-  let assemblyFormat = "`` $value";
+  let assemblyFormat = "$value";
   let returnType = "::ds::" # enum;
   let convertFromStorage = "$_self.getValue()";
   let constBuilderCall = "::ds::plan::" # enum # "Attr::get($_builder.getContext(), $0)";
@@ -139,7 +139,7 @@ def Plan_AlignmentAttr : AttrDef<Plan_Dialect, "Alignment"> {
   let summary = "of which form the maps of the sender's hidden states are, and who applies them";
   let mnemonic = "alignment";
   let parameters = (ins Plan_Enumerator<"MapForm", "map_form_name">:$form, Plan_Enumerator<"MapSide", "map_side_name">:$side);
-  let assemblyFormat = "`` $form `by` $side";
+  let assemblyFormat = "$form `by` $side";
   let extraClassDeclaration = [{
     /// Nothing where a variant has no maps.
     static AlignmentAttr of(::mlir::MLIRContext* context, const ::ds::Variant& variant);
