@@ -139,16 +139,4 @@ inline void printNumber(mlir::OpAsmPrinter& printer, mlir::Operation*, mlir::Flo
   print_number(printer, number.getValueAsDouble());
 }
 
-/// "selects 0.15" where a share of the tokens is selected.
-inline mlir::ParseResult parseSelectShare(mlir::OpAsmParser& parser, mlir::FloatAttr& share) {
-  if (mlir::failed(parser.parseOptionalKeyword("selects"))) return mlir::success();
-  return parseNumber(parser, share);
-}
-
-inline void printSelectShare(mlir::OpAsmPrinter& printer, mlir::Operation* op, mlir::FloatAttr share) {
-  if (!share) return;
-  printer << "selects ";
-  printNumber(printer, op, share);
-}
-
 }  // namespace ds

@@ -28,8 +28,12 @@ enum class Mode : uint8_t {
 };
 inline constexpr size_t kModes = 4;
 
-/// link: network or store -> host; copy: host -> device; compute: kernels.
+/// link: network or store -> memory of kernels; copy: host -> device; compute: kernels. No plan has a copy
+/// stream: where kernels read from a device, what a transfer reads is copied there block by block behind the
+/// link (runtime/core/landing.h), and its time says so (MachineModel::conditions). Backends have such
+/// streams.
 enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
+inline constexpr StreamKind kPlanStreams[] = {StreamKind::kLink, StreamKind::kCompute};
 
 /// What each kind has in its other fields; the verifier insists (plans/README.md, rules 10 and 16). The same
 /// and more as a table: plans/traits.h.

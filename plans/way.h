@@ -70,6 +70,8 @@ struct Way {
   bool restores() const { return in(Mode::kRestore); }
   bool selects() const { return in(Mode::kSelect); }
 
+  /// How it is written. Where its number of runs has no name of its own: as the mode's ways that list layers
+  /// are, whose text takes any number of runs ("restore 1-2,5"), and else as the mode's only one.
   const WayForm& form() const;
   /// Does it start from hidden states of the sender, so that maps mean something?
   bool can_align() const;

@@ -1,4 +1,4 @@
-// Attributes of `plan`: the enumerations of plans/plan.h, and the records of a file's head.
+// Attributes of `plan`: the enumerations of plans/plan.h, the records of a file's head, and why a tiling is there.
 #ifndef DROIDSPEAK_PLAN_ATTRS
 #define DROIDSPEAK_PLAN_ATTRS
 

@@ -56,11 +56,11 @@ mlir::LogicalResult verify_chunks(mlir::Operation* op, uint32_t first, std::opti
 /// `at` and a stream of the wrong kind are what people get wrong most when they write plans by hand.
 mlir::LogicalResult verify_streamed(OperationInterface op, bool transfer) {
   if (auto stream = op.getStream().getDefiningOp<StreamOp>()) {
-    bool compute = stream.getKind() == StreamKind::kCompute;
-    if (compute == transfer) {
+    const StreamKind expected = transfer ? StreamKind::kLink : StreamKind::kCompute;
+    if (stream.getKind() != expected) {
       return op.emitOpError() << "'" << op.label() << "' stands on a " << stream_kind_name(stream.getKind())
                               << " stream, expected "
-                              << (transfer ? "a link or copy stream" : "a compute stream");
+                              << "a " << stream_kind_name(expected) << " stream";
     }
   }
   if (op.getDuration() && static_cast<int64_t>(*op.getDuration()) < 0) {
@@ -150,6 +150,17 @@ mlir::LogicalResult VariantOp::verifyRegions() {
 }
 
 void StreamOp::getAsmResultNames(SetName set) { set(getResult(), stream_kind_name(getKind())); }
+
+mlir::LogicalResult StreamOp::verify() {
+  // A scheduling problem may have any streams.
+  if (llvm::is_contained(kPlanStreams, getKind()) ||
+      !mlir::isa_and_nonnull<VariantOp>((*this)->getParentOp()))
+    return mlir::success();
+  return emitOpError()
+         << "is a " << stream_kind_name(getKind())
+         << " stream, expected a link or compute stream: what is copied to a device goes behind "
+            "the link";
+}
 
 void BufferOp::getAsmResultNames(SetName set) {
   if (getKind() == BufferKind::kKv) return set(getResult(), fmt::format("kv{}", getLayer()));

@@ -53,7 +53,7 @@ def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator
     $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler `tokens` custom<Range>($tokens)
     `rate` custom<Range>($rate) custom<Load>($load) `\n`
     `tuned` `` $tuned `chunks` $chunks `promise` `` $promise (`\n` `chosen` `` $chosen^)?
-    custom<SelectShare>($select_share) (`aligned` $alignment^)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)?
+    (`selects` custom<Number>($select_share)^)? (`aligned` `` $alignment^)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)?
     (`proven_optimal` $proven_optimal^)? attr-dict-with-keyword $body
   }];
   let hasRegionVerifier = 1;
@@ -65,7 +65,8 @@ def Plan_StreamOp : Plan_Op<"stream", [DeclareOpInterfaceMethods<OpAsmOpInterfac
   let summary = "a stream of operations that run one after another (ds::Stream)";
   let arguments = (ins Plan_StreamKindAttr:$kind);
   let results = (outs Plan_StreamType:$result);
-  let assemblyFormat = "$kind attr-dict";
+  let assemblyFormat = "`` $kind attr-dict";
+  let hasVerifier = 1;
 }
 
 def Plan_BufferOp : Plan_Op<"buffer", [DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
@@ -76,7 +77,7 @@ def Plan_BufferOp : Plan_Op<"buffer", [DeclareOpInterfaceMethods<OpAsmOpInterfac
   }];
   let arguments = (ins Plan_BufferKindAttr:$kind, I32Attr:$layer, UnitAttr:$with_context, UnitAttr:$with_suffix);
   let results = (outs Plan_BufferType:$result);
-  let assemblyFormat = "$kind `layer` $layer `with` (`context` $with_context^)? (`suffix` $with_suffix^)? attr-dict";
+  let assemblyFormat = "`` $kind `layer` $layer `with` (`context` $with_context^)? (`suffix` $with_suffix^)? attr-dict";
   let hasVerifier = 1;
 }
 
@@ -86,7 +87,7 @@ def Plan_TileOp : Plan_Op<"tile", [DeclareOpInterfaceMethods<Plan_TileInterface>
   let arguments = (ins Plan_ModeAttr:$mode, I32Attr:$first_layer, I32Attr:$last_layer, I32Attr:$first_chunk,
     I32Attr:$last_chunk, UnitAttr:$cut);
   let assemblyFormat = [{
-    $mode `layers` $first_layer `to` $last_layer `chunks` $first_chunk `to` $last_chunk (`cut` $cut^)? attr-dict
+    `` $mode `layers` $first_layer `to` $last_layer `chunks` $first_chunk `to` $last_chunk (`cut` $cut^)? attr-dict
   }];
   let hasVerifier = 1;
 }
@@ -114,13 +115,13 @@ def Plan_TransferOp : Plan_StreamedOp<"transfer", (ins Plan_PayloadAttr:$payload
     I32Attr:$chunk, OptionalAttr<I32Attr>:$last_chunk, OptionalAttr<I32Attr>:$source), (outs Res<Plan_EventType, "what has arrived", [MemAlloc]>:$event)> {
   let summary = "E or K and V of one layer and run of chunks, from a source into a buffer";
   let description = "`from` is the source's number in the file, where that is not 0, the sender. Without a reader it is dead code (--cse).";
-  let assemblyFormat = "$payload `(` $layer `)` custom<Chunks>($chunk, $last_chunk) (`from` $source^)? `into` $buffer " # schedule;
+  let assemblyFormat = "`` $payload `(` $layer `)` custom<Chunks>($chunk, $last_chunk) (`from` $source^)? `into` $buffer " # schedule;
 }
 
 def Plan_EmbedOp : Plan_StreamedOp<"embed", (ins Plan_RowsAttr:$rows, OptionalAttr<I32Attr>:$chunk,
     OptionalAttr<I32Attr>:$last_chunk)> {
   let summary = "the receiver's embeddings of rows of tokens";
-  let assemblyFormat = "$rows (`chunk` $chunk^)? (`to` $last_chunk^)? `into` $buffer " # schedule;
+  let assemblyFormat = "`` $rows (`chunk` $chunk^)? (`to` $last_chunk^)? `into` $buffer " # schedule;
 }
 
 def Plan_RecomputeOp : Plan_StreamedOp<"recompute", (ins I32Attr:$layer, OptionalAttr<I32Attr>:$chunk,
@@ -131,7 +132,7 @@ def Plan_RecomputeOp : Plan_StreamedOp<"recompute", (ins I32Attr:$layer, Optiona
     chunks: the tokens that `plan.select` has chosen.
   }];
   let assemblyFormat = [{
-    `layer` $layer custom<RecomputedRows>($chunk, $last_chunk) `queries` $queries `in` $buffer
+    `layer` $layer custom<RecomputedRows>($chunk, $last_chunk) `queries` `` $queries `in` $buffer
   }] # schedule;
 }
 
@@ -153,12 +154,12 @@ def Plan_AlignOp : Plan_StreamedOp<"align", (ins I32Attr:$layer, I32Attr:$chunk,
 
 def Plan_SuffixOp : Plan_StreamedOp<"suffix", (ins I32Attr:$layer, Plan_QueriesAttr:$queries)> {
   let summary = "one layer over the suffix";
-  let assemblyFormat = "`layer` $layer `queries` $queries `in` $buffer " # schedule;
+  let assemblyFormat = "`layer` $layer `queries` `` $queries `in` $buffer " # schedule;
 }
 
 def Plan_PrefillOp : Plan_StreamedOp<"prefill", (ins I32Attr:$layer, Plan_QueriesAttr:$queries)> {
   let summary = "one layer over context and suffix together, from the embeddings up";
-  let assemblyFormat = "`layer` $layer `queries` $queries `in` $buffer " # schedule;
+  let assemblyFormat = "`layer` $layer `queries` `` $queries `in` $buffer " # schedule;
 }
 
 def Plan_HeadOp : Plan_StreamedOp<"head", (ins)> {

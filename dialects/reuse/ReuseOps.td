@@ -54,7 +54,7 @@ def Reuse_AlignOp : Reuse_Op<"align", [HasParent<"PlanOp">,
   let description = "The maps are those of the plan file; where the sender applies them, it stores the mapped cut.";
   let arguments = (ins Reuse_HiddenType:$cut, Plan_AlignmentAttr:$alignment);
   let results = (outs Reuse_HiddenType:$hidden);
-  let assemblyFormat = "$cut $alignment attr-dict";
+  let assemblyFormat = "$cut `` $alignment attr-dict";
   let hasVerifier = 1;
 }
 
@@ -99,7 +99,7 @@ def Reuse_RestoreOp : Reuse_TileOp<"restore", "Restore"> {
   let results = (outs Reuse_CacheType:$cache);
   let assemblyFormat = [{
     `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)?
-    (`aligned` $alignment^)? attr-dict
+    (`aligned` `` $alignment^)? attr-dict
   }];
   let hasVerifier = 1;
 }

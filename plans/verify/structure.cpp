@@ -73,6 +73,13 @@ Status VariantVerifier::streams() const {
       return unknown(fmt::format("stream {}", s), "kind", static_cast<int>(v_.streams[s].kind),
                      static_cast<int>(StreamKind::kCompute));
     }
+    if (v_.streams[s].kind == StreamKind::kCopy) {
+      return fail(
+          8,
+          "has stream {}, a copy stream; expected link and compute streams: what is copied to a device "
+          "goes behind the link",
+          s);
+    }
   }
   return ok_status();
 }

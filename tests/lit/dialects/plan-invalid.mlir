@@ -12,7 +12,7 @@ plan.variant @wrong_stream policy "p" scheduler "s" tokens [1, inf) rate [0, inf
     tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
   %c = plan.stream compute
   %k = plan.buffer kv layer 0 with context suffix
-  // expected-error@+1 {{'kv(0)' stands on a compute stream, expected a link or copy stream}}
+  // expected-error@+1 {{'kv(0)' stands on a compute stream, expected a link stream}}
   %0 = plan.transfer kv(0) chunk 0 into %k on %c
 }
 
@@ -208,7 +208,7 @@ plan.variant @no_form policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
 
 plan.variant @no_mode policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
     tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
-  // expected-error@+2 {{expected one of load, recompute, restore, select, found 'reload'}}
+  // expected-error@+2 {{expected one of load, recompute, restore, select}}
   // expected-error@+1 {{failed to parse Plan_ModeAttr}}
   plan.tile reload layers 1 to 2 chunks 0 to 0
 }
@@ -319,4 +319,12 @@ plan.variant @twice policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
 // expected-error@+1 {{rate range [5, 5) is empty or starts below 0}}
 plan.variant @rate policy "p" scheduler "s" tokens [1, inf) rate [5, 5)
     tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+}
+
+// -----
+
+plan.variant @copied policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{is a copy stream, expected a link or compute stream: what is copied to a device goes behind the link}}
+  %c = plan.stream copy
 }
