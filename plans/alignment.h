@@ -24,7 +24,9 @@ enum class MapForm : uint8_t {
 };
 inline constexpr std::string_view kMapFormNames[] = {"none", "diagonal", "low-rank", "full"};
 inline constexpr size_t kMapForms = std::size(kMapFormNames);
-inline std::string_view map_form_name(MapForm form) { return kMapFormNames[static_cast<size_t>(form)]; }
+inline std::string_view map_form_name(MapForm form) {
+  return static_cast<size_t>(form) < kMapForms ? kMapFormNames[static_cast<size_t>(form)] : "unknown";
+}
 /// "diagonal", "low-rank", "full"; nothing for other names, "none" included.
 std::optional<MapForm> map_form_named(std::string_view name);
 /// The same; an error of that code says `where` and what was found.
@@ -35,7 +37,10 @@ Result<MapForm> parse_map_form(std::string_view name, std::string_view where,
 /// before the first kernel, but an entry has such a cut for each receiver.
 enum class MapSide : uint8_t { kReceiver = 0, kSender = 1 };
 inline constexpr std::string_view kMapSideNames[] = {"receiver", "sender"};
-inline std::string_view map_side_name(MapSide side) { return kMapSideNames[static_cast<size_t>(side)]; }
+inline std::string_view map_side_name(MapSide side) {
+  return static_cast<size_t>(side) < std::size(kMapSideNames) ? kMapSideNames[static_cast<size_t>(side)]
+                                                              : "unknown";
+}
 
 /// A file of maps, as plans and profiles name it.
 struct MapsIdentity {

@@ -56,23 +56,30 @@ std::vector<Source> sources_of(const Plan& plan) {
   return {{SourceRule::kPrefix, plan.sender, plan.shape}};
 }
 
-std::string_view source_rule_name(SourceRule rule) {
-  return rule == SourceRule::kPrefix ? "prefix" : rule == SourceRule::kSegment ? "segment" : "unknown";
+namespace {
+
+// By number.
+constexpr std::string_view kStreamKindNames[] = {"link", "copy", "compute"};
+constexpr std::string_view kBufferKindNames[] = {"kv", "hidden"};
+constexpr std::string_view kRowsNames[] = {"chunk", "suffix", "all", "selected"};
+constexpr std::string_view kQueriesNames[] = {"none", "all", "suffix", "last"};
+constexpr std::string_view kSourceRuleNames[] = {"prefix", "segment"};
+static_assert(std::size(kSourceRuleNames) == kSourceRules);
+
+template <size_t n, typename Enum>
+std::string_view name_in(const std::string_view (&names)[n], Enum value) {
+  return static_cast<size_t>(value) < n ? names[static_cast<size_t>(value)] : "unknown";
 }
+
+}  // namespace
+
+std::string_view stream_kind_name(StreamKind k) { return name_in(kStreamKindNames, k); }
+std::string_view buffer_kind_name(BufferKind kind) { return name_in(kBufferKindNames, kind); }
+std::string_view rows_name(Rows rows) { return name_in(kRowsNames, rows); }
+std::string_view queries_name(Queries queries) { return name_in(kQueriesNames, queries); }
+std::string_view source_rule_name(SourceRule rule) { return name_in(kSourceRuleNames, rule); }
 
 std::string_view op_name(const Op& op) { return has_traits(op) ? traits_of(op).name : "unknown"; }
-
-std::string_view stream_kind_name(StreamKind k) {
-  switch (k) {
-    case StreamKind::kLink:
-      return "link";
-    case StreamKind::kCopy:
-      return "copy";
-    case StreamKind::kCompute:
-      return "compute";
-  }
-  return "unknown";
-}
 
 std::string_view mode_name(Mode mode) {
   return static_cast<size_t>(mode) < kModes ? traits_of(mode).name : "unknown";

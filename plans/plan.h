@@ -33,8 +33,12 @@ enum class Mode : uint8_t {
 };
 inline constexpr size_t kModes = 4;
 
-/// link: network or store -> host; copy: host -> device; compute: kernels.
+/// link: network or store -> memory of kernels; copy: host -> device; compute: kernels. No plan has a copy
+/// stream: where kernels read from a device, what a transfer reads is copied there block by block behind the
+/// link (runtime/core/landing.h), and its time says so (MachineModel::conditions). Backends have such
+/// streams.
 enum class StreamKind : uint8_t { kLink = 0, kCopy = 1, kCompute = 2 };
+inline constexpr StreamKind kPlanStreams[] = {StreamKind::kLink, StreamKind::kCompute};
 
 /// What each kind has in its other fields; the verifier insists (plans/README.md, rules 10 and 16). The same
 /// and more as a table: plans/traits.h.
@@ -299,7 +303,6 @@ struct Plan {
 
 /// A plan's sources; where it lists none, the one that it means: the sender, from position 0, of its shape.
 std::vector<Source> sources_of(const Plan& plan);
-std::string_view source_rule_name(SourceRule rule);  // "prefix", "segment"
 /// Layers that a variant recomputes for at least one token (full prefill: all; a restored layer is none).
 int64_t recomputed_layers(const Variant& variant);
 /// Layers at which E is transferred, ascending, over all variants.
@@ -318,9 +321,15 @@ std::vector<Cut> published_cuts(const Plan& plan);
 const Variant* select_variant(const Plan& plan, int64_t n, int64_t rate, int64_t waiting = 0,
                               bool live = false);
 
-std::string_view op_name(const Op& op);           // "transfer e", "recompute", ...
-std::string_view stream_kind_name(StreamKind k);  // "link", "copy", "compute"
-std::string_view mode_name(Mode mode);            // "load", "recompute", "restore", "select"
+std::string_view op_name(const Op& op);  // "transfer e", "recompute", ...
+/// Names of enumerators: the schema's, in small letters (plans_test); "unknown" of a number that is none.
+/// Payloads': plans/traits.h; forms and sides of maps: plans/alignment.h.
+std::string_view mode_name(Mode mode);  // "load", "recompute", "restore", "select"
+std::string_view stream_kind_name(StreamKind kind);
+std::string_view buffer_kind_name(BufferKind kind);
+std::string_view rows_name(Rows rows);
+std::string_view queries_name(Queries queries);
+std::string_view source_rule_name(SourceRule rule);
 /// "e(3)", "kv(0)", "recompute 4", "suffix 4", "head": short label for pictures and records.
 std::string op_label(const Op& op, int32_t chunks);
 

@@ -15,7 +15,7 @@
 
 namespace ds {
 
-inline constexpr int64_t kQualityVersion = 4;
+inline constexpr int64_t kQualityVersion = 5;
 
 /// A mean and its standard error. Questions about one context are not independent, so errors are those of
 /// means over contexts. NaN: not measured.

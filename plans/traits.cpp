@@ -157,8 +157,9 @@ constexpr size_t kPayloadRows = kPayloads - 1, kFirstOther = 2;  // of OpKind
 static_assert(std::size(kOps) == kPayloadRows + kOpKinds - 1 - kFirstOther);
 
 constexpr size_t row_of(OpKind kind, Payload payload) {
-  return kind == OpKind::kTransfer ? static_cast<size_t>(payload) - 1
-                                   : kPayloadRows + static_cast<size_t>(kind) - kFirstOther;
+  if (kind == OpKind::kTransfer) return static_cast<size_t>(payload) - 1;
+  // The transfer's number lies among the others'.
+  return kPayloadRows + static_cast<size_t>(kind) - kFirstOther - (kind > OpKind::kTransfer ? 1 : 0);
 }
 constexpr bool rows_stand_where_they_are_looked_up() {
   for (size_t r = 0; r < std::size(kOps); ++r)
@@ -235,6 +236,15 @@ constexpr ModeTraits kModeRows[] = {
      .ways = {{"select", "select {:g} %"}}},
 };
 static_assert(std::size(kModeRows) == kModes);
+constexpr bool every_mode_has_a_way() {
+  for (const ModeTraits& mode : kModeRows) {
+    bool named = false;
+    for (const ModeTraits::WayName& way : mode.ways) named = named || !way.kind.empty();
+    if (!named) return false;
+  }
+  return true;
+}
+static_assert(every_mode_has_a_way());
 
 using Memory = Access::Memory;
 using Span = Access::Span;
@@ -301,6 +311,7 @@ std::span<const Access> accesses_of(const Op& op) {
 }
 
 std::string_view payload_name(Payload payload) {
+  if (static_cast<size_t>(payload) >= kPayloads) return "unknown";
   return payload == Payload::kNone ? "" : kOps[row_of(OpKind::kTransfer, payload)].short_name;
 }
 

@@ -14,7 +14,7 @@ namespace ds {
 
 /// Elements per token and layer.
 int64_t payload_row(Payload payload, const Shape& shape);
-/// "e", "kv"; "" of kNone.
+/// "e", "kv"; "" of kNone; "unknown" of a number that is none.
 std::string_view payload_name(Payload payload);
 /// The other way round; nothing where it is no payload's.
 std::optional<Payload> payload_named(std::string_view name);

@@ -16,6 +16,7 @@ constexpr WayForm kControls[] = {
     {"reuse only", "reuse only {}", Mode::kLoad, Control::kReuseOnly, Lists::kOneRun},
     {"sender alone", "sender alone", Mode::kLoad, Control::kSenderAlone, Lists::kNothing},
     {"no context", "no context", Mode::kLoad, Control::kNoContext, Lists::kNothing},
+    {"other document", "other document", Mode::kLoad, Control::kOtherDocument, Lists::kNothing},
 };
 
 Lists lists(const std::vector<LayerRange>& layers) {
@@ -52,10 +53,13 @@ std::vector<LayerRange> in_every_chunk(const Variant& v, int32_t layers, Mode mo
   return ranges;
 }
 
+/// Modes are asked by their numbers: recompute first, so that layers that every chunk recomputes name the
+/// variant, whatever else it restores. For later ones what is recomputed counts too (in_every_chunk): it is
+/// more than they promise. A mode whose runs have no name leaves the variant to the next one, and at last to
+/// full reuse, which every tiling is at least.
 Way without_maps(const Variant& v) {
   int32_t layers = 0;
   for (const Tile& t : v.tiles) layers = std::max(layers, t.last_layer + 1);
-  // A mode that makes more of a layer comes first.
   for (size_t m = 0; m < kModes; ++m) {
     Way way{.mode = static_cast<Mode>(m), .share = v.select_share};
     const ModeTraits& traits = traits_of(way.mode);
@@ -92,11 +96,13 @@ std::span<const WayForm> way_forms() {
 bool WayForm::has_share() const { return traits_of(mode).selects; }
 
 const WayForm& Way::form() const {
-  // What has no name of its own is called by the mode's most general.
-  const WayForm* form = find_form(mode, control, lists(layers));
-  for (const WayForm& f : way_forms())
-    if (form == nullptr && f.mode == mode && f.control == control) form = &f;
-  return *form;
+  if (const WayForm* exact = find_form(mode, control, lists(layers))) return *exact;
+  const WayForm* best = nullptr;
+  for (const WayForm& f : way_forms()) {
+    if (f.mode != mode || f.control != control) continue;
+    if (best == nullptr || (f.lists != Lists::kNothing && best->lists == Lists::kNothing)) best = &f;
+  }
+  return *best;  // every mode has a form (traits.cpp)
 }
 
 bool Way::can_align() const {
@@ -139,6 +145,7 @@ int64_t Way::recomputed(int64_t total) const {
     case Control::kSenderAlone:
       return total;
     case Control::kNoContext:
+    case Control::kOtherDocument:
       return 0;
     case Control::kNone:
       break;

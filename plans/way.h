@@ -17,10 +17,11 @@ namespace ds {
 
 /// What a profile scores beside tilings, to compare them with: no plan does it.
 enum class Control : uint8_t {
-  kNone,         // it is the signature of a tiling
-  kReuseOnly,    // one layer the sender's, the rest the receiver's own: how sensitive that layer is
-  kSenderAlone,  // the sender itself answers, over its own
-  kNoContext,    // the receiver is asked without the context: what it knows or guesses
+  kNone,           // it is the signature of a tiling
+  kReuseOnly,      // one layer the sender's, the rest the receiver's own: how sensitive that layer is
+  kSenderAlone,    // the sender itself answers, over its own
+  kNoContext,      // the receiver is asked without the context: what it knows or guesses
+  kOtherDocument,  // all layers the sender's of another document, as many tokens: a cache that says nothing
 };
 
 /// How a way is written: one of these for each mode and number of runs that has a name, and for each control.
@@ -57,6 +58,7 @@ struct Way {
   }
   static Way sender_alone() { return {.control = Control::kSenderAlone}; }
   static Way no_context() { return {.control = Control::kNoContext}; }
+  static Way other_document() { return {.control = Control::kOtherDocument}; }
 
   /// Can a plan do it with the pair's own maps?
   bool is_control() const { return control != Control::kNone || !map_control.empty(); }
@@ -68,6 +70,8 @@ struct Way {
   bool restores() const { return in(Mode::kRestore); }
   bool selects() const { return in(Mode::kSelect); }
 
+  /// How it is written. Where its number of runs has no name of its own: as the mode's ways that list layers
+  /// are, whose text takes any number of runs ("restore 1-2,5"), and else as the mode's only one.
   const WayForm& form() const;
   /// Does it start from hidden states of the sender, so that maps mean something?
   bool can_align() const;

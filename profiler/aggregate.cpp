@@ -181,7 +181,7 @@ struct Aggregation {
         Example e{task, item.question, item.references, {}};
         for (size_t i = 0; i < ways.size(); ++i) {
           bool shown = i < 2 || ways[i].control == Control::kSenderAlone ||
-                       ways[i].control == Control::kNoContext ||
+                       ways[i].control == Control::kNoContext || ways[i].control == Control::kOtherDocument ||
                        std::find(chosen.begin(), chosen.end(), ways[i].name()) != chosen.end();
           if (shown && item.ways[i].scored)
             e.answers.push_back({ways[i].name(), item.ways[i].text, 100 * item.ways[i].score});

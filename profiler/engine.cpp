@@ -108,6 +108,7 @@ int64_t ProfileEngine::memory_bytes(const ModelConfig& config, DType dtype, cons
   for (const SharedRuns::Run& run : runs.runs) cached_layers += layers - run.first;
   cached_layers += static_cast<int64_t>(restored_with(ways).size()) * layers;
   for (const Way& w : ways) cached_layers += w.selects() ? layers : 0;
+  cached_layers += runs.other_document ? layers : 0;
   int64_t batch = rows_at_once(config, dtype, limits);
   return cached_layers * limits.context * config.kv_row() * element +
          layers * limits.context * config.d_model * element +
@@ -157,6 +158,8 @@ Status ProfileEngine::reserve() {
   select_set_ = sets_.size();
   for (const Way& w : ways_)
     if (w.selects()) DS_TRY(add_set(0));
+  other_set_ = sets_.size();
+  if (runs_.other_document) DS_TRY(add_set(0));
   DS_ASSIGN(entering_, backend_.allocate(layers_ * align(n * hidden_row_)));
   DS_ASSIGN(hidden_, backend_.allocate(std::max(n, batch) * hidden_row_));
   DS_ASSIGN(tails_, backend_.allocate(layers_ * align(batch * kv_row_)));
@@ -186,6 +189,8 @@ std::vector<size_t> ProfileEngine::sources(const Way& way) const {
   } else if (way.control == Control::kReuseOnly) {
     take(all, run_from(0));
     take(way.layers[0], kSenderSet);
+  } else if (way.control == Control::kOtherDocument) {
+    take(all, other_set_);
   } else if (way.restores()) {
     const auto at = std::lower_bound(restored_.begin(), restored_.end(), map_key(way)) - restored_.begin();
     take(way.layers[0], restore_set_ + static_cast<size_t>(at));
@@ -202,14 +207,14 @@ std::vector<size_t> ProfileEngine::sources(const Way& way) const {
   return from;
 }
 
-Status ProfileEngine::run_sender(std::span<const int32_t> context) {
+Status ProfileEngine::run_sender(std::span<const int32_t> context, size_t set) {
   const auto n = static_cast<int64_t>(context.size());
   sender_.embed(*stream_, context.data(), n, hidden_->data());
   for (int64_t l = 0; l < layers_; ++l) {
     stream_->copy(entering_->data() + l * align(limits_.context * hidden_row_), hidden_->data(),
                   n * hidden_row_);
     int64_t queries = l + 1 < layers_ ? n : 0;
-    sender_.layer(*stream_, *sender_workspace_, {l, hidden_->data(), cache(kSenderSet, l), 0, n, queries});
+    sender_.layer(*stream_, *sender_workspace_, {l, hidden_->data(), cache(set, l), 0, n, queries});
   }
   work_.layer_runs += layers_;
   return stream_->synchronize();
@@ -486,7 +491,7 @@ Status ProfileEngine::answer_alone(const std::vector<size_t>& ways, std::span<co
 
 Result<ContextAnswers> ProfileEngine::run(std::span<const int32_t> context,
                                           std::span<const Question> questions,
-                                          const std::vector<bool>& active) {
+                                          const std::vector<bool>& active, std::span<const int32_t> other) {
   const auto n = static_cast<int64_t>(context.size());
   if (n < 1 || n > limits_.context)
     return error(Code::kInvalidArgument, "a context of {} tokens; expected 1 to {}", n, limits_.context);
@@ -498,13 +503,18 @@ Result<ContextAnswers> ProfileEngine::run(std::span<const int32_t> context,
                    "a question of {} tokens with {} new ones; expected at least 1 of each, {} together", m,
                    q.max_new_tokens, limits_.question);
   }
+  const bool others = shared_runs(ways_, active, layers_).other_document;
+  if (others && other.size() != context.size())
+    return error(Code::kInvalidArgument, "another document of {} tokens; expected {}, the context's",
+                 other.size(), n);
   context_tokens_ = n;
   reference_.assign(questions.size(), {});
   ContextAnswers out;
   out.ways.resize(ways_.size());
 
   int64_t begin = now_ns();
-  DS_TRY(run_sender(context));
+  if (others) DS_TRY(run_sender(other, other_set_));
+  DS_TRY(run_sender(context, kSenderSet));  // last: its hidden states are what receivers' runs start from
   work_.sender_ns += now_ns() - begin;
   begin = now_ns();
   DS_TRY(run_receiver(context, active));

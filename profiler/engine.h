@@ -75,9 +75,10 @@ class ProfileEngine {
   ~ProfileEngine();
 
   /// The same bits for a context whatever was run before. Only ways with active[i] are answered; the full
-  /// prefill always is.
+  /// prefill always is. `other`: another document's tokens, as many as the context's, for the control of that
+  /// name.
   Result<ContextAnswers> run(std::span<const int32_t> context, std::span<const Question> questions,
-                             const std::vector<bool>& active);
+                             const std::vector<bool>& active, std::span<const int32_t> other = {});
 
   /// Bytes that caches and hidden states take, known before anything is allocated.
   static int64_t memory_bytes(const ModelConfig& config, DType dtype, const std::vector<Way>& ways,
@@ -95,7 +96,7 @@ class ProfileEngine {
                 const ProfileEngineLimits& limits, std::vector<int32_t> stop_ids);
   Status reserve();
   Status load_maps(const Maps& maps);
-  Status run_sender(std::span<const int32_t> context);
+  Status run_sender(std::span<const int32_t> context, size_t set);
   Status run_receiver(std::span<const int32_t> context, const std::vector<bool>& active);
   Status run_restore(std::span<const int32_t> context, const MapKey& maps, size_t set);
   /// The sender's hidden states that enter a layer, through that map -> hidden_.
@@ -125,10 +126,10 @@ class ProfileEngine {
   int64_t layers_ = 0, hidden_row_ = 0, kv_row_ = 0;
 
   // Sets: 0 the sender's; 1 + i the run runs_.runs[i]; then what is restored, with each kind of map, and the
-  // selections, where asked for.
+  // selections, and the sender's of another document, where asked for.
   SharedRuns runs_;
   std::vector<CacheSet> sets_;
-  size_t restore_set_ = 0, select_set_ = 0;
+  size_t restore_set_ = 0, select_set_ = 0, other_set_ = 0;
   std::vector<MapKey> restored_;  // kinds of maps that layers are restored with, by set
   std::map<std::pair<int64_t, MapKey>, std::unique_ptr<DeviceMap>> maps_;  // by layer
   std::unique_ptr<DeviceMemory> positions_;                                // of selected tokens

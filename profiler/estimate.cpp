@@ -365,9 +365,11 @@ Result<Budgeted> fit_budget(const Budget& budget, const ProfileOptions& asked, c
     WayOptions& w = o.ways;
     if (!budget.scattered_given) w.scattered = 0;
     w.select_shares.clear();
-    w.reuse_only = w.sender_alone = w.shuffled = o.fit.shuffled = false;
+    w.reuse_only = w.sender_alone = w.other_document = w.shuffled = o.fit.shuffled = false;
     given_up.push_back(
-        "controls (scattered sets, token selection, single layers, the sender alone, shuffled maps)");
+        "controls (scattered sets, token selection, single layers, the sender alone, another document's "
+        "cache, "
+        "shuffled maps)");
     return fits();
   };
   const int64_t all = asked.most_contexts > 0 ? asked.most_contexts : estimator.contexts();

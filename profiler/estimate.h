@@ -49,7 +49,8 @@ struct Budgeted {
 /// The finest run that fits, by giving up in this order, each only as far as needed:
 ///   1. scattered sets: one for each number of layers instead of several;
 ///   2. granularity: 1, 2, 3, ..., as long as 8 blocks are left;
-///   3. the controls: scattered sets, token selection, single layers, the sender alone, shuffled maps;
+///   3. the controls: scattered sets, token selection, single layers, the sender alone, another document's
+///   cache, shuffled maps;
 ///   4. contexts, down to 30;
 ///   5. granularity, as long as 4 blocks are left;
 ///   6. contexts, down to 10.

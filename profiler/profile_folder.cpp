@@ -44,6 +44,7 @@ Json identity_json(const RunIdentity& run) {
   json["other_pair"] = w.other_pair;
   json["heuristics"] = w.heuristics;
   json["no_context"] = w.no_context;
+  json["other_document"] = w.other_document;
   json["only"] = Json::array();
   for (const LayerRange& range : w.only) json["only"].push_back(format_layers(range));
   json["fit_share"] = run.options.fit_share;

@@ -18,6 +18,7 @@ Status read_first(const std::string& folder, const JsonObject& root, ProfileOpti
   DS_TRY(read_chosen(root, q.layers, w));
   DS_ASSIGN(w.heuristics, root.boolean_or("heuristics", false));
   DS_ASSIGN(w.no_context, root.boolean_or("no_context", false));
+  DS_ASSIGN(w.other_document, root.boolean_or("other_document", false));
   DS_ASSIGN(int64_t seed, root.integer("seed", 0, INT64_MAX));
   w.seed = static_cast<uint64_t>(seed);
   DS_ASSIGN(w.restore, root.boolean("restore"));

@@ -90,6 +90,10 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
                               const Tokenizer& tokenizer, const ModelConfig& config,
                               const ProfileOptions& options);
 
+/// For the control: the next context of the same task, else the next one, again and again or its beginning,
+/// so that it has as many tokens as context `index`. Empty where there is one context only.
+std::vector<int32_t> other_document(const ProfileWork& work, int64_t index);
+
 /// The different contexts of `data`, encoded, in the order of the file; those that are in `scored` are left
 /// out, and counted in `left_out`.
 Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset>& data,

@@ -186,6 +186,22 @@ Status keep_contexts(ProfileWork& work, const ModelConfig& config, const Profile
   return ok_status();
 }
 
+std::vector<int32_t> other_document(const ProfileWork& work, int64_t index) {
+  const auto at = static_cast<size_t>(index), count = work.contexts.size();
+  if (count < 2) return {};
+  auto task = [&](size_t i) { return work.contexts[i].origins.front().task; };
+  size_t other = (at + 1) % count;
+  for (size_t step = 1; step < count; ++step)
+    if (task((at + step) % count) == task(at)) {
+      other = (at + step) % count;
+      break;
+    }
+  const std::vector<int32_t>& from = work.contexts[other].tokens;
+  std::vector<int32_t> tokens(work.contexts[at].tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = from[i % from.size()];
+  return tokens;
+}
+
 Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset>& data,
                                                        const PromptTemplates& prompts,
                                                        const Tokenizer& tokenizer, const ModelConfig& config,

@@ -252,9 +252,13 @@ std::string facts(const Quality& q) {
 
 std::string task_table(const Quality& q) {
   if (q.tasks.empty()) return "";
-  const WayScore* columns[] = {
-      q.find(Way::full_prefill()), q.find(Way::full_reuse()),  best_group(q), best_aligned(q),
-      q.find(Way::no_context()),   q.find(Way::sender_alone())};
+  const WayScore* columns[] = {q.find(Way::full_prefill()),
+                               q.find(Way::full_reuse()),
+                               best_group(q),
+                               best_aligned(q),
+                               q.find(Way::no_context()),
+                               q.find(Way::other_document()),
+                               q.find(Way::sender_alone())};
   std::vector<std::string> head{"task", "metric", "items", "contexts"};
   for (const WayScore* w : columns)
     if (w) head.push_back(w->way.name());
@@ -430,8 +434,8 @@ std::string all_ways(const Quality& q) {
   std::string rows, controls;
   int64_t others = 0;
   for (const WayScore& w : q.ways) {
-    // The sender computes all layers, but they are not the receiver's.
-    bool sender = w.way.control == Control::kSenderAlone || w.way.control == Control::kNoContext;
+    // What the sender computes is not the receiver's, and neither is a loss that a plan could have.
+    bool sender = w.way.control != Control::kNone && w.way.control != Control::kReuseOnly;
     std::vector<std::string> cells{escape_markup(w.way.name()) + (w.dropped ? " (dropped)" : ""),
                                    sender ? "–" : std::to_string(w.way.recomputed(q.layers)),
                                    mean_text(w.score), mean_text(w.loss),

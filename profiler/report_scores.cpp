@@ -205,7 +205,7 @@ class ScoreChart : ScoreFrame {
     ScoreRange range;
     for (const WayScore& w : q.ways)
       if (!w.dropped && w.way.control != Control::kReuseOnly && w.way.control != Control::kNoContext &&
-          is_plain(w))
+          w.way.control != Control::kOtherDocument && is_plain(w))
         range.add(score(w), !is_group(w));
     for (const WayScore* w : report::pareto_aligned(q)) range.add(score(*w), true);
     return range;

@@ -26,11 +26,13 @@ std::string score_text(const Mean& m) {
 
 std::vector<std::string> task_notes(const Quality& q) {
   const WayScore *own = q.find(Way::full_prefill()), *without = q.find(Way::no_context()),
-                 *sender = q.find(Way::sender_alone());
+                 *sender = q.find(Way::sender_alone()), *reuse = q.find(Way::full_reuse()),
+                 *other = q.find(Way::other_document());
   std::vector<std::string> notes;
   for (size_t t = 0; t < q.tasks.size(); ++t) {
     const std::string& name = q.tasks[t].name;
-    const Mean *mine = of_task(own, t), *guessed = of_task(without, t), *theirs = of_task(sender, t);
+    const Mean *mine = of_task(own, t), *guessed = of_task(without, t), *theirs = of_task(sender, t),
+               *reused = of_task(reuse, t), *foreign = of_task(other, t);
     if (mine == nullptr) continue;
     if (mine->value < kUselessScore) {
       notes.push_back(fmt::format(
@@ -45,6 +47,11 @@ std::vector<std::string> task_notes(const Quality& q) {
       notes.push_back(fmt::format(
           "task '{}' tells little of the pair: the receiver scores {} there, the sender by itself {}", name,
           score_text(*mine), score_text(*theirs)));
+    } else if (reused != nullptr && foreign != nullptr && !better(*reused, *foreign)) {
+      notes.push_back(fmt::format(
+          "task '{}': the sender's cache tells the receiver no more than its cache of another document would "
+          "({} and {})",
+          name, score_text(*reused), score_text(*foreign)));
     }
   }
   return notes;
@@ -59,6 +66,7 @@ std::vector<const WayScore*> task_ways(const Quality& q) {
     if (at != q.ways.end()) ways.push_back(&*at);
   }
   ways.push_back(q.find(Way::no_context()));
+  ways.push_back(q.find(Way::other_document()));
   ways.push_back(q.find(Way::sender_alone()));
   std::erase(ways, nullptr);
   return ways;

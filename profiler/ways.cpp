@@ -112,6 +112,7 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
   for (double share : o.select_shares) ways.push_back(Way::select(share));
   if (o.sender_alone) ways.push_back(Way::sender_alone());
   if (o.no_context) ways.push_back(Way::no_context());
+  if (o.other_document) ways.push_back(Way::other_document());
 
   const std::vector<Way> plain = ways;
   auto add_aligned = [&](MapForm form, const std::string& control) {
@@ -131,14 +132,15 @@ Result<std::vector<Way>> all_ways(int64_t layers, const WayOptions& o) {
 SharedRuns shared_runs(const std::vector<Way>& ways, const std::vector<bool>& active, int64_t layers) {
   // The receiver's own is always needed.
   std::map<std::pair<int64_t, MapKey>, int64_t> top{{{0, {}}, layers}};
+  SharedRuns runs;
   for (size_t i = 0; i < ways.size(); ++i) {
+    runs.other_document |= active[i] && ways[i].control == Control::kOtherDocument;
     if (!active[i] || (!ways[i].is_group() && !ways[i].is_scattered())) continue;
     for (const LayerRange& r : ways[i].layers) {
       int64_t& t = top[{r.first, r.first == 0 ? MapKey{} : map_key(ways[i])}];
       t = std::max(t, r.last + 1);
     }
   }
-  SharedRuns runs;
   for (const auto& [from, end] : top) runs.runs.push_back({from.first, from.second, end});
   return runs;
 }
@@ -150,7 +152,7 @@ size_t SharedRuns::find(int64_t first, const MapKey& maps) const {
 }
 
 int64_t SharedRuns::layer_runs(int64_t layers) const {
-  int64_t sum = layers;  // the sender's
+  int64_t sum = layers * (other_document ? 2 : 1);  // the sender's
   for (const Run& r : runs) sum += r.top - r.first;
   return sum;
 }
@@ -159,6 +161,7 @@ int64_t naive_layer_runs(const std::vector<Way>& ways, int64_t layers) {
   int64_t sum = layers;
   for (const Way& way : ways) {
     if (way.control == Control::kSenderAlone || way.control == Control::kNoContext) continue;
+    if (way.control == Control::kOtherDocument) sum += layers;
     // Reusing one layer is the full prefill, which stays, with one cache exchanged.
     sum += way.control == Control::kReuseOnly ? 0 : way.recomputed(layers);
   }

@@ -27,6 +27,7 @@ struct WayOptions {
   std::vector<LayerRange> only;  // groups and restored layers are these only; empty: all
   bool heuristics = false;       // those of heuristics() that are no group; not with `only`
   bool no_context = false;       // the receiver asked without the context
+  bool other_document = false;   // the receiver over the sender's cache of another document
   bool operator==(const WayOptions&) const = default;
 };
 
@@ -64,7 +65,8 @@ struct SharedRuns {
     MapKey maps;
     int64_t top = 0;  // one past the last layer that a way of this run needs
   };
-  std::vector<Run> runs;  // by first layer, then maps
+  std::vector<Run> runs;        // by first layer, then maps
+  bool other_document = false;  // the sender runs over another one, too
   int64_t layer_runs(int64_t layers) const;
   /// Where in `runs`.
   size_t find(int64_t first, const MapKey& maps) const;

@@ -40,19 +40,20 @@ HttpReply Api::handle(const HttpCall& call) {
 HttpReply Api::route(const HttpCall& call) {
   const bool get = call.method == "GET" || call.method == "HEAD", post = call.method == "POST";
   if (get && call.path == "/health") return health();
-  if (get && call.path == "/metrics")
-    return {.type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics_.text()};
-  if (get && call.path == "/status") return status();
   if (get && call.path == "/openapi.json") return {.body = std::string(openapi())};
   if (get && call.path == "/")
     return {.type = "text/html; charset=utf-8", .body = std::string(status_page())};
   Tenant* tenant = fleet_.tenant(call.key);
-  if (tenant == nullptr)
+  const bool watched = get && (call.path == "/metrics" || call.path == "/status");
+  if (tenant == nullptr && !(watched && fleet_.fleet().open_metrics))
     return reply(ApiError{401,
                           call.key.empty()
                               ? "no API key was given; expected the header 'Authorization: Bearer KEY'"
                               : "the API key is none of this server's",
                           "authentication_error", "", "invalid_api_key"});
+  if (get && call.path == "/metrics")
+    return {.type = "text/plain; version=0.0.4; charset=utf-8", .body = metrics_.text()};
+  if (get && call.path == "/status") return status();
   if (get && call.path == "/v1/models") return list_models();
   if (post && call.path == "/v1/completions") return answer(call, *tenant, false);
   if (post && call.path == "/v1/chat/completions") return answer(call, *tenant, true);

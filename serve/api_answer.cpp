@@ -51,9 +51,9 @@ class RunningRequest {
     if (ApiFault fault =
             Generation::start(api_.fleet_, {&model_, std::move(prompts), &request_, salt}, generation_))
       return fault;
-    writer_ = std::make_unique<AnswerWriter>(request_, (request_.chat ? "chatcmpl-" : "cmpl-") + new_id(),
-                                             model_.given.name, std::time(nullptr),
-                                             model_.tokenizer ? &*model_.tokenizer : nullptr, *generation_);
+    writer_ = std::make_unique<AnswerWriter>(
+        request_, (request_.chat ? "chatcmpl-" : "cmpl-") + new_id(), model_.given.name, std::time(nullptr),
+        model_.tokenizer ? &*model_.tokenizer : nullptr, model_.given.tools, *generation_);
     summaries_.resize(generation_->choices());
     return std::nullopt;
   }
@@ -62,8 +62,10 @@ class RunningRequest {
   AnswerWriter& writer() { return *writer_; }
   const std::vector<AnswerSummary>& summaries() const { return summaries_; }
 
-  /// What a piece's end means for everybody else; null where it is no end, or a failure.
-  const AnswerSummary* note(const Piece& piece) {
+  /// What a piece's end means for everybody else; null where it is no end, or a failure. Of the piece's text
+  /// calls of tools are taken out.
+  const AnswerSummary* note(Piece& piece) {
+    writer_->take_calls(piece);
     const AnswerSummary* summary = nullptr;
     if (piece.ended) {
       const FinishedChoice& end = generation_->finished(piece.choice);
@@ -150,8 +152,9 @@ class AnswerStream : public EventStream {
       }
       const ApiRequest& request = running_->request();
       // Text that is held back is no chunk yet.
-      if (!piece->text.empty() || piece->ended || request.return_token_ids || request.logprobs)
-        out += sse_event(writer.chunk(*piece, summary));
+      if (!piece->text.empty() || !piece->calls.empty() || piece->ended || request.return_token_ids ||
+          request.logprobs)
+        out += writer.event(*piece, summary);
     }
     if (running_->generation().done()) {
       if (running_->request().include_usage) out += sse_event(writer.usage_chunk());
@@ -182,6 +185,8 @@ HttpReply Api::answer(const HttpCall& call, Tenant& tenant, bool chat) {
                     model->given.name)));
   std::vector<std::vector<int32_t>> prompts;
   if (ApiFault fault = prompt_ids(*model, request, prompts)) return reply(*fault);
+  // Where calls are looked for, what marks them may be special tokens.
+  if (request.has_tools && model->given.tools != ToolFormat::kNone) request.skip_special_tokens = false;
   HttpReply refusal;
   if (!enter(tenant, refusal)) return refusal;
   const bool stream = request.stream;

@@ -62,12 +62,19 @@ Result<std::string> text(const JsonObject& object, std::string_view key) {
 }
 
 Result<FleetModel> read_model(const JsonObject& o, const std::string& folder) {
-  DS_TRY(check_keys(o, {"name", "folder", "base", "chat_template", "max_model_len", "reuse", "publish"}));
+  DS_TRY(check_keys(
+      o, {"name", "folder", "base", "chat_template", "tool_parser", "max_model_len", "reuse", "publish"}));
   FleetModel m;
   DS_ASSIGN(m.name, text(o, "name"));
   DS_ASSIGN(m.folder, text(o, "folder"));
   DS_ASSIGN(m.base, o.string_or("base", ""));
   DS_ASSIGN(m.chat_template, o.string_or("chat_template", ""));
+  DS_ASSIGN(const std::string tools, o.string_or("tool_parser", ""));
+  const auto format = tool_format(tools);
+  if (!format)
+    return error(Code::kInvalidArgument, "{}: 'tool_parser' is '{}', expected hermes or llama3_json",
+                 o.where(), tools);
+  m.tools = *format;
   DS_ASSIGN(m.max_model_len, o.integer_or("max_model_len", 0, int64_t{1} << 31, 0));
   DS_ASSIGN(const std::string reuse, o.string_or("reuse", "exact"));
   if (reuse != "exact" && reuse != "approximate")
@@ -263,7 +270,7 @@ Result<Fleet> Fleet::parse(std::string_view json, const std::string& origin, con
     return error(Code::kUnsupported, "{}: version {}, this ds-serve reads {}; use a newer one", origin,
                  version, kFleetVersion);
   DS_TRY(check_keys(root, {"version", "listen", "device", "models", "plans", "store", "objectives", "limits",
-                           "gate", "keys"}));
+                           "gate", "keys", "open_metrics"}));
   Fleet fleet;
   fleet.origin = origin;
   DS_TRY(read_sections(root, folder, fleet));
@@ -282,6 +289,7 @@ Result<Fleet> Fleet::parse(std::string_view json, const std::string& origin, con
     fleet.keys.push_back(std::move(k));
     return ok_status();
   }));
+  DS_ASSIGN(fleet.open_metrics, root.boolean_or("open_metrics", false));
   DS_TRY(check_whole(fleet));
   return fleet;
 }

@@ -9,6 +9,7 @@
 
 #include "plans/plan.h"
 #include "runtime/core/drift.h"
+#include "serve/tool_calls.h"
 #include "support/json.h"
 #include "support/status.h"
 
@@ -17,13 +18,14 @@ namespace ds {
 inline constexpr int64_t kFleetVersion = 1;
 
 struct FleetModel {
-  std::string name;           // that requests ask for
-  std::string folder;         // of a model, or of an adapter
-  std::string base;           // folder of an adapter's base; "": the one that it names
-  std::string chat_template;  // a .jinja file or another model's folder; "": the folder's own
-  int64_t max_model_len = 0;  // as OpenOptions::max_model_len
-  bool approximate = false;   // whether plans may answer for it
-  bool publish = false;       // whether contexts that it has read become entries
+  std::string name;                      // that requests ask for
+  std::string folder;                    // of a model, or of an adapter
+  std::string base;                      // folder of an adapter's base; "": the one that it names
+  std::string chat_template;             // a .jinja file or another model's folder; "": the folder's own
+  ToolFormat tools = ToolFormat::kNone;  // how it writes calls of tools
+  int64_t max_model_len = 0;             // as OpenOptions::max_model_len
+  bool approximate = false;              // whether plans may answer for it
+  bool publish = false;                  // whether contexts that it has read become entries
 };
 
 /// The models that a plan belongs to are found by its identities.
@@ -65,6 +67,7 @@ struct Fleet {
   bool exact_on_drift = false;
 
   std::vector<FleetKey> keys;  // none: whoever reaches the address is served
+  bool open_metrics = false;   // /metrics and /status need no key
 
   /// `folder`: what relative paths start from, that of the file; "": the working folder. Reads the files of
   /// keys and salts. Errors name `origin` and the field: kCorrupt, kInvalidArgument (also an unknown key),

@@ -91,9 +91,11 @@ ApiFault Generation::submit(LoadedFleet& fleet, const Options& options) {
     auto text = model.tokenizer->decode({&id, 1}, true);
     if (text.ok() && text->empty()) asked_stops_.push_back(id);
   }
-  if (request.logprobs && !fleet.backend().host_visible())
-    return ApiError::of_field("logprobs",
-                              "the backend of this server keeps logits on the device; leave logprobs out");
+  const int64_t vocab = model.checkpoint->config().vocab;
+  for (const auto& [id, by] : request.rules.bias)
+    if (id >= vocab)
+      return ApiError::of_field(
+          "logit_bias", fmt::format("token id {} is outside the model's vocabulary 0-{}", id, vocab - 1));
   std::vector<int64_t> contexts, new_tokens;
   for (const auto& ids : prompts_) {
     const auto tokens = static_cast<int64_t>(ids.size());
@@ -101,9 +103,9 @@ ApiFault Generation::submit(LoadedFleet& fleet, const Options& options) {
       return ApiError::of_field(request.chat ? "messages" : "prompt",
                                 "the prompt has no tokens; at least one is needed to answer from");
     for (int32_t id : ids)
-      if (id < 0 || id >= model.checkpoint->config().vocab)
-        return ApiError::of_field("prompt", fmt::format("token id {} is outside the model's vocabulary 0-{}",
-                                                        id, model.checkpoint->config().vocab - 1));
+      if (id < 0 || id >= vocab)
+        return ApiError::of_field(
+            "prompt", fmt::format("token id {} is outside the model's vocabulary 0-{}", id, vocab - 1));
     // The last token is not read itself.
     const int64_t left = std::min(model.positions - tokens + 1, limits.new_tokens);
     const int64_t wanted = request.max_tokens.value_or(request.chat ? std::max<int64_t>(1, left) : 16);
@@ -167,6 +169,9 @@ EngineRequest Generation::engine_request(LoadedFleet& fleet, const Options& opti
   r.time_limit_ns = static_cast<int64_t>(fleet.fleet().request_s * 1e9);
   r.sampling.temperature = request.temperature;
   r.sampling.top_p = request.top_p;
+  r.sampling.top_k = static_cast<int32_t>(request.top_k);
+  r.sampling.min_p = request.min_p;
+  r.rules = request.rules;
   static thread_local std::mt19937_64 random{std::random_device{}()};
   r.sampling.seed = request.seed ? *request.seed + choice : random();
   r.max_new_tokens = new_tokens;
@@ -181,22 +186,29 @@ EngineRequest Generation::engine_request(LoadedFleet& fleet, const Options& opti
       std::lock_guard lock(self->mutex_);
       open->waiting.logprobs.push_back(std::move(found));
     };
+  // Who is woken finds the lock free.
   r.is_last = [self, open](int32_t token) {
-    std::lock_guard lock(self->mutex_);
-    open->waiting.tokens.push_back(token);
-    if (open->text) {
-      auto text = open->text->push(token);
-      if (text.ok())
-        open->waiting.text += *text;
-      else
-        open->decoding = text.status();
+    bool over = false;
+    {
+      std::lock_guard lock(self->mutex_);
+      open->waiting.tokens.push_back(token);
+      if (open->text) {
+        auto text = open->text->push(token);
+        if (text.ok())
+          open->waiting.text += *text;
+        else
+          open->decoding = text.status();
+      }
+      over = !open->decoding.ok() || (open->text && open->text->stopped());
     }
     self->changed_.notify_one();
-    return !open->decoding.ok() || (open->text && open->text->stopped());
+    return over;
   };
   r.on_end = [self, open] {
-    std::lock_guard lock(self->mutex_);
-    open->ended = true;
+    {
+      std::lock_guard lock(self->mutex_);
+      open->ended = true;
+    }
     self->changed_.notify_one();
   };
   return r;

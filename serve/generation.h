@@ -16,6 +16,7 @@
 #include "serve/api_error.h"
 #include "serve/loaded_fleet.h"
 #include "serve/openai_request.h"
+#include "serve/tool_calls.h"
 
 namespace ds {
 
@@ -33,6 +34,7 @@ struct Piece {
   std::string text;
   std::vector<int32_t> tokens;
   std::vector<TokenLogprob> logprobs;
+  std::vector<ToolCall> calls;  // which a ToolCallReader has taken out of the text
   bool ended = false;
 };
 

@@ -8,6 +8,8 @@
 
 #include "serve/openai_answer.h"
 #include "serve/peer_watch.h"
+#include "serve/plain_stream.h"
+#include "serve/short_slices.h"
 
 namespace ds {
 namespace {
@@ -20,6 +22,30 @@ class Listener : public Base {
  public:
   using Base::Base;
   void deepen_backlog() { ::listen(this->svr_sock_, kBacklog); }
+};
+
+/// The socket of the connection that this thread serves; -1: not known.
+thread_local int served_socket = -1;
+
+class PlainServer : public Listener<httplib::Server> {
+ private:
+  bool process_and_close_socket(socket_t socket) override {
+    served_socket = socket;
+    PlainStream stream(socket, read_timeout_sec_, write_timeout_sec_);
+    bool good = true, closed = false;
+    while (good && !closed && next_request(stream)) good = process_request(stream, false, closed, nullptr);
+    served_socket = -1;
+    ::shutdown(socket, SHUT_RDWR);
+    ::close(socket);
+    return good;
+  }
+  /// An idle connection does not outlive the server by more than a moment.
+  bool next_request(const PlainStream& stream) const {
+    constexpr int kMomentMs = 500;
+    for (int64_t ms = keep_alive_timeout_sec_ * 1000; ms > 0 && svr_sock_ != INVALID_SOCKET; ms -= kMomentMs)
+      if (stream.wait(kMomentMs)) return true;
+    return false;
+  }
 };
 
 std::string request_id(const httplib::Request& request) {
@@ -61,9 +87,11 @@ HttpCall call_of(const httplib::Request& request, std::string id) {
 }
 
 void serve(Api& api, const httplib::Request& request, std::string body, httplib::Response& response) {
+  static thread_local const bool short_slices = (ask_for_short_slices(), true);
+  (void)short_slices;
   HttpCall call = call_of(request, request_id(request));
   call.body = std::move(body);
-  auto watch = std::make_shared<PeerWatch>(request.remote_addr, request.remote_port);
+  auto watch = std::make_shared<PeerWatch>(request.remote_addr, request.remote_port, served_socket);
   call.gone = [watch] { return watch->gone(); };
   HttpReply reply = api.handle(call);
   response.status = reply.status;
@@ -119,7 +147,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::create(const Fleet& fleet, Api& 
   out->api_ = &api;
   std::function<void()> deepen;
   if (fleet.certificate.empty()) {
-    auto server = std::make_unique<Listener<httplib::Server>>();
+    auto server = std::make_unique<PlainServer>();
     deepen = [s = server.get()] { s->deepen_backlog(); };
     out->impl_->server = std::move(server);
   } else {
@@ -137,7 +165,7 @@ Result<std::unique_ptr<HttpServer>> HttpServer::create(const Fleet& fleet, Api& 
   server.new_task_queue = [n = static_cast<size_t>(fleet.connections)] { return new httplib::ThreadPool(n); };
   server.set_tcp_nodelay(true);
   server.set_payload_max_length(static_cast<size_t>(fleet.body_bytes));
-  server.set_keep_alive_max_count(size_t{1} << 40);
+  server.set_keep_alive_max_count(size_t{1} << 40);  // with TLS; without it there is no limit
   server.set_keep_alive_timeout(std::max<time_t>(1, static_cast<time_t>(fleet.idle_s)));
   server.set_read_timeout(std::max<time_t>(1, static_cast<time_t>(fleet.write_s)));
   server.set_write_timeout(std::max<time_t>(1, static_cast<time_t>(fleet.write_s)));

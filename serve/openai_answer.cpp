@@ -18,7 +18,7 @@ Json Usage::json() const {
 }
 
 AnswerWriter::AnswerWriter(const ApiRequest& request, std::string id, std::string model, int64_t created,
-                           const Tokenizer* tokenizer, const Generation& generation)
+                           const Tokenizer* tokenizer, ToolFormat tools, const Generation& generation)
     : request_(request),
       id_(std::move(id)),
       model_(std::move(model)),
@@ -26,8 +26,39 @@ AnswerWriter::AnswerWriter(const ApiRequest& request, std::string id, std::strin
       tokenizer_(tokenizer),
       generation_(generation),
       all_(generation.choices()),
+      frames_(generation.choices()),
+      calls_(generation.choices()),
       text_offsets_(generation.choices()),
-      cached_(generation.prompts().size()) {}
+      cached_(generation.prompts().size()) {
+  if (request.chat && request.has_tools && tools != ToolFormat::kNone)
+    readers_.assign(generation.choices(), ToolCallReader(tools));
+}
+
+void AnswerWriter::take_calls(Piece& piece) {
+  if (readers_.empty()) return;
+  ToolCallReader& reader = readers_[piece.choice];
+  auto read = reader.push(piece.text);
+  if (piece.ended) {
+    auto rest = reader.finish();
+    read.text += rest.text;
+    read.calls.insert(read.calls.end(), rest.calls.begin(), rest.calls.end());
+  }
+  piece.text = std::move(read.text);
+  piece.calls = std::move(read.calls);
+}
+
+/// An answer that was cut off says so, whatever calls are in it.
+const std::string& AnswerWriter::finish_reason(size_t choice) const {
+  static const std::string calls = "tool_calls";
+  const std::string& reason = generation_.finished(choice).finish_reason;
+  return reason == "stop" && calls_[choice] > 0 ? calls : reason;
+}
+
+Json AnswerWriter::call(size_t choice, size_t index, const ToolCall& call) const {
+  return {{"id", fmt::format("call_{}_{}_{}", id_.substr(id_.find('-') + 1), choice, index)},
+          {"type", "function"},
+          {"function", {{"name", call.name}, {"arguments", call.arguments}}}};
+}
 
 Usage AnswerWriter::usage() const {
   Usage u;
@@ -108,10 +139,18 @@ Json AnswerWriter::opening(size_t choice) const {
 Json AnswerWriter::chunk(const Piece& piece, const AnswerSummary* summary) {
   Json json = head(true);
   Json choice = {{"index", piece.choice}};
-  if (request_.chat)
-    choice["delta"] = {{"content", piece.text}};
-  else
+  if (request_.chat) {
+    Json& delta = choice["delta"] = Json::object();
+    if (piece.calls.empty() || !piece.text.empty()) delta["content"] = piece.text;
+    for (const ToolCall& one : piece.calls) {
+      const size_t index = calls_[piece.choice]++;
+      Json written = {{"index", index}};
+      written.update(call(piece.choice, index, one));
+      delta["tool_calls"].push_back(std::move(written));
+    }
+  } else {
     choice["text"] = piece.text;
+  }
   choice["logprobs"] = logprobs(piece.logprobs, text_offsets_[piece.choice]);
   for (const TokenLogprob& t : piece.logprobs)
     text_offsets_[piece.choice] += static_cast<int64_t>(token_text(t.token).size());
@@ -124,14 +163,33 @@ Json AnswerWriter::chunk(const Piece& piece, const AnswerSummary* summary) {
                                      piece.tokens.end());
   }
   if (summary != nullptr) {
-    const FinishedChoice& end = generation_.finished(piece.choice);
-    choice["finish_reason"] = end.finish_reason;
-    choice["stop_reason"] = end.stop_reason;
+    choice["finish_reason"] = finish_reason(piece.choice);
+    choice["stop_reason"] = generation_.finished(piece.choice).stop_reason;
   }
   json["choices"] = Json::array({std::move(choice)});
   if (summary != nullptr) json["droidspeak"] = summary->json();
   if (request_.continuous_usage) json["usage"] = usage().json();
   return json;
+}
+
+std::string AnswerWriter::event(const Piece& piece, const AnswerSummary* summary) {
+  const bool first = request_.return_token_ids && all_[piece.choice].tokens.empty();
+  if (summary != nullptr || !piece.calls.empty() || request_.logprobs || request_.continuous_usage || first)
+    return sse_event(chunk(piece, summary));
+  // Of most chunks all but text and token ids is the same.
+  Frame& frame = frames_[piece.choice];
+  if (frame.head.empty()) {
+    constexpr std::string_view kText = R"("")", kIds = "[]";
+    const std::string empty = sse_event(chunk({.choice = piece.choice}, nullptr));
+    const size_t text = empty.rfind(kText) + kText.size(),
+                 ids = request_.return_token_ids ? empty.rfind(kIds) + kIds.size() : empty.size();
+    frame.head = empty.substr(0, text - kText.size());
+    frame.middle = empty.substr(text, ids - text - (request_.return_token_ids ? kIds.size() : 0));
+    frame.tail = empty.substr(ids);
+  }
+  std::string out = frame.head + json_text(piece.text) + frame.middle;
+  if (request_.return_token_ids) out += json_text(piece.tokens);
+  return out + frame.tail;
 }
 
 Json AnswerWriter::usage_chunk() const {
@@ -144,6 +202,8 @@ Json AnswerWriter::usage_chunk() const {
 void AnswerWriter::add(const Piece& piece) {
   Piece& all = all_[piece.choice];
   all.text += piece.text;
+  all.calls.insert(all.calls.end(), piece.calls.begin(), piece.calls.end());
+  calls_[piece.choice] = all.calls.size();
   all.tokens.insert(all.tokens.end(), piece.tokens.begin(), piece.tokens.end());
   all.logprobs.insert(all.logprobs.end(), piece.logprobs.begin(), piece.logprobs.end());
 }
@@ -152,15 +212,18 @@ Json AnswerWriter::whole(const std::vector<AnswerSummary>& summaries) const {
   Json json = head(false);
   Json choices = Json::array();
   for (size_t c = 0; c < all_.size(); ++c) {
-    const FinishedChoice& end = generation_.finished(c);
     Json choice = {{"index", c}};
-    if (request_.chat)
-      choice["message"] = {{"role", "assistant"}, {"content", all_[c].text}};
-    else
+    if (request_.chat) {
+      Json& message = choice["message"] = {{"role", "assistant"}, {"content", all_[c].text}};
+      if (!all_[c].calls.empty() && all_[c].text.empty()) message["content"] = nullptr;
+      for (size_t i = 0; i < all_[c].calls.size(); ++i)
+        message["tool_calls"].push_back(call(c, i, all_[c].calls[i]));
+    } else {
       choice["text"] = all_[c].text;
+    }
     choice["logprobs"] = logprobs(all_[c].logprobs, 0);
-    choice["finish_reason"] = end.finish_reason;
-    choice["stop_reason"] = end.stop_reason;
+    choice["finish_reason"] = finish_reason(c);
+    choice["stop_reason"] = generation_.finished(c).stop_reason;
     if (request_.return_token_ids) {
       if (!request_.chat) choice["prompt_token_ids"] = generation_.prompts()[generation_.prompt_of(c)];
       choice["token_ids"] = all_[c].tokens;

@@ -21,14 +21,18 @@ struct Usage {
 /// One request's answers, as they are written.
 class AnswerWriter {
  public:
-  /// `tokenizer`: null: token ids stand for texts.
+  /// `tokenizer`: null: token ids stand for texts. `tools`: how calls stand in the text of chats with tools.
   AnswerWriter(const ApiRequest& request, std::string id, std::string model, int64_t created,
-               const Tokenizer* tokenizer, const Generation& generation);
+               const Tokenizer* tokenizer, ToolFormat tools, const Generation& generation);
 
+  /// Takes the calls of tools out of a piece's text.
+  void take_calls(Piece& piece);
   /// The first chunk of a choice: a chat's says who speaks. Null: there is none.
   nlohmann::ordered_json opening(size_t choice) const;
   /// `summary` null: the piece is not its choice's last.
   nlohmann::ordered_json chunk(const Piece& piece, const AnswerSummary* summary);
+  /// The same as an event.
+  std::string event(const Piece& piece, const AnswerSummary* summary);
   nlohmann::ordered_json usage_chunk() const;
   /// Adds a piece to the whole answer.
   void add(const Piece& piece);
@@ -40,13 +44,21 @@ class AnswerWriter {
   nlohmann::ordered_json head(bool chunk) const;
   nlohmann::ordered_json logprobs(std::span<const TokenLogprob> of, int64_t first_offset) const;
   std::string token_text(int32_t id) const;
+  const std::string& finish_reason(size_t choice) const;
+  nlohmann::ordered_json call(size_t choice, size_t index, const ToolCall& call) const;
 
   const ApiRequest& request_;
   std::string id_, model_;
   int64_t created_ = 0;
   const Tokenizer* tokenizer_;
   const Generation& generation_;
-  std::vector<Piece> all_;             // by choice
+  std::vector<Piece> all_;               // by choice
+  std::vector<ToolCallReader> readers_;  // by choice; none: calls are text
+  struct Frame {
+    std::string head, middle, tail;  // of a chunk, around its text and its token ids
+  };
+  std::vector<Frame> frames_;          // by choice
+  std::vector<size_t> calls_;          // by choice, of what was written
   std::vector<int64_t> text_offsets_;  // of what was written, for logprobs of completions
   int64_t new_tokens_ = 0;
   std::vector<int64_t> cached_;  // by prompt

@@ -1,5 +1,6 @@
 #include "serve/openai_request.h"
 
+#include <charconv>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -79,6 +80,38 @@ void read_stops(Fields& f, ApiRequest& out) {
   }
 }
 
+/// What tokens are chosen by, beside the logits.
+void read_sampling(Fields& f, ApiRequest& out) {
+  out.temperature = f.number("temperature", 0, 100).value_or(1);
+  out.top_p = f.number("top_p", 0, 1).value_or(1);
+  if (out.top_p == 0) f.fail("top_p", "'top_p' is 0; expected more than 0, and at most 1");
+  out.top_k = std::max<int64_t>(0, f.integer("top_k", -1, std::numeric_limits<int32_t>::max()).value_or(0));
+  out.min_p = f.number("min_p", 0, 1).value_or(0);
+  if (auto seed = f.integer("seed", INT64_MIN, INT64_MAX)) out.seed = static_cast<uint64_t>(*seed);
+  LogitRules& rules = out.rules;
+  rules.presence = static_cast<float>(f.number("presence_penalty", -2, 2).value_or(0));
+  rules.frequency = static_cast<float>(f.number("frequency_penalty", -2, 2).value_or(0));
+  const auto repetition = f.number("repetition_penalty", 0, 100);
+  rules.repetition = static_cast<float>(repetition.value_or(1));
+  if (repetition && rules.repetition == 0)
+    f.fail("repetition_penalty", "'repetition_penalty' is " + shown(f.at("repetition_penalty")) +
+                                     "; expected more than 0, and at most 100");
+  if (!f.has("logit_bias")) return;
+  const Json& bias = f.at("logit_bias");
+  bool good = bias.is_object();
+  for (const auto& [key, value] : bias.items()) {
+    int32_t id = -1;
+    const auto read = std::from_chars(key.data(), key.data() + key.size(), id);
+    good = good && read.ec == std::errc() && read.ptr == key.data() + key.size() && id >= 0 &&
+           value.is_number() && std::abs(value.get<double>()) <= 100;
+    if (good) rules.bias.emplace_back(id, value.get<float>());
+  }
+  if (!good)
+    f.fail("logit_bias",
+           "'logit_bias' is " + shown(bias) +
+               R"(; expected an object of token ids and numbers from -100 to 100, {"50": -100})");
+}
+
 /// Completions count beside each token, chats say whether, and how many.
 void read_logprobs(Fields& f, ApiRequest& out) {
   if (!out.chat) {
@@ -93,22 +126,11 @@ void read_logprobs(Fields& f, ApiRequest& out) {
 
 /// What would change the answer and is not done here. A value that asks for nothing is let pass.
 void refuse_others(Fields& f) {
-  const std::pair<const char*, double> neutral[] = {{"presence_penalty", 0},
-                                                    {"frequency_penalty", 0},
-                                                    {"repetition_penalty", 1},
-                                                    {"length_penalty", 1},
-                                                    {"min_p", 0}};
-  for (const auto& [key, value] : neutral) {
-    if (!f.has(key)) continue;
-    const Json& given = f.at(key);
-    if (!given.is_number() || given.get<double>() != value)
-      f.fail(key, fmt::format("'{}' is {}; this server does not do it: leave it out, or give {:g}", key,
-                              shown(given), value));
-  }
-  const auto top_k = f.integer("top_k", -1, std::numeric_limits<int32_t>::max());
-  if (top_k && *top_k > 0) f.fail("top_k", "'top_k' is not done by this server; leave it out, or give -1");
-  for (const char* key : {"logit_bias", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-                          "prompt_logprobs", "audio", "functions", "function_call", "prompt_embeds"})
+  if (f.has("length_penalty") && f.at("length_penalty") != 1)
+    f.fail("length_penalty", "'length_penalty' is " + shown(f.at("length_penalty")) +
+                                 "; this server searches no beams: leave it out, or give 1");
+  for (const char* key : {"guided_json", "guided_regex", "guided_choice", "guided_grammar", "prompt_logprobs",
+                          "audio", "functions", "function_call", "prompt_embeds"})
     if (f.has(key) && !f.at(key).empty())
       f.fail(key, fmt::format("'{}' is not done by this server; leave it out", key));
   for (const char* key : {"echo", "use_beam_search"})
@@ -165,6 +187,7 @@ void read_conversation(Fields& f, ApiRequest& out) {
   f.boolean("add_generation_prompt");
   if (f.has("tools") && !(f.has("tool_choice") && f.at("tool_choice") == "none") && !f.at("tools").empty())
     out.conversation["tools"] = f.at("tools");
+  out.has_tools = out.conversation.contains("tools");
   for (const Json& message : out.conversation["messages"]) {
     if (!message.is_object() || !message.contains("role") || !message["role"].is_string())
       return f.fail("messages",
@@ -257,10 +280,7 @@ ApiFault parse_request(std::string_view body, ApiRequest& out) {
   out.n = f.integer("n", 1, ApiRequest::kMostChoices).value_or(1);
   if (auto best = f.integer("best_of", 1, ApiRequest::kMostChoices); best && *best != out.n)
     f.fail("best_of", "'best_of' is not done by this server; leave it out, or give n");
-  out.temperature = f.number("temperature", 0, 100).value_or(1);
-  out.top_p = f.number("top_p", 0, 1).value_or(1);
-  if (out.top_p == 0) f.fail("top_p", "'top_p' is 0; expected more than 0, and at most 1");
-  if (auto seed = f.integer("seed", INT64_MIN, INT64_MAX)) out.seed = static_cast<uint64_t>(*seed);
+  read_sampling(f, out);
   read_stops(f, out);
   read_logprobs(f, out);
   out.ignore_eos = f.boolean("ignore_eos").value_or(false);

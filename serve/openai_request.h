@@ -28,13 +28,16 @@ struct ApiRequest {
   nlohmann::ordered_json conversation;  // of chats: the request as Conversation::parse() takes it
   std::optional<int64_t> max_tokens;
   int64_t min_tokens = 0, n = 1;
-  double temperature = 1, top_p = 1;
+  double temperature = 1, top_p = 1, min_p = 0;
+  int64_t top_k = 0;  // 0: all
+  LogitRules rules;
   std::optional<uint64_t> seed;
   std::vector<std::string> stops;
   std::vector<int32_t> stop_ids;
   bool ignore_eos = false, stream = false, include_usage = false, continuous_usage = false;
   bool add_special_tokens = true, skip_special_tokens = true, return_token_ids = false;
   std::optional<int64_t> logprobs;  // how many others beside each token
+  bool has_tools = false;           // that the model may call
   // What only this project knows.
   Reuse reuse = Reuse::kAuto;
   std::optional<double> slo_loss, slo_ttft_ms;

@@ -12,11 +12,13 @@
 
 namespace ds {
 
-/// The HTTP library does not tell a handler its socket: it is found by the peer's address, which is the
-/// request's own as long as its handler runs.
+/// With TLS the HTTP library does not tell a handler its socket: it is found by the peer's address, which is
+/// the request's own as long as its handler runs.
 class PeerWatch {
  public:
-  PeerWatch(std::string address, int port) : address_(std::move(address)), port_(port) {}
+  /// `socket`: -1: it is to be found.
+  PeerWatch(std::string address, int port, int socket)
+      : address_(std::move(address)), port_(port), fd_(socket), looked_(socket >= 0) {}
 
   bool gone() {
     if (!looked_) fd_ = find();

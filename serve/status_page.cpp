@@ -31,6 +31,8 @@ std::string_view status_page() {
   tr:last-child td { border-bottom: 0; }
   th { color: var(--soft); font-weight: 600; }
   td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+  form { margin: 0 0 12px; }
+  input, button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 4px 10px; max-width: 60%; }
   .bad { color: var(--bad); } .good { color: var(--good); }
   .bar { display: flex; width: 110px; height: 10px; background: var(--line); border-radius: 3px; overflow: hidden; margin-top: 5px; }
   .bar i { display: block; height: 100%; }
@@ -41,6 +43,7 @@ std::string_view status_page() {
 <body>
 <h1>ds-serve</h1>
 <p id="state" role="status">reading /status ...</p>
+<form id="ask" hidden><label>API key <input id="key" type="password" autocomplete="off" required></label> <button>show</button></form>
 <div class="tiles" id="tiles"></div>
 <h2>Models</h2>
 <div class="scroll"><table id="models"></table></div>
@@ -93,16 +96,24 @@ function show(s) {
   }));
   before = s;
 }
+let key = "", timer = 0;  // the key is nowhere else
+$("ask").onsubmit = event => { event.preventDefault(); key = $("key").value; $("key").value = ""; clearTimeout(timer); read(); };
 async function read() {
   try {
-    const r = await fetch("status", { cache: "no-store" });
+    const r = await fetch("status", { cache: "no-store", headers: key ? { Authorization: "Bearer " + key } : {} });
+    $("ask").hidden = r.status !== 401;
+    if (r.status === 401) {
+      $("state").textContent = key ? "the API key is none of this server's" : "this server asks for an API key; it is kept while this page is open";
+      $("state").className = key ? "bad" : "";
+      return;
+    }
     if (!r.ok) throw new Error("status " + r.status);
     show(await r.json());
   } catch (e) {
     $("state").textContent = "no answer from the server: " + e.message;
     $("state").className = "bad";
   }
-  setTimeout(read, 2000);
+  timer = setTimeout(read, 2000);
 }
 read();
 </script>

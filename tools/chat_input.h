@@ -13,6 +13,7 @@
 #include "runtime/model/chat_template.h"
 #include "runtime/model/tokenizer.h"
 #include "support/file.h"
+#include "tools/model_input.h"
 #include "tools/open_options.h"
 #include "tools/tool.h"
 
@@ -154,6 +155,14 @@ inline Result<RequestText> request_text(const ChatOptions& o,
   out.context = text.text.substr(0, text.shared);
   out.prompt = text.text.substr(text.shared);
   return out;
+}
+
+/// A request's tokens: of its text, or without one of the ids and files that `input` names.
+inline Result<JoinedText> request_tokens(const LoadedModel& model, const std::optional<RequestText>& text,
+                                         const RequestInput& input) {
+  if (!text) return read_request(model, input);
+  DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(model));
+  return join_text(*tokenizer, text->context, text->prompt, !text->templated);
 }
 
 }  // namespace ds

@@ -1,7 +1,5 @@
 #include "compiler/emit/convert.h"
 
-#include <cmath>
-
 #include "llvm/ADT/TypeSwitch.h"
 #include "plans/traits.h"
 
@@ -44,79 +42,23 @@ int32_t position_of(mlir::Value value) {
 
 }  // namespace
 
-plan::MapFormAttr map_form_attr(mlir::MLIRContext* ctx, const Variant& v) {
-  if (v.map_form == MapForm::kNone) return {};
-  return plan::MapFormAttr::get(ctx, static_cast<plan::MapForm>(v.map_form));
-}
-
-plan::MapSideAttr map_side_attr(mlir::MLIRContext* ctx, const Variant& v) {
-  if (v.map_form == MapForm::kNone) return {};
-  return plan::MapSideAttr::get(ctx, static_cast<plan::MapSide>(v.map_side));
-}
-
-void write_choice(mlir::Operation* op, const Variant& v) {
-  mlir::Builder b(op->getContext());
-  if (v.load_min != 0 || v.load_max != kNoLimit) {
-    op->setAttr("load_min", b.getI64IntegerAttr(v.load_min));
-    op->setAttr("load_max", b.getI64IntegerAttr(v.load_max));
+void read_purpose(plan::PurposeInterface op, Variant& v) {
+  v.name = mlir::SymbolTable::getSymbolName(op).str();
+  v.live = op.getLive();
+  v.policy = op.getPolicy().str();
+  v.tokens_min = op.getTokens().getLow();
+  v.tokens_max = op.getTokens().getHigh();
+  v.rate_min = op.getRate().getLow();
+  v.rate_max = op.getRate().getHigh();
+  if (plan::RangeAttr load = op.getLoadAttr()) {
+    v.load_min = load.getLow();
+    v.load_max = load.getHigh();
   }
-  if (v.regret >= 0) op->setAttr("regret", b.getF64FloatAttr(v.regret));
-  if (!v.why.empty()) op->setAttr("why", b.getStringAttr(v.why));
-  if (v.live) op->setAttr("live", b.getUnitAttr());
-  if (!v.way.empty()) op->setAttr("way", b.getStringAttr(v.way));
-  auto number = [&](const char* name, double value) {
-    if (!std::isnan(value)) op->setAttr(name, b.getF64FloatAttr(value));
-  };
-  number("loss_stderr", v.promise.loss_stderr);
-  number("loss_bound", v.promise.loss_bound);
-  if (v.promise.confidence != 0) number("confidence", v.promise.confidence);
-  number("divergence", v.promise.divergence);
-  number("divergence_stderr", v.promise.divergence_stderr);
-  number("divergence_bound", v.promise.divergence_bound);
-  if (v.alternatives.empty()) return;
-  llvm::SmallVector<mlir::Attribute> all;
-  for (const Alternative& a : v.alternatives) {
-    llvm::SmallVector<mlir::NamedAttribute> entry{
-        b.getNamedAttr("what", b.getStringAttr(a.what)),
-        b.getNamedAttr("loss", b.getF64FloatAttr(a.quality_loss)),
-        b.getNamedAttr("ttft_ns", b.getI64IntegerAttr(a.ttft_ns)),
-        b.getNamedAttr("compute_ns", b.getI64IntegerAttr(a.compute_ns))};
-    if (!std::isnan(a.divergence))
-      entry.push_back(b.getNamedAttr("divergence", b.getF64FloatAttr(a.divergence)));
-    all.push_back(b.getDictionaryAttr(entry));
-  }
-  op->setAttr("alternatives", b.getArrayAttr(all));
-}
-
-void read_choice(mlir::Operation* op, Variant& v) {
-  if (auto low = op->getAttrOfType<mlir::IntegerAttr>("load_min")) v.load_min = low.getInt();
-  if (auto high = op->getAttrOfType<mlir::IntegerAttr>("load_max")) v.load_max = high.getInt();
-  if (auto regret = op->getAttrOfType<mlir::FloatAttr>("regret")) v.regret = regret.getValueAsDouble();
-  if (auto why = op->getAttrOfType<mlir::StringAttr>("why")) v.why = why.str();
-  if (auto way = op->getAttrOfType<mlir::StringAttr>("way")) v.way = way.str();
-  v.live = op->hasAttr("live");
-  auto number = [&](const char* name, double& value) {
-    if (auto attr = op->getAttrOfType<mlir::FloatAttr>(name)) value = attr.getValueAsDouble();
-  };
-  number("loss_stderr", v.promise.loss_stderr);
-  number("loss_bound", v.promise.loss_bound);
-  number("confidence", v.promise.confidence);
-  number("divergence", v.promise.divergence);
-  number("divergence_stderr", v.promise.divergence_stderr);
-  number("divergence_bound", v.promise.divergence_bound);
-  auto all = op->getAttrOfType<mlir::ArrayAttr>("alternatives");
-  if (!all) return;
-  for (mlir::Attribute entry : all) {
-    // What a hand-written file leaves out stays unknown.
-    auto dictionary = mlir::cast<mlir::DictionaryAttr>(entry);
-    Alternative a{.quality_loss = std::nan("")};
-    if (auto what = dictionary.getAs<mlir::StringAttr>("what")) a.what = what.str();
-    if (auto loss = dictionary.getAs<mlir::FloatAttr>("loss")) a.quality_loss = loss.getValueAsDouble();
-    if (auto ns = dictionary.getAs<mlir::IntegerAttr>("ttft_ns")) a.ttft_ns = ns.getInt();
-    if (auto ns = dictionary.getAs<mlir::IntegerAttr>("compute_ns")) a.compute_ns = ns.getInt();
-    if (auto nats = dictionary.getAs<mlir::FloatAttr>("divergence")) a.divergence = nats.getValueAsDouble();
-    v.alternatives.push_back(std::move(a));
-  }
+  v.tuned_tokens = op.getTuned().getTokens();
+  v.tuned_suffix = op.getTuned().getSuffix();
+  v.tuned_rate = op.getTuned().getRate();
+  v.promise = op.getPromise().describe();
+  if (plan::ChoiceAttr chosen = op.getChosenAttr()) chosen.read_into(v);
 }
 
 plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
@@ -133,8 +75,7 @@ plan::FileOp build_file(mlir::OpBuilder& b, mlir::Location loc, const Plan& p) {
     inputs.push_back(plan::InputAttr::get(ctx, f.role, f.name, f.sha256));
   llvm::SmallVector<mlir::Attribute> sources;
   for (const Source& source : p.sources) {
-    auto rule = static_cast<plan::SourceRule>(source.rule);
-    sources.push_back(plan::SourceAttr::get(ctx, rule, model(source.model), shape(source.shape)));
+    sources.push_back(plan::SourceAttr::get(ctx, source.rule, model(source.model), shape(source.shape)));
   }
   mlir::OperationState state(loc, plan::FileOp::getOperationName());
   auto& to = state.getOrAddProperties<plan::FileOp::Properties>();
@@ -165,49 +106,32 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
   auto* ctx = b.getContext();
   mlir::OperationState state(loc, plan::VariantOp::getOperationName());
   auto& to = state.getOrAddProperties<plan::VariantOp::Properties>();
-  to.sym_name = b.getStringAttr(v.name);
-  to.fallback = unit(fallback);
-  to.policy = b.getStringAttr(v.policy);
+  write_purpose(b, v, fallback, to);
   to.scheduler = b.getStringAttr(v.scheduler);
-  to.tokens_min = i64(v.tokens_min);
-  to.tokens_max = i64(v.tokens_max);
-  to.rate_min = i64(v.rate_min);
-  to.rate_max = i64(v.rate_max);
-  to.tuned_tokens = i64(v.tuned_tokens);
-  to.tuned_suffix = i64(v.tuned_suffix);
-  to.tuned_rate = i64(v.tuned_rate);
   to.chunks = b.getI32IntegerAttr(v.chunks);
-  to.loss = b.getF64FloatAttr(v.promise.quality_loss);
-  to.ttft_ns = i64(v.promise.ttft_ns);
   if (scheduled) {
     to.makespan = i64(v.makespan_ns);
     to.lower_bound = i64(v.lower_bound_ns);
     to.proven_optimal = unit(v.proven_optimal);
   }
   if (v.select_share != 0) to.select_share = b.getF64FloatAttr(v.select_share);
-  to.map_form = map_form_attr(ctx, v);
-  to.map_side = map_side_attr(ctx, v);
+  to.alignment = plan::AlignmentAttr::of(ctx, v);
   state.addRegion();
   auto variant = mlir::cast<plan::VariantOp>(b.create(state));
-  write_choice(variant, v);
   b.setInsertionPointToStart(&variant.getBody().emplaceBlock());
 
   llvm::SmallVector<mlir::Value> streams, buffers, events;
   for (const Stream& s : v.streams)
-    streams.push_back(
-        b.create<plan::StreamOp>(loc, b.getType<plan::StreamType>(),
-                                 plan::StreamKindAttr::get(ctx, static_cast<plan::StreamKind>(s.kind))));
+    streams.push_back(b.create<plan::StreamOp>(loc, b.getType<plan::StreamType>(), s.kind));
   for (const Buffer& f : v.buffers) {
     buffers.push_back(
-        b.create<plan::BufferOp>(loc, b.getType<plan::BufferType>(),
-                                 plan::BufferKindAttr::get(ctx, static_cast<plan::BufferKind>(f.kind)),
+        b.create<plan::BufferOp>(loc, b.getType<plan::BufferType>(), plan::BufferKindAttr::get(ctx, f.kind),
                                  b.getI32IntegerAttr(f.layer), unit(f.with_context), unit(f.with_suffix)));
   }
   for (const Tile& t : v.tiles) {
-    b.create<plan::TileOp>(loc, plan::ModeAttr::get(ctx, static_cast<plan::Mode>(t.mode)),
-                           b.getI32IntegerAttr(t.first_layer), b.getI32IntegerAttr(t.last_layer),
-                           b.getI32IntegerAttr(t.first_chunk), b.getI32IntegerAttr(t.last_chunk),
-                           unit(t.cut));
+    b.create<plan::TileOp>(loc, plan::ModeAttr::get(ctx, t.mode), b.getI32IntegerAttr(t.first_layer),
+                           b.getI32IntegerAttr(t.last_layer), b.getI32IntegerAttr(t.first_chunk),
+                           b.getI32IntegerAttr(t.last_chunk), unit(t.cut));
   }
   for (const Op& op : v.ops) {
     mlir::Value stream = streams[static_cast<size_t>(op.stream)],
@@ -217,19 +141,19 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
     auto at = scheduled ? i64(op.start_ns) : nullptr, duration = scheduled ? i64(op.duration_ns) : nullptr;
     auto layer = b.getI32IntegerAttr(op.layer), chunk = b.getI32IntegerAttr(op.chunk);
     auto last = op.last_chunk < 0 ? nullptr : b.getI32IntegerAttr(op.last_chunk);
-    auto queries = plan::QueriesAttr::get(ctx, static_cast<plan::Queries>(op.queries));
+    auto queries = plan::QueriesAttr::get(ctx, op.queries);
     auto event = b.getType<plan::EventType>();
     mlir::Value result;
     switch (op.kind) {
       case OpKind::kTransfer: {
-        auto payload = plan::PayloadAttr::get(ctx, static_cast<plan::Payload>(op.payload));
+        auto payload = plan::PayloadAttr::get(ctx, op.payload);
         auto source = op.source == 0 ? nullptr : b.getI32IntegerAttr(op.source);
         result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, last, source, buffer, stream,
                                             after, at, duration);
         break;
       }
       case OpKind::kEmbed: {
-        auto rows = plan::RowsAttr::get(ctx, static_cast<plan::Rows>(op.rows));
+        auto rows = plan::RowsAttr::get(ctx, op.rows);
         result = b.create<plan::EmbedOp>(loc, event, rows, op.rows == Rows::kChunk ? chunk : nullptr, last,
                                          buffer, stream, after, at, duration);
         break;
@@ -271,19 +195,9 @@ Op export_op(plan::VariantOperationInterface described) {
 
 Result<Variant> export_variant(plan::VariantOp variant) {
   Variant v;
-  v.name = variant.getSymName().str();
-  v.policy = variant.getPolicy().str();
+  read_purpose(variant, v);
   v.scheduler = variant.getScheduler().str();
-  v.tokens_min = static_cast<int64_t>(variant.getTokensMin());
-  v.tokens_max = static_cast<int64_t>(variant.getTokensMax());
-  v.rate_min = static_cast<int64_t>(variant.getRateMin());
-  v.rate_max = static_cast<int64_t>(variant.getRateMax());
-  v.tuned_tokens = static_cast<int64_t>(variant.getTunedTokens());
-  v.tuned_suffix = static_cast<int64_t>(variant.getTunedSuffix());
-  v.tuned_rate = static_cast<int64_t>(variant.getTunedRate());
   v.chunks = static_cast<int32_t>(variant.getChunks());
-  v.promise.quality_loss = variant.getLoss().convertToDouble();
-  v.promise.ttft_ns = static_cast<int64_t>(variant.getTtftNs());
   if (!variant.getMakespan() || !variant.getLowerBound())
     return error(Code::kUnsupported, "variant '{}' has not been scheduled (no makespan); run --plan-schedule",
                  v.name);
@@ -291,16 +205,17 @@ Result<Variant> export_variant(plan::VariantOp variant) {
   v.lower_bound_ns = static_cast<int64_t>(*variant.getLowerBound());
   v.proven_optimal = variant.getProvenOptimal();
   if (variant.getSelectShare()) v.select_share = variant.getSelectShare()->convertToDouble();
-  if (variant.getMapForm()) v.map_form = static_cast<MapForm>(*variant.getMapForm());
-  if (variant.getMapSide()) v.map_side = static_cast<MapSide>(*variant.getMapSide());
-  read_choice(variant, v);
+  if (plan::AlignmentAttr maps = variant.getAlignmentAttr()) {
+    v.map_form = maps.getForm();
+    v.map_side = maps.getSide();
+  }
   llvm::DenseMap<mlir::Value, int32_t> index;
   for (mlir::Operation& op : variant.getBody().front()) {
     if (auto stream = mlir::dyn_cast<plan::StreamOp>(op)) {
-      v.streams.push_back({static_cast<StreamKind>(stream.getKind())});
+      v.streams.push_back({stream.getKind()});
     } else if (auto buffer = mlir::dyn_cast<plan::BufferOp>(op)) {
-      v.buffers.push_back({static_cast<BufferKind>(buffer.getKind()), static_cast<int32_t>(buffer.getLayer()),
-                           buffer.getWithSuffix(), buffer.getWithContext()});
+      v.buffers.push_back({buffer.getKind(), static_cast<int32_t>(buffer.getLayer()), buffer.getWithSuffix(),
+                           buffer.getWithContext()});
     } else if (auto tile = mlir::dyn_cast<plan::TileOp>(op)) {
       v.tiles.push_back(tile.describe(v.chunks));
     } else if (auto described = mlir::dyn_cast<plan::VariantOperationInterface>(op)) {
@@ -328,15 +243,10 @@ Result<Plan> export_file(plan::FileOp file) {
   };
   p.sender = model(file.getSender());
   p.receiver = model(file.getReceiver());
-  auto shape = [](plan::ShapeAttr s) {
-    return Shape{s.getFamily().str(), s.getLayers(),  s.getDModel(),  s.getFf(),
-                 s.getHeads(),        s.getKvHeads(), s.getHeadDim(), s.getVocab()};
-  };
-  p.shape = shape(file.getShape());
+  p.shape = file.getShape().describe();
   if (file.getSources())
     for (auto source : file.getSources()->getAsRange<plan::SourceAttr>())
-      p.sources.push_back(
-          {static_cast<SourceRule>(source.getRule()), model(source.getModel()), shape(source.getShape())});
+      p.sources.push_back({source.getRule(), model(source.getModel()), source.getShape().describe()});
   p.shared_vocab = static_cast<int64_t>(file.getSharedVocab().value_or(0));
   p.provenance.compiler_version = file.getCompiler().str();
   p.provenance.flags = file.getFlags().str();

@@ -16,9 +16,9 @@ namespace {
 void read_tiles(reuse::PlanOp plan, int32_t chunks, Variant& v) {
   for (mlir::Operation& op : plan.getBody().front()) {
     if (auto tile = mlir::dyn_cast<plan::TileInterface>(op)) v.tiles.push_back(tile.describe(chunks));
-    if (auto form = op.getAttrOfType<plan::MapFormAttr>("form")) {
-      v.map_form = static_cast<MapForm>(form.getValue());
-      v.map_side = static_cast<MapSide>(op.getAttrOfType<plan::MapSideAttr>("side").getValue());
+    if (auto maps = op.getAttrOfType<plan::AlignmentAttr>("alignment")) {
+      v.map_form = maps.getForm();
+      v.map_side = maps.getSide();
     }
     if (auto share = op.getAttrOfType<mlir::FloatAttr>("share")) v.select_share = share.getValueAsDouble();
   }
@@ -39,18 +39,8 @@ struct ConvertReuseToPlan : impl::ConvertReuseToPlanBase<ConvertReuseToPlan> {
       v.map_form = what.map_form;
       v.map_side = what.map_side;
       v.select_share = what.select_share;
-      v.name = plan.getSymName().str();
-      v.policy = plan.getPolicy().str();
       v.scheduler = "none";
-      v.tokens_min = static_cast<int64_t>(plan.getTokensMin());
-      v.tokens_max = static_cast<int64_t>(plan.getTokensMax());
-      v.rate_min = static_cast<int64_t>(plan.getRateMin());
-      v.rate_max = static_cast<int64_t>(plan.getRateMax());
-      v.tuned_tokens = static_cast<int64_t>(plan.getTunedTokens());
-      v.tuned_suffix = static_cast<int64_t>(plan.getTunedSuffix());
-      v.tuned_rate = static_cast<int64_t>(plan.getTunedRate());
-      v.promise = {plan.getLoss().convertToDouble(), static_cast<int64_t>(plan.getTtftNs())};
-      read_choice(plan, v);
+      read_purpose(plan, v);
       mlir::OpBuilder b(plan);
       auto built = build_variant(b, plan.getLoc(), v, plan.getFallback(), /*scheduled=*/false);
       if (!built.ok()) {

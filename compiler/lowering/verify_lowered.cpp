@@ -43,10 +43,11 @@ struct VerifyLowered : impl::PlanVerifyLoweredBase<VerifyLowered> {
   static mlir::LogicalResult check(plan::VariantOp variant) {
     llvm::DenseSet<int64_t> written;
     int heads = 0;
-    bool aligns = variant.getMapForm() && variant.getMapSide() == plan::MapSide::receiver;
+    const plan::AlignmentAttr maps = variant.getAlignmentAttr();
+    const bool aligns = maps && maps.getSide() == MapSide::kReceiver;
     for (mlir::Operation& op : variant.getBody().front()) {
       auto transfer = mlir::dyn_cast<plan::TransferOp>(op);
-      if (aligns && transfer && transfer.getPayload() == plan::Payload::e &&
+      if (aligns && transfer && transfer.getPayload() == Payload::kE &&
           llvm::none_of(transfer->getUsers(),
                         [](mlir::Operation* u) { return mlir::isa<plan::AlignOp>(u); })) {
         return transfer.emitError() << "'" << transfer.label()
@@ -59,7 +60,7 @@ struct VerifyLowered : impl::PlanVerifyLoweredBase<VerifyLowered> {
       }
     }
     for (auto buffer : variant.getBody().getOps<plan::BufferOp>()) {
-      if (buffer.getKind() != plan::BufferKind::kv || !buffer.getWithContext()) continue;
+      if (buffer.getKind() != BufferKind::kKv || !buffer.getWithContext()) continue;
       if (!written.contains(buffer.getLayer())) {
         return buffer.emitError() << "nothing writes the context's K and V of layer " << buffer.getLayer()
                                   << "; expected a transfer, a recompute or a prefill of it";

@@ -10,10 +10,8 @@ namespace ds {
 
 namespace {
 
-bool overlap(uint64_t a_min, uint64_t a_max, uint64_t b_min, uint64_t b_max) {
-  return static_cast<int64_t>(a_min) < static_cast<int64_t>(b_max) &&
-         static_cast<int64_t>(b_min) < static_cast<int64_t>(a_max);
-}
+/// Of two ranges, of which either may stand for everything.
+bool overlap(plan::RangeAttr a, plan::RangeAttr b) { return !a || !b || a.overlaps(b); }
 
 struct VerifyTiling : impl::ReuseVerifyTilingBase<VerifyTiling> {
   void runOnOperation() final {
@@ -48,11 +46,8 @@ struct VerifyTiling : impl::ReuseVerifyTilingBase<VerifyTiling> {
     if (a.getFallback() != b.getFallback()) return mlir::success();
     if (a.getFallback()) return fault("is a second fall-back; expected one");
     // One for a live sender stands beside the others.
-    if (a->hasAttr("live") == b->hasAttr("live") &&
-        overlap(a.getTokensMin(), a.getTokensMax(), b.getTokensMin(), b.getTokensMax()) &&
-        overlap(a.getRateMin(), a.getRateMax(), b.getRateMin(), b.getRateMax()) &&
-        overlap(a.getLoadMin().value_or(0), a.getLoadMax().value_or(INT64_MAX), b.getLoadMin().value_or(0),
-                b.getLoadMax().value_or(INT64_MAX))) {
+    if (a.getLive() == b.getLive() && overlap(a.getTokens(), b.getTokens()) &&
+        overlap(a.getRate(), b.getRate()) && overlap(a.getLoadAttr(), b.getLoadAttr())) {
       return fault(llvm::Twine("holds for context lengths, link rates and loads for which '") +
                    a.getSymName() + "' holds too; expected ranges that do not overlap");
     }

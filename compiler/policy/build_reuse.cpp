@@ -8,19 +8,18 @@ namespace ds {
 void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, int64_t layers,
                       bool fallback) {
   mlir::OpBuilder::InsertionGuard guard(b);
-  auto* ctx = b.getContext();
-  auto i64 = [&](int64_t n) { return b.getI64IntegerAttr(n); };
   auto i32 = [&](int64_t n) { return b.getI32IntegerAttr(static_cast<int32_t>(n)); };
-  auto plan = b.create<reuse::PlanOp>(
-      loc, b.getStringAttr(v.name), fallback ? b.getUnitAttr() : mlir::UnitAttr(), b.getStringAttr(v.policy),
-      i32(layers), i64(v.tokens_min), i64(v.tokens_max), i64(v.rate_min), i64(v.rate_max),
-      i64(v.tuned_tokens), i64(v.tuned_suffix), i64(v.tuned_rate), b.getF64FloatAttr(v.promise.quality_loss),
-      i64(v.promise.ttft_ns), v.chunks > 1 ? i32(v.chunks) : nullptr, nullptr, nullptr, nullptr, nullptr,
-      nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr);
-  write_choice(plan, v);
+  mlir::OperationState whole(loc, reuse::PlanOp::getOperationName());
+  auto& to = whole.getOrAddProperties<reuse::PlanOp::Properties>();
+  write_purpose(b, v, fallback, to);
+  to.layers = i32(layers);
+  if (v.chunks > 1) to.chunks = i32(v.chunks);
+  whole.addRegion();
+  auto plan = mlir::cast<reuse::PlanOp>(b.create(whole));
   b.setInsertionPointToStart(&plan.getBody().emplaceBlock());
   auto hidden = b.getType<reuse::HiddenType>();
   auto cache = b.getType<reuse::CacheType>();
+  const auto maps = plan::AlignmentAttr::of(b.getContext(), v);
   llvm::SmallVector<mlir::Value> caches;
   std::vector<std::pair<Tile, mlir::Value>> leaving;  // what leaves each recomputed tile
   auto leaving_below = [&](const Tile& t) {
@@ -45,17 +44,14 @@ void build_reuse_plan(mlir::OpBuilder& b, mlir::Location loc, const Variant& v, 
       state.addAttribute("last_chunk", i32(t.last_chunk));
     }
     if (mode.selects) state.addAttribute("share", b.getF64FloatAttr(v.select_share));
-    const bool mapped = v.map_form != MapForm::kNone;
     if (t.cut) {
       mlir::Value from = b.create<reuse::CutOp>(loc, hidden, i32(t.first_layer)).getHidden();
-      if (mapped)
-        from = b.create<reuse::AlignOp>(loc, hidden, from, map_form_attr(ctx, v), map_side_attr(ctx, v));
+      if (maps) from = b.create<reuse::AlignOp>(loc, hidden, from, maps);
       state.addOperands(from);
     } else if ((mode.stands || mode.selects) && t.first_layer > 0) {
       if (mlir::Value below = leaving_below(t)) state.addOperands(below);
-    } else if (mapped && t.sends_e(t.last_layer)) {
-      state.addAttribute("form", map_form_attr(ctx, v));
-      state.addAttribute("side", map_side_attr(ctx, v));
+    } else if (maps && t.sends_e(t.last_layer)) {
+      state.addAttribute("alignment", maps);
     }
     mlir::Operation* tile = b.create(state);
     caches.push_back(tile->getResult(0));

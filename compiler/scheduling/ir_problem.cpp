@@ -14,7 +14,7 @@ class Builder {
 
   void stream(plan::StreamOp op) {
     streams_[op.getResult()] = static_cast<int32_t>(out_.problem.streams.size());
-    out_.problem.streams.push_back(plan::stringifyStreamKind(op.getKind()).str());
+    out_.problem.streams.push_back(std::string(stream_kind_name(op.getKind())));
   }
 
   /// All of them at once: the table is as wide as there are classes.

@@ -37,16 +37,14 @@ struct MaterializeDurations : impl::PlanMaterializeDurationsBase<MaterializeDura
       return file.emitError() << "dtype is '" << file.getDtype() << "', but the machine was measured in '"
                               << std::string(dtype_name(machine.dtype)) << "'";
     }
-    plan::ShapeAttr s = file.getShape();
-    Shape shape{s.getFamily().str(), s.getLayers(),  s.getDModel(),  s.getFf(),
-                s.getHeads(),        s.getKvHeads(), s.getHeadDim(), s.getVocab()};
-    CostModel costs(std::move(machine), shape);
-    TunedPoint at{static_cast<int64_t>(variant.getTunedTokens()),
-                  static_cast<int64_t>(variant.getTunedSuffix()),
-                  static_cast<int64_t>(variant.getTunedRate()), static_cast<int32_t>(variant.getChunks()),
+    CostModel costs(std::move(machine), file.getShape().describe());
+    const plan::PointAttr tuned = variant.getTuned();
+    TunedPoint at{tuned.getTokens(), tuned.getSuffix(), tuned.getRate(),
+                  static_cast<int32_t>(variant.getChunks()),
                   variant.getSelectShare() ? variant.getSelectShare()->convertToDouble() : 0};
-    if (variant.getMapForm() && variant.getMapSide() == plan::MapSide::receiver) {
-      at.map_form = static_cast<MapForm>(*variant.getMapForm());
+    const plan::AlignmentAttr maps = variant.getAlignmentAttr();
+    if (maps && maps.getSide() == MapSide::kReceiver) {
+      at.map_form = maps.getForm();
       at.map_rank = map_rank_;
       if (at.map_form == MapForm::kLowRank && at.map_rank < 1)
         return variant.emitError()

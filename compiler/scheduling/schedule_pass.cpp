@@ -78,7 +78,7 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
   }
 
   Conditions conditions(plan::VariantOp variant) const {
-    if (machine_) return machine_->conditions(static_cast<int64_t>(variant.getTunedRate()));
+    if (machine_) return machine_->conditions(variant.getTuned().getRate());
     return {.kernels_ns = release_ns, .loads_ns = std::max<int64_t>(release_ns, link_release_ns)};
   }
 
@@ -87,14 +87,11 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     if (!file)
       return variant.emitError("is for a live sender, and stands outside a plan.file, which says whose");
     const DType dtype = file.getDtype() == "f32" ? DType::kF32 : DType::kBF16;
-    plan::ShapeAttr s = file.getShape();
-    const Shape shape{s.getFamily().str(), s.getLayers(),  s.getDModel(),  s.getFf(),
-                      s.getHeads(),        s.getKvHeads(), s.getHeadDim(), s.getVocab()};
-    const CostModel costs(machine_ ? *machine_ : MachineModel::stand_in(dtype), shape);
+    const CostModel costs(machine_ ? *machine_ : MachineModel::stand_in(dtype), file.getShape().describe());
     std::vector<Op> ops;
     for (plan::OperationInterface op : ir.ops)
       ops.push_back(export_op(mlir::cast<plan::VariantOperationInterface>(op.getOperation())));
-    release_by_sender(SenderTimes(costs, static_cast<int64_t>(variant.getTunedTokens())), ops,
+    release_by_sender(SenderTimes(costs, variant.getTuned().getTokens()), ops,
                       static_cast<int32_t>(variant.getChunks()), ir.problem);
     return mlir::success();
   }
@@ -120,9 +117,9 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
   }
 
   void hold_at_lower_rates(plan::VariantOp variant, const IrProblem& ir, Schedule& best) {
-    auto tuned = static_cast<double>(variant.getTunedRate());
+    auto tuned = static_cast<double>(variant.getTuned().getRate());
     // Without a lower end: well below the tuned rate, where another variant would have been worth its while.
-    double low = std::max(static_cast<double>(variant.getRateMin()), tuned / 16);
+    double low = std::max(static_cast<double>(variant.getRate().getLow()), tuned / 16);
     if (tuned <= 0 || low >= tuned) return;
     Result<Schedule> other = schedule(ir.problem, scheduler.getValue(), false);
     if (!other.ok() ||
@@ -141,7 +138,7 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
 
   mlir::LogicalResult run(plan::VariantOp variant) {
     IrProblem ir = problem_of(variant, conditions(variant));
-    if (variant->hasAttr("live") && mlir::failed(wait_for_sender(variant, ir))) return mlir::failure();
+    if (variant.getLive() && mlir::failed(wait_for_sender(variant, ir))) return mlir::failure();
     auto s = solve(variant, ir);
     if (mlir::failed(s)) return mlir::failure();
     hold_at_lower_rates(variant, ir, *s);
@@ -154,7 +151,9 @@ struct SchedulePass : impl::PlanScheduleBase<SchedulePass> {
     variant.setScheduler(llvm::StringRef(scheduler));
     variant.setMakespan(static_cast<uint64_t>(s->cost_ns));
     // Tilings are chosen by a quick schedule; the promise is what this one takes.
-    variant.setTtftNs(static_cast<uint64_t>(s->cost_ns));
+    Promise promise = variant.getPromise().describe();
+    promise.ttft_ns = s->cost_ns;
+    variant.setPromiseAttr(plan::PromiseAttr::of(variant.getContext(), promise));
     variant.setLowerBound(static_cast<uint64_t>(s->lower_bound_ns));
     variant.setProvenOptimal(s->proven_optimal);
 

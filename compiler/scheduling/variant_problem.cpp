@@ -8,16 +8,9 @@
 namespace ds {
 namespace {
 
-TaskRole role_of(Payload payload) {
-  switch (payload) {
-    case Payload::kNone:
-      return TaskRole::kCompute;
-    case Payload::kE:
-      return TaskRole::kLoadE;
-    case Payload::kKv:
-      return TaskRole::kLoadKv;
-  }
-  return TaskRole::kCompute;
+TaskRole role_of(const Op& op) {
+  if (!is_transfer(op)) return TaskRole::kCompute;
+  return traits_of(op).buffer == BufferKind::kHidden ? TaskRole::kLoadE : TaskRole::kLoadKv;
 }
 
 }  // namespace
@@ -44,7 +37,7 @@ Problem problem_of(const Variant& v, const Conditions& conditions) {
   for (const Op& op : v.ops) {
     Task t;
     t.name = op_label(op, v.chunks);
-    t.role = role_of(op.payload);
+    t.role = role_of(op);
     t.stream = op.stream;
     t.duration_ns = op.duration_ns;
     t.after = op.waits;

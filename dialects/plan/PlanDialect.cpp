@@ -10,9 +10,6 @@
 #include "dialects/plan/PlanEnums.cpp.inc"
 #include "dialects/plan/PlanInterfaces.cpp.inc"
 
-#define GET_ATTRDEF_CLASSES
-#include "dialects/plan/PlanAttrs.cpp.inc"
-
 #define GET_TYPEDEF_CLASSES
 #include "dialects/plan/PlanTypes.cpp.inc"
 
@@ -21,35 +18,8 @@
 
 namespace ds::plan {
 
-// The numbers are those of plans/plan.h, so that export and import are casts.
-template <typename A, typename B>
-constexpr bool same(A a, B b) {
-  return static_cast<int>(a) == static_cast<int>(b);
-}
-static_assert(same(StreamKind::link, ds::StreamKind::kLink));
-static_assert(same(StreamKind::copy, ds::StreamKind::kCopy));
-static_assert(same(StreamKind::compute, ds::StreamKind::kCompute));
-static_assert(same(BufferKind::kv, ds::BufferKind::kKv));
-static_assert(same(BufferKind::hidden, ds::BufferKind::kHidden));
-static_assert(same(Rows::chunk, ds::Rows::kChunk));
-static_assert(same(Rows::suffix, ds::Rows::kSuffix));
-static_assert(same(Rows::all, ds::Rows::kAll));
-static_assert(same(Queries::none, ds::Queries::kNone));
-static_assert(same(Queries::all, ds::Queries::kAll));
-static_assert(same(Queries::suffix, ds::Queries::kSuffix));
-static_assert(same(Queries::last, ds::Queries::kLast));
-static_assert(same(MapForm::diagonal, ds::MapForm::kDiagonal));
-static_assert(same(MapForm::low_rank, ds::MapForm::kLowRank));
-static_assert(same(MapForm::full, ds::MapForm::kFull));
-static_assert(same(MapSide::receiver, ds::MapSide::kReceiver));
-static_assert(same(MapSide::sender, ds::MapSide::kSender));
-static_assert(getMaxEnumValForMode() + 1 == kModes);
-
 void PlanDialect::initialize() {
-  addAttributes<
-#define GET_ATTRDEF_LIST
-#include "dialects/plan/PlanAttrs.cpp.inc"
-      >();
+  register_attributes();
   addTypes<
 #define GET_TYPEDEF_LIST
 #include "dialects/plan/PlanTypes.cpp.inc"
@@ -73,10 +43,8 @@ int32_t i32(uint32_t n) { return static_cast<int32_t>(n); }
 int32_t i32_or_none(std::optional<uint32_t> n) { return n ? static_cast<int32_t>(*n) : -1; }
 
 Role role_of(const ds::Op& op) {
-  const ds::Payload payload = op.payload;
-  return payload == ds::Payload::kE    ? Role::load_e
-         : payload == ds::Payload::kKv ? Role::load_kv
-                                       : Role::compute;
+  if (!is_transfer(op)) return Role::compute;
+  return traits_of(op).buffer == BufferKind::kHidden ? Role::load_e : Role::load_kv;
 }
 
 mlir::LogicalResult verify_chunks(mlir::Operation* op, uint32_t first, std::optional<uint32_t> last) {
@@ -88,11 +56,11 @@ mlir::LogicalResult verify_chunks(mlir::Operation* op, uint32_t first, std::opti
 /// `at` and a stream of the wrong kind are what people get wrong most when they write plans by hand.
 mlir::LogicalResult verify_streamed(OperationInterface op, bool transfer) {
   if (auto stream = op.getStream().getDefiningOp<StreamOp>()) {
-    bool compute = stream.getKind() == StreamKind::compute;
-    if (compute == transfer) {
-      return op.emitOpError() << "'" << op.label() << "' stands on a "
-                              << stringifyStreamKind(stream.getKind()) << " stream, expected "
-                              << (transfer ? "a link or copy stream" : "a compute stream");
+    const StreamKind expected = transfer ? StreamKind::kLink : StreamKind::kCompute;
+    if (stream.getKind() != expected) {
+      return op.emitOpError() << "'" << op.label() << "' stands on a " << stream_kind_name(stream.getKind())
+                              << " stream, expected "
+                              << "a " << stream_kind_name(expected) << " stream";
     }
   }
   if (op.getDuration() && static_cast<int64_t>(*op.getDuration()) < 0) {
@@ -110,23 +78,32 @@ mlir::LogicalResult verify_streamed(OperationInterface op, bool transfer) {
 mlir::LogicalResult verify_buffer(OperationInterface op, mlir::Value value, BufferKind kind) {
   auto buffer = value.getDefiningOp<BufferOp>();
   if (!buffer || buffer.getKind() == kind) return mlir::success();
-  return op.emitOpError() << "'" << op.label() << "' works on a " << stringifyBufferKind(buffer.getKind())
-                          << " buffer, expected a " << stringifyBufferKind(kind) << " buffer";
+  return op.emitOpError() << "'" << op.label() << "' works on a " << buffer_kind_name(buffer.getKind())
+                          << " buffer, expected a " << buffer_kind_name(kind) << " buffer";
 }
 
 mlir::LogicalResult verify_kernel(OperationInterface op, mlir::Value buffer) {
   if (mlir::failed(verify_streamed(op, false))) return mlir::failure();
-  return verify_buffer(op, buffer, BufferKind::hidden);
-}
-
-mlir::LogicalResult verify_range(mlir::Operation* op, const char* what, int64_t low, int64_t high,
-                                 int64_t least) {
-  if (low >= least && low < high) return mlir::success();
-  return op->emitOpError() << what << " range [" << low << ", " << high << ") is empty or starts below "
-                           << least;
+  return verify_buffer(op, buffer, BufferKind::kHidden);
 }
 
 }  // namespace
+
+mlir::LogicalResult verify_purpose(mlir::Operation* operation) {
+  auto op = mlir::cast<PurposeInterface>(operation);
+  struct Bound {
+    const char* what;
+    RangeAttr range;
+    int64_t least;
+  };
+  for (auto [what, range, least] : {Bound{"tokens", op.getTokens(), 1}, Bound{"rate", op.getRate(), 0},
+                                    Bound{"load", op.getLoadAttr(), 0}}) {
+    if (!range || (range.getLow() >= least && range.getLow() < range.getHigh())) continue;
+    return op->emitOpError() << what << " range [" << range.getLow() << ", " << range.getHigh()
+                             << ") is empty or starts below " << least;
+  }
+  return mlir::success();
+}
 
 mlir::LogicalResult FileOp::verify() {
   ShapeAttr s = getShape();
@@ -140,25 +117,15 @@ mlir::LogicalResult FileOp::verify() {
 }
 
 mlir::LogicalResult VariantOp::verifyRegions() {
-  if (mlir::failed(verify_range(*this, "tokens", static_cast<int64_t>(getTokensMin()),
-                                static_cast<int64_t>(getTokensMax()), 1)) ||
-      mlir::failed(verify_range(*this, "rate", static_cast<int64_t>(getRateMin()),
-                                static_cast<int64_t>(getRateMax()), 0)) ||
-      (getLoadMin() && getLoadMax() &&
-       mlir::failed(verify_range(*this, "load", static_cast<int64_t>(*getLoadMin()),
-                                 static_cast<int64_t>(*getLoadMax()), 0)))) {
-    return mlir::failure();
-  }
   if (static_cast<int32_t>(getChunks()) < 1)
     return emitOpError() << "has " << static_cast<int32_t>(getChunks()) << " chunks, expected at least 1";
-  if (getMapForm().has_value() != getMapSide().has_value())
-    return emitOpError() << "has a form of maps without a side, or a side without a form; expected both";
-  bool aligns = getMapForm() && getMapSide() == MapSide::receiver;
+  AlignmentAttr maps = getAlignmentAttr();
+  const bool aligns = maps && maps.getSide() == MapSide::kReceiver;
   OperationInterface timed, untimed;
   for (mlir::Operation& op : getBody().front()) {
     if (mlir::isa<AlignOp>(op) && !aligns) {
       return op.emitOpError() << "maps hidden states, but the variant is "
-                              << (getMapForm() ? "aligned by the sender" : "not aligned")
+                              << (maps ? "aligned by the sender" : "not aligned")
                               << "; expected it only where the variant is 'aligned ... by receiver'";
     }
     auto described = mlir::dyn_cast<VariantOperationInterface>(op);
@@ -182,10 +149,21 @@ mlir::LogicalResult VariantOp::verifyRegions() {
   return mlir::success();
 }
 
-void StreamOp::getAsmResultNames(SetName set) { set(getResult(), stringifyStreamKind(getKind())); }
+void StreamOp::getAsmResultNames(SetName set) { set(getResult(), stream_kind_name(getKind())); }
+
+mlir::LogicalResult StreamOp::verify() {
+  // A scheduling problem may have any streams.
+  if (llvm::is_contained(kPlanStreams, getKind()) ||
+      !mlir::isa_and_nonnull<VariantOp>((*this)->getParentOp()))
+    return mlir::success();
+  return emitOpError()
+         << "is a " << stream_kind_name(getKind())
+         << " stream, expected a link or compute stream: what is copied to a device goes behind "
+            "the link";
+}
 
 void BufferOp::getAsmResultNames(SetName set) {
-  if (getKind() == BufferKind::kv) return set(getResult(), fmt::format("kv{}", getLayer()));
+  if (getKind() == BufferKind::kKv) return set(getResult(), fmt::format("kv{}", getLayer()));
   set(getResult(), getWithContext() ? fmt::format("h{}", getLayer()) : std::string("hs"));
 }
 
@@ -196,11 +174,7 @@ mlir::LogicalResult BufferOp::verify() {
 }
 
 Tile TileOp::describe(int32_t) {
-  return {static_cast<ds::Mode>(getMode()),
-          i32(getFirstLayer()),
-          i32(getLastLayer()),
-          i32(getFirstChunk()),
-          i32(getLastChunk()),
+  return {getMode(), i32(getFirstLayer()), i32(getLastLayer()), i32(getFirstChunk()), i32(getLastChunk()),
           getCut()};
 }
 
@@ -210,8 +184,8 @@ mlir::LogicalResult TileOp::verify() {
                          << getFirstChunk() << " to " << getLastChunk()
                          << ", expected first <= last (both ends belong to it)";
   }
-  if (getCut() && getMode() != Mode::recompute)
-    return emitOpError() << "is " << traits_of(static_cast<ds::Mode>(getMode())).done
+  if (getCut() && getMode() != Mode::kRecompute)
+    return emitOpError() << "is " << traits_of(getMode()).done
                          << " but has a cut; only recomputed tiles start from hidden states";
   return mlir::success();
 }
@@ -219,12 +193,12 @@ mlir::LogicalResult TileOp::verify() {
 //===-- Operations ------------------------------------------------------------------------------------===//
 
 std::string TransferOp::label() {
-  return with_chunk(fmt::format("{}({})", stringifyPayload(getPayload()).str(), getLayer()), getChunk(),
+  return with_chunk(fmt::format("{}({})", payload_name(getPayload()), getLayer()), getChunk(),
                     getLastChunk());
 }
 ds::Op TransferOp::describe() {
   return {.kind = OpKind::kTransfer,
-          .payload = static_cast<ds::Payload>(getPayload()),
+          .payload = getPayload(),
           .layer = i32(getLayer()),
           .chunk = i32(getChunk()),
           .last_chunk = i32_or_none(getLastChunk()),
@@ -232,41 +206,45 @@ ds::Op TransferOp::describe() {
 }
 Role TransferOp::role() { return role_of(describe()); }
 void TransferOp::getAsmResultNames(SetName set) {
-  set(getEvent(), with_chunk(fmt::format("{}{}", getPayload() == Payload::e ? "e" : "t", getLayer()),
-                             getChunk(), getLastChunk()));
+  const char* name = role() == Role::load_e ? "e" : "t";
+  set(getEvent(), with_chunk(fmt::format("{}{}", name, getLayer()), getChunk(), getLastChunk()));
 }
 mlir::LogicalResult TransferOp::verify() {
   if (mlir::failed(verify_streamed(*this, true)) ||
       mlir::failed(verify_chunks(*this, getChunk(), getLastChunk()))) {
     return mlir::failure();
   }
-  bool e = getPayload() == Payload::e;
-  if (mlir::failed(verify_buffer(*this, getBuffer(), e ? BufferKind::hidden : BufferKind::kv)))
-    return mlir::failure();
+  const BufferKind kind = traits_of(describe()).buffer;
+  const bool hidden = kind == BufferKind::kHidden;
+  if (mlir::failed(verify_buffer(*this, getBuffer(), kind))) return mlir::failure();
   auto buffer = getBuffer().getDefiningOp<BufferOp>();
   // A hidden buffer is named after the layer that has it first; higher ones may have it after that.
-  if (buffer && (e ? buffer.getLayer() > getLayer() : buffer.getLayer() != getLayer())) {
+  if (buffer && (hidden ? buffer.getLayer() > getLayer() : buffer.getLayer() != getLayer())) {
     return emitOpError() << "'" << label() << "' goes into a buffer of layer " << buffer.getLayer()
-                         << ", expected one of layer " << getLayer() << (e ? " or below" : "");
+                         << ", expected one of layer " << getLayer() << (hidden ? " or below" : "");
   }
-  if (e && getLayer() == 0)
+  if (getPayload() == Payload::kE && getLayer() == 0)
     return emitOpError() << "E of layer 0 is the receiver's own embedding and is never sent";
   return mlir::success();
 }
 
-std::string EmbedOp::label() { return "embed " + stringifyRows(getRows()).str(); }
+std::string EmbedOp::label() { return fmt::format("embed {}", rows_name(getRows())); }
 ds::Op EmbedOp::describe() {
   return {.kind = OpKind::kEmbed,
           .chunk = i32_or_none(getChunk()),
-          .rows = static_cast<ds::Rows>(getRows()),
+          .rows = getRows(),
           .last_chunk = i32_or_none(getLastChunk())};
 }
 Role EmbedOp::role() { return role_of(describe()); }
 void EmbedOp::getAsmResultNames(SetName set) { set(getEvent(), "embed"); }
 mlir::LogicalResult EmbedOp::verify() {
-  if ((getRows() == Rows::chunk) != getChunk().has_value())
+  if ((traits_of(describe()).rows & bit(getRows())) == 0) {
+    return emitOpError() << "embeds rows '" << rows_name(getRows())
+                         << "', expected tokens of a chunk, the suffix or all";
+  }
+  if ((getRows() == Rows::kChunk) != getChunk().has_value())
     return emitOpError() << "names a chunk exactly where its rows are 'chunk'; rows are '"
-                         << stringifyRows(getRows()) << "'";
+                         << rows_name(getRows()) << "'";
   if (getLastChunk() && !getChunk()) return emitOpError() << "names a last chunk but no first one";
   if (getChunk() && mlir::failed(verify_chunks(*this, *getChunk(), getLastChunk()))) return mlir::failure();
   return verify_kernel(*this, getBuffer());
@@ -279,8 +257,8 @@ ds::Op RecomputeOp::describe() {
   return {.kind = OpKind::kRecompute,
           .layer = i32(getLayer()),
           .chunk = i32_or_none(getChunk()),
-          .rows = getChunk() ? ds::Rows::kChunk : ds::Rows::kSelected,
-          .queries = static_cast<ds::Queries>(getQueries()),
+          .rows = getChunk() ? Rows::kChunk : Rows::kSelected,
+          .queries = getQueries(),
           .last_chunk = i32_or_none(getLastChunk())};
 }
 Role RecomputeOp::role() { return role_of(describe()); }
@@ -290,8 +268,8 @@ void RecomputeOp::getAsmResultNames(SetName set) {
 mlir::LogicalResult RecomputeOp::verify() {
   if (getChunk() && mlir::failed(verify_chunks(*this, *getChunk(), getLastChunk()))) return mlir::failure();
   if (getLastChunk() && !getChunk()) return emitOpError() << "names a last chunk but no first one";
-  if (getQueries() != Queries::none && getQueries() != Queries::all) {
-    return emitOpError() << "has queries '" << stringifyQueries(getQueries())
+  if (getQueries() != Queries::kNone && getQueries() != Queries::kAll) {
+    return emitOpError() << "has queries '" << queries_name(getQueries())
                          << "', expected 'all', or 'none' where nobody reads its output";
   }
   return verify_kernel(*this, getBuffer());
@@ -333,10 +311,7 @@ mlir::LogicalResult AlignOp::verify() {
 
 std::string SuffixOp::label() { return fmt::format("suffix {}", getLayer()); }
 ds::Op SuffixOp::describe() {
-  return {.kind = OpKind::kSuffix,
-          .layer = i32(getLayer()),
-          .rows = ds::Rows::kSuffix,
-          .queries = static_cast<ds::Queries>(getQueries())};
+  return {.kind = OpKind::kSuffix, .layer = i32(getLayer()), .rows = Rows::kSuffix, .queries = getQueries()};
 }
 Role SuffixOp::role() { return role_of(describe()); }
 void SuffixOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("s{}", getLayer())); }
@@ -344,17 +319,14 @@ mlir::LogicalResult SuffixOp::verify() { return verify_kernel(*this, getBuffer()
 
 std::string PrefillOp::label() { return fmt::format("prefill {}", getLayer()); }
 ds::Op PrefillOp::describe() {
-  return {.kind = OpKind::kPrefill,
-          .layer = i32(getLayer()),
-          .rows = ds::Rows::kAll,
-          .queries = static_cast<ds::Queries>(getQueries())};
+  return {.kind = OpKind::kPrefill, .layer = i32(getLayer()), .rows = Rows::kAll, .queries = getQueries()};
 }
 Role PrefillOp::role() { return role_of(describe()); }
 void PrefillOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("p{}", getLayer())); }
 mlir::LogicalResult PrefillOp::verify() { return verify_kernel(*this, getBuffer()); }
 
 std::string HeadOp::label() { return "head"; }
-ds::Op HeadOp::describe() { return {.kind = OpKind::kHead, .rows = ds::Rows::kSuffix}; }
+ds::Op HeadOp::describe() { return {.kind = OpKind::kHead, .rows = Rows::kSuffix}; }
 Role HeadOp::role() { return role_of(describe()); }
 void HeadOp::getAsmResultNames(SetName set) { set(getEvent(), "head"); }
 mlir::LogicalResult HeadOp::verify() { return verify_kernel(*this, getBuffer()); }

@@ -19,6 +19,11 @@
 #define GET_TYPEDEF_CLASSES
 #include "dialects/plan/PlanTypes.h.inc"
 
+namespace ds::plan {
+/// A PurposeInterface's ranges are not empty and start where they may.
+mlir::LogicalResult verify_purpose(mlir::Operation* op);
+}  // namespace ds::plan
+
 #include "dialects/plan/PlanInterfaces.h.inc"
 
 #define GET_OP_CLASSES

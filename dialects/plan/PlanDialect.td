@@ -58,6 +58,7 @@ def Plan_Dialect : Dialect {
     layers and chunks include both ends; ranges of tokens and rates are half-open.
   }];
   let useDefaultAttributePrinterParser = 1;
+  let extraClassDeclaration = "void register_attributes();";
   let useDefaultTypePrinterParser = 1;
 }
 

@@ -37,6 +37,26 @@ def Plan_VariantOperationInterface : OpInterface<"VariantOperationInterface", [P
   ];
 }
 
+def Plan_PurposeInterface : OpInterface<"PurposeInterface"> {
+  let cppNamespace = "::ds::plan";
+  let description = [{
+    A tiling, scheduled or not: for which requests it is, what it promises, how it came to be chosen. The same in
+    both dialects.
+  }];
+  let methods = [
+    InterfaceMethod<"Whether it is the full prefill that every file carries", "bool", "getFallback">,
+    InterfaceMethod<"Whether it waits for what a sender shows that computes meanwhile", "bool", "getLive">,
+    InterfaceMethod<"Who has drawn it", "::llvm::StringRef", "getPolicy">,
+    InterfaceMethod<"Context lengths that it is for", "::ds::plan::RangeAttr", "getTokens">,
+    InterfaceMethod<"Link rates that it is for, bytes per second", "::ds::plan::RangeAttr", "getRate">,
+    InterfaceMethod<"How many other requests wait; nothing: any number", "::ds::plan::RangeAttr", "getLoadAttr">,
+    InterfaceMethod<"Where times hold", "::ds::plan::PointAttr", "getTuned">,
+    InterfaceMethod<"What it promises", "::ds::plan::PromiseAttr", "getPromise">,
+    InterfaceMethod<"How it was chosen; nothing: not known", "::ds::plan::ChoiceAttr", "getChosenAttr">,
+  ];
+  let verify = "return ::ds::plan::verify_purpose($_op);";
+}
+
 def Plan_TileInterface : OpInterface<"TileInterface"> {
   let cppNamespace = "::ds::plan";
   let description = "A rectangle of the layer x token plane, of either dialect.";

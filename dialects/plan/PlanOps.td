@@ -35,37 +35,27 @@ def Plan_FileOp : Plan_Op<"file", [IsolatedFromAbove, SymbolTable, NoTerminator,
   let hasVerifier = 1;
 }
 
-def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator, SingleBlock, NoRegionArguments]> {
+def Plan_VariantOp : Plan_Op<"variant", [IsolatedFromAbove, Symbol, NoTerminator, SingleBlock, NoRegionArguments,
+    Plan_PurposeInterface]> {
   let summary = "tiling and schedule for a range of context lengths and link rates (ds::Variant)";
   let description = [{
     Its operations speak of chunks of the context, not of tokens, so that it is right for every length in its
     range; times hold at the tuned point. `makespan`, `lower_bound` and `proven_optimal` are the scheduler's.
-    `load` counts the other requests that wait. `regret`, `why` and `alternatives` say how good the choice was,
-    `way` whose loss in the quality profile is promised; `loss_stderr`, `loss_bound` and `confidence` say how
-    certain that is; `divergence` stands beside it, with the same. `select_share` is there where tokens are selected.
-    `aligned FORM by SIDE` is there where the sender's hidden states go through maps.
-    `fallback` marks the full prefill that every file carries, `live` what waits for a sender that is computing.
+    `load` counts the other requests that wait: without it, it holds for any number. `selects` is there where
+    tokens are selected: their share of the context. `aligned FORM by SIDE` is there where the sender's hidden
+    states go through maps. `fallback` marks the full prefill that every file carries,
+     `live` what waits for a sender that is computing.
   }];
-  let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, StrAttr:$scheduler,
-    I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max,
-    I64Attr:$tuned_tokens, I64Attr:$tuned_suffix, I64Attr:$tuned_rate, I32Attr:$chunks,
-    F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I64Attr>:$makespan, OptionalAttr<I64Attr>:$lower_bound,
-    UnitAttr:$proven_optimal, OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max,
-    OptionalAttr<F64Attr>:$regret, OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives,
-    OptionalAttr<StrAttr>:$way, OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound,
-    OptionalAttr<F64Attr>:$confidence, OptionalAttr<F64Attr>:$select_share,
-    OptionalAttr<Plan_MapFormAttr>:$map_form, OptionalAttr<Plan_MapSideAttr>:$map_side,
-    OptionalAttr<F64Attr>:$divergence, OptionalAttr<F64Attr>:$divergence_stderr,
-    OptionalAttr<F64Attr>:$divergence_bound, UnitAttr:$live);
+  let arguments = !con(Plan_PurposeArguments, (ins StrAttr:$scheduler, I32Attr:$chunks, OptionalAttr<I64Attr>:$makespan,
+    OptionalAttr<I64Attr>:$lower_bound, UnitAttr:$proven_optimal, OptionalAttr<F64Attr>:$select_share,
+    OptionalAttr<Plan_AlignmentAttr>:$alignment));
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
-    $sym_name (`fallback` $fallback^)? `policy` $policy `scheduler` $scheduler
-    `tokens` custom<Range>($tokens_min, $tokens_max) `rate` custom<Range>($rate_min, $rate_max)
-    custom<Load>($load_min, $load_max) `\n`
-    `tuned` `(` `tokens` `=` $tuned_tokens `,` `suffix` `=` $tuned_suffix `,` `rate` `=` $tuned_rate `)`
-    `chunks` $chunks `promise` `(` `loss` `=` custom<Points>($loss) `,` `ttft_ns` `=` $ttft_ns `)`
-    (`aligned` $map_form^ `by` $map_side)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)? (`proven_optimal` $proven_optimal^)?
-    attr-dict-with-keyword $body
+    $sym_name (`fallback` $fallback^)? (`live` $live^)? `policy` $policy `scheduler` $scheduler `tokens` custom<Range>($tokens)
+    `rate` custom<Range>($rate) custom<Load>($load) `\n`
+    `tuned` `` $tuned `chunks` $chunks `promise` `` $promise (`\n` `chosen` `` $chosen^)?
+    (`selects` custom<Number>($select_share)^)? (`aligned` `` $alignment^)? (`makespan` $makespan^)? (`lower_bound` $lower_bound^)?
+    (`proven_optimal` $proven_optimal^)? attr-dict-with-keyword $body
   }];
   let hasRegionVerifier = 1;
 }
@@ -76,7 +66,8 @@ def Plan_StreamOp : Plan_Op<"stream", [DeclareOpInterfaceMethods<OpAsmOpInterfac
   let summary = "a stream of operations that run one after another (ds::Stream)";
   let arguments = (ins Plan_StreamKindAttr:$kind);
   let results = (outs Plan_StreamType:$result);
-  let assemblyFormat = "$kind attr-dict";
+  let assemblyFormat = "`` $kind attr-dict";
+  let hasVerifier = 1;
 }
 
 def Plan_BufferOp : Plan_Op<"buffer", [DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
@@ -87,7 +78,7 @@ def Plan_BufferOp : Plan_Op<"buffer", [DeclareOpInterfaceMethods<OpAsmOpInterfac
   }];
   let arguments = (ins Plan_BufferKindAttr:$kind, I32Attr:$layer, UnitAttr:$with_context, UnitAttr:$with_suffix);
   let results = (outs Plan_BufferType:$result);
-  let assemblyFormat = "$kind `layer` $layer `with` (`context` $with_context^)? (`suffix` $with_suffix^)? attr-dict";
+  let assemblyFormat = "`` $kind `layer` $layer `with` (`context` $with_context^)? (`suffix` $with_suffix^)? attr-dict";
   let hasVerifier = 1;
 }
 
@@ -97,7 +88,7 @@ def Plan_TileOp : Plan_Op<"tile", [DeclareOpInterfaceMethods<Plan_TileInterface>
   let arguments = (ins Plan_ModeAttr:$mode, I32Attr:$first_layer, I32Attr:$last_layer, I32Attr:$first_chunk,
     I32Attr:$last_chunk, UnitAttr:$cut);
   let assemblyFormat = [{
-    $mode `layers` $first_layer `to` $last_layer `chunks` $first_chunk `to` $last_chunk (`cut` $cut^)? attr-dict
+    `` $mode `layers` $first_layer `to` $last_layer `chunks` $first_chunk `to` $last_chunk (`cut` $cut^)? attr-dict
   }];
   let hasVerifier = 1;
 }
@@ -125,13 +116,13 @@ def Plan_TransferOp : Plan_StreamedOp<"transfer", (ins Plan_PayloadAttr:$payload
     I32Attr:$chunk, OptionalAttr<I32Attr>:$last_chunk, OptionalAttr<I32Attr>:$source), (outs Res<Plan_EventType, "what has arrived", [MemAlloc]>:$event)> {
   let summary = "E or K and V of one layer and run of chunks, from a source into a buffer";
   let description = "`from` is the source's number in the file, where that is not 0, the sender. Without a reader it is dead code (--cse).";
-  let assemblyFormat = "$payload `(` $layer `)` custom<Chunks>($chunk, $last_chunk) (`from` $source^)? `into` $buffer " # schedule;
+  let assemblyFormat = "`` $payload `(` $layer `)` custom<Chunks>($chunk, $last_chunk) (`from` $source^)? `into` $buffer " # schedule;
 }
 
 def Plan_EmbedOp : Plan_StreamedOp<"embed", (ins Plan_RowsAttr:$rows, OptionalAttr<I32Attr>:$chunk,
     OptionalAttr<I32Attr>:$last_chunk)> {
   let summary = "the receiver's embeddings of rows of tokens";
-  let assemblyFormat = "$rows (`chunk` $chunk^)? (`to` $last_chunk^)? `into` $buffer " # schedule;
+  let assemblyFormat = "`` $rows (`chunk` $chunk^)? (`to` $last_chunk^)? `into` $buffer " # schedule;
 }
 
 def Plan_RecomputeOp : Plan_StreamedOp<"recompute", (ins I32Attr:$layer, OptionalAttr<I32Attr>:$chunk,
@@ -142,7 +133,7 @@ def Plan_RecomputeOp : Plan_StreamedOp<"recompute", (ins I32Attr:$layer, Optiona
     chunks: the tokens that `plan.select` has chosen.
   }];
   let assemblyFormat = [{
-    `layer` $layer custom<RecomputedRows>($chunk, $last_chunk) `queries` $queries `in` $buffer
+    `layer` $layer custom<RecomputedRows>($chunk, $last_chunk) `queries` `` $queries `in` $buffer
   }] # schedule;
 }
 
@@ -164,12 +155,12 @@ def Plan_AlignOp : Plan_StreamedOp<"align", (ins I32Attr:$layer, I32Attr:$chunk,
 
 def Plan_SuffixOp : Plan_StreamedOp<"suffix", (ins I32Attr:$layer, Plan_QueriesAttr:$queries)> {
   let summary = "one layer over the suffix";
-  let assemblyFormat = "`layer` $layer `queries` $queries `in` $buffer " # schedule;
+  let assemblyFormat = "`layer` $layer `queries` `` $queries `in` $buffer " # schedule;
 }
 
 def Plan_PrefillOp : Plan_StreamedOp<"prefill", (ins I32Attr:$layer, Plan_QueriesAttr:$queries)> {
   let summary = "one layer over context and suffix together, from the embeddings up";
-  let assemblyFormat = "`layer` $layer `queries` $queries `in` $buffer " # schedule;
+  let assemblyFormat = "`layer` $layer `queries` `` $queries `in` $buffer " # schedule;
 }
 
 def Plan_HeadOp : Plan_StreamedOp<"head", (ins)> {

@@ -38,32 +38,25 @@ int64_t chunks_of(mlir::Operation* tile) {
 
 Tile extent(plan::TileInterface tile) { return tile.describe(static_cast<int32_t>(chunks_of(tile))); }
 
-/// The maps that hidden states of the sender go through; nothing: plain ones.
-struct Maps {
-  std::optional<plan::MapForm> form;
-  std::optional<plan::MapSide> side;
-  bool operator==(const Maps&) const = default;
-};
-
-std::string maps_text(const Maps& m) {
-  if (!m.form) return "not aligned";
-  return fmt::format("aligned {} by {}", plan::stringifyMapForm(*m.form).str(),
-                     plan::stringifyMapSide(m.side.value_or(plan::MapSide::receiver)).str());
+/// Nothing: plain hidden states.
+std::string maps_text(plan::AlignmentAttr m) {
+  if (!m) return "not aligned";
+  return fmt::format("aligned {} by {}", map_form_name(m.getForm()), map_side_name(m.getSide()));
 }
 
 /// All that the sender sends goes through maps of one form on one side, or none of it does.
 mlir::LogicalResult verify_maps(PlanOp plan) {
   mlir::Operation* first = nullptr;
-  Maps all;
+  plan::AlignmentAttr all;
   for (mlir::Operation& op : plan.getBody().front()) {
-    Maps found;
+    plan::AlignmentAttr found;
     if (auto cut = mlir::dyn_cast<CutOp>(op)) {
       if (cut.getHidden().use_empty()) continue;
       auto align = mlir::dyn_cast<AlignOp>(*cut.getHidden().user_begin());
-      if (align) found = {align.getForm(), align.getSide()};
+      if (align) found = align.getAlignment();
     } else if (auto restore = mlir::dyn_cast<RestoreOp>(op)) {
       if (restore.getLastLayer() == 0) continue;  // nothing is sent
-      found = {restore.getForm(), restore.getSide()};
+      found = restore.getAlignmentAttr();
     } else {
       continue;
     }
@@ -85,17 +78,6 @@ mlir::LogicalResult verify_maps(PlanOp plan) {
 }  // namespace
 
 mlir::LogicalResult PlanOp::verifyRegions() {
-  auto range = [&](const char* what, uint64_t low_bits, uint64_t high_bits,
-                   int64_t least) -> mlir::LogicalResult {
-    auto low = static_cast<int64_t>(low_bits), high = static_cast<int64_t>(high_bits);
-    if (low >= least && low < high) return mlir::success();
-    return emitOpError() << what << " range [" << low << ", " << high << ") is empty or starts below "
-                         << least;
-  };
-  if (mlir::failed(range("tokens", getTokensMin(), getTokensMax(), 1)) ||
-      mlir::failed(range("rate", getRateMin(), getRateMax(), 0))) {
-    return mlir::failure();
-  }
   auto layers = static_cast<int32_t>(getLayers());
   if (layers < 1) return emitOpError() << "has " << layers << " layers, expected at least 1";
 
@@ -103,10 +85,6 @@ mlir::LogicalResult PlanOp::verifyRegions() {
   if (chunks < 1 || chunks > kMaxCells / layers) {
     return emitOpError() << "has " << chunks << " chunks of " << layers
                          << " layers, expected at least 1 and at most " << kMaxCells << " cells";
-  }
-  if (getLoadMin().has_value() != getLoadMax().has_value() ||
-      (getLoadMin() && mlir::failed(range("load", *getLoadMin(), *getLoadMax(), 0)))) {
-    return mlir::failure();
   }
 
   // Every cell lies in exactly one tile; tiles stand in the order of their first layers.
@@ -169,8 +147,10 @@ mlir::LogicalResult PlanOp::verifyRegions() {
                                 << " caches, expected the caches of all " << caches.size()
                                 << " tiles in the order in which they stand";
   }
-  if (getFallback() && (getTokensMin() != 1 || getTokensMax() != INT64_MAX || getRateMin() != 0 ||
-                        getRateMax() != INT64_MAX || getLoadMin())) {
+  auto is = [](plan::RangeAttr range, int64_t low) {
+    return range.getLow() == low && range.getHigh() == kNoLimit;
+  };
+  if (getFallback() && (!is(getTokens(), 1) || !is(getRate(), 0) || getLoad())) {
     return emitOpError() << "is the fall-back, which holds for tokens [1, inf) and rate [0, inf)";
   }
   return mlir::success();
@@ -224,9 +204,7 @@ mlir::LogicalResult AlignOp::verify() {
 }
 
 mlir::LogicalResult RestoreOp::verify() {
-  if (getForm().has_value() != getSide().has_value())
-    return emitOpError() << "has a form of maps without a side, or a side without a form; expected both";
-  if (getForm() && static_cast<int32_t>(getLastLayer()) == 0)
+  if (getAlignment() && static_cast<int32_t>(getLastLayer()) == 0)
     return emitOpError()
            << "is aligned, but nothing is sent for layer 0; expected layers above it, or no maps";
   return mlir::success();

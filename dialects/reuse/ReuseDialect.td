@@ -65,6 +65,7 @@ def Reuse_Dialect : Dialect {
     half-open.
   }];
   let useDefaultTypePrinterParser = 1;
+  let dependentDialects = ["::ds::plan::PlanDialect"];
 }
 
 #endif

@@ -20,31 +20,21 @@ class Reuse_TileOp<string mnemonic, string mode> : Reuse_Op<mnemonic, [HasParent
   }];
 }
 
-def Reuse_PlanOp : Reuse_Op<"plan", [IsolatedFromAbove, Symbol, SingleBlock, NoRegionArguments]> {
+def Reuse_PlanOp : Reuse_Op<"plan", [IsolatedFromAbove, Symbol, SingleBlock, NoRegionArguments, Plan_PurposeInterface]> {
   let summary = "one tiling, and for which context lengths and link rates it was chosen";
   let description = [{
     Its tiles cover every layer and every chunk of the context exactly once, from layer 0 upward. `chunks`
     says into how many the context is divided; without it there is one. `load` counts the other requests that
-    wait: without it the plan holds for any number. `way` names whose loss in the quality profile is promised;
-    `loss_stderr`, `loss_bound` and `confidence` say how certain it is; `divergence` stands beside it, with the
-    same. `fallback` marks the full prefill that every plan file carries: all layers recomputed, right for every
-    length and rate.
+    wait: without it the plan holds for any number. `fallback` marks the full prefill that every plan file
+    carries: all layers recomputed, right for every length and rate; `live` what is for a sender that computes
+    the context as the request comes.
   }];
-  let arguments = (ins SymbolNameAttr:$sym_name, UnitAttr:$fallback, StrAttr:$policy, I32Attr:$layers,
-    I64Attr:$tokens_min, I64Attr:$tokens_max, I64Attr:$rate_min, I64Attr:$rate_max, I64Attr:$tuned_tokens,
-    I64Attr:$tuned_suffix, I64Attr:$tuned_rate, F64Attr:$loss, I64Attr:$ttft_ns, OptionalAttr<I32Attr>:$chunks,
-    OptionalAttr<I64Attr>:$load_min, OptionalAttr<I64Attr>:$load_max, OptionalAttr<F64Attr>:$regret,
-    OptionalAttr<StrAttr>:$why, OptionalAttr<DictArrayAttr>:$alternatives, OptionalAttr<StrAttr>:$way,
-    OptionalAttr<F64Attr>:$loss_stderr, OptionalAttr<F64Attr>:$loss_bound, OptionalAttr<F64Attr>:$confidence,
-    OptionalAttr<F64Attr>:$divergence, OptionalAttr<F64Attr>:$divergence_stderr,
-    OptionalAttr<F64Attr>:$divergence_bound);
+  let arguments = !con(Plan_PurposeArguments, (ins I32Attr:$layers, OptionalAttr<I32Attr>:$chunks));
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = [{
-    $sym_name (`fallback` $fallback^)? `policy` $policy `layers` $layers (`chunks` $chunks^)?
-    `tokens` custom<Range>($tokens_min, $tokens_max) `rate` custom<Range>($rate_min, $rate_max)
-    custom<Load>($load_min, $load_max) `\n`
-    `tuned` `(` `tokens` `=` $tuned_tokens `,` `suffix` `=` $tuned_suffix `,` `rate` `=` $tuned_rate `)`
-    `promise` `(` `loss` `=` custom<Points>($loss) `,` `ttft_ns` `=` $ttft_ns `)` attr-dict-with-keyword $body
+    $sym_name (`fallback` $fallback^)? (`live` $live^)? `policy` $policy `layers` $layers (`chunks` $chunks^)?
+    `tokens` custom<Range>($tokens) `rate` custom<Range>($rate) custom<Load>($load) `\n`
+    `tuned` `` $tuned `promise` `` $promise (`\n` `chosen` `` $chosen^)? attr-dict-with-keyword $body
   }];
   let hasRegionVerifier = 1;
 }
@@ -63,9 +53,9 @@ def Reuse_AlignOp : Reuse_Op<"align", [HasParent<"PlanOp">,
     DeclareOpInterfaceMethods<OpAsmOpInterface, ["getAsmResultNames"]>]> {
   let summary = "a cut's hidden states, taken to the receiver's by a map of its layer";
   let description = "The maps are those of the plan file; where the sender applies them, it stores the mapped cut.";
-  let arguments = (ins Reuse_HiddenType:$cut, Plan_MapFormAttr:$form, Plan_MapSideAttr:$side);
+  let arguments = (ins Reuse_HiddenType:$cut, Plan_AlignmentAttr:$alignment);
   let results = (outs Reuse_HiddenType:$hidden);
-  let assemblyFormat = "$cut $form `by` $side attr-dict";
+  let assemblyFormat = "$cut `` $alignment attr-dict";
   let hasVerifier = 1;
 }
 
@@ -106,11 +96,11 @@ def Reuse_RestoreOp : Reuse_TileOp<"restore", "Restore"> {
     `aligned`: what is sent goes through the maps of its layers.
   }];
   let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, OptionalAttr<I32Attr>:$first_chunk,
-    OptionalAttr<I32Attr>:$last_chunk, OptionalAttr<Plan_MapFormAttr>:$form, OptionalAttr<Plan_MapSideAttr>:$side);
+    OptionalAttr<I32Attr>:$last_chunk, OptionalAttr<Plan_AlignmentAttr>:$alignment);
   let results = (outs Reuse_CacheType:$cache);
   let assemblyFormat = [{
     `layers` $first_layer `to` $last_layer (`chunks` $first_chunk^ `to` $last_chunk)?
-    (`aligned` $form^ `by` $side)? attr-dict
+    (`aligned` `` $alignment^)? attr-dict
   }];
   let hasVerifier = 1;
 }
@@ -126,7 +116,7 @@ def Reuse_SelectOp : Reuse_TileOp<"select", "Select"> {
   let arguments = (ins I32Attr:$first_layer, I32Attr:$last_layer, F64Attr:$share, Reuse_HiddenType:$from);
   let results = (outs Reuse_CacheType:$cache);
   let assemblyFormat = [{
-    `layers` $first_layer `to` $last_layer `share` custom<Points>($share) `from` $from attr-dict
+    `layers` $first_layer `to` $last_layer `share` custom<Number>($share) `from` $from attr-dict
   }];
   let hasVerifier = 1;
 }

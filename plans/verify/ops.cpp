@@ -3,25 +3,6 @@
 namespace ds {
 namespace {
 
-std::string_view rows_name(Rows rows) {
-  return rows == Rows::kChunk    ? "chunk"
-         : rows == Rows::kSuffix ? "suffix"
-         : rows == Rows::kAll    ? "all"
-                                 : "selected";
-}
-std::string_view queries_name(Queries q) {
-  switch (q) {
-    case Queries::kNone:
-      return "none";
-    case Queries::kAll:
-      return "all";
-    case Queries::kSuffix:
-      return "suffix";
-    case Queries::kLast:
-      return "last";
-  }
-  return "unknown";
-}
 /// "chunk, suffix or all", of a set of bit()s.
 std::string rows_text(uint8_t rows) {
   std::vector<std::string_view> names;
@@ -89,7 +70,7 @@ Status VariantVerifier::fields(int32_t i) const {
   const BufferKind kind = traits.buffer;
   if (buffer.kind != kind) {
     return fail_op(i, 10, "has buffer {}, a {} buffer; expected a {} buffer", o.buffer,
-                   buffer_name(buffer.kind), buffer_name(kind));
+                   buffer_kind_name(buffer.kind), buffer_kind_name(kind));
   }
   if (kind == BufferKind::kKv && buffer.layer != o.layer) {
     return fail_op(i, 10, "has buffer {}, the cache of layer {}; expected buffer {}, the cache of layer {}",

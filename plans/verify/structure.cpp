@@ -73,6 +73,13 @@ Status VariantVerifier::streams() const {
       return unknown(fmt::format("stream {}", s), "kind", static_cast<int>(v_.streams[s].kind),
                      static_cast<int>(StreamKind::kCompute));
     }
+    if (v_.streams[s].kind == StreamKind::kCopy) {
+      return fail(
+          8,
+          "has stream {}, a copy stream; expected link and compute streams: what is copied to a device "
+          "goes behind the link",
+          s);
+    }
   }
   return ok_status();
 }
@@ -88,7 +95,7 @@ Status VariantVerifier::buffers() {
                      static_cast<int>(BufferKind::kHidden));
     }
     if (buffer.layer < 0 || buffer.layer >= layers_) {
-      return fail(13, "buffer {} ({}) is for layer {}; expected 0 to {}", b, buffer_name(buffer.kind),
+      return fail(13, "buffer {} ({}) is for layer {}; expected 0 to {}", b, buffer_kind_name(buffer.kind),
                   buffer.layer, last_layer_);
     }
     if (buffer.kind == BufferKind::kHidden) {

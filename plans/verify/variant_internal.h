@@ -15,7 +15,6 @@
 
 namespace ds {
 
-inline std::string_view buffer_name(BufferKind kind) { return kind == BufferKind::kKv ? "kv" : "hidden"; }
 inline std::string limit_text(int64_t limit) {
   return limit == kNoLimit ? "no limit" : std::to_string(limit);
 }

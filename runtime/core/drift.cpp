@@ -86,7 +86,7 @@ DriftWindow::Lane& DriftWindow::lane(const std::string& way) {
 }
 
 void DriftWindow::add(const Way& way, const GateVerdict& verdict) {
-  if (!verdict.checked) return;
+  if (!verdict.checked || verdict.repaired) return;
   Seen seen;
   for (size_t p = 0; p < kProxies; ++p)
     if (!std::isnan(verdict.thresholds.of[p]) && std::abs(verdict.values.of[p]) <= kLargest)

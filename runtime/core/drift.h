@@ -47,7 +47,7 @@ class DriftWindow {
   /// `profile_sha256`: of the profile's bytes. kInvalidArgument: a window outside [16, 4096] requests.
   static Result<DriftWindow> make(std::string profile_sha256, int64_t requests = kDefaultRequests);
 
-  /// A verdict that was `checked`; others are ignored.
+  /// A verdict that was `checked`, of a run as the profile's; others are ignored.
   void add(const Way& way, const GateVerdict& verdict);
 
   /// The window of the reference's way against the reference: two-sided Kolmogorov-Smirnov per proxy, each at

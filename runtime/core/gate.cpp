@@ -247,16 +247,18 @@ const GateReference* Gate::reference(const Variant& variant) const {
 }
 
 Result<GateVerdict> Gate::look(const Variant& variant, std::span<const float> logits,
-                               const std::function<Result<double>()>& keys) const {
+                               const std::function<Result<double>()>& keys, bool repaired) const {
   GateVerdict verdict;
   const ProxyValues* at = thresholds(variant);
   if (at == nullptr) return verdict;
   const int64_t start = now_ns();
   verdict.checked = true;
   verdict.variant = &variant;
+  verdict.repaired = repaired;
   verdict.thresholds = *at;
+  if (!keys) verdict.thresholds[Proxy::kKDeviation] = kUnknown;
   verdict.values = first_token_proxies(logits);
-  if (!std::isnan((*at)[Proxy::kKDeviation])) {
+  if (!std::isnan(verdict.thresholds[Proxy::kKDeviation])) {
     DS_ASSIGN(verdict.values[Proxy::kKDeviation], keys());
   }
   for (double& value : verdict.values.of) value = profile_precision(value);

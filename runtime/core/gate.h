@@ -95,6 +95,7 @@ struct GateReference {
 struct GateVerdict {
   bool checked = false;              // false: no gate was given, or nothing was reused
   bool alarmed = false;              // a full prefill answered
+  bool repaired = false;             // of a variant of which some was computed instead of sent
   const Variant* variant = nullptr;  // whose answer was looked at
   ProxyValues values;                // rounded as a profile's are
   ProxyValues thresholds;            // NaN: this proxy is not looked at
@@ -122,9 +123,12 @@ class Gate {
   const GateReference* reference(const Variant& variant) const;
   /// Looks at an answer of `variant` by the logits of its first token. `keys` measures the KeyDeviation; it
   /// is called only where the variant has a threshold for it. Not `checked` where there is nothing to look
-  /// at.
+  /// at. Where the run was repaired, more of it is the receiver's than the profile's was: an alarm still says
+  /// that the answer is less decided than any of those, and costs a full prefill, but the stated rate of
+  /// false alarms is not promised. `keys` is empty then where layer 0 has keys of the receiver: they would be
+  /// compared with themselves.
   Result<GateVerdict> look(const Variant& variant, std::span<const float> logits,
-                           const std::function<Result<double>()>& keys) const;
+                           const std::function<Result<double>()>& keys, bool repaired = false) const;
 
  private:
   struct Entry {

@@ -1,21 +1,18 @@
 #include "runtime/core/runnable.h"
 
-#include <array>
+#include <algorithm>
 
 namespace ds {
 namespace {
 
 Status check_runnable(const Variant& v) {
-  std::array<int64_t, 3> count{};  // by StreamKind
-  for (const Stream& s : v.streams) ++count[static_cast<size_t>(s.kind)];
-  constexpr std::array<int64_t, 3> kMost = {1, 0, 1};
-  for (size_t kind = 0; kind < count.size(); ++kind) {
-    if (count[kind] <= kMost[kind]) continue;
+  for (StreamKind kind : kPlanStreams) {
+    const auto count = std::count(v.streams.begin(), v.streams.end(), Stream{kind});
+    if (count <= 1) continue;
     return error(Code::kUnsupported,
-                 "variant '{}' has {} {} stream{}; this runtime runs at most {}: its ops would run one after "
+                 "variant '{}' has {} {} streams; this runtime runs at most 1: their ops would run one after "
                  "another, although their times say side by side; compile the plan anew",
-                 v.name, count[kind], stream_kind_name(static_cast<StreamKind>(kind)),
-                 count[kind] == 1 ? "" : "s", kMost[kind]);
+                 v.name, count, stream_kind_name(kind));
   }
   return ok_status();
 }

@@ -6,9 +6,8 @@
 
 namespace ds {
 
-/// A session has one link stream and one compute stream; what lands in the memory of a device is copied
-/// behind the link. kUnsupported: a variant with another stream of one of these kinds, whose ops would run
-/// one after another although their times say side by side, or with a copy stream.
+/// A session has one link stream and one compute stream. kUnsupported: a variant with another stream of one
+/// of these kinds, whose ops would run one after another although their times say side by side.
 Status check_runnable(const Plan& plan);
 
 }  // namespace ds

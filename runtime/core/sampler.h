@@ -12,6 +12,8 @@ struct Sampling {
   double temperature = 0;  // 0: greedy
   double top_p = 1;        // as in Choice
   uint64_t seed = 0;
+  int32_t top_k = 0;  // as in Choice
+  double min_p = 0;   // as in Choice
 };
 
 class Sampler {
@@ -22,7 +24,8 @@ class Sampler {
   Choice next() {
     if (sampling_.temperature <= 0) return {};
     // 53 random bits: the same on every platform, which std::uniform_real_distribution does not promise.
-    return {sampling_.temperature, sampling_.top_p, static_cast<double>(generator_() >> 11) * 0x1p-53};
+    return {sampling_.temperature, sampling_.top_p, static_cast<double>(generator_() >> 11) * 0x1p-53,
+            sampling_.top_k, sampling_.min_p};
   }
 
  private:

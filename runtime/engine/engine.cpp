@@ -29,8 +29,8 @@ void Ticket::cancel() {
   if (wake_) wake_();
 }
 
-Station* EngineLoop::station_of(const Receiver* receiver) {
-  for (auto& s : stations)
+Station* EngineLoop::station_of(const Receiver* receiver) const {
+  for (const auto& s : stations)
     if (s->receiver.get() == receiver) return s.get();
   return nullptr;
 }
@@ -60,11 +60,10 @@ Status EngineLoop::check(const EngineRequest& r) {
                  "the request has {} context and {} prompt tokens and asks for {}; receiver '{}' takes {} "
                  "positions here; shorten one of them",
                  n, m, r.max_new_tokens, r.receiver->name(), most);
-  if (r.on_logits && !backend.host_visible())
-    return error(Code::kUnsupported,
-                 "the request asks for the logits of its tokens, which stay on the device with backend '{}'; "
-                 "leave on_logits out",
-                 backend.name());
+  DS_TRY(check_rules(r.rules, r.receiver->model().config().vocab));
+  if (r.sampling.top_k < 0 || !(r.sampling.min_p >= 0 && r.sampling.min_p <= 1))
+    return error(Code::kInvalidArgument, "top_k is {} and min_p {}; expected 0 or more, and 0 to 1",
+                 r.sampling.top_k, r.sampling.min_p);
   if (r.time_limit_ns < 0)
     return error(Code::kInvalidArgument, "the time limit is {} ns; expected 0 (none) or more",
                  r.time_limit_ns);
@@ -104,6 +103,7 @@ Result<std::shared_ptr<Ticket>> EngineLoop::submit(EngineRequest request) {
   a->tokens.insert(a->tokens.end(), request.suffix.begin(), request.suffix.end());
   a->sampler.emplace(request.sampling);
   a->choice = a->sampler->next();
+  if (request.rules.any()) a->rules.emplace(request.rules, a->tokens);
   a->station = station_of(request.receiver);
   a->request = std::move(request);
   auto ticket = a->ticket;

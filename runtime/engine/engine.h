@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/core/logit_rules.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/session.h"
 #include "runtime/engine/kv_arena.h"
@@ -88,14 +89,15 @@ struct EngineRequest {
   /// They live until the request has ended. Caches that came by a plan earlier are looked at, too.
   std::vector<const Gate*> gates;
   Sampling sampling;
+  LogitRules rules;
   int64_t max_new_tokens = 1;
   std::vector<int32_t> stop_ids;
-  int64_t min_new_tokens = 0;  // before so many, stop_ids are tokens like others
+  int64_t min_new_tokens = 0;  // before so many, none of stop_ids is chosen
   bool first_logits = false;   // whether the answer has those of the first token
   /// On the engine's thread: they may submit and cancel, and have to be quick.
   std::function<void(int32_t token)> on_token;
   std::function<bool(int32_t token)> is_last;
-  /// Before on_token, with the logits that the token was chosen from; of backends whose logits the host sees.
+  /// Before on_token, with the logits that the token was chosen from, before its rules.
   std::function<void(int32_t token, std::span<const float> logits)> on_logits;
   std::function<void()> on_end;  // when Ticket::wait() does not block any more
 };

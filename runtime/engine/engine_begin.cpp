@@ -85,7 +85,8 @@ void EngineLoop::reuse(Active& a, size_t plan, const Variant& v, int64_t rows) {
 }
 
 int64_t EngineLoop::shared_rows(const Active& a, const PrefixCache::Hit& hit) {
-  return hit.rows > a.n ? std::max(a.n, round_down(hit.rows)) : hit.rows;
+  const bool goes_on = hit.node != nullptr && hit.rows == hit.node->rows();
+  return hit.rows > a.n && !goes_on ? std::max(a.n, round_down(hit.rows)) : hit.rows;
 }
 
 bool EngineLoop::comes(const Active& a) const {
@@ -338,7 +339,7 @@ Status EngineLoop::try_compute(Active& a, int64_t first) {
   a.memory.workspace = a.station->workspace.get();
   a.memory.logits = logits_of(a.slot);
   a.memory.next = next_of(a.slot);
-  a.memory.choice = a.choice;
+  a.memory.choice = wants_logits(a) ? Choice{} : a.choice;
   set_addresses(a);
   a.state = Active::State::kComputing;
   a.idle_since_ns = 0;

@@ -64,6 +64,7 @@ void EngineLoop::give_up(Status status) {
   for (auto& a : active) failed.emplace_back(a.get(), status);
   end_failed();
   for (auto& a : std::exchange(queue, {})) fail(*a, status);
+  end_publications(status);
 }
 
 void EngineLoop::finish_ended() {

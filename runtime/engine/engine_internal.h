@@ -126,6 +126,7 @@ struct Active {
   bool retry = false;                       // its last token was not decoded
   bool over = false;                        // it has its last token
   std::optional<Sampler> sampler;
+  std::optional<RuledLogits> rules;
   Choice choice;
   int32_t next = 0;  // the token chosen last
 };
@@ -204,7 +205,8 @@ struct EngineLoop {
   std::vector<SequenceRows> storage;                        // of the running step's pieces
   std::vector<std::unique_ptr<Event>>
       marks;  // where spans are recorded: the step's begin, then each item's end
-  std::vector<std::pair<float, int32_t>> scratch;
+  std::vector<std::pair<float, int32_t>> scratch;  // of choices
+  std::vector<float> ruled;
   std::thread thread;
 
   struct Item {
@@ -218,15 +220,20 @@ struct EngineLoop {
   EngineLoop(Backend& b, const EngineLimits& l) : backend(b), limits(l) {}
 
   // ---- the outside
-  Station* station_of(const Receiver* receiver);
+  Station* station_of(const Receiver* receiver) const;
   int64_t cache_rows(const Active& a) const;
   Status check(const EngineRequest& r);
   Result<std::shared_ptr<Ticket>> submit(EngineRequest request);
+  // With `mutex` held.
+  Status check(const EnginePublication& asked) const;
+  std::shared_ptr<PublicationTicket> published_already(const EnginePublication& asked) const;
   Result<std::shared_ptr<PublicationTicket>> publish(EnginePublication asked);
 
   // ---- publications, on the engine's thread
   Publishing* publishing();
   void end(Publishing& p, Result<Published> result);
+  /// All that need the device yet.
+  void end_publications(const Status& why);
   void look_up(Publishing& p);
   /// Of a publication whose piece was not run: what it has kept is given up, which costs less than to know.
   void begin_again(Publishing& p);
@@ -264,7 +271,8 @@ struct EngineLoop {
   void take_best(Active& a);
   void miss(Active& a, Status why);
   /// Sequences of one context share exactly it, whatever else their questions have in common, so that kernels
-  /// read it once for all of them.
+  /// read it once for all of them. What goes on from all that a node has, a conversation, begins where it
+  /// ends.
   static int64_t shared_rows(const Active& a, const PrefixCache::Hit& hit);
   /// Runs a.variant behind what the prefix cache has of the tokens.
   void compute_behind(Active& a, std::shared_ptr<PrefixCache::Node> prefix, int64_t rows);
@@ -284,6 +292,10 @@ struct EngineLoop {
   void watch(Active& a);
   /// What has not come of the run's transfers will not.
   void lose(Active& a, Status why);
+  /// The first one is the miss.
+  static void count_lost(Active& a, Status why);
+  /// Goes on without the transfers that were lost, if any was.
+  void repair(Active& a);
   /// A store that hangs may still write to this memory, at any time: the run goes on with a copy.
   Status leave_memory(Active& a);
   void admit();
@@ -300,6 +312,11 @@ struct EngineLoop {
   void give_up(Status status);
   /// What the gate says of the first token; an alarm makes the full prefill answer.
   Status look_at(Active& a, std::span<const float> logits);
+  /// Whether stop tokens may not be chosen yet.
+  static bool must_go_on(const Active& a);
+  /// Whether the next token's logits come to the host, wherever tokens are chosen else.
+  static bool wants_logits(const Active& a);
+  int32_t chosen(const Active& a, std::span<const float> logits);
   void first_token(Active& a);
   void decoded(Station& s, size_t first, size_t count);
   void next_token(Active& a, int32_t token, std::span<const float> logits);

@@ -23,22 +23,34 @@ Result<Published> PublicationTicket::wait() {
 
 void PublicationTicket::cancel() { cancelled_ = true; }
 
-Result<std::shared_ptr<PublicationTicket>> EngineLoop::publish(EnginePublication asked) {
-  std::lock_guard lock(mutex);
-  Station* station = asked.sender == nullptr ? nullptr : station_of(asked.sender);
-  if (station == nullptr || asked.store == nullptr)
+Status EngineLoop::check(const EnginePublication& asked) const {
+  const bool known = asked.sender != nullptr && station_of(asked.sender) != nullptr;
+  if (!known || asked.store == nullptr)
     return error(Code::kInvalidArgument,
                  "a publication needs a sender of this engine and a store; {} is there",
-                 station == nullptr ? "no such sender" : "no store");
+                 known ? "no store" : "no such sender");
   if (!lost.ok()) return lost;
   if (closing) return error(Code::kExhausted, "the engine is closing");
+  return ok_status();
+}
+
+std::shared_ptr<PublicationTicket> EngineLoop::published_already(const EnginePublication& asked) const {
+  for (const auto& other : publications)
+    if (same(other->asked, asked) && !other->ticket->cancelled_) return other->ticket;
+  return nullptr;
+}
+
+Result<std::shared_ptr<PublicationTicket>> EngineLoop::publish(EnginePublication asked) {
   asked.options.every = 0;
+  {
+    std::lock_guard lock(mutex);
+    DS_TRY(check(asked));
+    if (auto ticket = published_already(asked)) return ticket;
+  }
+  // Maps are loaded and memory is taken while the engine goes on.
   auto p = std::make_unique<Publishing>();
   DS_ASSIGN(p->work, Publication::create(backend, asked.sender->model(), asked.sender->identity(),
                                          asked.context, asked.options));
-  if (p->work->maps()) {
-    DS_ASSIGN(p->workspace, asked.sender->model().make_workspace(static_cast<int64_t>(asked.context.size())));
-  }
   const auto most = static_cast<int64_t>(limits.publish_share * static_cast<double>(limits.cache_bytes));
   if (p->work->bytes() > most || static_cast<int64_t>(asked.context.size()) > limits.tokens)
     return error(
@@ -46,11 +58,15 @@ Result<std::shared_ptr<PublicationTicket>> EngineLoop::publish(EnginePublication
         "publishing {} tokens takes {} of memory; this engine gives publications {} and contexts of {} "
         "tokens",
         asked.context.size(), format_bytes(p->work->bytes()), format_bytes(most), limits.tokens);
-  for (const auto& other : publications)
-    if (same(other->asked, asked) && !other->ticket->cancelled_) return other->ticket;
+  if (p->work->maps()) {
+    DS_ASSIGN(p->workspace, asked.sender->model().make_workspace(static_cast<int64_t>(asked.context.size())));
+  }
+  std::lock_guard lock(mutex);
+  DS_TRY(check(asked));
+  if (auto ticket = published_already(asked)) return ticket;
   p->id = next_id++;
+  p->station = station_of(asked.sender);
   p->asked = std::move(asked);
-  p->station = station;
   p->ticket = std::make_shared<PublicationTicket>();
   auto ticket = p->ticket;
   publications.push_back(std::move(p));
@@ -80,6 +96,16 @@ void EngineLoop::end(Publishing& p, Result<Published> result) {
     ticket->ended_.notify_all();
   }
   if (on_end) on_end();
+}
+
+void EngineLoop::end_publications(const Status& why) {
+  std::vector<Publishing*> ended;
+  {
+    std::lock_guard lock(mutex);
+    for (const auto& p : publications)
+      if (p->state != Publishing::State::kWriting) ended.push_back(p.get());
+  }
+  for (Publishing* p : ended) end(*p, why);
 }
 
 void EngineLoop::begin_again(Publishing& p) {

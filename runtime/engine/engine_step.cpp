@@ -35,7 +35,8 @@ void EngineLoop::decode(Station& s, size_t first, size_t count) {
     for (size_t i = first; i < first + count; ++i) {
       Active& a = *s.batch[i];
       model.head(*compute, *s.workspace,
-                 {s.hidden->data() + static_cast<int64_t>(i) * width, nullptr, a.choice, next_of(a.slot)});
+                 {s.hidden->data() + static_cast<int64_t>(i) * width,
+                  wants_logits(a) ? logits_of(a.slot) : nullptr, a.choice, next_of(a.slot)});
     }
   }
 }
@@ -207,14 +208,17 @@ void EngineLoop::settle(std::vector<Item>& items, Status status) {
 
 Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
   const Gate& gate = *std::exchange(a.gate, nullptr);
+  const bool repaired = a.run->repaired();
   // Of a repaired run there may be nothing of the sender left.
-  if (a.run->repaired() && a.run->exact()) return ok_status();
-  DS_ASSIGN(a.answer.gate, gate.look(*a.reused, logits, [&] {
+  if (repaired && a.run->exact()) return ok_status();
+  std::function<Result<double>()> keys = [&] {
     return a.station->keys->measure(
         *compute, *a.station->workspace,
         std::span<const int32_t>(a.tokens).first(static_cast<size_t>(a.reused_rows)),
         a.sequence.prefix_rows > 0 ? a.sequence.base->range().layer(0) : a.sequence.own->layer(0));
-  }));
+  };
+  if (repaired && a.run->computes(0)) keys = nullptr;
+  DS_ASSIGN(a.answer.gate, gate.look(*a.reused, logits, keys, repaired));
   {
     std::lock_guard lock(mutex);
     ++stats.gate_checks;
@@ -239,6 +243,23 @@ Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
   if (!take(a, bytes))
     return error(Code::kInternal, "no memory for the full prefill that the gate's alarm asks for");
   return try_compute(a, 0);
+}
+
+bool EngineLoop::must_go_on(const Active& a) {
+  return static_cast<int64_t>(a.answer.tokens.size()) < a.request.min_new_tokens;
+}
+
+bool EngineLoop::wants_logits(const Active& a) {
+  return a.rules || a.request.on_logits || (must_go_on(a) && !a.request.stop_ids.empty());
+}
+
+int32_t EngineLoop::chosen(const Active& a, std::span<const float> logits) {
+  const bool masks = must_go_on(a) && !a.request.stop_ids.empty();
+  if (!a.rules && !masks) return choose(logits, a.choice, scratch);
+  ruled.assign(logits.begin(), logits.end());
+  if (masks) mask(ruled, a.request.stop_ids);
+  if (a.rules) a.rules->apply(ruled);
+  return choose(ruled, a.choice, scratch);
 }
 
 void EngineLoop::first_token(Active& a) {
@@ -281,35 +302,33 @@ void EngineLoop::first_token(Active& a) {
     }
   }
   a.state = Active::State::kDecoding;
-  next_token(a, *next_of(a.slot), logits);
+  next_token(a, wants_logits(a) ? chosen(a, logits) : *next_of(a.slot), logits);
 }
 
 void EngineLoop::decoded(Station& s, size_t first, size_t count) {
   const auto vocab = static_cast<size_t>(s.receiver->model().config().vocab);
   for (size_t i = first; i < first + count; ++i) {
     Active& a = *s.batch[i];
-    int32_t token = 0;
     std::span<const float> logits;
-    if (s.logits) {
+    if (s.logits)
       logits = {reinterpret_cast<const float*>(s.logits->data()) + i * vocab, vocab};
+    else if (wants_logits(a))
+      logits = {logits_of(a.slot), vocab};
+    if (!logits.empty()) {
       if (Status status = check_finite(logits, static_cast<int64_t>(a.answer.tokens.size()) + 1, *a.variant);
           !status.ok()) {
         failed.emplace_back(&a, std::move(status));
         continue;
       }
-      token = choose(logits, a.choice, scratch);
-    } else {
-      token = *next_of(a.slot);
     }
-    next_token(a, token, logits);
+    next_token(a, logits.empty() ? *next_of(a.slot) : chosen(a, logits), logits);
   }
 }
 
 void EngineLoop::next_token(Active& a, int32_t token, std::span<const float> logits) {
   const EngineRequest& r = a.request;
   a.retry = false;
-  if (static_cast<int64_t>(a.answer.tokens.size()) >= r.min_new_tokens &&
-      std::find(r.stop_ids.begin(), r.stop_ids.end(), token) != r.stop_ids.end()) {
+  if (!must_go_on(a) && std::find(r.stop_ids.begin(), r.stop_ids.end(), token) != r.stop_ids.end()) {
     a.answer.stopped = true;
     a.answer.stop_token = token;
     a.over = true;
@@ -319,6 +338,7 @@ void EngineLoop::next_token(Active& a, int32_t token, std::span<const float> log
   a.answer.token_ns.push_back(now_ns() - a.submitted_ns);
   a.tokens.push_back(token);
   a.next = token;
+  if (a.rules) a.rules->add(token);
   if (r.on_logits) r.on_logits(token, logits);
   if (r.on_token) r.on_token(token);
   if (r.is_last && r.is_last(token)) {

@@ -10,6 +10,9 @@ namespace {
 // A link from which nothing comes for this share of a full prefill, or for this long, has failed a request:
 // with a dead store a first token is to come within 1.1 full prefills.
 constexpr double kPatience = 0.08;
+// A store that is well lets go of a read that was cancelled at its next part: within this part of
+// patience_ns.
+constexpr int64_t kLetGo = 4;
 
 /// Copies the first `rows` rows of every layer (or hidden buffer), but for those that are being written.
 void copy_but(CommandStream& stream, KvRange& to, KvRange& from, int64_t rows,
@@ -80,17 +83,21 @@ void EngineLoop::collect() {
   for (TransferDone& done : service->take_done()) {
     Active* a = find(done.owner);
     if (a == nullptr || a->run == nullptr) continue;
-    a->idle_since_ns = 0;
     if (limits.record_spans)
       record({a->id, StreamKind::kLink, a->run->transfer_label(done.index), done.start_ns, done.end_ns});
     if (done.status.ok()) {
+      a->idle_since_ns = 0;
       a->run->arrived(done.index);
       a->answer.bytes_loaded += done.bytes;
       a->answer.link_ns += done.end_ns - done.start_ns;
-    } else {
+    } else if (a->run->all_or_nothing()) {
       lose(*a, std::move(done.status));
+    } else if (a->run->lost(done.index)) {
+      count_lost(*a, std::move(done.status));
     }
   }
+  for (auto& a : active)
+    if (a->state == Active::State::kComputing) repair(*a);
   for (auto& a : active)
     if (a->state == Active::State::kLookingUp) take_best(*a);
   for (auto& a : active) watch(*a);
@@ -103,13 +110,14 @@ void EngineLoop::collect() {
 void EngineLoop::watch(Active& a) {
   if (a.state == Active::State::kDraining) {
     if (service->reading(a.id)) {
-      if (now_ns() - a.idle_since_ns < limits.patience_ns) return;
+      if (now_ns() - a.idle_since_ns < limits.patience_ns / kLetGo) return;
       if (Status status = leave_memory(a); !status.ok()) {
         failed.emplace_back(&a, std::move(status));
         return;
       }
     }
     a.run->lose_transfers();
+    a.run->repair();
     a.state = Active::State::kComputing;
     a.idle_since_ns = 0;
     return;
@@ -127,10 +135,22 @@ void EngineLoop::watch(Active& a) {
                 (now_ns() - since) / 1'000'000));
 }
 
-void EngineLoop::lose(Active& a, Status why) {
-  if (a.state != Active::State::kComputing || !a.run->awaits_transfers()) return;
+void EngineLoop::count_lost(Active& a, Status why) {
+  if (!a.answer.miss.ok()) return;
   a.answer.miss = std::move(why);
   a.answer.lost_ns = now_ns() - a.started_ns;
+}
+
+void EngineLoop::repair(Active& a) {
+  if (!a.run->repair()) return;
+  for (int32_t transfer : a.run->needless())
+    if (service->withdraw(a.id, transfer)) a.run->lost(transfer);
+  send_for(a);  // to where the rows are not read any more
+}
+
+void EngineLoop::lose(Active& a, Status why) {
+  if (a.state != Active::State::kComputing) return;
+  count_lost(a, std::move(why));
   service->cancel(a.id);
   // What is being read is written to the run's memory until the store lets go of it.
   a.state = Active::State::kDraining;

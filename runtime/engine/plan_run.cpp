@@ -25,12 +25,26 @@ std::byte* Sequence::at(int64_t layer, int64_t position) const {
 PlanRun::PlanRun(const Receiver& receiver, int64_t plan, const Variant& variant, RunShape shape,
                  std::span<const int32_t> tokens)
     : receiver_(receiver), plan_(plan), variant_(&variant), shape_(shape), tokens_(tokens) {
-  const auto hidden = hidden_index(variant, static_cast<int32_t>(variant.buffers.size()));
-  const auto context = static_cast<size_t>(blocks());
-  levels_.assign(static_cast<size_t>(hidden), std::vector<int32_t>(context, -1));
-  made_.assign(static_cast<size_t>(receiver.model().config().layers), std::vector<bool>(context, false));
+  for (size_t i = 0; i < variant.buffers.size(); ++i)
+    if (variant.buffers[i].kind == BufferKind::kHidden) buffers_.push_back(static_cast<int32_t>(i));
+  held_.assign(buffers_.size(), std::vector<Held>(blocks()));
+  cells_.assign(static_cast<size_t>(receiver.model().config().layers), std::vector<Cell>(blocks()));
   build();
 }
+
+size_t PlanRun::block_of(int64_t position) const {
+  if (position < shape_.n) return static_cast<size_t>(position / kBlock);
+  return context_blocks() + static_cast<size_t>(position / kBlock - shape_.n / kBlock);
+}
+
+int64_t PlanRun::begin_of(size_t block) const {
+  const auto b = static_cast<int64_t>(block), context = static_cast<int64_t>(context_blocks());
+  if (b < context) return b * kBlock;
+  const int64_t begin = b == context ? shape_.n : (shape_.n / kBlock + b - context) * kBlock;
+  return std::min(begin, shape_.n + shape_.m);
+}
+
+bool PlanRun::hidden(const Op& op) { return traits_of(op).buffer == BufferKind::kHidden; }
 
 /// The variant's ops for these lengths: transfers apart, and kernels that have rows.
 void PlanRun::build() {
@@ -42,10 +56,7 @@ void PlanRun::build() {
     if (is_transfer(op)) {
       if (at.rows == 0) continue;
       transfer_of[i] = static_cast<int32_t>(transfers_.size());
-      Transfer t{.op = static_cast<int32_t>(i), .first = at.first, .rows = at.rows};
-      for (int32_t w : op.waits)
-        if (transfer_of[static_cast<size_t>(w)] < 0) t.after = std::max(t.after, w);
-      transfers_.push_back(t);
+      transfers_.push_back({.op = static_cast<int32_t>(i), .first = at.first, .rows = at.rows});
       exact_ = false;
       continue;
     }
@@ -61,6 +72,26 @@ void PlanRun::build() {
     }
     if (at.rows <= 0) continue;
     calls_.push_back({op, static_cast<int32_t>(i), at, std::exchange(waits, {})});
+    if (op.layer < 0 || calls_.back().selected() || traits_of(op).queries == QueriesRule::kNone) continue;
+    for_blocks(at.first, at.first + at.rows,
+               [&](size_t b) { cells_[static_cast<size_t>(op.layer)][b].own = true; });
+  }
+  all_or_nothing_ = selects();
+  std::vector<std::vector<int32_t>> last(held_.size(), std::vector<int32_t>(blocks(), -1));
+  for (Transfer& t : transfers_) {
+    const Op& op = op_of(t);
+    for (int32_t w : op.waits) {
+      if (transfer_of[static_cast<size_t>(w)] >= 0) continue;
+      while (t.after < calls_.size() && calls_[t.after].index <= w) ++t.after;
+    }
+    // A repair computes in the buffer that the suffix has, and takes it that a buffer's turns go upward.
+    if (!hidden(op)) continue;
+    auto& turns = last[static_cast<size_t>(hidden_index(*variant_, op.buffer))];
+    all_or_nothing_ |= variant_->buffers[static_cast<size_t>(op.buffer)].with_suffix;
+    for_blocks(t.first, t.first + t.rows, [&](size_t b) {
+      all_or_nothing_ |= turns[b] >= op.layer;
+      turns[b] = op.layer;
+    });
   }
   set_needs();
 }
@@ -81,32 +112,26 @@ void PlanRun::set_needs() {
     transfers_[i - 1].needed_ns = std::min(transfers_[i - 1].needed_ns, transfers_[i].needed_ns);
 }
 
-template <typename F>
-void PlanRun::for_blocks(int64_t first, int64_t end, F&& f) const {
-  if (first >= shape_.n) return;  // behind the context
-  for (int64_t b = first / kBlock; b < blocks() && b * kBlock < end; ++b)
-    if (end >= std::min((b + 1) * kBlock, shape_.n)) f(static_cast<size_t>(b));
-}
-
-std::vector<int32_t>& PlanRun::levels_of(const Op& op) {
-  return levels_[static_cast<size_t>(hidden_index(*variant_, op.buffer))];
+std::vector<PlanRun::Held>& PlanRun::held_by(const Op& op) {
+  return held_[static_cast<size_t>(hidden_index(*variant_, op.buffer))];
 }
 
 std::vector<TransferJob> PlanRun::take_transfers(const RunMemory& memory,
                                                  const std::shared_ptr<Segments>& segments, uint64_t owner,
                                                  int64_t start_ns) {
   const RowBytes& bytes = receiver_.row_bytes();
-  // Kernels of ops before this one have run.
-  const int32_t next =
-      done_.call < calls_.size() ? calls_[done_.call].index : static_cast<int32_t>(variant_->ops.size());
   std::vector<TransferJob> jobs;
-  for (; asked_ < transfers_.size() && !repaired_; ++asked_) {
-    const Transfer& t = transfers_[asked_];
-    if (t.after >= next) break;  // the plan's order on its link
-    const Op& op = variant_->ops[static_cast<size_t>(t.op)];
-    const bool hidden = traits_of(op).buffer == BufferKind::kHidden;
+  for (size_t i = 0; i < transfers_.size(); ++i) {
+    Transfer& t = transfers_[i];
+    if (t.state != Transfer::State::kPlanned) continue;
+    if (done_.call < t.after) {
+      if (!repaired_) break;  // the plan's order on its link
+      continue;               // what has to run before it may wait for those behind it now
+    }
+    t.state = Transfer::State::kAsked;
+    const Op& op = op_of(t);
     TransferJob job{.owner = owner,
-                    .index = static_cast<int32_t>(asked_),
+                    .index = static_cast<int32_t>(i),
                     .segments = segments,
                     .source = op.source,
                     .payload = op.payload,
@@ -115,13 +140,13 @@ std::vector<TransferJob> PlanRun::take_transfers(const RunMemory& memory,
                     .rows = t.rows,
                     .map = {},
                     .needed_ns = start_ns + std::min(t.needed_ns, int64_t{1} << 60)};
-    if (hidden) {
+    if (hidden(op)) {
       job.map = receiver_.entry_map(static_cast<size_t>(plan_), variant_->sent_form());
       job.bytes = t.rows * bytes.hidden;
       job.to = memory.hidden[static_cast<size_t>(hidden_index(*variant_, op.buffer))] +
                (t.first - shape_.first) * bytes.hidden;
       // What lay there is gone.
-      for_blocks(t.first, t.first + t.rows, [&](size_t b) { levels_of(op)[b] = -1; });
+      for_blocks(t.first, t.first + t.rows, [&](size_t b) { held_by(op)[b] = {}; });
     } else {
       job.bytes = t.rows * bytes.kv;
       job.to = memory.caches[static_cast<size_t>(op.layer)] + t.first * bytes.kv;
@@ -133,26 +158,28 @@ std::vector<TransferJob> PlanRun::take_transfers(const RunMemory& memory,
 
 void PlanRun::arrived(int32_t transfer) {
   Transfer& t = transfers_[static_cast<size_t>(transfer)];
-  t.there = true;
-  const Op& op = variant_->ops[static_cast<size_t>(t.op)];
+  t.state = Transfer::State::kThere;
+  if (!t.needed) return;
+  const Op& op = op_of(t);
   for_blocks(t.first, t.first + t.rows, [&](size_t b) {
-    if (traits_of(op).buffer != BufferKind::kHidden) {
+    if (!hidden(op)) {
       // Where some tokens are repaired, a layer is right when that has been done.
-      if (!selects()) made_[static_cast<size_t>(op.layer)][b] = true;
-    } else if (!variant_->aligns()) {
-      levels_of(op)[b] = op.layer;
+      Cell& cell = cells_[static_cast<size_t>(op.layer)][b];
+      cell.made |= !selects() && !cell.own;
+    } else if (variant_->aligns()) {
+      held_by(op)[b].sent = op.layer;
+    } else {
+      held_by(op)[b] = {.level = op.layer, .base = op.layer};
     }
   });
 }
 
 std::vector<PlanRun::Written> PlanRun::being_written() const {
   std::vector<Written> all;
-  for (size_t i = 0; i < asked_; ++i) {
-    const Transfer& t = transfers_[i];
-    if (t.there) continue;
-    const Op& op = variant_->ops[static_cast<size_t>(t.op)];
-    const bool hidden = traits_of(op).buffer == BufferKind::kHidden;
-    all.push_back({hidden, hidden ? hidden_index(*variant_, op.buffer) : op.layer, t.first, t.rows});
+  for (const Transfer& t : transfers_) {
+    if (t.state != Transfer::State::kAsked) continue;
+    const Op& op = op_of(t);
+    all.push_back({hidden(op), hidden(op) ? hidden_index(*variant_, op.buffer) : op.layer, t.first, t.rows});
   }
   std::sort(all.begin(), all.end(), [](const Written& a, const Written& b) {
     return std::tie(a.index, a.first) < std::tie(b.index, b.first);
@@ -161,69 +188,13 @@ std::vector<PlanRun::Written> PlanRun::being_written() const {
 }
 
 bool PlanRun::awaits_transfers() const {
-  return !repaired_ &&
-         std::any_of(transfers_.begin(), transfers_.end(), [](const Transfer& t) { return !t.there; });
+  return std::any_of(transfers_.begin(), transfers_.end(), [](const Transfer& t) { return t.comes(); });
 }
 
-void PlanRun::repair() {
-  repaired_ = true;
-  const auto layers = static_cast<int32_t>(made_.size());
-  const auto count = static_cast<size_t>(blocks());
-  int32_t last = -1;
-  std::vector<int32_t> lowest(count, layers);  // by block: its first cell that is missing
-  for (int32_t l = layers - 1; l >= 0; --l)
-    for (size_t b = 0; b < count; ++b)
-      if (!made_[static_cast<size_t>(l)][b]) {
-        lowest[b] = l;
-        last = std::max(last, l);
-      }
-  calls_.clear();
-  issued_ = done_ = {};
-  // Hidden states that every block can go on from; of several, the highest.
-  size_t source = 0;
-  int32_t best = -1;
-  for (size_t i = 0; i < levels_.size(); ++i) {
-    int32_t low = layers;
-    for (size_t b = 0; b < count; ++b)
-      low = std::min(low, levels_[i][b] < 0 || levels_[i][b] > lowest[b] ? -1 : levels_[i][b]);
-    if (low > best) {
-      best = low;
-      source = i;
-    }
-  }
-  int32_t buffer = 0;
-  while (variant_->buffers[static_cast<size_t>(buffer)].kind != BufferKind::kHidden ||
-         hidden_index(*variant_, buffer) != static_cast<int64_t>(source))
-    ++buffer;
-  auto add = [&](OpKind kind, int32_t layer, OpRows at) {
-    calls_.push_back({{.kind = kind, .layer = layer, .rows = Rows::kAll, .buffer = buffer}, -1, at, {}});
-  };
-  std::vector<int32_t> level = levels_[source];
-  if (last >= 0 && best < 0) {
-    add(OpKind::kEmbed, -1, {0, shape_.n, 0});
-    level.assign(count, 0);
-  }
-  for (int32_t l = 0; l <= last; ++l) {
-    for (size_t b = 0; b < count;) {
-      size_t end = b;
-      while (end < count && level[end] == l) ++end;
-      if (end == b) {
-        ++b;
-        continue;
-      }
-      const int64_t first = static_cast<int64_t>(b) * kBlock;
-      const int64_t rows = std::min(static_cast<int64_t>(end) * kBlock, shape_.n) - first;
-      add(OpKind::kRecompute, l, {first, rows, l < last ? rows : 0});
-      std::fill(level.begin() + static_cast<int64_t>(b), level.begin() + static_cast<int64_t>(end), l + 1);
-      b = end;
-    }
-  }
-  // The suffix begins anew: layers that it has seen may be others now.
-  const int64_t n = shape_.n, m = shape_.m;
-  add(OpKind::kEmbed, -1, {n, m, 0});
-  for (int32_t l = 0; l < layers; ++l) add(OpKind::kSuffix, l, {n, m, l + 1 < layers ? m : 1});
-  add(OpKind::kHead, -1, {n, m, 0});
-  if (best < 0 && last == layers - 1) exact_ = true;  // from the embeddings through every layer
+bool PlanRun::computes(int64_t layer) const {
+  const auto& cells = cells_[static_cast<size_t>(layer)];
+  return std::any_of(cells.begin(), cells.begin() + static_cast<std::ptrdiff_t>(context_blocks()),
+                     [](const Cell& cell) { return cell.own; });
 }
 
 bool PlanRun::divisible(const Call& call) {
@@ -272,7 +243,7 @@ std::optional<PlanRun::Piece> PlanRun::next(double most_flops) const {
   if (issued_.call >= calls_.size()) return std::nullopt;
   const Call& call = calls_[issued_.call];
   for (int32_t t : call.transfers)
-    if (!transfers_[static_cast<size_t>(t)].there) return std::nullopt;
+    if (transfers_[static_cast<size_t>(t)].comes()) return std::nullopt;
   const int64_t first = call.at.first + issued_.rows, left = call.at.rows - issued_.rows;
   auto piece = [&](int64_t rows) {
     // The queries are the last rows of the call.
@@ -315,29 +286,35 @@ void PlanRun::complete(const Piece& piece) {
   const Op& op = call.op;
   done_.rows += piece.at.rows;
   if (done_.rows >= call.at.rows) done_ = {done_.call + 1, 0};
-  auto& level = levels_of(op);
+  auto& held = held_by(op);
   const int64_t first = piece.at.first, end = first + piece.at.rows;
   switch (op.kind) {
     case OpKind::kEmbed:
-      for_blocks(first, end, [&](size_t b) { level[b] = 0; });
+      for_blocks(first, end, [&](size_t b) { held[b] = {.level = 0, .base = 0}; });
       break;
     case OpKind::kAlign:
-      for_blocks(first, end, [&](size_t b) { level[b] = op.layer; });
+      for_blocks(first, end, [&](size_t b) { held[b] = {.level = op.layer, .base = op.layer}; });
       break;
     case OpKind::kSelect:  // moves rows
-      std::fill(level.begin(), level.end(), -1);
+      std::fill_n(held.begin(), context_blocks(), Held{});
       break;
     case OpKind::kHead:
       break;
     default: {
-      auto& made = made_[static_cast<size_t>(op.layer)];
+      auto& cells = cells_[static_cast<size_t>(op.layer)];
       if (call.selected()) {
-        made.assign(made.size(), true);
+        for (size_t b = 0; b < context_blocks(); ++b) cells[b].made = true;
         break;
       }
-      for_blocks(first, end, [&](size_t b) { made[b] = true; });
-      // Rows without a query stay what they were; the queries are the last ones.
-      for_blocks(end - piece.at.queries, end, [&](size_t b) { level[b] = op.layer + 1; });
+      // Rows without a query stay what they were; the queries are the last ones. A block of both is neither.
+      for_blocks(first, end, [&](size_t b) {
+        cells[b].made = true;
+        cells[b].base = held[b].base;
+        if (begin_of(b) >= end - piece.at.queries)
+          held[b].level = op.layer + 1;
+        else if (begin_of(b + 1) > end - piece.at.queries)
+          held[b] = {};
+      });
     }
   }
 }

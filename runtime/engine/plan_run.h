@@ -2,11 +2,10 @@
 // does not come.
 //
 // Kernels run in the plan's order. One over many rows can run in pieces, each at a multiple of 64 rows: on a
-// backend whose rows are independent (the CPU) the bits are the same. Where a transfer is missing,
-// damaged or late, the cells that have not come are recomputed from where the run stands: from the hidden
-// states of the highest layer, at or below the first cell that is missing, that are there for the whole
-// context; else from the embeddings. What comes of it is again a tiling: the layers below as the plan has
-// them, R's own ones above.
+// backend whose rows are independent (the CPU) the bits are the same. Where a transfer is missing, damaged or
+// late, its cells are recomputed, block by block of 64 rows: from the nearest hidden states below them that
+// are there or are coming, else from the embeddings. What else is sent goes on. What comes of it is again a
+// tiling (plan_repair.cpp).
 #pragma once
 
 #include <cstdint>
@@ -62,7 +61,7 @@ class PlanRun {
           std::span<const int32_t> tokens);
 
   /// How many hidden buffers it computes in.
-  size_t hidden_buffers() const { return levels_.size(); }
+  size_t hidden_buffers() const { return held_.size(); }
   bool selects() const { return variant_->select_share > 0; }
   const Variant& variant() const { return *variant_; }
 
@@ -71,6 +70,17 @@ class PlanRun {
   std::vector<TransferJob> take_transfers(const RunMemory& memory, const std::shared_ptr<Segments>& segments,
                                           uint64_t owner, int64_t start_ns);
   void arrived(int32_t transfer);
+  /// It does not come, and is not written to any more. False: the run does without it as it is; else
+  /// repair().
+  bool lost(int32_t transfer);
+  /// None of those that have not come will; none is written to any more.
+  void lose_transfers();
+  /// What was lost is computed instead. Only while nothing that was issued runs. False: nothing was missing.
+  bool repair();
+  /// Where a repair takes all of what is sent: where tokens are selected. Then lose_transfers(), not lost().
+  bool all_or_nothing() const { return all_or_nothing_; }
+  /// Those asked for that repair() has made needless: lost() of those that their caller takes back.
+  std::vector<int32_t> needless() const;
   /// Rows that transfers may still write: of a layer's cache, or of a hidden buffer.
   struct Written {
     bool hidden = false;
@@ -79,15 +89,13 @@ class PlanRun {
   };
   /// By index and row.
   std::vector<Written> being_written() const;
-  /// What has not come is computed instead. Only while nothing that was issued runs, and no transfer.
-  void lose_transfers() {
-    if (awaits_transfers()) repair();
-  }
   bool awaits_transfers() const;
   /// Whether a transfer was lost: what runs is not the variant any more, and its promise at least.
   bool repaired() const { return repaired_; }
   /// Whether nothing of a sender is in what was computed.
   bool exact() const { return exact_; }
+  /// Whether any K and V of this layer, of the context, were computed by the receiver.
+  bool computes(int64_t layer) const;
 
   /// Of one row through one layer, but for its attention.
   static double layer_flops(const ModelConfig& config);
@@ -126,9 +134,24 @@ class PlanRun {
     int32_t op = 0;
     int64_t first = 0, rows = 0;
     int64_t needed_ns = 0;  // when its first reader could start, from the start of the run
-    int32_t after = -1;     // kernels up to this op run before it
-    bool there = false;
+    size_t after = 0;       // so many calls run before it
+    enum class State : uint8_t { kPlanned, kAsked, kThere, kLost } state = State::kPlanned;
+    bool needed = true;
+    bool comes() const { return state == State::kPlanned || state == State::kAsked; }
   };
+  /// K and V of a block of rows in a layer.
+  struct Cell {
+    bool own = false;  // R computes them; else they are sent
+    bool made = false;
+    int32_t base = 0;  // own and made: at which layer the hidden states were that they were computed from
+  };
+  /// Hidden states of a block of rows in a buffer.
+  struct Held {
+    int32_t level = -1;  // the layer that they enter; -1: none
+    int32_t base = -1;   // the layer at which they were sent; 0: the embeddings
+    int32_t sent = -1;   // they are S's, of this layer, and have to be mapped yet
+  };
+  struct Repair;
   struct Cursor {
     size_t call = 0;
     int64_t rows = 0;  // of it
@@ -137,13 +160,22 @@ class PlanRun {
 
   void build();
   void set_needs();
-  void repair();
+  const Op& op_of(const Transfer& t) const { return variant_->ops[static_cast<size_t>(t.op)]; }
+  static bool hidden(const Op& op);
   double flops(const Op& op, const OpRows& at) const;
-  std::vector<int32_t>& levels_of(const Op& op);
+  std::vector<Held>& held_by(const Op& op);
   static bool divisible(const Call& call);
-  int64_t blocks() const { return (shape_.n + kBlock - 1) / kBlock; }
+  /// Blocks are of up to 64 rows, between multiples of 64: the context's, then those behind it.
+  size_t context_blocks() const { return static_cast<size_t>((shape_.n + kBlock - 1) / kBlock); }
+  size_t blocks() const { return block_of(shape_.n + shape_.m - 1) + 1; }
+  size_t block_of(int64_t position) const;
+  int64_t begin_of(size_t block) const;
+  /// Calls f with each block that lies in rows first .. end - 1.
   template <typename F>
-  void for_blocks(int64_t first, int64_t end, F&& f) const;
+  void for_blocks(int64_t first, int64_t end, F&& f) const {
+    for (size_t b = block_of(first); first < end && b < cells_[0].size() && begin_of(b) < end; ++b)
+      if (begin_of(b) >= first && begin_of(b + 1) <= end) f(b);
+  }
 
   const Receiver& receiver_;
   const int64_t plan_;
@@ -152,10 +184,12 @@ class PlanRun {
   std::span<const int32_t> tokens_;
   std::vector<Call> calls_;
   std::vector<Transfer> transfers_;
-  size_t asked_ = 0;  // transfers before it were
   Cursor issued_, done_;
-  std::vector<std::vector<int32_t>> levels_;  // by hidden buffer and block: which layer these rows enter; -1
-  std::vector<std::vector<bool>> made_;       // by layer and block: K and V are as the tiling has them
+  std::vector<int32_t> buffers_;          // hidden ones: index into the variant's
+  std::vector<std::vector<Held>> held_;   // by hidden buffer and block
+  std::vector<std::vector<Cell>> cells_;  // by layer and block
+  bool all_or_nothing_ = false;
+  bool missing_ = false;  // something was lost that repair() has not seen to
   bool repaired_ = false, exact_ = true;
 };
 

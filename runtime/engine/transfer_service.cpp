@@ -104,6 +104,12 @@ void TransferService::cancel(uint64_t owner) {
   if (current_ == owner) current_cancelled_ = true;
 }
 
+bool TransferService::withdraw(uint64_t owner, int32_t index) {
+  std::lock_guard lock(mutex_);
+  return std::erase_if(queue_, [&](const TransferJob& j) { return j.owner == owner && j.index == index; }) >
+         0;
+}
+
 bool TransferService::reading(uint64_t owner) const {
   std::lock_guard lock(mutex_);
   return current_ == owner;

@@ -61,6 +61,8 @@ class TransferService {
   /// Drops what the owner still waits for. What is being read goes on until the store's next part, and writes
   /// until then: reading() tells. No TransferDone comes of either.
   void cancel(uint64_t owner);
+  /// Drops one transfer, if it has not begun; no TransferDone comes of it then. False: it has, or has ended.
+  bool withdraw(uint64_t owner, int32_t index);
   /// Whether memory of the owner is still being written to.
   bool reading(uint64_t owner) const;
   /// What has ended since the last call, in order.

@@ -27,7 +27,7 @@ std::string critical_table(const Variant& v, const std::vector<Track>& tracks) {
     }
     if (most > 0) out += text + "</tr>\n";
   };
-  for (StreamKind kind : {StreamKind::kLink, StreamKind::kCopy, StreamKind::kCompute})
+  for (StreamKind kind : kPlanStreams)
     row(stream_kind_name(kind), [&](size_t t) { return shares[t].stream_ns[static_cast<size_t>(kind)]; });
   row("not in the plan", [&](size_t t) { return shares[t].gap_ns; });
   row("after the last op", [&](size_t t) { return tracks[t].end - shares[t].total_ns(); });

@@ -180,7 +180,7 @@ std::string choices_text(const std::vector<Variant>& variants) {
 }  // namespace
 
 std::string_view bound_name(const Explanation& e) {
-  for (StreamKind kind : {StreamKind::kLink, StreamKind::kCopy, StreamKind::kCompute}) {
+  for (StreamKind kind : kPlanStreams) {
     if (share(e.shares.stream_ns[static_cast<size_t>(kind)], e) >= 90) return stream_kind_name(kind);
   }
   return "chain";
@@ -383,7 +383,7 @@ std::string explanation_text(const Explanation& e, const std::string& why, Other
     if (ns > 0)
       path += fmt::format("{}{} {} ({:.1f} %)", path.empty() ? "" : ", ", name, format_ns(ns), share(ns, e));
   };
-  for (StreamKind kind : {StreamKind::kLink, StreamKind::kCopy, StreamKind::kCompute})
+  for (StreamKind kind : kPlanStreams)
     part(stream_kind_name(kind), e.shares.stream_ns[static_cast<size_t>(kind)]);
   part("time not in the plan", e.shares.gap_ns);
   row("critical path", path);
@@ -489,7 +489,6 @@ Json explanation_json(const Explanation& e, const std::string& why) {
           {"streams", streams},
           {"critical_path",
            {{"link_ns", e.shares.stream_ns[0]},
-            {"copy_ns", e.shares.stream_ns[1]},
             {"compute_ns", e.shares.stream_ns[2]},
             {"gap_ns", e.shares.gap_ns},
             {"steps", path}}},

@@ -28,7 +28,7 @@ inline constexpr int64_t kRunRecordVersion = 1;
 struct OpRecord {
   int32_t op = 0;      // index into Variant::ops
   std::string label;   // op_label(): "e(3)", "recompute 4"
-  std::string stream;  // stream_kind_name(): "link", "copy", "compute"
+  std::string stream;  // stream_kind_name(): "link", "compute"
   int64_t start_ns = 0;
   int64_t end_ns = 0;
   int64_t bytes = 0;  // moved by a transfer; 0 for kernels

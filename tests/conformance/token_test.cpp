@@ -111,7 +111,9 @@ TEST_P(Conformance, HeadChoosesAsTheHostDoes) {
   int different = 0, last = -1;
   for (int i = 0; i < 40; ++i) {
     Choice choice;
-    if (i > 0) choice = {0.3 + 0.05 * i, i % 3 == 0 ? 1.0 : 0.6, i * 0.0243};
+    if (i > 0)
+      choice = {0.3 + 0.05 * i, i % 3 == 0 ? 1.0 : 0.6, i * 0.0243, i % 4 == 1 ? 20 : 0,
+                i % 5 == 1 ? 0.02 : 0};
     int32_t next = -1, alone = -1;
     rig.model->head(*rig.stream, *rig.workspace, {rig.hidden_at(i), logits.data(), choice, &next});
     rig.model->head(*rig.stream, *rig.workspace,

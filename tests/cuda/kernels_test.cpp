@@ -2,6 +2,7 @@
 #include "runtime/backends/cuda/kernels_internal.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <string>
 
@@ -494,11 +495,13 @@ TEST_F(Kernels, SampledChoicesAreThoseOfTheHost) {
         for (float& v : values) v = std::round(v * 2) / 2;  // many equal ones
       DeviceArray<float> logits(values, round % 2);
       const double temperatures[] = {0.1, 0.7, 1, 3}, shares[] = {1, 0.95, 0.5, 0.05, 0};
-      const Choice choice{temperatures[numbers.below(4)], shares[numbers.below(5)], numbers.uniform()};
+      Choice choice{temperatures[numbers.below(4)], shares[numbers.below(5)], numbers.uniform()};
+      if (round % 4 == 3) choice.top_k = std::array{1, 5, 50, 2000}[numbers.below(4)];
+      if (round % 5 == 2) choice.min_p = std::array{0.01, 0.3, 1.0}[numbers.below(3)];
       const int32_t want = reference_choice(values, choice);
       EXPECT_EQ(chooser(logits, choice), want)
           << vocab << " round " << round << " temperature " << choice.temperature << " top_p " << choice.top_p
-          << " at " << choice.at;
+          << " at " << choice.at << " top_k " << choice.top_k << " min_p " << choice.min_p;
       different_from_greedy += want != reference_choice(values, {}) ? 1 : 0;
     }
   }

@@ -2,6 +2,7 @@
 import concurrent.futures, gzip, hashlib, json, math, os, pathlib, re, shutil, subprocess, sys, tempfile, unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import forced_model
 from server import PATIENCE, Server, pair, root
 
 binaries = pathlib.Path(sys.argv[1]).resolve() / "bin"
@@ -180,6 +181,19 @@ class Answers(Served):
         events = self.server.stream("/v1/completions", prompt(n=2, seed=7, **hot))
         self.assertEqual(["".join(e["choices"][0]["text"] for e in events if e["choices"][0]["index"] == i) for i in (0, 1)], two)
 
+    def test_rules(self):
+        code = {"prompt": "\ndef mark(angle, data,", "max_tokens": 12, "ignore_eos": True, "reuse": "off", "return_token_ids": True}
+        ids = lambda **more: self.completion(**code, **more)["choices"][0]["token_ids"]
+        free = ids()
+        self.assertEqual(ids(logit_bias={"77": 100}), [77] * 12)
+        self.assertNotIn(free[0], ids(logit_bias={str(free[0]): -100}))
+        self.assertEqual(ids(temperature=2, seed=1, top_k=1), free)
+        self.assertEqual(ids(temperature=2, seed=1, min_p=1), free)
+        self.assertNotEqual(ids(temperature=2, seed=1), free)
+        once = ids(logit_bias={"77": 20}, presence_penalty=2, frequency_penalty=2)
+        self.assertTrue(0 < once.count(77) < 12, once)
+        self.assertLess(ids(logit_bias={"77": 20}, repetition_penalty=100).count(77), 3)
+
     def test_logprobs(self):
         said = self.completion(logprobs=3, ignore_eos=True, reuse="off")["choices"][0]["logprobs"]
         self.assertEqual({len(said[k]) for k in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}, {8})
@@ -194,7 +208,7 @@ class Answers(Served):
 
     def test_errors(self):
         for body, param in ((prompt(temperature=-1), "temperature"), (prompt(n=9), "n"), (prompt(prompt=None), "prompt"), (prompt(prompt=[["x"]]), "prompt"), (prompt(stop=""), "stop"),
-                            (prompt(max_tokens=0), "max_tokens"), (prompt(presence_penalty=1), "presence_penalty"), (prompt(reuse="some"), "reuse"), (prompt(prompt=[1 << 20]), "prompt"),
+                            (prompt(max_tokens=0), "max_tokens"), (prompt(presence_penalty=3), "presence_penalty"), (prompt(logit_bias={"99999": 1}), "logit_bias"), (prompt(reuse="some"), "reuse"), (prompt(prompt=[1 << 20]), "prompt"),
                             (prompt(response_format={"type": "json_object"}), "response_format"), (prompt(logprobs=1000), "logprobs"), (prompt(prompt=[]), "prompt"), (prompt(prompt=""), None)):
             status, _, answer = self.server.post("/v1/completions", body)
             if param is None: self.assertEqual(status, 200, "BOS alone can be answered")
@@ -361,7 +375,6 @@ class Description(Served):
         source = (root / "serve" / "openai_request.cpp").read_text()
         read = set(re.findall(r'\bf\.(?:has|at|integer|number|boolean|text)\("(\w+)"', source))
         for names in re.findall(r"for \(const char\* key : \{(.*?)\}\)", source, re.S): read |= set(re.findall(r'"(\w+)"', names))
-        read |= set(re.findall(r'\{"(\w+)", [\d.]+\}', re.search(r"neutral\[\] = (.*?);", source, re.S).group(1)))
         self.assertGreater(len(read), 45)
         completion, chat = (self.fields(self.schemas[n]) for n in ("CompletionRequest", "ChatRequest"))
         self.assertEqual(set(completion) | set(chat), read)
@@ -408,6 +421,7 @@ class Tenants(unittest.TestCase):
         keys = [{"tenant": "red", "key_file": str(work / "red.key"), "salt_file": str(work / "red.salt")},
                 {"tenant": "blue", "key_sha256": hashlib.sha256(b"key-of-blue").hexdigest(), "requests": 1}]
         self.server = Server(binaries, work, "tenants", fleet(keys=keys, limits={"batch": 1, "queue": 1}), "--log-requests")
+        self.server.key = "key-of-red"
 
     def tearDown(self): self.server.stop()
 
@@ -415,8 +429,9 @@ class Tenants(unittest.TestCase):
         for key in (None, "key-of-green", ""):
             status, headers, answer = self.server.post("/v1/completions", prompt(), key=key)
             self.assertEqual((status, answer["error"]["code"]), (401, "invalid_api_key"))
-        self.assertEqual(self.server.get("/v1/models")[0], 401)
-        self.assertEqual(self.server.get("/health")[0], 200)
+        for path in ("/v1/models", "/v1/models/receiver", "/metrics", "/status"):
+            self.assertEqual([self.server.get(path, key=key)[0] for key in (None, "key-of-green", "key-of-red")], [401, 401, 200], path)
+        for path in ("/health", "/", "/openapi.json"): self.assertEqual(self.server.get(path)[0], 200)
         for key in ("key-of-red", "key-of-blue"):
             status, _, answer = self.server.post("/v1/completions", prompt(), key=key)
             self.assertEqual(status, 200)
@@ -425,6 +440,20 @@ class Tenants(unittest.TestCase):
         logged = self.server.logged()
         self.assertIn('"tenant":"red"', logged)
         for secret in ("key-of-red", "key-of-blue", "salt of red", "bridge"): self.assertNotIn(secret, logged)
+
+    def test_open_metrics(self):
+        self.server.stop()
+        keys = [{"tenant": "blue", "key_sha256": hashlib.sha256(b"key-of-blue").hexdigest()}]
+        self.server = Server(binaries, work, "open", fleet(keys=keys, open_metrics=True))
+        for path, status in (("/metrics", 200), ("/status", 200), ("/v1/models", 401)): self.assertEqual(self.server.get(path)[0], status, path)
+
+    def test_page_asks_for_the_key(self):
+        browser = shutil.which("chromium")
+        if browser is None: self.skipTest("no chromium")
+        page = subprocess.run([browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={work}/chromium", "--virtual-time-budget=5000", "--dump-dom", self.server.url + "/"],
+                              capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE).stdout.split("<script>")[0]
+        self.assertRegex(page, r'<p id="state"[^>]*>this server asks for an API key')
+        self.assertRegex(page, r'<form id="ask">')
 
     def test_full_queue(self):
         body = prompt(stream=True, **LONG)
@@ -453,6 +482,57 @@ class Tenants(unittest.TestCase):
         self.assertEqual(json.loads(text.split("data: ")[-2])["usage"]["completion_tokens"], LONG["max_tokens"])
         running.close()
         self.assertEqual(self.server.process.wait(PATIENCE), 0)
+
+
+class Tools(unittest.TestCase):
+    """Calls of tools in answers that are known."""
+
+    @classmethod
+    def setUpClass(cls):
+        forced_model.make(work / "forced", forced_model.CALLS)
+        models = [{"name": name, "folder": str(work / "forced")} | more for name, more in (("calls", {"tool_parser": "hermes"}), ("texts", {}))]
+        cls.server = Server(binaries, work, "tools", {"models": models})
+
+    @classmethod
+    def tearDownClass(cls): assert cls.server.stop() == 0, cls.server.logged()
+
+    def chat(self, **more): return {"model": "calls", "messages": [{"role": "user", "content": "How is it?"}], "tools": forced_model.TOOLS, "temperature": 0, "max_tokens": 20} | more
+
+    def answer(self, **more):
+        status, _, answer = self.server.post("/v1/chat/completions", self.chat(**more))
+        self.assertEqual(status, 200, answer)
+        return answer["choices"][0]
+
+    def test_calls(self):
+        answer = self.answer()
+        message = answer["message"]
+        self.assertEqual((message["content"], answer["finish_reason"]), ("I look. ", "tool_calls"))
+        self.assertEqual([(c["type"], c["function"]) for c in message["tool_calls"]],
+                         [("function", {"name": "weather", "arguments": '{"city":"Zurich"}'}), ("function", {"name": "time", "arguments": "{}"})])
+        self.assertEqual(len({c["id"] for c in message["tool_calls"]}), 2)
+        # What was called goes back as clients send it.
+        again = self.chat(messages=[{"role": "user", "content": "How is it?"}, message | {"content": None}, {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "rain"}])
+        self.assertEqual(self.server.post("/v1/chat/completions", again)[0], 200)
+
+    def test_streams(self):
+        whole = self.answer()["message"]
+        for more in ({}, {"logprobs": True}, {"return_token_ids": True}):
+            chunks = [e["choices"][0] for e in self.server.stream("/v1/chat/completions", self.chat(**more))]
+            self.assertEqual("".join(c["delta"].get("content") or "" for c in chunks), whole["content"])
+            calls = [call for c in chunks for call in c["delta"].get("tool_calls", [])]
+            self.assertEqual([c["index"] for c in calls], [0, 1])
+            self.assertEqual([c["function"] for c in calls], [c["function"] for c in whole["tool_calls"]])
+            self.assertEqual([c["finish_reason"] for c in chunks], [None] * (len(chunks) - 1) + ["tool_calls"])
+
+    def test_what_is_no_call(self):
+        text = "".join(forced_model.CALLS[1:])
+        for more in ({"model": "texts"}, {"tools": []}, {"tool_choice": "none"}):
+            answer = self.answer(**more)
+            self.assertEqual((answer["message"], answer["finish_reason"]), ({"role": "assistant", "content": text}, "stop"), more)
+        cut = self.answer(max_tokens=5)
+        self.assertEqual((cut["message"], cut["finish_reason"]), ({"role": "assistant", "content": "".join(forced_model.CALLS[1:6])}, "length"), "a call that was cut off is none")
+        both = self.answer(max_tokens=8)
+        self.assertEqual((len(both["message"]["tool_calls"]), both["finish_reason"]), (1, "length"))
 
 
 class Drift(unittest.TestCase):

@@ -19,6 +19,7 @@ class Server:
         if not found: raise RuntimeError(f"ds-serve did not start: {line}{self.logged()}")
         self.url = found.group(1)
         self.address = urllib.parse.urlsplit(self.url)
+        self.key = None  # for engine()
 
     def connect(self):
         return http.client.HTTPConnection(self.address.hostname, self.address.port, timeout=PATIENCE)
@@ -57,7 +58,7 @@ class Server:
         finally:
             connection.close()
 
-    def engine(self): return self.get("/status")[2]["engine"]
+    def engine(self): return self.get("/status", key=self.key)[2]["engine"]
 
     def wait_for(self, what):
         """Until what() is true."""

@@ -4,7 +4,7 @@ import asyncio, csv, json, pathlib, shutil, subprocess, sys, tempfile, unittest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "serve"))
 from server import PATIENCE, Server, pair
 
-import openai
+import forced_model, openai
 
 build = pathlib.Path(sys.argv[1]).resolve()
 work = pathlib.Path(tempfile.mkdtemp(prefix="ds-serve-clients-"))
@@ -16,7 +16,9 @@ ANSWER = (pair / "data" / "demo_answer.txt").read_text().strip()
 def setUpModule():
     global server
     (work / "chat.jinja").write_text("<s>{% for m in messages %}{{ m.content }}{% endfor %}")
-    server = Server(build / "bin", work, "clients", {"models": [{"name": "receiver", "folder": str(pair / "receiver"), "chat_template": str(work / "chat.jinja")}]})
+    forced_model.make(work / "forced", forced_model.CALLS)
+    models = [{"name": "receiver", "folder": str(pair / "receiver"), "chat_template": str(work / "chat.jinja")}, {"name": "calls", "folder": str(work / "forced"), "tool_parser": "hermes"}]
+    server = Server(build / "bin", work, "clients", {"models": models})
 
 
 def tearDownModule():
@@ -36,7 +38,7 @@ class OpenAi(unittest.TestCase):
     def tearDown(self): self.client.close()
 
     def test_answers(self):
-        self.assertEqual([m.id for m in self.client.models.list()], ["receiver"])
+        self.assertEqual([m.id for m in self.client.models.list()], ["receiver", "calls"])
         whole = self.client.completions.create(model="receiver", prompt=CONTEXT + QUESTION, max_tokens=8, temperature=0)
         self.assertEqual((whole.choices[0].text.strip(), whole.choices[0].finish_reason), (ANSWER, "stop"))
         self.assertEqual(whole.usage.total_tokens, whole.usage.prompt_tokens + whole.usage.completion_tokens)
@@ -54,6 +56,13 @@ class OpenAi(unittest.TestCase):
         chunks = list(self.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
         self.assertEqual("".join(c.choices[0].delta.content or "" for c in chunks if c.choices), whole.choices[0].message.content)
         self.assertEqual(chunks[-1].usage.completion_tokens, 24)
+
+    def test_tools(self):
+        asked = dict(model="calls", messages=[{"role": "user", "content": "How is it?"}], tools=forced_model.TOOLS, temperature=0, max_tokens=20)
+        whole = self.client.chat.completions.create(**asked).choices[0]
+        self.assertEqual((whole.finish_reason, [(c.function.name, json.loads(c.function.arguments)) for c in whole.message.tool_calls]), ("tool_calls", [("weather", {"city": "Zurich"}), ("time", {})]))
+        with self.client.chat.completions.stream(**asked) as stream: last = stream.get_final_completion().choices[0]
+        self.assertEqual((last.finish_reason, last.message.content, [c.function.name for c in last.message.tool_calls]), ("tool_calls", "I look. ", ["weather", "time"]))
 
     def test_errors(self):
         with self.assertRaises(openai.NotFoundError) as e: self.client.completions.create(model="nobody", prompt="x")

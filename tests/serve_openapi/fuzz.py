@@ -15,7 +15,7 @@ SEED = int(os.environ.get("DROIDSPEAK_FUZZ_SEED", 0))
 SHARES = {"/v1/completions": 0.3, "/v1/chat/completions": 0.25, "/tokenize": 0.15, "/detokenize": 0.1}  # of the calls
 BYTES_SHARE = 0.1  # of bodies that are no JSON, methods and paths; what is left is shared by the other paths
 # Of a request that is as described: it is too long, a token is none of the model's, fields do not go together, or a template does not take it.
-MAY_BE_REFUSED = {"model", "prompt", "messages", "best_of", "top_logprobs"}
+MAY_BE_REFUSED = {"model", "prompt", "messages", "best_of", "top_logprobs", "logit_bias"}
 CHECKS = [described.status_code_conformance, described.content_type_conformance, described.response_headers_conformance, described.response_schema_conformance, described.negative_data_rejection]
 VOCABULARY = json.loads((pair / "receiver" / "config.json").read_text())["vocab_size"]
 CONTEXT = (pair / "data" / "demo_context.txt").read_text()
@@ -81,6 +81,7 @@ def nearer(draw, body, right):
     known = lambda x: [known(y) for y in x] if isinstance(x, list) else x if isinstance(x, str) else x % VOCABULARY
     for key in ("prompt", "tokens", "stop_token_ids"):
         if isinstance(body.get(key), list) and sometimes(): body[key] = known(body[key])
+    if isinstance(body.get("logit_bias"), dict) and sometimes(): body["logit_bias"] = {str(int(k) % VOCABULARY): v for k, v in body["logit_bias"].items()}
     return body
 
 

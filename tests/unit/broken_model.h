@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -23,6 +24,8 @@ class BrokenModel final : public DeviceModel {
   float number = std::nanf("");  // that logit
   int64_t after = 0;             // step: so many are right
   int64_t position = -1;         // "batch": where a sequence is at this one
+  Code code = Code::kInternal;
+  std::function<void()> on_workspace = {};  // when one is made
 
   const ModelConfig& config() const override { return model_.config(); }
   DType dtype() const override { return model_.dtype(); }
@@ -30,7 +33,10 @@ class BrokenModel final : public DeviceModel {
   void set_profile(PhaseTimes* times) override { model_.set_profile(times); }
 
  protected:
-  Result<std::unique_ptr<Workspace>> new_workspace(int64_t n) override { return model_.make_workspace(n); }
+  Result<std::unique_ptr<Workspace>> new_workspace(int64_t n) override {
+    if (on_workspace) on_workspace();
+    return model_.make_workspace(n);
+  }
   Result<std::unique_ptr<DeviceMap>> new_map(const AlignmentMap& map) override {
     return model_.load_map(map);
   }
@@ -78,8 +84,7 @@ class BrokenModel final : public DeviceModel {
   template <typename Call>
   void fail_or(CommandStream& stream, const char* what, Call call) {
     if (fails != what) return call();
-    static_cast<host::HostStream&>(stream).kernel(
-        [] { return error(Code::kInternal, "this kernel is broken"); });
+    static_cast<host::HostStream&>(stream).kernel([c = code] { return error(c, "this kernel is broken"); });
   }
   void spoil(CommandStream& stream, float* logits) {
     static_cast<host::HostStream&>(stream).kernel([logit = logits + 17, to = number] {

@@ -211,6 +211,27 @@ TEST(ProfileEngine, WithoutTheContextTheQuestionIsReadByItself) {
               ::testing::HasSubstr("a question of 0 tokens without its context"));
 }
 
+TEST(ProfileEngine, AnotherDocumentsCacheIsThatOfThatDocument) {
+  Setting s(DType::kBF16, false);
+  s.ways = {Way::full_prefill(), Way::full_reuse(), Way::group({1, 3}), Way::other_document()};
+  const auto other = random_ids(150, 300, 99);
+  auto engine = s.engine(64);
+  const ContextAnswers found = take(engine->run(s.context, s.questions, s.all(), other));
+  const ContextAnswers there = take(engine->run(other, s.questions, {true, true, true, false}));
+  const ContextAnswers without = take(engine->run(s.context, s.questions, {true, true, true, false}));
+  for (size_t q = 0; q < s.questions.size(); ++q) {
+    EXPECT_EQ(found.ways[3][q].tokens, there.ways[1][q].tokens);
+    EXPECT_EQ(found.ways[3][q].entropy, there.ways[1][q].entropy);
+    EXPECT_NE(found.ways[3][q].entropy, found.ways[1][q].entropy);
+    EXPECT_GT(found.ways[3][q].divergence, 0) << "beside the receiver's own answer about its own document";
+    for (size_t w = 0; w < 3; ++w) EXPECT_EQ(found.ways[w][q].entropy, without.ways[w][q].entropy);
+  }
+  EXPECT_EQ(take(engine->run(s.context, s.questions, s.all(), s.context)).ways[3][0].divergence,
+            found.ways[1][0].divergence);
+  EXPECT_THAT(engine->run(s.context, s.questions, s.all()).status().message(),
+              ::testing::HasSubstr("another document of 0 tokens; expected 150"));
+}
+
 TEST(ProfileEngine, ReferenceChangesTheDivergenceButNotTheAnswer) {
   Setting s(DType::kBF16, false);
   auto engine = s.engine(512);

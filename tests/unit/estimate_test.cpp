@@ -101,7 +101,8 @@ TEST(Budget, GivesUpInTheStatedOrderAndNoMoreThanNeeded) {
   const ModelConfig config = tiny_config(Family::kLlama, 30);
   ProfileOptions asked;
   asked.ways.align = {MapForm::kFull};
-  asked.ways.shuffled = asked.fit.shuffled = asked.ways.heuristics = asked.ways.no_context = true;
+  asked.ways.shuffled = asked.fit.shuffled = asked.ways.heuristics = asked.ways.no_context =
+      asked.ways.other_document = true;
   const ProfileWork work = a_work(config, asked.ways, std::vector<int64_t>(100, 40));
   Pace pace;
   pace.layer_row = 1e6;
@@ -155,6 +156,7 @@ TEST(Budget, GivesUpInTheStatedOrderAndNoMoreThanNeeded) {
       EXPECT_EQ(w.granularity, 9);
     }
     EXPECT_EQ(w.shuffled, one->options.fit.shuffled);
+    EXPECT_EQ(w.other_document, w.sender_alone);
     EXPECT_TRUE(w.heuristics && w.no_context) << "what costs nothing stays";
     // The most contexts that fit.
     if (one->options.most_contexts > 0) {

@@ -321,6 +321,24 @@ TEST(Ways, AreTheLayersThatEveryTokenGetsRecomputed) {
   EXPECT_EQ(way_of(testing::make_select_plan(testing::small_shape(5), 0.15).variants[0]), Way::select(0.15));
 }
 
+TEST(Ways, WithoutANameOfTheirOwnListTheirLayers) {
+  auto restored = [](std::vector<LayerRange> layers) {
+    return Way{.mode = Mode::kRestore, .layers = std::move(layers)}.name();
+  };
+  EXPECT_EQ(restored({{1, 2}}), "restore 1-2");
+  EXPECT_EQ(restored({{1, 2}, {5, 5}}), "restore 1-2,5");
+  EXPECT_NE(restored({{1, 2}, {5, 5}}), restored({{1, 2}, {4, 5}}));
+  // What has the sender's K and V everywhere is full reuse, wherever one says so.
+  EXPECT_EQ((Way{.layers = {{1, 2}}}.name()), "full reuse");
+  // A profile scores no such way, so a variant promises what its first mode with a name does.
+  EXPECT_EQ(way_of(tiled({{Mode::kLoad, 0, 0, 0, 0, false},
+                          {Mode::kRestore, 1, 1, 0, 0, false},
+                          {Mode::kLoad, 2, 2, 0, 0, false},
+                          {Mode::kRestore, 3, 4, 0, 0, false}},
+                         1)),
+            Way::full_reuse());
+}
+
 Quality quality_for(const Plan& plan, std::vector<Way> ways) {
   Quality q;
   q.sender_fingerprint = plan.sender.fingerprint;

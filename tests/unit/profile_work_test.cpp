@@ -158,6 +158,35 @@ TEST_F(Work, WithoutItsContextAQuestionIsTheTemplateAlone) {
       plan(data_of({{"The report was signed.", " Who?"}}), t)->contexts[0].questions[0].alone.empty());
 }
 
+TEST_F(Work, AnotherDocumentIsOfTheSameTaskAndAsLong) {
+  const Tokenizer t = tokenizer("llama3");
+  const std::string longer = "The annual report was signed by the mayor, the clerk and two witnesses.";
+  std::vector<Dataset> data =
+      data_of({{"The report was signed.", " Who?"}, {longer, " Who?"}, {"A list.", " What?"}});
+  data[0].items[2].task = "other";
+  auto work = plan(data, t);
+  ASSERT_TRUE(work.ok()) << work.status().message();
+  ASSERT_EQ(work->contexts.size(), 3u);
+  for (int64_t i = 0; i < 3; ++i) {
+    const ProfileContext& mine = work->contexts[static_cast<size_t>(i)];
+    const std::vector<int32_t> other = other_document(*work, i);
+    ASSERT_EQ(other.size(), mine.tokens.size());
+    // The only one of its task has any other.
+    bool found = false;
+    for (const ProfileContext& c : work->contexts) {
+      bool same =
+          &c != &mine && (mine.origins[0].task == "other" || c.origins[0].task == mine.origins[0].task);
+      for (size_t k = 0; k < other.size(); ++k) same = same && other[k] == c.tokens[k % c.tokens.size()];
+      found = found || same;
+    }
+    EXPECT_TRUE(found) << i;
+  }
+  data[0].items.resize(1);
+  work = plan(data, t);
+  ASSERT_TRUE(work.ok());
+  EXPECT_TRUE(other_document(*work, 0).empty());
+}
+
 TEST_F(Work, FewerContextsAreTheFirstOfTheRunsOrder) {
   const Tokenizer t = tokenizer("llama3");
   std::vector<std::pair<std::string, std::string>> texts;

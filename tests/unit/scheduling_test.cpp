@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <numeric>
 #include <random>
 
@@ -316,6 +317,25 @@ TEST(Emit, OtherModesSurvive) {
     ASSERT_TRUE(again.ok()) << again.status().message();
     EXPECT_EQ(*again, plan);
   }
+}
+
+TEST(Emit, FrozenPlansOfEveryFormatSurviveText) {
+  int found = 0;
+  for (const auto& file : std::filesystem::directory_iterator(DS_SOURCE_DIR "/plans/golden")) {
+    if (file.path().extension() != ".dsplan") continue;
+    SCOPED_TRACE(file.path().filename().string());
+    ++found;
+    auto bytes = read_text_file(file.path().string());
+    ASSERT_TRUE(bytes.ok()) << bytes.status().message();
+    auto plan = read_plan(file.path().string());
+    ASSERT_TRUE(plan.ok()) << plan.status().message();
+    auto text = plan_to_mlir(*plan);
+    ASSERT_TRUE(text.ok()) << text.status().message();
+    auto again = plan_from_mlir(*text, "text");
+    ASSERT_TRUE(again.ok()) << again.status().message();
+    EXPECT_EQ(serialize_plan(*again), *bytes);
+  }
+  EXPECT_GE(found, 9);
 }
 
 TEST(Emit, ANameWithQuotesAndNewlinesSurvives) {

@@ -30,7 +30,7 @@ TEST(FleetFile, ReadsAllOfItsFields) {
                "tls": {"certificate": "cert.pem", "private_key": "/etc/key.pem"}},
     "device": {"backend": "cpu", "threads": 4, "dtype": "f32"},
     "models": [{"name": "a", "folder": "models/a", "reuse": "approximate", "publish": true},
-               {"name": "b", "folder": "/models/b-lora", "base": "models/b", "chat_template": "t.jinja", "max_model_len": 4096}],
+               {"name": "b", "folder": "/models/b-lora", "base": "models/b", "chat_template": "t.jinja", "tool_parser": "hermes", "max_model_len": 4096}],
     "plans": [{"file": "a.dsplan", "maps": "maps.safetensors", "profile": "quality.json"}],
     "store": {"url": "file:store", "key_file": "store.key"},
     "objectives": {"loss": 2.5, "ttft_ms": 400},
@@ -57,6 +57,8 @@ TEST(FleetFile, ReadsAllOfItsFields) {
   EXPECT_EQ(f.models[1].base, "/srv/fleet/models/b");
   EXPECT_EQ(f.models[1].chat_template, "/srv/fleet/t.jinja");
   EXPECT_EQ(f.models[1].max_model_len, 4096);
+  EXPECT_EQ(f.models[0].tools, ToolFormat::kNone);
+  EXPECT_EQ(f.models[1].tools, ToolFormat::kHermes);
   EXPECT_FALSE(f.models[1].approximate || f.models[1].publish) << "approximate reuse is for who asks for it";
   ASSERT_EQ(f.plans.size(), 1u);
   EXPECT_EQ(f.plans[0].maps, "/srv/fleet/maps.safetensors");
@@ -98,6 +100,8 @@ TEST(FleetFile, NamesWhatIsWrong) {
       {R"({"models": [{"name": "a"}]})", {"models[0]", "'folder' is missing"}},
       {R"({"models": [{"name": "a", "folder": "a", "reuse": "some"}]})",
        {"models[0]", "'reuse' is 'some'", "approximate"}},
+      {R"({"models": [{"name": "a", "folder": "a", "tool_parser": "gpt"}]})",
+       {"models[0]", "'tool_parser' is 'gpt'", "hermes"}},
       {R"({"models": [{"name": "a", "folder": "a"}, {"name": "a", "folder": "b"}]})",
        {"two models are named 'a'"}},
       {"{" + model + R"(, "listen": {"port": 70000}})", {"listen", "'port' is 70000"}},
@@ -189,6 +193,7 @@ TEST(ApiRequests, FieldsAreRead) {
       R"({"model": "m", "prompt": "a", "max_tokens": 5, "max_completion_tokens": 7, "min_tokens": 2, "n": 3, "temperature": 0.5,
     "top_p": 0.9, "seed": -1, "stop": ["x", "yz"], "stop_token_ids": [4], "ignore_eos": true, "stream": true,
     "stream_options": {"include_usage": true, "continuous_usage_stats": true}, "return_token_ids": true, "logprobs": 2,
+    "top_k": 40, "min_p": 0.05, "presence_penalty": -1, "frequency_penalty": 0.5, "repetition_penalty": 1.25, "logit_bias": {"5": -100, "17": 1.5},
     "reuse": "exact", "slo_loss": 1.5, "slo_ttft_ms": 20, "cache_salt": "s", "nobody_knows": [1]})");
   EXPECT_EQ(r.model, "m");
   EXPECT_EQ(r.max_tokens, 7) << "the newer name counts";
@@ -196,6 +201,12 @@ TEST(ApiRequests, FieldsAreRead) {
   EXPECT_EQ(r.n, 3);
   EXPECT_EQ(r.temperature, 0.5);
   EXPECT_EQ(r.top_p, 0.9);
+  EXPECT_EQ(r.top_k, 40);
+  EXPECT_EQ(r.min_p, 0.05);
+  EXPECT_EQ(r.rules.presence, -1);
+  EXPECT_EQ(r.rules.frequency, 0.5f);
+  EXPECT_EQ(r.rules.repetition, 1.25f);
+  EXPECT_THAT(r.rules.bias, ElementsAre(std::pair(5, -100.0f), std::pair(17, 1.5f)));
   EXPECT_EQ(r.seed, UINT64_MAX);
   EXPECT_THAT(r.stops, ElementsAre("x", "yz"));
   EXPECT_THAT(r.stop_ids, ElementsAre(4));
@@ -229,10 +240,17 @@ TEST(ApiRequests, WhatIsWrongIsNamed) {
       {R"("stream_options": {"include_usage": 1})", "stream_options"},
       {R"("logprobs": 21)", "logprobs"},
       {R"("echo": true)", "echo"},
-      {R"("top_k": 5)", "top_k"},
-      {R"("frequency_penalty": 0.5)", "frequency_penalty"},
-      {R"("repetition_penalty": 1.1)", "repetition_penalty"},
-      {R"("logit_bias": {"5": 1})", "logit_bias"},
+      {R"("top_k": -2)", "top_k"},
+      {R"("min_p": 1.5)", "min_p"},
+      {R"("frequency_penalty": 2.5)", "frequency_penalty"},
+      {R"("presence_penalty": "x")", "presence_penalty"},
+      {R"("repetition_penalty": 0)", "repetition_penalty"},
+      {R"("length_penalty": 2)", "length_penalty"},
+      {R"("logit_bias": {"5": 101})", "logit_bias"},
+      {R"("logit_bias": {"-5": 1})", "logit_bias"},
+      {R"("logit_bias": {"5x": 1})", "logit_bias"},
+      {R"("logit_bias": {"5": "1"})", "logit_bias"},
+      {R"("logit_bias": [[5, 1]])", "logit_bias"},
       {R"("best_of": 2)", "best_of"},
       {R"("suffix": "x")", "suffix"},
       {R"("response_format": {"type": "json_object"})", "response_format"},
@@ -248,8 +266,12 @@ TEST(ApiRequests, WhatIsWrongIsNamed) {
   }
   for (const char* body : {"", "{", "[]", "3", "\"a\"", "{\"prompt\": \"\xff\"}"})
     EXPECT_EQ(fault_of(body).status, 400) << body;
+  EXPECT_FALSE(
+      request(
+          R"({"prompt": "a", "top_k": -1, "frequency_penalty": 0, "repetition_penalty": 1.0, "logit_bias": {}})")
+          .rules.any());
   request(
-      R"({"prompt": "a", "top_k": -1, "frequency_penalty": 0, "repetition_penalty": 1.0, "logit_bias": {}, "best_of": 1, "echo": false, "suffix": null, "response_format": {"type": "text"}})");
+      R"({"prompt": "a", "best_of": 1, "length_penalty": 1.0, "echo": false, "suffix": null, "response_format": {"type": "text"}})");
 }
 
 TEST(ApiRequests, Conversations) {
@@ -264,6 +286,7 @@ TEST(ApiRequests, Conversations) {
   EXPECT_EQ(r.conversation["tools"].size(), 1u);
   EXPECT_EQ(r.conversation["chat_template_kwargs"]["enable_thinking"], false);
   EXPECT_EQ(r.logprobs, 3);
+  EXPECT_TRUE(r.has_tools);
   EXPECT_FALSE(r.add_special_tokens) << "a template says itself where special tokens stand";
   EXPECT_FALSE(
       request(R"({"messages": [{"role": "user", "content": "a"}], "tools": [{}], "tool_choice": "none"})",

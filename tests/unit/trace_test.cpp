@@ -837,7 +837,7 @@ TEST(PlanDiff, EqualPlansHaveNoneAndEveryFieldCounts) {
          std::swap(sent[0]->chunk, sent.back()->chunk);
        }},
       {"v0: details", [](Plan& p) { p.variants[0].buffers[0].with_suffix = false; }},
-      {"v0: streams", [](Plan& p) { p.variants[0].streams.push_back({StreamKind::kCopy}); }},
+      {"v0: streams", [](Plan& p) { p.variants[0].streams.push_back({StreamKind::kLink}); }},
       {"full-prefill: promised TTFT", [](Plan& p) { p.full_prefill.promise.ttft_ns += 1; }},
   };
   for (const auto& [field, edit] : edits) {

@@ -26,8 +26,11 @@ Bench add_kernels(CLI::App& app);
 Bench add_plans(CLI::App& app);
 Bench add_store(CLI::App& app);
 // With the compiler only.
+Bench add_agents(CLI::App& app);
 Bench add_compile(CLI::App& app);
+Bench add_dead_store(CLI::App& app);
 Bench add_serve(CLI::App& app);
+Bench add_http(CLI::App& app);
 Bench add_sweep(CLI::App& app);
 Bench add_quality(CLI::App& app);
 Bench add_make_plans(CLI::App& app);

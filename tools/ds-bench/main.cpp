@@ -10,15 +10,26 @@ int main(int argc, char** argv) {
       "compiler.",
       "ds-bench"};
   app.require_subcommand(1);
-  const std::pair<const char*, Bench> benches[] = {
-      {"attention", add_attention(app)},
+  const std::pair<const char*, Bench> benches[] = {{"attention", add_attention(app)},
 #ifdef DS_HAVE_COMPILER
-      {"compile", add_compile(app)},     {"make-plans", add_make_plans(app)}, {"quality", add_quality(app)},
-      {"serve", add_serve(app)},         {"sweep", add_sweep(app)},
+                                                   {"agents", add_agents(app)},
+                                                   {"dead-store", add_dead_store(app)},
+                                                   {"compile", add_compile(app)},
+                                                   {"make-plans", add_make_plans(app)},
+                                                   {"quality", add_quality(app)},
+                                                   {"http", add_http(app)},
+                                                   {"serve", add_serve(app)},
+                                                   {"sweep", add_sweep(app)},
 #endif
-      {"decode", add_decode(app)},       {"kernels", add_kernels(app)},       {"plans", add_plans(app)},
-      {"load", add_load(app)},           {"make-model", add_make_model(app)}, {"overlap", add_overlap(app)},
-      {"prefill", add_prefill(app)},     {"store", add_store(app)},           {"ttft", add_ttft(app)}};
+                                                   {"decode", add_decode(app)},
+                                                   {"kernels", add_kernels(app)},
+                                                   {"plans", add_plans(app)},
+                                                   {"load", add_load(app)},
+                                                   {"make-model", add_make_model(app)},
+                                                   {"overlap", add_overlap(app)},
+                                                   {"prefill", add_prefill(app)},
+                                                   {"store", add_store(app)},
+                                                   {"ttft", add_ttft(app)}};
   app.footer(
       "Examples:\n"
       "  ds-bench prefill --shape llama-1b --lengths 512,2048,4096 --json prefill.json\n"
@@ -37,6 +48,9 @@ int main(int argc, char** argv) {
       "  ds-bench compile --layers 80 --chunks 16 --json -\n"
       "  ds-bench quality --receiver R/ --sender S/ --quality quality.json --machine machine.json \\\n"
       "      --link-rates 20MB/s,100MB/s --data notes.jsonl -o quality-ttft.json --html page.html\n"
+      "  ds-bench agents --turns 9 --json agents.json\n"
+      "  ds-bench dead-store --context-length 1024 --repeats 5 --json -\n"
+      "  ds-bench http --fleet fleet.json --clients 64 --knee-steps 6 --json http.json\n"
       "  ds-bench serve --receivers 3 --contexts 6 --questions 4 --json serve.json --html serve.html\n"
       "  ds-bench sweep --lengths 512,1024,2048 --budget-s 240 --json sweep.json --html sweep.html\n"
 #endif

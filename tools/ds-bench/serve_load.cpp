@@ -64,13 +64,40 @@ Summary Summary::of(std::vector<double> values) {
           percentile(50), percentile(90), percentile(99)};
 }
 
+void LoadSum::add(std::span<const int64_t> token_ns) {
+  auto ms = [](int64_t ns) { return static_cast<double>(ns) / 1e6; };
+  ++figures_.completed;
+  ttft_.push_back(ms(token_ns.front()));
+  e2el_.push_back(ms(token_ns.back()));
+  if (token_ns.size() > 1)
+    tpot_.push_back(ms(token_ns.back() - token_ns.front()) / static_cast<double>(token_ns.size() - 1));
+  for (size_t i = 1; i < token_ns.size(); ++i) itl_.push_back(ms(token_ns[i] - token_ns[i - 1]));
+  good_ += ttft_.back() <= slo_ttft_ms_ ? 1 : 0;
+  output_ += static_cast<int64_t>(token_ns.size());
+}
+
+LoadFigures LoadSum::figures(double duration_s, const EngineStats& stats) {
+  LoadFigures f = std::exchange(figures_, {});
+  f.stats = stats;
+  f.duration_s = duration_s;
+  f.request_throughput = static_cast<double>(f.completed) / duration_s;
+  f.output_throughput = static_cast<double>(output_) / duration_s;
+  f.total_token_throughput = static_cast<double>(output_ + stats.prompt_tokens) / duration_s;
+  f.request_goodput = static_cast<double>(good_) / duration_s;
+  f.within_slo = static_cast<double>(good_) / static_cast<double>(f.completed + f.failed);
+  f.ttft = Summary::of(std::move(ttft_));
+  f.tpot = Summary::of(std::move(tpot_));
+  f.itl = Summary::of(std::move(itl_));
+  f.e2el = Summary::of(std::move(e2el_));
+  return f;
+}
+
 Result<LoadFigures> run_load(Engine& engine, const std::vector<Arrival>& load, double slo_ttft_ms,
                              const std::function<EngineRequest(const Arrival&)>& make) {
-  LoadFigures f;
+  LoadSum sum(slo_ttft_ms);
   std::vector<std::shared_ptr<Ticket>> tickets;
   const auto start = std::chrono::steady_clock::now();
   const int64_t start_ns = now_ns();
-  int64_t prompt = 0, output = 0;
   for (const Arrival& a : load) {
     EngineRequest request = make(a);
     std::this_thread::sleep_until(start + std::chrono::duration_cast<std::chrono::steady_clock::duration>(
@@ -79,41 +106,53 @@ Result<LoadFigures> run_load(Engine& engine, const std::vector<Arrival>& load, d
     if (ticket.ok())
       tickets.push_back(*ticket);
     else if (ticket.status().code() == Code::kExhausted)
-      ++f.failed;
+      sum.fail();
     else
       return ticket.status();
   }
-  std::vector<double> ttft, tpot, itl, e2el;
-  int64_t good = 0;
   for (const auto& ticket : tickets) {
     auto answer = ticket->wait();
     if (!answer.ok()) return answer.status();
-    ++f.completed;
-    const auto& times = answer->token_ns;
-    auto ms = [](int64_t ns) { return static_cast<double>(ns) / 1e6; };
-    ttft.push_back(ms(times.front()));
-    e2el.push_back(ms(times.back()));
-    if (times.size() > 1)
-      tpot.push_back(ms(times.back() - times.front()) / static_cast<double>(times.size() - 1));
-    for (size_t i = 1; i < times.size(); ++i) itl.push_back(ms(times[i] - times[i - 1]));
-    good += ttft.back() <= slo_ttft_ms ? 1 : 0;
-    output += static_cast<int64_t>(times.size());
+    sum.add(answer->token_ns);
   }
-  f.duration_s = static_cast<double>(now_ns() - start_ns) / 1e9;
-  f.stats = engine.stats();
-  prompt = f.stats.prompt_tokens;
+  LoadFigures f = sum.figures(static_cast<double>(now_ns() - start_ns) / 1e9, engine.stats());
   const double span = load.back().at_s;
   f.offered_rate = span > 0 ? static_cast<double>(load.size() - 1) / span : 0;
-  f.request_throughput = static_cast<double>(f.completed) / f.duration_s;
-  f.output_throughput = static_cast<double>(output) / f.duration_s;
-  f.total_token_throughput = static_cast<double>(output + prompt) / f.duration_s;
-  f.request_goodput = static_cast<double>(good) / f.duration_s;
-  f.within_slo = static_cast<double>(good) / static_cast<double>(load.size());
-  f.ttft = Summary::of(std::move(ttft));
-  f.tpot = Summary::of(std::move(tpot));
-  f.itl = Summary::of(std::move(itl));
-  f.e2el = Summary::of(std::move(e2el));
   return f;
+}
+
+nlohmann::ordered_json LoadFigures::json() const {
+  nlohmann::ordered_json j = {{"request_rate", offered_rate},
+                              {"completed", completed},
+                              {"failed", failed},
+                              {"duration", duration_s},
+                              {"request_throughput", request_throughput},
+                              {"request_goodput", request_goodput},
+                              {"within_slo", within_slo},
+                              {"output_throughput", output_throughput},
+                              {"total_token_throughput", total_token_throughput}};
+  const std::pair<const char*, const Summary*> figures[] = {
+      {"ttft", &ttft}, {"tpot", &tpot}, {"itl", &itl}, {"e2el", &e2el}};
+  for (const auto& [name, s] : figures) {
+    j[fmt::format("mean_{}_ms", name)] = s->mean;
+    j[fmt::format("median_{}_ms", name)] = s->median;
+    j[fmt::format("p90_{}_ms", name)] = s->p90;
+    j[fmt::format("p99_{}_ms", name)] = s->p99;
+  }
+  const EngineStats& s = stats;
+  j["engine"] = {{"steps", s.steps},
+                 {"entry_hits", s.entry_hits},
+                 {"entry_misses", s.entry_misses},
+                 {"repaired", s.repaired},
+                 {"prompt_tokens", s.prompt_tokens},
+                 {"cached_tokens", s.cached_tokens},
+                 {"new_tokens", s.new_tokens},
+                 {"link_bytes", s.link_bytes},
+                 {"link_busy_s", static_cast<double>(s.link_busy_ns) / 1e9},
+                 {"compute_busy_s", static_cast<double>(s.compute_busy_ns) / 1e9},
+                 {"peak_bytes", s.peak_bytes},
+                 {"evictions", s.evictions}};
+  return j;
 }
 
 }  // namespace ds

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -28,6 +30,9 @@ struct Summary {
   static Summary of(std::vector<double> values);
 };
 
+/// A rate is served where this share of first tokens comes within the SLO.
+inline constexpr double kServedShare = 0.9;
+
 /// Times in milliseconds.
 struct LoadFigures {
   double offered_rate = 0;  // requests per second
@@ -35,8 +40,27 @@ struct LoadFigures {
   double duration_s = 0, request_throughput = 0, output_throughput = 0, total_token_throughput = 0;
   double request_goodput = 0;  // requests per second that kept the SLO
   double within_slo = 0;       // their share
+  bool served() const { return within_slo >= kServedShare; }
   Summary ttft, tpot, itl, e2el;
   EngineStats stats;
+
+  nlohmann::ordered_json json() const;
+};
+
+/// Adds a load's answers up.
+class LoadSum {
+ public:
+  explicit LoadSum(double slo_ttft_ms) : slo_ttft_ms_(slo_ttft_ms) {}
+  /// `token_ns`: from when the request was sent to each of its tokens.
+  void add(std::span<const int64_t> token_ns);
+  void fail() { ++figures_.failed; }
+  LoadFigures figures(double duration_s, const EngineStats& stats);
+
+ private:
+  const double slo_ttft_ms_;
+  LoadFigures figures_;
+  std::vector<double> ttft_, tpot_, itl_, e2el_;
+  int64_t good_ = 0, output_ = 0;
 };
 
 /// Submits the load at its times and waits for all of it. `make` gives the request of an arrival.

@@ -86,16 +86,10 @@ Status bench_ttft(const TtftOptions& o) {
   ways[0].plan = ways.size() > 1
                      ? ways[1].plan
                      : full_prefill_plan(loaded.identity, loaded.model->config().shape(), o.dtype);
-  JoinedText joined;
+  DS_ASSIGN(const JoinedText joined, request_tokens(loaded, text, {o.context, o.context_ids, o.prompt, ""}));
   std::vector<int32_t> stop_ids = loaded.model->config().eos_token_ids;
-  if (text) {
-    DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(loaded));
-    DS_ASSIGN(joined, join_text(*tokenizer, text->context, text->prompt, !text->templated));
-    if (text->templated) {
-      DS_ASSIGN(stop_ids, with_turn_end(std::move(stop_ids), *loaded.checkpoint, *tokenizer));
-    }
-  } else {
-    DS_ASSIGN(joined, read_request(loaded, {o.context, o.context_ids, o.prompt, ""}));
+  if (text && text->templated) {
+    DS_ASSIGN(stop_ids, with_turn_end(std::move(stop_ids), *loaded.checkpoint, *loaded.tokenizer));
   }
   const std::span<const int32_t> context = joined.context(), prompt = joined.suffix();
   auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());

@@ -63,13 +63,8 @@ Status run(const RunOptions& o, const Texts& texts, const BackendFlags& on, bool
   }
   DS_ASSIGN(LoadedModel loaded, load_model(std::move(opened), on, o.dtype, o.cache));
   const std::optional<RequestText>& text = texts.request;
-  JoinedText joined;
-  if (text) {
-    DS_ASSIGN(const Tokenizer* tokenizer, tokenizer_of(loaded));
-    DS_ASSIGN(joined, join_text(*tokenizer, text->context, text->prompt, !text->templated));
-  } else {
-    DS_ASSIGN(joined, read_request(loaded, {o.context, o.context_ids, texts.prompt, o.prompt_ids}));
-  }
+  DS_ASSIGN(const JoinedText joined,
+            request_tokens(loaded, text, {o.context, o.context_ids, texts.prompt, o.prompt_ids}));
   const std::span<const int32_t> context = joined.context(), prompt = joined.suffix();
   bool full = !plan || o.mode == "full-prefill";
   if (!plan) {

@@ -212,8 +212,8 @@ void thin_product(const ThinProduct& t) {
   auto* w = reinterpret_cast<const uint32_t*>(t.w);
   auto* x = reinterpret_cast<const uint32_t*>(t.x);
   int64_t stride = t.x_stride / 2, passes = (t.rows + kMost - 1) / kMost, fetch = (4 + passes - 1) / passes;
-  for (int64_t pair = 0; pair < t.pairs; pair += kThinDepth / 2) {
-    int64_t left = t.pairs - pair, pairs = left < kThinDepth / 2 ? left : kThinDepth / 2;
+  for (int64_t pair = 0; pair < t.pairs; pair += t.depth / 2) {
+    int64_t left = t.pairs - pair, pairs = left < t.depth / 2 ? left : t.depth / 2;
     // Each pass fetches its share of as many bytes as are read here, from behind them.
     auto* ahead = reinterpret_cast<const std::byte*>(w + pairs * kThinPanel);
     for (int64_t row = 0; row < t.rows; row += kMost, ahead += 64 * fetch * pairs) {

@@ -56,7 +56,7 @@ struct PanelProduct {
 };
 
 /// A few rows times one panel of bf16 weights as oneDNN packs them: y[rows][columns] = x[rows][2 pairs] . w.
-/// Sums in oneDNN's order: chains of kThinDepth, added up.
+/// Sums in oneDNN's order: chains of `depth` numbers, added up.
 struct ThinProduct {
   const std::byte* x = nullptr;  // bf16
   int64_t x_stride = 0;          // elements
@@ -65,8 +65,9 @@ struct ThinProduct {
   int64_t y_stride = 0;  // elements
   DType y_dtype = DType::kF32;
   int64_t rows = 0, pairs = 0, columns = 0;  // rows <= kThinRows, columns <= kThinPanel
+  int64_t depth = 0;                         // even
 };
-inline constexpr int64_t kThinRows = 32, kThinPanel = 64, kThinDepth = 1024;
+inline constexpr int64_t kThinRows = 32, kThinPanel = 64;
 
 struct Kernels {
   /// out = active(hidden / rms(hidden) * weight), n elements.

@@ -96,6 +96,8 @@ class Product {
   Status settle();
   /// Rows of a block; 0: products of any number of rows are one call.
   int64_t block_rows() const { return blocks_.rows; }
+  /// How many numbers our own kernel for few rows adds up at once; 0: the library does them.
+  int64_t few_rows_depth() const { return thin_depth_; }
   const std::string& implementation() const { return implementation_; }  // the library's name; "": portable
   /// "brg:avx512_core_amx_bf16, in blocks of 32 and 128 rows"
   std::string way() const;
@@ -135,6 +137,8 @@ class Product {
   Result<std::vector<float>> row_of(const Sized& block) const;
   Result<bool> rows_agree(const PackedWeights& weights) const;
   Status try_thin(const PackedWeights& weights);
+  /// `rows` rows that show in which order sums are made.
+  Result<HostBuffer> telling_rows(const PackedWeights& weights, int64_t rows) const;
 
   const Library* library_ = nullptr;
   Math math_ = Math::kPortable;
@@ -145,7 +149,7 @@ class Product {
   std::string implementation_;
   std::vector<Sized> sizes_;  // ascending; or none, and
   Blocks blocks_;
-  bool thin_ = false;
+  int64_t thin_depth_ = 0;  // of our own kernel's chains for few rows; 0: it is not used
 };
 
 /// A matrix as a product reads it; the memory belongs to somebody else.
@@ -166,6 +170,7 @@ class PackedWeights {
   static Status pack(const Product& product, std::span<const Part> parts, HostBuffer& joined, std::byte* to);
 
  private:
+  friend class Product;
   friend class ProductRunner;
   const std::byte* data_ = nullptr;
 };

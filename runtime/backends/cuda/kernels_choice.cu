@@ -146,15 +146,24 @@ DS_KERNEL DS_THREADS(kThreads)
     return;
   }
   const Weights weight{best.logit, 1.4426950408889634 / choice.temperature};
-  // What weighs less than 2^-60 of the best is left out: numbers of keys count from there.
-  const uint32_t lowest = key_of(static_cast<float>(best.logit - 60 / weight.scale));
-  const uint32_t most = key_of(best.logit) - lowest;
+  // What weighs less than 2^-60 of the best is left out, or than min_p: numbers of keys count from there.
+  const double weighs = choice.min_p > 0 ? fmax(log2(choice.min_p), -60.0) : -60;
+  uint32_t lowest = key_of(static_cast<float>(best.logit + weighs / weight.scale));
+  uint32_t most = key_of(best.logit) - lowest;
   auto each_key = [&](auto add) {
     for_logits(logits, vocab, [&](float logit, int) {
       const uint32_t key = key_of(logit);
       if (logit == logit && key >= lowest) add(key - lowest, [&] { return weight(logit); });
     });
   };
+  if (choice.top_k > 0) {
+    double above;
+    auto each = [&](auto add) { each_key([&](uint32_t number, auto) { add(number, [] { return 1.0; }); }); };
+    const uint32_t number = search(
+        bins, sums, most, each, [&](double count) { return count >= choice.top_k; }, above);
+    lowest += number;
+    most -= number;
+  }
 
   double total = 0;
   each_key([&](uint32_t, auto weigh) { total += weigh(); });

@@ -19,7 +19,7 @@ def way(name, kind, layers, loss):
     return out | ({"layers": layers} if layers else {})
 
 
-json.dump({"schema": "droidspeak.quality", "version": 4, "pair": {"sender": model("sender"), "receiver": model("receiver")},
+json.dump({"schema": "droidspeak.quality", "version": 5, "pair": {"sender": model("sender"), "receiver": model("receiver")},
            "layers": 12, "metric": "qa_f1", "dtype": "f32", "granularity": 1, "seed": 1, "items": 40, "contexts": 40,
            "receiver_score": 90, "full_reuse_score": 50,
            "ways": [way("full prefill", "full prefill", "", 0), way("full reuse", "full reuse", "", 40),

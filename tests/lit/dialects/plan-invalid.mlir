@@ -12,7 +12,7 @@ plan.variant @wrong_stream policy "p" scheduler "s" tokens [1, inf) rate [0, inf
     tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
   %c = plan.stream compute
   %k = plan.buffer kv layer 0 with context suffix
-  // expected-error@+1 {{'kv(0)' stands on a compute stream, expected a link or copy stream}}
+  // expected-error@+1 {{'kv(0)' stands on a compute stream, expected a link stream}}
   %0 = plan.transfer kv(0) chunk 0 into %k on %c
 }
 
@@ -195,4 +195,136 @@ plan.variant @align_kv policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
   %k = plan.buffer kv layer 1 with context suffix
   // expected-error@+1 {{'align 1' works on a kv buffer, expected a hidden buffer}}
   %0 = plan.align layer 1 chunk 0 in %k on %c
+}
+
+// -----
+
+plan.variant @no_form policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    // expected-error@+1 {{is aligned by maps of form 'none'; what goes through no map is not aligned}}
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) aligned none by receiver {
+}
+
+// -----
+
+plan.variant @no_mode policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+2 {{expected one of load, recompute, restore, select}}
+  // expected-error@+1 {{failed to parse Plan_ModeAttr}}
+  plan.tile reload layers 1 to 2 chunks 0 to 0
+}
+
+// -----
+
+plan.variant @no_payload policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %l = plan.stream link
+  %k = plan.buffer kv layer 1 with context suffix
+  // expected-error@+2 {{expected one of e, kv}}
+  // expected-error@+1 {{failed to parse Plan_PayloadAttr}}
+  %0 = plan.transfer (1) chunk 0 into %k on %l
+}
+
+// -----
+
+plan.variant @embed_selected policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  %c = plan.stream compute
+  %h = plan.buffer hidden layer 0 with context
+  // expected-error@+1 {{embeds rows 'selected', expected tokens of a chunk, the suffix or all}}
+  %0 = plan.embed selected into %h on %c
+}
+
+// -----
+
+plan.variant @loss policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1
+    // expected-error@+1 {{the variant promises a quality loss of 101; expected -100 to 100 points, or NaN where it is not known}}
+    promise(loss = 101.0, ttft_ns = 0) {
+}
+
+// -----
+
+plan.variant @ttft policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1
+    // expected-error@+1 {{the variant promises a TTFT of -1 ns; expected 0 or more}}
+    promise(loss = 0.0, ttft_ns = -1) {
+}
+
+// -----
+
+plan.variant @stderr policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1
+    // expected-error@+1 {{the variant states a standard error of -0.5 for its loss; expected 0 points or more, or NaN}}
+    promise(loss = 0.0, ttft_ns = 0, loss_stderr = -0.5) {
+}
+
+// -----
+
+plan.variant @confidence policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1
+    // expected-error@+1 {{the variant states a confidence of 0.25; expected 0 (none), or above 0.5 and below 1}}
+    promise(loss = 0.0, ttft_ns = 0, confidence = 0.25) {
+}
+
+// -----
+
+plan.variant @bound policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1
+    // expected-error@+1 {{the variant bounds its loss by 2.5 points with a confidence of 0; expected NaN: no bound was asked for}}
+    promise(loss = 0.0, ttft_ns = 0, loss_bound = 2.5) {
+}
+
+// -----
+
+plan.variant @divergence policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1
+    // expected-error@+1 {{the variant promises a divergence of -0.5 nats}}
+    promise(loss = 0.0, ttft_ns = 0, divergence = -0.5) {
+}
+
+// -----
+
+plan.variant @regret policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1
+    // expected-error@+1 {{the variant states a regret of -0.5; expected 0 or more, or -1 where it is not known}}
+    promise(loss = 0.0, ttft_ns = 0) chosen(regret = -0.5) {
+}
+
+// -----
+
+plan.variant @alternative policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0)
+    // expected-error@+2 {{the variant has an alternative with a loss of 0, a divergence of nan, a TTFT of -5 ns and 0 ns of compute; expected}}
+    // expected-error@+1 {{failed to parse Plan_ChoiceAttr parameter 'alternatives'}}
+    chosen(alternatives = [(what = "x", loss = 0.0, ttft_ns = -5, compute_ns = 0)]) {
+}
+
+// -----
+
+plan.variant @no_ttft policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    // expected-error@+1 {{struct is missing required parameter: ttft_ns}}
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0) {
+}
+
+// -----
+
+plan.variant @twice policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0)
+    // expected-error@+1 {{duplicate or unknown struct parameter name: reason}}
+    chosen(reason = "none") {
+}
+
+// -----
+
+// expected-error@+1 {{rate range [5, 5) is empty or starts below 0}}
+plan.variant @rate policy "p" scheduler "s" tokens [1, inf) rate [5, 5)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+}
+
+// -----
+
+plan.variant @copied policy "p" scheduler "s" tokens [1, inf) rate [0, inf)
+    tuned(tokens = 1, suffix = 1, rate = 1) chunks 1 promise(loss = 0.0, ttft_ns = 0) {
+  // expected-error@+1 {{is a copy stream, expected a link or compute stream: what is copied to a device goes behind the link}}
+  %c = plan.stream copy
 }

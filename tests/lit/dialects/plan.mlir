@@ -119,3 +119,21 @@ plan.file version 5 dtype "bf16"
     %1 = plan.transfer kv(0) chunk 1 to 3 from 1 into %k on %l
   }
 }
+
+// The same of a variant, in the generic form too.
+// RUN: ds-opt %s --mlir-print-op-generic | ds-opt | FileCheck %s --check-prefix=GENERIC
+// CHECK-LABEL: plan.variant @chosen
+// CHECK-NEXT:    tuned(tokens = 5, suffix = 1, rate = 1) chunks 4 promise(loss = 0.5, ttft_ns = 7, divergence = 0.25)
+// CHECK-NEXT:    chosen(regret = 0.125, alternatives = [(what = "full reuse", loss = 40.0, ttft_ns = 1, compute_ns = 0)])
+// CHECK-SAME:    selects 0.15 aligned diagonal by sender makespan 9 lower_bound 9 proven_optimal {
+// GENERIC-LABEL: plan.variant @chosen policy "p" scheduler "s" tokens [1, 9) rate [0, inf) load [2, inf)
+// GENERIC-NEXT:    tuned(tokens = 5, suffix = 1, rate = 1) chunks 4 promise(loss = 0.5, ttft_ns = 7, divergence = 0.25)
+// GENERIC-NEXT:    chosen(regret = 0.125, alternatives = [(what = "full reuse", loss = 40.0, ttft_ns = 1, compute_ns = 0)])
+// GENERIC-SAME:    selects 0.15 aligned diagonal by sender makespan 9 lower_bound 9 proven_optimal {
+// GENERIC-NEXT:      plan.stream link
+plan.variant @chosen policy "p" scheduler "s" tokens [1, 9) rate [0, inf) load [2, inf)
+    tuned(tokens = 5, suffix = 1, rate = 1) chunks 4 promise(loss = 0.5, ttft_ns = 7, divergence = 0.25)
+    chosen(regret = 0.125, alternatives = [(what = "full reuse", loss = 40.0, ttft_ns = 1, compute_ns = 0)])
+    selects 0.15 aligned diagonal by sender makespan 9 lower_bound 9 proven_optimal {
+  %l = plan.stream link
+}

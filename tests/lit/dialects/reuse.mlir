@@ -96,3 +96,18 @@ reuse.plan @aligned_restored policy "restore" layers 3 chunks 2 tokens [1, inf) 
   %c = reuse.load layers 2 to 2 chunks 1 to 1
   reuse.answer %a, %b, %c
 }
+
+// What is promised, how certain that is, and how it came to be chosen. What is not known is left out.
+// CHECK-LABEL: reuse.plan @chosen
+// CHECK-SAME:    load [1, 4)
+// CHECK-NEXT:    promise(loss = 1.8, ttft_ns = 7, loss_stderr = 0.5, loss_bound = 2.65, confidence = 0.95)
+// CHECK-NEXT:    chosen(way = "full reuse", why = "least \22TTFT\22", regret = 1.0e-05, alternatives = [(what = "full prefill", loss = 0.0, ttft_ns = 9, compute_ns = 8, divergence = 0.0), (what = "x", loss = unknown, ttft_ns = 10, compute_ns = 1)]) {
+reuse.plan @chosen policy "p" layers 1 tokens [1, inf) rate [0, inf) load [1, 4)
+    tuned(tokens = 1, suffix = 1, rate = 1)
+    promise(confidence = 0.95, loss = 1.8, ttft_ns = 7, loss_stderr = 0.5, loss_bound = 2.65)
+    chosen(alternatives = [(what = "full prefill", loss = 0.0, ttft_ns = 9, compute_ns = 8, divergence = 0.0),
+                           (what = "x", loss = unknown, ttft_ns = 10, compute_ns = 1)],
+           regret = 0.00001, way = "full reuse", why = "least \22TTFT\22") {
+  %a = reuse.load layers 0 to 0
+  reuse.answer %a
+}

@@ -118,7 +118,7 @@ reuse.plan @restored_all policy "restore" layers 2 tokens [1, inf) rate [0, inf)
 // suffix of a layer waits for its selected tokens.
 // CHECK-LABEL: plan.variant @selected
 // CHECK-SAME:    policy "select"
-// CHECK:         attributes {select_share = 1.500000e-01 : f64} {
+// CHECK:         selects 0.15 {
 // CHECK:         plan.tile recompute layers 0 to 0 chunks 0 to 0
 // CHECK-NEXT:    plan.tile select layers 1 to 2 chunks 0 to 0
 // CHECK-NEXT:    %t0 = plan.transfer kv(0)
