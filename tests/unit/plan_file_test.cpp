@@ -329,6 +329,14 @@ TEST(GoldenPlans, MeanWhatTheyMeant) {
   EXPECT_FALSE(mapped.aligns());
   EXPECT_EQ(published_cuts(*plan), (std::vector<Cut>{{2, MapForm::kNone}, {3, MapForm::kFull}}));
 
+  plan = read_plan(folder + "v6-compiled-pair.dsplan");
+  ASSERT_TRUE(plan.ok()) << plan.status().message();
+  EXPECT_EQ(plan->format_version, 6);
+  ASSERT_EQ(plan->variants.size(), 3u);
+  EXPECT_FALSE(plan->variants[0].live);
+  EXPECT_TRUE(plan->variants[1].live && plan->variants[2].live);
+  EXPECT_EQ(plan->variants[1].load_max, 1);
+
   plan = read_plan(folder + "v5-compiled-pair.dsplan");
   ASSERT_TRUE(plan.ok()) << plan.status().message();
   EXPECT_EQ(plan->format_version, 5);
