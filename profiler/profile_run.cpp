@@ -15,8 +15,7 @@ namespace {
 Result<ContextRecord> work_on(const ProfileWork& work, const Tokenizer& tokenizer, ProfileEngine& engine,
                               int64_t index, const std::vector<bool>& active) {
   const ProfileContext& context = work.contexts[static_cast<size_t>(index)];
-  DS_ASSIGN(ContextAnswers answers,
-            engine.run(context.tokens, context.questions, active, other_document(work, index)));
+  DS_ASSIGN(ContextAnswers answers, engine.run(context.tokens, context.questions, active, context.other));
   ContextRecord record{index, static_cast<int64_t>(context.tokens.size()), answers.k_deviation, {}};
   for (size_t q = 0; q < context.questions.size(); ++q) {
     const ProfileContext::Origin& origin = context.origins[q];

@@ -55,6 +55,9 @@ struct ProfileContext {
     std::string source, task;
   };
   std::vector<Origin> origins;  // by question
+  /// For the control: the next document of its file (else of the next file), again and again or its
+  /// beginning, so that it has as many tokens. Empty where there is one document only.
+  std::vector<int32_t> other;
 };
 
 /// What a run will do, in the order in which it does it.
@@ -89,10 +92,6 @@ Status keep_contexts(ProfileWork& work, const ModelConfig& config, const Profile
 Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemplates& prompts,
                               const Tokenizer& tokenizer, const ModelConfig& config,
                               const ProfileOptions& options);
-
-/// For the control: the next context of the same task, else the next one, again and again or its beginning,
-/// so that it has as many tokens as context `index`. Empty where there is one context only.
-std::vector<int32_t> other_document(const ProfileWork& work, int64_t index);
 
 /// The different contexts of `data`, encoded, in the order of the file; those that are in `scored` are left
 /// out, and counted in `left_out`.

@@ -96,6 +96,25 @@ Status share_context(ProfileContext& context) {
   return ok_status();
 }
 
+/// Contexts in the order of the files: which others they are compared with depends on nothing but these.
+void draw_others(std::vector<ProfileContext>& contexts) {
+  const size_t count = contexts.size();
+  if (count < 2) return;
+  auto file = [&](size_t i) {
+    const std::string& source = contexts[i].origins.front().source;
+    return std::string_view(source).substr(0, source.find(':'));
+  };
+  for (size_t first = 0, end = 0; first < count; first = end) {
+    while (end < count && file(end) == file(first)) ++end;
+    for (size_t i = first; i < end; ++i) {
+      const size_t next = end - first > 1 ? first + (i + 1 - first) % (end - first) : end % count;
+      const std::vector<int32_t>& from = contexts[next].tokens;
+      contexts[i].other.resize(contexts[i].tokens.size());
+      for (size_t t = 0; t < contexts[i].other.size(); ++t) contexts[i].other[t] = from[t % from.size()];
+    }
+  }
+}
+
 }  // namespace
 
 Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemplates& prompts,
@@ -150,6 +169,7 @@ Result<ProfileWork> plan_work(const std::vector<Dataset>& data, const PromptTemp
             std::max<int64_t>(config.max_positions - rows, 1));
     }
   }
+  draw_others(work.contexts);
   // Files are often sorted by kind; a run that is looked at early should have seen some of each.
   std::mt19937_64 random(options.ways.seed);
   for (size_t i = work.contexts.size(); i > 1; --i)
@@ -184,22 +204,6 @@ Status keep_contexts(ProfileWork& work, const ModelConfig& config, const Profile
   }
   count_work(work, config);
   return ok_status();
-}
-
-std::vector<int32_t> other_document(const ProfileWork& work, int64_t index) {
-  const auto at = static_cast<size_t>(index), count = work.contexts.size();
-  if (count < 2) return {};
-  auto task = [&](size_t i) { return work.contexts[i].origins.front().task; };
-  size_t other = (at + 1) % count;
-  for (size_t step = 1; step < count; ++step)
-    if (task((at + step) % count) == task(at)) {
-      other = (at + step) % count;
-      break;
-    }
-  const std::vector<int32_t>& from = work.contexts[other].tokens;
-  std::vector<int32_t> tokens(work.contexts[at].tokens.size());
-  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = from[i % from.size()];
-  return tokens;
 }
 
 Result<std::vector<std::vector<int32_t>>> fit_contexts(const std::vector<Dataset>& data,
