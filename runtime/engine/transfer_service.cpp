@@ -1,6 +1,7 @@
 #include "runtime/engine/transfer_service.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "support/clock.h"
@@ -94,20 +95,28 @@ int64_t TransferService::look_up_since_ns(const Store* store) const {
   return 0;
 }
 
+template <typename F>
+std::vector<TransferJob> TransferService::take_if(F&& meant) {
+  const auto kept =
+      std::stable_partition(queue_.begin(), queue_.end(), [&](const TransferJob& j) { return !meant(j); });
+  std::vector<TransferJob> taken(std::make_move_iterator(kept), std::make_move_iterator(queue_.end()));
+  queue_.erase(kept, queue_.end());
+  return taken;
+}
+
 void TransferService::cancel(uint64_t owner) {
   std::vector<TransferJob> dropped;  // when nothing is locked any more
   std::lock_guard lock(mutex_);
-  for (TransferJob& job : queue_)
-    if (job.owner == owner) dropped.push_back(job);
-  std::erase_if(queue_, [&](const TransferJob& j) { return j.owner == owner; });
+  dropped = take_if([&](const TransferJob& j) { return j.owner == owner; });
   std::erase_if(done_, [&](const TransferDone& d) { return d.owner == owner; });
   if (current_ == owner) current_cancelled_ = true;
 }
 
 bool TransferService::withdraw(uint64_t owner, int32_t index) {
+  std::vector<TransferJob> dropped;  // as in cancel()
   std::lock_guard lock(mutex_);
-  return std::erase_if(queue_, [&](const TransferJob& j) { return j.owner == owner && j.index == index; }) >
-         0;
+  dropped = take_if([&](const TransferJob& j) { return j.owner == owner && j.index == index; });
+  return !dropped.empty();
 }
 
 bool TransferService::reading(uint64_t owner) const {

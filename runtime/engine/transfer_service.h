@@ -78,6 +78,9 @@ class TransferService {
  private:
   TransferService() = default;
   static void serve(void* self, int64_t);
+  /// With `mutex_` held: takes out of the queue. Who is given them lets go of them under no lock.
+  template <typename F>
+  std::vector<TransferJob> take_if(F&& meant);
   void serve();
   void serve_more();
   std::vector<TransferJob>::iterator next();  // mutex_ is held
