@@ -115,10 +115,11 @@ Status LiveEntryWriter::add(const LiveTensor& tensor, std::span<const std::byte>
 Result<std::shared_ptr<LiveEntry>> LiveEntry::open(Store& store, const ObjectRef& found,
                                                    const std::string& name, const Shape& shape) {
   DS_TRY(check_shape(shape, "following an entry: shape"));
-  std::shared_ptr<LiveEntry> live(new LiveEntry());
-  live->where_ = fmt::format("live entry '{}' in '{}'", found.key, store.url());
+  const std::string where = fmt::format("live entry '{}' in '{}'", found.key, store.url());
+  auto log = store.follow(found);
+  if (!log.ok()) return log.status().with_context(where);
+  std::shared_ptr<LiveEntry> live(new LiveEntry(std::move(*log)));
   const auto begin = [&]() -> Status {
-    DS_ASSIGN(live->log_, store.follow(found));
     std::vector<LiveRecord> records;
     bool ended = false;
     while (records.empty()) {
@@ -140,15 +141,15 @@ Result<std::shared_ptr<LiveEntry>> LiveEntry::open(Store& store, const ObjectRef
     for (Tensor& t : live->tensors_) t.checksums.resize(blocks);
     live->records_ = 1;
     for (size_t i = 1; i < records.size(); ++i) DS_TRY(live->take(records[i]));
-    live->over_ = ended;
+    if (ended) live->end(ok_status());
     return ok_status();
   };
-  if (Status s = begin(); !s.ok()) return s.with_context(live->where_);
+  if (Status s = begin(); !s.ok()) return s.with_context(where);
   if (!live->over_) {
     try {
       live->follower_ = std::thread([l = live.get()] { l->follow(); });
     } catch (const std::system_error& e) {
-      return error(Code::kExhausted, "starting a thread that follows {}: {}", live->where_, e.what());
+      return error(Code::kExhausted, "starting a thread that follows {}: {}", where, e.what());
     }
   }
   return live;
@@ -182,16 +183,17 @@ void LiveEntry::follow() {
     over = !status.ok() || news->ended;
     {
       std::lock_guard lock(mutex_);
-      if (over) {
-        failure_ =
-            status.ok() ? error(Code::kCorrupt, "it has ended without all of its parts") : std::move(status);
-        over_ = true;
-      }
+      if (over) end(std::move(status));
       changed_.notify_all();
     }
     std::lock_guard lock(telling_);
     if (tell_) tell_();
   }
+}
+
+void LiveEntry::end(Status status) {
+  failure_ = status.ok() ? error(Code::kCorrupt, "it has ended without all of its parts") : std::move(status);
+  over_ = true;
 }
 
 Status LiveEntry::take(const LiveRecord& record) {

@@ -94,12 +94,13 @@ class LiveEntry {
     std::vector<Part> parts;
     std::vector<uint64_t> checksums;  // by block
   };
-  LiveEntry() = default;
+  explicit LiveEntry(std::unique_ptr<LiveObject> log) : log_(std::move(log)) {}
   void follow();
+  void end(Status status);
   Status take(const LiveRecord& record);
 
-  std::unique_ptr<LiveObject> log_;
-  std::string where_, header_seal_;
+  const std::unique_ptr<LiveObject> log_;
+  std::string header_seal_;
   EntryHeader header_;
   std::shared_ptr<const std::string> signing_;
   int64_t records_ = 0;  // the follower's

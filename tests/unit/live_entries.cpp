@@ -110,6 +110,28 @@ TEST_P(LiveEntries, AWriterThatGivesUpIsAMiss) {
   EXPECT_TRUE(take(store->list()).empty());
 }
 
+// Between being found and being followed it may go.
+TEST_P(LiveEntries, WhatHasGoneIsAMiss) {
+  auto store = open();
+  auto writer = begin(*store, identity(400));
+  const ObjectRef ref = *find(*store, 400);
+  writer.reset();
+  EXPECT_EQ(follow(*store, ref, 400).status().code(), Code::kNotFound);
+}
+
+// One that ends early, and was over before anybody read it.
+TEST_P(LiveEntries, OneThatEndsWithoutAllOfItsPartsSaysSo) {
+  auto store = open();
+  auto writer = begin(*store, identity(400));
+  ASSERT_TRUE(writer->add({TensorKind::kKv, 0}, rows_of(rows_, 0, 64)).ok());
+  auto reader = take(follow(*store, *find(*store, 400), 400));
+  ASSERT_TRUE(writer->end().ok());
+  std::string out(400 * kRow, '\0');
+  const Status status =
+      reader.read_rows(TensorKind::kKv, 0, 0, 400, std::as_writable_bytes(std::span(out)).data());
+  EXPECT_EQ(status.code(), Code::kCorrupt) << status.message();
+}
+
 TEST_P(LiveEntries, AReaderMayStopWaiting) {
   auto store = open();
   auto writer = begin(*store, identity(400));
