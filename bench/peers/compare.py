@@ -5,13 +5,14 @@ Both models stay loaded. One measures while the other is stopped, so that two ne
 a machine whose speed drifts does not favour either; who goes first changes from pair to pair. Loading and a
 first prefill of each are not counted.
 """
-import argparse, atexit, datetime, json, os, pathlib, signal, statistics, subprocess, sys, tempfile
+import argparse, atexit, datetime, json, os, pathlib, re, signal, statistics, subprocess, sys, tempfile
 import random_gguf
 
 
 # Of the peer's runs of one prompt the last counts: the first one meets memory that nothing has touched yet, which ours does
 # not, and llama-bench's own warm-up may be a single token.
 REPEATS = 2
+STEPS = 16  # of decoding
 
 
 def fail(message): sys.exit(f"error: {message}")
@@ -127,12 +128,27 @@ class TurnsPeer(Program):
     def decode(self, tokens): return 1 / self.ask("decode", tokens)
 
 
+class PeerDecoding:
+    """llama-bench after so many tokens: a process for each measurement, of which loading does not count."""
+
+    def __init__(self, path, model, threads, flags):
+        self.command = [path, "-m", model, "-p", "0", "-n", str(STEPS), "-r", str(REPEATS), "-t", str(threads), "-o", "json"] + flags
+
+    def decode(self, tokens):
+        program = Program("llama-bench", self.command + ["-d", str(tokens)])
+        a = program.answer()
+        program.process.wait()
+        if (a.get("n_gen"), a.get("n_depth")) != (STEPS, tokens):
+            fail(f"llama-bench was to decode {STEPS} tokens after {tokens} and answered {json.dumps(a)[:300]}")
+        return STEPS / program.number(a, "samples_ns") * 1e9
+
+
 class OurDecoding:
     """ds-bench decode: a process for each measurement, of which loading does not count."""
 
     def __init__(self, path, shape, threads, dtype):
         self.command = [path, "decode", "--backend", "cpu", "--shape", shape, "--threads", str(threads), "--dtype", dtype, "--batch", "1",
-                        "--steps", "16", "--repeats", "1", "--json", "-"]
+                        "--steps", str(STEPS), "--repeats", "1", "--json", "-"]
 
     def decode(self, tokens):
         program = Program("ds-bench", self.command + ["--context", str(tokens)])
@@ -161,6 +177,9 @@ def numbers(text, name):
     return [int(p) for p in parts]
 
 
+def split_shapes(text): return re.split(r",(?=llama)", text)
+
+
 def parse():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog="""examples:
   compare.py --llama-bench ik_llama.cpp/build/bin/llama-bench --ds-bench build/release/bin/ds-bench
@@ -171,10 +190,11 @@ def parse():
     p.add_argument("--llama-bench", metavar="FILE", help="the peer's llama-bench")
     p.add_argument("--turns", action="append", metavar="COMMAND", help="instead, a peer that measures when told to (turns.py); may be given "
                    "several times; --shapes is then one shape, that of the peer's model")
-    p.add_argument("--decode", metavar="N,...", help="with --turns, also decoding, after so many tokens, one sequence")
+    p.add_argument("--decode", metavar="N,...", help="also decoding, after so many tokens, one sequence")
     p.add_argument("--dtype", default="bf16", choices=("bf16", "f32"), help="ours, with --turns (%(default)s)")
     p.add_argument("--ds-bench", required=True, metavar="FILE")
-    p.add_argument("--shapes", default="llama-1b,llama-8b:4", help="llama-1b, llama-8b, each with ':N' for N layers (%(default)s)")
+    p.add_argument("--shapes", default="llama-1b,llama-8b:4", help="llama-1b, llama-8b, each with ':N' for N layers, or "
+                   "llama:layers=L,d=D,ff=F,heads=H,kv=K,vocab=V (%(default)s)")
     p.add_argument("--lengths", default="512,2048,4096", help="tokens (%(default)s)")
     p.add_argument("--rounds", default=3, type=int, help="pairs per length (%(default)s)")
     p.add_argument("--threads", default=os.cpu_count(), type=int, help="of both (%(default)s)")
@@ -200,7 +220,7 @@ def choose_ub(make_peer, ours, candidates, length):
 
 
 def compare_shape(o, shape, lengths, ubs, folder):
-    model = pathlib.Path(folder) / f"{shape.replace(':', '-')}.gguf"
+    model = pathlib.Path(folder) / f"{re.sub('[:,=]', '-', shape)}.gguf"
     if not model.exists():
         say(f"writing {model.name}")
         try: random_gguf.write(shape, str(model))
@@ -212,17 +232,25 @@ def compare_shape(o, shape, lengths, ubs, folder):
     ours.measure(min(lengths))  # not counted
     ub, tried = choose_ub(make_peer, ours, ubs, max([n for n in lengths if n <= 2048], default=min(lengths)))
     peer = make_peer([n for n in lengths for _ in range(o.rounds)], ub)
+    about = {"date": datetime.date.today().isoformat(), "shape": shape, "threads": o.threads, "backend": ours.about["backend"], "cpu": peer.about.get("cpu_info"),
+             "peer": f"llama-bench {peer.about.get('build_commit')} {o.peer_flags}"}
     for tokens in lengths:
         pairs = []
         for r in range(o.rounds):
             say(f"{shape}: {tokens} tokens, pair {r + 1} of {o.rounds}")
             pairs.append(pair(ours, peer, tokens, r % 2 == 0))
         say("")
-        yield {"date": datetime.date.today().isoformat(), "shape": shape, "tokens": tokens, "threads": o.threads,
-               "backend": ours.about["backend"], "cpu": peer.about.get("cpu_info"), "peer_build": peer.about.get("build_commit"),
-               "peer_flags": o.peer_flags, "peer_ub": ub, "ub_ratios": tried, "pairs": pairs}
+        yield about | {"what": "prefill", "tokens": tokens, "peer_ub": ub, "ub_ratios": tried, "pairs": pairs}
     ours.end()
     peer.end()
+    decoding, peer = OurDecoding(o.ds_bench, shape, o.threads, "bf16"), PeerDecoding(o.llama_bench, str(model), o.threads, flags)
+    for tokens in o.decode:
+        pairs = []
+        for r in range(o.rounds):
+            say(f"{shape}: decoding after {tokens} tokens, pair {r + 1} of {o.rounds}")
+            pairs.append(pair_decoding(decoding, peer, tokens, r % 2 == 0))
+        say("")
+        yield about | {"what": "decode", "tokens": tokens, "pairs": pairs}
 
 
 def compare_turns(o, shape, lengths):
@@ -251,7 +279,7 @@ def rows(o, lengths):
         return
     ubs = numbers(o.ub, "--ub")
     with tempfile.TemporaryDirectory() as scratch:
-        for shape in o.shapes.split(","): yield from compare_shape(o, shape, lengths, ubs, o.models or scratch)
+        for shape in split_shapes(o.shapes): yield from compare_shape(o, shape, lengths, ubs, o.models or scratch)
 
 
 def main():
@@ -261,18 +289,17 @@ def main():
     if o.rounds < 1 or o.threads < 1: fail("--rounds and --threads are 1 or more")
     if bool(o.llama_bench) == bool(o.turns): fail("one of --llama-bench and --turns is needed")
     if not o.turns:
-        if o.decode: fail("--decode needs --turns: llama-bench is only asked for prefills")
-        for shape in o.shapes.split(","):
+        for shape in split_shapes(o.shapes):
             try: random_gguf.sizes(shape)
             except ValueError as e: fail(e)
     for path in [o.ds_bench] + ([] if o.turns else [o.llama_bench]):
         if not os.access(path, os.X_OK) or os.path.isdir(path): fail(f"no program at {path}; build it and give its path")
     if o.models and not os.path.isdir(o.models): fail(f"--models: {o.models} is not a folder")
-    print(f"{'shape':12} {'tokens':>7} {'tokens/s':>9} {'peer':>7} {'-ub':>5} {'ratio':>6}  {'min to max':14} {'GFLOP/s':>8} {'share':>6}")
+    print(f"{'what':12} {'tokens':>7} {'tokens/s':>9} {'peer':>7} {'-ub':>5} {'ratio':>6}  {'min to max':14} {'GFLOP/s':>8} {'share':>6}")
     for row in rows(o, lengths):
         of = lambda key: [p[key] for p in row["pairs"]]
         mid = lambda key: statistics.median(of(key))
-        print(f"{row.get('what', row['shape']):12} {row['tokens']:7} {mid('tokens_per_second'):9.1f} {mid('peer_tokens_per_second'):7.1f} "
+        print(f"{row['what']:12} {row['tokens']:7} {mid('tokens_per_second'):9.1f} {mid('peer_tokens_per_second'):7.1f} "
               f"{row.get('peer_ub', '-'):>5} {mid('ratio'):6.2f}  {min(of('ratio')):5.2f} to {max(of('ratio')):5.2f} "
               f"{mid('matmul_gflops'):8.0f} {100 * mid('share'):5.0f}%  {row.get('peer', '')}", flush=True)
         if o.json:

@@ -1,23 +1,28 @@
 #!/usr/bin/env python3
 """Writes a Llama of random bf16 weights as GGUF, of the same sizes as `ds-bench prefill --shape` makes.
 
-usage: random_gguf.py SHAPE FILE     SHAPE: llama-1b, llama-8b, llama-1b:LAYERS or llama-8b:LAYERS
+usage: random_gguf.py SHAPE FILE     SHAPE: llama-1b, llama-8b, each with :LAYERS, or llama:layers=L,d=D,ff=F,heads=H,kv=K,vocab=V
 """
-import array, os, random, struct, sys
+import array, os, random, re, struct, sys
 
 SHAPES = {
-    "llama-1b": dict(layers=16, d=2048, ff=8192, heads=32, kv=8, head=64, tied=True),
-    "llama-8b": dict(layers=32, d=4096, ff=14336, heads=32, kv=8, head=128, tied=False),
+    "llama-1b": dict(layers=16, d=2048, ff=8192, heads=32, kv=8, head=64, vocab=128256, tied=True),
+    "llama-8b": dict(layers=32, d=4096, ff=14336, heads=32, kv=8, head=128, vocab=128256, tied=False),
 }
-VOCAB = 128256
 F32, BF16, FILE_TYPE_BF16, ALIGNMENT = 0, 30, 32, 32
 
 
 def sizes(shape):
     """The sizes of a shape's name, or ValueError."""
+    if custom := re.fullmatch(r"llama:layers=(\d+),d=(\d+),ff=(\d+),heads=(\d+),kv=(\d+),vocab=(\d+)", shape):
+        s = dict(zip(("layers", "d", "ff", "heads", "kv", "vocab"), map(int, custom.groups())))
+        if min(s.values()) < 1 or s["d"] % s["heads"] != 0 or s["heads"] % s["kv"] != 0:
+            raise ValueError(f"'{shape}': expected numbers above 0, d a multiple of heads and heads of kv")
+        return s | {"head": s["d"] // s["heads"], "tied": True}
     base, _, layers = shape.partition(":")
     if base not in SHAPES:
-        raise ValueError(f"unknown shape '{shape}'; expected {' or '.join(SHAPES)}, with ':N' for N layers")
+        raise ValueError(f"unknown shape '{shape}'; expected {' or '.join(SHAPES)}, with ':N' for N layers, or "
+                         "llama:layers=L,d=D,ff=F,heads=H,kv=K,vocab=V")
     s = dict(SHAPES[base])
     if layers:
         if not layers.isdecimal() or not 1 <= int(layers) <= s["layers"]:
@@ -29,8 +34,8 @@ def sizes(shape):
 def tensors(s):
     """(name, dimensions with the innermost first, type) of every tensor."""
     d, ff, q, kv = s["d"], s["ff"], s["heads"] * s["head"], s["kv"] * s["head"]
-    out = [("token_embd.weight", [d, VOCAB], BF16), ("output_norm.weight", [d], F32)]
-    if not s["tied"]: out.append(("output.weight", [d, VOCAB], BF16))
+    out = [("token_embd.weight", [d, s["vocab"]], BF16), ("output_norm.weight", [d], F32)]
+    if not s["tied"]: out.append(("output.weight", [d, s["vocab"]], BF16))
     for i in range(s["layers"]):
         out += [(f"blk.{i}.{name}.weight", dims, BF16 if len(dims) == 2 else F32) for name, dims in (
             ("attn_norm", [d]), ("attn_q", [d, q]), ("attn_k", [d, kv]), ("attn_v", [d, kv]), ("attn_output", [q, d]),
@@ -48,7 +53,7 @@ def header(s, infos, count):
               "llama.attention.head_count_kv": s["kv"], "llama.attention.key_length": s["head"],
               "llama.attention.value_length": s["head"], "llama.rope.dimension_count": s["head"],
               "llama.rope.freq_base": 500000.0, "llama.attention.layer_norm_rms_epsilon": 1e-5,
-              "llama.vocab_size": VOCAB, "tokenizer.ggml.model": "no_vocab"}
+              "llama.vocab_size": s["vocab"], "tokenizer.ggml.model": "no_vocab"}
     out = b"GGUF" + struct.pack("<IQQ", 3, count, len(values))
     for key, value in values.items():
         kind, packed = ((8, text(value)) if isinstance(value, str) else
