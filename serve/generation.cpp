@@ -176,7 +176,8 @@ EngineRequest Generation::engine_request(LoadedFleet& fleet, const Options& opti
   r.sampling.seed = request.seed ? *request.seed + choice : random();
   r.max_new_tokens = new_tokens;
   r.min_new_tokens = request.min_tokens;
-  if (!request.ignore_eos) r.stop_ids = request.chat ? model.turn_ids : model.end_ids;
+  // As vLLM: what does not end the answer is withheld by min_tokens all the same.
+  (request.ignore_eos ? r.withheld_ids : r.stop_ids) = request.chat ? model.turn_ids : model.end_ids;
   r.stop_ids.insert(r.stop_ids.end(), asked_stops_.begin(), asked_stops_.end());
   Open* open = &choices_[choice];
   auto self = shared_from_this();

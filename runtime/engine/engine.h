@@ -92,8 +92,9 @@ struct EngineRequest {
   LogitRules rules;
   int64_t max_new_tokens = 1;
   std::vector<int32_t> stop_ids;
-  int64_t min_new_tokens = 0;  // before so many, none of stop_ids is chosen
-  bool first_logits = false;   // whether the answer has those of the first token
+  int64_t min_new_tokens = 0;         // before so many, none of stop_ids is chosen, nor of withheld_ids,
+  std::vector<int32_t> withheld_ids;  // which end nothing
+  bool first_logits = false;          // whether the answer has those of the first token
   /// On the engine's thread: they may submit and cancel, and have to be quick.
   std::function<void(int32_t token)> on_token;
   std::function<bool(int32_t token)> is_last;

@@ -314,6 +314,7 @@ struct EngineLoop {
   Status look_at(Active& a, std::span<const float> logits);
   /// Whether stop tokens may not be chosen yet.
   static bool must_go_on(const Active& a);
+  static bool withholds(const Active& a);
   /// Whether the next token's logits come to the host, wherever tokens are chosen else.
   static bool wants_logits(const Active& a);
   int32_t chosen(const Active& a, std::span<const float> logits);

@@ -249,15 +249,19 @@ bool EngineLoop::must_go_on(const Active& a) {
   return static_cast<int64_t>(a.answer.tokens.size()) < a.request.min_new_tokens;
 }
 
-bool EngineLoop::wants_logits(const Active& a) {
-  return a.rules || a.request.on_logits || (must_go_on(a) && !a.request.stop_ids.empty());
+bool EngineLoop::withholds(const Active& a) {
+  return must_go_on(a) && !(a.request.stop_ids.empty() && a.request.withheld_ids.empty());
 }
 
+bool EngineLoop::wants_logits(const Active& a) { return a.rules || a.request.on_logits || withholds(a); }
+
 int32_t EngineLoop::chosen(const Active& a, std::span<const float> logits) {
-  const bool masks = must_go_on(a) && !a.request.stop_ids.empty();
-  if (!a.rules && !masks) return choose(logits, a.choice, scratch);
+  if (!a.rules && !withholds(a)) return choose(logits, a.choice, scratch);
   ruled.assign(logits.begin(), logits.end());
-  if (masks) mask(ruled, a.request.stop_ids);
+  if (withholds(a)) {
+    mask(ruled, a.request.stop_ids);
+    mask(ruled, a.request.withheld_ids);
+  }
   if (a.rules) a.rules->apply(ruled);
   return choose(ruled, a.choice, scratch);
 }

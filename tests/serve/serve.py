@@ -172,6 +172,10 @@ class Answers(Served):
         short = self.completion(reuse="off")["usage"]["completion_tokens"]
         self.assertLess(short, 6)
         self.assertGreaterEqual(self.completion(reuse="off", min_tokens=6)["usage"]["completion_tokens"], 6)
+        end = json.loads((pair / "receiver" / "config.json").read_text())["eos_token_id"]
+        went_on = lambda **more: self.completion(reuse="off", ignore_eos=True, max_tokens=8, return_token_ids=True, **more)["choices"][0]["token_ids"]
+        self.assertEqual(went_on()[short], end)
+        self.assertNotIn(end, went_on(min_tokens=6)[:6])
 
     def test_choices_and_seeds(self):
         hot = {"prompt": "\ndef mark(angle, data,", "temperature": 1.5, "ignore_eos": True, "reuse": "off"}

@@ -988,6 +988,10 @@ TEST(Engine, StopTokensEndAnAnswerFromItsLeastLengthOn) {
   ASSERT_GE(later.tokens.size(), 9u);
   EXPECT_EQ(std::count(later.tokens.begin(), later.tokens.begin() + 9, free.tokens[5]), 0)
       << "before the least length it is not chosen at all";
+  r.withheld_ids = std::exchange(r.stop_ids, {});
+  const EngineAnswer withheld = answer_of(*engine, r);
+  EXPECT_EQ(withheld.tokens.size(), 12u) << "what is only withheld ends nothing";
+  EXPECT_EQ(std::count(withheld.tokens.begin(), withheld.tokens.begin() + 9, free.tokens[5]), 0);
 }
 
 TEST(Engine, RulesChangeWhatIsChosen) {
