@@ -1,5 +1,5 @@
 """ds-serve with the trained pair, by the standard library's HTTP client: answers, streams, errors, cancellation, 64 clients, drift, draining."""
-import concurrent.futures, gzip, hashlib, json, math, os, pathlib, re, shutil, subprocess, sys, tempfile, unittest
+import concurrent.futures, gzip, hashlib, http.server, json, math, os, pathlib, re, shutil, subprocess, sys, tempfile, threading, unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import forced_model
@@ -454,10 +454,33 @@ class Tenants(unittest.TestCase):
     def test_page_asks_for_the_key(self):
         browser = shutil.which("chromium")
         if browser is None: self.skipTest("no chromium")
-        page = subprocess.run([browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={work}/chromium", "--virtual-time-budget=5000", "--dump-dom", self.server.url + "/"],
-                              capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE).stdout.split("<script>")[0]
-        self.assertRegex(page, r'<p id="state"[^>]*>this server asks for an API key')
-        self.assertRegex(page, r'<form id="ask">')
+        typed = None
+
+        class Typing(http.server.BaseHTTPRequestHandler):
+            """The server, with somebody at its page who types a key."""
+
+            def do_GET(handler):
+                given = handler.headers.get("Authorization", "").removeprefix("Bearer ")
+                status, headers, text = self.server.get(handler.path, key=given)
+                if handler.path == "/" and typed:
+                    text += f"<script>const typing = setInterval(() => {{ if ($('ask').hidden) return; clearInterval(typing); $('key').value = '{typed}'; $('ask').requestSubmit(); }}, 50);</script>"
+                handler.send_response(status)
+                handler.send_header("Content-Type", headers["Content-Type"])
+                handler.end_headers()
+                handler.wfile.write((text if isinstance(text, str) else json.dumps(text)).encode())
+
+            def log_message(self, *_): pass
+
+        between = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Typing)
+        threading.Thread(target=between.serve_forever, daemon=True).start()
+        self.addCleanup(between.server_close)
+        self.addCleanup(between.shutdown)
+        for typed, state, form in ((None, "this server asks for an API key", ""), ("key-of-green", "the API key is none of this server's", ""), ("key-of-red", "up for", ' hidden=""')):
+            page = subprocess.run([browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={work}/chromium", "--virtual-time-budget=5000", "--dump-dom", f"http://127.0.0.1:{between.server_port}/"],
+                                  capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE).stdout.split("<script>")[0]
+            self.assertRegex(page, rf'<p id="state"[^>]*>{state}')
+            self.assertIn(f'<form id="ask"{form}>', page)
+            self.assertNotIn(str(typed), page)
 
     def test_full_queue(self):
         body = prompt(stream=True, **LONG)
