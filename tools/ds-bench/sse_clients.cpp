@@ -79,6 +79,11 @@ class SseClients {
     auto at = std::find_if(connections_.begin(), connections_.end(), [](const auto& c) { return !c.busy; });
     if (at == connections_.end()) at = connections_.emplace(at);
     Connection& c = *at;
+    // One that the server has closed since it was last used, as connection pools look.
+    if (char byte; c.socket >= 0 && recv(c.socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0) {
+      close(c.socket);
+      c.socket = -1;
+    }
     if (c.socket < 0) {
       sockaddr_in to{};
       to.sin_family = AF_INET;
