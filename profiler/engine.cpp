@@ -7,6 +7,7 @@
 
 #include "plans/plan.h"
 #include "profiler/engine_internal.h"
+#include "support/brief_team.h"
 #include "support/clock.h"
 
 namespace ds {
@@ -339,6 +340,7 @@ Status ProfileEngine::read_logits(DeviceModel& model, Workspace& workspace, std:
     std::vector<size_t> offset(end - at);
     for (size_t i = at, sum = 0; i < end; sum += static_cast<size_t>(batch[i].forced) + 1, ++i)
       offset[i - at] = sum;
+    const BriefTeam team;
 #pragma omp parallel for schedule(dynamic, 1)
     for (size_t i = at; i < end; ++i) {
       Sequence& s = batch[i];

@@ -10,6 +10,7 @@
 
 #include "profiler/engine_internal.h"
 #include "profiler/moments.h"
+#include "support/brief_team.h"
 #include "support/clock.h"
 
 namespace ds {
@@ -156,6 +157,7 @@ class Meter {
     pace.logits_row = all / static_cast<double>(rows.size());
     std::vector<double> sums(rows.size());
     auto compare = [&](int64_t) {
+      const BriefTeam team;
 #pragma omp parallel for schedule(dynamic, 1)
       for (size_t i = 0; i < rows.size(); ++i) {
         std::span<float> row = std::span(logits).subspan(i * vocab, vocab);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "support/brief_team.h"
+
 namespace ds {
 namespace {
 
@@ -102,6 +104,7 @@ Status MapFitter::read(Side& side, int64_t layer, int64_t rows) {
 }
 
 Status MapFitter::add(std::span<const int32_t> context, const std::function<void(int64_t layers)>& progress) {
+  const BriefTeam team;
   const auto n = static_cast<int64_t>(context.size());
   const int64_t layers = receiver_.config().layers, d = receiver_.config().d_model;
   if (n < 1 || n > most_tokens_ || added_ >= contexts_)
@@ -138,6 +141,7 @@ Status MapFitter::add(std::span<const int32_t> context, const std::function<void
 }
 
 Result<MapFitter::Fitted> MapFitter::fit(const std::function<void(int64_t layers)>& progress) {
+  const BriefTeam team;
   Fitted out;
   FitRequest request{0, options_.forms, rank_of(receiver_.config(), options_)};
   auto solve = [&](std::vector<Sums>& of, size_t layer) {

@@ -9,7 +9,7 @@
 #include "serve/openai_answer.h"
 #include "serve/peer_watch.h"
 #include "serve/plain_stream.h"
-#include "serve/short_slices.h"
+#include "support/short_slices.h"
 
 namespace ds {
 namespace {

@@ -94,22 +94,21 @@ Status bench_plans(const PlansOptions& options) {
     DS_ASSIGN(auto under, open_store(url));
     auto shaped = shape_link(std::move(under), {static_cast<double>(cell.rate), 0});
     std::vector<Contender> contenders;
-    auto add = [&](const std::string& name, const Plan& plan, bool full) -> Status {
-      Contender c{.name = name, .full_prefill = full};
-      DS_ASSIGN(c.session,
-                Session::create(*loaded.backend, *loaded.model, plan, {cell.tokens, cell.suffix, 1}));
-      contenders.push_back(std::move(c));
-      return ok_status();
+    auto add = [&](const std::string& name, const Plan& plan, bool full) {
+      auto make = [&] {
+        return Session::create(*loaded.backend, *loaded.model, plan, {cell.tokens, cell.suffix, 1});
+      };
+      contenders.push_back({.name = name, .make_session = make, .full_prefill = full});
     };
-    DS_TRY(add("full prefill", plans.front().plan, true));
-    for (const TunedPlan& p : plans) DS_TRY(add(p.name, p.plan, false));
+    add("full prefill", plans.front().plan, true);
+    for (const TunedPlan& p : plans) add(p.name, p.plan, false);
     Request request;
     request.context = context;
     request.suffix = std::span(ids).last(static_cast<size_t>(cell.suffix));
     request.store = shaped.get();
     request.link_rate = cell.rate;
-    DS_TRY(run_rounds(contenders, request,
-                      {o.repeats, true, [&](const Contender&) { bar.update(++done, total); }}));
+    DS_TRY(
+        run_rounds(contenders, request, {o.repeats, [&](const Contender&) { bar.update(++done, total); }}));
     DS_TRY(plain->remove(entry.key));
 
     auto times = [&](size_t i) { return figures(contenders[i], &Answer::ttft_ns); };

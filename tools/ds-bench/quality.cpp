@@ -261,10 +261,10 @@ class QualityBench {
       std::vector<QualityRun>& runs = measured_[r].runs;
       std::vector<Contender> contenders;
       for (size_t w = 0; w < runs.size(); ++w) {
-        Contender c{.name = runs[w].name()};
-        DS_ASSIGN(c.session,
-                  Session::create(*receiver_.backend, *receiver_.model, plans_[r][w], {n(), m(), 1}, maps()));
-        contenders.push_back(std::move(c));
+        auto make = [this, plan = &plans_[r][w]] {
+          return Session::create(*receiver_.backend, *receiver_.model, *plan, {n(), m(), 1}, maps());
+        };
+        contenders.push_back({.name = runs[w].name(), .make_session = make});
       }
       Request request;
       request.context = asked_.tokens.context();
@@ -274,7 +274,7 @@ class QualityBench {
       request.receiver = &receiver_.identity;
       request.link_rate = rates_[r];
       DS_TRY(run_rounds(contenders, request,
-                        {o_.repeats, true, [&](const Contender&) { bar.update(++done, total); }}));
+                        {o_.repeats, [&](const Contender&) { bar.update(++done, total); }}));
       for (size_t w = 0; w < runs.size(); ++w) {
         runs[w].ttft_ns = figures(contenders[w], &Answer::ttft_ns);
         runs[w].compute_ns = figures(contenders[w], &Answer::compute_ns);

@@ -3,30 +3,19 @@
 #include <algorithm>
 
 namespace ds {
-namespace {
-
-/// A short prefill, so that every run meets cores that were busy just before. After a second of waiting for
-/// the link a virtual machine's cores are slower for some tens of milliseconds, and whoever follows a way
-/// that waits much would pay for it.
-Status busy(Session& session, const Request& request) {
-  constexpr size_t kTokens = 256;
-  Request prefill;
-  prefill.context = request.context.first(std::min(request.context.size(), kTokens));
-  prefill.suffix = request.suffix.first(1);
-  prefill.full_prefill = true;
-  DS_ASSIGN([[maybe_unused]] Answer answer, session.run(prefill));
-  return ok_status();
-}
-
-}  // namespace
-
 Status run_rounds(std::vector<Contender>& contenders, const Request& request, const RoundOptions& options) {
   for (int round = -1; round < options.repeats; ++round) {
     for (Contender& c : contenders) {
-      if (options.busy_before) DS_TRY(busy(*contenders[0].session, request));
+      DS_ASSIGN(const std::unique_ptr<Session> session, c.make_session());
+      // So that every request meets cores that were busy just before, too: after a second of waiting for the
+      // link a virtual machine's cores are slower for some tens of milliseconds, and whoever follows a way
+      // that waits much would pay for it.
+      DS_TRY(session->warm_up());
       Request own = request;
       own.full_prefill = c.full_prefill;
-      DS_ASSIGN(Answer answer, c.session->run(own));
+      if (own.link_rate == 0) own.link_rate = c.link_rate;
+      DS_ASSIGN(Answer answer, session->run(own));
+      c.link_rate = session->measured_link_rate();
       if (answer.cache == CacheStatus::kMiss) {
         return error(answer.miss.code(), "'{}' missed the cache, so there is nothing to compare: {}", c.name,
                      answer.miss.message());

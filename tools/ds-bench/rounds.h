@@ -12,18 +12,19 @@
 
 namespace ds {
 
-/// One way to a first token. The session's plan outlives it.
+/// One way to a first token. One session lives at a time, as in a process that answers: another's team would
+/// slow its own (support/brief_team.h).
 struct Contender {
   std::string name;
-  std::unique_ptr<Session> session;
+  std::function<Result<std::unique_ptr<Session>>()> make_session;
   bool full_prefill = false;    // instead of what the plan says
+  int64_t link_rate = 0;        // bytes per second that its sessions have measured; 0: none yet
   std::vector<Answer> answers;  // of the rounds that count
   const Answer& last() const { return answers.back(); }
 };
 
 struct RoundOptions {
   int repeats = 1;                                 // one more round warms up
-  bool busy_before = true;                         // a short prefill before every request; see rounds.cpp
   std::function<void(const Contender&)> progress;  // after each request; may be empty
 };
 

@@ -212,10 +212,10 @@ class Sweep {
                                      : std::move(under);
       std::vector<Contender> contenders;
       for (size_t w = 0; w < p.plans.size(); ++w) {
-        Contender c{.name = p.cell.runs[w].way};
-        DS_ASSIGN(c.session,
-                  Session::create(*loaded_.backend, *loaded_.model, p.plans[w], {n, o_.suffix, 1}));
-        contenders.push_back(std::move(c));
+        auto make = [this, n, plan = &p.plans[w]] {
+          return Session::create(*loaded_.backend, *loaded_.model, *plan, {n, o_.suffix, 1});
+        };
+        contenders.push_back({.name = p.cell.runs[w].way, .make_session = make});
       }
       Request request;
       request.context = context;
@@ -226,7 +226,7 @@ class Sweep {
         done += static_cast<double>(p.cell.find(c.name)->predicted_ns) / 1e9;
         bar.update(static_cast<int64_t>(done * 1e3), static_cast<int64_t>(total_s_ * 1e3));
       };
-      DS_TRY(run_rounds(contenders, request, {repeats_of(p), true, progress}));
+      DS_TRY(run_rounds(contenders, request, {repeats_of(p), progress}));
       for (size_t w = 0; w < contenders.size(); ++w)
         p.cell.runs[w].measured_ns = figures(contenders[w], &Answer::ttft_ns);
       cells_.push_back(std::move(p.cell));

@@ -95,11 +95,11 @@ Status bench_ttft(const TtftOptions& o) {
   auto n = static_cast<int64_t>(context.size()), m = static_cast<int64_t>(prompt.size());
   std::vector<Contender> contenders;
   for (NamedPlan& way : ways) {
-    Contender c{.name = way.name, .full_prefill = &way == &ways[0]};
-    DS_ASSIGN(c.session, Session::create(*loaded.backend, *loaded.model, way.plan, {n, m, o.max_new_tokens},
-                                         maps ? &*maps : nullptr));
-    DS_TRY(c.session->warm_up());
-    contenders.push_back(std::move(c));
+    auto make = [&, plan = &way.plan] {
+      return Session::create(*loaded.backend, *loaded.model, *plan, {n, m, o.max_new_tokens},
+                             maps ? &*maps : nullptr);
+    };
+    contenders.push_back({.name = way.name, .make_session = make, .full_prefill = &way == &ways[0]});
   }
   Request request;
   request.context = context;
@@ -112,8 +112,7 @@ Status bench_ttft(const TtftOptions& o) {
   request.stop_ids = stop_ids;
   ProgressBar bar("measuring");
   int64_t done = 0, total = static_cast<int64_t>(ways.size()) * (o.repeats + 1);
-  DS_TRY(run_rounds(contenders, request,
-                    {o.repeats, false, [&](const Contender&) { bar.update(++done, total); }}));
+  DS_TRY(run_rounds(contenders, request, {o.repeats, [&](const Contender&) { bar.update(++done, total); }}));
   bar.finish();
 
   nlohmann::ordered_json out = {{"receiver", loaded.identity.name},

@@ -12,6 +12,7 @@
 #include "runtime/backends/cpu/memory_internal.h"
 #include "runtime/backends/cpu/model_internal.h"
 #include "runtime/backends/host/stream_internal.h"
+#include "support/brief_team.h"
 
 namespace ds {
 namespace cpu {
@@ -43,6 +44,7 @@ class CpuRange final : public GrowingMemory {
 
 /// How this machine does products of models in bf16, as a model's own products find it when they are loaded.
 std::string describe_products(Isa isa, int threads) {
+  const BriefTeam team;
   ThreadScope scope(threads);
   const Math math = choose_math(isa, DType::kBF16);
   const DType active = active_dtype(math);
@@ -74,12 +76,16 @@ class CpuBackend final : public Backend {
   Result<std::unique_ptr<Event>> make_event() override {
     return std::unique_ptr<Event>(std::make_unique<host::HostEvent>());
   }
-  Result<double> measure_read_bandwidth() override { return measure_bandwidth(isa_, threads_); }
+  Result<double> measure_read_bandwidth() override {
+    const BriefTeam team;
+    return measure_bandwidth(isa_, threads_);
+  }
 
  protected:
   int64_t max_head_dim() const override { return kMaxHeadDim; }
   Result<std::unique_ptr<DeviceModel>> new_model(const Checkpoint& checkpoint,
                                                  const LoadOptions& options) override {
+    const BriefTeam team;
     return CpuModel::load(checkpoint, options, isa_, threads_);
   }
   Result<std::unique_ptr<DeviceModel>> new_random_model(const ModelConfig& config, const LoadOptions& options,
@@ -91,7 +97,10 @@ class CpuBackend final : public Backend {
   Result<std::unique_ptr<CommandStream>> new_stream(StreamKind kind, int64_t capacity) override {
     return host::HostStream::make(kind, capacity, threads_);
   }
-  Result<double> time_matmul_flops(DType dtype) override { return measure_flops(isa_, dtype, threads_); }
+  Result<double> time_matmul_flops(DType dtype) override {
+    const BriefTeam team;
+    return measure_flops(isa_, dtype, threads_);
+  }
 
  private:
   Isa isa_;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "runtime/backends/cpu/model_internal.h"
+#include "support/brief_team.h"
 
 namespace ds::cpu {
 
@@ -12,6 +13,7 @@ Result<int64_t> CpuModel::map_products(int64_t rank) {
   std::lock_guard lock(map_mutex_);
   for (size_t i = 0; i < map_products_.size(); ++i)
     if (map_products_[i].rank == rank) return static_cast<int64_t>(i);
+  const BriefTeam team;
   const int64_t d = config_.d_model;
   auto make = [&](int64_t in, int64_t out, DType out_dtype) -> Result<std::shared_ptr<Product>> {
     DS_ASSIGN(auto product, Product::make(math_, kernels_, dtype_, in, out, kBlockRows, out_dtype));

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "runtime/backends/cpu/memory_internal.h"
+#include "support/brief_team.h"
 #include "support/units.h"
 
 namespace ds::cpu {
@@ -91,6 +92,7 @@ Result<HostBuffer> HostBuffer::make(int64_t bytes, std::string_view what) {
   (void)madvise(data, size, MADV_HUGEPAGE);
   // Zeroing is most of the time that loading takes; every core does its part.
   constexpr size_t kChunk = size_t{64} << 20;
+  const BriefTeam team;
 #pragma omp parallel for schedule(dynamic) if (size > kChunk)
   for (size_t begin = 0; begin < size; begin += kChunk) {
     const size_t end = std::min(size, begin + kChunk);

@@ -1,12 +1,46 @@
 #include <omp.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <system_error>
 
 #include "runtime/backends/host/stream_internal.h"
+#include "support/brief_team.h"
 #include "support/clock.h"
+#include "support/short_slices.h"
 
 namespace ds::host {
+namespace {
+
+/// The cores that the calling thread may run on.
+std::vector<int> own_cores() {
+  std::vector<int> cores;
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core)
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  return cores;
+}
+
+/// Refused: the thread stays where it is, which is only slower.
+void stay_on(int core) {
+  cpu_set_t own;
+  CPU_ZERO(&own);
+  CPU_SET(core, &own);
+  (void)sched_setaffinity(0, sizeof own, &own);
+}
+
+/// A team that has all cores, one for each of its threads: two on one core would wait for each other at every
+/// region's end, spinning. OMP_PROC_BIND has the last word.
+void place_team(int threads) {
+  const std::vector<int> cores = own_cores();
+  if (threads < 2 || static_cast<int>(cores.size()) != threads || omp_get_proc_bind() != omp_proc_bind_false)
+    return;
+#pragma omp parallel
+  stay_on(cores[static_cast<size_t>(omp_get_thread_num())]);
+}
+
+}  // namespace
 
 void HostEvent::complete() {
   time_ns_ = now_ns();
@@ -27,18 +61,33 @@ Result<std::unique_ptr<CommandStream>> HostStream::make(StreamKind kind, int64_t
 
 HostStream::HostStream(StreamKind kind, int64_t capacity, int threads)
     : kind_(kind), capacity_(capacity), ring_(static_cast<size_t>(capacity) + 1) {
-  cpu_set_t set;
-  if (kind == StreamKind::kLink && sched_getaffinity(0, sizeof set, &set) == 0 && threads >= CPU_COUNT(&set))
-    for (int core = 0; core < CPU_SETSIZE; ++core)
-      if (CPU_ISSET(core, &set)) cores_.push_back(core);
-  thread_ = std::thread([this, threads] { run(threads); });
+  std::vector<int> cores;
+  if (kind == StreamKind::kLink) cores = own_cores();
+  if (cores.size() < 2 || threads < static_cast<int>(cores.size())) {
+    threads_.emplace_back([this, threads] { run(threads); });
+    return;
+  }
+  const size_t hands = std::min(cores.size(), kMostHands);
+  for (size_t i = 0; i < hands; ++i) turns_.push_back(std::make_unique<std::binary_semaphore>(0));
+  turns_.front()->release();
+  try {
+    for (size_t i = 0; i < hands; ++i)
+      threads_.emplace_back([this, i, core = cores[i * cores.size() / hands]] { run_in_turn(i, core); });
+  } catch (const std::system_error&) {
+    end();
+    throw;
+  }
 }
 
 HostStream::~HostStream() {
   (void)synchronize();
+  end();
+}
+
+void HostStream::end() {
   ring_[head_].kind = Kind::kStop;
   publish();
-  thread_.join();
+  for (std::thread& thread : threads_) thread.join();
 }
 
 void HostStream::wait(Event& event) { push(Kind::kWait, nullptr, static_cast<HostEvent*>(&event)); }
@@ -91,63 +140,84 @@ HostStream::Command* HostStream::claim() {
 void HostStream::publish() {
   head_ = head_ + 1 == ring_.size() ? 0 : head_ + 1;
   enqueued_.fetch_add(1, std::memory_order_release);
-  enqueued_.notify_one();
-}
-
-void HostStream::take_next_core() {
-  if (cores_.empty()) return;
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  CPU_SET(cores_[core_++ % cores_.size()], &set);
-  (void)sched_setaffinity(0, sizeof set, &set);  // refused: it stays where it is, which is only slower
+  enqueued_.notify_all();
 }
 
 void HostStream::run(int threads) {
-  if (kind_ == StreamKind::kCompute) {
+  const bool computes = kind_ == StreamKind::kCompute;
+  if (computes) {
     omp_set_dynamic(0);  // libraries share work out by the number of threads that they ask for
     omp_set_num_threads(threads);
+    keeps_team = true;
+    place_team(threads);
+  } else {
+    ask_for_short_slices();
   }
-  size_t tail = 0;
-  for (uint32_t next = 0;; ++next) {
-    while (enqueued_.load(std::memory_order_acquire) == next) enqueued_.wait(next, std::memory_order_acquire);
-    const Command& command = ring_[tail];
-    tail = tail + 1 == ring_.size() ? 0 : tail + 1;
-    HostEvent* event = nullptr;
-    bool skip = skip_.load(std::memory_order_relaxed);
-    switch (command.kind) {
-      case Kind::kKernel:
-        if (!skip)
-          if (Status status = command.call(command.payload); !status.ok())
-            fail(std::move(status), command.op);
-        break;
-      case Kind::kHost: {
-        HostTask task;
-        std::memcpy(&task, command.payload, sizeof(task));
-        if (skip) break;
-        take_next_core();
-        task.call(task.context, task.argument);
-        break;
-      }
-      case Kind::kCopy: {
-        Copy copy;
-        std::memcpy(&copy, command.payload, sizeof(copy));
-        if (!skip) std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
-        break;
-      }
-      case Kind::kWait:
-        std::memcpy(&event, command.payload, sizeof(event));
-        event->block();
-        break;
-      case Kind::kRecord:
-        std::memcpy(&event, command.payload, sizeof(event));
-        event->complete();
-        break;
-      case Kind::kStop:
-        return;
+  while (step()) {
+  }
+}
+
+void HostStream::run_in_turn(size_t hand, int core) {
+  stay_on(core);
+  ask_for_short_slices();
+  for (bool more = true; more;) {
+    turns_[hand]->acquire();
+    const int64_t end = now_ns() + kTurnNs;
+    while ((more = step()) && now_ns() < end) {
     }
-    completed_.fetch_add(1, std::memory_order_release);
-    completed_.notify_all();
+    turns_[(hand + 1) % turns_.size()]->release();
   }
+}
+
+template <typename Over, typename UntilOver>
+void HostStream::sleep(const Over& over, const UntilOver& until_over) {
+  if (kind_ != StreamKind::kCompute) return until_over();
+  if (over()) return;
+#pragma omp parallel
+  until_over();
+}
+
+bool HostStream::step() {
+  const Command& command = ring_[tail_];
+  auto is_more = [&] { return enqueued_.load(std::memory_order_acquire) != taken_; };
+  sleep(is_more, [&] {
+    while (!is_more()) enqueued_.wait(taken_, std::memory_order_acquire);
+  });
+  HostEvent* event = nullptr;
+  bool skip = skip_.load(std::memory_order_relaxed);
+  switch (command.kind) {
+    case Kind::kKernel:
+      if (!skip)
+        if (Status status = command.call(command.payload); !status.ok()) fail(std::move(status), command.op);
+      break;
+    case Kind::kHost: {
+      HostTask task;
+      std::memcpy(&task, command.payload, sizeof(task));
+      if (!skip) task.call(task.context, task.argument);
+      break;
+    }
+    case Kind::kCopy: {
+      Copy copy;
+      std::memcpy(&copy, command.payload, sizeof(copy));
+      if (!skip) std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+      break;
+    }
+    case Kind::kWait:
+      std::memcpy(&event, command.payload, sizeof(event));
+      sleep([&] { return event->done(); }, [&] { event->block(); });
+      break;
+    case Kind::kRecord:
+      std::memcpy(&event, command.payload, sizeof(event));
+      event->complete();
+      break;
+    case Kind::kStop:
+      return false;  // and stays there, for all hands
+  }
+  tail_ = tail_ + 1 == ring_.size() ? 0 : tail_ + 1;
+  ++taken_;
+  completed_.fetch_add(1, std::memory_order_release);
+  completed_.notify_all();
+  return true;
 }
 
 }  // namespace ds::host

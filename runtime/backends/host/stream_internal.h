@@ -2,10 +2,14 @@
 // backend's are all of this kind; a device's backend runs its link streams so.
 //
 // Threads: a compute stream is one thread and its OpenMP team, as many as the backend was given (all cores by
-// default), never pinned. A link stream is one thread more, of the same priority. Where compute leaves a core
-// free the system places it; where it does not, the thread takes the cores in turn, a transfer on each:
-// matrix products are split evenly, so that a thread that always loses time on the same core makes all others
-// wait for that one, and the loss counts as often as there are threads.
+// default, and then each has its own). While the stream waits its whole team sleeps; between the regions of a
+// kernel it spins, and others keep no team (support/brief_team.h). A link stream is one thread more, with
+// short slices: it runs as soon as it has something to do, and gets no more time than others. Where compute
+// leaves a core free the system places it; where it does not, it is several threads, each on a core of its
+// own, that take turns of a millisecond: matrix products are split evenly, so that a thread that always loses
+// time on the same core makes all others wait for that one, and the loss counts as often as there are
+// threads. (One thread that moved from core to core would wait for the end of a slice on each; only who wakes
+// up there runs at once.)
 #pragma once
 
 #include <atomic>
@@ -14,6 +18,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <semaphore>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -96,24 +101,36 @@ class HostStream final : public CommandStream {
   void fail(Status status, int64_t op);
   Command* claim();
   void publish();
-  void take_next_core();
+  void end();
   void run(int threads);
+  void run_in_turn(size_t hand, int core);
+  /// The next command, when it is there; false: it is the last one.
+  bool step();
+  /// Until it is over. A compute stream's whole team sleeps and wakes at once: left alone, its threads would
+  /// spin for a while, and whoever is to run on their cores meanwhile (what is waited for, most likely) would
+  /// wait for the end of a slice.
+  template <typename Over, typename UntilOver>
+  void sleep(const Over& over, const UntilOver& until_over);
 
   StreamKind kind_;
   int64_t capacity_;
-  int64_t op_ = -1;         // that was begun last
-  int64_t failed_op_ = -1;  // of what synchronize() has returned last
-  std::vector<int> cores_;  // to take in turn; empty: wherever the system likes
-  size_t core_ = 0;
-  std::vector<Command> ring_;                      // capacity and one for kStop
-  size_t head_ = 0;                                // next slot to fill
+  int64_t op_ = -1;            // that was begun last
+  int64_t failed_op_ = -1;     // of what synchronize() has returned last
+  std::vector<Command> ring_;  // capacity and one for kStop
+  size_t head_ = 0;            // next slot to fill
+  // Whose turn it is: those of a link stream that has no core to itself; none: one thread does all.
+  static constexpr size_t kMostHands = 8;
+  static constexpr int64_t kTurnNs = 1'000'000;
+  std::vector<std::unique_ptr<std::binary_semaphore>> turns_;
+  size_t tail_ = 0;  // next slot to take, and how many have been: of the thread whose turn it is
+  uint32_t taken_ = 0;
   alignas(64) std::atomic<uint32_t> enqueued_{0};  // counts, wrapping; 32 bits: waited on as futexes
   alignas(64) std::atomic<uint32_t> completed_{0};
   std::atomic<bool> skip_{false};  // after a failure or cancel(), until synchronize()
   std::mutex status_mutex_;
   Status status_;
   int64_t status_op_ = -1;
-  std::thread thread_;
+  std::vector<std::thread> threads_;
 };
 
 }  // namespace ds::host
