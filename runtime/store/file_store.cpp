@@ -171,6 +171,7 @@ class FileStore final : public Store {
     DS_TRY(check_store_names(names));
     return live_.find(names);
   }
+  bool live_ends_unseen() const override { return true; }
   Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found) override {
     DS_TRY(check_store_key(found.key));
     return live_.follow(found.key);

@@ -150,6 +150,7 @@ class ShapedStore final : public Store {
     sleep_until(answer_ns);
     return found;
   }
+  bool live_ends_unseen() const override { return store_->live_ends_unseen(); }
   Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found) override {
     DS_ASSIGN(auto live, store_->follow(found));
     return std::unique_ptr<LiveObject>(std::make_unique<ShapedLive>(std::move(live), link_));

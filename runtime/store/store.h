@@ -128,6 +128,8 @@ class Store {
                                                          Names names);
   /// By name that was asked for, those whose writers live as far as can be told at once, for follow(). kIo.
   virtual Result<std::vector<std::vector<ObjectRef>>> find_live(Names names);
+  /// Whether one that ends between a find() and a find_live() behind it is found by neither.
+  virtual bool live_ends_unseen() const { return false; }
   /// kNotFound, kIo, kCorrupt. What comes may outlive the store.
   virtual Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found);
   /// All of it. kIo.

@@ -105,6 +105,20 @@ TEST_F(LiveEngine, EveryInterleavingGivesTheFullPrefill) {
   }
 }
 
+TEST_F(LiveEngine, ALookUpWhileItEndsFindsTheEntry) {
+  script_->release(script_->records.size(), script_->records.size());
+  script_->before_follow = [this] {
+    const PublishOptions options{.cuts = plain_cuts({1, 2, 3, 4})};
+    take(publish(*model_.backend, *model_.model, model_.identity, context_, *under_, options));
+    script_->ended = true;
+  };
+  const EngineAnswer a = answer(request(context_));
+  EXPECT_EQ(a.cache, CacheStatus::kHit) << a.miss.message();
+  EXPECT_FALSE(a.live);
+  EXPECT_EQ(a.reused_tokens, kTokens);
+  expect_right(a, "whole when it was followed");
+}
+
 TEST_F(LiveEngine, AWriterThatDiesIsAMissAndTheRestIsComputed) {
   script_->dies = true;
   int missed = 0;
