@@ -140,4 +140,7 @@ class LiveEntries : public StoreEntries {
   std::string rows_ = pattern(400 * kRow, 7);
 };
 
+/// That somebody has written who means no good (hostile_entries.cpp).
+class HostileEntries : public LiveEntries {};
+
 }  // namespace ds
