@@ -116,6 +116,9 @@ Result<FleetKey> read_key(const JsonObject& o, const std::string& folder) {
   DS_TRY(check_keys(o, {"tenant", "key_sha256", "key_file", "salt_file", "requests"}));
   FleetKey k;
   DS_ASSIGN(k.tenant, text(o, "tenant"));
+  // It may be a salt, behind which a request's own stands on a line of its own.
+  if (k.tenant.find('\n') != std::string::npos)
+    return error(Code::kInvalidArgument, "{}: 'tenant' has several lines; expected one", o.where());
   if (o.has("key_sha256") == o.has("key_file"))
     return error(Code::kInvalidArgument, "{}: expected one of 'key_sha256' and 'key_file'", o.where());
   if (o.has("key_file")) {

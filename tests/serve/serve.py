@@ -93,6 +93,17 @@ class Reused(Served):
         self.assertEqual((said["cache"], said["sender"]), ("hit", "sender"), said)
         self.assertEqual(self.completion(prompt=ids + [6, 7], cache_salt="not it")["droidspeak"]["cache"], "miss")
 
+    def test_salts_of_any_bytes(self):
+        body = {"model": "receiver", "prompt": [5 + i % 90 for i in range(128)], "max_tokens": 1, "temperature": 0, "reuse": "exact"}
+        cached = lambda salt: self.ok("/v1/completions", body | {"cache_salt": salt})["usage"]["prompt_tokens_details"]["cached_tokens"]
+        salts = [*map(chr, range(128)), "\u00ff", "\U0001f600", "x\0", "x\n", "\nx", "s" * 64, "s" * 65, "s" * (1 << 20), "s" * (1 << 20) + "\0", "../../etc"]
+        for salt in salts: self.assertEqual(cached(salt), 0, f"{salt[:9]!r} is nobody else's")
+        for salt in salts[::9]: self.assertGreater(cached(salt), 0, f"{salt[:9]!r} is its own")
+        for raw in (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\x00", b"\n", b"\\ud800", b"\\x00"):
+            status, _, answer = self.server.post("/v1/completions", raw=b'{"model": "receiver", "prompt": "a", "cache_salt": "' + raw + b'"}')
+            self.assertEqual((status, "error" in answer), (400, True), raw)
+        self.assertGreater(cached(""), -1, "it still answers")
+
     def test_a_conversation_that_grows(self):
         ids = [0] + [100 + i * i % 900 for i in range(127)]
         longer = ids + [7 + i % 90 for i in range(128)]
