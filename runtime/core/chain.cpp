@@ -91,7 +91,8 @@ Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const Ch
       live = true;
       // Only what goes further is worth waiting for.
       DS_ASSIGN(const auto writing,
-                store.find_live(std::span(whole.names).subspan(static_cast<size_t>(longest))));
+                store.find_live(std::span(whole.names).subspan(static_cast<size_t>(longest)),
+                                tenant_tag(query.salt)));
       bool any = false;
       for (int64_t b = longest + 1; b <= blocks && static_cast<size_t>(b - longest) <= writing.size(); ++b)
         for (const ObjectRef& ref : writing[static_cast<size_t>(b - longest - 1)])

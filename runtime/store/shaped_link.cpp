@@ -144,9 +144,9 @@ class ShapedStore final : public Store {
                                                  Names names) override {
     return store_->begin_live(key, head, names);
   }
-  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names) override {
+  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names, std::string_view tenant) override {
     int64_t answer_ns = link_->look_up(now_ns());
-    auto found = store_->find_live(names);
+    auto found = store_->find_live(names, tenant);
     sleep_until(answer_ns);
     return found;
   }

@@ -452,6 +452,30 @@ class Tenants(unittest.TestCase):
         self.assertIn('"tenant":"red"', logged)
         for secret in ("key-of-red", "key-of-blue", "salt of red", "bridge"): self.assertNotIn(secret, logged)
 
+    def test_nobody_can_tell_what_another_tenant_has(self):
+        contexts = [[(7 * i + s) % 90 + 5 for i in range(256)] for s in range(3)]
+        self.assertEqual(self.server.post("/v1/completions", {"model": "sender", "prompt": contexts[0] + [5], "max_tokens": 1}, key="key-of-red")[0], 200)
+        self.assertTrue(self.server.wait_for(lambda: self.server.engine()["published"] == 1), "it is red's entry now")
+
+        def counts():
+            text = self.server.get("/metrics", key="key-of-red")[2]
+            return {name: float(value) for name, value in re.findall(r"^(ds_\S+|droidspeak_\S+) (\S+)$", text, re.M) if not re.search("seconds|ratio|bytes_per|steps", name)}
+
+        def ask(tokens, key):
+            before = counts()
+            status, _, answer = self.server.post("/v1/completions", {"model": "receiver", "prompt": tokens + [6, 7], "max_tokens": 1, "temperature": 0}, key=key)
+            self.assertEqual(status, 200, answer)
+            said = {k: v for k, v in answer["droidspeak"].items() if not k.endswith("_ms")}
+            after = counts()
+            return said, answer["usage"], {k: after[k] - before.get(k, 0) for k in after if after[k] != before.get(k, 0)}
+
+        ask(contexts[1], "key-of-blue")  # whatever a first one changes
+        has, has_not = ask(contexts[0], "key-of-blue"), ask(contexts[2], "key-of-blue")
+        self.assertEqual(has, has_not)
+        self.assertEqual(has[0]["cache"], "miss")
+        self.assertTrue(has[2], "something is counted")
+        self.assertEqual(ask(contexts[0], "key-of-red")[0]["cache"], "hit")
+
     def test_open_metrics(self):
         self.server.stop()
         keys = [{"tenant": "blue", "key_sha256": hashlib.sha256(b"key-of-blue").hexdigest()}]

@@ -39,7 +39,7 @@ class LiveScript final : public Store {
     records = {{std::string(head), {}}};
     return std::unique_ptr<LiveWriter>(std::make_unique<Writer>(*this));
   }
-  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names) override {
+  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names, std::string_view) override {
     if (before_find_live) before_find_live();
     std::vector<std::vector<ObjectRef>> found(names.size());
     for (size_t i = 0; i < names.size() && !ended; ++i)
