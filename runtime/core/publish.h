@@ -31,6 +31,10 @@ struct PublishOptions {
   std::function<void(int64_t layer, int64_t layers)> progress;  // may be empty
   const MapSet* maps = nullptr;                                 // of those cuts that have a form
   std::vector<MappedCuts> more;                                 // for further receivers, each with its maps
+  /// Layers whose K and V are stored, ascending: what the plans of all who read it need (published_kv()).
+  /// Empty: all. Without all of them a context that has grown is computed again from its beginning, where
+  /// nobody else has them, though only its new tokens are stored.
+  std::vector<int32_t> kv_layers = {};
   /// The first token whose rows are stored, a multiple of kChecksumRows: those before it are in other
   /// entries, which this one goes on from.
   int64_t first = 0;

@@ -9,8 +9,8 @@ namespace {
 bool same(const EnginePublication& a, const EnginePublication& b) {
   const PublishOptions &x = a.options, &y = b.options;
   return a.sender == b.sender && a.store == b.store && a.context == b.context && x.salt == y.salt &&
-         x.cuts == y.cuts && x.maps == y.maps && x.more == y.more && x.first == y.first &&
-         x.only_new == y.only_new;
+         x.cuts == y.cuts && x.maps == y.maps && x.more == y.more && x.kv_layers == y.kv_layers &&
+         x.first == y.first && x.only_new == y.only_new;
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "compiler/policy/policy.h"
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
+#include "plans/published_kv.h"
 #include "runtime/core/chain.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/segments.h"
@@ -672,6 +673,57 @@ TEST_P(Chains, AGrowingContextPublishesItsNewTokens) {
   }
   ASSERT_TRUE((*fresh)->remove(whole.key).ok());
   EXPECT_EQ(grow(kContext).first, 0);
+}
+
+/// Of layers whose K and V no plan reads nothing is stored, and the answer is the same; where a context
+/// grows, too.
+TEST_P(Chains, OnlyWhatPlansReadIsStored) {
+  const std::vector<Tile> tiles = {{Mode::kRecompute, 0, 3, 0, 0, false}, {Mode::kLoad, 4, 4, 0, 0, false}};
+  const Plan plan = compile_tiles(tiles, 1, "best", shape, sender.identity, receiver.identity);
+  EXPECT_EQ(published_kv(plan), (std::vector<int32_t>{4}));
+  auto session = Session::create(*receiver.backend, *receiver.model, plan, {kContext, 3, 1});
+  ASSERT_TRUE(session.ok()) << session.status().message();
+  auto fresh = open_store("file:" + fresh_folder("wanted"));
+  PublishOptions options;
+  options.cuts = published_cuts(plan);
+  options.kv_layers = published_kv(plan);
+  options.only_new = true;
+  int64_t bytes = 0;
+  for (const int64_t n : {int64_t{192}, kContext}) {
+    auto published = publish(*sender.backend, *sender.model, sender.identity,
+                             std::span(context).first(static_cast<size_t>(n)), **fresh, options);
+    ASSERT_TRUE(published.ok()) << published.status().message();
+    EXPECT_EQ(published->first, n == 192 ? 0 : 192);
+    bytes += published->entry_bytes;
+  }
+  EXPECT_LT(bytes, 2 * kContext * shape.kv_row() * dtype_size(GetParam())) << "one layer of five";
+  Request asked = request;
+  asked.store = fresh->get();
+  auto answer = (*session)->run(asked);
+  ASSERT_TRUE(answer.ok()) << answer.status().message();
+  EXPECT_EQ(answer->cache, CacheStatus::kHit) << answer->miss.message();
+  EXPECT_EQ(answer->reused_tokens, kContext);
+  const auto logits = (*session)->first_logits();
+  const std::vector<float> some(logits.begin(), logits.end());
+  // With all of it.
+  options.kv_layers.clear();
+  auto whole = publish(*sender.backend, *sender.model, sender.identity, context, **fresh, options);
+  ASSERT_TRUE(whole.ok()) << whole.status().message();
+  EXPECT_EQ(whole->first, 0) << "what has one layer is nothing to go on from";
+  answer = (*session)->run(asked);
+  ASSERT_TRUE(answer.ok()) << answer.status().message();
+  const auto all = (*session)->first_logits();
+  for (size_t i = 0; i < all.size(); ++i) EXPECT_NEAR(all[i], some[i], 1e-3f);
+  if (testing::exact_rows()) {
+    EXPECT_EQ(std::memcmp(all.data(), some.data(), some.size() * sizeof(float)), 0);
+  }
+  for (const std::vector<int32_t>& wrong : {std::vector<int32_t>{5}, std::vector<int32_t>{-1},
+                                            std::vector<int32_t>{2, 1}, std::vector<int32_t>{1, 1}}) {
+    options.kv_layers = wrong;
+    EXPECT_EQ(
+        publish(*sender.backend, *sender.model, sender.identity, context, **fresh, options).status().code(),
+        Code::kInvalidArgument);
+  }
 }
 
 /// Tells of every entry that is written.
