@@ -221,6 +221,8 @@ Result<std::unique_ptr<Publication>> Publication::create(Backend& backend, Devic
                                          .n = n,
                                          .hidden_row = config.d_model * element,
                                          .kv_row = config.kv_row() * element});
+  // Never moved: show() may read what is there while more comes.
+  state->kept.reserve(state->wanted.size() + static_cast<size_t>(config.layers));
   state->set_first(options.first, 0, options.every);
   return std::unique_ptr<Publication>(new Publication(std::move(state)));
 }
@@ -336,15 +338,24 @@ void Publication::go_live(Store& store) {
   s.published.live = live.status();
 }
 
-void Publication::show() {
+Publication::Progress Publication::progress() const {
+  return {state_->kept.size(), state_->layer, state_->row};
+}
+
+void Publication::hide() {
+  state_->end_live(error(Code::kExhausted, "the publication has ended before its entry was there"));
+}
+
+void Publication::show(const Progress& progress) {
   State& s = *state_;
   if (s.live == nullptr) return;
-  for (const State::Kept& k : s.kept) {
+  for (size_t i = 0; i < progress.tensors; ++i) {
+    const State::Kept& k = s.kept[i];
     if (!s.stores(k.kind, k.layer)) continue;
     // Rows of the context that are computed: hidden states come all at once, K and V in the order of rows,
     // but where they are copied, all at once as well.
-    const bool some = k.kind == TensorKind::kKv && k.layer == s.layer;
-    const int64_t computed = !some ? s.n : s.direct ? s.row : 0;
+    const bool some = k.kind == TensorKind::kKv && k.layer == progress.layer;
+    const int64_t computed = !some ? s.n : s.direct ? progress.row : 0;
     const int64_t whole = computed == s.n ? s.n : computed / kChecksumRows * kChecksumRows;
     const LiveTensor tensor{k.kind, k.layer, k.map};
     const int64_t from = s.first + s.live->rows(tensor);
@@ -436,7 +447,7 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
         return publish(backend, model, sender, context, store, whole);
       }
       DS_TRY(status);
-      publication->show();
+      publication->show(publication->progress());
       if (options.progress)
         options.progress((entries - publication->entries_left()) * layers + publication->layer(),
                          entries * layers);

@@ -47,8 +47,7 @@ struct PublishOptions {
   /// of them. 0: one entry, at the end; so does an engine whatever stands here.
   int64_t every = 0;
   /// Shows what has been computed while the rest is not (runtime/store/live_entry.h), so many rows of a layer
-  /// at a time, a multiple of kChecksumRows: who asks meanwhile follows. Not with `every`. 0: shows nothing;
-  /// so does an engine whatever stands here.
+  /// at a time, a multiple of kChecksumRows: who asks meanwhile follows. Not with `every`. 0: shows nothing.
   int64_t live_rows = 0;
 };
 
@@ -123,8 +122,16 @@ class Publication {
   /// Begins to show what will be computed, as PublishOptions::live_rows has it; before anything is enqueued.
   /// What fails of that, here and later, fails nothing else: Published::live tells.
   void go_live(Store& store);
-  /// Shows what has been computed since; when the stream has run.
-  void show();
+  /// How much has been computed; when the stream has run.
+  struct Progress {
+    size_t tensors = 0;  // of those that are kept, in the order in which they come
+    int64_t layer = 0, row = 0;
+  };
+  Progress progress() const;
+  /// Shows what has been computed since. It may run beside enqueue(), on one thread at a time.
+  void show(const Progress& progress);
+  /// What was shown goes, as with a writer that gives up.
+  void hide();
 
   /// Writes the entry, atomically; after done(), when the stream has run. While there are entries_left() the
   /// next one is to be computed then. kExhausted (disk), kIo.

@@ -29,7 +29,7 @@ def setUpModule():
 
 
 def fleet(**more):
-    return {"models": [model("sender", publish=True), model("receiver", reuse="approximate")], "store": {"url": f"file:{work}/store"},
+    return {"models": [model("sender", publish=True, publish_live=True), model("receiver", reuse="approximate")], "store": {"url": f"file:{work}/store"},
             "plans": [{"file": str(work / "plan.dsplan"), "profile": str(pair / "quality.json")}], "gate": {"false_alarms": "5%", "window": 16},
             "limits": {"patience_ms": 30000}} | more
 

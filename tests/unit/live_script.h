@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -67,13 +68,16 @@ class LiveScript final : public Store {
   bool keeps_entries = false;
   bool ended = false;  // it has, and nobody finds it any more
   /// What happens just between two calls of who looks.
-  std::function<void()> before_find_live, before_follow;
+  std::function<void()> before_find_live, before_follow, before_append;
+  std::atomic<int> writers{0};  // that there are
   std::vector<Record> records;
 
  private:
   struct Writer final : LiveWriter {
-    explicit Writer(LiveScript& s) : script(s) {}
+    explicit Writer(LiveScript& s) : script(s) { ++script.writers; }
+    ~Writer() override { --script.writers; }
     Status append(std::string_view head, std::span<const std::byte> payload) override {
+      if (script.before_append) script.before_append();
       script.records.push_back({std::string(head), {payload.begin(), payload.end()}});
       return ok_status();
     }

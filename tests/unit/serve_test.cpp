@@ -109,6 +109,8 @@ TEST(FleetFile, NamesWhatIsWrong) {
       {"{" + model + R"(, "listen": {"tls": {"certificate": "c"}}})", {"listen: tls", "private_key"}},
       {"{" + model + R"(, "plans": [{"file": "p"}]})", {"'plans'", "no 'store'"}},
       {R"({"models": [{"name": "a", "folder": "a", "publish": true}]})", {"'a' is to publish", "no 'store'"}},
+      {R"({"models": [{"name": "a", "folder": "a", "publish_live": true}]})",
+       {"'publish_live' without 'publish'"}},
       {"{" + model + R"(, "limits": {"cache": 5}})", {"limits", "'cache' is 5"}},
       {"{" + model + R"(, "gate": {"on_drift": "panic"}})", {"gate", "'on_drift' is 'panic'"}},
       {"{" + model + R"(, "gate": {"window": 3}})", {"gate", "'window' is 3"}},
