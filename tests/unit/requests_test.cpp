@@ -1125,6 +1125,37 @@ TEST(Engine, CancelledAndLateRequestsGiveTheirMemoryBack) {
   EXPECT_GT(engine->stats().peak_bytes, 0);
 }
 
+/// Whoever is cancelled, or out of time, while his look-up hangs waits for it no longer, however patient the
+/// engine is; it goes on to hang, and the engine ends all the same when it lets go.
+TEST(Engine, ALookUpThatHangsHoldsNobodyWhoIsCancelledOrLate) {
+  Pair pair;
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options()));
+  auto store = open_store("file:" + fresh_folder("hangs"));
+  FaultyStore faulty(**store, Fault::kLookUpHangs);
+  EngineLimits limits = kLimits;
+  limits.patience_ns = 3'600'000'000'000;
+  auto engine = make_engine(*pair.backend, limits);
+  EngineRequest r = request_of(add(*engine, pair, pair.receiver, {&plan}), 256, 9, 1);
+  r.store = &faulty;
+  auto ticket = engine->submit(r);
+  ASSERT_TRUE(ticket.ok());
+  EngineRequest beside = r;
+  beside.reuse = Reuse::kOff;
+  EXPECT_EQ(answer_of(*engine, beside).cache, CacheStatus::kUnused);
+  EXPECT_FALSE((*ticket)->done()) << "it waits for its look-up";
+  (*ticket)->cancel();
+  auto answer = (*ticket)->wait();
+  EXPECT_NE(answer.status().message().find("cancelled"), std::string::npos) << answer.status().message();
+  r.salt = "another";  // which it is not waited for
+  r.time_limit_ns = 1'000'000;
+  answer = (*engine->submit(r))->wait();
+  EXPECT_NE(answer.status().message().find("time limit"), std::string::npos) << answer.status().message();
+  engine->drain();
+  EXPECT_EQ(engine->stats().cancelled, 2);
+  EXPECT_EQ(answer_of(*engine, beside).cache, CacheStatus::kUnused);
+  faulty.let_go();
+}
+
 /// Pieces are of whole ops where the budget allows, else of rows, and never of none.
 TEST(PlanRun, APieceIsAnOpOrSomeOfItsRows) {
   Pair pair;
