@@ -119,6 +119,11 @@ Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const Ch
     if (chain.links.empty() && chain.why.ok())
       chain.why = error(Code::kNotFound, "looking for the sender's entry: no object '{}' in store '{}'",
                         keys[0], store.url());
+    if (chain.tokens() < n && chain.why.ok())
+      chain.why = error(Code::kNotFound,
+                        "store '{}' has none of the sender's entries for what comes from token {} on",
+                        store.url(), chain.tokens());
+    if (chain.tokens() == n) chain.why = ok_status();
     return chain;
   }
 }

@@ -24,7 +24,9 @@ struct ChainLink {
 
 struct Chain {
   std::vector<ChainLink> links;  // from token 0 on, each where the one before it ends
-  Status why;                    // of an entry that could not be used, the first that there was
+  /// Why it does not cover all tokens, where it does not: the first entry that could not be used, or that
+  /// there is none. What is another tenant's is not there.
+  Status why;
 
   int64_t tokens() const { return links.empty() ? 0 : links.back().end; }
   /// Whether an entry in it is still being written.

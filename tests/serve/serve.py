@@ -71,6 +71,7 @@ class Reused(Served):
         again = self.completion()
         self.assertEqual((again["droidspeak"]["cache"], again["droidspeak"]["bytes"], again["droidspeak"]["sender"]), ("unused", 0, "sender"), "what came by a plan is known for it later, too")
         self.assertEqual(again["choices"], first["choices"])
+        self.assertEqual(said["shorter"], None, "all of its whole blocks")
         other = self.completion(cache_salt="another tenant")
         self.assertEqual((other["droidspeak"]["cache"], other["droidspeak"]["reason"], other["droidspeak"]["sender"]), ("miss", "not found", None))
         for reuse in ("exact", "off"):
@@ -111,8 +112,8 @@ class Reused(Served):
         for i, tokens in enumerate((ids, longer)):
             self.completion(model="sender", prompt=tokens + [5], cache_salt="grows")
             self.assertTrue(self.server.wait_for(lambda: self.server.engine()["published"] == published + i + 1), "what is new becomes an entry of its own")
-        answer = self.completion(prompt=longer + [5, 6], cache_salt="grows")
-        self.assertEqual((answer["droidspeak"]["cache"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]), ("hit", 256), answer)
+        answer = self.completion(prompt=longer + [5, 6] * 50, cache_salt="grows")
+        self.assertEqual((answer["droidspeak"]["cache"], answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["droidspeak"]["shorter"]), ("hit", 256, "not found"), answer)
 
 
 class Answers(Served):

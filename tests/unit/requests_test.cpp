@@ -644,6 +644,7 @@ TEST(Engine, AContextThatGrowsCostsItsNewTokens) {
       if (answer.cached_tokens == 0 && !late) {
         EXPECT_EQ(answer.cache, there > 0 ? CacheStatus::kHit : CacheStatus::kMiss) << answer.miss.message();
         EXPECT_EQ(answer.reused_tokens, there);
+        EXPECT_EQ(answer.shorter.code(), there > 0 ? Code::kNotFound : Code::kOk) << answer.shorter.message();
         if (there > 0) {
           EngineRequest by_hand = r;
           by_hand.context = turn(there);

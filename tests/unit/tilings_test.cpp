@@ -529,6 +529,8 @@ TEST_P(Chains, TheLongestChainIsFound) {
   auto session = Session::create(*receiver.backend, *receiver.model, plan, {all, 3, 4});
   ASSERT_TRUE(session.ok()) << session.status().message();
   request.max_new_tokens = 4;
+  Code why = Code::kNotFound;  // there is no more
+  bool lacks = false;          // of an entry, E
   /// Of the first `n` tokens, the first `there` ones by plan and the rest as a question.
   auto expect = [&](int64_t n, int64_t there, const std::string& salt = "") {
     SCOPED_TRACE(fmt::format("{} of {}", there, n));
@@ -539,6 +541,15 @@ TEST_P(Chains, TheLongestChainIsFound) {
     ASSERT_TRUE(found.ok()) << found.status().message();
     ASSERT_EQ(found->cache, there > 0 ? CacheStatus::kHit : CacheStatus::kMiss) << found->miss.message();
     EXPECT_EQ(found->reused_tokens, there);
+    // Why it is no more: of what is gone, another tenant's, or never was, that it is not there.
+    EXPECT_EQ(found->shorter.ok(), there == 0 || there == n) << found->shorter.message();
+    if (!found->shorter.ok()) {
+      EXPECT_EQ(found->shorter.code(), why) << found->shorter.message();
+      if (why == Code::kNotFound && !lacks) {
+        EXPECT_NE(found->shorter.message().find(fmt::format("from token {} on", there)), std::string::npos)
+            << found->shorter.message();
+      }
+    }
     if (there == 0) {
       EXPECT_EQ(found->miss.code(), Code::kNotFound) << found->miss.message();
       EXPECT_EQ(found->variant, &plan.full_prefill);
@@ -580,7 +591,8 @@ TEST_P(Chains, TheLongestChainIsFound) {
   ASSERT_EQ(chain.links.size(), 2u);
   EXPECT_EQ(chain.links[0].key, other);
   EXPECT_EQ(chain.links[1].key, third);
-  EXPECT_TRUE(chain.why.ok());
+  EXPECT_EQ(chain.why.code(), Code::kNotFound) << "of the last block it has but a part";
+  EXPECT_TRUE(chain_of(kContext).why.ok());
   {
     // Its header is not right any more: as if it were not there.
     std::fstream file(folder + "/" + other, std::ios::in | std::ios::out | std::ios::binary);
@@ -591,7 +603,9 @@ TEST_P(Chains, TheLongestChainIsFound) {
   ASSERT_EQ(chain.links.size(), 3u);
   EXPECT_EQ(chain.links[0].key, first);
   EXPECT_EQ(chain.why.code(), Code::kCorrupt);
+  why = Code::kCorrupt;
   expect(all, 576);
+  why = Code::kNotFound;
   ASSERT_TRUE(store->remove(other).ok());
   ASSERT_TRUE(store->remove(second).ok());
   expect(all, 192);
@@ -599,6 +613,7 @@ TEST_P(Chains, TheLongestChainIsFound) {
   PublishOptions options;
   options.first = 192;
   ASSERT_TRUE(publish(*sender.backend, *sender.model, sender.identity, tokens(448), *store, options).ok());
+  lacks = true;
   expect(all, 192);
   ASSERT_TRUE(store->remove(first).ok());
   expect(all, 0);
