@@ -131,9 +131,9 @@ nlohmann::ordered_json outcome_json(const Outcome& o) {
   out["cache"] = {{"status", cache_status_name(answer.cache)},
                   {"reason", answer.miss.ok() ? nlohmann::ordered_json(nullptr)
                                               : nlohmann::ordered_json(answer.miss.message())},
+                  {"live", answer.live},
                   {"shorter", answer.shorter.ok() ? nlohmann::ordered_json(nullptr)
-                                                  : nlohmann::ordered_json(answer.shorter.message())},
-                  {"live", answer.live}};
+                                                  : nlohmann::ordered_json(answer.shorter.message())}};
   out["gate"] = gate_json(answer, o.gate);
   out["dtype"] = dtype_name(o.loaded->model->dtype());
   out["backend"] = o.loaded->backend->description();
