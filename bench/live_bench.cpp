@@ -172,7 +172,7 @@ int run(int argc, char** argv) {
       const std::span<const std::string> last = std::span(names).last(1);
       start = now_ns();
       if (!send(orders[1], Order{n, seed + 1, 1})) return 1;
-      while (take(store->find_live(last))[0].empty()) usleep(100);
+      while (take(store->find_live(last, ""))[0].empty()) usleep(100);
       answer = take(session->run(request));
       follows.push_back(now_ns() - start);
       if (answer.cache != CacheStatus::kHit || !answer.live)

@@ -21,6 +21,7 @@ AnswerSummary AnswerSummary::of(const ServedModel& model, const Generation& gene
   s.prefix = a.cached_tokens > 0;
   s.cache = cache_status_name(a.cache);
   if (a.cache == CacheStatus::kMiss) s.reason = miss_reason(a.miss);
+  if (!a.shorter.ok()) s.shorter = miss_reason(a.shorter);
   s.bytes = a.bytes_loaded;
   s.queue_ns = a.queue_ns;
   s.ttft_ns = a.ttft_ns;
@@ -80,6 +81,7 @@ nlohmann::ordered_json AnswerSummary::json() const {
           {"variant", text(variant)},
           {"cache", cache},
           {"reason", text(reason)},
+          {"shorter", text(shorter)},
           {"why", text(why)},
           {"promised_loss", std::isnan(promised_loss) ? Json() : Json(promised_loss)},
           {"gate", {{"status", gate}, {"text", text(gate_says)}}},

@@ -10,9 +10,10 @@
 namespace ds {
 
 struct AnswerSummary {
-  std::string cache;   // "hit", "miss" or "unused": of the store
-  std::string reason;  // of a miss, a word; "": none
-  std::string why;     // nothing of a sender's is in the answer because of this; "": something is
+  std::string cache;    // "hit", "miss" or "unused": of the store
+  std::string reason;   // of a miss, a word; "": none
+  std::string shorter;  // why the entries have not all of the context, likewise
+  std::string why;      // nothing of a sender's is in the answer because of this; "": something is
   std::string sender, plan, variant, way;  // way: "full prefill" without a plan
   bool prefix = false;                     // the prefix cache had its beginning
   double promised_loss = kUnknown;         // points; of a full prefill 0

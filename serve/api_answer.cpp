@@ -248,6 +248,7 @@ void Api::publish(const ServedModel& model, const std::vector<int32_t>& prompt, 
   publication.options.more = model.mapped;
   publication.options.salt = salt;
   publication.options.only_new = true;  // a conversation grows
+  publication.options.live_rows = model.given.publish_live ? kLiveRows : 0;
   const std::string name =
       sha256_hex(model.given.name + "\n" + salt + "\n" + hash_tokens(publication.context));
   {

@@ -62,8 +62,8 @@ Result<std::string> text(const JsonObject& object, std::string_view key) {
 }
 
 Result<FleetModel> read_model(const JsonObject& o, const std::string& folder) {
-  DS_TRY(check_keys(
-      o, {"name", "folder", "base", "chat_template", "tool_parser", "max_model_len", "reuse", "publish"}));
+  DS_TRY(check_keys(o, {"name", "folder", "base", "chat_template", "tool_parser", "max_model_len", "reuse",
+                        "publish", "publish_live"}));
   FleetModel m;
   DS_ASSIGN(m.name, text(o, "name"));
   DS_ASSIGN(m.folder, text(o, "folder"));
@@ -84,6 +84,10 @@ Result<FleetModel> read_model(const JsonObject& o, const std::string& folder) {
                  o.where(), reuse);
   m.approximate = reuse == "approximate";
   DS_ASSIGN(m.publish, o.boolean_or("publish", false));
+  DS_ASSIGN(m.publish_live, o.boolean_or("publish_live", false));
+  if (m.publish_live && !m.publish)
+    return error(Code::kInvalidArgument, "{}: 'publish_live' without 'publish': there is nothing to show",
+                 o.where());
   for (std::string* path : {&m.folder, &m.base, &m.chat_template}) *path = path_in(folder, *path);
   return m;
 }
@@ -116,6 +120,9 @@ Result<FleetKey> read_key(const JsonObject& o, const std::string& folder) {
   DS_TRY(check_keys(o, {"tenant", "key_sha256", "key_file", "salt_file", "requests"}));
   FleetKey k;
   DS_ASSIGN(k.tenant, text(o, "tenant"));
+  // It may be a salt, behind which a request's own stands on a line of its own.
+  if (k.tenant.find('\n') != std::string::npos)
+    return error(Code::kInvalidArgument, "{}: 'tenant' has several lines; expected one", o.where());
   if (o.has("key_sha256") == o.has("key_file"))
     return error(Code::kInvalidArgument, "{}: expected one of 'key_sha256' and 'key_file'", o.where());
   if (o.has("key_file")) {

@@ -26,6 +26,7 @@ struct FleetModel {
   int64_t max_model_len = 0;             // as OpenOptions::max_model_len
   bool approximate = false;              // whether plans may answer for it
   bool publish = false;                  // whether contexts that it has read become entries
+  bool publish_live = false;             // and are shown while they are computed
 };
 
 /// The models that a plan belongs to are found by its identities.

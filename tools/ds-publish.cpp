@@ -1,10 +1,13 @@
 // ds-publish: the sender's side. Prefills a context and stores its caches, and hidden states at the plans'
 // cuts.
 #include <algorithm>
+#include <set>
 
 #include "plans/plan_file.h"
+#include "plans/published_kv.h"
 #include "runtime/core/publish.h"
 #include "runtime/model/identity.h"
+#include "runtime/store/registered_plans.h"
 #include "runtime/store/store.h"
 #include "tools/chat_input.h"
 #include "tools/model_input.h"
@@ -94,7 +97,7 @@ int main(int argc, char** argv) {
   OpenOptions open;
   WeightCacheOptions cache;
   ChatOptions chat;
-  bool json = false, whole = false, live = false;
+  bool json = false, whole = false, live = false, registered = false, wanted_only = false;
   int64_t every = 0;
   app.add_option("--model", model_dir, "the sender: a Hugging Face folder")->required();
   app.add_option("--context", context, "text file with the shared context; -: stdin");
@@ -112,7 +115,13 @@ int main(int argc, char** argv) {
                      "missing; entries have 0600: they can be read back into the context's text",
                      kStoreUrls))
       ->required();
-  app.add_option("--plan", plans, "plan whose cuts are published; may be given several times")->required();
+  app.add_option("--plan", plans, "plan whose cuts are published; may be given several times");
+  app.add_flag(
+      "--registered", registered,
+      "publish for all plans of this sender that are registered in the store (ds-store register), too");
+  app.add_flag("--wanted-only", wanted_only,
+               "store K and V of those layers only that one of the plans reads; a context that has grown is "
+               "then computed from its beginning");
   app.add_option(
       "--maps", maps,
       "file of maps (ds-profile) of a plan whose cuts the sender aligns; may be given several times");
@@ -159,7 +168,11 @@ int main(int argc, char** argv) {
       return error(Code::kInvalidArgument, "stdin can be only one of --context and --chat");
     DS_ASSIGN(std::unique_ptr<Store> store, open_signed_store(store_url, store_key));
     PublishOptions options;
+    if (plans.empty() && !registered)
+      return error(Code::kInvalidArgument,
+                   "whose plans are published for? Give --plan FILE, or --registered for those of the store");
     std::vector<Plan> read;
+    std::vector<std::string> origins = plans;
     for (const std::string& path : plans) {
       DS_ASSIGN(Plan plan, read_plan(path));
       read.push_back(std::move(plan));
@@ -168,10 +181,26 @@ int main(int argc, char** argv) {
     // Whose plans they are comes before what they need.
     DS_ASSIGN(OpenedModel opened, open_model(model_dir, open, cache));
     const ModelIdentity& identity = opened.verified.identity;
+    if (registered) {
+      DS_ASSIGN(std::vector<RegisteredPlan> all, registered_plans(*store));
+      for (RegisteredPlan& one : all) {
+        if (!one.plan.ok()) {
+          fmt::print(stderr, "warning: {}; nothing is published for it\n", one.plan.status().message());
+        } else if (same_model(one.plan->sender, identity)) {
+          read.push_back(std::move(one.plan).value());
+          origins.push_back(one.key);
+        }
+      }
+      if (read.empty())
+        return error(Code::kNotFound,
+                     "no plan of sender '{}' (fingerprint {:.12}) is registered in '{}'; register one with "
+                     "'ds-store register', or give --plan",
+                     identity.name, identity.fingerprint, store->url());
+    }
     for (size_t i = 0; i < read.size(); ++i) {
       if (!same_model(read[i].sender, identity)) {
         return error(Code::kMismatch,
-                     "plan '{}' is for sender '{}' (fingerprint {:.12}), '{}' has {:.12}: {}", plans[i],
+                     "plan '{}' is for sender '{}' (fingerprint {:.12}), '{}' has {:.12}: {}", origins[i],
                      read[i].sender.name, read[i].sender.fingerprint, model_dir, identity.fingerprint,
                      same_model(read[i].receiver, identity)
                          ? "it is the plan's receiver; give the sender with --model"
@@ -182,7 +211,7 @@ int main(int argc, char** argv) {
             Code::kMismatch,
             "plans '{}' and '{}' name the sender by two files of its tokenizer ({:.12}, {:.12}), and "
             "an entry has one name; publish for each by itself, or compile one of them again",
-            plans[0], plans[i], read[0].sender.fingerprint, read[i].sender.fingerprint);
+            origins[0], origins[i], read[0].sender.fingerprint, read[i].sender.fingerprint);
     }
     DS_ASSIGN(std::vector<GivenMaps> given, read_maps(maps));
     for (const GivenMaps& m : given) {
@@ -197,8 +226,14 @@ int main(int argc, char** argv) {
           m.path, m.fingerprint);
     }
     for (size_t i = 0; i < read.size(); ++i) {
-      DS_ASSIGN(MappedCuts cuts, cuts_for(read[i], plans[i], given));
+      DS_ASSIGN(MappedCuts cuts, cuts_for(read[i], origins[i], given));
       options.more.push_back(std::move(cuts));
+    }
+    if (wanted_only) {
+      std::set<int32_t> layers;
+      for (const Plan& plan : read)
+        for (int32_t layer : published_kv(plan)) layers.insert(layer);
+      options.kv_layers.assign(layers.begin(), layers.end());
     }
     if (!context.empty() && !published) {
       DS_ASSIGN(published, read_published(chat, model_dir, open, context));

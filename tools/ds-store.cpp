@@ -7,6 +7,8 @@
 #include "runtime/store/entry.h"
 #include "runtime/store/keep.h"
 #include "runtime/store/live.h"
+#include "runtime/store/registered_plans.h"
+#include "support/file.h"
 #include "tools/store_input.h"
 #include "tools/tool.h"
 
@@ -61,11 +63,29 @@ struct Options {
   bool json = false, dry_run = false, off = false;
 };
 
+/// What a registered plan is, for people.
+Result<std::string> plan_line(Store& store, const std::string& key) {
+  DS_ASSIGN(const Plan plan, registered_plan(store, key));
+  return fmt::format("plan of receiver {} for entries of {}", plan.receiver.name, plan.sender.name);
+}
+
 Status ls(Store& store, const Options& o) {
   DS_ASSIGN(std::vector<ObjectInfo> all, store.list());
   const int64_t now = time(nullptr);
   Json list = Json::array();
   for (const ObjectInfo& object : all) {
+    if (is_registered_plan(object.key)) {
+      const auto line = plan_line(store, object.key);
+      Json one = json_of(object);
+      one[line.ok() ? "plan" : "error"] = line.ok() ? *line : line.status().message();
+      if (o.json) {
+        list.push_back(std::move(one));
+      } else {
+        fmt::print("{:.21}  {:>10}  {}\n", object.key, format_bytes(object.bytes),
+                   line.ok() ? *line : line.status().message());
+      }
+      continue;
+    }
     // The header alone: what it is, not whether its rows are whole.
     auto entry = EntryReader::open_any(store, object.key);
     if (o.json) {
@@ -186,8 +206,12 @@ Status verify(Store& store, const Options& o) {
   int64_t bad = 0;
   ProgressBar bar("verifying");
   for (size_t i = 0; i < objects.size(); ++i) {
-    auto entry = EntryReader::open_any(store, objects[i].key);
-    const Status status = entry.ok() ? entry->verify() : entry.status();
+    const auto check = [&]() -> Status {
+      if (is_registered_plan(objects[i].key)) return registered_plan(store, objects[i].key).status();
+      DS_ASSIGN(EntryReader entry, EntryReader::open_any(store, objects[i].key));
+      return entry.verify();
+    };
+    const Status status = check();
     bad += !status.ok();
     bar.update(static_cast<int64_t>(i + 1), static_cast<int64_t>(objects.size()));
     if (o.json) {
@@ -215,6 +239,20 @@ Status pin(Store& store, const Options& o) {
     if (!o.json) fmt::print("{} {}\n", o.off ? "unpinned" : "pinned", object.key);
   }
   if (o.json) fmt::print("{}\n", Json{{o.off ? "unpinned" : "pinned", objects.size()}}.dump(2));
+  return ok_status();
+}
+
+Status register_plans(Store& store, const Options& o) {
+  Json list = Json::array();
+  for (const std::string& path : o.keys) {
+    DS_ASSIGN(const std::string file, read_text_file(path, int64_t{1} << 31));
+    DS_ASSIGN(const std::string key,
+              register_plan(store, std::as_bytes(std::span(file.data(), file.size())), path));
+    DS_ASSIGN(const std::string line, plan_line(store, key));
+    list.push_back({{"key", key}, {"plan", line}});
+    if (!o.json) fmt::print("registered {}: {}\n", key, line);
+  }
+  if (o.json) fmt::print("{}\n", list.dump(2));
   return ok_status();
 }
 
@@ -260,6 +298,12 @@ int main(int argc, char** argv) {
   CLI::App* pin_app = add("pin", "Keep objects from being evicted", pin);
   pin_app->add_option("keys", o.keys, "beginnings of keys")->required();
   pin_app->add_flag("--off", o.off, "let them be evicted again");
+  add("register",
+      "Register plans: 'ds-publish --registered' publishes what they read, on whichever machine; 'rm' takes "
+      "one back",
+      register_plans)
+      ->add_option("plans", o.keys, "plan files")
+      ->required();
   add("rm", "Remove objects, pinned or not", rm)
       ->add_option("keys", o.keys, "beginnings of keys")
       ->required();
@@ -269,6 +313,7 @@ int main(int argc, char** argv) {
       "  ds-store gc file:/var/cache/ds --budget 200GiB --ttl 7d --dry-run\n"
       "  ds-store verify file:/var/cache/ds --store-key /etc/droidspeak.key\n"
       "  ds-store pin file:/var/cache/ds 3f2a91\n"
+      "  ds-store register redis://agent@cache.example pair.dsplan other.dsplan\n"
       "  DROIDSPEAK_REDIS_PASSWORD=... ds-store du 'rediss://agent@cache.example?ca=/etc/cache.pem'");
   return run_tool(app, argc, argv, [&]() -> Status {
     for (auto& [command, run] : commands)

@@ -24,7 +24,9 @@ struct ChainLink {
 
 struct Chain {
   std::vector<ChainLink> links;  // from token 0 on, each where the one before it ends
-  Status why;                    // of an entry that could not be used, the first that there was
+  /// Why it does not cover all tokens, where it does not: the first entry that could not be used, or that
+  /// there is none. What is another tenant's is not there.
+  Status why;
 
   int64_t tokens() const { return links.empty() ? 0 : links.back().end; }
   /// Whether an entry in it is still being written.
@@ -49,7 +51,8 @@ struct ChainQuery {
 /// The longest chain for the beginning of `tokens`, and of those as long the one of fewest entries: in one
 /// look-up, and one read of each entry that is used. It ends with the tokens, or at a multiple of
 /// kChecksumRows. An entry that is damaged, not signed, another's, or gone is left out, and the next best
-/// chain taken; where one that is still being written would make it longer (ChainQuery::live), with that.
+/// chain taken; where one that is still being written would make it longer (ChainQuery::live), with that, or
+/// with what has come of it meanwhile: where it may be whole by now, that is looked up once more.
 /// Errors: those of Store::find().
 Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const ChainQuery& query);
 

@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
+#include <numeric>
 #include <tuple>
+
+#include <fmt/ranges.h>
 
 #include "runtime/model/identity.h"
 #include "runtime/store/entry.h"
@@ -87,6 +91,7 @@ struct Publication::State {
   Earlier earlier = {};
   const bool direct;  // the entry is written from where kernels write
   std::vector<Wanted> wanted;
+  std::vector<int32_t> kv_layers;  // whose K and V are stored
   EntryIdentity identity = {};
   int64_t n, hidden_row, kv_row;  // rows; bytes
   // Where kernels cannot write what is the host's, they have rows of their own, which are copied from.
@@ -110,6 +115,9 @@ struct Publication::State {
   std::unique_ptr<LiveEntryWriter> live;  // of who is shown what has been computed
 
   bool is_first() const { return begin == from; }
+  bool stores(TensorKind kind, int32_t of) const {
+    return kind != TensorKind::kKv || std::binary_search(kv_layers.begin(), kv_layers.end(), of);
+  }
   void begin_entry(int64_t at) {
     begin = row = at;
     end = every == 0 ? n : std::min(std::max(at, first) + every, n);
@@ -191,6 +199,16 @@ Result<std::unique_ptr<Publication>> Publication::create(Backend& backend, Devic
     DS_ASSIGN(std::unique_ptr<DeviceMap> loaded, model.load_map(*w.map));
     w.loaded = std::move(loaded);
   }
+  std::vector<int32_t> kv_layers = options.kv_layers;
+  if (kv_layers.empty()) {
+    kv_layers.resize(static_cast<size_t>(config.layers));
+    std::iota(kv_layers.begin(), kv_layers.end(), 0);
+  }
+  if (kv_layers.front() < 0 || kv_layers.back() >= config.layers ||
+      std::adjacent_find(kv_layers.begin(), kv_layers.end(), std::greater_equal<>()) != kv_layers.end())
+    return error(Code::kInvalidArgument,
+                 "K and V of layers {} are to be stored; expected ascending ones of layers 0-{}",
+                 fmt::join(kv_layers, ", "), config.layers - 1);
   const int64_t element = dtype_size(model.dtype());
   std::unique_ptr<State> state(new State{.backend = backend,
                                          .model = model,
@@ -199,9 +217,12 @@ Result<std::unique_ptr<Publication>> Publication::create(Backend& backend, Devic
                                          .salt = options.salt,
                                          .direct = backend.host_visible(),
                                          .wanted = std::move(wanted),
+                                         .kv_layers = std::move(kv_layers),
                                          .n = n,
                                          .hidden_row = config.d_model * element,
                                          .kv_row = config.kv_row() * element});
+  // Never moved: show() may read what is there while more comes.
+  state->kept.reserve(state->wanted.size() + static_cast<size_t>(config.layers));
   state->set_first(options.first, 0, options.every);
   return std::unique_ptr<Publication>(new Publication(std::move(state)));
 }
@@ -230,9 +251,8 @@ std::function<Status(const EntryReader&)> Publication::has_all() const {
   std::vector<std::pair<int32_t, std::string>> hidden;
   for (const Wanted& w : state_->wanted)
     hidden.emplace_back(static_cast<int32_t>(w.cut.layer), entry_map(w.maps, w.cut.form));
-  return [hidden = std::move(hidden),
-          layers = static_cast<int32_t>(state_->model.config().layers)](const EntryReader& entry) {
-    for (int32_t l = 0; l < layers; ++l) DS_TRY(entry.has(TensorKind::kKv, l));
+  return [hidden = std::move(hidden), layers = state_->kv_layers](const EntryReader& entry) {
+    for (int32_t l : layers) DS_TRY(entry.has(TensorKind::kKv, l));
     for (const auto& [layer, map] : hidden) DS_TRY(entry.has(TensorKind::kE, layer, map));
     return ok_status();
   };
@@ -311,22 +331,31 @@ void Publication::go_live(Store& store) {
   std::vector<LiveTensor> tensors;
   for (const Wanted& w : s.wanted)
     tensors.push_back({TensorKind::kE, static_cast<int32_t>(w.cut.layer), entry_map(w.maps, w.cut.form)});
-  for (int64_t l = 0; l < s.model.config().layers; ++l)
-    tensors.push_back({TensorKind::kKv, static_cast<int32_t>(l)});
+  for (int32_t l : s.kv_layers) tensors.push_back({TensorKind::kKv, l});
   auto live =
       LiveEntryWriter::begin(store, s.identity, s.sender, s.model.config().shape(), std::move(tensors));
   if (live.ok()) s.live = std::move(*live);
   s.published.live = live.status();
 }
 
-void Publication::show() {
+Publication::Progress Publication::progress() const {
+  return {state_->kept.size(), state_->layer, state_->row};
+}
+
+void Publication::hide() {
+  state_->end_live(error(Code::kExhausted, "the publication has ended before its entry was there"));
+}
+
+void Publication::show(const Progress& progress) {
   State& s = *state_;
   if (s.live == nullptr) return;
-  for (const State::Kept& k : s.kept) {
+  for (size_t i = 0; i < progress.tensors; ++i) {
+    const State::Kept& k = s.kept[i];
+    if (!s.stores(k.kind, k.layer)) continue;
     // Rows of the context that are computed: hidden states come all at once, K and V in the order of rows,
     // but where they are copied, all at once as well.
-    const bool some = k.kind == TensorKind::kKv && k.layer == s.layer;
-    const int64_t computed = !some ? s.n : s.direct ? s.row : 0;
+    const bool some = k.kind == TensorKind::kKv && k.layer == progress.layer;
+    const int64_t computed = !some ? s.n : s.direct ? progress.row : 0;
     const int64_t whole = computed == s.n ? s.n : computed / kChecksumRows * kChecksumRows;
     const LiveTensor tensor{k.kind, k.layer, k.map};
     const int64_t from = s.first + s.live->rows(tensor);
@@ -345,7 +374,9 @@ Result<Published> Publication::write(Store& store) {
                      s.model.dtype());
   std::vector<EntrySource> sources;
   for (const State::Kept& k : s.kept)
-    sources.push_back({k.kind, k.layer, {k.row(at), static_cast<size_t>((s.end - at) * k.row_bytes)}, k.map});
+    if (s.stores(k.kind, k.layer))
+      sources.push_back(
+          {k.kind, k.layer, {k.row(at), static_cast<size_t>((s.end - at) * k.row_bytes)}, k.map});
   DS_ASSIGN(const int64_t bytes,
             write_entry(store, identity, s.sender, s.model.config().shape(), std::move(sources)));
   s.published.key = identity.key();
@@ -388,7 +419,7 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
     if (!backend.host_visible()) {
       DS_ASSIGN(staged, backend.allocate(chain.tokens() * kv_row, MemoryKind::kHost));
     }
-    publication->go_on_from(chain.tokens(), [&, kv_row](int64_t layer, std::byte* to, CommandStream& stream) {
+    const Publication::Earlier earlier = [&, kv_row](int64_t layer, std::byte* to, CommandStream& stream) {
       std::byte* rows = staged ? staged->data() : to;
       for (ChainLink& link : chain.links) {
         torn = link.entry.read_rows(TensorKind::kKv, static_cast<int32_t>(layer), link.first_row(),
@@ -397,7 +428,8 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
       }
       if (staged) stream.copy(to, rows, chain.tokens() * kv_row);
       return ok_status();
-    });
+    };
+    publication->go_on_from(chain.tokens(), options.kv_layers.empty() ? earlier : Publication::Earlier());
   }
   if (options.live_rows > 0) publication->go_live(store);
   const int64_t rows = options.live_rows > 0 ? options.live_rows : n;
@@ -415,7 +447,7 @@ Result<Published> publish(Backend& backend, DeviceModel& model, const ModelIdent
         return publish(backend, model, sender, context, store, whole);
       }
       DS_TRY(status);
-      publication->show();
+      publication->show(publication->progress());
       if (options.progress)
         options.progress((entries - publication->entries_left()) * layers + publication->layer(),
                          entries * layers);

@@ -31,6 +31,10 @@ struct PublishOptions {
   std::function<void(int64_t layer, int64_t layers)> progress;  // may be empty
   const MapSet* maps = nullptr;                                 // of those cuts that have a form
   std::vector<MappedCuts> more;                                 // for further receivers, each with its maps
+  /// Layers whose K and V are stored, ascending: what the plans of all who read it need (published_kv()).
+  /// Empty: all. Without all of them a context that has grown is computed again from its beginning, where
+  /// nobody else has them, though only its new tokens are stored.
+  std::vector<int32_t> kv_layers = {};
   /// The first token whose rows are stored, a multiple of kChecksumRows: those before it are in other
   /// entries, which this one goes on from.
   int64_t first = 0;
@@ -43,8 +47,7 @@ struct PublishOptions {
   /// of them. 0: one entry, at the end; so does an engine whatever stands here.
   int64_t every = 0;
   /// Shows what has been computed while the rest is not (runtime/store/live_entry.h), so many rows of a layer
-  /// at a time, a multiple of kChecksumRows: who asks meanwhile follows. Not with `every`. 0: shows nothing;
-  /// so does an engine whatever stands here.
+  /// at a time, a multiple of kChecksumRows: who asks meanwhile follows. Not with `every`. 0: shows nothing.
   int64_t live_rows = 0;
 };
 
@@ -119,8 +122,16 @@ class Publication {
   /// Begins to show what will be computed, as PublishOptions::live_rows has it; before anything is enqueued.
   /// What fails of that, here and later, fails nothing else: Published::live tells.
   void go_live(Store& store);
-  /// Shows what has been computed since; when the stream has run.
-  void show();
+  /// How much has been computed; when the stream has run.
+  struct Progress {
+    size_t tensors = 0;  // of those that are kept, in the order in which they come
+    int64_t layer = 0, row = 0;
+  };
+  Progress progress() const;
+  /// Shows what has been computed since. It may run beside enqueue(), on one thread at a time.
+  void show(const Progress& progress);
+  /// What was shown goes, as with a writer that gives up.
+  void hide();
 
   /// Writes the entry, atomically; after done(), when the stream has run. While there are entries_left() the
   /// next one is to be computed then. kExhausted (disk), kIo.

@@ -87,6 +87,7 @@ struct Answer {
   /// Tokens of the context, from its beginning on, that came by plan; the rest of it, where the sender has
   /// published less, went through every layer like the suffix.
   int64_t reused_tokens = 0;
+  Status shorter;                       // why it is not all of it (Chain::why); OK where it is
   bool live = false;                    // of an entry that its sender was still computing
   GateVerdict gate;                     // after an alarm `cache` stays "hit" and the full prefill answers
   int64_t lost_ns = 0;                  // spent before a miss was noticed, or the gate's alarm

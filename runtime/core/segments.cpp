@@ -57,6 +57,7 @@ Result<Segments> Segments::open(Store& store, const Request& request, const Plan
       link.entry.end_at(there + opened.tokens_ - link.begin);
       opened.parts_.push_back({0, link.begin, opened.tokens_, there, std::move(link.entry)});
     }
+    if (opened.tokens_ < n) opened.shorter_ = chain.why;
     const Segment whole{.rows = n};
     if (opened.tokens_ == n) DS_TRY(check_covered({&whole, 1}, variant, n));
     return opened;
@@ -98,8 +99,8 @@ Result<const Variant*> Segments::variant(const Plan& plan, const Variant& chosen
                   : error(Code::kNotFound,
                           "the sender has published {} of the context's {} tokens, and the plan reuses "
                           "nothing of so "
-                          "few; publish the rest",
-                          tokens_, n);
+                          "few ({}); publish the rest",
+                          tokens_, n, shorter_.message());
   const Segment whole{.rows = tokens_};
   DS_TRY(check_covered({&whole, 1}, *found, tokens_));
   return found;

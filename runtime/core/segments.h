@@ -27,6 +27,8 @@ class Segments {
 
   /// How much of the context, from its beginning on, is there: all of it where the request names segments.
   int64_t tokens() const { return tokens_; }
+  /// Why it is not all of it; OK where it is.
+  const Status& shorter() const { return shorter_; }
   /// Whether an entry's sender is still computing it, so that reads may wait for it.
   bool live() const;
   /// Whether rows can be read without waiting for a sender.
@@ -54,6 +56,7 @@ class Segments {
   };
   std::vector<Part> parts_;  // ascending within a source
   int64_t tokens_ = 0;
+  Status shorter_;
 };
 
 }  // namespace ds

@@ -269,6 +269,7 @@ Result<Answer> Session::answer(const Request& request) {
       if (done) {
         answer.cache = CacheStatus::kHit;
         answer.reused_tokens = reused;
+        answer.shorter = segments->shorter();
         answer.live = segments->live();
         // What waited for the sender says nothing of the link.
         if (!answer.live) link_estimate_.add(answer.bytes_loaded, answer.link_ns);

@@ -297,6 +297,7 @@ void EngineLoop::take_best(Active& a) {
   a.m += a.n - c.tokens;
   a.n = c.tokens;
   a.answer.reused_tokens = c.tokens;
+  a.answer.shorter = c.found->segments->shorter();
   a.answer.live = c.found->segments->live();
   if (!a.kept_as.empty()) a.kept_as = plan_salt(a, c.plan, *c.variant);
   reuse(a, c.plan, *c.variant, a.n);

@@ -18,6 +18,7 @@
 #include "runtime/engine/engine.h"
 #include "runtime/engine/plan_run.h"
 #include "runtime/engine/prefix_cache.h"
+#include "runtime/engine/showing.h"
 #include "runtime/engine/transfer_service.h"
 
 namespace ds {
@@ -143,6 +144,10 @@ struct Publishing {
   /// Goes on from what the store has, with caches of it that the engine still has; else they are computed.
   void go_on();
   std::shared_ptr<PrefixCache::Node> base;
+  /// Begins to show what is computed, where that is asked for.
+  void show(std::function<void()> wake);
+  std::unique_ptr<Showing> showing;
+  Status unshown;  // why nothing is
   enum class State : uint8_t { kQueued, kLookingUp, kComputing, kWriting } state = State::kQueued;
   std::shared_ptr<LookUp> found;
   // Of the thread that writes.

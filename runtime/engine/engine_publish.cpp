@@ -9,8 +9,8 @@ namespace {
 bool same(const EnginePublication& a, const EnginePublication& b) {
   const PublishOptions &x = a.options, &y = b.options;
   return a.sender == b.sender && a.store == b.store && a.context == b.context && x.salt == y.salt &&
-         x.cuts == y.cuts && x.maps == y.maps && x.more == y.more && x.first == y.first &&
-         x.only_new == y.only_new;
+         x.cuts == y.cuts && x.maps == y.maps && x.more == y.more && x.kv_layers == y.kv_layers &&
+         x.live_rows == y.live_rows && x.first == y.first && x.only_new == y.only_new;
 }
 
 }  // namespace
@@ -82,6 +82,7 @@ Publishing* EngineLoop::publishing() {
 
 void EngineLoop::end(Publishing& p, Result<Published> result) {
   if (p.writer.joinable()) p.writer.join();
+  p.showing.reset();  // before others wait for the lock
   auto ticket = p.ticket;
   auto on_end = std::move(p.asked.on_end);
   {
@@ -112,8 +113,10 @@ void EngineLoop::begin_again(Publishing& p) {
   auto work = Publication::create(backend, p.asked.sender->model(), p.asked.sender->identity(),
                                   p.asked.context, p.asked.options);
   if (!work.ok()) return end(p, work.status());
+  p.showing.reset();
   p.work = std::move(work).value();
   p.go_on();
+  p.show([w = wake] { (*w)(); });
 }
 
 void EngineLoop::look_up(Publishing& p) {
@@ -152,11 +155,22 @@ void Publishing::go_on() {
   });
 }
 
+void Publishing::show(std::function<void()> wake) {
+  if (asked.options.live_rows == 0) return;
+  auto begun = Showing::begin(*work, *asked.store, asked.options.live_rows, std::move(wake));
+  unshown = begun.status();
+  if (begun.ok()) showing = std::move(*begun);
+}
+
 void EngineLoop::watch_publication() {
   Publishing* p = publishing();
   if (p == nullptr) return;
-  if (p->ticket->cancelled_ && p->state != Publishing::State::kWriting)
+  if (p->ticket->cancelled_ && p->state != Publishing::State::kWriting) {
+    // A store that hangs is not waited for.
+    if (p->showing) p->showing->stop();
+    if (p->showing && !p->showing->ended()) return;
     return end(*p, error(Code::kExhausted, "the publication was cancelled"));
+  }
   switch (p->state) {
     case Publishing::State::kQueued:
       look_up(*p);
@@ -178,6 +192,7 @@ void EngineLoop::watch_publication() {
       if (auto claim = arena->claim(p->work->bytes()); claim.ok()) {
         p->claim = std::move(claim).value();
         p->state = Publishing::State::kComputing;
+        p->show([w = wake] { (*w)(); });
       }
       break;
     }
@@ -186,8 +201,14 @@ void EngineLoop::watch_publication() {
       p->base.reset();
       p->state = Publishing::State::kWriting;
       p->writer = std::thread([p, w = wake] {
+        if (p->showing) p->showing->finish();
         p->result = p->work->write(*p->asked.store);
-        if (p->result.ok()) p->result->after = p->found->links;
+        if (p->result.ok()) {
+          p->result->after = p->found->links;
+          if (!p->unshown.ok()) p->result->live = p->unshown;
+        } else if (p->showing) {
+          p->work->hide();
+        }
         p->written.store(true, std::memory_order_release);
         (*w)();
       });

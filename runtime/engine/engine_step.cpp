@@ -101,8 +101,8 @@ bool EngineLoop::step() {
     flops += p.piece.flops;
   });
   const bool decodes = !decoding.empty();
-  if (Publishing* p = publishing();
-      p != nullptr && p->state == Publishing::State::kComputing && !p->work->done() && flops == 0) {
+  if (Publishing* p = publishing(); p != nullptr && p->state == Publishing::State::kComputing &&
+                                    !p->work->done() && !p->ticket->cancelled_ && flops == 0) {
     begin({.publishing = p});
     const double share = decodes ? limits.publish_share : 1;
     const double per_row = PlanRun::layer_flops(p->asked.sender->model().config());
@@ -164,7 +164,10 @@ void EngineLoop::settle(std::vector<Item>& items, Status status) {
     if (item.station != nullptr) {
       decoded(*item.station, item.first, item.count);
     } else if (item.publishing != nullptr) {
-      if (!publication_status.ok()) end(*item.publishing, std::exchange(publication_status, {}));
+      if (!publication_status.ok())
+        end(*item.publishing, std::exchange(publication_status, {}));
+      else if (item.publishing->showing)
+        item.publishing->showing->tell(item.publishing->work->progress());
     } else {
       item.one->run->complete(*item.piece);
       item.one->answer.compute_ns += speed.ns(item.piece->flops);

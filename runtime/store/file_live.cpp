@@ -13,9 +13,11 @@
 #include <cstring>
 #include <ctime>
 #include <filesystem>
+#include <optional>
 #include <unordered_map>
 
 #include "runtime/store/file_object_internal.h"
+#include "runtime/store/keep.h"
 #include "runtime/store/store_internal.h"
 #include "support/clock.h"
 #include "support/file.h"
@@ -236,20 +238,22 @@ class FileLiveObject final : public LiveObject {
   std::vector<std::pair<int64_t, int64_t>> payloads_;  // by record: where, bytes
 };
 
-/// Files of the folder, open; none where there is no folder.
+/// Files of the folder, open, of one tenant where that is given; none where there is no folder.
 struct Opened {
   std::string key, path;
   std::shared_ptr<FileHandle> file;
   struct stat info {};
   bool begun = false;  // else it has its writer's temporary name
 };
-Result<std::vector<Opened>> open_all(const std::string& folder) {
+Result<std::vector<Opened>> open_all(const std::string& folder,
+                                     std::optional<std::string_view> tenant = std::nullopt) {
   std::vector<Opened> all;
   std::error_code failure;
   fs::directory_iterator end, it(folder, failure);
   if (failure == std::errc::no_such_file_or_directory) return all;
   for (; !failure && it != end; it.increment(failure)) {
     Opened o{.key = it->path().filename().native(), .path = it->path().native()};
+    if (tenant && key_tenant(o.key) != *tenant) continue;
     const int fd = open(o.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
     if (fd < 0) continue;
     o.file = std::make_shared<FileHandle>(fd);
@@ -284,9 +288,10 @@ Result<std::unique_ptr<LiveWriter>> FileLive::begin(const std::string& key, std:
   return status;
 }
 
-Result<std::vector<std::vector<ObjectRef>>> FileLive::find(Store::Names names) const {
+Result<std::vector<std::vector<ObjectRef>>> FileLive::find(Store::Names names,
+                                                           std::string_view tenant) const {
   std::vector<std::vector<ObjectRef>> found(names.size());
-  DS_ASSIGN(std::vector<Opened> all, open_all(folder_));
+  DS_ASSIGN(std::vector<Opened> all, open_all(folder_, tenant));
   if (all.empty()) return found;
   std::unordered_map<std::string_view, std::vector<size_t>> asked;
   for (size_t i = 0; i < names.size(); ++i) asked[names[i]].push_back(i);

@@ -18,7 +18,7 @@ class FileLive {
 
   Result<std::unique_ptr<LiveWriter>> begin(const std::string& key, std::string_view head,
                                             Store::Names names) const;
-  Result<std::vector<std::vector<ObjectRef>>> find(Store::Names names) const;
+  Result<std::vector<std::vector<ObjectRef>>> find(Store::Names names, std::string_view tenant) const;
   Result<std::unique_ptr<LiveObject>> follow(const std::string& key) const;
   Result<std::vector<LiveInfo>> list() const;
   Result<int64_t> remove_dead() const;

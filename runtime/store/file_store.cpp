@@ -167,10 +167,11 @@ class FileStore final : public Store {
     DS_TRY(make_folders(folder_, kFolderMode));
     return live_.begin(key, head, names);
   }
-  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names) override {
+  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names, std::string_view tenant) override {
     DS_TRY(check_store_names(names));
-    return live_.find(names);
+    return live_.find(names, tenant);
   }
+  bool live_ends_unseen() const override { return true; }
   Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found) override {
     DS_TRY(check_store_key(found.key));
     return live_.follow(found.key);

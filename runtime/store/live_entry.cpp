@@ -137,8 +137,6 @@ Result<std::shared_ptr<LiveEntry>> LiveEntry::open(Store& store, const ObjectRef
                                  live->signing_.get(), Signature::kOfStore,
                                  [&](EntryHeader& h) { return check_named(h, found, name, shape); }, true));
     live->tensors_.resize(live->header_.tensors.size());
-    const auto blocks = static_cast<size_t>(checksum_blocks(live->header_.identity.tokens));
-    for (Tensor& t : live->tensors_) t.checksums.resize(blocks);
     live->records_ = 1;
     for (size_t i = 1; i < records.size(); ++i) DS_TRY(live->take(records[i]));
     if (ended) live->end(ok_status());
@@ -229,8 +227,10 @@ Status LiveEntry::take(const LiveRecord& record) {
   if (record.bytes != part.rows * header_.row_bytes(of.kind) ||
       said.size() != kPartFront + 8 * static_cast<size_t>(blocks))
     return bad(fmt::format("it has {} bytes and {} of checksums", record.bytes, said.size() - kPartFront));
-  std::memcpy(tensor.checksums.data() + part.first / kChecksumRows, said.data() + kPartFront,
-              8 * static_cast<size_t>(blocks));
+  // As parts bring them: what a header says of all of them together costs nobody anything.
+  const auto at = static_cast<size_t>(part.first / kChecksumRows);
+  tensor.checksums.resize(at + static_cast<size_t>(blocks));
+  std::memcpy(tensor.checksums.data() + at, said.data() + kPartFront, 8 * static_cast<size_t>(blocks));
   tensor.rows += part.rows;
   tensor.parts.push_back(part);
   return ok_status();

@@ -92,7 +92,7 @@ class LiveEntry {
   struct Tensor {
     int64_t rows = 0;  // that are there
     std::vector<Part> parts;
-    std::vector<uint64_t> checksums;  // by block
+    std::vector<uint64_t> checksums;  // by block, of those rows
   };
   explicit LiveEntry(std::unique_ptr<LiveObject> log) : log_(std::move(log)) {}
   void follow();

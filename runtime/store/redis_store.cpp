@@ -400,7 +400,7 @@ class RedisStore final : public Store {
     DS_TRY(check_store_names(names));
     return begin_redis_live(client_, key, head, names);
   }
-  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names) override {
+  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names, std::string_view) override {
     DS_TRY(check_store_names(names));
     return find_redis_live(*client_, names);
   }

@@ -144,12 +144,13 @@ class ShapedStore final : public Store {
                                                  Names names) override {
     return store_->begin_live(key, head, names);
   }
-  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names) override {
+  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names, std::string_view tenant) override {
     int64_t answer_ns = link_->look_up(now_ns());
-    auto found = store_->find_live(names);
+    auto found = store_->find_live(names, tenant);
     sleep_until(answer_ns);
     return found;
   }
+  bool live_ends_unseen() const override { return store_->live_ends_unseen(); }
   Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found) override {
     DS_ASSIGN(auto live, store_->follow(found));
     return std::unique_ptr<LiveObject>(std::make_unique<ShapedLive>(std::move(live), link_));

@@ -86,7 +86,7 @@ Result<bool> Store::evict(const std::string&) { return unsupported(*this, "evict
 Result<std::unique_ptr<LiveWriter>> Store::begin_live(const std::string&, std::string_view, Names) {
   return unsupported(*this, "shows nothing that is still being written");
 }
-Result<std::vector<std::vector<ObjectRef>>> Store::find_live(Names names) {
+Result<std::vector<std::vector<ObjectRef>>> Store::find_live(Names names, std::string_view) {
   return std::vector<std::vector<ObjectRef>>(names.size());
 }
 Result<std::unique_ptr<LiveObject>> Store::follow(const ObjectRef& found) {

@@ -126,8 +126,12 @@ class Store {
   /// Begins with a record of this head. kInvalidArgument, kExhausted, kIo.
   virtual Result<std::unique_ptr<LiveWriter>> begin_live(const std::string& key, std::string_view head,
                                                          Names names);
-  /// By name that was asked for, those whose writers live as far as can be told at once, for follow(). kIo.
-  virtual Result<std::vector<std::vector<ObjectRef>>> find_live(Names names);
+  /// By name that was asked for, those whose writers live as far as can be told at once, for follow().
+  /// `tenant`: tenant_tag() of who asks; what keys say to be another's is passed over, and costs nothing that
+  /// could be told. kIo.
+  virtual Result<std::vector<std::vector<ObjectRef>>> find_live(Names names, std::string_view tenant);
+  /// Whether one that ends between a find() and a find_live() behind it is found by neither.
+  virtual bool live_ends_unseen() const { return false; }
   /// kNotFound, kIo, kCorrupt. What comes may outlive the store.
   virtual Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found);
   /// All of it. kIo.

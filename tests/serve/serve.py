@@ -29,7 +29,7 @@ def setUpModule():
 
 
 def fleet(**more):
-    return {"models": [model("sender", publish=True), model("receiver", reuse="approximate")], "store": {"url": f"file:{work}/store"},
+    return {"models": [model("sender", publish=True, publish_live=True), model("receiver", reuse="approximate")], "store": {"url": f"file:{work}/store"},
             "plans": [{"file": str(work / "plan.dsplan"), "profile": str(pair / "quality.json")}], "gate": {"false_alarms": "5%", "window": 16},
             "limits": {"patience_ms": 30000}} | more
 
@@ -71,6 +71,7 @@ class Reused(Served):
         again = self.completion()
         self.assertEqual((again["droidspeak"]["cache"], again["droidspeak"]["bytes"], again["droidspeak"]["sender"]), ("unused", 0, "sender"), "what came by a plan is known for it later, too")
         self.assertEqual(again["choices"], first["choices"])
+        self.assertEqual(said["shorter"], None, "all of its whole blocks")
         other = self.completion(cache_salt="another tenant")
         self.assertEqual((other["droidspeak"]["cache"], other["droidspeak"]["reason"], other["droidspeak"]["sender"]), ("miss", "not found", None))
         for reuse in ("exact", "off"):
@@ -93,6 +94,17 @@ class Reused(Served):
         self.assertEqual((said["cache"], said["sender"]), ("hit", "sender"), said)
         self.assertEqual(self.completion(prompt=ids + [6, 7], cache_salt="not it")["droidspeak"]["cache"], "miss")
 
+    def test_salts_of_any_bytes(self):
+        body = {"model": "receiver", "prompt": [5 + i % 90 for i in range(128)], "max_tokens": 1, "temperature": 0, "reuse": "exact"}
+        cached = lambda salt: self.ok("/v1/completions", body | {"cache_salt": salt})["usage"]["prompt_tokens_details"]["cached_tokens"]
+        salts = [*map(chr, range(128)), "\u00ff", "\U0001f600", "x\0", "x\n", "\nx", "s" * 64, "s" * 65, "s" * (1 << 20), "s" * (1 << 20) + "\0", "../../etc"]
+        for salt in salts: self.assertEqual(cached(salt), 0, f"{salt[:9]!r} is nobody else's")
+        for salt in salts[::9]: self.assertGreater(cached(salt), 0, f"{salt[:9]!r} is its own")
+        for raw in (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\x00", b"\n", b"\\ud800", b"\\x00"):
+            status, _, answer = self.server.post("/v1/completions", raw=b'{"model": "receiver", "prompt": "a", "cache_salt": "' + raw + b'"}')
+            self.assertEqual((status, "error" in answer), (400, True), raw)
+        self.assertGreater(cached(""), -1, "it still answers")
+
     def test_a_conversation_that_grows(self):
         ids = [0] + [100 + i * i % 900 for i in range(127)]
         longer = ids + [7 + i % 90 for i in range(128)]
@@ -100,8 +112,8 @@ class Reused(Served):
         for i, tokens in enumerate((ids, longer)):
             self.completion(model="sender", prompt=tokens + [5], cache_salt="grows")
             self.assertTrue(self.server.wait_for(lambda: self.server.engine()["published"] == published + i + 1), "what is new becomes an entry of its own")
-        answer = self.completion(prompt=longer + [5, 6], cache_salt="grows")
-        self.assertEqual((answer["droidspeak"]["cache"], answer["usage"]["prompt_tokens_details"]["cached_tokens"]), ("hit", 256), answer)
+        answer = self.completion(prompt=longer + [5, 6] * 50, cache_salt="grows")
+        self.assertEqual((answer["droidspeak"]["cache"], answer["usage"]["prompt_tokens_details"]["cached_tokens"], answer["droidspeak"]["shorter"]), ("hit", 256, "not found"), answer)
 
 
 class Answers(Served):
@@ -444,6 +456,30 @@ class Tenants(unittest.TestCase):
         logged = self.server.logged()
         self.assertIn('"tenant":"red"', logged)
         for secret in ("key-of-red", "key-of-blue", "salt of red", "bridge"): self.assertNotIn(secret, logged)
+
+    def test_nobody_can_tell_what_another_tenant_has(self):
+        contexts = [[(7 * i + s) % 90 + 5 for i in range(256)] for s in range(3)]
+        self.assertEqual(self.server.post("/v1/completions", {"model": "sender", "prompt": contexts[0] + [5], "max_tokens": 1}, key="key-of-red")[0], 200)
+        self.assertTrue(self.server.wait_for(lambda: self.server.engine()["published"] == 1), "it is red's entry now")
+
+        def counts():
+            text = self.server.get("/metrics", key="key-of-red")[2]
+            return {name: float(value) for name, value in re.findall(r"^(ds_\S+|droidspeak_\S+) (\S+)$", text, re.M) if not re.search("seconds|ratio|bytes_per|steps", name)}
+
+        def ask(tokens, key):
+            before = counts()
+            status, _, answer = self.server.post("/v1/completions", {"model": "receiver", "prompt": tokens + [6, 7], "max_tokens": 1, "temperature": 0}, key=key)
+            self.assertEqual(status, 200, answer)
+            said = {k: v for k, v in answer["droidspeak"].items() if not k.endswith("_ms")}
+            after = counts()
+            return said, answer["usage"], {k: after[k] - before.get(k, 0) for k in after if after[k] != before.get(k, 0)}
+
+        ask(contexts[1], "key-of-blue")  # whatever a first one changes
+        has, has_not = ask(contexts[0], "key-of-blue"), ask(contexts[2], "key-of-blue")
+        self.assertEqual(has, has_not)
+        self.assertEqual(has[0]["cache"], "miss")
+        self.assertTrue(has[2], "something is counted")
+        self.assertEqual(ask(contexts[0], "key-of-red")[0]["cache"], "hit")
 
     def test_open_metrics(self):
         self.server.stop()

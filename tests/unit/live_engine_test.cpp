@@ -3,8 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <condition_variable>
 #include <cstring>
 #include <filesystem>
+#include <map>
+#include <mutex>
 
 #include "runtime/core/publish.h"
 #include "runtime/engine/engine.h"
@@ -105,6 +108,20 @@ TEST_F(LiveEngine, EveryInterleavingGivesTheFullPrefill) {
   }
 }
 
+TEST_F(LiveEngine, ALookUpWhileItEndsFindsTheEntry) {
+  script_->release(script_->records.size(), script_->records.size());
+  script_->before_follow = [this] {
+    const PublishOptions options{.cuts = plain_cuts({1, 2, 3, 4})};
+    take(publish(*model_.backend, *model_.model, model_.identity, context_, *under_, options));
+    script_->ended = true;
+  };
+  const EngineAnswer a = answer(request(context_));
+  EXPECT_EQ(a.cache, CacheStatus::kHit) << a.miss.message();
+  EXPECT_FALSE(a.live);
+  EXPECT_EQ(a.reused_tokens, kTokens);
+  expect_right(a, "whole when it was followed");
+}
+
 TEST_F(LiveEngine, AWriterThatDiesIsAMissAndTheRestIsComputed) {
   script_->dies = true;
   int missed = 0;
@@ -136,6 +153,75 @@ TEST_F(LiveEngine, OthersTransfersDoNotWaitForASender) {
     EXPECT_EQ(a.cache, CacheStatus::kHit) << a.miss.message();
     EXPECT_TRUE(a.live);
     expect_right(a, "behind others");
+  }
+}
+
+/// Rows by tensor, as its parts have brought them.
+std::map<uint32_t, std::vector<std::byte>> rows_by_tensor(const LiveScript& script) {
+  std::map<uint32_t, std::vector<std::byte>> rows;
+  for (size_t i = 1; i < script.records.size(); ++i) {
+    uint32_t tensor = 0;
+    std::memcpy(&tensor, script.records[i].head.data(), sizeof tensor);
+    const auto& payload = script.records[i].payload;
+    rows[tensor].insert(rows[tensor].end(), payload.begin(), payload.end());
+  }
+  return rows;
+}
+
+// An engine shows its own publications as publish() does: all rows of all tensors, before the entry is there.
+TEST_F(LiveEngine, ItShowsItsOwnPublications) {
+  for (const int64_t rows : {64, 512}) {
+    LiveScript shown(*under_);
+    EnginePublication publication{.sender = receiver_, .context = context_, .store = &shown};
+    publication.options.cuts = plain_cuts({1, 2, 3, 4});
+    publication.options.live_rows = rows;
+    const Published done = take(take(engine_->publish(publication))->wait());
+    EXPECT_TRUE(done.live.ok()) << done.live.message();
+    EXPECT_EQ(shown.writers, 0);
+    if (testing::exact_rows()) {
+      EXPECT_EQ(rows_by_tensor(shown) == rows_by_tensor(*script_), true) << rows;
+    }
+    EXPECT_EQ(rows_by_tensor(shown).size(), 5u + 4);
+  }
+}
+
+// A store that hangs while something is shown holds up no request, nor does the end of it.
+TEST_F(LiveEngine, NobodyWaitsForAStoreThatIsShownTo) {
+  for (const bool cancelled : {false, true}) {
+    LiveScript shown(*under_);
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool hangs = false, free = false;
+    shown.before_append = [&] {
+      std::unique_lock lock(mutex);
+      hangs = true;
+      changed.notify_all();
+      changed.wait(lock, [&] { return free; });
+    };
+    EnginePublication publication{.sender = receiver_, .context = context_, .store = &shown};
+    publication.options.cuts = plain_cuts({1, 2, 3, 4});
+    publication.options.live_rows = 64;
+    auto ticket = take(engine_->publish(publication));
+    {
+      std::unique_lock lock(mutex);
+      changed.wait(lock, [&] { return hangs; });
+    }
+    if (cancelled) ticket->cancel();
+    const EngineAnswer a = answer(request(other_));
+    EXPECT_EQ(a.cache, CacheStatus::kHit) << a.miss.message();
+    EXPECT_EQ(engine_->stats().publications_open, 1);
+    {
+      std::lock_guard lock(mutex);
+      free = true;
+      changed.notify_all();
+    }
+    const auto done = ticket->wait();
+    EXPECT_EQ(shown.writers, 0) << "what was shown is gone";
+    if (cancelled) {
+      EXPECT_TRUE(done.ok() || done.status().code() == Code::kExhausted) << done.status().message();
+    } else {
+      EXPECT_TRUE(done.ok() && done->live.ok()) << done.status().message();
+    }
   }
 }
 

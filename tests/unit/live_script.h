@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -39,14 +40,18 @@ class LiveScript final : public Store {
     records = {{std::string(head), {}}};
     return std::unique_ptr<LiveWriter>(std::make_unique<Writer>(*this));
   }
-  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names) override {
+  Result<std::vector<std::vector<ObjectRef>>> find_live(Names names, std::string_view) override {
+    if (before_find_live) before_find_live();
     std::vector<std::vector<ObjectRef>> found(names.size());
-    for (size_t i = 0; i < names.size(); ++i)
+    for (size_t i = 0; i < names.size() && !ended; ++i)
       for (size_t at = 0; at < names_.size(); ++at)
         if (names_[at] == names[i]) found[i].push_back({key_, 0, static_cast<int32_t>(at)});
     return found;
   }
+  bool live_ends_unseen() const override { return true; }
   Result<std::unique_ptr<LiveObject>> follow(const ObjectRef&) override {
+    if (before_follow) before_follow();
+    if (ended) return error(Code::kNotFound, "nothing is being written any more");
     return std::unique_ptr<LiveObject>(std::make_unique<Object>(*this));
   }
 
@@ -61,12 +66,18 @@ class LiveScript final : public Store {
   /// All of what was asked for has been given, and nothing more comes.
   bool dies = false;  // the writer does, behind the last that comes
   bool keeps_entries = false;
+  bool ended = false;  // it has, and nobody finds it any more
+  /// What happens just between two calls of who looks.
+  std::function<void()> before_find_live, before_follow, before_append;
+  std::atomic<int> writers{0};  // that there are
   std::vector<Record> records;
 
  private:
   struct Writer final : LiveWriter {
-    explicit Writer(LiveScript& s) : script(s) {}
+    explicit Writer(LiveScript& s) : script(s) { ++script.writers; }
+    ~Writer() override { --script.writers; }
     Status append(std::string_view head, std::span<const std::byte> payload) override {
+      if (script.before_append) script.before_append();
       script.records.push_back({std::string(head), {payload.begin(), payload.end()}});
       return ok_status();
     }

@@ -264,6 +264,39 @@ TEST_F(Live, ReadersComeWhenTheyLike) {
   EXPECT_FALSE(answer.live);
 }
 
+// A look-up that comes just when the live entry becomes a whole one finds one of the two, wherever it is by
+// then: before it asks for live ones, or before it follows the one that it has found.
+TEST_F(Live, ALookUpWhileItEndsFindsTheEntry) {
+  const Plan plan = plan_for({1, 3}, "e-first");
+  const auto end = [this] {
+    const PublishOptions options{.cuts = plain_cuts({1, 2, 3, 4})};
+    take(publish(*model_.backend, *model_.model, model_.identity, context_, *under_, options));
+    script_.ended = true;
+  };
+  const auto die = [this] { script_.ended = true; };
+  for (auto when : {&LiveScript::before_find_live, &LiveScript::before_follow})
+    for (const bool whole : {true, false}) {
+      const bool found = when == &LiveScript::before_follow;
+      const std::string what = fmt::format("{} {}", whole ? "becomes whole" : "dies",
+                                           found ? "when it has been found" : "before it is found");
+      script_.release(script_.records.size(), script_.records.size());
+      script_.*when = whole ? std::function<void()>(end) : std::function<void()>(die);
+      Answer answer;
+      expect_full_prefill(run(plan, request_, answer), what);
+      EXPECT_EQ(answer.cache, whole ? CacheStatus::kHit : CacheStatus::kMiss) << what;
+      EXPECT_EQ(answer.reused_tokens, whole ? kTokens : 0) << what;
+      EXPECT_FALSE(answer.live) << what;
+      if (!whole) {
+        EXPECT_THAT(answer.miss.message(), HasSubstr(found ? "being written any more" : "no object")) << what;
+      }
+      script_.*when = nullptr;
+      script_.ended = false;
+      if (whole) {
+        EXPECT_TRUE(under_->remove(published_.key).ok());
+      }
+    }
+}
+
 // What is whole is used as far as it goes, what is still written behind it.
 TEST_F(Live, AChainEndsInWhatIsWritten) {
   const Plan plan = plan_for({1, 3}, "e-first");

@@ -84,6 +84,7 @@ const auto kName = [](const auto& info) { return info.param.name; };
 INSTANTIATE_TEST_SUITE_P(Redis, StoreConformance, kKinds, kName);
 INSTANTIATE_TEST_SUITE_P(Redis, StoreEntries, kKinds, kName);
 INSTANTIATE_TEST_SUITE_P(Redis, LiveEntries, kKinds, kName);
+INSTANTIATE_TEST_SUITE_P(Redis, HostileEntries, kKinds, kName);
 
 // --- URLs
 // ----------------------------------------------------------------------------------------------------

@@ -317,6 +317,43 @@ TEST(Engine, AnApproximateCacheNeverAnswersAnExactLookUp) {
   EXPECT_EQ(answer_of(*engine, honest).cached_tokens, 0);
 }
 
+/// Whether another tenant has an entry of the same context, or rows of it in the prefix cache, shows in no
+/// answer and in no count.
+TEST(Engine, NobodyCanTellWhatAnotherTenantHas) {
+  Pair pair;
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options()));
+  std::string said[2];
+  for (const bool has : {false, true}) {
+    auto store = open_store("file:" + fresh_folder("tell"));
+    auto engine = make_engine(*pair.backend, kLimits);
+    const Receiver* receiver = add(*engine, pair, pair.receiver, {&plan});
+    EngineRequest mine = request_of(receiver, 256, 9, 1);
+    EngineRequest another = request_of(receiver, 256, 9, has ? 1 : 2);
+    for (EngineRequest* r : {&mine, &another}) r->store = store->get();
+    mine.salt = "mine";
+    another.salt = "another";
+    const PublishOptions options{.cuts = plain_cuts({1, 2, 3, 4}), .salt = another.salt};
+    ASSERT_TRUE(
+        publish(*pair.backend, *pair.sender.model, pair.sender.identity, another.context, **store, options)
+            .ok());
+    EXPECT_EQ(answer_of(*engine, another).cache, CacheStatus::kHit);
+    for (const Reuse reuse : {Reuse::kAuto, Reuse::kExact}) {
+      mine.reuse = reuse;
+      const EngineAnswer a = answer_of(*engine, mine);
+      said[has] += fmt::format("{} {} '{}' {} {} {} {} {} {}\n", static_cast<int>(a.cache),
+                               static_cast<int>(a.miss.code()), a.miss.message(), a.variant->name,
+                               a.reused_tokens, a.cached_tokens, a.bytes_loaded, a.reused == nullptr, a.live);
+      mine.suffix = random_ids(9, kVocab, 77);
+    }
+    const EngineStats s = engine->stats();
+    said[has] += fmt::format("{} {} {} {} {} {} {} {} {} {} {}", s.finished, s.entry_hits, s.entry_misses,
+                             s.repaired, s.prompt_tokens, s.cached_tokens, s.link_bytes, s.claimed_bytes,
+                             s.peak_bytes, s.prefix_bytes, s.evictions);
+  }
+  EXPECT_EQ(said[0], said[1]);
+  EXPECT_NE(said[0].find("no object"), std::string::npos) << said[0];
+}
+
 /// A gate whose samples of each proxy are all one number: beyond it is an alarm.
 Gate gate_at(const Plan& plan, const ProxyValues& at) {
   Quality quality;
@@ -607,6 +644,7 @@ TEST(Engine, AContextThatGrowsCostsItsNewTokens) {
       if (answer.cached_tokens == 0 && !late) {
         EXPECT_EQ(answer.cache, there > 0 ? CacheStatus::kHit : CacheStatus::kMiss) << answer.miss.message();
         EXPECT_EQ(answer.reused_tokens, there);
+        EXPECT_EQ(answer.shorter.code(), there > 0 ? Code::kNotFound : Code::kOk) << answer.shorter.message();
         if (there > 0) {
           EngineRequest by_hand = r;
           by_hand.context = turn(there);
@@ -1090,6 +1128,37 @@ TEST(Engine, CancelledAndLateRequestsGiveTheirMemoryBack) {
   EXPECT_EQ(engine->stats().cancelled, 2);
   EXPECT_EQ(engine->stats().claimed_bytes, 0);
   EXPECT_GT(engine->stats().peak_bytes, 0);
+}
+
+/// Whoever is cancelled, or out of time, while his look-up hangs waits for it no longer, however patient the
+/// engine is; it goes on to hang, and the engine ends all the same when it lets go.
+TEST(Engine, ALookUpThatHangsHoldsNobodyWhoIsCancelledOrLate) {
+  Pair pair;
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options()));
+  auto store = open_store("file:" + fresh_folder("hangs"));
+  FaultyStore faulty(**store, Fault::kLookUpHangs);
+  EngineLimits limits = kLimits;
+  limits.patience_ns = 3'600'000'000'000;
+  auto engine = make_engine(*pair.backend, limits);
+  EngineRequest r = request_of(add(*engine, pair, pair.receiver, {&plan}), 256, 9, 1);
+  r.store = &faulty;
+  auto ticket = engine->submit(r);
+  ASSERT_TRUE(ticket.ok());
+  EngineRequest beside = r;
+  beside.reuse = Reuse::kOff;
+  EXPECT_EQ(answer_of(*engine, beside).cache, CacheStatus::kUnused);
+  EXPECT_FALSE((*ticket)->done()) << "it waits for its look-up";
+  (*ticket)->cancel();
+  auto answer = (*ticket)->wait();
+  EXPECT_NE(answer.status().message().find("cancelled"), std::string::npos) << answer.status().message();
+  r.salt = "another";  // which it is not waited for
+  r.time_limit_ns = 1'000'000;
+  answer = (*engine->submit(r))->wait();
+  EXPECT_NE(answer.status().message().find("time limit"), std::string::npos) << answer.status().message();
+  engine->drain();
+  EXPECT_EQ(engine->stats().cancelled, 2);
+  EXPECT_EQ(answer_of(*engine, beside).cache, CacheStatus::kUnused);
+  faulty.let_go();
 }
 
 /// Pieces are of whole ops where the budget allows, else of rows, and never of none.

@@ -109,6 +109,8 @@ TEST(FleetFile, NamesWhatIsWrong) {
       {"{" + model + R"(, "listen": {"tls": {"certificate": "c"}}})", {"listen: tls", "private_key"}},
       {"{" + model + R"(, "plans": [{"file": "p"}]})", {"'plans'", "no 'store'"}},
       {R"({"models": [{"name": "a", "folder": "a", "publish": true}]})", {"'a' is to publish", "no 'store'"}},
+      {R"({"models": [{"name": "a", "folder": "a", "publish_live": true}]})",
+       {"'publish_live' without 'publish'"}},
       {"{" + model + R"(, "limits": {"cache": 5}})", {"limits", "'cache' is 5"}},
       {"{" + model + R"(, "gate": {"on_drift": "panic"}})", {"gate", "'on_drift' is 'panic'"}},
       {"{" + model + R"(, "gate": {"window": 3}})", {"gate", "'window' is 3"}},
@@ -127,6 +129,15 @@ TEST(FleetFile, NamesWhatIsWrong) {
       fleet("{" + model + R"(, "keys": [{"tenant": "t", "key_sha256": "secret"}]})").status().message(),
       ::testing::Not(HasSubstr("secret")))
       << "what may be a key is not printed";
+}
+
+// A tenant's name with a request's salt in it would be another tenant's with that salt.
+TEST(FleetFile, ATenantIsOneLine) {
+  const auto read =
+      fleet(R"({"models": [{"name": "a", "folder": "a"}], "keys": [{"tenant": "red\nx", "key_sha256": ")" +
+            std::string(64, '0') + R"("}]})");
+  ASSERT_FALSE(read.ok());
+  EXPECT_THAT(read.status().message(), HasSubstr("'tenant' has several lines"));
 }
 
 TEST(FleetFile, SecretsAreTheirOwnersOnly) {
@@ -217,6 +228,31 @@ TEST(ApiRequests, FieldsAreRead) {
   EXPECT_EQ(r.slo_ttft_ms, 20);
   EXPECT_EQ(r.cache_salt, "s");
   EXPECT_THAT(request(R"({"prompt": "a", "stop": "x"})").stops, ElementsAre("x"));
+}
+
+// Salts that crash a validator: any text, and nothing that is none.
+TEST(ApiRequests, ACacheSaltIsAnyText) {
+  const auto body = [](const std::string& salt) {
+    return R"({"prompt": "a", "cache_salt": ")" + salt + "\"}";
+  };
+  for (int b = 0; b < 256; ++b) {
+    const std::string salt = "s" + std::string(1, static_cast<char>(b)) + "z";
+    if (b < 32 || b == '"' || b == '\\' || b > 127) {
+      const ApiError fault = fault_of(body(salt));
+      EXPECT_EQ(fault.status, 400) << b;
+      EXPECT_LT(fault.message.size(), 1000u);
+    } else {
+      EXPECT_EQ(request(body(salt)).cache_salt, salt) << b;
+    }
+    if (b > 127) continue;
+    EXPECT_EQ(request(body(fmt::format("s\\u{:04x}z", b))).cache_salt, salt) << b;
+  }
+  for (const std::string& salt :
+       {std::string(), std::string(1 << 20, 's'), std::string("\xf0\x9f\x98\x80"), std::string("../../etc")})
+    EXPECT_EQ(request(body(salt)).cache_salt, salt);
+  for (const char* salt :
+       {"\\ud800", "\\udc00\\ud800", "\\u00", "\xc0\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe2\x82"})
+    EXPECT_EQ(fault_of(body(salt)).status, 400) << salt;
 }
 
 TEST(ApiRequests, WhatIsWrongIsNamed) {

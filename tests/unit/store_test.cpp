@@ -102,6 +102,7 @@ const StoreKind kFile{"file", [](std::string&) { return std::make_unique<FilePla
 INSTANTIATE_TEST_SUITE_P(File, StoreConformance, ::testing::Values(kFile));
 INSTANTIATE_TEST_SUITE_P(File, StoreEntries, ::testing::Values(kFile));
 INSTANTIATE_TEST_SUITE_P(File, LiveEntries, ::testing::Values(kFile));
+INSTANTIATE_TEST_SUITE_P(File, HostileEntries, ::testing::Values(kFile));
 
 TEST(FileStore, AFolderThatIsNotThereIsSaidToBe) {
   Folder folder;

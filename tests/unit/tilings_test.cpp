@@ -16,6 +16,7 @@
 #include "compiler/policy/policy.h"
 #include "plans/full_prefill.h"
 #include "plans/plan_file.h"
+#include "plans/published_kv.h"
 #include "runtime/core/chain.h"
 #include "runtime/core/publish.h"
 #include "runtime/core/segments.h"
@@ -528,6 +529,8 @@ TEST_P(Chains, TheLongestChainIsFound) {
   auto session = Session::create(*receiver.backend, *receiver.model, plan, {all, 3, 4});
   ASSERT_TRUE(session.ok()) << session.status().message();
   request.max_new_tokens = 4;
+  Code why = Code::kNotFound;  // there is no more
+  bool lacks = false;          // of an entry, E
   /// Of the first `n` tokens, the first `there` ones by plan and the rest as a question.
   auto expect = [&](int64_t n, int64_t there, const std::string& salt = "") {
     SCOPED_TRACE(fmt::format("{} of {}", there, n));
@@ -538,6 +541,15 @@ TEST_P(Chains, TheLongestChainIsFound) {
     ASSERT_TRUE(found.ok()) << found.status().message();
     ASSERT_EQ(found->cache, there > 0 ? CacheStatus::kHit : CacheStatus::kMiss) << found->miss.message();
     EXPECT_EQ(found->reused_tokens, there);
+    // Why it is no more: of what is gone, another tenant's, or never was, that it is not there.
+    EXPECT_EQ(found->shorter.ok(), there == 0 || there == n) << found->shorter.message();
+    if (!found->shorter.ok()) {
+      EXPECT_EQ(found->shorter.code(), why) << found->shorter.message();
+      if (why == Code::kNotFound && !lacks) {
+        EXPECT_NE(found->shorter.message().find(fmt::format("from token {} on", there)), std::string::npos)
+            << found->shorter.message();
+      }
+    }
     if (there == 0) {
       EXPECT_EQ(found->miss.code(), Code::kNotFound) << found->miss.message();
       EXPECT_EQ(found->variant, &plan.full_prefill);
@@ -579,7 +591,8 @@ TEST_P(Chains, TheLongestChainIsFound) {
   ASSERT_EQ(chain.links.size(), 2u);
   EXPECT_EQ(chain.links[0].key, other);
   EXPECT_EQ(chain.links[1].key, third);
-  EXPECT_TRUE(chain.why.ok());
+  EXPECT_EQ(chain.why.code(), Code::kNotFound) << "of the last block it has but a part";
+  EXPECT_TRUE(chain_of(kContext).why.ok());
   {
     // Its header is not right any more: as if it were not there.
     std::fstream file(folder + "/" + other, std::ios::in | std::ios::out | std::ios::binary);
@@ -590,7 +603,9 @@ TEST_P(Chains, TheLongestChainIsFound) {
   ASSERT_EQ(chain.links.size(), 3u);
   EXPECT_EQ(chain.links[0].key, first);
   EXPECT_EQ(chain.why.code(), Code::kCorrupt);
+  why = Code::kCorrupt;
   expect(all, 576);
+  why = Code::kNotFound;
   ASSERT_TRUE(store->remove(other).ok());
   ASSERT_TRUE(store->remove(second).ok());
   expect(all, 192);
@@ -598,6 +613,7 @@ TEST_P(Chains, TheLongestChainIsFound) {
   PublishOptions options;
   options.first = 192;
   ASSERT_TRUE(publish(*sender.backend, *sender.model, sender.identity, tokens(448), *store, options).ok());
+  lacks = true;
   expect(all, 192);
   ASSERT_TRUE(store->remove(first).ok());
   expect(all, 0);
@@ -672,6 +688,57 @@ TEST_P(Chains, AGrowingContextPublishesItsNewTokens) {
   }
   ASSERT_TRUE((*fresh)->remove(whole.key).ok());
   EXPECT_EQ(grow(kContext).first, 0);
+}
+
+/// Of layers whose K and V no plan reads nothing is stored, and the answer is the same; where a context
+/// grows, too.
+TEST_P(Chains, OnlyWhatPlansReadIsStored) {
+  const std::vector<Tile> tiles = {{Mode::kRecompute, 0, 3, 0, 0, false}, {Mode::kLoad, 4, 4, 0, 0, false}};
+  const Plan plan = compile_tiles(tiles, 1, "best", shape, sender.identity, receiver.identity);
+  EXPECT_EQ(published_kv(plan), (std::vector<int32_t>{4}));
+  auto session = Session::create(*receiver.backend, *receiver.model, plan, {kContext, 3, 1});
+  ASSERT_TRUE(session.ok()) << session.status().message();
+  auto fresh = open_store("file:" + fresh_folder("wanted"));
+  PublishOptions options;
+  options.cuts = published_cuts(plan);
+  options.kv_layers = published_kv(plan);
+  options.only_new = true;
+  int64_t bytes = 0;
+  for (const int64_t n : {int64_t{192}, kContext}) {
+    auto published = publish(*sender.backend, *sender.model, sender.identity,
+                             std::span(context).first(static_cast<size_t>(n)), **fresh, options);
+    ASSERT_TRUE(published.ok()) << published.status().message();
+    EXPECT_EQ(published->first, n == 192 ? 0 : 192);
+    bytes += published->entry_bytes;
+  }
+  EXPECT_LT(bytes, 2 * kContext * shape.kv_row() * dtype_size(GetParam())) << "one layer of five";
+  Request asked = request;
+  asked.store = fresh->get();
+  auto answer = (*session)->run(asked);
+  ASSERT_TRUE(answer.ok()) << answer.status().message();
+  EXPECT_EQ(answer->cache, CacheStatus::kHit) << answer->miss.message();
+  EXPECT_EQ(answer->reused_tokens, kContext);
+  const auto logits = (*session)->first_logits();
+  const std::vector<float> some(logits.begin(), logits.end());
+  // With all of it.
+  options.kv_layers.clear();
+  auto whole = publish(*sender.backend, *sender.model, sender.identity, context, **fresh, options);
+  ASSERT_TRUE(whole.ok()) << whole.status().message();
+  EXPECT_EQ(whole->first, 0) << "what has one layer is nothing to go on from";
+  answer = (*session)->run(asked);
+  ASSERT_TRUE(answer.ok()) << answer.status().message();
+  const auto all = (*session)->first_logits();
+  for (size_t i = 0; i < all.size(); ++i) EXPECT_NEAR(all[i], some[i], 1e-3f);
+  if (testing::exact_rows()) {
+    EXPECT_EQ(std::memcmp(all.data(), some.data(), some.size() * sizeof(float)), 0);
+  }
+  for (const std::vector<int32_t>& wrong : {std::vector<int32_t>{5}, std::vector<int32_t>{-1},
+                                            std::vector<int32_t>{2, 1}, std::vector<int32_t>{1, 1}}) {
+    options.kv_layers = wrong;
+    EXPECT_EQ(
+        publish(*sender.backend, *sender.model, sender.identity, context, **fresh, options).status().code(),
+        Code::kInvalidArgument);
+  }
 }
 
 /// Tells of every entry that is written.

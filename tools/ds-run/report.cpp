@@ -131,7 +131,9 @@ nlohmann::ordered_json outcome_json(const Outcome& o) {
   out["cache"] = {{"status", cache_status_name(answer.cache)},
                   {"reason", answer.miss.ok() ? nlohmann::ordered_json(nullptr)
                                               : nlohmann::ordered_json(answer.miss.message())},
-                  {"live", answer.live}};
+                  {"live", answer.live},
+                  {"shorter", answer.shorter.ok() ? nlohmann::ordered_json(nullptr)
+                                                  : nlohmann::ordered_json(answer.shorter.message())}};
   out["gate"] = gate_json(answer, o.gate);
   out["dtype"] = dtype_name(o.loaded->model->dtype());
   out["backend"] = o.loaded->backend->description();
@@ -155,8 +157,9 @@ std::string outcome_text(const Outcome& o) {
   if (answer.reused_tokens > 0 && answer.reused_tokens < o.n)
     text += fmt::format(
         "the sender had published {} of the {} context tokens; the rest went through every "
-        "layer\n",
-        format_count(answer.reused_tokens), format_count(o.n));
+        "layer{}{}\n",
+        format_count(answer.reused_tokens), format_count(o.n), answer.shorter.ok() ? "" : ": ",
+        answer.shorter.message());
   if (answer.live) text += "the sender was still computing it\n";
   if (o.templated && o.n > 0 && answer.miss.code() == Code::kNotFound)
     text +=
