@@ -164,6 +164,7 @@ struct EngineStats {
   int64_t steps = 0;
   int64_t published = 0, publications_open = 0;
   int64_t entry_hits = 0, entry_misses = 0, repaired = 0;
+  int64_t stand_ins = 0;  // full prefills begun while a plan waited for its store
   int64_t gate_checks = 0, gate_alarms = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, new_tokens = 0;
   int64_t link_bytes = 0, link_busy_ns = 0, link_rate = 0;

@@ -7,9 +7,12 @@ namespace ds {
 
 void EngineLoop::end(Active& a, Result<EngineAnswer> result, int64_t EngineStats::*count) {
   service->cancel(a.id);
-  if (service->reading(a.id)) orphans.push_back({a.id, a.sequence, a.hidden});
+  if (service->reading(a.id) &&
+      std::none_of(orphans.begin(), orphans.end(), [&](const Orphan& o) { return o.id == a.id; }))
+    orphans.push_back({a.id, a.sequence, a.hidden});
   if (a.slot != Active::kNoSlot) free_slots.push_back(a.slot);
   a.run.reset();
+  a.stand_in.reset();
   a.node.reset();
   a.sequence = {};
   a.hidden.reset();

@@ -5,6 +5,12 @@
 #include "support/clock.h"
 
 namespace ds {
+namespace {
+
+// A stand-in's step is a part of the budget: what comes meanwhile waits for it.
+constexpr int64_t kStandInSteps = 4;
+
+}  // namespace
 
 float* EngineLoop::logits_of(size_t slot) {
   return reinterpret_cast<float*>(results->data() + static_cast<int64_t>(slot) * result_bytes);
@@ -96,7 +102,7 @@ bool EngineLoop::step() {
   compute->record(*begun);
   fill_step(runs, speed.flops(limits.step_budget_ns), kMostPieces, [&](const ScheduledPiece& p) {
     Active& a = *of[p.run];
-    begin({.one = &a, .piece = p.piece});
+    begin({.one = &a, .run = a.run.get(), .piece = p.piece});
     a.run->issue(p.piece, *compute, a.memory, storage[items.size() - 1]);
     flops += p.piece.flops;
   });
@@ -113,6 +119,16 @@ bool EngineLoop::step() {
     publication_status =
         p->work->enqueue(most, *compute, p->workspace ? *p->workspace : *p->station->workspace);
     flops = per_row * static_cast<double>(std::min(most, left));
+  }
+  for (auto& a : active) {
+    if (!items.empty()) break;
+    Work* w = stand_in(*a);
+    const auto piece =
+        w == nullptr ? std::nullopt : w->run->next(speed.flops(limits.step_budget_ns / kStandInSteps));
+    if (!piece) continue;
+    begin({.one = a.get(), .run = w->run.get(), .piece = piece});
+    w->run->issue(*piece, *compute, w->memory, storage[0]);
+    flops = piece->flops;
   }
   mark();
   compute->begin_op(-1);
@@ -144,7 +160,7 @@ void EngineLoop::record_step(const std::vector<Item>& items) {
             : item.publishing != nullptr ? item.publishing->id
                                          : 0,
             StreamKind::kCompute,
-            item.one != nullptr          ? item.one->run->label(*item.piece)
+            item.one != nullptr          ? item.run->label(*item.piece)
             : item.publishing != nullptr ? "publish"
                                          : fmt::format("decode {}", item.count),
             marks[i]->time_ns(), marks[i + 1]->time_ns()});
@@ -166,19 +182,19 @@ void EngineLoop::settle(std::vector<Item>& items, Status status) {
     } else if (item.publishing != nullptr) {
       if (!publication_status.ok()) end(*item.publishing, std::exchange(publication_status, {}));
     } else {
-      item.one->run->complete(*item.piece);
+      item.run->complete(*item.piece);
       item.one->answer.compute_ns += speed.ns(item.piece->flops);
     }
   }
   for (size_t i = ran; i < items.size(); ++i)
-    if (items[i].one != nullptr) items[i].one->run->rewind();
+    if (items[i].one != nullptr) items[i].run->rewind();
   if (ran + 1 < items.size() && items.back().publishing != nullptr) begin_again(*items.back().publishing);
   if (ran < items.size()) {
     Item& item = items[ran];
     if (item.one != nullptr) {
       failed.emplace_back(item.one, status.with_context(fmt::format(
                                         "variant '{}', op {} ({})", item.one->variant->name,
-                                        item.one->run->op(*item.piece), item.one->run->label(*item.piece))));
+                                        item.run->op(*item.piece), item.run->label(*item.piece))));
     } else if (item.publishing != nullptr) {
       end(*item.publishing,
           status.with_context(fmt::format("publishing, layer {}", item.publishing->work->layer())));

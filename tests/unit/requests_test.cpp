@@ -794,6 +794,84 @@ TEST(Engine, ALostTransferIsRecomputed) {
   EXPECT_GT(repaired, missed / 2) << "most faults come while the plan runs";
 }
 
+/// While nothing comes of a store, the device does what it would do without it.
+TEST(Engine, TheFullPrefillRunsWhileAStoreHangs) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("stand_in"));
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options(3)));
+  const Plan exact = full_prefill_plan(pair.receiver.identity, pair.shape(), "f32");
+  const EngineRequest asked = request_of(nullptr, 300, 9, 1);
+  pair.publish_to(**store, asked.context);
+  for (const Fault fault : {Fault::kLookUpHangs, Fault::kHangs}) {
+    FaultyStore faulty(**store, fault, 1);
+    EngineLimits limits = kLimits;
+    limits.patience_ns = 60'000'000;
+    limits.step_budget_ns = 60'000'000'000;  // whole ops
+    limits.record_spans = true;
+    auto engine = make_engine(*pair.backend, limits);
+    EngineRequest r = asked;
+    r.receiver = add(*engine, pair, pair.receiver, {&plan});
+    r.store = &faulty;
+    const EngineAnswer answer = answer_of(*engine, r);
+    const std::string what = fmt::format("fault {}", static_cast<int>(fault));
+    EXPECT_EQ(engine->stats().stand_ins, 1) << what;
+    EXPECT_EQ(answer.cache, CacheStatus::kMiss) << what;
+    EXPECT_NE(answer.miss.message().find("late"), std::string::npos) << answer.miss.message();
+    EXPECT_FALSE(answer.repaired) << what;
+    EXPECT_EQ(answer.reused, nullptr) << what;
+    EXPECT_EQ(answer.reused_tokens, 0) << what;
+    expect_same(alone(pair, pair.receiver, exact, asked, nullptr), answer, what);
+    // What it did while it waited is not done again: all rows went through each layer once.
+    std::map<std::string, int> ran;
+    for (const EngineSpan& s : engine->take_spans())
+      if (s.request != 0 && s.stream == StreamKind::kCompute) ++ran[s.what];
+    EXPECT_EQ(ran["head"], 1) << what;
+    for (int64_t l = 0; l < pair.shape().layers; ++l)
+      EXPECT_EQ(ran[fmt::format("prefill {}", l)], 1) << what << ", layer " << l;
+    // Memory that the store may still write to stays; what the answer used is kept as the receiver's own.
+    EngineRequest again = asked;
+    again.receiver = r.receiver;
+    again.reuse = Reuse::kExact;
+    EXPECT_GT(answer_of(*engine, again).cached_tokens, 0) << what;
+    faulty.let_go();
+  }
+}
+
+TEST(Engine, AStoreThatAnswersInTimeIsUsedAllTheSame) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("stand_in_dropped"));
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options(3)));
+  const EngineRequest asked = request_of(nullptr, 300, 9, 1);
+  pair.publish_to(**store, asked.context);
+  const Told expected = alone(pair, pair.receiver, plan, asked, store->get());
+  for (const Fault fault : {Fault::kLookUpHangs, Fault::kHangs}) {
+    FaultyStore faulty(**store, fault, 1);
+    EngineLimits limits = kLimits;
+    limits.prefix_cache = false;
+    limits.patience_ns = 2'000'000'000;
+    auto engine = make_engine(*pair.backend, limits);
+    EngineRequest r = asked;
+    r.receiver = add(*engine, pair, pair.receiver, {&plan});
+    r.reuse = Reuse::kOff;
+    answer_of(*engine, r);  // one that has run knows how long a full prefill takes
+    r.reuse = Reuse::kAuto;
+    r.store = &faulty;
+    auto ticket = engine->submit(r);
+    ASSERT_TRUE(ticket.ok()) << ticket.status().message();
+    while (engine->stats().stand_ins == 0 && !(*ticket)->done()) std::this_thread::sleep_for(1ms);
+    faulty.let_go();
+    auto answer = (*ticket)->wait();
+    ASSERT_TRUE(answer.ok()) << answer.status().message();
+    const std::string what = fmt::format("fault {}", static_cast<int>(fault));
+    EXPECT_EQ(engine->stats().stand_ins, 1) << what;
+    EXPECT_EQ(answer->cache, CacheStatus::kHit) << what << ": " << answer->miss.message();
+    EXPECT_EQ(answer->reused, &plan.variants[0]) << what;
+    expect_same(expected, *answer, what);
+    engine->drain();
+    EXPECT_EQ(engine->stats().claimed_bytes, 0) << what << ": its memory is back";
+  }
+}
+
 /// One transfer of many that fails costs its own cells: what else is sent comes and is used.
 TEST(Engine, WhatIsSentBesideALostTransferIsUsed) {
   Pair pair;
