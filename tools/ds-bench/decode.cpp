@@ -15,7 +15,7 @@ namespace {
 struct DecodeOptions {
   RandomModelOptions model;
   std::string batches = "1,2,4,8,16,32";
-  int64_t context = 512;
+  int64_t context = 512, shared = 0;
   int steps = 4;
 };
 
@@ -26,6 +26,9 @@ Status bench_decode(const DecodeOptions& options) {
   int64_t context = options.context, most = batches.back();
   if (context < 1 || context > config.max_positions)
     return error(Code::kInvalidArgument, "--context {}: expected 1 to {}", context, config.max_positions);
+  if (options.shared < 0 || options.shared >= context)
+    return error(Code::kInvalidArgument, "--shared {}: expected 0 to {}, less than --context", options.shared,
+                 context - 1);
   DS_ASSIGN(RandomModel loaded, load_random_model(o, config));
   auto& [backend, model, dtype] = loaded;
   int64_t element = dtype_size(dtype), cache_bytes = context * config.kv_row() * element;
@@ -41,6 +44,15 @@ Status bench_decode(const DecodeOptions& options) {
   for (int64_t l = 0; l < config.layers; ++l)
     for (int64_t b = 0; b < most; ++b)
       sequences.push_back({caches->data() + (b * config.layers + l) * cache_bytes, context - 1, 1, 1});
+
+  // The same, but for the first `shared` positions, which all read where the first sequence has them.
+  std::vector<SequenceRows> sharing = sequences;
+  for (int64_t i = 0; options.shared > 0 && i < config.layers * most; ++i) {
+    SequenceRows& s = sharing[static_cast<size_t>(i)];
+    s.prefix = sequences[static_cast<size_t>(i / most * most)].cache;
+    s.prefix_rows = options.shared;
+    s.cache += options.shared * config.kv_row() * element;
+  }
 
   std::vector<std::byte*> step_caches;  // of the first sequence, by layer
   for (int64_t l = 0; l < config.layers; ++l)
@@ -59,9 +71,16 @@ Status bench_decode(const DecodeOptions& options) {
             2.0 * static_cast<double>(config.d_model) * static_cast<double>(config.vocab));
   };
 
+  auto layers = [&](std::vector<SequenceRows>& of, size_t n) {
+    for (int64_t l = 0; l < config.layers; ++l)
+      model->layer_batch(*stream, *workspace, l, hidden->data(),
+                         std::span(of).subspan(static_cast<size_t>(l * most), n));
+  };
+
   struct Figures {
     std::vector<double> seconds;
     PhaseTimes times;
+    std::vector<double> own_ns, shared_ns;  // attention of a step, in turns
   };
   std::map<int64_t, Figures> figures;
   std::vector<double> bandwidths, peaks;
@@ -87,14 +106,23 @@ Status bench_decode(const DecodeOptions& options) {
           continue;
         }
         model->embed(*stream, ids.data(), batch, hidden->data());
-        for (int64_t l = 0; l < config.layers; ++l)
-          model->layer_batch(*stream, *workspace, l, hidden->data(),
-                             std::span(sequences).subspan(static_cast<size_t>(l * most), n));
+        layers(sequences, n);
         model->logits_batch(*stream, *workspace, hidden->data(), std::span(rows).first(n), logits.data());
         DS_TRY(stream->synchronize());
         std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
         if (r >= 0 && !profiled) f.seconds.push_back(seconds.count());
       }
+      for (int step = 0; options.shared > 0 && step < options.steps; ++step)
+        for (bool shares : {false, true}) {
+          PhaseTimes times;
+          model->set_profile(&times);
+          model->embed(*stream, ids.data(), batch, hidden->data());
+          layers(shares ? sharing : sequences, static_cast<size_t>(batch));
+          DS_TRY(stream->synchronize());
+          if (r >= 0)
+            (shares ? f.shared_ns : f.own_ns)
+                .push_back(static_cast<double>(times[Phase::kAttention] + times[Phase::kAttentionPack]));
+        }
       model->set_profile(nullptr);
       if (r < 0) f.times = {};
       bandwidths.push_back(bandwidth);
@@ -140,6 +168,16 @@ Status bench_decode(const DecodeOptions& options) {
                               {"bound_seconds", bound},
                               {"share", bound / s},
                               {"phases_ms", phases}});
+    if (options.shared == 0) continue;
+    // The shortest of each: what else runs on the machine only adds.
+    const double own = *std::min_element(f.own_ns.begin(), f.own_ns.end()),
+                 together = *std::min_element(f.shared_ns.begin(), f.shared_ns.end());
+    fmt::print(stderr,
+               "       attention of {} sequences: {:.2f} ms over caches of their own, {:.2f} ms ({:.2f}) "
+               "where they share {} positions\n",
+               batch, own / 1e6, together / 1e6, together / own, options.shared);
+    out["batches"].back()["attention_own_ms"] = own / 1e6;
+    out["batches"].back()["attention_shared_ms"] = together / 1e6;
   }
   if (!o.json.empty()) DS_TRY(write_file_atomically(o.json, out.dump(2) + "\n"));
   return ok_status();
@@ -153,6 +191,8 @@ Bench add_decode(CLI::App& app) {
   add_random_model(*cmd, o->model);
   cmd->add_option("--batch", o->batches, "sequences at once")->capture_default_str();
   cmd->add_option("--context", o->context, "positions that each new token sees")->capture_default_str();
+  cmd->add_option("--shared", o->shared,
+                  "measure attention also where all sequences share their first N positions, in turns");
   cmd->add_option("--steps", o->steps, "steps in a row in each run")
       ->capture_default_str()
       ->check(CLI::Range(1, 10000));
