@@ -86,7 +86,7 @@ void EngineLoop::finish_ended() {
       stats.new_tokens += static_cast<int64_t>(a.answer.tokens.size());
       stats.entry_hits += a.answer.cache == CacheStatus::kHit ? 1 : 0;
       stats.entry_misses += a.answer.cache == CacheStatus::kMiss ? 1 : 0;
-      stats.repaired += a.answer.repaired ? 1 : 0;
+      stats.entry_repairs += a.answer.cache == CacheStatus::kRepaired ? 1 : 0;
     }
     EngineAnswer answer = std::move(a.answer);
     end(a, std::move(answer), &EngineStats::finished);

@@ -154,7 +154,7 @@ struct Publishing {
   std::shared_ptr<LookUp> found;
   // Of the thread that writes.
   std::thread writer;
-  std::atomic<bool> written{false};
+  std::atomic<bool> written{false}, closing{false};
   Result<Published> result = error(Code::kInternal, "nothing was published");
 };
 
@@ -322,6 +322,8 @@ struct EngineLoop {
   void record_step(const std::vector<Item>& items);
   void settle(std::vector<Item>& items, Status status);
   void give_up(Status status);
+  /// What the store had, now that the run has ended.
+  static void note_cache(Active& a);
   /// What the gate says of the first token; an alarm makes the full prefill answer.
   Status look_at(Active& a, std::span<const float> logits);
   /// Whether stop tokens may not be chosen yet.

@@ -222,6 +222,19 @@ void EngineLoop::settle(std::vector<Item>& items, Status status) {
   end_failed();
 }
 
+void EngineLoop::note_cache(Active& a) {
+  a.answer.repaired = a.run->repaired();
+  if (a.run->repaired()) {
+    a.answer.transfers = a.run->transfers();
+    a.answer.lost_transfers = a.run->lost_transfers();
+  }
+  if (a.plan < 0) return;
+  if (a.answer.miss.ok())
+    a.answer.cache = CacheStatus::kHit;
+  else if (a.run->repaired() && !a.run->exact())
+    a.answer.cache = CacheStatus::kRepaired;
+}
+
 Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
   const Gate& gate = *std::exchange(a.gate, nullptr);
   const bool repaired = a.run->repaired();
@@ -241,7 +254,7 @@ Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
     stats.gate_alarms += a.answer.gate.alarmed ? 1 : 0;
   }
   if (!a.answer.gate.alarmed) return ok_status();
-  if (a.plan >= 0 && a.answer.miss.ok()) a.answer.cache = CacheStatus::kHit;
+  note_cache(a);
   a.answer.lost_ns = now_ns() - a.submitted_ns - a.answer.queue_ns;
   a.answer.cached_tokens = a.answer.link_ns = a.answer.compute_ns = 0;
   a.plan = -1;
@@ -295,8 +308,7 @@ void EngineLoop::first_token(Active& a) {
     a.claim = {};
   }
   if (a.request.first_logits) a.answer.first_logits.assign(logits.begin(), logits.end());
-  if (a.plan >= 0 && a.answer.miss.ok()) a.answer.cache = CacheStatus::kHit;
-  a.answer.repaired = a.run->repaired();
+  note_cache(a);
   a.answer.variant = a.variant;
   if (!(a.run->repaired() && a.run->exact())) {
     a.answer.reused = a.reused;

@@ -204,6 +204,11 @@ bool PlanRun::awaits_transfers() const {
   return std::any_of(transfers_.begin(), transfers_.end(), [](const Transfer& t) { return t.comes(); });
 }
 
+int64_t PlanRun::lost_transfers() const {
+  return std::count_if(transfers_.begin(), transfers_.end(),
+                       [](const Transfer& t) { return t.state == Transfer::State::kLost; });
+}
+
 bool PlanRun::computes(int64_t layer) const {
   const auto& cells = cells_[static_cast<size_t>(layer)];
   return std::any_of(cells.begin(), cells.begin() + static_cast<std::ptrdiff_t>(context_blocks()),

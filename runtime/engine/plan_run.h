@@ -94,6 +94,8 @@ class PlanRun {
   bool awaits_transfers() const;
   /// Whether a transfer was lost: what runs is not the variant any more, and its promise at least.
   bool repaired() const { return repaired_; }
+  int64_t transfers() const { return static_cast<int64_t>(transfers_.size()); }
+  int64_t lost_transfers() const;
   /// Whether nothing of a sender is in what was computed.
   bool exact() const { return exact_; }
   /// Whether any K and V of this layer, of the context, were computed by the receiver.
