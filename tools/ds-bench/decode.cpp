@@ -65,10 +65,14 @@ Status bench_decode(const DecodeOptions& options) {
     return weights + static_cast<double>(batch * config.layers * cache_bytes);
   };
   LayerWork work = layer_work(config.shape(), {context - 1, 1, 1});
+  auto attention_flops = [&](int64_t batch) {
+    return static_cast<double>(batch * config.layers) * work.attention;
+  };
   auto flops = [&](int64_t batch) {
-    return static_cast<double>(batch) *
-           (static_cast<double>(config.layers) * (work.matmul + work.attention) +
-            2.0 * static_cast<double>(config.d_model) * static_cast<double>(config.vocab));
+    return attention_flops(batch) +
+           static_cast<double>(batch) *
+               (static_cast<double>(config.layers) * work.matmul +
+                2.0 * static_cast<double>(config.d_model) * static_cast<double>(config.vocab));
   };
 
   auto layers = [&](std::vector<SequenceRows>& of, size_t n) {
@@ -145,17 +149,23 @@ Status bench_decode(const DecodeOptions& options) {
              "{} {}, {} positions, {}; reading memory: {:.1f} GB/s; one large matrix product: {:.0f} "
              "GFLOP/s\n",
              o.shape, o.dtype, context, backend->description(), bandwidth / 1e9, peak / 1e9);
-  fmt::print(stderr, "{:>6} {:>10} {:>10} {:>12} {:>8} {:>12} {:>9} {:>7} {:>11}\n", "batch", "ms a step",
-             "tokens/s", "bytes/token", "GB/s", "bound by", "bound ms", "share", "attention");
+  fmt::print(stderr, "{:>6} {:>10} {:>10} {:>12} {:>8} {:>12} {:>9} {:>7} {:>8} {:>11}\n", "batch",
+             "ms a step", "tokens/s", "bytes/token", "GB/s", "bound by", "bound ms", "share", "in turn",
+             "attention");
   for (int64_t batch : batches) {
     Figures& f = figures[batch];
     double s = median(f.seconds), memory = bytes(batch) / bandwidth, arithmetic = flops(batch) / peak;
     double bound = std::max(memory, arithmetic), tokens = static_cast<double>(batch);
+    // Attention waits for products and they for it: while caches are read nothing of the products is
+    // computed.
+    double in_turn = std::max(weights / bandwidth, (flops(batch) - attention_flops(batch)) / peak) +
+                     std::max((bytes(batch) - weights) / bandwidth, attention_flops(batch) / peak);
     double attention = static_cast<double>(f.times[Phase::kAttention]) / 1e9 / o.repeats;
-    fmt::print(stderr, "{:>6} {:>10.2f} {:>10.1f} {:>12} {:>8.1f} {:>12} {:>9.2f} {:>6.0f}% {:>8.2f} ms\n",
+    fmt::print(stderr,
+               "{:>6} {:>10.2f} {:>10.1f} {:>12} {:>8.1f} {:>12} {:>9.2f} {:>6.0f}% {:>7.0f}% {:>8.2f} ms\n",
                batch, s * 1e3, tokens / s, format_bytes(static_cast<int64_t>(bytes(batch) / tokens)),
                bytes(batch) / s / 1e9, memory > arithmetic ? "memory" : "arithmetic", bound * 1e3,
-               100 * bound / s, attention * 1e3);
+               100 * bound / s, 100 * in_turn / s, attention * 1e3);
     nlohmann::ordered_json phases;
     for (size_t i = 0; i < kPhases; ++i)
       phases[std::string(kPhaseNames[i])] = static_cast<double>(f.times.ns[i]) / 1e6 / o.repeats;
@@ -167,6 +177,7 @@ Status bench_decode(const DecodeOptions& options) {
                               {"bound_by", memory > arithmetic ? "memory" : "arithmetic"},
                               {"bound_seconds", bound},
                               {"share", bound / s},
+                              {"share_in_turn", in_turn / s},
                               {"phases_ms", phases}});
     if (options.shared == 0) continue;
     // The shortest of each: what else runs on the machine only adds.
