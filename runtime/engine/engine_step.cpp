@@ -135,7 +135,14 @@ bool EngineLoop::step() {
   compute->record(*ended);
   const int64_t start = now_ns();
   Status status = compute->synchronize();
-  if (items.empty()) return false;
+  if (items.empty()) {
+    // A stand-in may have been at its end when it was taken.
+    const bool ended = std::any_of(active.begin(), active.end(), [](const auto& a) {
+      return a->state == Active::State::kComputing && a->run->finished();
+    });
+    if (ended) settle(items, std::move(status));
+    return ended;
+  }
   const int64_t busy = now_ns() - start;
   {
     std::lock_guard lock(mutex);
