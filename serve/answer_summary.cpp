@@ -20,14 +20,15 @@ AnswerSummary AnswerSummary::of(const ServedModel& model, const Generation& gene
   s.cached_tokens = std::max(a.cached_tokens, a.reused != nullptr ? a.reused_tokens : 0);
   s.prefix = a.cached_tokens > 0;
   s.cache = cache_status_name(a.cache);
-  if (a.cache == CacheStatus::kMiss) s.reason = miss_reason(a.miss);
+  if (a.cache == CacheStatus::kMiss || a.cache == CacheStatus::kRepaired) s.reason = miss_reason(a.miss);
   if (!a.shorter.ok()) s.shorter = miss_reason(a.shorter);
   s.bytes = a.bytes_loaded;
   s.queue_ns = a.queue_ns;
   s.ttft_ns = a.ttft_ns;
   s.end_ns = a.ttft_ns + a.decode_ns;
   s.lost_ns = a.lost_ns;
-  s.repaired = a.repaired;
+  s.transfers = a.transfers;
+  s.lost_transfers = a.lost_transfers;
   s.way = "full prefill";
   s.promised_loss = 0;
   const Variant* looked_at = a.reused;
@@ -64,8 +65,6 @@ AnswerSummary AnswerSummary::of(const ServedModel& model, const Generation& gene
     s.why = generation.reuse().why;
   else if (s.prefix)
     s.why = "this model has computed the beginning itself";
-  else if (a.repaired)
-    s.why = "the transfers were lost, and their cells recomputed";
   else
     s.why = "no plan within the loss that is allowed is for a context of this length";
   return s;
@@ -86,7 +85,7 @@ nlohmann::ordered_json AnswerSummary::json() const {
           {"promised_loss", std::isnan(promised_loss) ? Json() : Json(promised_loss)},
           {"gate", {{"status", gate}, {"text", text(gate_says)}}},
           {"bytes", bytes},
-          {"repaired", repaired},
+          {"repaired", transfers == 0 ? Json() : Json{{"lost", lost_transfers}, {"of", transfers}}},
           {"queue_ms", static_cast<double>(queue_ns) / 1e6},
           {"predicted_ttft_ms", ms(predicted_ttft_ns)},
           {"ttft_ms", ms(ttft_ns)},

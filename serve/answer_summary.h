@@ -10,8 +10,8 @@
 namespace ds {
 
 struct AnswerSummary {
-  std::string cache;    // "hit", "miss" or "unused": of the store
-  std::string reason;   // of a miss, a word; "": none
+  std::string cache;    // "hit", "miss", "repaired" or "unused": of the store
+  std::string reason;   // of a miss, or of what was repaired, a word; "": none
   std::string shorter;  // why the entries have not all of the context, likewise
   std::string why;      // nothing of a sender's is in the answer because of this; "": something is
   std::string sender, plan, variant, way;  // way: "full prefill" without a plan
@@ -22,8 +22,8 @@ struct AnswerSummary {
   int64_t bytes = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, new_tokens = 0;
   int64_t queue_ns = 0, ttft_ns = 0, end_ns = 0, lost_ns = 0,
-          predicted_ttft_ns = 0;  // predicted 0: not known
-  bool repaired = false;
+          predicted_ttft_ns = 0;              // predicted 0: not known
+  int64_t transfers = 0, lost_transfers = 0;  // of a run that was repaired
 
   static AnswerSummary of(const ServedModel& model, const Generation& generation, size_t choice);
   nlohmann::ordered_json json() const;

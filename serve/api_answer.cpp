@@ -90,9 +90,12 @@ class RunningRequest {
     api_.metrics_.answered(model_, s, end.answer);
     const double ttft_ms = request_.slo_ttft_ms.value_or(api_.fleet_.fleet().ttft_ms);
     if (ttft_ms > 0 && static_cast<double>(s.ttft_ns) > ttft_ms * 1e6) api_.metrics_.objective_missed("ttft");
-    if (end.answer.cache == CacheStatus::kMiss && api_.options_.log_requests)
+    if (!s.reason.empty() && api_.options_.log_requests)
       api_.options_.log(
-          fmt::format("request {}: the entry of its context: {}", id_, end.answer.miss.message()));
+          fmt::format("request {}: the entry of its context: {}{}", id_, end.answer.miss.message(),
+                      s.transfers > 0 ? fmt::format("; {} of {} transfers are lost, and computed instead",
+                                                    s.lost_transfers, s.transfers)
+                                      : ""));
     api_.watch_drift(model_, end.answer);
     if (choice % static_cast<size_t>(request_.n) == 0)
       api_.publish(model_, generation_->prompts()[generation_->prompt_of(choice)],

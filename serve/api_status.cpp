@@ -53,6 +53,7 @@ HttpReply Api::status() const {
                        {"publications_open", s.publications_open},
                        {"entry_hits", s.entry_hits},
                        {"entry_misses", s.entry_misses},
+                       {"entry_repairs", s.entry_repairs},
                        {"gate_checks", s.gate_checks},
                        {"gate_alarms", s.gate_alarms},
                        {"prompt_tokens", s.prompt_tokens},

@@ -59,8 +59,9 @@ struct Metrics::Families {
   Counters& new_tokens = counter("generated_tokens_total", "Tokens of answers");
   Counters& prefix =
       counter("prefix_lookups_total", "Answers by whether the prefix cache had their beginning");
-  Counters& entries = counter("entry_lookups_total",
-                              "Answers for which the store was asked, by result, and of misses by reason");
+  Counters& entries =
+      counter("entry_lookups_total",
+              "Answers for which the store was asked, by result, and of misses and repairs by reason");
   Counters& ways = counter("answers_total", "Answers by the way in which their context came about");
   Counters& checks = counter("gate_checks_total", "Answers that a gate has looked at");
   Counters& alarms = counter("gate_alarms_total", "Those of them that it threw away");
@@ -95,6 +96,7 @@ Metrics::Metrics(const LoadedFleet& fleet) : fleet_(fleet), families_(std::make_
     for (const char* result : {"hit", "miss"}) f.prefix.Add({{"model", m->given.name}, {"result", result}});
     f.entries.Add({{"model", m->given.name}, {"result", "hit"}, {"reason", ""}});
     f.entries.Add({{"model", m->given.name}, {"result", "miss"}, {"reason", "not found"}});
+    f.entries.Add({{"model", m->given.name}, {"result", "repaired"}, {"reason", "late"}});
     f.ways.Add({{"model", m->given.name}, {"way", "full prefill"}});
     f.ttft.Add({{"model", m->given.name}, {"way", "full prefill"}}, kSeconds);
     for (Histograms* h : {&f.tbt, &f.e2e, &f.queued}) h->Add(model, kSeconds);

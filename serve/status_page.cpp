@@ -74,7 +74,7 @@ function show(s) {
   $("state").className = s.left_out.length || s.draining ? "bad" : "";
   const tiles = [["running", n(e.running)], ["waiting", n(e.waiting)], ["answers", n(e.finished)], ["failed, refused, cancelled", n(e.failed) + ", " + n(e.refused) + ", " + n(e.cancelled)],
     ["tokens generated per second", n(rate("new_tokens"), 1)], ["tokens of prompts per second", n(rate("prompt_tokens"), 1)],
-    ["entries hit, missed", n(e.entry_hits) + ", " + n(e.entry_misses)], ["entries published", n(e.published) + (e.publications_open ? " (" + e.publications_open + " open)" : "")],
+    ["entries hit, repaired, missed", n(e.entry_hits) + ", " + n(e.entry_repairs) + ", " + n(e.entry_misses)], ["entries published", n(e.published) + (e.publications_open ? " (" + e.publications_open + " open)" : "")],
     ["link, as measured", e.link_rate ? bytes(e.link_rate) + "/s" : "-"], ["over the link", bytes(e.link_bytes)],
     ["gate: alarms of checks", n(e.gate_alarms) + " of " + n(e.gate_checks)], ["memory of caches", bytes(e.claimed_bytes) + " of " + bytes(s.cache_bytes)]];
   $("tiles").replaceChildren(...tiles.map(([k, v]) => { const d = el("div", null, "tile"); d.append(el("b", v), el("span", k)); return d; }));

@@ -7,7 +7,16 @@
 namespace ds {
 
 std::string_view cache_status_name(CacheStatus status) {
-  return status == CacheStatus::kHit ? "hit" : status == CacheStatus::kMiss ? "miss" : "unused";
+  switch (status) {
+    case CacheStatus::kHit:
+      return "hit";
+    case CacheStatus::kMiss:
+      return "miss";
+    case CacheStatus::kRepaired:
+      return "repaired";
+    default:
+      return "unused";
+  }
 }
 
 namespace {

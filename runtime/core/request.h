@@ -69,8 +69,10 @@ struct Request {
 /// Where the link rate came from that a variant was chosen by.
 enum class RateSource : uint8_t { kGiven, kMeasured, kUnknown };
 
-enum class CacheStatus : uint8_t { kUnused, kHit, kMiss };
-std::string_view cache_status_name(CacheStatus status);  // "unused", "hit", "miss"
+/// kRepaired: some of what a plan would have sent was lost and computed instead, the rest was used. An
+/// engine's.
+enum class CacheStatus : uint8_t { kUnused, kHit, kMiss, kRepaired };
+std::string_view cache_status_name(CacheStatus status);  // "unused", "hit", "miss", "repaired"
 
 struct Answer {
   std::vector<int32_t> tokens;         // without the stop token
@@ -81,8 +83,8 @@ struct Answer {
   int64_t link_rate = 0, waiting = 0;  // what it was chosen by, besides the context's length
   RateSource rate_source = RateSource::kUnknown;
   CacheStatus cache = CacheStatus::kUnused;
-  Status miss;            // why the cache missed: a fault of the store, or of the entry
-  int64_t ttft_ns = 0;    // tokens in hand -> first token chosen
+  Status miss;          // why the cache missed, or what was repaired first: a fault of the store or the entry
+  int64_t ttft_ns = 0;  // tokens in hand -> first token chosen
   int64_t lookup_ns = 0;  // finding and checking the entries
   /// Tokens of the context, from its beginning on, that came by plan; the rest of it, where the sender has
   /// published less, went through every layer like the suffix.

@@ -110,7 +110,9 @@ struct EngineAnswer : Answer {
   // What of a sender's is in the caches that answered, reused_tokens of it: by a variant of which plan, be it
   // that it ran or that the prefix cache had what it left. Null: nothing is.
   const Variant* reused = nullptr;
-  bool repaired = false;            // transfers were lost: part of what the plan reuses was computed
+  bool repaired = false;  // transfers were lost: part of what the plan reuses was computed
+  int64_t transfers = 0,
+          lost_transfers = 0;       // of a run that was repaired; those needless by it are lost, too
   std::vector<int64_t> token_ns;    // submit() -> each token
   std::vector<float> first_logits;  // [vocab], where asked for
 };
@@ -164,7 +166,8 @@ struct EngineStats {
   int64_t waiting = 0, running = 0, decoding = 0;
   int64_t steps = 0;
   int64_t published = 0, publications_open = 0;
-  int64_t entry_hits = 0, entry_misses = 0, repaired = 0;
+  int64_t entry_hits = 0, entry_misses = 0, entry_repairs = 0;  // by CacheStatus, one of them each
+  int64_t stand_ins = 0;  // full prefills begun while a plan waited for its store
   int64_t gate_checks = 0, gate_alarms = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, new_tokens = 0;
   int64_t link_bytes = 0, link_busy_ns = 0, link_rate = 0;
@@ -176,7 +179,9 @@ class Engine {
  public:
   /// `backend` outlives the engine. Errors: kInvalidArgument (limits), kExhausted (memory, threads).
   static Result<std::unique_ptr<Engine>> create(Backend& backend, const EngineLimits& limits);
-  /// Ends what still runs (kExhausted).
+  /// Ends what still runs (kExhausted). Waits for stores to return from what they are in the middle of: a
+  /// read's next part, a look-up, 1 MiB of an entry that is being written (the rest of it is not). That is as
+  /// long as a store's own time limit at the most (redis: `timeout`); one that has none holds the engine.
   ~Engine();
 
   /// Before requests name it. kExhausted: no memory for its workspace. The engine keeps it.

@@ -286,6 +286,7 @@ void EngineLoop::take_best(Active& a) {
   if (coming != nullptr && (best == nullptr || !less_loss(*best->variant, *coming->variant))) return;
   if (best == nullptr) return miss(a, a.candidates.front().why);
   const Candidate c = *best;
+  a.stand_in.reset();
   if (go_on(a, c.tokens - 1)) {
     a.answer.cache = CacheStatus::kUnused;
     return;
@@ -314,51 +315,57 @@ void EngineLoop::compute_from(Active& a, int64_t first) {
 }
 
 Status EngineLoop::try_compute(Active& a, int64_t first) {
-  const Receiver& receiver = *a.request.receiver;
-  const RowBytes& bytes = receiver.row_bytes();
-  a.run = std::make_unique<PlanRun>(receiver, a.plan, *a.variant, RunShape{first, a.n, a.m}, a.tokens);
+  a.run =
+      std::make_unique<PlanRun>(*a.request.receiver, a.plan, *a.variant, RunShape{first, a.n, a.m}, a.tokens);
   a.started_ns = now_ns();
-  const int64_t rows = a.n + a.m - first, cache = bytes.cache(cache_rows(a) - first);
-  const int64_t beside = run_bytes(a, *a.variant, first);
-  // Addresses for the longest sequence, so that others may go on from it: they cost nothing where memory
-  // comes as rows do.
-  const bool grows = backend.host_visible();
-  const int64_t most = grows ? limits.tokens : cache_rows(a) - first;
-  if (a.gate == nullptr) a.claim.shrink(cache + beside);  // else what an alarm would need, until it is known
-  DS_ASSIGN(a.hidden, arena->reserve({static_cast<int64_t>(a.run->hidden_buffers()), bytes.hidden, 0},
-                                     grows ? limits.tokens : rows, {}));
-  DS_TRY(a.hidden->commit(rows));
-  if (a.run->selects()) {
-    DS_ASSIGN(a.positions,
-              arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0}, grows ? limits.tokens : a.n, {}));
-    DS_TRY(a.positions->commit(a.n));
-    a.memory.positions = a.positions->layer(0);
-  }
-  a.hidden->claim = a.claim.split(beside);
-  DS_ASSIGN(a.sequence.own, arena->reserve(bytes, most, a.claim.split(cache)));
-  DS_TRY(a.sequence.own->commit(rows));
-  a.memory.workspace = a.station->workspace.get();
-  a.memory.logits = logits_of(a.slot);
-  a.memory.next = next_of(a.slot);
-  a.memory.choice = wants_logits(a) ? Choice{} : a.choice;
-  set_addresses(a);
+  const int64_t cache = a.request.receiver->row_bytes().cache(cache_rows(a) - first);
+  // Else what an alarm would need, until it is known.
+  if (a.gate == nullptr) a.claim.shrink(cache + run_bytes(a, *a.variant, first));
+  DS_TRY(make_memory(a, a, first, a.claim));
   a.state = Active::State::kComputing;
   a.idle_since_ns = 0;
   return ok_status();
 }
 
-void EngineLoop::set_addresses(Active& a) {
-  RunMemory& memory = a.memory;
+Status EngineLoop::make_memory(const Active& a, Work& w, int64_t first, ArenaClaim& claim) {
+  const RowBytes& bytes = a.request.receiver->row_bytes();
+  const int64_t rows = a.n + a.m - first;
+  // Addresses for the longest sequence, so that others may go on from it: they cost nothing where memory
+  // comes as rows do.
+  const bool grows = backend.host_visible();
+  const int64_t most = grows ? limits.tokens : cache_rows(a) - first;
+  DS_ASSIGN(w.hidden, arena->reserve({static_cast<int64_t>(w.run->hidden_buffers()), bytes.hidden, 0},
+                                     grows ? limits.tokens : rows, {}));
+  DS_TRY(w.hidden->commit(rows));
+  if (w.run->selects()) {
+    DS_ASSIGN(w.positions,
+              arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0}, grows ? limits.tokens : a.n, {}));
+    DS_TRY(w.positions->commit(a.n));
+    w.memory.positions = w.positions->layer(0);
+  }
+  w.hidden->claim = claim.split(run_bytes(a, w.run->variant(), first));
+  DS_ASSIGN(w.sequence.own, arena->reserve(bytes, most, claim.split(bytes.cache(cache_rows(a) - first))));
+  DS_TRY(w.sequence.own->commit(rows));
+  w.memory.workspace = a.station->workspace.get();
+  w.memory.logits = logits_of(a.slot);
+  w.memory.next = next_of(a.slot);
+  w.memory.choice = wants_logits(a) ? Choice{} : a.choice;
+  set_addresses(a, w);
+  return ok_status();
+}
+
+void EngineLoop::set_addresses(const Active& a, Work& w) {
+  RunMemory& memory = w.memory;
   memory.caches.clear();
   memory.prefix.clear();
   memory.hidden.clear();
-  const Sequence& sequence = a.sequence;
+  const Sequence& sequence = w.sequence;
   for (int64_t l = 0; l < a.request.receiver->row_bytes().layers; ++l) {
     memory.caches.push_back(sequence.at(l, sequence.prefix_rows));
     if (sequence.prefix_rows > 0) memory.prefix.push_back(sequence.base->range().layer(l));
   }
-  for (size_t i = 0; i < a.run->hidden_buffers(); ++i)
-    memory.hidden.push_back(a.hidden->layer(static_cast<int64_t>(i)));
+  for (size_t i = 0; i < w.run->hidden_buffers(); ++i)
+    memory.hidden.push_back(w.hidden->layer(static_cast<int64_t>(i)));
 }
 
 void EngineLoop::send_for(Active& a) {

@@ -7,9 +7,12 @@ namespace ds {
 
 void EngineLoop::end(Active& a, Result<EngineAnswer> result, int64_t EngineStats::*count) {
   service->cancel(a.id);
-  if (service->reading(a.id)) orphans.push_back({a.id, a.sequence, a.hidden});
+  if (service->reading(a.id) &&
+      std::none_of(orphans.begin(), orphans.end(), [&](const Orphan& o) { return o.id == a.id; }))
+    orphans.push_back({a.id, a.sequence, a.hidden});
   if (a.slot != Active::kNoSlot) free_slots.push_back(a.slot);
   a.run.reset();
+  a.stand_in.reset();
   a.node.reset();
   a.sequence = {};
   a.hidden.reset();
@@ -83,7 +86,7 @@ void EngineLoop::finish_ended() {
       stats.new_tokens += static_cast<int64_t>(a.answer.tokens.size());
       stats.entry_hits += a.answer.cache == CacheStatus::kHit ? 1 : 0;
       stats.entry_misses += a.answer.cache == CacheStatus::kMiss ? 1 : 0;
-      stats.repaired += a.answer.repaired ? 1 : 0;
+      stats.entry_repairs += a.answer.cache == CacheStatus::kRepaired ? 1 : 0;
     }
     EngineAnswer answer = std::move(a.answer);
     end(a, std::move(answer), &EngineStats::finished);

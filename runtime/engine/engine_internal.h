@@ -91,8 +91,16 @@ struct Candidate {
   Status why = ok_status();  // why it is not to be had
 };
 
+/// A run and what it computes in.
+struct Work {
+  Sequence sequence;
+  std::shared_ptr<KvRange> hidden, positions;
+  RunMemory memory;
+  std::unique_ptr<PlanRun> run;
+};
+
 /// A request while it is the engine's.
-struct Active {
+struct Active : Work {
   static constexpr size_t kNoSlot = ~size_t{0};
 
   uint64_t id = 0;
@@ -106,9 +114,9 @@ struct Active {
   size_t slot = kNoSlot;        // of EngineLoop::results
 
   enum class State : uint8_t { kQueued, kLookingUp, kComputing, kDraining, kDecoding } state = State::kQueued;
-  Sequence sequence;
-  std::shared_ptr<KvRange> hidden, positions;
-  RunMemory memory;
+  // Its full prefill, while its plan waits for a store of which nothing has come: computed where the device
+  // has nothing else to do, in memory of its own, and what the request goes on with if nothing comes.
+  std::unique_ptr<Work> stand_in;
   ArenaClaim claim;                   // of what has not been reserved yet
   std::vector<Candidate> candidates;  // the best one first
   int64_t plan = -1;
@@ -116,8 +124,7 @@ struct Active {
   // What of a sender's is in the caches: of which plan's variant, and of how many tokens. Null: nothing is.
   const Variant* reused = nullptr;
   int64_t reused_rows = 0;
-  const Gate* gate = nullptr;  // of that plan
-  std::unique_ptr<PlanRun> run;
+  const Gate* gate = nullptr;               // of that plan
   std::shared_ptr<Segments> segments;       // that its transfers read
   std::string kept_as;                      // PrefixCache's salt; empty: its caches are not kept
   std::shared_ptr<PrefixCache::Node> node;  // of its own range
@@ -152,7 +159,7 @@ struct Publishing {
   std::shared_ptr<LookUp> found;
   // Of the thread that writes.
   std::thread writer;
-  std::atomic<bool> written{false};
+  std::atomic<bool> written{false}, closing{false};
   Result<Published> result = error(Code::kInternal, "nothing was published");
 };
 
@@ -218,6 +225,7 @@ struct EngineLoop {
     Publishing* publishing = nullptr;
     Station* station = nullptr;  // a batch that decodes
     Active* one = nullptr;       // or one request
+    PlanRun* run = nullptr;      // of it: its own, or its stand-in's
     std::optional<PlanRun::Piece> piece;
     size_t first = 0, count = 0;  // of the station's batch
   };
@@ -286,7 +294,9 @@ struct EngineLoop {
   /// Makes memory and a run of a.variant, and sends for its transfers.
   void compute_from(Active& a, int64_t first);
   Status try_compute(Active& a, int64_t first);
-  void set_addresses(Active& a);
+  /// Memory for w.run, behind what w.sequence has already; out of `claim`.
+  Status make_memory(const Active& a, Work& w, int64_t first, ArenaClaim& claim);
+  static void set_addresses(const Active& a, Work& w);
   void send_for(Active& a);
 
   // ---- between steps
@@ -295,6 +305,8 @@ struct EngineLoop {
   void end_failed();
   /// A run that waits for a link from which nothing comes goes on without it.
   void watch(Active& a);
+  /// Of a request that has waited for a while, and in whose caches nothing is yet. Null: it has none.
+  Work* stand_in(Active& a);
   /// What has not come of the run's transfers will not.
   void lose(Active& a, Status why);
   /// The first one is the miss.
@@ -315,6 +327,8 @@ struct EngineLoop {
   void record_step(const std::vector<Item>& items);
   void settle(std::vector<Item>& items, Status status);
   void give_up(Status status);
+  /// What the store had, now that the run has ended.
+  static void note_cache(Active& a);
   /// What the gate says of the first token; an alarm makes the full prefill answer.
   Status look_at(Active& a, std::span<const float> logits);
   /// Whether stop tokens may not be chosen yet.

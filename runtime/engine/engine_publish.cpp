@@ -13,6 +13,36 @@ bool same(const EnginePublication& a, const EnginePublication& b) {
          x.live_rows == y.live_rows && x.first == y.first && x.only_new == y.only_new;
 }
 
+/// A store to which nothing more is written once nobody wants it.
+class StoppableStore final : public Store {
+ public:
+  StoppableStore(Store& under, std::function<Status()> go_on) : under_(under), go_on_(std::move(go_on)) {
+    set_signing(under.signing());
+  }
+  std::string url() const override { return under_.url(); }
+  Status put(const std::string& key, const Produce& produce, Names names) override {
+    return under_.put(
+        key,
+        [&](const Sink& sink) {
+          return produce([&](std::span<const std::byte> bytes) -> Status {
+            for (size_t at = 0; at < bytes.size(); at += kPart) {
+              DS_TRY(go_on_());
+              DS_TRY(sink(bytes.subspan(at, std::min(kPart, bytes.size() - at))));
+            }
+            return go_on_();
+          });
+        },
+        names);
+  }
+  Result<std::unique_ptr<StoreObject>> open(const std::string& key) override { return under_.open(key); }
+  Status remove(const std::string& key) override { return under_.remove(key); }
+
+ private:
+  static constexpr size_t kPart = size_t{1} << 20;
+  Store& under_;
+  const std::function<Status()> go_on_;
+};
+
 }  // namespace
 
 Result<Published> PublicationTicket::wait() {
@@ -81,7 +111,11 @@ Publishing* EngineLoop::publishing() {
 }
 
 void EngineLoop::end(Publishing& p, Result<Published> result) {
-  if (p.writer.joinable()) p.writer.join();
+  if (p.writer.joinable()) {
+    p.closing = !p.written;
+    p.writer.join();
+    if (p.closing) result = std::move(p.result);  // it may have been written all the same
+  }
   p.showing.reset();  // before others wait for the lock
   auto ticket = p.ticket;
   auto on_end = std::move(p.asked.on_end);
@@ -202,7 +236,12 @@ void EngineLoop::watch_publication() {
       p->state = Publishing::State::kWriting;
       p->writer = std::thread([p, w = wake] {
         if (p->showing) p->showing->finish();
-        p->result = p->work->write(*p->asked.store);
+        StoppableStore store(*p->asked.store, [p]() -> Status {
+          if (p->closing) return error(Code::kExhausted, "the engine was closed");
+          return p->ticket->cancelled_ ? error(Code::kExhausted, "the publication was cancelled")
+                                       : ok_status();
+        });
+        p->result = p->work->write(store);
         if (p->result.ok()) {
           p->result->after = p->found->links;
           if (!p->unshown.ok()) p->result->live = p->unshown;

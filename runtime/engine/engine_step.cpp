@@ -5,6 +5,12 @@
 #include "support/clock.h"
 
 namespace ds {
+namespace {
+
+// A stand-in's step is a part of the budget: what comes meanwhile waits for it.
+constexpr int64_t kStandInSteps = 4;
+
+}  // namespace
 
 float* EngineLoop::logits_of(size_t slot) {
   return reinterpret_cast<float*>(results->data() + static_cast<int64_t>(slot) * result_bytes);
@@ -96,7 +102,7 @@ bool EngineLoop::step() {
   compute->record(*begun);
   fill_step(runs, speed.flops(limits.step_budget_ns), kMostPieces, [&](const ScheduledPiece& p) {
     Active& a = *of[p.run];
-    begin({.one = &a, .piece = p.piece});
+    begin({.one = &a, .run = a.run.get(), .piece = p.piece});
     a.run->issue(p.piece, *compute, a.memory, storage[items.size() - 1]);
     flops += p.piece.flops;
   });
@@ -114,12 +120,29 @@ bool EngineLoop::step() {
         p->work->enqueue(most, *compute, p->workspace ? *p->workspace : *p->station->workspace);
     flops = per_row * static_cast<double>(std::min(most, left));
   }
+  for (auto& a : active) {
+    if (!items.empty()) break;
+    Work* w = stand_in(*a);
+    const auto piece =
+        w == nullptr ? std::nullopt : w->run->next(speed.flops(limits.step_budget_ns / kStandInSteps));
+    if (!piece) continue;
+    begin({.one = a.get(), .run = w->run.get(), .piece = piece});
+    w->run->issue(*piece, *compute, w->memory, storage[0]);
+    flops = piece->flops;
+  }
   mark();
   compute->begin_op(-1);
   compute->record(*ended);
   const int64_t start = now_ns();
   Status status = compute->synchronize();
-  if (items.empty()) return false;
+  if (items.empty()) {
+    // A stand-in may have been at its end when it was taken.
+    const bool ended = std::any_of(active.begin(), active.end(), [](const auto& a) {
+      return a->state == Active::State::kComputing && a->run->finished();
+    });
+    if (ended) settle(items, std::move(status));
+    return ended;
+  }
   const int64_t busy = now_ns() - start;
   {
     std::lock_guard lock(mutex);
@@ -144,7 +167,7 @@ void EngineLoop::record_step(const std::vector<Item>& items) {
             : item.publishing != nullptr ? item.publishing->id
                                          : 0,
             StreamKind::kCompute,
-            item.one != nullptr          ? item.one->run->label(*item.piece)
+            item.one != nullptr          ? item.run->label(*item.piece)
             : item.publishing != nullptr ? "publish"
                                          : fmt::format("decode {}", item.count),
             marks[i]->time_ns(), marks[i + 1]->time_ns()});
@@ -169,19 +192,19 @@ void EngineLoop::settle(std::vector<Item>& items, Status status) {
       else if (item.publishing->showing)
         item.publishing->showing->tell(item.publishing->work->progress());
     } else {
-      item.one->run->complete(*item.piece);
+      item.run->complete(*item.piece);
       item.one->answer.compute_ns += speed.ns(item.piece->flops);
     }
   }
   for (size_t i = ran; i < items.size(); ++i)
-    if (items[i].one != nullptr) items[i].one->run->rewind();
+    if (items[i].one != nullptr) items[i].run->rewind();
   if (ran + 1 < items.size() && items.back().publishing != nullptr) begin_again(*items.back().publishing);
   if (ran < items.size()) {
     Item& item = items[ran];
     if (item.one != nullptr) {
       failed.emplace_back(item.one, status.with_context(fmt::format(
                                         "variant '{}', op {} ({})", item.one->variant->name,
-                                        item.one->run->op(*item.piece), item.one->run->label(*item.piece))));
+                                        item.run->op(*item.piece), item.run->label(*item.piece))));
     } else if (item.publishing != nullptr) {
       end(*item.publishing,
           status.with_context(fmt::format("publishing, layer {}", item.publishing->work->layer())));
@@ -209,6 +232,19 @@ void EngineLoop::settle(std::vector<Item>& items, Status status) {
   end_failed();
 }
 
+void EngineLoop::note_cache(Active& a) {
+  a.answer.repaired = a.run->repaired();
+  if (a.run->repaired()) {
+    a.answer.transfers = a.run->transfers();
+    a.answer.lost_transfers = a.run->lost_transfers();
+  }
+  if (a.plan < 0) return;
+  if (a.answer.miss.ok())
+    a.answer.cache = CacheStatus::kHit;
+  else if (a.run->repaired() && !a.run->exact())
+    a.answer.cache = CacheStatus::kRepaired;
+}
+
 Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
   const Gate& gate = *std::exchange(a.gate, nullptr);
   const bool repaired = a.run->repaired();
@@ -228,7 +264,7 @@ Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
     stats.gate_alarms += a.answer.gate.alarmed ? 1 : 0;
   }
   if (!a.answer.gate.alarmed) return ok_status();
-  if (a.plan >= 0 && a.answer.miss.ok()) a.answer.cache = CacheStatus::kHit;
+  note_cache(a);
   a.answer.lost_ns = now_ns() - a.submitted_ns - a.answer.queue_ns;
   a.answer.cached_tokens = a.answer.link_ns = a.answer.compute_ns = 0;
   a.plan = -1;
@@ -286,8 +322,7 @@ void EngineLoop::first_token(Active& a) {
     a.claim = {};
   }
   if (a.request.first_logits) a.answer.first_logits.assign(logits.begin(), logits.end());
-  if (a.plan >= 0 && a.answer.miss.ok()) a.answer.cache = CacheStatus::kHit;
-  a.answer.repaired = a.run->repaired();
+  note_cache(a);
   a.answer.variant = a.variant;
   if (!(a.run->repaired() && a.run->exact())) {
     a.answer.reused = a.reused;

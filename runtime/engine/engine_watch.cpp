@@ -10,28 +10,11 @@ namespace {
 // A link from which nothing comes for this share of a full prefill, or for this long, has failed a request:
 // with a dead store a first token is to come within 1.1 full prefills.
 constexpr double kPatience = 0.08;
+// After so much of that, a device that has nothing else to do begins with what it would do if nothing came.
+constexpr int64_t kStandInPart = 4;
 // A store that is well lets go of a read that was cancelled at its next part: within this part of
 // patience_ns.
 constexpr int64_t kLetGo = 4;
-
-/// Copies the first `rows` rows of every layer (or hidden buffer), but for those that are being written.
-void copy_but(CommandStream& stream, KvRange& to, KvRange& from, int64_t rows,
-              const std::vector<PlanRun::Written>& written, bool hidden) {
-  const RowBytes& bytes = from.row_bytes();
-  for (int64_t l = 0; l < bytes.layers; ++l) {
-    int64_t at = 0;
-    auto copy_up_to = [&](int64_t end) {
-      if (at < end)
-        stream.copy(to.layer(l) + at * bytes.kv, from.layer(l) + at * bytes.kv, (end - at) * bytes.kv);
-    };
-    for (const PlanRun::Written& w : written) {
-      if (w.hidden != hidden || w.index != l) continue;
-      copy_up_to(w.first);
-      at = std::max(at, w.first + w.rows);
-    }
-    copy_up_to(rows);
-  }
-}
 
 }  // namespace
 
@@ -56,15 +39,50 @@ int64_t EngineLoop::sender_patience(const Active& a) const {
 }
 
 void EngineLoop::miss(Active& a, Status why) {
-  a.answer.miss = std::move(why);
-  a.answer.lost_ns = now_ns() - a.started_ns;
+  count_lost(a, std::move(why));
+  a.answer.reused_tokens = 0;
   a.plan = -1;
   a.variant = &a.request.receiver->exact().full_prefill;
   a.reused = nullptr;
   a.gate = nullptr;
-  if (go_on(a, 0)) return;
+  if (a.stand_in == nullptr && go_on(a, 0)) return;
   if (!a.kept_as.empty()) a.kept_as = exact_salt(*a.request.receiver, a.request.salt);
-  compute_from(a, 0);
+  if (a.stand_in == nullptr) return compute_from(a, 0);
+  if (service->reading(a.id)) orphans.push_back({a.id, a.sequence, a.hidden});
+  static_cast<Work&>(a) = std::move(*std::exchange(a.stand_in, nullptr));
+  a.segments.reset();
+  a.claim = {};
+  a.idle_since_ns = 0;
+  a.state = Active::State::kComputing;
+}
+
+Work* EngineLoop::stand_in(Active& a) {
+  if (a.stand_in != nullptr) return a.stand_in.get();
+  int64_t since = a.started_ns;
+  if (a.state == Active::State::kComputing) {
+    if (a.idle_since_ns == 0 || a.run->has_cells() || a.answer.bytes_loaded > 0 || a.segments->live())
+      return nullptr;
+    since = std::max(a.idle_since_ns, service->last_progress_ns());
+  } else if (a.state != Active::State::kLookingUp) {
+    return nullptr;
+  }
+  if (now_ns() - since < patience(a) / kStandInPart) return nullptr;
+  const Receiver& receiver = *a.request.receiver;
+  // Of what the receiver has itself, it would go on from there.
+  if (!a.kept_as.empty() && prefixes.find(exact_salt(receiver, a.request.salt), a.tokens).rows > 0)
+    return nullptr;
+  const Variant& v = receiver.exact().full_prefill;
+  auto claim = arena->claim(receiver.row_bytes().cache(cache_rows(a)) + run_bytes(a, v, 0));
+  if (!claim.ok()) return nullptr;
+  auto w = std::make_unique<Work>();
+  w->run = std::make_unique<PlanRun>(receiver, -1, v, RunShape{0, a.n, a.m}, a.tokens);
+  if (!make_memory(a, *w, 0, *claim).ok()) return nullptr;
+  {
+    std::lock_guard lock(mutex);
+    ++stats.stand_ins;
+  }
+  a.stand_in = std::move(w);
+  return a.stand_in.get();
 }
 
 Active* EngineLoop::find(uint64_t id) {
@@ -83,6 +101,7 @@ void EngineLoop::collect() {
   for (TransferDone& done : service->take_done()) {
     Active* a = find(done.owner);
     if (a == nullptr || a->run == nullptr) continue;
+    a->stand_in.reset();  // its store answers
     if (limits.record_spans)
       record({a->id, StreamKind::kLink, a->run->transfer_label(done.index), done.start_ns, done.end_ns});
     if (done.status.ok()) {
@@ -131,8 +150,11 @@ void EngineLoop::watch(Active& a) {
   const int64_t since = std::max(a.idle_since_ns, service->last_progress_ns());
   if (now_ns() - since < (a.segments != nullptr && a.segments->live() ? sender_patience(a) : patience(a)))
     return;
-  lose(a, error(Code::kExhausted, "late: nothing has come over the link for {} ms",
-                (now_ns() - since) / 1'000'000));
+  Status late = error(Code::kExhausted, "late: nothing has come over the link for {} ms",
+                      (now_ns() - since) / 1'000'000);
+  if (a.stand_in == nullptr) return lose(a, std::move(late));
+  service->cancel(a.id);
+  miss(a, std::move(late));
 }
 
 void EngineLoop::count_lost(Active& a, Status why) {
@@ -164,14 +186,18 @@ Status EngineLoop::leave_memory(Active& a) {
   ArenaClaim claim = std::move(left.sequence.own->claim);
   DS_ASSIGN(a.sequence.own, arena->reserve(bytes, left.sequence.own->rows(), std::move(claim)));
   DS_TRY(a.sequence.own->commit(rows));
-  const auto written = a.run->being_written();
-  copy_but(*compute, *a.sequence.own, *left.sequence.own, rows, written, false);
   claim = std::move(left.hidden->claim);
   DS_ASSIGN(a.hidden, arena->reserve(left.hidden->row_bytes(), left.hidden->rows(), std::move(claim)));
   DS_TRY(a.hidden->commit(rows));
-  copy_but(*compute, *a.hidden, *left.hidden, rows, written, true);
+  for (const PlanRun::Kept& kept : a.run->kept()) {
+    KvRange &to = kept.hidden ? *a.hidden : *a.sequence.own,
+            &from = kept.hidden ? *left.hidden : *left.sequence.own;
+    const int64_t row = to.row_bytes().kv;
+    compute->copy(to.layer(kept.index) + kept.first * row, from.layer(kept.index) + kept.first * row,
+                  kept.rows * row);
+  }
   DS_TRY(compute->synchronize());
-  set_addresses(a);
+  set_addresses(a, a);
   orphans.push_back(std::move(left));
   return ok_status();
 }

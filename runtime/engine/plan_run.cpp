@@ -174,21 +174,39 @@ void PlanRun::arrived(int32_t transfer) {
   });
 }
 
-std::vector<PlanRun::Written> PlanRun::being_written() const {
-  std::vector<Written> all;
-  for (const Transfer& t : transfers_) {
-    if (t.state != Transfer::State::kAsked) continue;
-    const Op& op = op_of(t);
-    all.push_back({hidden(op), hidden(op) ? hidden_index(*variant_, op.buffer) : op.layer, t.first, t.rows});
-  }
-  std::sort(all.begin(), all.end(), [](const Written& a, const Written& b) {
-    return std::tie(a.index, a.first) < std::tie(b.index, b.first);
-  });
+std::vector<PlanRun::Kept> PlanRun::kept() const {
+  std::vector<Kept> all;
+  auto add = [&](bool hidden, size_t index, size_t block) {
+    const int64_t first = begin_of(block), rows = begin_of(block + 1) - first;
+    const auto i = static_cast<int64_t>(index);
+    if (!all.empty() && all.back().hidden == hidden && all.back().index == i &&
+        all.back().first + all.back().rows == first)
+      all.back().rows += rows;
+    else
+      all.push_back({hidden, i, first, rows});
+  };
+  for (size_t l = 0; l < cells_.size(); ++l)
+    for (size_t b = 0; b < cells_[l].size(); ++b)
+      if (cells_[l][b].made) add(false, l, b);
+  for (size_t x = 0; x < held_.size(); ++x)
+    for (size_t b = 0; b < held_[x].size(); ++b)
+      if (held_[x][b].level >= 0 || held_[x][b].sent >= 0) add(true, x, b);
   return all;
+}
+
+bool PlanRun::has_cells() const {
+  return std::any_of(cells_.begin(), cells_.end(), [](const auto& of_layer) {
+    return std::any_of(of_layer.begin(), of_layer.end(), [](const Cell& cell) { return cell.made; });
+  });
 }
 
 bool PlanRun::awaits_transfers() const {
   return std::any_of(transfers_.begin(), transfers_.end(), [](const Transfer& t) { return t.comes(); });
+}
+
+int64_t PlanRun::lost_transfers() const {
+  return std::count_if(transfers_.begin(), transfers_.end(),
+                       [](const Transfer& t) { return t.state == Transfer::State::kLost; });
 }
 
 bool PlanRun::computes(int64_t layer) const {

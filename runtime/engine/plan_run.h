@@ -81,17 +81,21 @@ class PlanRun {
   bool all_or_nothing() const { return all_or_nothing_; }
   /// Those asked for that repair() has made needless: lost() of those that their caller takes back.
   std::vector<int32_t> needless() const;
-  /// Rows that transfers may still write: of a layer's cache, or of a hidden buffer.
-  struct Written {
+  /// Rows of a layer's cache, or of a hidden buffer, that what is left to do builds on. Nothing writes to
+  /// them.
+  struct Kept {
     bool hidden = false;
     int64_t index = 0;  // of the layer, or of the buffer
     int64_t first = 0, rows = 0;
   };
-  /// By index and row.
-  std::vector<Written> being_written() const;
+  std::vector<Kept> kept() const;
+  /// Whether any K and V are there, the receiver's or sent.
+  bool has_cells() const;
   bool awaits_transfers() const;
   /// Whether a transfer was lost: what runs is not the variant any more, and its promise at least.
   bool repaired() const { return repaired_; }
+  int64_t transfers() const { return static_cast<int64_t>(transfers_.size()); }
+  int64_t lost_transfers() const;
   /// Whether nothing of a sender is in what was computed.
   bool exact() const { return exact_; }
   /// Whether any K and V of this layer, of the context, were computed by the receiver.

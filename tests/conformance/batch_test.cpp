@@ -108,6 +108,43 @@ TEST_P(Conformance, SharedPrefixEqualsOwnRows) {
   }
 }
 
+/// More than one pass over it takes, of several lengths, out of order.
+TEST_P(Conformance, ManySequencesShareAPrefix) {
+  constexpr int64_t kCount = 70, kContext = 80, kPrefix = 150;
+  for (const auto& [name, config] : models(GetParam().few_models())) {
+    if (GetParam().quick && name != "qwen2_ratio_7") continue;
+    SCOPED_TRACE(name);
+    Rig rig(GetParam(), config, kCount * kContext + kPrefix);
+    auto workspace = take(rig.model->make_workspace(kPrefix + kContext));
+    const int64_t row = rig.cache_row();
+    std::byte* prefix = rig.cache->data() + kCount * kContext * row;
+    auto sequence = [&](int64_t i) {
+      const int64_t rows = i % 5 == 0 ? 3 : 1;
+      return SequenceRows{rig.cache->data() + i * kContext * row,
+                          kPrefix + i * 13 % (kContext - rows + 1),
+                          rows,
+                          rows,
+                          prefix,
+                          kPrefix};
+    };
+    rig.fill_cache(6);
+    rig.fill_hidden(5);
+    std::vector<SequenceRows> sequences;
+    for (int64_t i = 0; i < kCount; ++i) sequences.push_back(sequence(i));
+    for (int64_t i = 0, at = 0; i < kCount; at += sequences[static_cast<size_t>(i++)].rows)
+      rig.model->layer_batch(*rig.stream, *workspace, 1, rig.hidden_at(at),
+                             std::span(sequences).subspan(static_cast<size_t>(i), 1));
+    ASSERT_OK(rig.stream->synchronize());
+    auto hidden = rig.hidden_bytes(), cache = rig.cache_bytes();
+    rig.fill_cache(6);
+    rig.fill_hidden(5);
+    rig.model->layer_batch(*rig.stream, *workspace, 1, rig.hidden->data(), sequences);
+    ASSERT_OK(rig.stream->synchronize());
+    EXPECT_TRUE(rig.same_rows(rig.hidden_bytes(), hidden));
+    EXPECT_TRUE(rig.same_rows(rig.cache_bytes(), cache));
+  }
+}
+
 TEST_P(Conformance, OneCacheMayBeInABatchTwice) {
   // Two pieces of one sequence, the second longer than a tile of queries: it reads what the first has
   // written.

@@ -105,6 +105,24 @@ class Reused(Served):
             self.assertEqual((status, "error" in answer), (400, True), raw)
         self.assertGreater(cached(""), -1, "it still answers")
 
+    def test_what_is_lost_is_repaired(self):
+        ids = [0] + [50 + i * i % 900 for i in range(255)]
+        before, published = set((work / "store").rglob("*")), self.server.engine()["published"]
+        self.completion(model="sender", prompt=ids + [5], cache_salt="torn")
+        self.assertTrue(self.server.wait_for(lambda: self.server.engine()["published"] == published + 1), "the sender publishes what it has read")
+        entry = max((f for f in set((work / "store").rglob("*")) - before if f.is_file()), key=lambda f: f.stat().st_size)
+        data = bytearray(entry.read_bytes())
+        data[-64] ^= 1  # of the last layer's K and V
+        entry.chmod(0o600)
+        entry.write_bytes(data)
+        repairs, misses = (self.server.engine()[k] for k in ("entry_repairs", "entry_misses"))
+        said = self.completion(prompt=ids + [5, 6], cache_salt="torn")["droidspeak"]
+        self.assertEqual((said["cache"], said["reason"], said["sender"], said["why"]), ("repaired", "corrupt", "sender", None), said)
+        self.assertTrue(0 < said["repaired"]["lost"] < said["repaired"]["of"], said)
+        self.assertEqual((self.server.engine()["entry_repairs"], self.server.engine()["entry_misses"]), (repairs + 1, misses))
+        counted = [line for line in self.server.get("/metrics")[2].splitlines() if line.startswith("droidspeak_entry_lookups_total{") and 'reason="corrupt"' in line and 'result="repaired"' in line]
+        self.assertEqual([line.split()[-1] for line in counted], ["1"], counted)
+
     def test_a_conversation_that_grows(self):
         ids = [0] + [100 + i * i % 900 for i in range(127)]
         longer = ids + [7 + i % 90 for i in range(128)]

@@ -347,7 +347,7 @@ TEST(Engine, NobodyCanTellWhatAnotherTenantHas) {
     }
     const EngineStats s = engine->stats();
     said[has] += fmt::format("{} {} {} {} {} {} {} {} {} {} {}", s.finished, s.entry_hits, s.entry_misses,
-                             s.repaired, s.prompt_tokens, s.cached_tokens, s.link_bytes, s.claimed_bytes,
+                             s.entry_repairs, s.prompt_tokens, s.cached_tokens, s.link_bytes, s.claimed_bytes,
                              s.peak_bytes, s.prefix_bytes, s.evictions);
   }
   EXPECT_EQ(said[0], said[1]);
@@ -542,6 +542,69 @@ TEST(Engine, PublishesBesideRequests) {
   ASSERT_FALSE(refused.ok());
   EXPECT_NE(refused.status().message().find("gives publications"), std::string::npos)
       << refused.status().message();
+}
+
+/// A store that takes its time to be written to, at each of an entry's parts.
+class SlowToWrite final : public Store {
+ public:
+  explicit SlowToWrite(Store& under) : under_(under) {}
+  std::string url() const override { return "slow:"; }
+  Status put(const std::string& key, const Produce& produce, Names names) override {
+    return under_.put(
+        key,
+        [&](const Sink& sink) {
+          return produce([&](std::span<const std::byte> bytes) {
+            ++parts;
+            for (int waited = 0; waited < 200 && !free; ++waited) std::this_thread::sleep_for(1ms);
+            return sink(bytes);
+          });
+        },
+        names);
+  }
+  Result<std::unique_ptr<StoreObject>> open(const std::string& key) override { return under_.open(key); }
+  Status remove(const std::string& key) override { return under_.remove(key); }
+  std::atomic<int> parts{0};
+  std::atomic<bool> free{false};
+
+ private:
+  Store& under_;
+};
+
+/// An entry that nobody waits for any more is not written to its end.
+TEST(Engine, APublicationIsGivenUpBetweenItsParts) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("given_up"));
+  const std::vector<int32_t> context = random_ids(300, kVocab, 1);
+  auto parts = [&](const std::function<void(std::unique_ptr<Engine>&, PublicationTicket&)>& stop,
+                   std::string_view says) {
+    SlowToWrite slow(**store);
+    auto engine = make_engine(*pair.backend, kLimits);
+    auto ticket = engine->publish({.sender = add(*engine, pair, pair.sender),
+                                   .context = context,
+                                   .store = &slow,
+                                   .options = {.cuts = plain_cuts({1, 2, 3, 4})}});
+    EXPECT_TRUE(ticket.ok()) << ticket.status().message();
+    if (!ticket.ok()) return 0;
+    while (slow.parts == 0) std::this_thread::sleep_for(1ms);
+    stop(engine, **ticket);
+    slow.free = true;
+    auto ended = (*ticket)->wait();
+    if (says.empty()) {
+      EXPECT_TRUE(ended.ok()) << ended.status().message();
+    } else {
+      EXPECT_FALSE(ended.ok()) << says;
+      EXPECT_EQ(ended.status().code(), Code::kExhausted);
+      EXPECT_NE(ended.status().message().find(says), std::string::npos) << ended.status().message();
+      auto there = (*store)->list();
+      EXPECT_TRUE(there.ok() && there->empty()) << says;
+    }
+    return slow.parts.load();
+  };
+  const int cancelled = parts([](auto&, PublicationTicket& ticket) { ticket.cancel(); }, "cancelled");
+  const int closed = parts([](std::unique_ptr<Engine>& engine, auto&) { engine.reset(); }, "closed");
+  const int all = parts([](auto&, auto&) {}, "");
+  EXPECT_EQ(cancelled, 1) << "the one that it was in";
+  EXPECT_LT(closed, all);
 }
 
 /// What a publication needs before it begins is made while requests go on.
@@ -815,7 +878,9 @@ TEST(Engine, ALostTransferIsRecomputed) {
           const std::string what = fmt::format("fault {} from read {}, {} chunks, plan {}",
                                                static_cast<int>(fault), from, chunks, i);
           expect_same(expected, answer, what);
-          EXPECT_EQ(answer.cache, CacheStatus::kMiss) << what;
+          EXPECT_NE(answer.cache, CacheStatus::kHit) << what;
+          EXPECT_EQ(answer.cache == CacheStatus::kRepaired, answer.repaired && answer.reused != nullptr)
+              << what;
           EXPECT_FALSE(answer.miss.ok()) << what;
           repaired += answer.repaired ? 1 : 0;
           ++missed;
@@ -830,6 +895,88 @@ TEST(Engine, ALostTransferIsRecomputed) {
     }
   }
   EXPECT_GT(repaired, missed / 2) << "most faults come while the plan runs";
+}
+
+/// While nothing comes of a store, the device does what it would do without it.
+TEST(Engine, TheFullPrefillRunsWhileAStoreHangs) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("stand_in"));
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options(3)));
+  const Plan exact = full_prefill_plan(pair.receiver.identity, pair.shape(), "f32");
+  const EngineRequest asked = request_of(nullptr, 300, 9, 1);
+  pair.publish_to(**store, asked.context);
+  for (const Fault fault : {Fault::kLookUpHangs, Fault::kHangs}) {
+    FaultyStore faulty(**store, fault, 1);
+    EngineLimits limits = kLimits;
+    limits.patience_ns = 60'000'000;
+    limits.step_budget_ns = 60'000'000'000;  // whole ops
+    limits.record_spans = true;
+    auto engine = make_engine(*pair.backend, limits);
+    EngineRequest r = asked;
+    r.receiver = add(*engine, pair, pair.receiver, {&plan});
+    r.reuse = Reuse::kOff;
+    answer_of(*engine, r);  // it knows then that a full prefill takes less than its patience
+    engine->take_spans();
+    r.reuse = Reuse::kAuto;
+    r.store = &faulty;
+    const EngineAnswer answer = answer_of(*engine, r);
+    const std::string what = fmt::format("fault {}", static_cast<int>(fault));
+    EXPECT_EQ(engine->stats().stand_ins, 1) << what;
+    EXPECT_EQ(answer.cache, CacheStatus::kMiss) << what;
+    EXPECT_NE(answer.miss.message().find("late"), std::string::npos) << answer.miss.message();
+    EXPECT_FALSE(answer.repaired) << what;
+    EXPECT_EQ(answer.reused, nullptr) << what;
+    EXPECT_EQ(answer.reused_tokens, 0) << what;
+    expect_same(alone(pair, pair.receiver, exact, asked, nullptr), answer, what);
+    // What it did while it waited is not done again: all rows went through each layer once.
+    std::map<std::string, int> ran;
+    for (const EngineSpan& s : engine->take_spans())
+      if (s.request != 0 && s.stream == StreamKind::kCompute) ++ran[s.what];
+    EXPECT_EQ(ran["head"], 1) << what;
+    for (int64_t l = 0; l < pair.shape().layers; ++l)
+      EXPECT_EQ(ran[fmt::format("prefill {}", l)], 1) << what << ", layer " << l;
+    // Memory that the store may still write to stays; what the answer used is kept as the receiver's own.
+    EngineRequest again = asked;
+    again.receiver = r.receiver;
+    again.reuse = Reuse::kExact;
+    EXPECT_GT(answer_of(*engine, again).cached_tokens, 0) << what;
+    faulty.let_go();
+  }
+}
+
+TEST(Engine, AStoreThatAnswersInTimeIsUsedAllTheSame) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("stand_in_dropped"));
+  const Plan plan = pair.named(make_plan(pair.shape(), {2, 3}, "e-first", pair.options(3)));
+  const EngineRequest asked = request_of(nullptr, 300, 9, 1);
+  pair.publish_to(**store, asked.context);
+  const Told expected = alone(pair, pair.receiver, plan, asked, store->get());
+  for (const Fault fault : {Fault::kLookUpHangs, Fault::kHangs}) {
+    FaultyStore faulty(**store, fault, 1);
+    EngineLimits limits = kLimits;
+    limits.prefix_cache = false;
+    limits.patience_ns = 2'000'000'000;
+    auto engine = make_engine(*pair.backend, limits);
+    EngineRequest r = asked;
+    r.receiver = add(*engine, pair, pair.receiver, {&plan});
+    r.reuse = Reuse::kOff;
+    answer_of(*engine, r);  // one that has run knows how long a full prefill takes
+    r.reuse = Reuse::kAuto;
+    r.store = &faulty;
+    auto ticket = engine->submit(r);
+    ASSERT_TRUE(ticket.ok()) << ticket.status().message();
+    while (engine->stats().stand_ins == 0 && !(*ticket)->done()) std::this_thread::sleep_for(1ms);
+    faulty.let_go();
+    auto answer = (*ticket)->wait();
+    ASSERT_TRUE(answer.ok()) << answer.status().message();
+    const std::string what = fmt::format("fault {}", static_cast<int>(fault));
+    EXPECT_EQ(engine->stats().stand_ins, 1) << what;
+    EXPECT_EQ(answer->cache, CacheStatus::kHit) << what << ": " << answer->miss.message();
+    EXPECT_EQ(answer->reused, &plan.variants[0]) << what;
+    expect_same(expected, *answer, what);
+    engine->drain();
+    EXPECT_EQ(engine->stats().claimed_bytes, 0) << what << ": its memory is back";
+  }
 }
 
 /// One transfer of many that fails costs its own cells: what else is sent comes and is used.
@@ -871,7 +1018,12 @@ TEST(Engine, WhatIsSentBesideALostTransferIsUsed) {
         below += bytes_of(other);
     const std::string what = fmt::format("transfer {}: layer {}, chunk {}", lost, op.layer, op.chunk);
     EXPECT_TRUE(answer.repaired) << what << ": " << answer.miss.message();
-    EXPECT_EQ(answer.cache, CacheStatus::kMiss) << what;
+    EXPECT_EQ(answer.cache, CacheStatus::kRepaired) << what;
+    EXPECT_EQ(engine->stats().entry_repairs, 1) << what;
+    EXPECT_EQ(engine->stats().entry_misses, 0) << what;
+    EXPECT_EQ(answer.transfers, 12) << what;
+    EXPECT_GE(answer.lost_transfers, 1) << what;
+    EXPECT_LE(answer.lost_transfers, 1 + op.layer) << what << ": itself, and what lies below";
     EXPECT_LE(answer.bytes_loaded, all - bytes_of(op)) << what;
     EXPECT_GE(answer.bytes_loaded, all - bytes_of(op) - below) << what;
     EXPECT_EQ(answer.reused, &v) << what;

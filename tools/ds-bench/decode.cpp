@@ -15,7 +15,7 @@ namespace {
 struct DecodeOptions {
   RandomModelOptions model;
   std::string batches = "1,2,4,8,16,32";
-  int64_t context = 512;
+  int64_t context = 512, shared = 0;
   int steps = 4;
 };
 
@@ -26,6 +26,9 @@ Status bench_decode(const DecodeOptions& options) {
   int64_t context = options.context, most = batches.back();
   if (context < 1 || context > config.max_positions)
     return error(Code::kInvalidArgument, "--context {}: expected 1 to {}", context, config.max_positions);
+  if (options.shared < 0 || options.shared >= context)
+    return error(Code::kInvalidArgument, "--shared {}: expected 0 to {}, less than --context", options.shared,
+                 context - 1);
   DS_ASSIGN(RandomModel loaded, load_random_model(o, config));
   auto& [backend, model, dtype] = loaded;
   int64_t element = dtype_size(dtype), cache_bytes = context * config.kv_row() * element;
@@ -42,6 +45,15 @@ Status bench_decode(const DecodeOptions& options) {
     for (int64_t b = 0; b < most; ++b)
       sequences.push_back({caches->data() + (b * config.layers + l) * cache_bytes, context - 1, 1, 1});
 
+  // The same, but for the first `shared` positions, which all read where the first sequence has them.
+  std::vector<SequenceRows> sharing = sequences;
+  for (int64_t i = 0; options.shared > 0 && i < config.layers * most; ++i) {
+    SequenceRows& s = sharing[static_cast<size_t>(i)];
+    s.prefix = sequences[static_cast<size_t>(i / most * most)].cache;
+    s.prefix_rows = options.shared;
+    s.cache += options.shared * config.kv_row() * element;
+  }
+
   std::vector<std::byte*> step_caches;  // of the first sequence, by layer
   for (int64_t l = 0; l < config.layers; ++l)
     step_caches.push_back(sequences[static_cast<size_t>(l * most)].cache);
@@ -53,15 +65,26 @@ Status bench_decode(const DecodeOptions& options) {
     return weights + static_cast<double>(batch * config.layers * cache_bytes);
   };
   LayerWork work = layer_work(config.shape(), {context - 1, 1, 1});
+  auto attention_flops = [&](int64_t batch) {
+    return static_cast<double>(batch * config.layers) * work.attention;
+  };
   auto flops = [&](int64_t batch) {
-    return static_cast<double>(batch) *
-           (static_cast<double>(config.layers) * (work.matmul + work.attention) +
-            2.0 * static_cast<double>(config.d_model) * static_cast<double>(config.vocab));
+    return attention_flops(batch) +
+           static_cast<double>(batch) *
+               (static_cast<double>(config.layers) * work.matmul +
+                2.0 * static_cast<double>(config.d_model) * static_cast<double>(config.vocab));
+  };
+
+  auto layers = [&](std::vector<SequenceRows>& of, size_t n) {
+    for (int64_t l = 0; l < config.layers; ++l)
+      model->layer_batch(*stream, *workspace, l, hidden->data(),
+                         std::span(of).subspan(static_cast<size_t>(l * most), n));
   };
 
   struct Figures {
     std::vector<double> seconds;
     PhaseTimes times;
+    std::vector<double> own_ns, shared_ns;  // attention of a step, in turns
   };
   std::map<int64_t, Figures> figures;
   std::vector<double> bandwidths, peaks;
@@ -87,14 +110,23 @@ Status bench_decode(const DecodeOptions& options) {
           continue;
         }
         model->embed(*stream, ids.data(), batch, hidden->data());
-        for (int64_t l = 0; l < config.layers; ++l)
-          model->layer_batch(*stream, *workspace, l, hidden->data(),
-                             std::span(sequences).subspan(static_cast<size_t>(l * most), n));
+        layers(sequences, n);
         model->logits_batch(*stream, *workspace, hidden->data(), std::span(rows).first(n), logits.data());
         DS_TRY(stream->synchronize());
         std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
         if (r >= 0 && !profiled) f.seconds.push_back(seconds.count());
       }
+      for (int step = 0; options.shared > 0 && step < options.steps; ++step)
+        for (bool shares : {false, true}) {
+          PhaseTimes times;
+          model->set_profile(&times);
+          model->embed(*stream, ids.data(), batch, hidden->data());
+          layers(shares ? sharing : sequences, static_cast<size_t>(batch));
+          DS_TRY(stream->synchronize());
+          if (r >= 0)
+            (shares ? f.shared_ns : f.own_ns)
+                .push_back(static_cast<double>(times[Phase::kAttention] + times[Phase::kAttentionPack]));
+        }
       model->set_profile(nullptr);
       if (r < 0) f.times = {};
       bandwidths.push_back(bandwidth);
@@ -117,17 +149,23 @@ Status bench_decode(const DecodeOptions& options) {
              "{} {}, {} positions, {}; reading memory: {:.1f} GB/s; one large matrix product: {:.0f} "
              "GFLOP/s\n",
              o.shape, o.dtype, context, backend->description(), bandwidth / 1e9, peak / 1e9);
-  fmt::print(stderr, "{:>6} {:>10} {:>10} {:>12} {:>8} {:>12} {:>9} {:>7} {:>11}\n", "batch", "ms a step",
-             "tokens/s", "bytes/token", "GB/s", "bound by", "bound ms", "share", "attention");
+  fmt::print(stderr, "{:>6} {:>10} {:>10} {:>12} {:>8} {:>12} {:>9} {:>7} {:>8} {:>11}\n", "batch",
+             "ms a step", "tokens/s", "bytes/token", "GB/s", "bound by", "bound ms", "share", "in turn",
+             "attention");
   for (int64_t batch : batches) {
     Figures& f = figures[batch];
     double s = median(f.seconds), memory = bytes(batch) / bandwidth, arithmetic = flops(batch) / peak;
     double bound = std::max(memory, arithmetic), tokens = static_cast<double>(batch);
+    // Attention waits for products and they for it: while caches are read nothing of the products is
+    // computed.
+    double in_turn = std::max(weights / bandwidth, (flops(batch) - attention_flops(batch)) / peak) +
+                     std::max((bytes(batch) - weights) / bandwidth, attention_flops(batch) / peak);
     double attention = static_cast<double>(f.times[Phase::kAttention]) / 1e9 / o.repeats;
-    fmt::print(stderr, "{:>6} {:>10.2f} {:>10.1f} {:>12} {:>8.1f} {:>12} {:>9.2f} {:>6.0f}% {:>8.2f} ms\n",
+    fmt::print(stderr,
+               "{:>6} {:>10.2f} {:>10.1f} {:>12} {:>8.1f} {:>12} {:>9.2f} {:>6.0f}% {:>7.0f}% {:>8.2f} ms\n",
                batch, s * 1e3, tokens / s, format_bytes(static_cast<int64_t>(bytes(batch) / tokens)),
                bytes(batch) / s / 1e9, memory > arithmetic ? "memory" : "arithmetic", bound * 1e3,
-               100 * bound / s, attention * 1e3);
+               100 * bound / s, 100 * in_turn / s, attention * 1e3);
     nlohmann::ordered_json phases;
     for (size_t i = 0; i < kPhases; ++i)
       phases[std::string(kPhaseNames[i])] = static_cast<double>(f.times.ns[i]) / 1e6 / o.repeats;
@@ -139,7 +177,18 @@ Status bench_decode(const DecodeOptions& options) {
                               {"bound_by", memory > arithmetic ? "memory" : "arithmetic"},
                               {"bound_seconds", bound},
                               {"share", bound / s},
+                              {"share_in_turn", in_turn / s},
                               {"phases_ms", phases}});
+    if (options.shared == 0) continue;
+    // The shortest of each: what else runs on the machine only adds.
+    const double own = *std::min_element(f.own_ns.begin(), f.own_ns.end()),
+                 together = *std::min_element(f.shared_ns.begin(), f.shared_ns.end());
+    fmt::print(stderr,
+               "       attention of {} sequences: {:.2f} ms over caches of their own, {:.2f} ms ({:.2f}) "
+               "where they share {} positions\n",
+               batch, own / 1e6, together / 1e6, together / own, options.shared);
+    out["batches"].back()["attention_own_ms"] = own / 1e6;
+    out["batches"].back()["attention_shared_ms"] = together / 1e6;
   }
   if (!o.json.empty()) DS_TRY(write_file_atomically(o.json, out.dump(2) + "\n"));
   return ok_status();
@@ -153,6 +202,8 @@ Bench add_decode(CLI::App& app) {
   add_random_model(*cmd, o->model);
   cmd->add_option("--batch", o->batches, "sequences at once")->capture_default_str();
   cmd->add_option("--context", o->context, "positions that each new token sees")->capture_default_str();
+  cmd->add_option("--shared", o->shared,
+                  "measure attention also where all sequences share their first N positions, in turns");
   cmd->add_option("--steps", o->steps, "steps in a row in each run")
       ->capture_default_str()
       ->check(CLI::Range(1, 10000));

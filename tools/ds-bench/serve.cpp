@@ -8,6 +8,7 @@
 #include "support/json.h"
 #include "tools/ds-bench/serve_load.h"
 #include "tools/ds-bench/serve_models.h"
+#include "tools/ds-bench/serve_trace.h"
 #include "tools/host.h"
 
 namespace ds {
@@ -149,7 +150,7 @@ class Serve {
                "E2E {:>7.0f}  {:>4.0f} % in time\n",
                ways_[w].name, f.offered_rate, f.request_throughput, f.ttft.median, f.ttft.p99, f.itl.median,
                f.itl.p99, f.e2el.median, 100 * f.within_slo);
-    if (!o_.trace.empty()) DS_TRY(write_trace(*engine));
+    if (!o_.trace.empty()) DS_TRY(write_trace(*engine, o_.trace));
     auto& runs = ways_[w].runs;
     const auto at = std::upper_bound(runs.begin(), runs.end(), f.offered_rate,
                                      [](double r, const LoadFigures& x) { return r < x.offered_rate; });
@@ -203,27 +204,6 @@ class Serve {
       }
     }
     return ok_status();
-  }
-
-  /// Of the run that was last.
-  Status write_trace(Engine& engine) {
-    using Json = nlohmann::ordered_json;
-    Json events = Json::array();
-    const char* tracks[] = {"link", "copy", "compute"};
-    for (int t : {0, 2}) {
-      events.push_back(
-          {{"name", "process_name"}, {"ph", "M"}, {"pid", t + 1}, {"args", {{"name", tracks[t]}}}});
-    }
-    for (const EngineSpan& s : engine.take_spans())
-      events.push_back({{"name", s.request == 0 ? s.what : fmt::format("#{} {}", s.request, s.what)},
-                        {"cat", tracks[static_cast<int>(s.stream)]},
-                        {"ph", "X"},
-                        {"pid", static_cast<int>(s.stream) + 1},
-                        {"tid", 1},
-                        {"ts", static_cast<double>(s.start_ns) / 1e3},
-                        {"dur", static_cast<double>(s.end_ns - s.start_ns) / 1e3},
-                        {"args", {{"request", s.request}}}});
-    return write_file_atomically(o_.trace, Json{{"traceEvents", std::move(events)}}.dump() + "\n");
   }
 
   Status report() {

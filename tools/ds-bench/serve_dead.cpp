@@ -5,6 +5,7 @@
 
 #include "support/json.h"
 #include "tools/ds-bench/serve_models.h"
+#include "tools/ds-bench/serve_trace.h"
 #include "tools/host.h"
 
 namespace ds {
@@ -23,6 +24,12 @@ constexpr DeathTraits kDeaths[] = {{Death::kNone, "the store is well"},
                                    {Death::kReadsHang, "reads hang"},
                                    {Death::kHalfFails, "reads fail after half of the bytes"},
                                    {Death::kHalfHangs, "reads hang after half of the bytes"}};
+
+struct DeadStoreOptions {
+  ServeModelOptions models;
+  std::vector<std::string> only;
+  std::string trace;
+};
 
 /// A store that dies.
 class DyingStore final : public Store {
@@ -84,13 +91,15 @@ class DyingStore final : public Store {
 
 class DeadStore {
  public:
-  explicit DeadStore(const ServeModelOptions& o) : o_(o) {}
+  explicit DeadStore(const DeadStoreOptions& o) : o_(o) {}
 
   Status run() {
-    DS_ASSIGN(models_, ServeModels::load(o_));
+    for (size_t i = 0; i < std::size(kDeaths); ++i)
+      if (wanted(i)) deaths_.push_back(i);
+    DS_ASSIGN(models_, ServeModels::load(o_.models));
     DS_TRY(models_->publish_contexts(1));
-    for (int round = 0; round <= o_.model.repeats; ++round)
-      for (size_t i = 0; i < std::size(kDeaths); ++i) DS_TRY(measure(i, round > 0));
+    for (int round = 0; round <= o_.models.model.repeats; ++round)
+      for (size_t i : deaths_) DS_TRY(measure(i, round > 0));
     return report();
   }
 
@@ -101,11 +110,17 @@ class DeadStore {
     bool repaired = false;
   };
 
+  /// The store that is well always is: what half of the bytes are is known from it.
+  bool wanted(size_t i) const {
+    return kDeaths[i].death == Death::kNone || o_.only.empty() ||
+           std::find(o_.only.begin(), o_.only.end(), kDeaths[i].name) != o_.only.end();
+  }
+
   Result<EngineAnswer> ask(Engine& engine, Store* store) const {
     EngineRequest r;
     r.receiver = models_->served()[0];
     r.context = models_->contexts()[0];
-    r.suffix = models_->ids(o_.suffix, 1000);
+    r.suffix = models_->ids(o_.models.suffix, 1000);
     r.store = store;
     r.reuse = store == nullptr ? Reuse::kOff : Reuse::kAuto;
     r.link_rate = std::llround(models_->rate());
@@ -117,11 +132,13 @@ class DeadStore {
   Status measure(size_t i, bool counts) {
     const Death death = kDeaths[i].death;
     const bool half = death == Death::kHalfFails || death == Death::kHalfHangs;
-    DS_ASSIGN(auto engine, models_->make_warm_engine(o_.context + o_.suffix, 4));
+    DS_ASSIGN(auto engine,
+              models_->make_warm_engine(o_.models.context + o_.models.suffix, 4, !o_.trace.empty()));
     DS_ASSIGN(EngineAnswer full, ask(*engine, nullptr));
     DyingStore store(models_->store(), death, half ? figures_[0].bytes / 2 : 0);
     DS_ASSIGN(EngineAnswer answer, ask(*engine, &store));
     store.let_go();
+    if (!o_.trace.empty()) DS_TRY(write_trace(*engine, o_.trace));
     engine.reset();
     if (death != Death::kNone && answer.miss.ok())
       return error(Code::kInternal, "{}: the request has not noticed", kDeaths[i].name);
@@ -140,14 +157,14 @@ class DeadStore {
 
   Status report() const {
     using Json = nlohmann::ordered_json;
-    FILE* to = o_.model.json == "-" ? stderr : stdout;
-    fmt::print(to, "{} tokens, {}; {}\nlink {} ({:.1f} x break-even), plan: {}\n", o_.context, o_.what(),
-               models_->description(), format_rate(models_->rate()), models_->rate() / models_->break_even(),
-               models_->plan_text());
+    FILE* to = o_.models.model.json == "-" ? stderr : stdout;
+    fmt::print(to, "{} tokens, {}; {}\nlink {} ({:.1f} x break-even), plan: {}\n", o_.models.context,
+               o_.models.what(), models_->description(), format_rate(models_->rate()),
+               models_->rate() / models_->break_even(), models_->plan_text());
     fmt::print(to, "{:<36} {:>12} {:>12} {:>8} {:>8} {:>12}\n", "store", "first token", "full prefill",
                "ratio", "most", "bytes used");
     Json stores = Json::array();
-    for (size_t i = 0; i < std::size(kDeaths); ++i) {
+    for (size_t i : deaths_) {
       const Figures& f = figures_[i];
       const double most = *std::max_element(f.ratio.begin(), f.ratio.end());
       fmt::print(to, "{:<36} {:>9.1f} ms {:>9.1f} ms {:>8.3f} {:>8.3f} {:>12}\n", kDeaths[i].name,
@@ -160,22 +177,23 @@ class DeadStore {
                         {"bytes_used", f.bytes},
                         {"repaired", f.repaired}});
     }
-    if (o_.model.json.empty()) return ok_status();
+    if (o_.models.model.json.empty()) return ok_status();
     const Json json = {{"version", kVersion},
                        {"date", utc_date()},
                        {"cpu", cpu_name()},
                        {"backend", models_->description()},
-                       {"shape", o_.what()},
-                       {"context_tokens", o_.context},
-                       {"suffix_tokens", o_.suffix},
+                       {"shape", o_.models.what()},
+                       {"context_tokens", o_.models.context},
+                       {"suffix_tokens", o_.models.suffix},
                        {"plan", models_->plan_text()},
                        {"link_bytes_per_s", models_->rate()},
                        {"break_even_bytes_per_s", models_->break_even()},
                        {"stores", std::move(stores)}};
-    return write_file_atomically(o_.model.json, json.dump(1) + "\n");
+    return write_file_atomically(o_.models.model.json, json.dump(1) + "\n");
   }
 
-  const ServeModelOptions o_;
+  const DeadStoreOptions o_;
+  std::vector<size_t> deaths_;  // that are measured
   std::unique_ptr<ServeModels> models_;
   Figures figures_[std::size(kDeaths)];
   int late_ = 0;
@@ -184,13 +202,18 @@ class DeadStore {
 }  // namespace
 
 Bench add_dead_store(CLI::App& app) {
-  auto o = std::make_shared<ServeModelOptions>();
-  o->model.repeats = 5;
-  o->receivers = 1;
+  auto o = std::make_shared<DeadStoreOptions>();
+  o->models.model.repeats = 5;
+  o->models.receivers = 1;
   CLI::App* cmd = app.add_subcommand(
       "dead-store",
       "what a store that is dead, or dies, costs a request: its first token beside a full prefill's");
-  add_serve_models(*cmd, *o);
+  add_serve_models(*cmd, o->models);
+  std::vector<std::string> names;
+  for (const DeathTraits& d : kDeaths) names.emplace_back(d.name);
+  cmd->add_option("--only", o->only, "of the stores, these (repeatable), beside the one that is well")
+      ->check(CLI::IsMember(names));
+  cmd->add_option("--trace", o->trace, "write link and compute of the last run to FILE, as a Chrome trace");
   return [o] { return DeadStore(*o).run(); };
 }
 

@@ -143,7 +143,7 @@ nlohmann::ordered_json LoadFigures::json() const {
   j["engine"] = {{"steps", s.steps},
                  {"entry_hits", s.entry_hits},
                  {"entry_misses", s.entry_misses},
-                 {"repaired", s.repaired},
+                 {"repaired", s.entry_repairs},
                  {"prompt_tokens", s.prompt_tokens},
                  {"cached_tokens", s.cached_tokens},
                  {"new_tokens", s.new_tokens},

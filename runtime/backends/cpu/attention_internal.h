@@ -50,9 +50,14 @@ class Attention {
   void run(std::span<Segment> segments, std::byte* out, LapTimer& timer);
 
  private:
-  struct Scratch {  // of one thread
+  /// Running sums of rows, as TileAttention has them.
+  struct Sums {
     float *o = nullptr, *maximum = nullptr, *sum = nullptr;
     int32_t* limit = nullptr;
+  };
+  struct Scratch {                 // of one thread
+    Sums sums, shared;             // of a tile of queries; of rows of several segments, whose queries
+    std::byte* queries = nullptr;  // are here
     std::byte *keys = nullptr, *values = nullptr;
     std::byte* joined = nullptr;  // one head's K and V of a tile that begins in a prefix and ends behind it
   };
@@ -61,13 +66,27 @@ class Attention {
   int64_t query_tiles(const Segment& segment) const;
   bool worth_threads(const Segment& segment) const;
   void run_packed(const Segment& segment, int64_t queries, std::byte* out, LapTimer& timer);
-  void run_small(std::span<const Segment> segments, bool shared, int64_t queries, std::byte* out,
-                 LapTimer& timer);
+  void run_small(std::span<const Segment> segments, int64_t queries, std::byte* out, LapTimer& timer);
+  void run_shared(std::span<const Segment> segments, int64_t queries, std::byte* out, LapTimer& timer);
+  /// One kv head of segments that share a prefix: over its `tiles` whole tiles, of which the first `packed`
+  /// are packed, all of them at once.
+  void share(std::span<const Segment> segments, int64_t head, int64_t queries, int64_t tiles, int64_t packed,
+             const Scratch& scratch, std::byte* out) const;
   void pack(const Segment& segment, int64_t head, int64_t tile, const Scratch& scratch);
-  /// Queries token .. token + count - 1 of a segment and one kv head, of whose tiles of keys the first
-  /// `packed` are packed; `queries`: of the whole call.
-  void tile(const Segment& segment, int64_t head, int64_t queries, int64_t token, int64_t count,
-            int64_t packed, const Scratch& scratch, std::byte* out) const;
+  struct Tile {
+    const Segment& segment;
+    int64_t token, count;  // its queries token .. token + count - 1
+    int64_t head;          // of the kv heads
+    int64_t queries;       // of the whole call
+  };
+  TileAttention of_rows(int64_t rows, const std::byte* q, const Sums& sums) const;
+  void take_keys(TileAttention& t, const Segment& segment, int64_t head, int64_t tile, bool packed,
+                 const Scratch& scratch) const;
+  void clear(const Sums& sums, int64_t first, int64_t end) const;
+  /// Over the tiles of keys from `from` on, of which those before `packed` are packed.
+  void attend(const Tile& tile, int64_t from, int64_t packed, const Scratch& scratch) const;
+  void finish(const Tile& tile, const Sums& sums, std::byte* out) const;
+  void tile(const Tile& tile, int64_t packed, const Scratch& scratch, std::byte* out) const;
 
   AttentionShape shape_;
   Kernels kernels_;
