@@ -120,7 +120,7 @@ int64_t Attention::query_tiles(const Segment& segment) const {
 }
 
 bool Attention::worth_threads(const Segment& s) const {
-  return s.tokens * s.end() * shape_.heads * shape_.head_dim > (int64_t{1} << 20);
+  return s.tokens * s.end() * shape_.heads * shape_.head_dim > (int64_t{1} << 16);
 }
 
 void Attention::run(std::span<Segment> segments, std::byte* out, LapTimer& timer) {

@@ -38,7 +38,7 @@ constexpr int64_t kStripeBytes = int64_t{1} << 20;
 
 /// Waking threads costs as much as some microseconds of work. With few rows, reading the weights is the work.
 bool worth_threads(int64_t rows, int64_t in, int64_t out) {
-  return (rows + 8) * in * out > (int64_t{1} << 21);
+  return (rows + 8) * in * out > (int64_t{1} << 19);
 }
 
 void convert_rows(const PackedWeights::Part& part, int64_t in, DType to, std::byte* out) {
