@@ -141,7 +141,11 @@ class DeadStore {
     if (!o_.trace.empty()) DS_TRY(write_trace(*engine, o_.trace));
     engine.reset();
     if (death != Death::kNone && answer.miss.ok())
-      return error(Code::kInternal, "{}: the request has not noticed", kDeaths[i].name);
+      return error(Code::kInternal,
+                   "{}: the request has not noticed: it was answered without the store; a larger --shape or "
+                   "--context-length "
+                   "makes the plan worth asking it",
+                   kDeaths[i].name);
     // On a machine that is busy a store that is well may be late.
     if (death == Death::kNone && !answer.miss.ok())
       return ++late_ < 20 ? measure(i, counts) : answer.miss.with_context("a store that is well");

@@ -1,46 +1,11 @@
-#include <omp.h>
-#include <sched.h>
-
 #include <algorithm>
 #include <system_error>
 
 #include "runtime/backends/host/stream_internal.h"
-#include "support/brief_team.h"
 #include "support/clock.h"
 #include "support/short_slices.h"
 
 namespace ds::host {
-namespace {
-
-/// The cores that the calling thread may run on.
-std::vector<int> own_cores() {
-  std::vector<int> cores;
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return cores;
-  for (int core = 0; core < CPU_SETSIZE; ++core)
-    if (CPU_ISSET(core, &set)) cores.push_back(core);
-  return cores;
-}
-
-/// Refused: the thread stays where it is, which is only slower.
-void stay_on(int core) {
-  cpu_set_t own;
-  CPU_ZERO(&own);
-  CPU_SET(core, &own);
-  (void)sched_setaffinity(0, sizeof own, &own);
-}
-
-/// A team that has all cores, one for each of its threads: two on one core would wait for each other at every
-/// region's end, spinning. OMP_PROC_BIND has the last word.
-void place_team(int threads) {
-  const std::vector<int> cores = own_cores();
-  if (threads < 2 || static_cast<int>(cores.size()) != threads || omp_get_proc_bind() != omp_proc_bind_false)
-    return;
-#pragma omp parallel
-  stay_on(cores[static_cast<size_t>(omp_get_thread_num())]);
-}
-
-}  // namespace
 
 void HostEvent::complete() {
   time_ns_ = now_ns();
@@ -144,21 +109,17 @@ void HostStream::publish() {
 }
 
 void HostStream::run(int threads) {
-  const bool computes = kind_ == StreamKind::kCompute;
-  if (computes) {
-    omp_set_dynamic(0);  // libraries share work out by the number of threads that they ask for
-    omp_set_num_threads(threads);
-    keeps_team = true;
-    place_team(threads);
-  } else {
+  if (kind_ == StreamKind::kCompute)
+    team_.emplace(threads);
+  else
     ask_for_short_slices();
-  }
   while (step()) {
   }
+  team_.reset();
 }
 
 void HostStream::run_in_turn(size_t hand, int core) {
-  stay_on(core);
+  stay_on(std::span(&core, 1));
   ask_for_short_slices();
   for (bool more = true; more;) {
     turns_[hand]->acquire();
@@ -186,10 +147,13 @@ bool HostStream::step() {
   HostEvent* event = nullptr;
   bool skip = skip_.load(std::memory_order_relaxed);
   switch (command.kind) {
-    case Kind::kKernel:
-      if (!skip)
-        if (Status status = command.call(command.payload); !status.ok()) fail(std::move(status), command.op);
+    case Kind::kKernel: {
+      if (skip) break;
+      const int64_t begin = now_ns();
+      if (Status status = command.call(command.payload); !status.ok()) fail(std::move(status), command.op);
+      team_->worked(now_ns() - begin);
       break;
+    }
     case Kind::kHost: {
       HostTask task;
       std::memcpy(&task, command.payload, sizeof(task));

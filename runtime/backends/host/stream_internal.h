@@ -3,7 +3,7 @@
 //
 // Threads: a compute stream is one thread and its OpenMP team, as many as the backend was given (all cores by
 // default, and then each has its own). While the stream waits its whole team sleeps; between the regions of a
-// kernel it spins, and others keep no team (support/brief_team.h). A link stream is one thread more, with
+// kernel it spins, and others keep no team (team_internal.h). A link stream is one thread more, with
 // short slices: it runs as soon as it has something to do, and gets no more time than others. Where compute
 // leaves a core free the system places it; where it does not, it is several threads, each on a core of its
 // own, that take turns of a millisecond: matrix products are split evenly, so that a thread that always loses
@@ -18,12 +18,14 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <semaphore>
 #include <thread>
 #include <type_traits>
 #include <vector>
 
 #include "runtime/backends/backend.h"
+#include "runtime/backends/host/team_internal.h"
 
 namespace ds::host {
 
@@ -124,6 +126,7 @@ class HostStream final : public CommandStream {
   std::vector<std::unique_ptr<std::binary_semaphore>> turns_;
   size_t tail_ = 0;  // next slot to take, and how many have been: of the thread whose turn it is
   uint32_t taken_ = 0;
+  std::optional<Team> team_;                       // a compute stream's
   alignas(64) std::atomic<uint32_t> enqueued_{0};  // counts, wrapping; 32 bits: waited on as futexes
   alignas(64) std::atomic<uint32_t> completed_{0};
   std::atomic<bool> skip_{false};  // after a failure or cancel(), until synchronize()

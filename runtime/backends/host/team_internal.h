@@ -1,0 +1,61 @@
+// The OpenMP team of a compute stream.
+//
+// With the cores to itself a team's threads spin where a region ends (see support/brief_team.h), each on a
+// core of its own. Beside others who compute, that is the worst that they can do: who spins holds a core
+// until the end of a slice, while the thread that it waits for, or another process's, wants to run; short
+// regions then take milliseconds. So it is looked at how long they wait for a core, and where that is long
+// they go to sleep at once.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace ds::host {
+
+/// Lives on the stream's thread.
+class Team {
+ public:
+  explicit Team(int threads);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+
+  /// After each thing that it has done, which took so long. Cheap.
+  void worked(int64_t ns) {
+    worked_ns_ += ns;
+    if (worked_ns_ >= kLookNs) look();
+  }
+  /// Whether its threads have to share their cores.
+  bool crowded() const { return crowd_ != nullptr; }
+
+ private:
+  /// Threads of another team that do nothing: with them there are more than cores.
+  class Crowd;
+  struct Member {
+    pid_t thread = 0;
+    int file = -1;  // schedstat: how long it has waited for a core
+    int64_t waited_ns = 0;
+  };
+  static constexpr int64_t kLookNs = 20'000'000;
+  void begin();
+  void place();
+  void look();
+
+  const int threads_;
+  std::vector<int> cores_;
+  std::vector<Member> members_;
+  int64_t worked_ns_ = 0, calm_ns_ = 0;
+  int tight_ = 0;  // looks, one after the other, at which one waited long
+  std::unique_ptr<Crowd> crowd_;
+};
+
+/// The cores that the calling thread may run on.
+std::vector<int> own_cores();
+/// The calling thread (0) or another one. Refused: it stays where it is, which is only slower.
+void stay_on(std::span<const int> cores, pid_t thread = 0);
+
+}  // namespace ds::host
