@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "runtime/backends/backends.h"
+#include "runtime/backends/host/team_internal.h"
 #include "tests/unit/model_fixture.h"
 #include "tests/unit/take.h"
 
@@ -96,6 +97,43 @@ TEST(Threads, ATeamWithAllCoresHasOneForEachOfItsThreads) {
   EXPECT_TRUE(CPU_EQUAL(&all, &now)) << "whoever made it stays where it was";
 }
 
+// Beside others who compute, who spins keeps others from what he waits for.
+TEST(Threads, ATeamThatSharesItsCoresSleeps) {
+  const cpu_set_t all = own_cores();
+  const int cores = CPU_COUNT(&all);
+  if (cores < 2) GTEST_SKIP() << "one core";
+  std::atomic<bool> over = false;
+  std::vector<std::thread> others;
+  for (int i = 0; i < 2 * cores; ++i)
+    others.emplace_back([&] {
+      while (!over) {
+      }
+    });
+  std::thread own([&] {
+    host::Team team(cores);
+    using Clock = std::chrono::steady_clock;
+    // Little pieces of work, at whose ends its threads meet.
+    for (const auto end = Clock::now() + std::chrono::seconds(60); !team.crowded() && Clock::now() < end;) {
+      const auto begin = Clock::now();
+#pragma omp parallel
+      for (const auto piece = Clock::now() + std::chrono::microseconds(200); Clock::now() < piece;) {
+      }
+      team.worked((Clock::now() - begin) / std::chrono::nanoseconds(1));
+    }
+    EXPECT_TRUE(team.crowded());
+    int free = 0;
+#pragma omp parallel reduction(+ : free)
+    {
+      const cpu_set_t set = own_cores();
+      free += CPU_COUNT(&set) == cores ? 1 : 0;
+    }
+    EXPECT_EQ(free, cores) << "the system places them";
+  });
+  own.join();
+  over = true;
+  for (std::thread& other : others) other.join();
+}
+
 // Several threads may read in turns; what they are told is done in order all the same, one thing at a time.
 TEST(Threads, ALinkStreamDoesOneThingAfterTheOther) {
   constexpr int64_t kTasks = 400;
@@ -125,7 +163,7 @@ TEST(Threads, ALinkStreamDoesOneThingAfterTheOther) {
   }
   EXPECT_TRUE(seen.right);
   EXPECT_EQ(seen.next, kTasks);
-  if (CPU_COUNT(&all) > 1) EXPECT_GT(seen.by.size(), 1u) << "each core loses its part of the time";
+  EXPECT_EQ(seen.by.size() > 1, CPU_COUNT(&all) > 1) << "each core loses its part of the time";
   EXPECT_TRUE(left(before)) << threads_that_live() << " threads, " << before << " before";
 }
 
