@@ -22,9 +22,11 @@ namespace {
 
 // Of the time that a team works one of its threads may wait for a core. Threads that read the link or answer
 // clients take some percent.
-constexpr double kCrowded = 0.2, kCalm = 0.05;
-constexpr int kTight = 2;                 // once is anything that the system does
-constexpr int64_t kCalmNs = 500'000'000;  // of work, before they spin again
+constexpr double kCrowded = 0.2;
+constexpr int kTight = 2;  // looks one after the other; once is anything that the system does
+// So much work later it is tried again: threads that go to sleep all the time wait for cores, and for each
+// other on one core, also where nobody else is. Twice as much each time that it was in vain.
+constexpr int64_t kAgainNs = 500'000'000, kMostNs = 16'000'000'000;
 
 /// The second number of the file; -1: it cannot be read.
 int64_t waited(int file) {
@@ -112,9 +114,11 @@ void Team::look() {
     m.waited_ns = now;
   }
   const double share = static_cast<double>(longest) / static_cast<double>(worked);
-  calm_ns_ = share < kCalm ? calm_ns_ + worked : 0;
   tight_ = share < kCrowded ? 0 : tight_ + 1;
-  if (crowded() ? calm_ns_ < kCalmNs : tight_ < kTight) return;
+  since_ns_ += worked;
+  if (crowded() ? since_ns_ < again_ns_ : tight_ < kTight) return;
+  if (!crowded()) again_ns_ = since_ns_ < kAgainNs ? std::clamp(2 * again_ns_, kAgainNs, kMostNs) : kAgainNs;
+  since_ns_ = tight_ = 0;
   try {
     crowd_ = crowded() ? nullptr
                        : std::make_unique<Crowd>(std::max(2, static_cast<int>(cores_.size()) - threads_ + 2));

@@ -48,8 +48,10 @@ class Team {
   const int threads_;
   std::vector<int> cores_;
   std::vector<Member> members_;
-  int64_t worked_ns_ = 0, calm_ns_ = 0;
-  int tight_ = 0;  // looks, one after the other, at which one waited long
+  int64_t worked_ns_ = 0;  // since it was looked at
+  int64_t since_ns_ = 0;   // worked since they have been crowded, or have not
+  int64_t again_ns_ = 0;   // when they are to spin again
+  int tight_ = 0;          // looks, one after the other, at which one waited long
   std::unique_ptr<Crowd> crowd_;
 };
 
