@@ -213,24 +213,23 @@ TEST(TimeEstimate, MeasuresOnTheContextOfTheAverageToken) {
 }
 
 TEST(TimeEstimate, IsOfTheSizeOfWhatARunTakes) {
-  // Other work on the machine can slow either side down: the median of several, within a factor.
+  // Other work on the machine can only slow either side down: the shortest of several each, within a factor.
   TinyModel sender(tiny_config(Family::kLlama), 1, DType::kBF16),
       model(tiny_config(Family::kLlama), 2, DType::kBF16);
   ProfileWork work = a_work(model.model->config(), groups_only(), {150});
   auto engine =
       take(ProfileEngine::create(*model.backend, *sender.model, *model.model, work.ways, work.limits, {}));
-  std::vector<double> ratios;
-  for (int i = 0; i < 3; ++i) {
+  double took = 1e9, estimated = 1e9;
+  for (int i = 0; i < 5; ++i) {
     const ProfileContext& c = work.contexts[0];
     const auto begin = std::chrono::steady_clock::now();
     take(engine->run(c.tokens, c.questions, std::vector<bool>(work.ways.size(), true)));
-    const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    took = std::min(took, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
     Pace pace = take(measure_pace(*model.backend, *model.model, work));
-    ratios.push_back(estimate_time(pace, work, model.model->config(), {}).longest_s[0] / took);
+    estimated = std::min(estimated, estimate_time(pace, work, model.model->config(), {}).longest_s[0]);
   }
-  std::nth_element(ratios.begin(), ratios.begin() + 1, ratios.end());
-  EXPECT_GT(ratios[1], 0.2);
-  EXPECT_LT(ratios[1], 5);
+  EXPECT_GT(estimated, took / 5);
+  EXPECT_LT(estimated, took * 5);
 }
 
 TEST(Progress, DurationsAreForPeople) {

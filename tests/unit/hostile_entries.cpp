@@ -83,8 +83,8 @@ std::string many_names(const nlohmann::json& header, size_t count) {
 
 std::string pickle() {
   // What Python's pickle would make a call of a shell of.
-  return std::string("\x80\x04\x95\x1f\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94", 36) +
-         "\x8c\x02id\x94\x85\x94R\x94.";
+  constexpr char kCall[] = "\x80\x04\x95\x1f\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x06system\x94\x93\x94";
+  return std::string(kCall, sizeof kCall - 1) + "\x8c\x02id\x94\x85\x94R\x94.";
 }
 
 // CVE-2025-32444, CVE-2026-3059, CVE-2026-3060: messages of peers that were unpickled; CVE-2025-69872: files

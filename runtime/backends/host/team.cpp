@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <semaphore>
@@ -16,6 +17,7 @@
 #include <utility>
 
 #include "support/brief_team.h"
+#include "support/clock.h"
 
 namespace ds::host {
 namespace {
@@ -24,9 +26,14 @@ namespace {
 // clients take some percent.
 constexpr double kCrowded = 0.2;
 constexpr int kTight = 2;  // looks one after the other; once is anything that the system does
-// So much work later it is tried again: threads that go to sleep all the time wait for cores, and for each
-// other on one core, also where nobody else is. Twice as much each time that it was in vain.
-constexpr int64_t kAgainNs = 500'000'000, kMostNs = 16'000'000'000;
+// kAgainNs of work later it is tried again: threads that go to sleep all the time wait for cores, and for
+// each other on one core, also where nobody else is. Twice as much each time that it was in vain.
+constexpr int64_t kMostNs = 16'000'000'000;
+
+// Until when a team that begins takes it that the cores are shared, since another one of the process has seen
+// it.
+constexpr int64_t kRememberedNs = 2'000'000'000;
+std::atomic<int64_t> crowded_until{0};
 
 /// The second number of the file; -1: it cannot be read.
 int64_t waited(int file) {
@@ -94,7 +101,10 @@ void Team::begin() {
     m.file = open(fmt::format("/proc/self/task/{}/schedstat", m.thread).c_str(), O_RDONLY | O_CLOEXEC);
     m.waited_ns = waited(m.file);
   }
-  place();
+  if (now_ns() < crowded_until)
+    change();
+  else
+    place();
 }
 
 /// One core for each of its threads, where it has all of them to itself: two on one would wait for each
@@ -117,11 +127,16 @@ void Team::look() {
   tight_ = share < kCrowded ? 0 : tight_ + 1;
   since_ns_ += worked;
   if (crowded() ? since_ns_ < again_ns_ : tight_ < kTight) return;
-  if (!crowded()) again_ns_ = since_ns_ < kAgainNs ? std::clamp(2 * again_ns_, kAgainNs, kMostNs) : kAgainNs;
+  if (!crowded()) again_ns_ = since_ns_ < kAgainNs ? std::min(2 * again_ns_, kMostNs) : kAgainNs;
+  change();
+}
+
+void Team::change() {
   since_ns_ = tight_ = 0;
   try {
     crowd_ = crowded() ? nullptr
                        : std::make_unique<Crowd>(std::max(2, static_cast<int>(cores_.size()) - threads_ + 2));
+    if (crowded()) crowded_until = now_ns() + kRememberedNs;
     place();
   } catch (const std::system_error&) {  // no thread more to be had: they go on spinning
   }

@@ -40,18 +40,19 @@ class Team {
     int file = -1;  // schedstat: how long it has waited for a core
     int64_t waited_ns = 0;
   };
-  static constexpr int64_t kLookNs = 20'000'000;
+  static constexpr int64_t kLookNs = 20'000'000, kAgainNs = 500'000'000;
   void begin();
   void place();
   void look();
+  void change();  // from spinning to sleeping, or back
 
   const int threads_;
   std::vector<int> cores_;
   std::vector<Member> members_;
-  int64_t worked_ns_ = 0;  // since it was looked at
-  int64_t since_ns_ = 0;   // worked since they have been crowded, or have not
-  int64_t again_ns_ = 0;   // when they are to spin again
-  int tight_ = 0;          // looks, one after the other, at which one waited long
+  int64_t worked_ns_ = 0;        // since it was looked at
+  int64_t since_ns_ = 0;         // worked since they have been crowded, or have not
+  int64_t again_ns_ = kAgainNs;  // when they are to spin again
+  int tight_ = 0;                // looks, one after the other, at which one waited long
   std::unique_ptr<Crowd> crowd_;
 };
 
