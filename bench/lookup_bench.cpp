@@ -8,20 +8,12 @@
 #include <random>
 #include <stdexcept>
 
+#include "bench/small_shape.h"
 #include "runtime/core/chain.h"
 
 namespace ds {
 namespace {
 
-const Shape kShape{.family = "llama",
-                   .layers = 1,
-                   .d_model = 8,
-                   .ff = 16,
-                   .heads = 1,
-                   .kv_heads = 1,
-                   .head_dim = 4,
-                   .vocab = 32'000};
-const std::string kSender(64, 'a');
 const std::string kSalt = "bench";
 
 std::vector<int32_t> random_ids(int64_t count, int64_t vocab, uint64_t seed) {

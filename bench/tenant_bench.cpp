@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/small_shape.h"
 #include "runtime/core/chain.h"
 #include "runtime/store/live_entry.h"
 #include "support/clock.h"
@@ -23,15 +24,7 @@ namespace ds {
 namespace {
 
 constexpr int64_t kContexts = 32;  // of each kind
-const Shape kShape{.family = "llama",
-                   .layers = 1,
-                   .d_model = 8,
-                   .ff = 16,
-                   .heads = 1,
-                   .kv_heads = 1,
-                   .head_dim = 4,
-                   .vocab = 32'000};
-const std::string kSender(64, 'a'), kAnother = "another tenant's salt", kMine = "my salt";
+const std::string kAnother = "another tenant's salt", kMine = "my salt";
 
 template <typename T>
 T take(Result<T> result) {

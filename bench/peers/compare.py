@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Full prefills of droidspeak and of another program in turns, on one machine: llama.cpp (or a fork of it), or what turns.py runs.
+"""Full prefills and decoding of droidspeak and of another program in turns, on one machine: llama.cpp (or a fork of it), or what turns.py runs.
 
 Both models stay loaded. One measures while the other is stopped, so that two neighbouring measurements form a pair, and
 a machine whose speed drifts does not favour either; who goes first changes from pair to pair. Loading and a

@@ -1,9 +1,15 @@
 """A ds-serve of a test: its fleet file, its process, and requests to it."""
-import http.client, json, pathlib, re, subprocess, time, urllib.parse
+import http.client, json, pathlib, re, socket, subprocess, time, urllib.parse
 
 root = pathlib.Path(__file__).resolve().parent.parent.parent
 pair = root / "examples" / "pair"
 PATIENCE = 120  # seconds that a busy machine may take for anything; no test passes because of it
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 class Server:

@@ -1,11 +1,11 @@
 """docs/grafana-dashboard.json: Grafana's models take all of it, and a Prometheus that reads a ds-serve's metrics has an answer to each of its queries."""
-import json, os, pathlib, re, shutil, socket, subprocess, sys, tempfile, unittest, urllib.error, urllib.parse, urllib.request
+import json, os, pathlib, re, shutil, subprocess, sys, tempfile, unittest, urllib.error, urllib.parse, urllib.request
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "serve"))
-from server import PATIENCE, Server, pair, root
+from server import PATIENCE, Server, free_port, pair, root
 
 binaries = pathlib.Path(sys.argv[1]).resolve() / "bin"
 work = pathlib.Path(tempfile.mkdtemp(prefix="ds-serve-dashboard-"))
@@ -14,12 +14,6 @@ KEY = "the key that reads metrics"
 
 
 def tearDownModule(): shutil.rmtree(work, ignore_errors=True)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 class Dashboards(unittest.TestCase):

@@ -2,18 +2,12 @@
 import concurrent.futures, http.client, json, pathlib, shutil, socket, subprocess, sys, tempfile, threading, time, unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "serve"))
-from server import PATIENCE, Server, pair
+from server import PATIENCE, Server, free_port, pair
 
 binaries = pathlib.Path(sys.argv[1]).resolve() / "bin"
 work = pathlib.Path(tempfile.mkdtemp(prefix="ds-serve-replicas-"))
 CONTEXT = (pair / "data" / "demo_context.txt").read_text()
 QUESTION = (pair / "data" / "demo_question.txt").read_text()
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_for_port(port):
