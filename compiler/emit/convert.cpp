@@ -1,6 +1,6 @@
 #include "compiler/emit/convert.h"
 
-#include "llvm/ADT/TypeSwitch.h"
+#include "llvm/ADT/STLExtras.h"
 #include "plans/traits.h"
 
 namespace ds {
@@ -38,6 +38,33 @@ int32_t position_of(mlir::Value value) {
     if (op.getName() == definer->getName()) ++n;
   }
   return -1;
+}
+
+/// The operation of an op's kind. It is called as the kind is (a transfer's payload follows that name), and
+/// has those attributes that the dialect gives it.
+mlir::Value build_op(mlir::OpBuilder& b, mlir::Location loc, const Op& op,
+                     llvm::ArrayRef<mlir::Value> streams, llvm::ArrayRef<mlir::Value> buffers,
+                     llvm::ArrayRef<mlir::Value> events, bool scheduled) {
+  auto* ctx = b.getContext();
+  const std::string_view name = traits_of(op).name.substr(0, traits_of(op).name.find(' '));
+  mlir::OperationState state(loc, fmt::format("{}.{}", plan::PlanDialect::getDialectNamespace().str(), name));
+  state.addOperands({buffers[static_cast<size_t>(op.buffer)], streams[static_cast<size_t>(op.stream)]});
+  for (int32_t w : op.waits) state.addOperands(events[static_cast<size_t>(w)]);
+  state.addTypes(b.getType<plan::EventType>());
+  const llvm::ArrayRef<mlir::StringAttr> known = state.name.getAttributeNames();
+  auto add = [&](llvm::StringRef attribute, bool is_set, mlir::Attribute value) {
+    if (is_set && llvm::is_contained(known, attribute)) state.addAttribute(attribute, value);
+  };
+  add("payload", true, plan::PayloadAttr::get(ctx, op.payload));
+  add("rows", true, plan::RowsAttr::get(ctx, op.rows));
+  add("layer", true, b.getI32IntegerAttr(op.layer));
+  add("chunk", op.rows == Rows::kChunk, b.getI32IntegerAttr(op.chunk));
+  add("last_chunk", op.last_chunk >= 0, b.getI32IntegerAttr(op.last_chunk));
+  add("source", op.source != 0, b.getI32IntegerAttr(op.source));
+  add("queries", true, plan::QueriesAttr::get(ctx, op.queries));
+  add("at", scheduled, b.getI64IntegerAttr(op.start_ns));
+  add("duration", scheduled, b.getI64IntegerAttr(op.duration_ns));
+  return b.create(state)->getResult(0);
 }
 
 }  // namespace
@@ -133,53 +160,7 @@ Result<plan::VariantOp> build_variant(mlir::OpBuilder& b, mlir::Location loc, co
                            b.getI32IntegerAttr(t.last_layer), b.getI32IntegerAttr(t.first_chunk),
                            b.getI32IntegerAttr(t.last_chunk), unit(t.cut));
   }
-  for (const Op& op : v.ops) {
-    mlir::Value stream = streams[static_cast<size_t>(op.stream)],
-                buffer = buffers[static_cast<size_t>(op.buffer)];
-    llvm::SmallVector<mlir::Value> after;
-    for (int32_t w : op.waits) after.push_back(events[static_cast<size_t>(w)]);
-    auto at = scheduled ? i64(op.start_ns) : nullptr, duration = scheduled ? i64(op.duration_ns) : nullptr;
-    auto layer = b.getI32IntegerAttr(op.layer), chunk = b.getI32IntegerAttr(op.chunk);
-    auto last = op.last_chunk < 0 ? nullptr : b.getI32IntegerAttr(op.last_chunk);
-    auto queries = plan::QueriesAttr::get(ctx, op.queries);
-    auto event = b.getType<plan::EventType>();
-    mlir::Value result;
-    switch (op.kind) {
-      case OpKind::kTransfer: {
-        auto payload = plan::PayloadAttr::get(ctx, op.payload);
-        auto source = op.source == 0 ? nullptr : b.getI32IntegerAttr(op.source);
-        result = b.create<plan::TransferOp>(loc, event, payload, layer, chunk, last, source, buffer, stream,
-                                            after, at, duration);
-        break;
-      }
-      case OpKind::kEmbed: {
-        auto rows = plan::RowsAttr::get(ctx, op.rows);
-        result = b.create<plan::EmbedOp>(loc, event, rows, op.rows == Rows::kChunk ? chunk : nullptr, last,
-                                         buffer, stream, after, at, duration);
-        break;
-      }
-      case OpKind::kRecompute:
-        result = b.create<plan::RecomputeOp>(loc, event, layer, op.rows == Rows::kSelected ? nullptr : chunk,
-                                             last, queries, buffer, stream, after, at, duration);
-        break;
-      case OpKind::kSelect:
-        result = b.create<plan::SelectOp>(loc, event, layer, buffer, stream, after, at, duration);
-        break;
-      case OpKind::kSuffix:
-        result = b.create<plan::SuffixOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
-        break;
-      case OpKind::kPrefill:
-        result = b.create<plan::PrefillOp>(loc, event, layer, queries, buffer, stream, after, at, duration);
-        break;
-      case OpKind::kAlign:
-        result = b.create<plan::AlignOp>(loc, event, layer, chunk, last, buffer, stream, after, at, duration);
-        break;
-      case OpKind::kHead:
-        result = b.create<plan::HeadOp>(loc, event, buffer, stream, after, at, duration);
-        break;
-    }
-    events.push_back(result);
-  }
+  for (const Op& op : v.ops) events.push_back(build_op(b, loc, op, streams, buffers, events, scheduled));
   return variant;
 }
 

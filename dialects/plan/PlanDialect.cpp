@@ -13,6 +13,17 @@
 #define GET_TYPEDEF_CLASSES
 #include "dialects/plan/PlanTypes.cpp.inc"
 
+namespace ds::plan {
+namespace {
+
+Role role_of(const ds::Op& op) {
+  if (!is_transfer(op)) return Role::compute;
+  return traits_of(op).buffer == BufferKind::kHidden ? Role::load_e : Role::load_kv;
+}
+
+}  // namespace
+}  // namespace ds::plan
+
 #define GET_OP_CLASSES
 #include "dialects/plan/PlanOps.cpp.inc"
 
@@ -41,11 +52,6 @@ std::string with_chunk(std::string name, uint32_t chunk, std::optional<uint32_t>
 
 int32_t i32(uint32_t n) { return static_cast<int32_t>(n); }
 int32_t i32_or_none(std::optional<uint32_t> n) { return n ? static_cast<int32_t>(*n) : -1; }
-
-Role role_of(const ds::Op& op) {
-  if (!is_transfer(op)) return Role::compute;
-  return traits_of(op).buffer == BufferKind::kHidden ? Role::load_e : Role::load_kv;
-}
 
 mlir::LogicalResult verify_chunks(mlir::Operation* op, uint32_t first, std::optional<uint32_t> last) {
   if (!last || *last > first) return mlir::success();
@@ -204,7 +210,6 @@ ds::Op TransferOp::describe() {
           .last_chunk = i32_or_none(getLastChunk()),
           .source = i32(getSource().value_or(0))};
 }
-Role TransferOp::role() { return role_of(describe()); }
 void TransferOp::getAsmResultNames(SetName set) {
   const char* name = role() == Role::load_e ? "e" : "t";
   set(getEvent(), with_chunk(fmt::format("{}{}", name, getLayer()), getChunk(), getLastChunk()));
@@ -235,7 +240,6 @@ ds::Op EmbedOp::describe() {
           .rows = getRows(),
           .last_chunk = i32_or_none(getLastChunk())};
 }
-Role EmbedOp::role() { return role_of(describe()); }
 void EmbedOp::getAsmResultNames(SetName set) { set(getEvent(), "embed"); }
 mlir::LogicalResult EmbedOp::verify() {
   if ((traits_of(describe()).rows & bit(getRows())) == 0) {
@@ -261,7 +265,6 @@ ds::Op RecomputeOp::describe() {
           .queries = getQueries(),
           .last_chunk = i32_or_none(getLastChunk())};
 }
-Role RecomputeOp::role() { return role_of(describe()); }
 void RecomputeOp::getAsmResultNames(SetName set) {
   set(getEvent(), with_chunk(fmt::format("r{}", getLayer()), getChunk().value_or(0), getLastChunk()));
 }
@@ -277,7 +280,6 @@ mlir::LogicalResult RecomputeOp::verify() {
 
 std::string SelectOp::label() { return fmt::format("select {}", getLayer()); }
 ds::Op SelectOp::describe() { return {.kind = OpKind::kSelect, .layer = i32(getLayer()), .chunk = 0}; }
-Role SelectOp::role() { return role_of(describe()); }
 void SelectOp::getAsmResultNames(SetName set) { set(getEvent(), "select"); }
 mlir::LogicalResult SelectOp::verify() { return verify_kernel(*this, getBuffer()); }
 
@@ -290,7 +292,6 @@ ds::Op AlignOp::describe() {
           .chunk = i32(getChunk()),
           .last_chunk = i32_or_none(getLastChunk())};
 }
-Role AlignOp::role() { return role_of(describe()); }
 void AlignOp::getAsmResultNames(SetName set) {
   set(getEvent(), with_chunk(fmt::format("a{}", getLayer()), getChunk(), getLastChunk()));
 }
@@ -313,7 +314,6 @@ std::string SuffixOp::label() { return fmt::format("suffix {}", getLayer()); }
 ds::Op SuffixOp::describe() {
   return {.kind = OpKind::kSuffix, .layer = i32(getLayer()), .rows = Rows::kSuffix, .queries = getQueries()};
 }
-Role SuffixOp::role() { return role_of(describe()); }
 void SuffixOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("s{}", getLayer())); }
 mlir::LogicalResult SuffixOp::verify() { return verify_kernel(*this, getBuffer()); }
 
@@ -321,13 +321,11 @@ std::string PrefillOp::label() { return fmt::format("prefill {}", getLayer()); }
 ds::Op PrefillOp::describe() {
   return {.kind = OpKind::kPrefill, .layer = i32(getLayer()), .rows = Rows::kAll, .queries = getQueries()};
 }
-Role PrefillOp::role() { return role_of(describe()); }
 void PrefillOp::getAsmResultNames(SetName set) { set(getEvent(), fmt::format("p{}", getLayer())); }
 mlir::LogicalResult PrefillOp::verify() { return verify_kernel(*this, getBuffer()); }
 
 std::string HeadOp::label() { return "head"; }
 ds::Op HeadOp::describe() { return {.kind = OpKind::kHead, .rows = Rows::kSuffix}; }
-Role HeadOp::role() { return role_of(describe()); }
 void HeadOp::getAsmResultNames(SetName set) { set(getEvent(), "head"); }
 mlir::LogicalResult HeadOp::verify() { return verify_kernel(*this, getBuffer()); }
 

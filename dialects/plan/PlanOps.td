@@ -107,6 +107,7 @@ class Plan_StreamedOp<string mnemonic, dag extra, dag event = (outs Plan_EventTy
     ::ds::plan::Role role();
     ::ds::Op describe();
   }];
+  let extraClassDefinition = "::ds::plan::Role $cppClass::role() { return role_of(describe()); }";
   let hasVerifier = 1;
   string schedule = "`on` $stream (`after` $after^)? (`at` $at^)? (`for` $duration^)? attr-dict";
 }
