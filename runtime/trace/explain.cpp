@@ -179,6 +179,17 @@ std::string choices_text(const std::vector<Variant>& variants) {
 
 }  // namespace
 
+std::string why_selected(const Plan& plan, const Variant& variant, int64_t tokens, int64_t rate,
+                         int64_t waiting, bool measured) {
+  std::string where = format_count(tokens) + " tokens";
+  if (rate > 0)
+    where +=
+        fmt::format(" at {}{}", format_rate(static_cast<double>(rate)), measured ? " (as measured)" : "");
+  if (waiting > 0) where += fmt::format(" while {} wait", format_count(waiting));
+  return &variant == &plan.full_prefill ? "the fall-back: no variant covers " + where
+                                        : "its ranges cover " + where;
+}
+
 std::string_view bound_name(const Explanation& e) {
   for (StreamKind kind : kPlanStreams) {
     if (share(e.shares.stream_ns[static_cast<size_t>(kind)], e) >= 90) return stream_kind_name(kind);

@@ -61,9 +61,14 @@ std::string_view bound_name(const Explanation& explanation);
 /// kInvalidArgument as simulate_variant(). `variant` belongs to `plan`; both outlive the result.
 Result<Explanation> explain_variant(const Plan& plan, const Variant& variant, const OperatingPoint& point);
 
+/// Why select_variant() gave `variant`: "its ranges cover 4,096 tokens at 20 MB/s (as measured)". `rate` 0:
+/// not known.
+std::string why_selected(const Plan& plan, const Variant& variant, int64_t tokens, int64_t rate,
+                         int64_t waiting, bool measured = false);
+
 /// What else the plan holds at the same point, in an explanation's text.
 enum class OthersShown : uint8_t { kNone, kQuickest };
-/// `why`: why this variant, "its ranges cover 4,096 tokens at 20 MB/s".
+/// `why`: why this variant, as why_selected().
 std::string explanation_text(const Explanation& explanation, const std::string& why,
                              OthersShown others = OthersShown::kQuickest);
 

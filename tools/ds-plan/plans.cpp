@@ -1,6 +1,7 @@
 // Plans, variants and points, as the user names them.
 #include "tools/ds-plan/actions.h"
 
+#include "runtime/trace/explain.h"
 #include "support/file.h"
 #include "support/hash.h"
 
@@ -51,12 +52,9 @@ OperatingPoint point_of(const PlanOptions& o, int64_t rate, const Variant& base)
 }
 
 Selected select(const Plan& plan, const OperatingPoint& at, int64_t waiting) {
-  std::string where =
-      fmt::format("{} tokens at {}", format_count(at.tokens), format_rate(static_cast<double>(at.rate)));
-  if (waiting > 0) where += fmt::format(" while {} wait", format_count(waiting));
-  if (const Variant* v = select_variant(plan, at.tokens, at.rate, waiting))
-    return {v, "its ranges cover " + where};
-  return {&plan.full_prefill, "no variant covers " + where + ": the fall-back"};
+  const Variant* covering = select_variant(plan, at.tokens, at.rate, waiting);
+  const Variant& v = covering != nullptr ? *covering : plan.full_prefill;
+  return {&v, why_selected(plan, v, at.tokens, at.rate, waiting)};
 }
 
 }  // namespace ds

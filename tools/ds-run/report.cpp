@@ -4,6 +4,7 @@
 #include "plans/simulate.h"
 #include "plans/traits.h"
 #include "runtime/trace/describe.h"
+#include "runtime/trace/explain.h"
 #include "tools/ds-run/run.h"
 
 namespace ds {
@@ -28,14 +29,8 @@ std::string choice(const Answer& answer, const Plan& plan, const std::string& mo
   if (answer.gate.alarmed)
     return fmt::format("the fall-back: the gate's alarm at variant '{}': {}", answer.gate.variant->name,
                        gate_verdict_text(answer.gate));
-  std::string where = format_count(n) + " tokens";
-  if (answer.link_rate > 0) {
-    where += fmt::format(" at {}{}", format_rate(static_cast<double>(answer.link_rate)),
-                         answer.rate_source == RateSource::kMeasured ? " (as measured)" : "");
-  }
-  if (answer.waiting > 0) where += fmt::format(" with {} waiting", answer.waiting);
-  return answer.variant == &plan.full_prefill ? "the fall-back: no variant covers " + where
-                                              : "its ranges cover " + where;
+  return why_selected(plan, *answer.variant, n, answer.link_rate, answer.waiting,
+                      answer.rate_source == RateSource::kMeasured);
 }
 
 RunRecord make_record(const Outcome& o) {
