@@ -126,13 +126,21 @@ Result<HostRange> HostRange::reserve(int64_t bytes) {
   if (bytes < 0) return error(Code::kInvalidArgument, "a range of {} bytes", bytes);
   HostRange range;
   if (bytes == 0) return range;
+  constexpr auto kLargePage = size_t{2} << 20;
   const int64_t steps = (bytes + kStep - 1) / kStep;
-  void* data = mmap(nullptr, static_cast<size_t>(steps * kStep), PROT_NONE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  const auto size = static_cast<size_t>(steps * kStep);
+  void* data =
+      mmap(nullptr, size + kLargePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED)
     return error(Code::kExhausted, "the system refused a range of {} of addresses: {}", format_bytes(bytes),
                  std::strerror(errno));
-  range.data_ = static_cast<std::byte*>(data);
+  // Large pages wherever a whole one is committed: attention reads parts of rows that lie far apart. The
+  // system gives none that would reach into what is not.
+  const size_t before = (kLargePage - reinterpret_cast<uintptr_t>(data) % kLargePage) % kLargePage;
+  range.data_ = static_cast<std::byte*>(data) + before;
+  if (before > 0) munmap(data, before);
+  munmap(range.data_ + size, kLargePage - before);
+  (void)madvise(range.data_, size, MADV_HUGEPAGE);
   range.size_ = steps * kStep;
   range.there_.resize(static_cast<size_t>(steps));
   return range;
