@@ -114,11 +114,11 @@ TEST(Threads, ATeamThatSharesItsCoresSleeps) {
     using Clock = std::chrono::steady_clock;
     // Little pieces of work, at whose ends its threads meet.
     for (const auto end = Clock::now() + std::chrono::seconds(60); !team.crowded() && Clock::now() < end;) {
-      const auto begin = Clock::now();
+      team.work([] {
 #pragma omp parallel
-      for (const auto piece = Clock::now() + std::chrono::microseconds(200); Clock::now() < piece;) {
-      }
-      team.worked((Clock::now() - begin) / std::chrono::nanoseconds(1));
+        for (const auto piece = Clock::now() + std::chrono::microseconds(200); Clock::now() < piece;) {
+        }
+      });
     }
     EXPECT_TRUE(team.crowded());
     int free = 0;

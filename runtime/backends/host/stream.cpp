@@ -149,9 +149,9 @@ bool HostStream::step() {
   switch (command.kind) {
     case Kind::kKernel: {
       if (skip) break;
-      const int64_t begin = now_ns();
-      if (Status status = command.call(command.payload); !status.ok()) fail(std::move(status), command.op);
-      team_->worked(now_ns() - begin);
+      team_->work([&] {
+        if (Status status = command.call(command.payload); !status.ok()) fail(std::move(status), command.op);
+      });
       break;
     }
     case Kind::kHost: {

@@ -17,7 +17,6 @@
 #include <utility>
 
 #include "support/brief_team.h"
-#include "support/clock.h"
 
 namespace ds::host {
 namespace {
@@ -25,7 +24,8 @@ namespace {
 // Of the time that a team works one of its threads may wait for a core. Threads that read the link or answer
 // clients take some percent.
 constexpr double kCrowded = 0.2;
-constexpr int kTight = 2;  // looks one after the other; once is anything that the system does
+constexpr int64_t kEnoughNs = 10'000'000;  // of watched work for a judgement
+constexpr int kTight = 2;  // judgements one after the other; once is anything that the system does
 // kAgainNs of work later it is tried again: threads that go to sleep all the time wait for cores, and for
 // each other on one core, also where nobody else is. Twice as much each time that it was in vain.
 constexpr int64_t kMostNs = 16'000'000'000;
@@ -99,7 +99,6 @@ void Team::begin() {
   members_[static_cast<size_t>(omp_get_thread_num())].thread = static_cast<pid_t>(syscall(SYS_gettid));
   for (Member& m : members_) {
     m.file = open(fmt::format("/proc/self/task/{}/schedstat", m.thread).c_str(), O_RDONLY | O_CLOEXEC);
-    m.waited_ns = waited(m.file);
   }
   if (now_ns() < crowded_until)
     change();
@@ -115,17 +114,22 @@ void Team::place() {
     stay_on(crowded() ? std::span<const int>(cores_) : std::span(cores_).subspan(i, 1), members_[i].thread);
 }
 
-void Team::look() {
-  const int64_t worked = std::exchange(worked_ns_, 0);
+void Team::watch() {
+  for (Member& m : members_) m.since_ns = waited(m.file);
+}
+
+void Team::seen(int64_t ns) {
+  for (Member& m : members_) m.waited_ns += waited(m.file) - m.since_ns;
+  unseen_ns_ = 0;
+  seen_ns_ += ns;
+  if (seen_ns_ >= kEnoughNs) judge();
+}
+
+void Team::judge() {
   int64_t longest = 0;
-  for (Member& m : members_) {
-    const int64_t now = waited(m.file);
-    longest = std::max(longest, now - m.waited_ns);
-    m.waited_ns = now;
-  }
-  const double share = static_cast<double>(longest) / static_cast<double>(worked);
+  for (Member& m : members_) longest = std::max(longest, std::exchange(m.waited_ns, 0));
+  const double share = static_cast<double>(longest) / static_cast<double>(std::exchange(seen_ns_, 0));
   tight_ = share < kCrowded ? 0 : tight_ + 1;
-  since_ns_ += worked;
   if (crowded() ? since_ns_ < again_ns_ : tight_ < kTight) return;
   if (!crowded()) again_ns_ = since_ns_ < kAgainNs ? std::min(2 * again_ns_, kMostNs) : kAgainNs;
   change();
