@@ -11,6 +11,7 @@
 #include <ctime>
 #include <filesystem>
 #include <unordered_set>
+#include <utility>
 
 #include "runtime/store/entry.h"
 #include "support/file.h"
@@ -42,12 +43,15 @@ bool on_network(const std::string& folder) {
 
 class Statement {
  public:
-  Statement(sqlite3* db, const char* sql) {
-    good_ = sqlite3_prepare_v2(db, sql, -1, &s_, nullptr) == SQLITE_OK;
+  Statement(sqlite3* db, const char* sql) { sqlite3_prepare_v2(db, sql, -1, &s_, nullptr); }
+  /// One that is `kept` beyond this; prepared where it has not been.
+  Statement(sqlite3* db, sqlite3_stmt** kept, const char* sql) : kept_(true) {
+    if (*kept == nullptr) sqlite3_prepare_v3(db, sql, -1, SQLITE_PREPARE_PERSISTENT, kept, nullptr);
+    s_ = *kept;
   }
   Statement(const Statement&) = delete;
-  ~Statement() { sqlite3_finalize(s_); }
-  bool good() const { return good_; }
+  ~Statement() { kept_ ? sqlite3_reset(s_) : sqlite3_finalize(s_); }
+  bool good() const { return s_ != nullptr; }
   void bind(int at, std::string_view text) {
     sqlite3_bind_text(s_, at, text.data(), static_cast<int>(text.size()), SQLITE_TRANSIENT);
   }
@@ -65,7 +69,7 @@ class Statement {
 
  private:
   sqlite3_stmt* s_ = nullptr;
-  bool good_ = false;
+  const bool kept_ = false;
 };
 
 std::array<unsigned char, Store::kNameDigits / 2> bytes_of(const std::string& name) {
@@ -94,6 +98,7 @@ FileIndex::FileIndex(std::string folder, Store& store) : folder_(std::move(folde
 FileIndex::~FileIndex() { close(); }
 
 void FileIndex::close() {
+  for (sqlite3_stmt** kept : {&state_, &named_}) sqlite3_finalize(std::exchange(*kept, nullptr));
   sqlite3_close(db_);
   db_ = nullptr;
 }
@@ -194,7 +199,7 @@ Status FileIndex::fill() {
   clock_gettime(CLOCK_REALTIME, &clock);
   const bool settled = ns_of(clock) - folder_ns > kRacyNs;
   {
-    Statement known(db_, "SELECT folder_ns FROM state");
+    Statement known(db_, &state_, "SELECT folder_ns FROM state");
     if (!known.good() || known.step() != SQLITE_ROW) return failed("read");
     if (known.integer(0) == folder_ns) return ok_status();
   }
@@ -263,20 +268,27 @@ Status FileIndex::fill() {
 Result<std::vector<std::vector<ObjectRef>>> FileIndex::ask(Store::Names names) {
   DS_TRY(open());
   DS_TRY(fill());
-  Statement named(db_,
-                  "SELECT o.key, o.bytes, n.place FROM names n JOIN objects o ON o.id = n.object"
-                  " WHERE n.name = ?1 ORDER BY n.object DESC LIMIT ?2");
-  if (!named.good()) return failed("read");
   std::vector<std::vector<ObjectRef>> found(names.size());
-  for (size_t i = 0; i < names.size(); ++i) {
-    named.reset();
-    named.bind_blob(1, bytes_of(names[i]));
-    named.bind(2, static_cast<int64_t>(Store::kMostOfName));
-    int step = SQLITE_ROW;
-    while ((step = named.step()) == SQLITE_ROW)
-      found[i].push_back({named.text(0), named.integer(1), static_cast<int32_t>(named.integer(2))});
-    if (step != SQLITE_DONE) return failed("read");
-  }
+  const auto read = [&]() -> Status {
+    Statement named(db_, &named_,
+                    "SELECT o.key, o.bytes, n.place FROM names n JOIN objects o ON o.id = n.object"
+                    " WHERE n.name = ?1 ORDER BY n.object DESC LIMIT ?2");
+    if (!named.good()) return failed("read");
+    for (size_t i = 0; i < names.size(); ++i) {
+      named.reset();
+      named.bind_blob(1, bytes_of(names[i]));
+      named.bind(2, static_cast<int64_t>(Store::kMostOfName));
+      int step = SQLITE_ROW;
+      while ((step = named.step()) == SQLITE_ROW)
+        found[i].push_back({named.text(0), named.integer(1), static_cast<int32_t>(named.integer(2))});
+      if (step != SQLITE_DONE) return failed("read");
+    }
+    return ok_status();
+  };
+  DS_TRY(run("BEGIN"));  // one lock for all names
+  Status status = read();
+  if (!run("COMMIT").ok()) (void)run("ROLLBACK");
+  if (!status.ok()) return status;
   return found;
 }
 

@@ -11,6 +11,7 @@
 #include "runtime/store/store.h"
 
 struct sqlite3;
+struct sqlite3_stmt;
 
 namespace ds {
 
@@ -41,6 +42,8 @@ class FileIndex {
   Store& store_;
   std::mutex mutex_;
   sqlite3* db_ = nullptr;
+  sqlite3_stmt* state_ = nullptr;  // what every look-up asks: kept, since to prepare them takes longer
+  sqlite3_stmt* named_ = nullptr;
   bool in_memory_ = false;
   bool damaged_ = false;  // the last error said so
 };
