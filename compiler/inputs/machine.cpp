@@ -121,11 +121,11 @@ Status read_align(const JsonObject& root, const std::string& path, MachineModel&
   return ok_status();
 }
 
-/// `maps`: from version 3 on.
-Status read_v2(const JsonObject& root, const std::string& path, bool maps, MachineModel& m) {
+/// Versions from 2 on.
+Status read_v2(const JsonObject& root, const std::string& path, int64_t version, MachineModel& m) {
   DS_TRY(check_keys(root, {"schema", "version", "name", "backend", "dtype", "machine", "shape", "compute",
                            "link", "contention", "embed", "head", "layer_ns", "align"}));
-  if (root.has("align") && !maps)
+  if (root.has("align") && version < 3)
     return error(Code::kInvalidArgument, "{}: came with version 3, but the file has version 2",
                  root.at("align"));
   DS_TRY(root.object("machine"));
@@ -150,7 +150,13 @@ Status read_v2(const JsonObject& root, const std::string& path, bool maps, Machi
     DS_ASSIGN(m.staged_block_bytes, link.integer("staged_block_bytes", 1, INT64_MAX / 2));
   }
   DS_ASSIGN(JsonObject contention, root.object("contention"));
-  DS_TRY(check_keys(contention, {"kernel_slowdown_permille", "transfer_slowdown_permille"}));
+  if (version < 4) {
+    DS_TRY(check_keys(contention, {"kernel_slowdown_permille", "transfer_slowdown_permille"}));
+  } else {
+    DS_TRY(check_keys(contention,
+                      {"kernel_slowdown_permille", "transfer_slowdown_permille", "kernel_ns_per_transfer"}));
+    DS_ASSIGN(m.kernel_ns_per_transfer, contention.integer("kernel_ns_per_transfer", 0, kSecond));
+  }
   DS_ASSIGN(m.kernel_slowdown_permille, contention.integer("kernel_slowdown_permille", 0, 1'000'000));
   DS_ASSIGN(m.transfer_slowdown_permille, contention.integer("transfer_slowdown_permille", 0, 1'000'000));
   DS_ASSIGN(JsonObject embed, root.object("embed"));
@@ -160,7 +166,7 @@ Status read_v2(const JsonObject& root, const std::string& path, bool maps, Machi
   DS_ASSIGN(JsonObject head, root.object("head"));
   DS_TRY(check_keys(head, {"ns"}));
   DS_ASSIGN(m.head_ns, head.integer("ns", 1, kHour));
-  if (maps) DS_TRY(read_align(root, path, m));
+  if (version >= 3) DS_TRY(read_align(root, path, m));
   return read_points(root, path, true, m);
 }
 
@@ -169,7 +175,7 @@ Status read_v2(const JsonObject& root, const std::string& path, bool maps, Machi
 Result<MachineModel> MachineModel::read(const std::string& path) {
   DS_ASSIGN(nlohmann::json json, read_json_file(path));
   DS_ASSIGN(JsonObject root, JsonObject::make(json, path));
-  constexpr int64_t kVersion = 3;
+  constexpr int64_t kVersion = 4;
   DS_TRY(check_schema(root, "droidspeak.machine", kVersion));
   DS_ASSIGN(int64_t version, root.integer("version", 1, kVersion));
   MachineModel m;
@@ -180,7 +186,7 @@ Result<MachineModel> MachineModel::read(const std::string& path) {
     return error(Code::kInvalidArgument, "{}: found '{}', expected \"bf16\" or \"f32\"", root.at("dtype"),
                  dtype);
   m.dtype = dtype == "bf16" ? DType::kBF16 : DType::kF32;
-  DS_TRY(version == 1 ? read_v1(root, path, m) : read_v2(root, path, version >= 3, m));
+  DS_TRY(version == 1 ? read_v1(root, path, m) : read_v2(root, path, version, m));
   return m;
 }
 
@@ -208,6 +214,7 @@ Conditions MachineModel::conditions(int64_t rate) const {
   // Of the time in which a load runs, the share in which the store is read: the rest of it waits for the
   // link.
   const double share = std::min(1.0, static_cast<double>(rate) / read_bytes_per_s);
+  c.kernel_ns_per_load = kernel_ns_per_transfer;
   c.kernel_slow_permille = std::llround(share * static_cast<double>(kernel_slowdown_permille));
   // A store that is slowed down matters where it becomes the slower of the two.
   const double slowed = share * static_cast<double>(1000 + transfer_slowdown_permille) - 1000;

@@ -34,6 +34,7 @@ struct Conditions {
   int64_t kernels_ns = 0, loads_ns = 0;  // when they may start, from the request's beginning
   // How much longer a kernel takes while a load runs, and a load while a kernel does: permille on top.
   int64_t kernel_slow_permille = 0, load_slow_permille = 0;
+  int64_t kernel_ns_per_load = 0;  // and what each load adds besides to kernels that run meanwhile
   // From the end of a load, or of a kernel, to the start of an operation on another stream that waits for it.
   int64_t load_handover_ns = 0, kernel_handover_ns = 0;
 };
@@ -55,6 +56,7 @@ struct MachineModel {
   // How much longer a kernel takes while a transfer runs at the store's own speed the whole time, and the
   // transfer meanwhile: permille that come on top. A slower link disturbs in proportion to its rate.
   int64_t kernel_slowdown_permille = 0, transfer_slowdown_permille = 0;
+  int64_t kernel_ns_per_transfer = 0;    // and whatever its size and rate, for its thread has to wake up
   std::vector<LayerPoint> layer_points;  // of the pair's shape; may be empty
   std::optional<int64_t> head_ns;
   std::optional<int64_t> embed_ns;  // of one row
@@ -68,7 +70,7 @@ struct MachineModel {
   /// bytes per second.
   Conditions conditions(int64_t rate) const;
 
-  /// Reads versions 1 to 3. Errors: kNotFound, kCorrupt, kUnsupported (another version), kInvalidArgument;
+  /// Reads versions 1 to 4. Errors: kNotFound, kCorrupt, kUnsupported (another version), kInvalidArgument;
   /// each names file and field.
   static Result<MachineModel> read(const std::string& path);
   /// kMismatch when layers of another shape were measured: each differing number, found and expected. The

@@ -17,10 +17,16 @@ TaskRole role_of(const Op& op) {
 
 void apply_conditions(const Conditions& c, Problem& p) {
   auto load = [](const Task& t) { return t.role != TaskRole::kCompute; };
-  if (std::none_of(p.tasks.begin(), p.tasks.end(), load)) return;
-  if (c.kernel_slow_permille > 0 || c.load_slow_permille > 0) {
+  int64_t loads = 0, loads_ns = 0;
+  for (const Task& t : p.tasks)
+    if (load(t)) ++loads, loads_ns += t.duration_ns;
+  if (loads == 0) return;
+  // Loads of a plan are about as long as each other: what one adds comes evenly while it runs.
+  int64_t kernel_slow = c.kernel_slow_permille;
+  if (loads_ns > 0) kernel_slow += std::min<int64_t>(1000 * loads * c.kernel_ns_per_load / loads_ns, 1000);
+  if (kernel_slow > 0 || c.load_slow_permille > 0) {
     p.classes = {"kernel", "load"};
-    p.slow_permille = {0, c.kernel_slow_permille, c.load_slow_permille, 0};
+    p.slow_permille = {0, kernel_slow, c.load_slow_permille, 0};
   }
   for (Task& t : p.tasks) {
     t.release_ns = load(t) ? c.loads_ns : c.kernels_ns;

@@ -56,6 +56,7 @@ struct MachineTimes {
       0;  // in which what is read is copied to the device; 0: it lands where kernels read
   int64_t kernel_slowdown_permille =
       0;  // permille that a kernel takes longer while a transfer runs at full rate
+  int64_t kernel_ns_per_transfer = 0;      // what each transfer adds besides to the kernel beside it
   int64_t transfer_slowdown_permille = 0;  // permille that a transfer takes longer while kernels run
   std::vector<AlignTime> aligns;           // full, low-rank of an eighth of the width, diagonal
 };

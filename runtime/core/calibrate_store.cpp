@@ -3,27 +3,38 @@
 
 #include <span>
 
+#include "plans/work.h"
 #include "runtime/core/chain.h"
 #include "runtime/core/landing.h"
+#include "support/clock.h"
 
 namespace ds::calibration {
 namespace {
 
-/// The reads of an entry, one after the other until told to end, on the link stream.
+/// The reads of an entry on the link stream, until told to end.
 struct Reads {
   std::function<Status(int64_t layer)> read;
-  int64_t layers = 0;
+  int64_t layers = 0, begin_ns = 0, spacing_ns = 0;
   std::atomic<bool> end{false};
   std::vector<int64_t> times;
   Status status;
 
+  void one(int64_t i) {
+    int64_t begin = now_ns();
+    status = read(i % layers);
+    times.push_back(std::max<int64_t>(now_ns() - begin, 1));
+  }
+  /// One after the other.
   static void run(void* context, int64_t) {
     auto& r = *static_cast<Reads*>(context);
-    for (int64_t i = 0; !r.end && r.status.ok(); ++i) {
-      int64_t begin = now_ns();
-      r.status = r.read(i % r.layers);
-      r.times.push_back(std::max<int64_t>(now_ns() - begin, 1));
-    }
+    for (int64_t i = 0; !r.end && r.status.ok(); ++i) r.one(i);
+  }
+  /// The i-th of a request's: a command by itself, which waits for the link.
+  static void run_one(void* context, int64_t i) {
+    auto& r = *static_cast<Reads*>(context);
+    if (r.end || !r.status.ok()) return;
+    r.one(i);
+    sleep_until(r.begin_ns + (i + 1) * r.spacing_ns);
   }
 };
 
@@ -60,7 +71,13 @@ Status Calibrator::measure_store(MachineTimes& m) {
 
 Status Calibrator::measure_entry(MachineTimes& m, const EntryIdentity& identity, const Shape& shape) {
   std::vector<int64_t> lookups;
+  // A request's meets caches that kernels have filled: one after the other take a third of its time.
+  constexpr double kCaches = 0x1p26;
+  const int64_t rows = std::min<int64_t>(longest_, 64);
+  const double layer_bytes = layer_work(shape, {0, 1, 1}).matmul / 2 * static_cast<double>(element_);
+  const auto layers = static_cast<int64_t>(std::clamp(kCaches / layer_bytes, 1.0, d(config_.layers)));
   for (int i = 0; i <= 20 && !stopped(); ++i) {
+    DS_ASSIGN([[maybe_unused]] const int64_t between, pass({rows, rows, 0}, layers));
     int64_t begin = now_ns();
     auto chain = find_chain(*options_.store, std::span(ids_).first(static_cast<size_t>(identity.tokens)),
                             {identity.sender, shape, identity.salt, identity.dtype});
@@ -108,41 +125,66 @@ Status Calibrator::measure_entry(MachineTimes& m, const EntryIdentity& identity,
 }
 
 Status Calibrator::measure_contention(MachineTimes& m, std::function<Status(int64_t)> read) {
-  int64_t rows = std::min<int64_t>(longest_, 256);
-  std::vector<int64_t> kernel_times[2], read_times[2];  // alone, beside the other
-  // Either may be left out.
-  auto run = [&](bool kernels, bool transfers) -> Status {
-    Reads reads{read, config_.layers, false, {}, {}};
-    if (transfers) link_->host({&Reads::run, &reads, 0});
-    const size_t beside = kernels && transfers ? 1 : 0;
-    Status status;
-    for (int64_t begin = now_ns(); status.ok() && !stopped() && now_ns() - begin < 100'000'000;) {
-      if (!kernels) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-        continue;
-      }
-      auto ns = pass({rows, rows, 0}, std::min<int64_t>(config_.layers, 4));
-      status = ns.status();
-      if (ns.ok()) kernel_times[beside].push_back(*ns);
+  // Reads that come as a link brings them keep the store busy for an eighth of the time, and are so many in a
+  // round.
+  constexpr int64_t kIdle = 7, kLeastNs = 250'000, kRoundNs = 100'000'000, kMostReads = 60;
+  int64_t rows = std::min<int64_t>(longest_, 256), spacing_ns = kLeastNs;
+  std::vector<int64_t> alone, beside, beside_spaced, reads_alone, reads_beside;
+  auto kernels = [&](int64_t round_ns, std::vector<int64_t>& times) -> Status {
+    for (int64_t begin = now_ns(); !stopped() && now_ns() - begin < round_ns;) {
+      DS_ASSIGN(const int64_t ns, pass({rows, rows, 0}, std::min<int64_t>(config_.layers, 4)));
+      times.push_back(ns);
     }
+    return ok_status();
+  };
+  auto ended = [&](Reads& reads, Status status) -> Status {
     reads.end = true;
     DS_TRY(link_->synchronize());
     DS_TRY(status);
-    read_times[beside].insert(read_times[beside].end(), reads.times.begin(), reads.times.end());
     return reads.status;
   };
-  // In turns, so that other work on the machine, or a change of clock, meets all three alike.
+  auto all_the_time = [&](std::vector<int64_t>& read_times, std::vector<int64_t>* kernel_times) -> Status {
+    Reads reads{.read = read, .layers = config_.layers};
+    link_->host({&Reads::run, &reads, 0});
+    Status status;
+    if (kernel_times != nullptr)
+      status = kernels(kRoundNs, *kernel_times);
+    else
+      std::this_thread::sleep_for(std::chrono::nanoseconds(kRoundNs));
+    DS_TRY(ended(reads, std::move(status)));
+    read_times.insert(read_times.end(), reads.times.begin(), reads.times.end());
+    return ok_status();
+  };
+  auto spaced = [&]() -> Status {
+    Reads reads{.read = read, .layers = config_.layers, .begin_ns = now_ns(), .spacing_ns = spacing_ns};
+    const int64_t count = std::clamp<int64_t>(kRoundNs / spacing_ns, 1, kMostReads);
+    for (int64_t i = 0; i < count; ++i) link_->host({&Reads::run_one, &reads, i});
+    return ended(reads, kernels(count * spacing_ns, beside_spaced));
+  };
+  // In turns, so that other work on the machine, or a change of clock, meets all alike; but what takes a core
+  // all of the time comes last, since threads that compute remember it.
   const int64_t begun = now_ns();
-  for (int round = 0; round < 5 && !stopped(); ++round) {
-    if (round > 1 && now_ns() - begun > 3'000'000'000) break;
-    DS_TRY(run(true, false));
-    DS_TRY(run(false, true));
-    DS_TRY(run(true, true));
+  auto enough = [&](int round) { return stopped() || (round > 1 && now_ns() - begun > 3'000'000'000); };
+  DS_TRY(all_the_time(reads_alone, nullptr));
+  if (reads_alone.empty()) return ok_status();
+  spacing_ns = std::max(kLeastNs, (1 + kIdle) * median(reads_alone));
+  for (int round = 0; round < 5 && !enough(round); ++round) {
+    DS_TRY(kernels(kRoundNs, alone));
+    DS_TRY(spaced());
   }
-  for (const auto* times : {kernel_times, read_times})
-    if (times[0].empty() || times[1].empty()) return ok_status();
-  m.kernel_slowdown_permille = excess(d(median(kernel_times[1])), d(median(kernel_times[0])));
-  m.transfer_slowdown_permille = excess(d(median(read_times[1])), d(median(read_times[0])));
+  for (int round = 0; round < 4 && !enough(round); ++round) {
+    DS_TRY(all_the_time(reads_alone, nullptr));
+    DS_TRY(all_the_time(reads_beside, &beside));
+  }
+  for (const auto* times : {&alone, &beside, &beside_spaced, &reads_beside})
+    if (times->empty()) return ok_status();
+  m.kernel_slowdown_permille = excess(d(median(beside)), d(median(alone)));
+  m.transfer_slowdown_permille = excess(d(median(reads_beside)), d(median(reads_alone)));
+  // What is not in proportion to the time that the store is read.
+  const double share = std::min(1.0, d(median(reads_alone)) / d(spacing_ns));
+  const double more =
+      d(excess(d(median(beside_spaced)), d(median(alone)))) - share * d(m.kernel_slowdown_permille);
+  m.kernel_ns_per_transfer = std::llround(std::max(0.0, more / 1000 * d(spacing_ns)));
   return ok_status();
 }
 

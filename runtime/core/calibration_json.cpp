@@ -12,7 +12,7 @@ namespace ds {
 namespace {
 
 using Json = nlohmann::ordered_json;
-constexpr int64_t kVersion = 3;
+constexpr int64_t kVersion = 4;
 constexpr int64_t kHour = 3'600'000'000'000;
 
 // Every number under its object and key, so that writing and reading cannot forget one.
@@ -28,6 +28,7 @@ void each_number(M& m, F f) {
   f("link", "read_bytes_per_s", m.read_bytes_per_s);
   f("link", "copy_bytes_per_s", m.copy_bytes_per_s);
   f("contention", "kernel_slowdown_permille", m.kernel_slowdown_permille);
+  f("contention", "kernel_ns_per_transfer", m.kernel_ns_per_transfer);
   f("contention", "transfer_slowdown_permille", m.transfer_slowdown_permille);
   f("embed", "ns", m.embed_ns);
   f("embed", "row_ns", m.embed_row_ns);

@@ -1,34 +1,18 @@
 // A link of a stated rate in front of a store; see shape_link() for what it promises.
-#include <time.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <cmath>
 #include <mutex>
 
 #include "runtime/store/live.h"
 #include "runtime/store/store.h"
+#include "support/clock.h"
 
 namespace ds {
 namespace {
 
 constexpr int64_t kBackToBackNs = 1'000'000;
 constexpr int64_t kForever = int64_t{1} << 61;  // 73 years: sums of two do not overflow
-
-int64_t now_ns() {
-  timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
-}
-
-void sleep_until(int64_t ns) {
-  timespec t{};
-  t.tv_sec = static_cast<time_t>(ns / 1'000'000'000);
-  t.tv_nsec = static_cast<long>(ns % 1'000'000'000);
-  while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, nullptr) == EINTR) {
-  }
-}
 
 int64_t clamp_ns(double ns) {
   return ns < static_cast<double>(kForever) ? std::llround(std::ceil(ns)) : kForever;

@@ -99,7 +99,7 @@ TEST(Calibrate, StopsKeepsAndGoesOn) {
   }
   EXPECT_EQ(forms, (decltype(forms){{MapForm::kFull, 0}, {MapForm::kLowRank, 8}, {MapForm::kDiagonal, 0}}));
   auto json = nlohmann::json::parse(machine_json(subject, *part));
-  EXPECT_EQ(json["version"], 3);
+  EXPECT_EQ(json["version"], 4);
   ASSERT_EQ(json["align"].size(), 3u);
   EXPECT_EQ(json["align"][1]["form"], "low-rank");
   EXPECT_EQ(json["align"][1]["rank"], 8);
@@ -181,7 +181,7 @@ TEST(PartialFile, OfSomethingElseOrBrokenIsRefused) {
     changed.replace(changed.find(from), from.size(), to);
     return read(changed, subject);
   };
-  EXPECT_THAT(with("\"version\": 3", "\"version\": 2"), HasSubstr("version 2, expected"));
+  EXPECT_THAT(with("\"version\": 4", "\"version\": 2"), HasSubstr("version 2, expected"));
   EXPECT_THAT(with("\"low-rank\"", "\"wide\""),
               HasSubstr("align[0]: form: unknown form 'wide'; expected one of diagonal"));
   EXPECT_THAT(with("\"low-rank\"", "\"full\""), HasSubstr("align[0]: 'rank' is 3"));

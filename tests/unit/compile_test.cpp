@@ -197,6 +197,30 @@ TEST(Compile, WhatALiveSenderHasNotShownIsWaitedFor) {
   }
 }
 
+// What a transfer adds to the kernels beside it is added once for each.
+TEST(Compile, PredictionsKnowWhatEachTransferAddsToTheKernelsBesideIt) {
+  auto kernels_ns = [](int64_t each, int64_t* loads) {
+    MachineModel m = machine();
+    m.read_bytes_per_s = 1e12;
+    m.kernel_ns_per_transfer = each;
+    CompileOptions o{.recompute = "3-7", .context_lengths = "2048", .link_rates = "500MB/s"};
+    o.schedule = "e-first";
+    auto out = compile(inputs_in_memory(m), o);
+    EXPECT_TRUE(out.ok()) << out.status().message();
+    int64_t sum = 0;
+    *loads = 0;
+    for (const Op& op : out->plan->variants[0].ops) is_transfer(op) ? * loads += 1 : sum += op.duration_ns;
+    return sum;
+  };
+  int64_t loads = 0;
+  const int64_t none = kernels_ns(0, &loads), one = kernels_ns(20'000, &loads) - none,
+                three = kernels_ns(60'000, &loads) - none;
+  // All kernels but the last run while loads do.
+  EXPECT_GT(one, loads * 20'000 / 2);
+  EXPECT_LE(one, loads * 20'000);
+  EXPECT_NEAR(static_cast<double>(three), 3.0 * static_cast<double>(one), 0.2 * static_cast<double>(one));
+}
+
 TEST(Compile, PredictionsKnowSlowdownsAndHandovers) {
   MachineModel quiet = machine(), measured = machine();
   measured.read_bytes_per_s = quiet.read_bytes_per_s = 1e9;

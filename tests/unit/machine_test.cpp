@@ -54,6 +54,7 @@ std::string written() {
                            .read_bytes_per_s = 9e9,
                            .copy_bytes_per_s = 1e10,
                            .kernel_slowdown_permille = 750,
+                           .kernel_ns_per_transfer = 30'000,
                            .transfer_slowdown_permille = 10};
   c.layers = {{{64, 64, 0}, 4'000'000, 3'900'000, 5'000'000, 7, 100},
               {{64, 64, 7}, 4'200'000, 4'190'000, 4'210'000, 9, 100}};
@@ -85,6 +86,14 @@ TEST(Machine, ReadsWhatTheCalibrationWrites) {
   EXPECT_EQ(slow.load_slow_permille, 0);
   EXPECT_EQ(full.kernel_slow_permille, 750);
   EXPECT_EQ(full.load_slow_permille, 10);
+  EXPECT_EQ(slow.kernel_ns_per_load, 30'000);
+  json older = json::parse(written());
+  older["version"] = 3;
+  EXPECT_THAT(read(older.dump()).status().message(), HasSubstr("kernel_ns_per_transfer"));
+  older["contention"].erase("kernel_ns_per_transfer");
+  auto three = read(older.dump());
+  ASSERT_TRUE(three.ok()) << three.status().message();
+  EXPECT_EQ(three->conditions(1'000'000).kernel_ns_per_load, 0);
   // To a device the last block of 4 MB is copied behind the link, at 10 GB/s.
   json staged = json::parse(written());
   staged["link"]["staged_block_bytes"] = 4'000'000;
@@ -108,10 +117,9 @@ TEST(Machine, ReadsWhatTheCalibrationWrites) {
   EXPECT_EQ(p.max_ns, 5'000'000);
 }
 
-/// A file of version 3 with maps.
+/// A file with maps.
 json with_maps(const std::string& align) {
   json file = json::parse(written());
-  file["version"] = 3;
   file["align"] = json::parse(align);
   return file;
 }
@@ -182,6 +190,7 @@ TEST(Machine, BrokenMapsSayWhereAndWhat) {
   }
   json older = with_maps(kMaps);
   older["version"] = 2;
+  older["contention"].erase("kernel_ns_per_transfer");
   EXPECT_THAT(read(older.dump()).status().message(), HasSubstr("align: came with version 3"));
 }
 
@@ -190,7 +199,7 @@ TEST(Machine, BrokenFilesSayWhereAndWhat) {
     const char *pointer, *value, *message;  // value: JSON; nullptr: the key is taken out
   };
   const Case cases[] = {
-      {"/version", "4", "found version 4, this program reads up to 3"},
+      {"/version", "5", "found version 5, this program reads up to 4"},
       {"/version", "0", "'version' is 0"},
       {"/schema", "\"droidspeak.quality\"", "expected 'droidspeak.machine'"},
       {"/dtype", "\"f16\"", "found 'f16', expected \"bf16\" or \"f32\""},
