@@ -177,8 +177,8 @@ Status read_listen(const JsonObject& root, const std::string& folder, Fleet& fle
 
 Status read_limits(const JsonObject& root, Fleet& fleet) {
   DS_ASSIGN(const JsonObject o, section(root, "limits"));
-  DS_TRY(check_keys(
-      o, {"cache", "tokens", "new_tokens", "batch", "queue", "step_budget_ms", "patience_ms", "request_s"}));
+  DS_TRY(check_keys(o, {"cache", "tokens", "new_tokens", "batch", "queue", "step_budget_ms",
+                        "step_budget_share", "patience_ms", "request_s"}));
   if (o.has("cache")) {
     DS_ASSIGN(const std::string cache, o.string("cache"));
     auto bytes = parse_bytes(cache);
@@ -190,6 +190,7 @@ Status read_limits(const JsonObject& root, Fleet& fleet) {
   DS_ASSIGN(fleet.batch, o.integer_or("batch", 1, 4096, fleet.batch));
   DS_ASSIGN(fleet.queue, o.integer_or("queue", 1, int64_t{1} << 20, fleet.queue));
   DS_ASSIGN(fleet.step_budget_ms, o.number_or("step_budget_ms", 0.001, 1e6, fleet.step_budget_ms));
+  DS_ASSIGN(fleet.step_budget_share, o.number_or("step_budget_share", 0, 1000, fleet.step_budget_share));
   DS_ASSIGN(fleet.patience_ms, o.number_or("patience_ms", 0.001, 1e6, fleet.patience_ms));
   DS_ASSIGN(fleet.request_s, o.number_or("request_s", 0, 1e6, fleet.request_s));
   return ok_status();

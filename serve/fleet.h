@@ -61,7 +61,7 @@ struct Fleet {
   double ttft_ms = 0;      // 0: none
   // limits
   int64_t cache_bytes = int64_t{1} << 30, tokens = 8192, new_tokens = 4096, batch = 32, queue = 256;
-  double step_budget_ms = 30, patience_ms = 20, request_s = 600;
+  double step_budget_ms = 30, step_budget_share = 1, patience_ms = 20, request_s = 600;
   // gate
   double false_alarms = 0.01;
   int64_t window = DriftWindow::kDefaultRequests;

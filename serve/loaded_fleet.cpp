@@ -203,6 +203,7 @@ Status LoadedFleet::start_engine() {
                       .batch = fleet_.batch,
                       .queue = fleet_.queue,
                       .step_budget_ns = static_cast<int64_t>(fleet_.step_budget_ms * 1e6),
+                      .step_budget_share = fleet_.step_budget_share,
                       .patience_ns = static_cast<int64_t>(fleet_.patience_ms * 1e6)};
   for (auto& m : models_) limits.tokens = std::max(limits.tokens, m->positions);
   DS_ASSIGN(engine_, Engine::create(*backend_, limits));

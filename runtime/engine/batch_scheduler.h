@@ -1,6 +1,7 @@
 // What runs in one step of an engine.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -27,6 +28,11 @@ class ComputeEstimate {
   static constexpr double kShare = 0.25, kSlow = 10;
   double flops_per_ns_ = 0;
 };
+
+/// Of plan ops beside decoding that takes `decode_ns`.
+inline int64_t step_budget_ns(int64_t least_ns, double share, int64_t decode_ns) {
+  return std::max(least_ns, static_cast<int64_t>(share * static_cast<double>(decode_ns)));
+}
 
 /// A piece that was chosen, and whose: an index into the runs.
 struct ScheduledPiece {

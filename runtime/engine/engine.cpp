@@ -173,18 +173,21 @@ void EngineLoop::report() {
 Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, const EngineLimits& limits) {
   if (limits.cache_bytes < 1 || limits.tokens < 1 || limits.batch < 1 || limits.batch > 4096 ||
       limits.queue < 1 || limits.step_budget_ns < 1 || limits.patience_ns < 1 ||
+      !(limits.step_budget_share >= 0 && limits.step_budget_share <= 1000) ||
       !(limits.publish_share >= 0 && limits.publish_share <= 1))
-    return error(Code::kInvalidArgument,
-                 "engine limits: {} bytes for caches, {} tokens, a batch of {} (1 to 4096), a queue of {}, a "
-                 "step budget of {} ns, a patience of {} ns; all at least 1; and a share of {} for "
-                 "publications, 0 to 1",
-                 limits.cache_bytes, limits.tokens, limits.batch, limits.queue, limits.step_budget_ns,
-                 limits.patience_ns, limits.publish_share);
+    return error(
+        Code::kInvalidArgument,
+        "engine limits: {} bytes for caches, {} tokens, a batch of {} (1 to 4096), a queue of {}, a "
+        "step budget of {} ns, a patience of {} ns; all at least 1; a step budget of {} of decoding's time, "
+        "0 to 1000; and a share of {} for publications, 0 to 1",
+        limits.cache_bytes, limits.tokens, limits.batch, limits.queue, limits.step_budget_ns,
+        limits.patience_ns, limits.step_budget_share, limits.publish_share);
   std::unique_ptr<Engine> engine(new Engine());
   engine->loop_ = std::make_unique<EngineLoop>(backend, limits);
   EngineLoop& loop = *engine->loop_;
   loop.arena = std::make_unique<KvArena>(backend, limits.cache_bytes);
   DS_ASSIGN(loop.compute, backend.make_stream(StreamKind::kCompute, kCommands));
+  DS_ASSIGN(loop.stepped, backend.make_event());
   DS_ASSIGN(loop.begun, backend.make_event());
   DS_ASSIGN(loop.ended, backend.make_event());
   for (size_t i = static_cast<size_t>(limits.batch); i-- > 0;) loop.free_slots.push_back(i);

@@ -37,8 +37,10 @@ struct EngineLimits {
   int64_t batch = 32;       // most requests that are worked on at a time
   int64_t queue = 1024;     // most that wait
   /// Predicted time of plan ops in one step while others decode: what a token waits for at the most beside
-  /// its own step.
+  /// its own step. So long, or this share of what decoding has last taken, where that is more: else models
+  /// whose steps are long would hardly come to their prompts.
   int64_t step_budget_ns = 30'000'000;
+  double step_budget_share = 1;
   /// A look-up, or a link from which nothing comes, is waited for this long at least; where 8 % of the full
   /// prefill are more, so long.
   int64_t patience_ns = 20'000'000;

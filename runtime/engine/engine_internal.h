@@ -182,7 +182,9 @@ struct EngineLoop {
   std::shared_ptr<Wake> wake = std::make_shared<Wake>();
   std::unique_ptr<KvArena> arena;
   std::unique_ptr<CommandStream> compute;
-  std::unique_ptr<Event> begun, ended;
+  std::unique_ptr<Event> stepped, begun,
+      ended;              // a step: decoding from the first to the second, then plan ops
+  int64_t decode_ns = 0;  // of the last step that had any
   std::unique_ptr<TransferService> service;
 
   mutable std::mutex mutex;  // of what follows

@@ -74,6 +74,12 @@ bool EngineLoop::step() {
     a->station->batch.push_back(a.get());
   }
   end_failed();
+  const bool decodes = !decoding.empty();
+  stepped->reset();
+  if (decodes) compute->record(*stepped);
+  const int64_t budget_ns = decodes
+                                ? step_budget_ns(limits.step_budget_ns, limits.step_budget_share, decode_ns)
+                                : limits.step_budget_ns;
   for (Station* s : decoding) {
     // Those of a batch that failed go one by one, so that the fault is found and nobody else's.
     std::stable_partition(s->batch.begin(), s->batch.end(), [](const Active* a) { return !a->alone; });
@@ -100,13 +106,12 @@ bool EngineLoop::step() {
   ended->reset();
   compute->begin_op(-1);
   compute->record(*begun);
-  fill_step(runs, speed.flops(limits.step_budget_ns), kMostPieces, [&](const ScheduledPiece& p) {
+  fill_step(runs, speed.flops(budget_ns), kMostPieces, [&](const ScheduledPiece& p) {
     Active& a = *of[p.run];
     begin({.one = &a, .run = a.run.get(), .piece = p.piece});
     a.run->issue(p.piece, *compute, a.memory, storage[items.size() - 1]);
     flops += p.piece.flops;
   });
-  const bool decodes = !decoding.empty();
   if (Publishing* p = publishing(); p != nullptr && p->state == Publishing::State::kComputing &&
                                     !p->work->done() && !p->ticket->cancelled_ && flops == 0) {
     begin({.publishing = p});
@@ -151,6 +156,7 @@ bool EngineLoop::step() {
   }
   if (limits.record_spans && status.ok()) record_step(items);
   if (status.ok()) speed.add(flops, ended->time_ns() - begun->time_ns());
+  if (status.ok() && decodes) decode_ns = begun->time_ns() - stepped->time_ns();
   settle(items, std::move(status));
   return true;
 }

@@ -1329,6 +1329,13 @@ TEST(PlanRun, APieceIsAnOpOrSomeOfItsRows) {
   EXPECT_LT(parts.next(piece->flops / 2)->at.rows, 1000);
 }
 
+TEST(BatchScheduler, LongStepsHaveLongBudgets) {
+  EXPECT_EQ(step_budget_ns(30, 1, 10), 30);
+  EXPECT_EQ(step_budget_ns(30, 1, 200), 200);
+  EXPECT_EQ(step_budget_ns(30, 0.25, 200), 50);
+  EXPECT_EQ(step_budget_ns(30, 0, 200), 30);
+}
+
 /// What waits between two tokens of others: pieces of one step, whose predicted work is the budget and, where
 /// not even a block of rows of the last one fits, that block.
 TEST(BatchScheduler, AStepsPiecesKeepItsBudget) {

@@ -34,7 +34,7 @@ TEST(FleetFile, ReadsAllOfItsFields) {
     "plans": [{"file": "a.dsplan", "maps": "maps.safetensors", "profile": "quality.json"}],
     "store": {"url": "file:store", "key_file": "store.key"},
     "objectives": {"loss": 2.5, "ttft_ms": 400},
-    "limits": {"cache": "2GiB", "tokens": 4096, "new_tokens": 512, "batch": 8, "queue": 16, "step_budget_ms": 10, "request_s": 60},
+    "limits": {"cache": "2GiB", "tokens": 4096, "new_tokens": 512, "batch": 8, "queue": 16, "step_budget_ms": 10, "step_budget_share": 0.5, "request_s": 60},
     "gate": {"false_alarms": "2%", "window": 32, "on_drift": "exact"},
     "keys": [{"tenant": "red", "key_sha256": "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef", "requests": 4}]
   })");
@@ -73,6 +73,7 @@ TEST(FleetFile, ReadsAllOfItsFields) {
   EXPECT_EQ(f.batch, 8);
   EXPECT_EQ(f.queue, 16);
   EXPECT_EQ(f.step_budget_ms, 10);
+  EXPECT_EQ(f.step_budget_share, 0.5);
   EXPECT_EQ(f.request_s, 60);
   EXPECT_EQ(f.false_alarms, 0.02);
   EXPECT_EQ(f.window, 32);

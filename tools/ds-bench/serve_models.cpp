@@ -28,7 +28,10 @@ void add_serve_models(CLI::App& cmd, ServeModelOptions& o) {
   cmd.add_option("--link-times", o.link_times, "which one")->capture_default_str();
   cmd.add_option("--slo-loss", o.slo_loss, "points that may be lost, of the synthetic profile's 30")
       ->capture_default_str();
-  cmd.add_option("--step-budget-ms", o.step_budget_ms, "of plan ops beside decoding")->capture_default_str();
+  cmd.add_option("--step-budget-ms", o.step_budget_ms, "of plan ops beside decoding, at least")
+      ->capture_default_str();
+  cmd.add_option("--step-budget-share", o.step_budget_share, "of decoding's own time, where that is more")
+      ->capture_default_str();
   cmd.add_option("--cache-gib", o.cache_gib, "memory for caches")->capture_default_str();
   cmd.add_option("--machine", o.machine, "machine.json of this shape; default: measured here");
   cmd.add_option("--calibrate-s", o.calibrate_s, "seconds to measure the machine for")->capture_default_str();
@@ -156,6 +159,7 @@ Result<std::unique_ptr<Engine>> ServeModels::make_engine(int64_t tokens, int64_t
                       .batch = batch,
                       .queue = 1 << 20,
                       .step_budget_ns = std::llround(o_.step_budget_ms * 1e6),
+                      .step_budget_share = o_.step_budget_share,
                       .record_spans = spans};
   DS_ASSIGN(auto engine, Engine::create(*loaded_.backend, limits));
   served_.clear();

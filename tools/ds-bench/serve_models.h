@@ -16,7 +16,8 @@ struct ServeModelOptions {
   std::string sender_folder;  // with receiver_folders: these models, instead of random ones
   std::vector<std::string> receiver_folders;
   int64_t receivers = 3, context = 1024, suffix = 16;
-  double slo_loss = 4, link_times = 4, calibrate_s = 20, step_budget_ms = 30, cache_gib = 2;
+  double slo_loss = 4, link_times = 4, calibrate_s = 20, step_budget_ms = 30, step_budget_share = 1,
+         cache_gib = 2;
   std::string link_rate, machine;
   const std::string& what() const { return sender_folder.empty() ? model.shape : sender_folder; }
   size_t count() const {
