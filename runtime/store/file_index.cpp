@@ -287,7 +287,9 @@ Result<std::vector<std::vector<ObjectRef>>> FileIndex::ask(Store::Names names) {
   };
   DS_TRY(run("BEGIN"));  // one lock for all names
   Status status = read();
+  const bool damaged = damaged_;
   if (!run("COMMIT").ok()) (void)run("ROLLBACK");
+  damaged_ = damaged;
   if (!status.ok()) return status;
   return found;
 }

@@ -1,11 +1,14 @@
 // ds-bench agents: fine-tunes take turns over a context that grows. Each reads all that was said, answers,
 // and leaves an entry for the next one; beside it the same turns with a prefix cache per model, and without
 // any.
+#include <functional>
+
 #include "support/clock.h"
 #include "support/json.h"
 #include "tools/ds-bench/rounds.h"
 #include "tools/ds-bench/serve_models.h"
 #include "tools/host.h"
+#include "tools/progress.h"
 
 namespace ds {
 namespace {
@@ -29,8 +32,12 @@ class Agents {
 
   Status run() {
     DS_ASSIGN(models_, ServeModels::load(o_.models, true));
+    ProgressBar bar("measuring");
+    int64_t done = 0;
+    const int64_t total = o_.models.model.repeats * static_cast<int64_t>(std::size(kAgentWays)) * o_.turns;
     for (int round = 0; round < o_.models.model.repeats; ++round)
-      for (Figures& f : figures_) DS_TRY(measure(f, round));
+      for (Figures& f : figures_) DS_TRY(measure(f, round, [&] { bar.update(++done, total); }));
+    bar.finish();
     return report();
   }
 
@@ -46,7 +53,7 @@ class Agents {
     }
   };
 
-  Status measure(Figures& f, int round) {
+  Status measure(Figures& f, int round, const std::function<void()>& turn_done) {
     const Way& way = kAgentWays[&f - figures_];
     const int64_t most = o_.models.context + o_.turns * (o_.models.suffix + o_.new_tokens);
     DS_ASSIGN(auto engine, models_->make_warm_engine(most, 4));
@@ -78,6 +85,7 @@ class Agents {
       const auto answered = models_->ids(o_.new_tokens, 500 + static_cast<uint64_t>(turn));
       said.insert(said.end(), answered.begin(), answered.end());
       if (way.reuse == Reuse::kAuto) DS_TRY(leave_entry(*engine, f, agent, said, salt));
+      turn_done();
     }
     return ok_status();
   }
