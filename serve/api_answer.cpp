@@ -246,7 +246,8 @@ void Api::publish(const ServedModel& model, const std::vector<int32_t>& prompt, 
   EnginePublication publication;
   publication.sender = model.receiver;
   publication.context.assign(prompt.begin(), prompt.begin() + tokens);
-  publication.store = fleet_.store();
+  publication.store = fleet_.store().get();
+  publication.store_owner = fleet_.store();
   publication.options.cuts = model.plain_cuts.cuts;
   publication.options.more = model.mapped;
   publication.options.salt = salt;

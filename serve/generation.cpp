@@ -159,7 +159,8 @@ EngineRequest Generation::engine_request(LoadedFleet& fleet, const Options& opti
   r.receiver = model.receiver;
   r.context.assign(ids.begin(), ids.begin() + context);
   r.suffix.assign(ids.begin() + context, ids.end());
-  r.store = fleet.store();
+  r.store = fleet.store().get();
+  r.store_owner = fleet.store();
   r.salt = options.salt;
   r.reuse = reuse_.reuse;
   // The operator's word holds: a request may ask for less loss, not for more.

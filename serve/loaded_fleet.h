@@ -89,7 +89,7 @@ class LoadedFleet {
   /// same one.
   Tenant* tenant(std::string_view key) const;
   bool has_keys() const { return !fleet_.keys.empty(); }
-  Store* store() const { return store_.get(); }
+  const std::shared_ptr<Store>& store() const { return store_; }
   Engine& engine() const { return *engine_; }
   Backend& backend() const { return *backend_; }
 
@@ -104,7 +104,7 @@ class LoadedFleet {
   Fleet fleet_;
   std::vector<std::string> left_out_;
   std::shared_ptr<Backend> backend_;
-  std::unique_ptr<Store> store_;
+  std::shared_ptr<Store> store_;  // the engine keeps it while it hangs
   std::vector<std::unique_ptr<ServedModel>> models_;
   std::vector<std::unique_ptr<ServedPlan>> plans_;
   std::vector<std::unique_ptr<Tenant>> tenants_;

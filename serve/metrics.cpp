@@ -70,14 +70,16 @@ struct Metrics::Families {
   Counters& compute_busy = counter("compute_busy_seconds_total", "Time in which the device computed");
   Counters& steps = counter("engine_steps_total", "Steps of the engine");
   Counters& evictions = counter("prefix_evictions_total", "Finished caches that were given up for others");
-  Counters& published = counter("publications_total", "Contexts that became entries");
+  Counters& published = counter(
+      "publications_total",
+      "Contexts that became entries, by outcome: of others the store had it already, it hung (late), ...");
   Gauges& waiting = gauge("requests_waiting", "Requests that wait");
   Gauges& running = gauge("requests_running", "Requests that are worked on");
   Gauges& decoding = gauge("requests_decoding", "Those of them that are past their first token");
   Gauges& link_rate = gauge("link_rate_bytes_per_second", "The link's rate as measured lately; 0: not yet");
   Gauges& arena = gauge("arena_bytes",
-                        "Memory of caches: the limit, what is claimed, the most that was, and what the "
-                        "prefix cache holds of it");
+                        "Memory of caches: the limit, what is claimed, the most that was, what the prefix "
+                        "cache holds of it, and what is memory, idle ranges too");
   Gauges& publishing = gauge("publications_open", "Contexts that are being published");
   Gauges& drift = gauge("drift",
                         "By plan with a gate: 1 where the last requests are not like the profile's, 0 where "
@@ -154,7 +156,12 @@ std::string Metrics::text() {
     add(f.compute_busy, seconds(now.compute_busy_ns - f.last.compute_busy_ns));
     add(f.steps, static_cast<double>(now.steps - f.last.steps));
     add(f.evictions, static_cast<double>(now.evictions - f.last.evictions));
-    add(f.published, static_cast<double>(now.published - f.last.published));
+    for (const auto& [outcome, count] : {std::pair("published", &EngineStats::published),
+                                         {"already", &EngineStats::publications_already},
+                                         {"late", &EngineStats::publications_late},
+                                         {"cancelled", &EngineStats::publications_cancelled},
+                                         {"failed", &EngineStats::publications_failed}})
+      f.published.Add({{"outcome", outcome}}).Increment(static_cast<double>(now.*count - f.last.*count));
     f.last = now;
   }
   f.waiting.Add({}).Set(static_cast<double>(now.waiting));
@@ -165,6 +172,7 @@ std::string Metrics::text() {
   f.arena.Add({{"what", "limit"}}).Set(static_cast<double>(fleet_.fleet().cache_bytes));
   f.arena.Add({{"what", "claimed"}}).Set(static_cast<double>(now.claimed_bytes));
   f.arena.Add({{"what", "peak"}}).Set(static_cast<double>(now.peak_bytes));
+  f.arena.Add({{"what", "committed"}}).Set(static_cast<double>(now.committed_bytes));
   f.arena.Add({{"what", "prefix"}}).Set(static_cast<double>(now.prefix_bytes));
   for (const auto& p : fleet_.plans()) {
     if (!p->gate) continue;

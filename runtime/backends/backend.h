@@ -83,11 +83,18 @@ class DeviceMemory {
   virtual int64_t size() const = 0;
 };
 
+/// Caches are read in tiles: up to the next multiple of so many rows, counted from row 0 of LayerCall::cache,
+/// and what lies behind the last row that counts is thrown away. allocate() leaves room for that behind what
+/// it gives; in a range these rows are to be committed, too.
+inline constexpr int64_t kCacheTileRows = 128;
+
 /// A range of device addresses of which only parts are memory yet: caches that grow as tokens come stay where
-/// they are. 64-byte aligned; zeroed where it is committed.
+/// they are. 64-byte aligned; zeroed where it is committed. Given back as what allocate() gives: what streams
+/// were given before may still use it.
 class GrowingMemory : public DeviceMemory {
  public:
-  /// Makes [offset, offset + bytes) memory; what is already stays as it is. May commit more, in whole pages.
+  /// Makes [offset, offset + bytes) memory; what is already stays as it is. May commit more, in whole steps
+  /// (Backend::range_step()).
   /// kExhausted (of the host) or kDeviceMemory: what was there before still is. kInvalidArgument: outside of
   /// the range. No kernel or copy uses the range meanwhile, except for parts that were committed before.
   Status commit(int64_t offset, int64_t bytes);
@@ -348,6 +355,8 @@ class Backend {
   /// kExhausted (of the host) or kDeviceMemory: says needed and available bytes.
   virtual Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes,
                                                          MemoryKind kind = MemoryKind::kDevice) = 0;
+  /// Ranges become memory in multiples of so many bytes; 0: each as a whole, when it is reserved.
+  virtual int64_t range_step() const { return 0; }
   /// Addresses for `bytes` of device memory, none of it committed yet. kExhausted: no such range is free. A
   /// backend without virtual memory of its own commits all of it at once.
   virtual Result<std::unique_ptr<GrowingMemory>> reserve(int64_t bytes);

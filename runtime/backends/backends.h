@@ -40,6 +40,6 @@ struct BackendModule {
   const char* abi;  // kBackendModuleAbi of what it was built with
   Result<std::unique_ptr<Backend>> (*make)(const CudaOptions& options);
 };
-inline constexpr const char* kBackendModuleAbi = "droidspeak backend 1";
+inline constexpr const char* kBackendModuleAbi = "droidspeak backend 2";
 
 }  // namespace ds

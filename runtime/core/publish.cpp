@@ -1,6 +1,7 @@
 #include "runtime/core/publish.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <numeric>
@@ -11,6 +12,7 @@
 #include "runtime/model/identity.h"
 #include "runtime/store/entry.h"
 #include "runtime/store/live_entry.h"
+#include "support/clock.h"
 
 namespace ds {
 namespace {
@@ -113,6 +115,7 @@ struct Publication::State {
   Published published;
   Clock::time_point start;
   std::unique_ptr<LiveEntryWriter> live;  // of who is shown what has been computed
+  std::atomic<int64_t> shown_ns{0};
 
   bool is_first() const { return begin == from; }
   bool stores(TensorKind kind, int32_t of) const {
@@ -342,6 +345,8 @@ Publication::Progress Publication::progress() const {
   return {state_->kept.size(), state_->layer, state_->row};
 }
 
+int64_t Publication::last_shown_ns() const { return state_->shown_ns; }
+
 void Publication::hide() {
   state_->end_live(error(Code::kExhausted, "the publication has ended before its entry was there"));
 }
@@ -362,6 +367,7 @@ void Publication::show(const Progress& progress) {
     if (whole <= from) continue;
     Status status = s.live->add(tensor, {k.row(from), static_cast<size_t>((whole - from) * k.row_bytes)});
     if (!status.ok()) return s.end_live(std::move(status));
+    s.shown_ns = now_ns();
   }
 }
 

@@ -130,6 +130,8 @@ class Publication {
   Progress progress() const;
   /// Shows what has been computed since. It may run beside enqueue(), on one thread at a time.
   void show(const Progress& progress);
+  /// When the store has taken something of what is shown last, on now_ns()'s clock; 0: never. Any thread.
+  int64_t last_shown_ns() const;
   /// What was shown goes, as with a writer that gives up.
   void hide();
 

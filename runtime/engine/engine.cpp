@@ -68,7 +68,8 @@ Status EngineLoop::check(const EngineRequest& r) {
     return error(Code::kInvalidArgument, "the time limit is {} ns; expected 0 (none) or more",
                  r.time_limit_ns);
   const RowBytes& bytes = r.receiver->row_bytes();
-  const int64_t least = bytes.cache(n + m + r.max_new_tokens - 1) + (n + m) * bytes.hidden;
+  const int64_t least =
+      arena->needs(bytes, n + m + r.max_new_tokens - 1) + arena->needs({1, bytes.hidden, 0}, n + m);
   if (least > limits.cache_bytes)
     return error(Code::kExhausted,
                  "the request needs {} of memory for caches, this engine has {} in all; it can never run "
@@ -144,8 +145,13 @@ void EngineLoop::loop() {
                                       [](const auto& a) { return a->state != Active::State::kDecoding; });
     const bool timed = std::any_of(queue.begin(), queue.end(), [](const auto& a) { return a->deadline_ns; });
     const bool publishes = publishing() != nullptr;
-    wake->wait(watching || timed || publishes || !orphans.empty() ? kWatchNs : int64_t{1} << 40);
+    wake->wait(watching || timed || publishes || !orphans.empty() || !left.empty() ? kWatchNs
+                                                                                   : int64_t{1} << 40);
   }
+  close();
+}
+
+void EngineLoop::close() {
   const Status closed = error(Code::kExhausted, "the engine was closed");
   for (auto& a : active) fail(*a, closed);
   active.clear();
@@ -157,7 +163,38 @@ void EngineLoop::loop() {
     late.swap(submitted);
   }
   for (auto& a : late) fail(*a, closed);
-  while (Publishing* p = publishing()) end(*p, closed);
+  service->stop();
+  std::vector<Publishing*> open;
+  {
+    std::lock_guard lock(mutex);
+    for (const auto& p : publications) open.push_back(p.get());
+  }
+  for (Publishing* p : open) {
+    p->closing = true;
+    if (p->showing) p->showing->stop();
+  }
+  const int64_t until = now_ns() + limits.close_patience_ns;
+  auto at_rest = [&] {
+    return service->at_rest() && std::ranges::all_of(open, &Publishing::at_rest) &&
+           std::ranges::all_of(left, [](const auto& p) { return p->at_rest(); });
+  };
+  while (!at_rest() && now_ns() < until) wake->wait(kWatchNs);
+  for (Publishing* p : open) {
+    Result<Published> result = closed;
+    if (p->writer.joinable() && p->written) result = std::move(p->result);  // it may be there all the same
+    end(*p, std::move(result));
+  }
+}
+
+bool Remains::at_rest() const {
+  return (!service || service->at_rest()) &&
+         std::ranges::all_of(publications, [](const auto& p) { return p->at_rest(); });
+}
+
+bool Remains::self_contained() const {
+  return (!service || service->self_contained()) && std::ranges::all_of(publications, [](const auto& p) {
+           return p->at_rest() || p->asked.store_owner != nullptr;
+         });
 }
 
 void EngineLoop::report() {
@@ -170,22 +207,40 @@ void EngineLoop::report() {
   stats.evictions = prefixes.evictions();
 }
 
+namespace {
+
+Status check_limits(const EngineLimits& l) {
+  struct Limit {
+    const char* what;
+    double found, least, most;
+  };
+  auto d = [](int64_t value) { return static_cast<double>(value); };
+  constexpr double kAny = 0x1p63;
+  for (const Limit& limit : {Limit{"bytes for caches", d(l.cache_bytes), 1, kAny},
+                             Limit{"tokens of a sequence", d(l.tokens), 1, kAny},
+                             Limit{"requests of a batch", d(l.batch), 1, 4096},
+                             Limit{"requests that wait", d(l.queue), 1, kAny},
+                             Limit{"ns of a step's budget", d(l.step_budget_ns), 1, kAny},
+                             Limit{"times decoding's time of a step's budget", l.step_budget_share, 0, 1000},
+                             Limit{"ns of patience", d(l.patience_ns), 1, kAny},
+                             Limit{"ns of patience with publications", d(l.publish_patience_ns), 1, kAny},
+                             Limit{"ns of patience at the end", d(l.close_patience_ns), 0, kAny},
+                             Limit{"of the budgets for publications", l.publish_share, 0, 1}})
+    if (!(limit.found >= limit.least && limit.found <= limit.most))
+      return error(Code::kInvalidArgument, "engine limits: {} {}; expected {}", limit.found, limit.what,
+                   limit.most < kAny ? fmt::format("{} to {}", limit.least, limit.most)
+                                     : fmt::format("at least {}", limit.least));
+  return ok_status();
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Engine>> Engine::create(Backend& backend, const EngineLimits& limits) {
-  if (limits.cache_bytes < 1 || limits.tokens < 1 || limits.batch < 1 || limits.batch > 4096 ||
-      limits.queue < 1 || limits.step_budget_ns < 1 || limits.patience_ns < 1 ||
-      !(limits.step_budget_share >= 0 && limits.step_budget_share <= 1000) ||
-      !(limits.publish_share >= 0 && limits.publish_share <= 1))
-    return error(
-        Code::kInvalidArgument,
-        "engine limits: {} bytes for caches, {} tokens, a batch of {} (1 to 4096), a queue of {}, a "
-        "step budget of {} ns, a patience of {} ns; all at least 1; a step budget of {} of decoding's time, "
-        "0 to 1000; and a share of {} for publications, 0 to 1",
-        limits.cache_bytes, limits.tokens, limits.batch, limits.queue, limits.step_budget_ns,
-        limits.patience_ns, limits.step_budget_share, limits.publish_share);
+  DS_TRY(check_limits(limits));
   std::unique_ptr<Engine> engine(new Engine());
   engine->loop_ = std::make_unique<EngineLoop>(backend, limits);
   EngineLoop& loop = *engine->loop_;
-  loop.arena = std::make_unique<KvArena>(backend, limits.cache_bytes);
+  loop.arena = std::make_unique<KvArena>(backend, limits.cache_bytes, limits.tokens);
   DS_ASSIGN(loop.compute, backend.make_stream(StreamKind::kCompute, kCommands));
   DS_ASSIGN(loop.stepped, backend.make_event());
   DS_ASSIGN(loop.begun, backend.make_event());
@@ -240,7 +295,19 @@ Engine::~Engine() {
   }
   (*loop_->wake)();
   loop_->thread.join();
-  loop_->service.reset();  // what is being read ends before its memory goes
+  auto remains = std::make_unique<Remains>();
+  remains->arena = std::move(loop_->arena);
+  remains->orphans = std::move(loop_->orphans);
+  remains->publications = std::move(loop_->left);
+  remains->service = std::move(loop_->service);
+  const bool leaves = !remains->at_rest() && remains->self_contained();
+  if (!leaves) remains->service.reset(), remains->publications.clear();
+  loop_.reset();  // its ranges are the arena's
+  if (!leaves) return;
+  try {
+    std::thread([of_stores = std::move(remains)] {}).detach();
+  } catch (const std::system_error&) {
+  }
 }
 
 Result<std::shared_ptr<Ticket>> Engine::submit(EngineRequest request) {
@@ -255,6 +322,7 @@ EngineStats Engine::stats() const {
   }
   stats.claimed_bytes = loop_->arena->claimed();
   stats.peak_bytes = loop_->arena->peak();
+  stats.committed_bytes = loop_->arena->committed();
   if (loop_->service) {
     stats.link_bytes = loop_->service->bytes_read();
     stats.link_busy_ns = loop_->service->busy_ns();

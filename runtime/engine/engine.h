@@ -44,6 +44,10 @@ struct EngineLimits {
   /// A look-up, or a link from which nothing comes, is waited for this long at least; where 8 % of the full
   /// prefill are more, so long.
   int64_t patience_ns = 20'000'000;
+  /// A publication whose store takes nothing for so long ends, and those behind it go on.
+  int64_t publish_patience_ns = 60'000'000'000;
+  /// What closing waits for stores for, where their owners are given (store_owner).
+  int64_t close_patience_ns = 10'000'000'000;
   bool prefix_cache = true;
   /// Of the step's budget while requests decode, and of cache_bytes: what publications may take. While a
   /// request has plan ops that may run, they take nothing.
@@ -80,7 +84,10 @@ struct EngineRequest {
   std::vector<EngineSegment> segments;  // as Request::segments; empty: the entry has all rows
   std::vector<int32_t> suffix;          // m >= 1 tokens
   Store* store = nullptr;               // where entries may be; nullptr: none. Outlives the engine
-  std::string salt;                     // of the tenant: of entries and of the prefix cache
+  /// Keeps the store alive for as long as it is used: an engine that is closed then leaves one that hangs to
+  /// itself. Without it, it waits for it.
+  std::shared_ptr<const void> store_owner;
+  std::string salt;  // of the tenant: of entries and of the prefix cache
   Reuse reuse = Reuse::kAuto;
   /// Most that a plan may promise to lose (its bound where it has one, else its loss), points; NaN: anything.
   /// Of the plans within it, by whose entries are there: the least loss, then the fastest.
@@ -143,7 +150,8 @@ class Ticket {
 struct EnginePublication {
   const Receiver* sender = nullptr;  // of this engine
   std::vector<int32_t> context;
-  Store* store = nullptr;  // outlives the engine
+  Store* store = nullptr;                   // outlives the engine
+  std::shared_ptr<const void> store_owner;  // as EngineRequest::store_owner
   PublishOptions options;
   std::function<void()> on_end;
 };
@@ -151,7 +159,7 @@ struct EnginePublication {
 class PublicationTicket {
  public:
   /// Blocks until the entry is in the store, or is not going to be. Errors: those of Publication, of a kernel
-  /// (with its layer), kExhausted (cancelled, the engine was closed).
+  /// (with its layer), kExhausted (cancelled, the engine was closed, "late: ..." where the store hangs).
   Result<Published> wait();
   void cancel();
 
@@ -168,13 +176,17 @@ struct EngineStats {
   int64_t waiting = 0, running = 0, decoding = 0;
   int64_t steps = 0;
   int64_t published = 0, publications_open = 0;
+  // What became of the others: the store had it; it hung; they were cancelled; anything else.
+  int64_t publications_already = 0, publications_late = 0, publications_cancelled = 0,
+          publications_failed = 0;
   int64_t entry_hits = 0, entry_misses = 0, entry_repairs = 0;  // by CacheStatus, one of them each
   int64_t stand_ins = 0;  // full prefills begun while a plan waited for its store
   int64_t gate_checks = 0, gate_alarms = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, new_tokens = 0;
   int64_t link_bytes = 0, link_busy_ns = 0, link_rate = 0;
   int64_t compute_busy_ns = 0;
-  int64_t claimed_bytes = 0, peak_bytes = 0, prefix_bytes = 0, evictions = 0;
+  // committed_bytes: that are memory, idle ranges' too.
+  int64_t claimed_bytes = 0, peak_bytes = 0, committed_bytes = 0, prefix_bytes = 0, evictions = 0;
 };
 
 class Engine {
@@ -182,8 +194,9 @@ class Engine {
   /// `backend` outlives the engine. Errors: kInvalidArgument (limits), kExhausted (memory, threads).
   static Result<std::unique_ptr<Engine>> create(Backend& backend, const EngineLimits& limits);
   /// Ends what still runs (kExhausted). Waits for stores to return from what they are in the middle of: a
-  /// read's next part, a look-up, 1 MiB of an entry that is being written (the rest of it is not). That is as
-  /// long as a store's own time limit at the most (redis: `timeout`); one that has none holds the engine.
+  /// read's next part, a look-up, 1 MiB of an entry that is being written (the rest of it is not). A store
+  /// that has not returned after EngineLimits::close_patience_ns is left to itself, with a thread and the
+  /// memory that it was given, if its owner was given as well; else it is waited for.
   ~Engine();
 
   /// Before requests name it. kExhausted: no memory for its workspace. The engine keeps it.

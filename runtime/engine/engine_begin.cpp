@@ -25,6 +25,9 @@ bool less_loss(const Variant& x, const Variant& y) {
   return std::isnan(b) ? !std::isnan(a) : a < b;
 }
 
+/// Selected positions.
+constexpr RowBytes kPositions{1, static_cast<int64_t>(sizeof(int32_t)), 0};
+
 /// The least loss, then the most of the context, then the soonest.
 bool better(const Candidate& x, const Candidate& y) {
   if (less_loss(*x.variant, *y.variant) || less_loss(*y.variant, *x.variant))
@@ -67,12 +70,11 @@ bool EngineLoop::take(Active& a, int64_t bytes) {
 }
 
 int64_t EngineLoop::run_bytes(const Active& a, const Variant& v, int64_t first) const {
-  const RowBytes& bytes = a.request.receiver->row_bytes();
   const auto hidden =
       std::max<int64_t>(1, std::count_if(v.buffers.begin(), v.buffers.end(),
                                          [](const Buffer& b) { return b.kind == BufferKind::kHidden; }));
-  return hidden * (a.n + a.m - first) * bytes.hidden +
-         (v.select_share > 0 ? a.n * static_cast<int64_t>(sizeof(int32_t)) : 0);
+  return arena->needs({hidden, a.request.receiver->row_bytes().hidden, 0}, a.n + a.m - first) +
+         (v.select_share > 0 ? arena->needs(kPositions, a.n) : 0);
 }
 
 void EngineLoop::reuse(Active& a, size_t plan, const Variant& v, int64_t rows) {
@@ -139,15 +141,14 @@ bool EngineLoop::start(Active& a) {
   hit.rows = shared_rows(a, hit);
   const RowBytes& bytes = receiver.row_bytes();
   const Variant& exact = receiver.exact().full_prefill;
-  const int64_t all = bytes.cache(cache_rows(a)) + run_bytes(a, exact, 0);
+  const int64_t caches = arena->needs(bytes, cache_rows(a)), all = caches + run_bytes(a, exact, 0);
   std::erase_if(a.candidates, [&](const Candidate& c) {  // whose buffers are too much
-    return bytes.cache(cache_rows(a)) + run_bytes(a, *c.variant, 0) > limits.cache_bytes;
+    return caches + run_bytes(a, *c.variant, 0) > limits.cache_bytes;
   });
   if (!a.candidates.empty()) hit = {};
   int64_t first = hit.rows;
-  int64_t needed = bytes.cache(cache_rows(a) - first) + run_bytes(a, exact, first);
-  for (const Candidate& c : a.candidates)
-    needed = std::max(needed, bytes.cache(cache_rows(a)) + run_bytes(a, *c.variant, 0));
+  int64_t needed = arena->needs(bytes, cache_rows(a) - first) + run_bytes(a, exact, first);
+  for (const Candidate& c : a.candidates) needed = std::max(needed, caches + run_bytes(a, *c.variant, 0));
   // An alarm computes what the prefix has, too.
   if (a.gate != nullptr) needed = std::max(needed, all);
   if (!take(a, needed)) {
@@ -216,24 +217,31 @@ std::shared_ptr<LookUp> EngineLoop::look_up(const Active& a, const Candidate& ca
     found->done = true;
     return found;
   }
-  // It has tokens of its own: it may outlive the request.
+  // It has all of its own: it may outlive the request, and the engine.
   auto asked = std::make_shared<EngineRequest>();
   asked->context = a.request.context;
   asked->entry = a.request.entry;
   asked->segments = a.request.segments;
   asked->salt = a.request.salt;
-  service->look_up(a.request.store, [found, asked, store = a.request.store, &plan, &receiver,
-                                     variant = candidate.variant, at = candidate.plan] {
+  auto look = [found, asked, store = a.request.store, owner = a.request.store_owner,
+               plan = receiver.own_plan(candidate.plan), variant = candidate.variant - plan.variants.data(),
+               map = receiver.entry_map(candidate.plan, candidate.variant->sent_form()),
+               dtype = receiver.model().dtype()] {
     const RequestView view(*asked);
-    auto segments = Segments::open(*store, view.request, plan, *variant,
-                                   receiver.entry_map(at, variant->sent_form()), receiver.model().dtype());
-    if (segments.ok())
-      found->segments = std::make_shared<Segments>(std::move(segments).value());
-    else
+    auto segments =
+        Segments::open(*store, view.request, *plan, plan->variants[static_cast<size_t>(variant)], map, dtype);
+    if (segments.ok()) {
+      // What is read of it keeps the store, too.
+      using Held = std::pair<std::shared_ptr<const void>, Segments>;
+      auto held = std::make_shared<Held>(owner, std::move(segments).value());
+      found->segments = std::shared_ptr<Segments>(held, &held->second);
+    } else {
       found->status = segments.status();
+    }
     found->end_ns = now_ns();
     found->done.store(true, std::memory_order_release);
-  });
+  };
+  service->look_up(a.request.store, a.request.store_owner, std::move(look));
   return found;
 }
 
@@ -261,7 +269,7 @@ bool EngineLoop::settled(const Active& a, Candidate& c) const {
               "loss of {:.2f} points, more than the request's {:.2f}",
               found.segments->tokens(), a.n, promised_loss(**variant), a.request.loss_limit);
   } else if (const int64_t bytes =
-                 a.request.receiver->row_bytes().cache(cache_rows(a)) + run_bytes(a, **variant, 0);
+                 arena->needs(a.request.receiver->row_bytes(), cache_rows(a)) + run_bytes(a, **variant, 0);
              bytes > a.claim.bytes()) {
     c.why = error(Code::kExhausted, "variant '{}' needs {} of memory, {} were taken for the request",
                   (*variant)->name, bytes, a.claim.bytes());
@@ -318,7 +326,7 @@ Status EngineLoop::try_compute(Active& a, int64_t first) {
   a.run =
       std::make_unique<PlanRun>(*a.request.receiver, a.plan, *a.variant, RunShape{first, a.n, a.m}, a.tokens);
   a.started_ns = now_ns();
-  const int64_t cache = a.request.receiver->row_bytes().cache(cache_rows(a) - first);
+  const int64_t cache = arena->needs(a.request.receiver->row_bytes(), cache_rows(a) - first);
   // Else what an alarm would need, until it is known.
   if (a.gate == nullptr) a.claim.shrink(cache + run_bytes(a, *a.variant, first));
   DS_TRY(make_memory(a, a, first, a.claim));
@@ -329,29 +337,32 @@ Status EngineLoop::try_compute(Active& a, int64_t first) {
 
 Status EngineLoop::make_memory(const Active& a, Work& w, int64_t first, ArenaClaim& claim) {
   const RowBytes& bytes = a.request.receiver->row_bytes();
-  const int64_t rows = a.n + a.m - first;
-  // Addresses for the longest sequence, so that others may go on from it: they cost nothing where memory
-  // comes as rows do.
-  const bool grows = backend.host_visible();
-  const int64_t most = grows ? limits.tokens : cache_rows(a) - first;
-  DS_ASSIGN(w.hidden, arena->reserve({static_cast<int64_t>(w.run->hidden_buffers()), bytes.hidden, 0},
-                                     grows ? limits.tokens : rows, {}));
-  DS_TRY(w.hidden->commit(rows));
+  const int64_t rows = a.n + a.m - first, most = cache_rows(a) - first;
+  DS_ASSIGN(w.hidden,
+            arena->reserve({static_cast<int64_t>(w.run->hidden_buffers()), bytes.hidden, 0}, rows, {}));
+  DS_TRY(commit(*w.hidden, rows));
   if (w.run->selects()) {
-    DS_ASSIGN(w.positions,
-              arena->reserve({1, static_cast<int64_t>(sizeof(int32_t)), 0}, grows ? limits.tokens : a.n, {}));
-    DS_TRY(w.positions->commit(a.n));
+    DS_ASSIGN(w.positions, arena->reserve(kPositions, a.n, {}));
+    DS_TRY(commit(*w.positions, a.n));
     w.memory.positions = w.positions->layer(0);
   }
   w.hidden->claim = claim.split(run_bytes(a, w.run->variant(), first));
-  DS_ASSIGN(w.sequence.own, arena->reserve(bytes, most, claim.split(bytes.cache(cache_rows(a) - first))));
-  DS_TRY(w.sequence.own->commit(rows));
+  DS_ASSIGN(w.sequence.own, arena->reserve(bytes, most, claim.split(arena->needs(bytes, most))));
+  DS_TRY(commit(*w.sequence.own, rows));
   w.memory.workspace = a.station->workspace.get();
   w.memory.logits = logits_of(a.slot);
   w.memory.next = next_of(a.slot);
   w.memory.choice = wants_logits(a) ? Choice{} : a.choice;
   set_addresses(a, w);
   return ok_status();
+}
+
+Status EngineLoop::commit(KvRange& range, int64_t rows) {
+  for (;;) {
+    Status status = range.commit(rows);
+    const bool lacks = status.code() == Code::kDeviceMemory || status.code() == Code::kExhausted;
+    if (!lacks || !prefixes.evict()) return status;
+  }
 }
 
 void EngineLoop::set_addresses(const Active& a, Work& w) {

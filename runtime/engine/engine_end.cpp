@@ -102,7 +102,7 @@ void EngineLoop::keep(Active& a) {
   const RowBytes& bytes = a.request.receiver->row_bytes();
   KvRange& own = *a.sequence.own;
   if (a.node != nullptr) {
-    own.claim.shrink(bytes.cache(rows));
+    own.settle(rows);
     prefixes.replace(a.node, tokens);  // who reads of it reads what is before
     return;
   }
@@ -115,16 +115,16 @@ void EngineLoop::keep(Active& a) {
   KvRange& range = base->range();
   const bool grows = PrefixCache::sole(base) && rows <= range.rows();
   if (grows) {
-    own.claim.shrink(bytes.cache(rows - first));
-    if (!range.claim.grow(bytes.cache(rows)).ok() || !range.commit(rows).ok()) return;
+    own.settle(rows - first);
+    if (!range.claim.grow(range.needs(rows)).ok() || !range.commit(rows).ok()) return;
     if (!range.copy_rows(*compute, own, 0, first, rows - first).ok()) return;
     prefixes.replace(base, tokens);
     return;
   }
   // Another branch: a copy of what both begin with.
-  auto claim = arena->claim(bytes.cache(rows));
+  auto claim = arena->claim(arena->needs(bytes, rows));
   if (!claim.ok()) return;
-  auto copy = arena->reserve(bytes, backend.host_visible() ? limits.tokens : rows, std::move(claim).value());
+  auto copy = arena->reserve(bytes, rows, std::move(claim).value());
   if (!copy.ok() || !(*copy)->commit(rows).ok()) return;
   if (!(*copy)->copy_rows(*compute, range, 0, 0, first).ok()) return;
   if (!(*copy)->copy_rows(*compute, own, 0, first, rows - first).ok()) return;

@@ -160,7 +160,13 @@ struct Publishing {
   // Of the thread that writes.
   std::thread writer;
   std::atomic<bool> written{false}, closing{false};
+  std::atomic<int64_t> progress_ns{0};  // when the store took something last, or was asked first
   Result<Published> result = error(Code::kInternal, "nothing was published");
+
+  int64_t last_progress_ns() const;
+  /// Whether the store has let go of it.
+  bool at_rest() const;
+  ~Publishing();
 };
 
 /// A receiver's share of the device.
@@ -209,6 +215,7 @@ struct EngineLoop {
     std::shared_ptr<KvRange> hidden;
   };
   std::vector<Orphan> orphans;
+  std::vector<std::unique_ptr<Publishing>> left;  // publications that have ended, but their stores hang
   PrefixCache prefixes;
   ComputeEstimate speed;
   std::vector<std::pair<Active*, Status>> failed;  // ended at the next chance
@@ -246,7 +253,11 @@ struct EngineLoop {
 
   // ---- publications, on the engine's thread
   Publishing* publishing();
-  void end(Publishing& p, Result<Published> result);
+  /// `count`: what it ends as, where the result does not say it.
+  void end(Publishing& p, Result<Published> result, int64_t EngineStats::*count = nullptr);
+  void end_late(Publishing& p);
+  /// Whether a store has taken nothing of another publication for longer than is waited for.
+  bool hangs(const Store* store) const;
   /// All that need the device yet.
   void end_publications(const Status& why);
   void look_up(Publishing& p);
@@ -298,6 +309,8 @@ struct EngineLoop {
   Status try_compute(Active& a, int64_t first);
   /// Memory for w.run, behind what w.sequence has already; out of `claim`.
   Status make_memory(const Active& a, Work& w, int64_t first, ArenaClaim& claim);
+  /// KvRange::commit(), in place of finished caches where the device has less memory than the budget.
+  Status commit(KvRange& range, int64_t rows);
   static void set_addresses(const Active& a, Work& w);
   void send_for(Active& a);
 
@@ -350,7 +363,20 @@ struct EngineLoop {
   /// With the first receiver: what depends on its shape, and the thread.
   Status open_for(const ModelConfig& config);
   void loop();
+  void close();
   void report();
+};
+
+/// What stores may still be in the middle of when an engine has ended. Needs nothing else.
+struct Remains {
+  std::unique_ptr<KvArena> arena;
+  std::vector<EngineLoop::Orphan> orphans;
+  std::vector<std::unique_ptr<Publishing>> publications;
+  std::unique_ptr<TransferService> service;
+
+  bool at_rest() const;
+  /// Whether stores may be left to themselves.
+  bool self_contained() const;
 };
 
 }  // namespace ds

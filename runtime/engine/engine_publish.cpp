@@ -1,6 +1,7 @@
 // Publications: contexts that become entries in the time that requests leave.
 #include "runtime/engine/engine_internal.h"
 
+#include "support/clock.h"
 #include "support/units.h"
 
 namespace ds {
@@ -105,32 +106,63 @@ Result<std::shared_ptr<PublicationTicket>> EngineLoop::publish(EnginePublication
   return ticket;
 }
 
+Publishing::~Publishing() {
+  if (writer.joinable()) writer.join();
+}
+
+bool Publishing::at_rest() const {
+  return (!writer.joinable() || written.load(std::memory_order_acquire)) &&
+         (showing == nullptr || showing->ended());
+}
+
+int64_t Publishing::last_progress_ns() const { return std::max<int64_t>(progress_ns, work->last_shown_ns()); }
+
 Publishing* EngineLoop::publishing() {
   std::lock_guard lock(mutex);
   return publications.empty() ? nullptr : publications.front().get();
 }
 
-void EngineLoop::end(Publishing& p, Result<Published> result) {
-  if (p.writer.joinable()) {
-    p.closing = !p.written;
-    p.writer.join();
-    if (p.closing) result = std::move(p.result);  // it may have been written all the same
-  }
-  p.showing.reset();  // before others wait for the lock
+void EngineLoop::end(Publishing& p, Result<Published> result, int64_t EngineStats::*count) {
+  if (count == nullptr)
+    count = !result.ok()      ? &EngineStats::publications_failed
+            : result->already ? &EngineStats::publications_already
+                              : &EngineStats::published;
+  p.closing = true;
+  if (p.showing) p.showing->stop();
+  p.workspace.reset();
+  p.base.reset();
   auto ticket = p.ticket;
   auto on_end = std::move(p.asked.on_end);
+  std::unique_ptr<Publishing> ended;
   {
     std::lock_guard lock(mutex);
-    stats.published += result.ok() && !result->already ? 1 : 0;
+    ++(stats.*count);
     --stats.publications_open;
-    std::erase_if(publications, [&](const auto& other) { return other.get() == &p; });
+    const auto at = std::ranges::find_if(publications, [&](const auto& other) { return other.get() == &p; });
+    ended = std::move(*at);
+    publications.erase(at);
   }
+  // A store that is in the middle of something holds nobody up.
+  ended->at_rest() ? ended.reset() : left.push_back(std::move(ended));
   {
     std::lock_guard lock(ticket->mutex_);
     ticket->result_ = std::move(result);
     ticket->ended_.notify_all();
   }
   if (on_end) on_end();
+}
+
+void EngineLoop::end_late(Publishing& p) {
+  end(p,
+      error(Code::kExhausted, "late: the store has taken nothing for {} ms",
+            (now_ns() - p.last_progress_ns()) / 1'000'000),
+      &EngineStats::publications_late);
+}
+
+bool EngineLoop::hangs(const Store* store) const {
+  return std::ranges::any_of(left, [&](const auto& p) {
+    return p->asked.store == store && now_ns() - p->last_progress_ns() > limits.publish_patience_ns;
+  });
 }
 
 void EngineLoop::end_publications(const Status& why) {
@@ -147,7 +179,16 @@ void EngineLoop::begin_again(Publishing& p) {
   auto work = Publication::create(backend, p.asked.sender->model(), p.asked.sender->identity(),
                                   p.asked.context, p.asked.options);
   if (!work.ok()) return end(p, work.status());
-  p.showing.reset();
+  if (p.showing) {  // what it shows goes when its store lets it
+    auto before = std::make_unique<Publishing>();
+    before->asked.store = p.asked.store;
+    before->asked.store_owner = p.asked.store_owner;
+    before->progress_ns = now_ns();
+    before->work = std::move(p.work);
+    before->showing = std::move(p.showing);
+    before->showing->stop();
+    left.push_back(std::move(before));
+  }
   p.work = std::move(work).value();
   p.go_on();
   p.show([w = wake] { (*w)(); });
@@ -156,11 +197,11 @@ void EngineLoop::begin_again(Publishing& p) {
 void EngineLoop::look_up(Publishing& p) {
   p.found = std::make_shared<LookUp>();
   const Receiver& sender = *p.asked.sender;
-  // It has tokens of its own: it may outlive the publication.
-  service->look_up(p.asked.store, [found = p.found, store = p.asked.store, context = p.asked.context,
-                                   identity = p.work->identity(), has_all = p.work->has_all(),
-                                   shape = sender.model().config().shape(), salt = p.asked.options.salt,
-                                   dtype = sender.model().dtype(), only_new = p.asked.options.only_new] {
+  // It has all of its own: it may outlive the publication, and the engine.
+  auto look = [found = p.found, store = p.asked.store, context = p.asked.context,
+               identity = p.work->identity(), has_all = p.work->has_all(),
+               shape = sender.model().config().shape(), salt = p.asked.options.salt,
+               dtype = sender.model().dtype(), only_new = p.asked.options.only_new] {
     const auto n = static_cast<int64_t>(context.size());
     if (only_new) {
       const Chain chain =
@@ -175,7 +216,8 @@ void EngineLoop::look_up(Publishing& p) {
       found->key = identity.key();
     }
     found->done.store(true, std::memory_order_release);
-  });
+  };
+  service->look_up(p.asked.store, p.asked.store_owner, std::move(look));
 }
 
 void Publishing::go_on() {
@@ -197,22 +239,32 @@ void Publishing::show(std::function<void()> wake) {
 }
 
 void EngineLoop::watch_publication() {
+  std::erase_if(left, [](const auto& p) { return p->at_rest(); });
   Publishing* p = publishing();
   if (p == nullptr) return;
+  const auto late = [&] { return now_ns() - p->last_progress_ns() > limits.publish_patience_ns; };
   if (p->ticket->cancelled_ && p->state != Publishing::State::kWriting) {
-    // A store that hangs is not waited for.
+    // What is shown goes first, if the store lets it.
     if (p->showing) p->showing->stop();
-    if (p->showing && !p->showing->ended()) return;
-    return end(*p, error(Code::kExhausted, "the publication was cancelled"));
+    if (p->showing && !p->showing->ended() && !late()) return;
+    return end(*p, error(Code::kExhausted, "the publication was cancelled"),
+               &EngineStats::publications_cancelled);
   }
   switch (p->state) {
     case Publishing::State::kQueued:
+      if (hangs(p->asked.store))
+        return end(*p, error(Code::kExhausted, "late: the store hangs in another publication"),
+                   &EngineStats::publications_late);
+      p->progress_ns = now_ns();
       look_up(*p);
       p->state = Publishing::State::kLookingUp;
       break;
     case Publishing::State::kLookingUp: {
       const LookUp& found = *p->found;
-      if (!found.done.load(std::memory_order_acquire)) break;
+      if (!found.done.load(std::memory_order_acquire)) {
+        if (late()) end_late(*p);
+        break;
+      }
       const auto& context = p->asked.context;
       if (found.tokens == static_cast<int64_t>(context.size()))
         return end(*p,
@@ -234,9 +286,11 @@ void EngineLoop::watch_publication() {
       if (!p->work->done()) break;
       p->base.reset();
       p->state = Publishing::State::kWriting;
+      p->progress_ns = now_ns();
       p->writer = std::thread([p, w = wake] {
         if (p->showing) p->showing->finish();
         StoppableStore store(*p->asked.store, [p]() -> Status {
+          p->progress_ns = now_ns();
           if (p->closing) return error(Code::kExhausted, "the engine was closed");
           return p->ticket->cancelled_ ? error(Code::kExhausted, "the publication was cancelled")
                                        : ok_status();
@@ -253,7 +307,12 @@ void EngineLoop::watch_publication() {
       });
       break;
     case Publishing::State::kWriting:
-      if (p->written.load(std::memory_order_acquire)) end(*p, std::move(p->result));
+      if (p->written.load(std::memory_order_acquire)) {
+        const bool cancelled = !p->result.ok() && p->ticket->cancelled_;
+        end(*p, std::move(p->result), cancelled ? &EngineStats::publications_cancelled : nullptr);
+      } else if (late()) {
+        end_late(*p);
+      }
       break;
   }
 }

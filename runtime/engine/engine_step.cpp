@@ -64,7 +64,7 @@ bool EngineLoop::step() {
   for (auto& a : active) {
     if (a->state != Active::State::kDecoding) continue;
     if (Status status =
-            a->sequence.own->commit(static_cast<int64_t>(a->tokens.size()) - a->sequence.own_first);
+            commit(*a->sequence.own, static_cast<int64_t>(a->tokens.size()) - a->sequence.own_first);
         !status.ok()) {
       failed.emplace_back(a.get(), std::move(status));
       continue;
@@ -284,7 +284,8 @@ Status EngineLoop::look_at(Active& a, std::span<const float> logits) {
   a.positions.reset();
   a.sequence = {};
   a.claim = {};
-  const int64_t bytes = a.request.receiver->row_bytes().cache(cache_rows(a)) + run_bytes(a, *a.variant, 0);
+  const int64_t bytes =
+      arena->needs(a.request.receiver->row_bytes(), cache_rows(a)) + run_bytes(a, *a.variant, 0);
   if (!take(a, bytes))
     return error(Code::kInternal, "no memory for the full prefill that the gate's alarm asks for");
   return try_compute(a, 0);

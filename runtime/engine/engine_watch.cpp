@@ -72,7 +72,7 @@ Work* EngineLoop::stand_in(Active& a) {
   if (!a.kept_as.empty() && prefixes.find(exact_salt(receiver, a.request.salt), a.tokens).rows > 0)
     return nullptr;
   const Variant& v = receiver.exact().full_prefill;
-  auto claim = arena->claim(receiver.row_bytes().cache(cache_rows(a)) + run_bytes(a, v, 0));
+  auto claim = arena->claim(arena->needs(receiver.row_bytes(), cache_rows(a)) + run_bytes(a, v, 0));
   if (!claim.ok()) return nullptr;
   auto w = std::make_unique<Work>();
   w->run = std::make_unique<PlanRun>(receiver, -1, v, RunShape{0, a.n, a.m}, a.tokens);
@@ -185,10 +185,10 @@ Status EngineLoop::leave_memory(Active& a) {
   const int64_t rows = a.n + a.m;
   ArenaClaim claim = std::move(left.sequence.own->claim);
   DS_ASSIGN(a.sequence.own, arena->reserve(bytes, left.sequence.own->rows(), std::move(claim)));
-  DS_TRY(a.sequence.own->commit(rows));
+  DS_TRY(commit(*a.sequence.own, rows));
   claim = std::move(left.hidden->claim);
   DS_ASSIGN(a.hidden, arena->reserve(left.hidden->row_bytes(), left.hidden->rows(), std::move(claim)));
-  DS_TRY(a.hidden->commit(rows));
+  DS_TRY(commit(*a.hidden, rows));
   for (const PlanRun::Kept& kept : a.run->kept()) {
     KvRange &to = kept.hidden ? *a.hidden : *a.sequence.own,
             &from = kept.hidden ? *left.hidden : *left.sequence.own;

@@ -28,7 +28,7 @@ Result<std::unique_ptr<Receiver>> Receiver::create(std::string name, DeviceModel
                    plan.receiver.fingerprint, plan.shape.layers, plan.shape.d_model);
     DS_TRY(check_runnable(plan).with_context(fmt::format("receiver '{}'", receiver->name_)));
     DS_TRY(check_maps(plan, given.maps).with_context(fmt::format("receiver '{}'", receiver->name_)));
-    Loaded loaded{.plan = &plan};
+    Loaded loaded{.plan = &plan, .own = std::make_shared<const Plan>(plan)};
     for (size_t form = 0; form < kMapForms; ++form)
       loaded.entry_maps[form] = ds::entry_map(plan.maps.fingerprint, static_cast<MapForm>(form));
     if (given.maps != nullptr) {

@@ -37,6 +37,8 @@ class Receiver {
   const Plan& exact() const { return exact_; }
   size_t plans() const { return plans_.size(); }
   const Plan& plan(size_t i) const { return *plans_[i].plan; }
+  /// The same, for who may outlive both the receiver and that plan.
+  const std::shared_ptr<const Plan>& own_plan(size_t i) const { return plans_[i].own; }
   const DeviceMaps& maps(size_t plan) const { return plans_[plan].maps; }
   /// Which E of the entry a variant reads: entry_map() of the plan's maps.
   const std::string& entry_map(size_t plan, MapForm form) const {
@@ -49,6 +51,7 @@ class Receiver {
       : name_(std::move(name)), model_(model), identity_(identity) {}
   struct Loaded {
     const Plan* plan = nullptr;
+    std::shared_ptr<const Plan> own;
     DeviceMaps maps;
     std::string entry_maps[kMapForms];
   };

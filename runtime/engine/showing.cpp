@@ -49,8 +49,12 @@ bool Showing::ended() const {
 }
 
 void Showing::run(Store& store, const std::function<void()>& wake) {
-  work_.go_live(store);
   std::unique_lock lock(mutex_);
+  if (!stopping_) {
+    lock.unlock();
+    work_.go_live(store);
+    lock.lock();
+  }
   for (;;) {
     changed_.wait(lock, [&] { return stopping_ || finishing_ || next_; });
     const auto progress = std::exchange(next_, std::nullopt);

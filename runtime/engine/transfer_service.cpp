@@ -24,6 +24,12 @@ Result<std::unique_ptr<TransferService>> TransferService::create(Backend& backen
 }
 
 TransferService::~TransferService() {
+  stop();
+  for (std::thread& thread : look_up_threads_) thread.join();
+  if (stream_) (void)stream_->synchronize();
+}
+
+void TransferService::stop() {
   // Who tells of more is told to be silent, and what is followed is let go of, while no lock is held that who
   // tells may want.
   std::vector<TransferJob> dropped;
@@ -39,8 +45,17 @@ TransferService::~TransferService() {
   }
   for (const auto& weak : followed)
     if (auto segments = weak.lock()) segments->when_more({});
-  for (std::thread& thread : look_up_threads_) thread.join();
-  if (stream_) (void)stream_->synchronize();
+}
+
+bool TransferService::at_rest() const {
+  std::lock_guard lock(mutex_);
+  return stopping_ && !serving_ && looking_up_.empty();
+}
+
+bool TransferService::self_contained() const {
+  std::lock_guard lock(mutex_);
+  return std::all_of(looking_up_.begin(), looking_up_.end(),
+                     [](const LookUpTask& task) { return task.owner != nullptr; });
 }
 
 void TransferService::submit(TransferJob job) {
@@ -82,9 +97,11 @@ void TransferService::serve_more() {
   stream_->host({&TransferService::serve, this, 0});
 }
 
-void TransferService::look_up(const Store* store, std::function<void()> task) {
+void TransferService::look_up(const Store* store, std::shared_ptr<const void> owner,
+                              std::function<void()> task) {
   std::lock_guard lock(mutex_);
-  look_ups_.push_back({store, 0, std::move(task)});
+  if (stopping_) return;
+  look_ups_.push_back({store, std::move(owner), 0, std::move(task)});
   wanted_.notify_one();
 }
 
@@ -203,8 +220,11 @@ void TransferService::look_ups() {
       at->start_ns = now_ns();
     }
     at->run();
+    at->run = {};
+    std::shared_ptr<const void> owner;  // let go of under no lock
     {
       std::lock_guard lock(mutex_);
+      owner = std::move(at->owner);
       looking_up_.erase(at);
     }
     wake_();

@@ -52,10 +52,17 @@ class TransferService {
                                                          std::function<void()> wake);
   /// What runs is ended as soon as the store lets go of it.
   ~TransferService();
+  /// Begins nothing more. What runs then ends as soon as the store lets go of it: at_rest() tells.
+  void stop();
+  bool at_rest() const;
+  /// Whether nothing that runs needs a store, or anything else, that it does not keep alive itself: objects
+  /// outlive their stores, look-ups are given theirs.
+  bool self_contained() const;
 
   void submit(TransferJob job);
   /// Runs `task` (a look-up in `store`) on a thread of the look-ups' as soon as one is idle, then wakes.
-  void look_up(const Store* store, std::function<void()> task);
+  /// `owner` keeps the store alive, where it is given.
+  void look_up(const Store* store, std::shared_ptr<const void> owner, std::function<void()> task);
   /// When the oldest of that store's look-ups that run was begun, on now_ns()'s clock; 0: none runs.
   int64_t look_up_since_ns(const Store* store) const;
   /// Drops what the owner still waits for. What is being read goes on until the store's next part, and writes
@@ -104,6 +111,7 @@ class TransferService {
 
   struct LookUpTask {
     const Store* store = nullptr;
+    std::shared_ptr<const void> owner;
     int64_t start_ns = 0;
     std::function<void()> run;
   };

@@ -64,6 +64,106 @@ TEST_P(Conformance, AReservedRangeBecomesMemoryWhereItIsCommitted) {
   EXPECT_EQ(backend->reserve(-5).status().code(), Code::kInvalidArgument);
 }
 
+/// What is memory is so once, in the backend's steps, and no more than was asked for.
+TEST_P(Conformance, ARangeIsCommittedInSteps) {
+  auto backend = take(GetParam().make());
+  const int64_t step = backend->range_step(), most = 16 * std::max<int64_t>(step, 4096);
+  auto range = take(backend->reserve(most));
+  if (step == 0) {
+    EXPECT_EQ(range->committed(), range->size());
+    return;
+  }
+  EXPECT_EQ(range->committed(), 0);
+  EXPECT_EQ(range->size() % step, 0);
+  auto expect = [&](int64_t offset, int64_t bytes, int64_t steps) {
+    ASSERT_OK(range->commit(offset, bytes));
+    EXPECT_EQ(range->committed(), steps * step) << offset << " " << bytes;
+  };
+  expect(5 * step + 1, 1, 1);
+  expect(5 * step, step, 1);
+  expect(6 * step - 1, 2, 2);
+  expect(2 * step, 1, 3);
+  expect(2 * step - 1, 5 * step, 6);  // overlaps both
+  expect(0, range->size(), range->size() / step);
+  expect(3, step, range->size() / step);
+}
+
+TEST_P(Conformance, ARangeThatCannotBeMemoryStaysAsItIs) {
+  auto backend = take(GetParam().make());
+  if (backend->range_step() == 0) GTEST_SKIP() << "ranges are memory at once";
+  auto stream = take(backend->make_stream(StreamKind::kCopy, 8));
+  auto range = take(backend->reserve(int64_t{1} << 40));  // addresses cost nothing
+  ASSERT_OK(range->commit(100, 100));
+  std::vector<std::byte> ones(100, std::byte{1}), found(100);
+  stream->copy(range->data() + 100, ones.data(), 100);
+  ASSERT_OK(stream->synchronize());
+  const int64_t before = range->committed();
+  const Status refused = range->commit(0, range->size());
+  EXPECT_EQ(refused.code(), backend->host_visible() ? Code::kExhausted : Code::kDeviceMemory);
+  for (const char* part : {"needs", "available"})
+    EXPECT_NE(refused.message().find(part), std::string::npos) << refused.message();
+  EXPECT_EQ(range->committed(), before);
+  ASSERT_OK(range->commit(0, 300));
+  stream->copy(found.data(), range->data() + 100, 100);
+  ASSERT_OK(stream->synchronize());
+  EXPECT_TRUE(found == ones);
+}
+
+/// Whoever gives a range back need not wait for streams that use it yet; and the next one is zeroed.
+TEST_P(Conformance, ARangeThatIsGivenBackIsUsedToTheEnd) {
+  auto backend = take(GetParam().make());
+  auto stream = take(backend->make_stream(StreamKind::kCopy, 64));
+  constexpr int64_t kBytes = 3 << 20;
+  std::vector<std::byte> zeros(kBytes), found(kBytes);
+  auto given = take(backend->allocate(kBytes, MemoryKind::kHost)),
+       back = take(backend->allocate(kBytes, MemoryKind::kHost));
+  for (int i = 1; i < 6; ++i) {
+    std::memset(given->data(), i, kBytes);
+    auto range = take(backend->reserve(kBytes));
+    ASSERT_OK(range->commit(0, kBytes));
+    stream->copy(found.data(), range->data(), kBytes);
+    ASSERT_OK(stream->synchronize());
+    EXPECT_TRUE(found == zeros) << i;
+    stream->copy(range->data(), given->data(), kBytes);
+    stream->copy(back->data(), range->data(), kBytes);
+    if (backend->host_visible()) ASSERT_OK(stream->synchronize());  // its streams are host code
+    range.reset();
+    ASSERT_OK(stream->synchronize());
+    EXPECT_EQ(std::memcmp(back->data(), given->data(), kBytes), 0) << i;
+  }
+}
+
+/// Kernels take caches in ranges as they take any, of which no more is memory than their rows' tiles.
+TEST_P(Conformance, KernelsRunInRanges) {
+  auto backend = take(GetParam().make());
+  const int64_t element = dtype_size(GetParam().dtype), row = small(Family::kLlama).kv_row() * element;
+  constexpr int64_t kRows = 300;
+  auto model = take(backend->load_random(small(Family::kLlama), {.dtype = GetParam().dtype}, 7));
+  auto workspace = take(model->make_workspace(kRows));
+  auto stream = take(backend->make_stream(StreamKind::kCompute, 64));
+  auto hidden = take(backend->allocate(kRows * 96 * element));
+  std::vector<int32_t> ids(kRows, 5);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 7 % 301);
+  std::vector<float> logits[2];
+  for (const bool grows : {false, true}) {
+    auto whole = take(backend->allocate(kRows * row));
+    auto range = take(backend->reserve(64 * std::max<int64_t>(backend->range_step(), 1 << 16)));
+    std::byte* cache = grows ? range->data() : whole->data();
+    logits[grows].resize(301);
+    for (int64_t at : {int64_t{0}, int64_t{129}, int64_t{200}}) {  // a prompt, then more of it, in two parts
+      const int64_t end = at == 0 ? 129 : at == 129 ? 200 : kRows;
+      const int64_t tiles = (end + kCacheTileRows - 1) / kCacheTileRows * kCacheTileRows;
+      if (grows) ASSERT_OK(range->commit(0, tiles * row));
+      model->embed(*stream, ids.data() + at, end - at, hidden->data());
+      model->layer(*stream, *workspace, {0, hidden->data(), cache, at, end - at, end - at});
+      model->logits(*stream, *workspace, hidden->data() + (end - at - 1) * 96 * element,
+                    logits[grows].data());
+      ASSERT_OK(stream->synchronize());
+    }
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+}
+
 TEST_P(Conformance, TooMuchMemoryIsRefusedWithBothNumbers) {
   auto backend = take(GetParam().make());
   // Whose memory it is decides who may answer instead.

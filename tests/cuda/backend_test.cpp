@@ -527,6 +527,46 @@ TEST_F(CudaBackend, WhoGivesBackWaitsForNobody) {
   EXPECT_LT(simulated::live().device_bytes, before.device_bytes);
 }
 
+/// A range goes when all that streams were given has run: who gives it back waits for nobody, and unmapping,
+/// which may wait for the device, is left until no stream waits for a thread.
+TEST_F(CudaBackend, ARangeGoesWhenNothingUsesItAnyMore) {
+  auto backend = take(make_backend({}));
+  auto other = take(backend->make_stream(StreamKind::kCompute, 64));
+  auto range = take(backend->reserve(int64_t{5} << 20));
+  ASSERT_OK(range->commit(0, 4096));
+  ASSERT_OK(range->commit((int64_t{5} << 20) - 4096, 4096));
+  EXPECT_EQ(range->committed(), int64_t{4} << 20);
+  auto host = take(backend->allocate(4096, MemoryKind::kHost)),
+       result = take(backend->allocate(4096, MemoryKind::kHost));
+  std::memset(host->data(), 7, 4096);
+  const simulated::Live before = simulated::live();
+  Recorder recorder(*backend);
+  std::thread watchdog;
+  recorder.record_late(watchdog);
+  other->wait(*recorder.event);
+  other->copy(range->data(), host->data(), 4096);
+  other->copy(result->data(), range->data(), 4096);
+  range.reset();
+  for (int i = 0; i < 3; ++i) take(backend->allocate(100)).reset();  // what may go goes then
+  EXPECT_FALSE(recorder.late) << "giving back waited";
+  EXPECT_EQ(simulated::live().ranges, 1);
+  EXPECT_EQ(simulated::calls_while_waiting(), std::vector<std::string>());
+  recorder.record();
+  watchdog.join();
+  ASSERT_OK(other->synchronize());
+  EXPECT_EQ(result->data()[0], std::byte{7});
+  EXPECT_EQ(result->data()[4095], std::byte{7});
+  for (int i = 0; i < 100 && simulated::live().ranges > 0; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    take(backend->allocate(100)).reset();
+  }
+  EXPECT_EQ(simulated::live().ranges, 0);
+  const int64_t left = before.device_bytes - (int64_t{4} << 20);
+  for (int i = 0; i < 100 && simulated::live().device_bytes > left; ++i)  // what was allocated meanwhile
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_EQ(simulated::live().device_bytes, left);
+}
+
 TEST_F(CudaBackend, PinnedMemoryIsPinnedOnce) {
   auto backend = take(make_backend({}));
   auto first = take(backend->allocate(int64_t{1} << 20, MemoryKind::kHost));
@@ -972,6 +1012,50 @@ TEST_F(CudaBackend, CheckedKernelsAreNamedWhenTheyFail) {
   for (const char* part : {"layer 1", "9 rows", "rope_scatter"})
     EXPECT_NE(status.message().find(part), std::string::npos) << status.message();
   simulated::reset("memory=1GiB");
+}
+
+TEST_F(CudaBackend, RangesAreWholeWhereThereIsNoVirtualMemory) {
+  simulated::reset("granule=0");
+  auto backend = take(make_backend({}));
+  EXPECT_EQ(backend->range_step(), 0);
+  auto range = take(backend->reserve(1 << 20));
+  EXPECT_EQ(range->committed(), range->size());
+  ASSERT_OK(range->commit(5, 100));
+  EXPECT_EQ(simulated::calls("cuMemCreate"), 0);
+}
+
+TEST_F(CudaBackend, MemoryThatARangeDoesNotGetIsNamed) {
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  for (const char* device : {"memory=64MiB", "refuse=cuMemCreate:2"}) {
+    simulated::reset(device);
+    auto backend = take(make_backend({}));
+    EXPECT_EQ(backend->range_step(), 2 * kMiB);
+    auto range = take(backend->reserve(256 * kMiB));
+    ASSERT_OK(range->commit(0, 1));
+    const simulated::Live before = simulated::live();
+    const Status refused = range->commit(0, 128 * kMiB);
+    EXPECT_EQ(refused.code(), Code::kDeviceMemory) << refused.message();
+    for (const char* part : {"needs 126.00 MiB", "are available"})
+      EXPECT_NE(refused.message().find(part), std::string::npos) << refused.message();
+    EXPECT_EQ(range->committed(), 2 * kMiB);
+    EXPECT_EQ(simulated::live().device_bytes, before.device_bytes);
+    ASSERT_OK(range->commit(20 * kMiB, 1));
+    EXPECT_EQ(range->committed(), 4 * kMiB);
+  }
+  for (const char* call : {"cuMemCreate", "cuMemMap", "cuMemSetAccess"}) {
+    simulated::reset(fmt::format("fail={}:1", call));
+    auto backend = take(make_backend({}));
+    auto range = take(backend->reserve(256 * kMiB));
+    EXPECT_EQ(range->commit(0, 1).code(), Code::kUnavailable) << call;
+    EXPECT_EQ(range->committed(), 0);
+  }
+  simulated::reset("refuse=cuMemAddressReserve:1");
+  auto backend = take(make_backend({}));
+  auto refused = backend->reserve(256 * kMiB);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.status().code(), Code::kExhausted);
+  EXPECT_NE(refused.status().message().find("256.00 MiB of addresses"), std::string::npos)
+      << refused.status().message();
 }
 
 TEST_F(CudaBackend, ASmallDeviceSaysWhatItLacks) {

@@ -2,6 +2,7 @@
 // and memory behave as CUDA's.
 #include <cublasLt.h>
 #include <cuda.h>
+#include <cudaTypedefs.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -314,6 +315,107 @@ TEST_F(Simulator, NewMemoryIsNoNumberAndLimited) {
   EXPECT_EQ(cudaFreeHost(b), cudaSuccess);
   EXPECT_EQ(cudaFree(a), cudaSuccess);
   EXPECT_EQ(simulated::live().allocations, 0);
+}
+
+/// A range of the driver's virtual memory, by the functions that the backend finds.
+struct VirtualRange {
+  template <typename F>
+  static F find(const char* name) {
+    void* at = nullptr;
+    EXPECT_EQ(cudaGetDriverEntryPointByVersion(name, &at, 10020, cudaEnableDefault, nullptr), cudaSuccess);
+    return reinterpret_cast<F>(at);
+  }
+  PFN_cuMemAddressReserve_v10020 reserve = find<PFN_cuMemAddressReserve_v10020>("cuMemAddressReserve");
+  PFN_cuMemAddressFree_v10020 free = find<PFN_cuMemAddressFree_v10020>("cuMemAddressFree");
+  PFN_cuMemCreate_v10020 create = find<PFN_cuMemCreate_v10020>("cuMemCreate");
+  PFN_cuMemRelease_v10020 release = find<PFN_cuMemRelease_v10020>("cuMemRelease");
+  PFN_cuMemMap_v10020 map = find<PFN_cuMemMap_v10020>("cuMemMap");
+  PFN_cuMemUnmap_v10020 unmap = find<PFN_cuMemUnmap_v10020>("cuMemUnmap");
+  PFN_cuMemSetAccess_v10020 set_access = find<PFN_cuMemSetAccess_v10020>("cuMemSetAccess");
+
+  static constexpr size_t kGranule = 64 << 10;
+  CUmemAllocationProp memory{};
+  CUmemAccessDesc access{};
+  CUdeviceptr at = 0;
+  VirtualRange() {
+    memory.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    memory.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    access.location = memory.location;
+    access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+    EXPECT_EQ(reserve(&at, 4 * kGranule, 0, 0, 0), CUDA_SUCCESS);
+  }
+  float* data(size_t granule) const { return reinterpret_cast<float*>(at + granule * kGranule); }
+  void make(size_t granule, size_t count = 1) {
+    CUmemGenericAllocationHandle handle{};
+    const CUdeviceptr here = at + granule * kGranule;
+    EXPECT_EQ(create(&handle, count * kGranule, &memory, 0), CUDA_SUCCESS);
+    EXPECT_EQ(map(here, count * kGranule, 0, handle, 0), CUDA_SUCCESS);
+    EXPECT_EQ(release(handle), CUDA_SUCCESS);
+    EXPECT_EQ(set_access(here, count * kGranule, &access, 1), CUDA_SUCCESS);
+  }
+};
+
+TEST_F(Simulator, OnlyWhatIsMappedOfARangeIsMemory) {
+  simulated::reset("memory=1MiB,granule=64KiB");
+  constexpr size_t kGranule = VirtualRange::kGranule;
+  {
+    VirtualRange r;
+    EXPECT_EQ(r.at % kGranule, 0u);
+    EXPECT_EQ(simulated::live().ranges, 1);
+    EXPECT_EQ(simulated::live().device_bytes, 0);
+    EXPECT_EQ(cudaMemset(r.data(0), 0, 4), cudaErrorInvalidValue);
+    r.make(1, 2);
+    EXPECT_EQ(simulated::live().device_bytes, int64_t{2 * kGranule});
+    uint32_t first = 0;
+    ASSERT_EQ(cudaMemcpy(&first, r.data(1), 4, cudaMemcpyDeviceToHost), cudaSuccess);
+    EXPECT_EQ(first, 0xffffffffu);
+    EXPECT_EQ(cudaMemset(r.data(1), 0, 2 * kGranule), cudaSuccess);
+    EXPECT_EQ(cudaMemset(r.data(1), 0, 2 * kGranule + 1), cudaErrorInvalidValue);
+    EXPECT_EQ(cudaMemset(r.data(1) - 1, 0, 8), cudaErrorInvalidValue);
+    r.make(3);
+    EXPECT_EQ(cudaMemset(r.data(1), 0, 3 * kGranule), cudaSuccess) << "parts that touch are one";
+    // What is mapped is mapped once, in whole granules, and goes as a whole.
+    CUmemGenericAllocationHandle handle{};
+    EXPECT_EQ(r.create(&handle, kGranule + 4096, &r.memory, 0), CUDA_ERROR_INVALID_VALUE);
+    ASSERT_EQ(r.create(&handle, kGranule, &r.memory, 0), CUDA_SUCCESS);
+    EXPECT_EQ(r.map(r.at + 2 * kGranule, kGranule, 0, handle, 0), CUDA_ERROR_INVALID_VALUE);
+    EXPECT_EQ(r.map(r.at + 4 * kGranule, kGranule, 0, handle, 0), CUDA_ERROR_INVALID_VALUE);
+    EXPECT_EQ(r.map(r.at, kGranule, 0, handle, 0), CUDA_SUCCESS);
+    EXPECT_EQ(cudaMemset(r.data(0), 0, 4), cudaErrorInvalidValue) << "nobody has access yet";
+    EXPECT_EQ(r.release(handle), CUDA_SUCCESS);
+    EXPECT_EQ(r.release(handle), CUDA_ERROR_INVALID_VALUE);
+    EXPECT_EQ(r.unmap(r.at + kGranule, kGranule), CUDA_ERROR_INVALID_VALUE);
+    EXPECT_EQ(r.free(r.at, 4 * kGranule), CUDA_ERROR_INVALID_VALUE) << "something is mapped";
+    EXPECT_EQ(r.unmap(r.at, 4 * kGranule), CUDA_SUCCESS);
+    EXPECT_EQ(simulated::live().allocations, 0);
+    // No more than there is; and once what is asked to be refused.
+    EXPECT_EQ(r.create(&handle, 17 * kGranule, &r.memory, 0), CUDA_ERROR_OUT_OF_MEMORY);
+    EXPECT_EQ(r.free(r.at, 4 * kGranule), CUDA_SUCCESS);
+    EXPECT_EQ(simulated::live().ranges, 0);
+  }
+  simulated::reset("granule=64KiB,refuse=cuMemCreate:2");
+  VirtualRange r;
+  CUmemGenericAllocationHandle handle{};
+  EXPECT_EQ(r.create(&handle, kGranule, &r.memory, 0), CUDA_SUCCESS);
+  EXPECT_EQ(r.create(&handle, kGranule, &r.memory, 0), CUDA_ERROR_OUT_OF_MEMORY);
+  EXPECT_EQ(r.create(&handle, kGranule, &r.memory, 0), CUDA_SUCCESS);
+}
+
+TEST_F(SimulatorDeathTest, KernelsMustNotTouchWhatIsNotMapped) {
+  simulated::reset("granule=64KiB");
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
+  VirtualRange r;
+  r.make(1);
+  auto run = [&](size_t granule, int64_t at) {
+    (void)launch(one_past, 1, 1, 0, stream_, r.data(granule), at);
+    (void)cudaStreamSynchronize(stream_);
+  };
+  run(1, 0);
+  run(1, VirtualRange::kGranule / 4 - 1);
+  EXPECT_DEATH(run(1, VirtualRange::kGranule / 4), "kernel one_past, .*an access outside");
+  EXPECT_DEATH(run(1, -1), "an access outside");
+  EXPECT_EQ(r.unmap(r.at + VirtualRange::kGranule, VirtualRange::kGranule), CUDA_SUCCESS);
+  EXPECT_DEATH(run(1, 0), "an access outside");
 }
 
 TEST_F(Simulator, CopiesAreChecked) {

@@ -87,6 +87,11 @@ class FaultyStore final : public Store {
   }
   Status remove(const std::string& key) override { return under_.remove(key); }
 
+  /// Whether something hangs.
+  bool hangs() {
+    std::lock_guard lock(mutex_);
+    return hanging_ > 0;
+  }
   /// What hangs goes on.
   void let_go() {
     std::lock_guard lock(mutex_);
@@ -143,7 +148,9 @@ class FaultyStore final : public Store {
   };
   void hang() {
     std::unique_lock lock(mutex_);
+    ++hanging_;
     changed_.wait(lock, [&] { return free_; });
+    --hanging_;
   }
 
   Store& under_;
@@ -153,6 +160,7 @@ class FaultyStore final : public Store {
   std::atomic<int> reads_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
+  int hanging_ = 0;
   bool free_ = false;
 };
 

@@ -7,12 +7,14 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <random>
 #include <set>
 
 #include "plans/traits.h"
 #include "runtime/core/publish.h"
 #include "runtime/engine/plan_run.h"
+#include "tests/unit/aligned_plans.h"
 #include "tests/unit/model_fixture.h"
 #include "tests/unit/policy_plans.h"
 #include "tests/unit/take.h"
@@ -30,6 +32,15 @@ using testing::TinyModel;
 
 constexpr int64_t kContext = 64 * 3 + 21, kSuffix = 70;
 constexpr uint64_t kSame = 11, kOther = 12;  // seeds of the receiver
+constexpr int64_t kRank = 3;
+
+/// The receiver, and through what it takes the hidden states that it is sent. The maps of one that is the
+/// sender add nothing.
+struct Setting {
+  const char* name;
+  uint64_t receiver;
+  MapForm form = MapForm::kNone;
+};
 
 using Bytes = std::vector<std::byte>;
 
@@ -50,11 +61,11 @@ struct Outcome {
   size_t came = 0;             // transfers
 };
 
-class Repair : public ::testing::TestWithParam<uint64_t> {
+class Repair : public ::testing::TestWithParam<Setting> {
  protected:
   Repair()
       : sender(tiny_config(Family::kLlama), kSame, DType::kF32),
-        model(tiny_config(Family::kLlama), GetParam(), DType::kF32) {
+        model(tiny_config(Family::kLlama), GetParam().receiver, DType::kF32) {
     if (!exact_rows()) return;
     shape = model.model->config().shape();
     context = random_ids(kContext, shape.vocab, 1);
@@ -66,6 +77,7 @@ class Repair : public ::testing::TestWithParam<uint64_t> {
     take(publish(*sender.backend, *sender.model, sender.identity, context, *store,
                  {.cuts = plain_cuts({1, 2, 3, 4})}));
     compute = take(model.backend->make_stream(StreamKind::kCompute, 4096));
+    make_maps();
     workspace = take(model.model->make_workspace(kContext + kSuffix));
     kv_row = 4 * shape.kv_row();
     hidden_row = 4 * shape.e_row();
@@ -75,14 +87,29 @@ class Repair : public ::testing::TestWithParam<uint64_t> {
   void SetUp() override {
     if (!exact_rows()) GTEST_SKIP() << "rows depend on how they are split";
   }
-  bool same() const { return GetParam() == kSame; }
+  bool same() const { return GetParam().receiver == kSame; }
+  bool aligned() const { return GetParam().form != MapForm::kNone; }
+
+  void make_maps() {
+    if (!aligned()) return;
+    std::mt19937_64 generator(5);
+    std::normal_distribution<float> normal(0, 0.1f);
+    maps = testing::make_maps(shape, kRank, [&](int64_t, const std::string&, std::vector<float>& numbers) {
+      for (float& x : numbers) x = same() ? 0 : normal(generator);
+    });
+    testing::set_pair(maps, sender.identity, model.identity);
+    for (int64_t l = 1; l < shape.layers; ++l)
+      loaded[l] = take(model.model->load_map(*maps.find(l, GetParam().form)));
+    cuts = {GetParam().form, {"maps", maps.fingerprint()}, kRank};
+  }
 
   Plan compiled(std::vector<Tile> tiles, int32_t chunks, std::string_view scheduler = "best") const {
     std::ranges::stable_sort(tiles, {}, &Tile::first_layer);
-    return compile_tiles(tiles, chunks, scheduler, shape, sender.identity, model.identity);
+    return compile_tiles(tiles, chunks, scheduler, shape, sender.identity, model.identity, 0,
+                         testing::sends_hidden_states(tiles) ? cuts : testing::AlignedCuts{});
   }
   std::vector<Plan> plans() const {
-    auto all = testing::plans_of_policies(shape, sender.identity, model.identity, {1, 3});
+    auto all = testing::plans_of_policies(shape, sender.identity, model.identity, {1, 3}, cuts);
     // Groups above each other, cells of which others have to see the right ones, stairs.
     using enum Mode;
     all.push_back(compiled(
@@ -97,8 +124,9 @@ class Repair : public ::testing::TestWithParam<uint64_t> {
                             {kLoad, 0, 4, 2, 2}},
                            3));
     all.push_back(compiled({{kLoad, 0, 0, 0, 2}, {kRestore, 1, 4, 0, 2}}, 3));
-    std::erase_if(all, [](const Plan& p) {
-      return std::ranges::none_of(p.variants[0].ops, [](const Op& op) { return is_transfer(op); });
+    std::erase_if(all, [&](const Plan& p) {
+      return std::ranges::none_of(p.variants[0].ops, [](const Op& op) { return is_transfer(op); }) ||
+             p.variants[0].aligns() != aligned();
     });
     return all;
   }
@@ -140,7 +168,7 @@ class Repair : public ::testing::TestWithParam<uint64_t> {
   Outcome run(const Plan& plan, const std::set<size_t>& failing, Moment moment, uint64_t seed = 1) {
     std::mt19937 random(static_cast<unsigned>(seed));
     auto any = [&](unsigned of) { return random() % of; };
-    const ReceiverPlan given[] = {{&plan, nullptr}};
+    const ReceiverPlan given[] = {{&plan, plan.variants[0].aligns() ? &maps : nullptr}};
     auto receiver = take(Receiver::create("r", *model.model, model.identity, given));
     PlanRun run(*receiver, 0, plan.variants[0], {0, kContext, kSuffix}, tokens);
     Outcome out;
@@ -216,10 +244,14 @@ class Repair : public ::testing::TestWithParam<uint64_t> {
     return out;
   }
 
-  /// Rows of what was published.
+  /// Rows of what was published; hidden states as the receiver takes them.
   Bytes sent(Segments& segments, Payload payload, int32_t layer, int64_t first, int64_t rows) {
     Bytes out(static_cast<size_t>(rows * (payload == Payload::kE ? hidden_row : kv_row)));
     EXPECT_TRUE(segments.read(*landing, 0, {payload, layer, first, rows, ""}, out.data()).ok());
+    if (payload == Payload::kE && aligned()) {
+      model.model->align(*compute, *workspace, *loaded.at(layer), out.data(), rows);
+      EXPECT_TRUE(compute->synchronize().ok());
+    }
     return out;
   }
 
@@ -281,6 +313,9 @@ class Repair : public ::testing::TestWithParam<uint64_t> {
 
   TinyModel sender, model;
   Shape shape;
+  MapSet maps;
+  std::map<int64_t, std::unique_ptr<DeviceMap>> loaded;  // by layer
+  testing::AlignedCuts cuts;
   std::vector<int32_t> context, tokens;
   std::string folder;
   std::unique_ptr<Store> store;
@@ -388,6 +423,7 @@ TEST_P(Repair, IsThePlanWithTheseCellsRecomputed) {
         {kLoad, 4, 4, 2, 2}}},
   };
   for (const Case& c : cases) {
+    if (aligned() && !testing::sends_hidden_states(c.tiles)) continue;
     SCOPED_TRACE(c.what);
     const Plan plan = compiled(by_chunk(c.tiles), 3, "e-first");
     const Variant& v = plan.variants[0];
@@ -413,9 +449,12 @@ TEST_P(Repair, IsThePlanWithTheseCellsRecomputed) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Receivers, Repair, ::testing::Values(kSame, kOther), [](const auto& info) {
-  return std::string(info.param == kSame ? "TheSender" : "Another");
-});
+INSTANTIATE_TEST_SUITE_P(Receivers, Repair,
+                         ::testing::Values(Setting{"TheSender", kSame}, Setting{"Another", kOther},
+                                           Setting{"TheSenderAligned", kSame, MapForm::kFull},
+                                           Setting{"AnotherAligned", kOther, MapForm::kFull},
+                                           Setting{"AnotherByLowRank", kOther, MapForm::kLowRank}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace ds

@@ -22,6 +22,7 @@
 #include "tests/unit/aligned_plans.h"
 #include "tests/unit/broken_model.h"
 #include "tests/unit/faulty_store.h"
+#include "tests/unit/live_script.h"
 #include "tests/unit/model_fixture.h"
 #include "tests/unit/plan_builder.h"
 
@@ -113,7 +114,24 @@ constexpr EngineLimits kLimits{.cache_bytes = 64 << 20, .tokens = 1024, .batch =
 struct Told {
   std::vector<int32_t> tokens;
   std::vector<float> logits;
+  DType dtype = DType::kF32;
 };
+
+/// Whether the first token's logits are the same: to the bit where rows are independent of how they are
+/// split; elsewhere up to what rounding of sums in another order makes of them, of the root of their mean
+/// square.
+bool alike(const Told& expected, const EngineAnswer& answer) {
+  const std::vector<float>&a = expected.logits, &b = answer.first_logits;
+  if (a.size() != b.size()) return false;
+  if (exact_rows()) return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  double off = 0, all = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double x = a[i], y = b[i];
+    off += (x - y) * (x - y);
+    all += x * x;
+  }
+  return off <= all * (expected.dtype == DType::kF32 ? 1e-5 * 1e-5 : 3e-2 * 3e-2);
+}
 
 /// What a session gives.
 Told alone(const Pair& pair, const Pair::One& one, const Plan& plan, const EngineRequest& r, Store* store) {
@@ -134,15 +152,16 @@ Told alone(const Pair& pair, const Pair::One& one, const Plan& plan, const Engin
     EXPECT_EQ(answer->cache, CacheStatus::kHit) << answer->miss.message();
   }
   auto logits = (*session)->first_logits();
-  return {answer->tokens, {logits.begin(), logits.end()}};
+  return {answer->tokens, {logits.begin(), logits.end()}, one.model->dtype()};
 }
 
 void expect_same(const Told& expected, const EngineAnswer& answer, const std::string& what) {
-  if (!exact_rows()) return;
-  ASSERT_EQ(answer.first_logits.size(), expected.logits.size()) << what;
-  EXPECT_EQ(std::memcmp(answer.first_logits.data(), expected.logits.data(), expected.logits.size() * 4), 0)
-      << what;
-  EXPECT_EQ(answer.tokens, expected.tokens) << what;
+  EXPECT_TRUE(alike(expected, answer)) << what;
+  if (exact_rows()) {
+    EXPECT_EQ(answer.tokens, expected.tokens) << what;
+  } else {  // a token may be drawn between two that rounding has moved
+    EXPECT_EQ(answer.tokens.size(), expected.tokens.size()) << what;
+  }
 }
 
 EngineRequest request_of(const Receiver* receiver, int64_t n, int64_t m, uint64_t seed, int64_t tokens = 6) {
@@ -412,7 +431,7 @@ TEST(Engine, GatesLookAtWhatWasReused) {
       auto answer = (*session)->run(request);
       EXPECT_TRUE(answer.ok()) << answer.status().message();
       const auto logits = (*session)->first_logits();
-      return std::pair(Told{answer->tokens, {logits.begin(), logits.end()}}, answer->gate);
+      return std::pair(Told{answer->tokens, {logits.begin(), logits.end()}, dtype}, answer->gate);
     };
     const Gate wide = gate_at(plan, proxies(1e6, 1e6, 0));
     EngineRequest second = r;
@@ -544,10 +563,11 @@ TEST(Engine, PublishesBesideRequests) {
       << refused.status().message();
 }
 
-/// A store that takes its time to be written to, at each of an entry's parts.
+/// A store that takes its time to be written to, at each of an entry's parts: so many ms, or until it is
+/// free.
 class SlowToWrite final : public Store {
  public:
-  explicit SlowToWrite(Store& under) : under_(under) {}
+  explicit SlowToWrite(Store& under, int most_ms = 200) : under_(under), most_ms_(most_ms) {}
   std::string url() const override { return "slow:"; }
   Status put(const std::string& key, const Produce& produce, Names names) override {
     return under_.put(
@@ -555,7 +575,7 @@ class SlowToWrite final : public Store {
         [&](const Sink& sink) {
           return produce([&](std::span<const std::byte> bytes) {
             ++parts;
-            for (int waited = 0; waited < 200 && !free; ++waited) std::this_thread::sleep_for(1ms);
+            for (int waited = 0; waited < most_ms_ && !free; ++waited) std::this_thread::sleep_for(1ms);
             return sink(bytes);
           });
         },
@@ -568,7 +588,9 @@ class SlowToWrite final : public Store {
 
  private:
   Store& under_;
+  const int most_ms_;
 };
+constexpr int kForEver = 1 << 30;
 
 /// An entry that nobody waits for any more is not written to its end.
 TEST(Engine, APublicationIsGivenUpBetweenItsParts) {
@@ -605,6 +627,130 @@ TEST(Engine, APublicationIsGivenUpBetweenItsParts) {
   const int all = parts([](auto&, auto&) {}, "");
   EXPECT_EQ(cancelled, 1) << "the one that it was in";
   EXPECT_LT(closed, all);
+}
+
+/// A store that hangs holds the publications behind it for as long as it is waited for; those to it end,
+/// those to others are written, and what it took is given back when it lets go.
+TEST(Engine, APublicationThatHangsHoldsTheOthersForAWhile) {
+  Pair pair;
+  auto store = open_store("file:" + fresh_folder("holds"));
+  EngineLimits limits = kLimits;
+  limits.publish_patience_ns = 1'500'000'000;
+  SlowToWrite writes(**store, kForEver);
+  FaultyStore looks_up(**store, Fault::kLookUpHangs);
+  auto engine = make_engine(*pair.backend, limits);
+  const Receiver* sender = add(*engine, pair, pair.sender);
+  auto publish_to = [&](Store& to, uint64_t seed) {
+    auto ticket = engine->publish({.sender = sender,
+                                   .context = random_ids(200, kVocab, seed),
+                                   .store = &to,
+                                   .options = {.cuts = plain_cuts({2}), .only_new = true}});
+    EXPECT_TRUE(ticket.ok()) << ticket.status().message();
+    return *ticket;
+  };
+  std::vector<std::shared_ptr<PublicationTicket>> late{publish_to(writes, 1), publish_to(looks_up, 2),
+                                                       publish_to(writes, 3)};
+  auto right = publish_to(**store, 4);
+  auto written = right->wait();
+  EXPECT_TRUE(written.ok()) << written.status().message();
+  for (auto& ticket : late) {
+    auto ended = ticket->wait();
+    ASSERT_FALSE(ended.ok());
+    EXPECT_EQ(ended.status().code(), Code::kExhausted);
+    EXPECT_TRUE(ended.status().message().starts_with("late: ")) << ended.status().message();
+  }
+  EngineStats stats = engine->stats();
+  EXPECT_EQ(stats.published, 1);
+  EXPECT_EQ(stats.publications_late, 3);
+  EXPECT_EQ(stats.publications_open, 0);
+  EXPECT_GT(stats.claimed_bytes, 0) << "what it may still read";
+  EXPECT_EQ(writes.parts, 1) << "the third one was not tried";
+  writes.free = true;
+  looks_up.let_go();
+  for (int i = 0; i < 10'000 && engine->stats().claimed_bytes > 0; ++i) std::this_thread::sleep_for(1ms);
+  EXPECT_EQ(engine->stats().claimed_bytes, 0);
+  EXPECT_TRUE(publish_to(writes, 5)->wait().ok()) << "it is well again";
+}
+
+/// An engine that is closed leaves a store that hangs to itself, whatever it hangs in, and needs nothing of
+/// its models then; what the store was given goes when it lets go.
+TEST(Engine, AStoreThatHangsHoldsNoEngineThatIsClosed) {
+  struct Owned {
+    std::unique_ptr<Store> under;
+    std::unique_ptr<FaultyStore> faulty;
+    std::unique_ptr<SlowToWrite> slow;
+    std::unique_ptr<testing::LiveScript> shown;
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool hangs = false, free = false;
+  };
+  enum class In { kLookUp, kRead, kWrite, kShowing };
+  for (const In in : {In::kLookUp, In::kRead, In::kWrite, In::kShowing}) {
+    SCOPED_TRACE(static_cast<int>(in));
+    auto owned = std::make_shared<Owned>();
+    owned->under = std::move(open_store("file:" + fresh_folder("left"))).value();
+    std::shared_ptr<Ticket> request;
+    std::shared_ptr<PublicationTicket> publication;
+    {
+      auto pair = std::make_unique<Pair>();
+      auto plan =
+          std::make_unique<Plan>(pair->named(make_plan(pair->shape(), {2, 3}, "e-first", pair->options())));
+      EngineLimits limits = kLimits;
+      limits.close_patience_ns = 20'000'000;
+      limits.patience_ns = 3'600'000'000'000;
+      auto engine = make_engine(*pair->backend, limits);
+      EngineRequest r = request_of(add(*engine, *pair, pair->receiver, {plan.get()}), 300, 9, 1);
+      EnginePublication p{.sender = add(*engine, *pair, pair->sender),
+                          .context = r.context,
+                          .store_owner = owned,
+                          .options = {.cuts = plain_cuts({1, 2, 3, 4})}};
+      if (in == In::kLookUp || in == In::kRead) {
+        pair->publish_to(*owned->under, r.context);
+        owned->faulty = std::make_unique<FaultyStore>(
+            *owned->under, in == In::kRead ? Fault::kHangs : Fault::kLookUpHangs, 1);
+        r.store = owned->faulty.get();
+        r.store_owner = owned;
+        request = *engine->submit(r);
+        while (!owned->faulty->hangs()) std::this_thread::sleep_for(1ms);
+      } else if (in == In::kWrite) {
+        owned->slow = std::make_unique<SlowToWrite>(*owned->under, kForEver);
+        p.store = owned->slow.get();
+        publication = *engine->publish(p);
+        while (owned->slow->parts == 0) std::this_thread::sleep_for(1ms);
+      } else {
+        owned->shown = std::make_unique<testing::LiveScript>(*owned->under);
+        owned->shown->before_append = [o = owned.get()] {
+          std::unique_lock lock(o->mutex);
+          o->hangs = true;
+          o->changed.notify_all();
+          o->changed.wait(lock, [&] { return o->free; });
+        };
+        p.store = owned->shown.get();
+        p.options.live_rows = 64;
+        publication = *engine->publish(p);
+        std::unique_lock lock(owned->mutex);
+        owned->changed.wait(lock, [&] { return owned->hangs; });
+      }
+    }
+    if (request) {
+      EXPECT_EQ(request->wait().status().code(), Code::kExhausted);
+    }
+    if (publication) {
+      auto ended = publication->wait();
+      ASSERT_FALSE(ended.ok());
+      EXPECT_NE(ended.status().message().find("closed"), std::string::npos) << ended.status().message();
+    }
+    EXPECT_GT(owned.use_count(), 1) << "it is still in it";
+    if (owned->faulty) owned->faulty->let_go();
+    if (owned->slow) owned->slow->free = true;
+    {
+      std::lock_guard lock(owned->mutex);
+      owned->free = true;
+      owned->changed.notify_all();
+    }
+    for (int i = 0; i < 30'000 && owned.use_count() > 1; ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_EQ(owned.use_count(), 1);
+  }
 }
 
 /// What a publication needs before it begins is made while requests go on.
@@ -801,7 +947,9 @@ TEST(Engine, TheBestSenderThatIsThereIsTaken) {
   int number = 0;
   auto answers = [&](std::vector<size_t> published, double limit) -> int {
     auto store = open_store("file:" + fresh_folder(fmt::format("senders{}", ++number)));
-    auto engine = make_engine(*pair.backend, kLimits);
+    EngineLimits limits = kLimits;
+    limits.patience_ns = 60'000'000'000;  // a machine may be busy
+    auto engine = make_engine(*pair.backend, limits);
     EngineRequest r =
         request_of(add(*engine, pair, pair.receiver, {&plans[0], &plans[1], &plans[2]}), 200, 9, 1);
     for (size_t i : published) {
@@ -1456,34 +1604,14 @@ TEST(PrefixCache, FindsTheLongestBeginningAndEvictsTheOldest) {
   EXPECT_EQ(arena.claimed(), 0);
 }
 
-TEST(KvArena, HoldsToItsBudget) {
-  Pair pair;
-  KvArena arena(*pair.backend, 1000);
-  auto a = arena.claim(600);
-  ASSERT_TRUE(a.ok());
-  auto refused = arena.claim(500);
-  ASSERT_FALSE(refused.ok());
-  EXPECT_EQ(refused.status().code(), Code::kExhausted);
-  EXPECT_TRUE(a->grow(1000).ok());
-  EXPECT_FALSE(a->grow(1001).ok());
-  EXPECT_EQ(a->bytes(), 1000);
-  {
-    ArenaClaim part = a->split(300);
-    EXPECT_EQ(arena.claimed(), 1000);
-  }
-  EXPECT_EQ(arena.claimed(), 700);
-  a->shrink(100);
-  EXPECT_EQ(arena.claimed(), 100);
-  EXPECT_EQ(arena.peak(), 1000);
-}
-
 /// Many requests at random moments: mixed lengths, plans, receivers, contexts in common, questions, faults,
-/// cancellations. What each gives is what it gives alone.
+/// cancellations. What each gives is what it gives alone. Fewer of them where a device is simulated.
 class BesideOthers : public ::testing::TestWithParam<DType> {};
 
 TEST_P(BesideOthers, IsAsAlone) {
   const char* many = std::getenv("DROIDSPEAK_SEEDS");
-  const int seeds = many != nullptr ? std::atoi(many) : 5;
+  const int seeds = many != nullptr ? std::atoi(many) : exact_rows() ? 5 : 1;
+  const int requests = exact_rows() ? 64 : 16;
   Pair pair(GetParam());
   auto store = open_store("file:" + fresh_folder("beside"));
   FaultyStore broken(**store, Fault::kFails, 40), slow(**store, Fault::kSlow, 0);
@@ -1499,10 +1627,17 @@ TEST_P(BesideOthers, IsAsAlone) {
     contexts.push_back(random_ids(90 + 70 * static_cast<int64_t>(i), kVocab, 50 + i));
     pair.publish_to(**store, contexts.back());
   }
+  int other_tokens = 0;
+  auto expect_alone = [&](const Told& expected, const EngineAnswer& answer, const std::string& what) {
+    expect_same(expected, answer, what);
+    other_tokens += answer.tokens != expected.tokens ? 1 : 0;
+  };
   for (int seed = 0; seed < seeds; ++seed) {
     std::mt19937 random(static_cast<unsigned>(seed));
     auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
-    EngineLimits limits{.cache_bytes = 4 << 20, .tokens = 600, .batch = 12};
+    // Where memory comes in large steps, a few of them a request.
+    const int64_t cache_bytes = std::max<int64_t>(4 << 20, 16 * pair.backend->range_step());
+    EngineLimits limits{.cache_bytes = cache_bytes, .tokens = 600, .batch = 12};
     limits.step_budget_ns = below(2) == 0 ? 100'000 : 5'000'000;
     limits.prefix_cache = below(3) != 0;
     // One plan a receiver, so that a request's way is known; several receivers share a model.
@@ -1517,7 +1652,7 @@ TEST_P(BesideOthers, IsAsAlone) {
       bool cancelled = false;
     };
     std::vector<Sent> sent;
-    for (int i = 0; i < 64; ++i) {
+    for (int i = 0; i < requests; ++i) {
       Sent s;
       s.receiver = static_cast<size_t>(below(4));
       s.request = request_of(receivers[s.receiver], 0, 1 + below(80), random(), 1 + below(12));
@@ -1554,23 +1689,28 @@ TEST_P(BesideOthers, IsAsAlone) {
       const Told full = alone(pair, one, exact, s.request, nullptr);
       if (answer->cached_tokens > 0 && !sender && s.request.reuse == Reuse::kAuto) {
         // Of an exact cache, or of this way's.
-        if (std::memcmp(full.logits.data(), answer->first_logits.data(), full.logits.size() * 4) == 0) {
-          expect_same(full, *answer, what);
+        if (alike(full, *answer)) {
+          expect_alone(full, *answer, what);
           continue;
         }
-        expect_same(alone(pair, one, plans[s.receiver], s.request, store->get()), *answer,
-                    what + " from cache");
+        expect_alone(alone(pair, one, plans[s.receiver], s.request, store->get()), *answer,
+                     what + " from cache");
       } else if (reused) {
-        expect_same(alone(pair, one, plans[s.receiver], s.request, store->get()), *answer, what + " by plan");
+        expect_alone(alone(pair, one, plans[s.receiver], s.request, store->get()), *answer,
+                     what + " by plan");
       } else {
-        expect_same(full, *answer, what);
+        expect_alone(full, *answer, what);
       }
     }
     engine->drain();
     const EngineStats stats = engine->stats();
-    EXPECT_EQ(stats.finished + stats.cancelled, 64);
+    EXPECT_EQ(stats.finished + stats.cancelled, requests);
     EXPECT_EQ(stats.failed, 0);
     EXPECT_EQ(stats.claimed_bytes, stats.prefix_bytes);
+  }
+  // Decoding goes on from the same rows: of f32, one answer at most was drawn so close.
+  if (GetParam() == DType::kF32) {
+    EXPECT_LE(other_tokens, exact_rows() ? 0 : 1);
   }
 }
 INSTANTIATE_TEST_SUITE_P(Types, BesideOthers, ::testing::Values(DType::kF32, DType::kBF16),

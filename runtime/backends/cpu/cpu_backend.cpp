@@ -69,6 +69,7 @@ class CpuBackend final : public Backend {
     DS_ASSIGN(HostBuffer buffer, HostBuffer::make(bytes, "buffer"));
     return std::unique_ptr<DeviceMemory>(std::make_unique<CpuMemory>(std::move(buffer)));
   }
+  int64_t range_step() const override { return HostRange::kStep; }
   Result<std::unique_ptr<GrowingMemory>> reserve(int64_t bytes) override {
     DS_ASSIGN(HostRange range, HostRange::reserve(bytes));
     return std::unique_ptr<GrowingMemory>(std::make_unique<CpuRange>(std::move(range)));

@@ -78,6 +78,10 @@ class CudaBackend final : public Backend {
   Result<std::unique_ptr<DeviceMemory>> allocate(int64_t bytes, MemoryKind kind) override {
     return cuda::allocate(device_, bytes, kind);
   }
+  int64_t range_step() const override { return device_->virtual_memory().granule(); }
+  Result<std::unique_ptr<GrowingMemory>> reserve(int64_t bytes) override {
+    return range_step() > 0 ? cuda::reserve(device_, bytes) : Backend::reserve(bytes);
+  }
   Result<std::unique_ptr<Event>> make_event() override {
     DS_ASSIGN(std::unique_ptr<CudaEvent> event, CudaEvent::make(device_));
     return std::unique_ptr<Event>(std::move(event));

@@ -284,7 +284,8 @@ Status Device::start() {
   info_.cublas_lt = static_cast<int64_t>(cublasLtGetVersion());
   DS_TRY(check(cublasLtCreate(&lt_), "cublasLtCreate"));
   DS_TRY(clock_.start());
-  DS_TRY(releases_.start(info_.index));
+  DS_TRY(releases_.start(info_.index, awaited_));
+  virtual_memory_.start(info_.index);
   algorithms_ = std::make_unique<Algorithms>(info_, options_.cache);
   return ok_status();
 }
@@ -330,9 +331,6 @@ Status Device::exhausted(int64_t bytes, std::string_view what) const {
 }
 
 namespace {
-
-/// A driver's error, as the runtime counts it: the numbers of those that these two can give are the same.
-cudaError_t runtime_error(CUresult raised) { return static_cast<cudaError_t>(raised); }
 
 // Host memory of ours has the same address on the device (unified addressing).
 CUdeviceptr address(const Flag& flag) { return reinterpret_cast<CUdeviceptr>(flag.word); }

@@ -17,6 +17,7 @@
 
 #include "runtime/backends/backends.h"
 #include "runtime/backends/cuda/releases_internal.h"
+#include "runtime/backends/cuda/virtual_memory_internal.h"
 #include "support/status.h"
 
 namespace ds::cuda {
@@ -157,6 +158,7 @@ class Device {
   FlagPool& flags() { return flags_; }
   DeviceClock& clock() { return clock_; }
   PinnedRanges& pinned() { return pinned_; }
+  const VirtualMemory& virtual_memory() const { return virtual_memory_; }
   Releases& releases() { return releases_; }
   Algorithms& algorithms() { return *algorithms_; }
 
@@ -174,6 +176,7 @@ class Device {
   std::unique_ptr<Algorithms> algorithms_;
   std::atomic<int> awaited_{0};
   std::atomic<int64_t> staging_bytes_{0};
+  VirtualMemory virtual_memory_;
   Releases releases_;  // last: what it still holds goes first
 };
 

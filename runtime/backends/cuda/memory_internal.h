@@ -14,7 +14,7 @@ namespace ds::cuda {
 
 /// Kernels that read tiles of the cache (attention, the library's in particular) may read past its last row,
 /// and throw away what they find there: behind every allocation lies room for the largest tile, zeroed, as
-/// what is thrown away must be numbers.
+/// what is thrown away must be numbers. In a range it is whoever commits that leaves it (kCacheTileRows).
 inline constexpr int64_t kSlack = int64_t{2} << 20;
 
 /// Zeroed, 256-byte aligned. Freed once streams have done all that they were given; nobody waits for that.
@@ -77,5 +77,7 @@ class StagingArena {
 /// As a DeviceMemory.
 Result<std::unique_ptr<DeviceMemory>> allocate(std::shared_ptr<Device> device, int64_t bytes,
                                                MemoryKind kind);
+/// Of a device with virtual memory.
+Result<std::unique_ptr<GrowingMemory>> reserve(std::shared_ptr<Device> device, int64_t bytes);
 
 }  // namespace ds::cuda

@@ -9,7 +9,8 @@
 
 namespace ds::cuda {
 
-Status Releases::start(int device) {
+Status Releases::start(int device, const std::atomic<int>& awaited) {
+  awaited_ = &awaited;
   DS_TRY(check(cudaStreamCreateWithFlags(&making_, cudaStreamNonBlocking),
                "cudaStreamCreateWithFlags for new memory"));
   DS_TRY(check(cudaStreamCreateWithFlags(&freeing_, cudaStreamNonBlocking),
@@ -56,15 +57,19 @@ cudaError_t Releases::allocate(void** data, size_t bytes) {
   collect();
   cudaError_t raised = pool_ != nullptr ? cudaMallocAsync(data, bytes, making_) : cudaMalloc(data, bytes);
   if (raised != cudaSuccess) return raised;
-  raised = cudaMemsetAsync(*data, 0, bytes, making_);
-  // Streams of ours do not wait for that one.
-  if (raised == cudaSuccess) raised = cudaStreamSynchronize(making_);
+  raised = zero(*data, bytes);
   if (raised != cudaSuccess) free(std::exchange(*data, nullptr));
   return raised;
 }
 
+cudaError_t Releases::zero(void* data, size_t bytes) {
+  const cudaError_t raised = cudaMemsetAsync(data, 0, bytes, making_);
+  // Streams of ours do not wait for that one.
+  return raised == cudaSuccess ? cudaStreamSynchronize(making_) : raised;
+}
+
 void Releases::free(void* data) {
-  if (pool_ == nullptr) return later([data] { (void)cudaFree(data); });
+  if (pool_ == nullptr) return later([data] { (void)cudaFree(data); }, MayWait::kYes);
   std::lock_guard lock(mutex_);
   order_locked();
   (void)cudaFreeAsync(data, freeing_);
@@ -91,7 +96,7 @@ void Releases::free_pinned(void* data, size_t bytes) {
   });
 }
 
-void Releases::later(std::function<void()> release) {
+void Releases::later(std::function<void()> release, MayWait waits) {
   {
     std::lock_guard lock(mutex_);
     order_locked();
@@ -103,7 +108,7 @@ void Releases::later(std::function<void()> release) {
       gone = nullptr;  // a lost device: what is on it is lost, too
     }
     if (gone != nullptr) (void)cudaEventRecord(gone, freeing_);
-    pending_.push_back({gone, std::move(release)});
+    pending_.push_back({gone, std::move(release), waits});
   }
   collect();
 }
@@ -112,7 +117,9 @@ void Releases::collect() {
   std::vector<Pending> gone;
   {
     std::lock_guard lock(mutex_);
-    auto held = std::stable_partition(pending_.begin(), pending_.end(), [](const Pending& p) {
+    const bool calm = *awaited_ == 0;
+    auto held = std::stable_partition(pending_.begin(), pending_.end(), [&](const Pending& p) {
+      if (p.waits == MayWait::kYes && !calm) return true;
       return p.gone != nullptr && cudaEventQuery(p.gone) == cudaErrorNotReady;  // an error is an end, too
     });
     std::move(held, pending_.end(), std::back_inserter(gone));

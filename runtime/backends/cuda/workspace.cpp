@@ -131,6 +131,7 @@ Status CudaWorkspace::allocate() {
   step_segments_ = reinterpret_cast<AttentionSegment*>(segments);
 
   // The library reads K and V in whole tiles, which may begin with a cache's last row.
+  static_assert(kCacheTileRows % kLibraryKeyTile == 0);
   if ((kLibraryKeyTile - 1) * m.cache_row() > kSlack) {
     library_why_ = fmt::format("rows of the cache have {} bytes each", m.cache_row());
     return ok_status();

@@ -75,17 +75,18 @@ class Simulated final : public LibraryAttention {
           "many keys up to {}, no prefix and no positions",
           segment.rows, segment.keys, segment.prefix_rows, max_rows_, max_context_);
     const Run run{shape_, q + segment.row * row, segment.cache, out + segment.row * row};
+    const int64_t tiles = (segment.keys + kLibraryKeyTile - 1) / kLibraryKeyTile;
     auto readable = [](const std::byte* data, int64_t bytes) {
       return simulated::in_device_memory(data, static_cast<size_t>(bytes));
     };
     if (!readable(run.q, segment.rows * row) || !readable(run.out, segment.rows * row) ||
-        !readable(run.kv, segment.keys * kv_row) || !readable(workspace, workspace_bytes()) ||
+        !readable(run.kv, tiles * kLibraryKeyTile * kv_row) || !readable(workspace, workspace_bytes()) ||
         reinterpret_cast<uintptr_t>(workspace) % 256 != 0)
       return error(
           Code::kInternal,
           "the library's attention, {} rows and {} keys: q, out, the cache or the workspace of {} bytes "
-          "is not all in device memory, or not aligned",
-          segment.rows, segment.keys, workspace_bytes());
+          "is not all in device memory (the cache in tiles of {} rows), or not aligned",
+          segment.rows, segment.keys, workspace_bytes(), kLibraryKeyTile);
     auto* lengths = reinterpret_cast<LibraryLengths*>(workspace + kPlanBytes);
     cudaError_t raised = write_lengths(stream, shape_, segment, lengths);
     if (raised == cudaSuccess) raised = simulated::enqueue(stream, [run, lengths] { run.all(*lengths); });

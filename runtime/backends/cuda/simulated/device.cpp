@@ -22,7 +22,7 @@ constexpr size_t kMostKept = 512 << 20;
   std::fprintf(
       stderr,
       "DROIDSPEAK_SIMULATED_CUDA: '%.*s'; expected devices=N, memory=SIZE, driver=VERSION, sm=80 or 90, "
-      "multiprocessors=N, seed=N, fail=FUNCTION:N\n",
+      "multiprocessors=N, seed=N, granule=SIZE, fail=FUNCTION:N, refuse=FUNCTION:N\n",
       static_cast<int>(text.size()), text.data());
   std::exit(2);
 }
@@ -57,9 +57,11 @@ Config parse(std::string_view text) {
       config.multiprocessors = std::atoi(value.c_str());
     else if (name == "seed")
       config.seed = std::strtoull(value.c_str(), nullptr, 10);
-    else if (name == "fail" && value.find(':') != std::string::npos) {
-      config.fail = value.substr(0, value.find(':'));
-      config.fail_at = std::atoll(value.c_str() + value.find(':') + 1);
+    else if (name == "granule")
+      config.granule = static_cast<size_t>(bytes_of(value));
+    else if ((name == "fail" || name == "refuse") && value.find(':') != std::string::npos) {
+      (name == "fail" ? config.fail : config.refuse) = value.substr(0, value.find(':'));
+      (name == "fail" ? config.fail_at : config.refuse_at) = std::atoll(value.c_str() + value.find(':') + 1);
     } else
       refuse(part);
   }
@@ -95,6 +97,9 @@ void Device::reset(std::string_view text) {
   std::lock_guard lock(mutex_);
   for (auto& [data, allocation] : allocations_) munmap(allocation.mapped, allocation.mapped_bytes);
   allocations_.clear();
+  for (auto& [at, range] : ranges_) munmap(range.mapped, range.mapped_bytes);
+  ranges_.clear();
+  physical_.clear();
   for (auto& [inside, mapped] : kept_) munmap(mapped, inside + 2 * kPage);
   kept_.clear();
   kept_bytes_ = 0;
@@ -117,6 +122,8 @@ cudaError_t Device::enter(const char* function) {
   if (config_.driver < CUDART_VERSION) return cudaErrorInsufficientDriver;
   if (config_.devices == 0) return cudaErrorNoDevice;
   if (config_.fail == function && count == config_.fail_at) lost_ = cudaErrorIllegalAddress;
+  if (lost_ == cudaSuccess && config_.refuse == function && count == config_.refuse_at)
+    return cudaErrorMemoryAllocation;
   return lost_;
 }
 
@@ -218,6 +225,13 @@ Memory Device::find(const void* data, size_t bytes, bool& fits) const {
   auto at = reinterpret_cast<uintptr_t>(data);
   auto next = allocations_.upper_bound(at);
   fits = true;
+  if (const auto after = ranges_.upper_bound(at); after != ranges_.begin()) {
+    const auto& [start, range] = *std::prev(after);
+    if (at - start < range.bytes) {
+      fits = accessible(range, at, bytes);
+      return Memory::kDevice;
+    }
+  }
   if (next == allocations_.begin()) return Memory::kNone;
   const auto& [start, allocation] = *std::prev(next);
   if (at - start >= allocation.bytes) return Memory::kNone;
@@ -230,6 +244,7 @@ size_t Device::free_bytes() const {
   auto left = static_cast<size_t>(config_.memory);
   for (const auto& [data, allocation] : allocations_)
     if (allocation.memory == Memory::kDevice) left -= std::min(left, allocation.bytes);
+  for (const auto& [handle, memory] : physical_) left -= std::min(left, memory.bytes);
   return left;
 }
 
@@ -293,6 +308,11 @@ Live Device::live() const {
         static_cast<int64_t>(allocation.bytes);
     ++live.allocations;
   }
+  for (const auto& [handle, memory] : physical_) {
+    live.device_bytes += static_cast<int64_t>(memory.bytes);
+    ++live.allocations;
+  }
+  live.ranges = static_cast<int>(ranges_.size());
   live.streams = static_cast<int>(streams_.size()) - (default_stream_ != nullptr ? 1 : 0);
   live.events = events;
   live.graphs = graphs;

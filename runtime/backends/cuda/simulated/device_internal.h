@@ -15,6 +15,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -69,6 +70,15 @@ class Device {
   Memory find(const void* data, size_t bytes, bool& fits) const;
   size_t free_bytes() const;
 
+  // Virtual memory (virtual_memory.cpp); sizes and addresses are multiples of the granule.
+  cudaError_t reserve(uintptr_t& at, size_t bytes);
+  cudaError_t free_range(uintptr_t at, size_t bytes);
+  cudaError_t create(uint64_t& handle, size_t bytes);
+  cudaError_t release_handle(uint64_t handle);
+  cudaError_t map(uintptr_t at, size_t bytes, uint64_t handle);
+  cudaError_t set_access(uintptr_t at, size_t bytes);  // of whole parts
+  cudaError_t unmap(uintptr_t at, size_t bytes);       // of whole parts
+
   void add(CUstream_st* stream);
   void remove(CUstream_st* stream);
   void wait_for_all();
@@ -95,6 +105,21 @@ class Device {
   Device() { configure(""); }
   void configure(std::string_view text);
   void* take_kept(size_t inside);  // null: none of that size is kept
+  /// Addresses, of which those of parts are memory; only what is accessible may be touched.
+  struct Range {
+    struct Part {
+      size_t bytes;
+      uint64_t handle;
+      bool accessible = false;
+    };
+    size_t bytes;
+    void* mapped;
+    size_t mapped_bytes;
+    std::map<uintptr_t, Part> parts = {};
+  };
+  Range* range_of(uintptr_t at, size_t bytes);
+  static bool accessible(const Range& range, uintptr_t at, size_t bytes);
+  void drop_unused(uint64_t handle);
 
   Config config_;
   std::atomic<cudaError_t> lost_{cudaSuccess};
@@ -107,6 +132,13 @@ class Device {
     size_t mapped_bytes;
   };
   std::map<uintptr_t, Allocation> allocations_;
+  std::map<uintptr_t, Range> ranges_;
+  struct Physical {
+    size_t bytes;
+    bool mapped = false, released = false;
+  };
+  std::map<uint64_t, Physical> physical_;  // memory for ranges, by handle
+  uint64_t handles_made_ = 0;
   std::multimap<size_t, void*> kept_;  // freed, by the size between their guards
   size_t kept_bytes_ = 0;
   std::set<CUstream_st*> streams_;
@@ -120,6 +152,9 @@ class Device {
 
 /// Whether this thread is in a host function of a stream, which must not call CUDA.
 extern thread_local bool in_host_function;
+
+/// One of the driver's functions for virtual memory; null: no such.
+void* virtual_memory_function(std::string_view name);
 
 /// Records an error for cudaGetLastError().
 cudaError_t note(cudaError_t error);

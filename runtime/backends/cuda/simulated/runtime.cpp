@@ -685,7 +685,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** found, u
   const std::string_view name = symbol;
   *found = name == "cuStreamWaitValue32"    ? reinterpret_cast<void*>(&wait_value)
            : name == "cuStreamWriteValue32" ? reinterpret_cast<void*>(&write_value)
-                                            : nullptr;
+                                            : virtual_memory_function(name);
   if (status != nullptr)
     *status = *found != nullptr ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;  // also where there is no such function: then that is null

@@ -24,6 +24,9 @@ struct Config {
   std::string fail = {};  // "cudaMalloc:3": the third call of it from now on loses the device, as an illegal
                           // address does. "kernel:3": the third kernel to run does, after it was launched.
   int64_t fail_at = 0;
+  std::string refuse = {};  // "cuMemCreate:3": the third call of it finds no memory, and nothing is lost
+  int64_t refuse_at = 0;
+  size_t granule = size_t{2} << 20;  // of virtual memory; 0: the device has none
 };
 
 /// A new device as `text` says ("": as the environment does), once all streams have ended; what was left on
@@ -33,6 +36,7 @@ void reset(std::string_view text = "");
 /// What has been made and not yet destroyed.
 struct Live {
   int64_t device_bytes = 0, host_bytes = 0;
+  int ranges = 0;  // of addresses
   int allocations = 0, streams = 0, events = 0, graphs = 0, handles = 0;
 };
 Live live();
