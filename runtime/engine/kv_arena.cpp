@@ -11,6 +11,8 @@ namespace {
 constexpr int64_t kRowsAhead = 64;
 // Each layer's rows begin at a multiple of it. Steps that are no larger are not counted.
 constexpr int64_t kPage = int64_t{64} << 10;
+// Layers that fill one begin at one: the host's memory has pages so large (it costs addresses only).
+constexpr int64_t kLargePage = int64_t{2} << 20;
 // Layers that fill so many larger steps begin at one.
 constexpr int64_t kFewSteps = 4;
 
@@ -150,7 +152,8 @@ KvLayout KvArena::layout(const RowBytes& bytes, int64_t rows) const {
   if (step > kPage) l.step = step;
   const bool apart = !l.whole && rows * bytes.kv >= kFewSteps * l.step;
   if (apart) l.rows = std::max(rows, longest_);
-  l.stride = up_to(l.committed_rows(l.rows) * bytes.kv, apart ? std::max(kPage, l.step) : kPage);
+  const int64_t layer = l.committed_rows(l.rows) * bytes.kv;
+  l.stride = up_to(layer, !apart ? kPage : std::max(l.step, layer < kLargePage ? kPage : kLargePage));
   return l;
 }
 
