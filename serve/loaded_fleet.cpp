@@ -235,10 +235,13 @@ Result<std::unique_ptr<LoadedFleet>> LoadedFleet::load(Fleet given, const LoadFl
     broken.push_back(fmt::format("{}: {}", what, status.message()));
   };
   if (!f.store.empty()) {
-    DS_ASSIGN(fleet->store_, open_store(f.store));
+    auto store = open_store(f.store);
+    if (!store.ok()) return store.status().with_context(f.origin + ": store: url");
+    fleet->store_ = std::move(*store);
     if (!f.store_key.empty()) {
-      DS_ASSIGN(auto key, read_store_key(f.store_key));
-      fleet->store_->set_signing(std::move(key));
+      auto key = read_store_key(f.store_key);
+      if (!key.ok()) return key.status().with_context(f.origin + ": store: key_file");
+      fleet->store_->set_signing(std::move(*key));
     }
   }
   for (const FleetModel& m : f.models) note(fmt::format("model '{}'", m.name), fleet->open_model(m, options));

@@ -86,7 +86,9 @@ void RegisteredCuts::look() {
   const auto keys = registered_keys(*fleet_.store());
   const std::string before = std::exchange(unasked_, keys.status().message());
   if (!keys.ok()) {
-    if (unasked_ != before) say_(fmt::format("registered plans cannot be looked for: {}", unasked_));
+    if (unasked_ != before)
+      say_(fmt::format("plans that are registered in '{}' cannot be looked for now: {}",
+                       fleet_.store()->url(), unasked_));
     return;
   }
   // Only this changes known_.

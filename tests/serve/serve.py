@@ -690,6 +690,8 @@ class Files(unittest.TestCase):
         says = lambda done, *texts: [self.assertIn(t, done.stderr) for t in texts]
         says(self.serve(fleet(modles=[]), "--check", expect=2), "modles", "unknown key")
         says(self.serve(fleet(models=[model("sender"), model("sender")]), "--check", expect=2), "two models are named 'sender'")
+        says(self.serve(fleet(store={"url": "s3://x"}), "--check", expect=2), "broken.json: store: url: ", "unknown scheme 's3'")
+        says(self.serve(fleet(store={"url": "redis://127.0.0.1:1", "registered": "1min"}), "--check", expect=0), "registered in 'redis://127.0.0.1:1' cannot be looked for now: ", "Connection refused")
         says(self.serve(fleet(models=[model("sender")]), "--check", expect=5), "plan.dsplan", "no model of the fleet")
         broken = fleet(models=fleet()["models"] + [model("gone")])
         says(self.serve(broken, expect=3), "model 'gone'")
