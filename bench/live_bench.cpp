@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/program.h"
 #include "plans/plan_file.h"
 #include "runtime/backends/backends.h"
 #include "runtime/core/chain.h"
@@ -26,13 +27,6 @@ namespace ds {
 namespace {
 
 constexpr int64_t kSuffix = 16;
-
-template <typename T>
-T take(Result<T> result) {
-  if (result.ok()) return std::move(result).value();
-  std::fprintf(stderr, "live_bench: %s\n", result.status().message().c_str());
-  std::exit(1);
-}
 
 /// What the sender is to do, and what it took.
 struct Order {

@@ -12,11 +12,11 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "bench/program.h"
 #include "runtime/store/store.h"
 #include "support/clock.h"
 
@@ -25,16 +25,6 @@ namespace {
 
 constexpr int64_t kValue = int64_t{1} << 20,
                   kRead = int64_t{4} << 20;  // as a store's parts, and its readers' reads
-
-[[noreturn]] void fail(const std::string& what) {
-  std::fprintf(stderr, "redis_loop_bench: %s\n", what.c_str());
-  std::exit(1);
-}
-template <typename T>
-T take(Result<T> result) {
-  if (!result.ok()) fail(result.status().message());
-  return std::move(result).value();
-}
 
 class Loop {
  public:
@@ -100,11 +90,6 @@ class Loop {
   int fd_ = -1;
 };
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
 int run(const char* host, const char* port, int64_t mib, int64_t rounds, int64_t depth) {
   const Loop loop(host, port);
   auto store = take(open_store(fmt::format("redis://{}:{}?prefix=bench:store:", host, port)));
@@ -148,12 +133,6 @@ int run(const char* host, const char* port, int64_t mib, int64_t rounds, int64_t
 }  // namespace ds
 
 int main(int argc, char** argv) {
-  if (argc < 3 || argc > 6) {
-    std::fprintf(stderr, "usage: redis_loop_bench HOST PORT [MIB [ROUNDS [DEPTH]]]\n");
-    return 2;
-  }
-  const auto number = [&](int at, long other) {
-    return argc > at ? std::max(1L, std::strtol(argv[at], nullptr, 10)) : other;
-  };
-  return ds::run(argv[1], argv[2], number(3, 256), number(4, 15), number(5, 4));
+  const ds::Arguments given(argc, argv, 2, 5, "HOST PORT [MIB [ROUNDS [DEPTH]]]");
+  return ds::run(given[0], given[1], given.number(2, 256), given.number(3, 15), given.number(4, 4));
 }

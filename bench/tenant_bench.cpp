@@ -1,7 +1,7 @@
 // Whether the time of a look-up tells that another tenant has an entry of the same context: look-ups of who
 // has none, in turns of contexts that the other one has and of contexts that nobody has.
 //
-// tenant_bench STORE [ROUNDS] [TOKENS]: an empty STORE, as open_store() has it. Of the difference of the two
+// tenant_bench STORE [ROUNDS [TOKENS]]: an empty STORE, as open_store() has it. Of the difference of the two
 // kinds it prints the mean with its 95 % interval, and how often one that the other has took longer than one
 // that nobody has: 50 % is nothing to tell by.
 #include <unistd.h>
@@ -9,12 +9,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "bench/program.h"
 #include "bench/small_shape.h"
 #include "runtime/core/chain.h"
 #include "runtime/store/live_entry.h"
@@ -26,13 +26,6 @@ namespace {
 constexpr int64_t kContexts = 32;  // of each kind
 const std::string kAnother = "another tenant's salt", kMine = "my salt";
 
-template <typename T>
-T take(Result<T> result) {
-  if (result.ok()) return std::move(result).value();
-  std::fprintf(stderr, "tenant_bench: %s\n", result.status().message().c_str());
-  std::exit(1);
-}
-
 using Context = std::vector<int32_t>;
 std::vector<Context> random_contexts(int64_t tokens, uint64_t seed) {
   std::mt19937_64 random(seed);
@@ -40,12 +33,6 @@ std::vector<Context> random_contexts(int64_t tokens, uint64_t seed) {
   for (Context& c : contexts)
     for (int32_t& id : c) id = static_cast<int32_t>(random() % static_cast<uint64_t>(kShape.vocab));
   return contexts;
-}
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 /// How often a value of `a` is more than one of `b`; one that is the same counts half.
@@ -73,10 +60,7 @@ void measure(Store& store, const char* what, const std::vector<Context>& has,
     const Chain chain =
         take(find_chain(store, context, {.sender = kSender, .shape = kShape, .salt = kMine, .live = true}));
     const int64_t end = now_ns();
-    if (chain.tokens() != 0) {
-      std::fprintf(stderr, "tenant_bench: it was found\n");
-      std::exit(1);
-    }
+    if (chain.tokens() != 0) fail("it was found");
     return static_cast<double>(end - start) / 1e3;
   };
   std::mt19937_64 random(3);
@@ -130,12 +114,6 @@ int run(const std::string& url, int64_t rounds, int64_t tokens) {
 }  // namespace ds
 
 int main(int argc, char** argv) {
-  if (argc < 2 || argc > 4) {
-    std::fprintf(stderr, "usage: tenant_bench STORE [ROUNDS] [TOKENS]\n");
-    return 2;
-  }
-  const auto number = [&](int at, long other) {
-    return argc > at ? std::max(64L, std::strtol(argv[at], nullptr, 10)) : other;
-  };
-  return ds::run(argv[1], number(2, 2000), number(3, 4096));
+  const ds::Arguments given(argc, argv, 1, 3, "STORE [ROUNDS [TOKENS]]");
+  return ds::run(given[0], given.number(1, 2000, 64), given.number(2, 4096, 64));
 }

@@ -7,6 +7,7 @@
 #include "runtime/store/entry.h"
 #include "serve/api_internal.h"
 #include "serve/prompt_context.h"
+#include "serve/registered_cuts.h"
 #include "support/hash.h"
 
 namespace ds {
@@ -242,19 +243,24 @@ void Api::watch_drift(ServedModel& model, const EngineAnswer& answer) {
 
 void Api::publish(const ServedModel& model, const std::vector<int32_t>& prompt, const std::string& salt) {
   const int64_t tokens = shared_blocks(static_cast<int64_t>(prompt.size()));
-  if (!model.given.publish || !model.sends || tokens == 0) return;
+  if (!model.given.publish || tokens == 0) return;
+  WantedCuts wanted = model.wanted;
+  const RegisteredCuts* registered = fleet_.registered();
+  const bool anybody = registered != nullptr && registered->add_to(model, wanted);
+  if (!model.sends && !anybody) return;
   EnginePublication publication;
   publication.sender = model.receiver;
   publication.context.assign(prompt.begin(), prompt.begin() + tokens);
   publication.store = fleet_.store().get();
   publication.store_owner = fleet_.store();
-  publication.options.cuts = model.plain_cuts.cuts;
-  publication.options.more = model.mapped;
+  publication.options.cuts = std::move(wanted.plain);
+  publication.options.more = std::move(wanted.mapped);
   publication.options.salt = salt;
   publication.options.only_new = true;  // a conversation grows
   publication.options.live_rows = model.given.publish_live ? kLiveRows : 0;
   const std::string name =
-      sha256_hex(model.given.name + "\n" + salt + "\n" + hash_tokens(publication.context));
+      sha256_hex(fmt::format("{}\n{}\n{}\n{}", model.given.name, salt, hash_tokens(publication.context),
+                             registered == nullptr ? 0 : registered->version()));
   {
     std::lock_guard lock(mutex_);
     if (std::find(published_.begin(), published_.end(), name) != published_.end()) return;

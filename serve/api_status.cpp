@@ -3,12 +3,13 @@
 #include <ctime>
 
 #include "serve/api_internal.h"
+#include "serve/registered_cuts.h"
 
 namespace ds {
 
 HttpReply Api::status() const {
   using Json = nlohmann::ordered_json;
-  Json models = Json::array(), plans = Json::array(), recent = Json::array();
+  Json models = Json::array(), plans = Json::array(), registered = Json::array(), recent = Json::array();
   auto number = [](double x) { return std::isnan(x) ? Json() : Json(x); };
   for (const auto& m : fleet_.models()) {
     Json names = Json::array();
@@ -39,6 +40,13 @@ HttpReply Api::status() const {
     one["drifted"] = p->drift.state == DriftReport::State::kDrifted;
     plans.push_back(std::move(one));
   }
+  if (fleet_.registered() != nullptr)
+    for (const RegisteredCuts::Shown& one : fleet_.registered()->shown())
+      registered.push_back({{"key", one.key},
+                            {"sender", one.sender},
+                            {"receiver", one.receiver},
+                            {"models", one.models},
+                            {"problem", one.problem.empty() ? Json() : Json(one.problem)}});
   const EngineStats s = fleet_.engine().stats();
   const Json engine = {{"submitted", s.submitted},
                        {"finished", s.finished},
@@ -74,6 +82,7 @@ HttpReply Api::status() const {
                     {"cache_bytes", fleet_.fleet().cache_bytes},
                     {"models", models},
                     {"plans", plans},
+                    {"registered_plans", registered},
                     {"engine", engine},
                     {"recent", recent}});
 }

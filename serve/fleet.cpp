@@ -15,6 +15,8 @@
 namespace ds {
 namespace {
 
+constexpr double kMostRegisteredS = 86400;
+
 /// A key that nobody reads is most often a misspelt one.
 Status check_keys(const JsonObject& object, std::initializer_list<std::string_view> known) {
   for (const auto& [key, value] : object.json().items())
@@ -213,11 +215,22 @@ Status read_sections(const JsonObject& root, const std::string& folder, Fleet& f
                  fleet.dtype);
   if (root.has("store")) {
     DS_ASSIGN(const JsonObject store, root.object("store"));
-    DS_TRY(check_keys(store, {"url", "key_file"}));
+    DS_TRY(check_keys(store, {"url", "key_file", "registered"}));
     DS_ASSIGN(fleet.store, text(store, "url"));
     DS_ASSIGN(fleet.store_key, store.string_or("key_file", ""));
     fleet.store = url_in(folder, fleet.store);
     fleet.store_key = path_in(folder, fleet.store_key);
+    if (store.has("registered")) {
+      DS_ASSIGN(const std::string given, store.string("registered"));
+      auto seconds = parse_duration(given);
+      if (!seconds.ok()) return seconds.status().with_context(store.at("registered"));
+      if (!(*seconds >= 1 && *seconds <= kMostRegisteredS))
+        return error(Code::kInvalidArgument,
+                     "{}: 'registered' is '{}', expected 1s to 1d: how often plans are looked for that are "
+                     "registered in the store",
+                     store.where(), given);
+      fleet.registered_s = *seconds;
+    }
   }
   DS_ASSIGN(const JsonObject objectives, section(root, "objectives"));
   DS_TRY(check_keys(objectives, {"loss", "ttft_ms"}));
@@ -260,6 +273,11 @@ Status check_whole(const Fleet& fleet) {
     if (fleet.store.empty() && m.publish)
       return error(Code::kInvalidArgument, "{}: model '{}' is to publish, and there is no 'store'",
                    fleet.origin, m.name);
+  if (fleet.registered_s > 0 &&
+      std::none_of(fleet.models.begin(), fleet.models.end(), [](const FleetModel& m) { return m.publish; }))
+    return error(Code::kInvalidArgument,
+                 "{}: store: 'registered' says what is published for, and no model has 'publish'",
+                 fleet.origin);
   if (fleet.store.empty() && !fleet.plans.empty())
     return error(Code::kInvalidArgument,
                  "{}: 'plans' reuse entries of a store, and there is no 'store': "

@@ -56,6 +56,7 @@ struct Fleet {
   std::vector<FleetModel> models;
   std::vector<FleetPlan> plans;
   std::string store, store_key;  // a URL; a file
+  double registered_s = 0;       // how often plans that are registered there are looked for; 0: never
   // objectives, of requests that name none
   double loss = kUnknown;  // points; NaN: whatever the plans promise
   double ttft_ms = 0;      // 0: none

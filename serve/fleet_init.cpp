@@ -74,6 +74,7 @@ Result<nlohmann::ordered_json> make_fleet(const FleetInit& init) {
                                   ? "file:" + absolute(init.store.substr(5))
                                   : init.store}};
     if (!init.store_key.empty()) fleet["store"]["key_file"] = absolute(init.store_key);
+    if (init.registered) fleet["store"]["registered"] = "60s";
   }
   // What is written is what is read.
   DS_TRY(Fleet::parse(fleet.dump(), "the new fleet", ""));

@@ -13,7 +13,7 @@ struct FleetInit {
   std::vector<std::string> models;  // "NAME=FOLDER", or a folder, whose own name counts
   std::vector<std::string> plans, maps, profiles;
   std::string store, store_key;
-  bool approximate = false, publish = false;
+  bool approximate = false, publish = false, registered = false;
 };
 
 /// The fleet as JSON, with absolute paths. A file of maps or a profile goes to the plans that it is of.

@@ -10,6 +10,7 @@
 #include "runtime/model/identity.h"
 #include "runtime/model/model_folder.h"
 #include "runtime/model/verified.h"
+#include "serve/registered_cuts.h"
 #include "support/file.h"
 #include "support/hash.h"
 #include "support/units.h"
@@ -42,11 +43,17 @@ bool template_reads_parts(const ChatTemplate& chat_template) {
          rendered->find("'type'") == std::string::npos && rendered->find("\"type\"") == std::string::npos;
 }
 
-bool mapped(const std::vector<Cut>& cuts) {
-  return std::any_of(cuts.begin(), cuts.end(), [](Cut c) { return c.form != MapForm::kNone; });
-}
-
 }  // namespace
+
+void WantedCuts::add(const MappedCuts& cuts) {
+  if (cuts.maps != nullptr) {
+    if (std::find(mapped.begin(), mapped.end(), cuts) == mapped.end()) mapped.push_back(cuts);
+    return;
+  }
+  plain.insert(plain.end(), cuts.cuts.begin(), cuts.cuts.end());
+  std::sort(plain.begin(), plain.end());
+  plain.erase(std::unique(plain.begin(), plain.end()), plain.end());
+}
 
 ServedPlan* ServedModel::plan_of(const Variant* variant) const {
   for (ServedPlan* p : plans) {
@@ -56,6 +63,7 @@ ServedPlan* ServedModel::plan_of(const Variant* variant) const {
   return nullptr;
 }
 
+LoadedFleet::LoadedFleet(Fleet fleet) : fleet_(std::move(fleet)) {}
 LoadedFleet::~LoadedFleet() = default;
 
 ServedModel* LoadedFleet::find(std::string_view name) const {
@@ -142,7 +150,7 @@ Status LoadedFleet::attach(ServedPlan& plan) {
   }
   DS_TRY(check_maps(plan.plan, plan.maps ? &*plan.maps : nullptr));
   MappedCuts cuts{published_cuts(plan.plan), nullptr};
-  if (mapped(cuts.cuts)) {
+  if (through_maps(cuts.cuts)) {
     if (!plan.maps)
       return error(Code::kInvalidArgument,
                    "the sender takes its hidden states through the maps '{}'; name the file as 'maps'",
@@ -156,14 +164,7 @@ Status LoadedFleet::attach(ServedPlan& plan) {
   for (auto& m : models_) {
     if (!same_model(plan.plan.sender, m->identity)) continue;
     m->sends = true;
-    if (cuts.maps != nullptr) {
-      m->mapped.push_back(cuts);
-      continue;
-    }
-    auto& all = m->plain_cuts.cuts;
-    all.insert(all.end(), cuts.cuts.begin(), cuts.cuts.end());
-    std::sort(all.begin(), all.end());
-    all.erase(std::unique(all.begin(), all.end()), all.end());
+    m->wanted.add(cuts);
   }
   return ok_status();
 }
@@ -235,10 +236,13 @@ Result<std::unique_ptr<LoadedFleet>> LoadedFleet::load(Fleet given, const LoadFl
     broken.push_back(fmt::format("{}: {}", what, status.message()));
   };
   if (!f.store.empty()) {
-    DS_ASSIGN(fleet->store_, open_store(f.store));
+    auto store = open_store(f.store);
+    if (!store.ok()) return store.status().with_context(f.origin + ": store: url");
+    fleet->store_ = std::move(*store);
     if (!f.store_key.empty()) {
-      DS_ASSIGN(auto key, read_store_key(f.store_key));
-      fleet->store_->set_signing(std::move(key));
+      auto key = read_store_key(f.store_key);
+      if (!key.ok()) return key.status().with_context(f.origin + ": store: key_file");
+      fleet->store_->set_signing(std::move(*key));
     }
   }
   for (const FleetModel& m : f.models) note(fmt::format("model '{}'", m.name), fleet->open_model(m, options));
@@ -257,7 +261,7 @@ Result<std::unique_ptr<LoadedFleet>> LoadedFleet::load(Fleet given, const LoadFl
   if (f.keys.empty() && !f.host.starts_with("127.") && f.host != "localhost" && f.host != "::1")
     options.say(fmt::format("note: without 'keys' whoever reaches {} is served", f.host));
   for (const auto& m : fleet->models_)
-    if (m->given.publish && !m->sends)
+    if (m->given.publish && !m->sends && f.registered_s == 0)
       options.say(fmt::format("note: model '{}' is to publish and is no plan's sender: nothing is published",
                               m->given.name));
   if (!options.check_only) {
@@ -268,6 +272,11 @@ Result<std::unique_ptr<LoadedFleet>> LoadedFleet::load(Fleet given, const LoadFl
     }
     if (fleet->models_.empty()) return refuse();
     DS_TRY(fleet->start_engine());
+  }
+  if (f.registered_s > 0) {
+    fleet->registered_ = std::make_unique<RegisteredCuts>(*fleet, options.say);
+    fleet->registered_->look();
+    if (!options.check_only) DS_TRY(fleet->registered_->keep_looking());
   }
   fleet->left_out_ = std::move(broken);
   return fleet;

@@ -25,6 +25,15 @@
 
 namespace ds {
 
+class RegisteredCuts;
+
+/// What of a sender's hidden states is published.
+struct WantedCuts {
+  std::vector<Cut> plain;          // without maps, ascending
+  std::vector<MappedCuts> mapped;  // those of plans with maps
+  void add(const MappedCuts& cuts);
+};
+
 /// A plan of the fleet, with what belongs to it.
 struct ServedPlan {
   FleetPlan given;
@@ -48,12 +57,11 @@ struct ServedModel {
   const Receiver* receiver = nullptr;  // of the engine
   std::vector<ServedPlan*> plans;      // as the receiver counts them
   std::vector<const Gate*> gates;
-  bool sends = false;              // it is the sender of a plan
-  MappedCuts plain_cuts;           // of the plans whose sender it is; without maps
-  std::vector<MappedCuts> mapped;  // those of them with maps
-  std::vector<int32_t> end_ids;    // that end an answer
-  std::vector<int32_t> turn_ids;   // that end an answer through the template
-  int64_t positions = 0;           // context, prompt and answer together
+  bool sends = false;             // it is the sender of a plan of the fleet
+  WantedCuts wanted;              // by those plans
+  std::vector<int32_t> end_ids;   // that end an answer
+  std::vector<int32_t> turn_ids;  // that end an answer through the template
+  int64_t positions = 0;          // context, prompt and answer together
   std::atomic<bool> drifted{false};
 
   /// The plan that a variant of the receiver's is of; null: the full prefill.
@@ -91,10 +99,12 @@ class LoadedFleet {
   bool has_keys() const { return !fleet_.keys.empty(); }
   const std::shared_ptr<Store>& store() const { return store_; }
   Engine& engine() const { return *engine_; }
+  /// Null: the fleet file does not ask for plans that are registered in the store.
+  const RegisteredCuts* registered() const { return registered_.get(); }
   Backend& backend() const { return *backend_; }
 
  private:
-  explicit LoadedFleet(Fleet fleet) : fleet_(std::move(fleet)) {}
+  explicit LoadedFleet(Fleet fleet);
   Status open_model(const FleetModel& given, const LoadFleetOptions& options);
   Status open_plan(const FleetPlan& given);
   Status attach(ServedPlan& plan);
@@ -108,7 +118,8 @@ class LoadedFleet {
   std::vector<std::unique_ptr<ServedModel>> models_;
   std::vector<std::unique_ptr<ServedPlan>> plans_;
   std::vector<std::unique_ptr<Tenant>> tenants_;
-  std::unique_ptr<Engine> engine_;  // goes first
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<RegisteredCuts> registered_;  // goes first, then the engine
 };
 
 }  // namespace ds

@@ -49,6 +49,7 @@ std::string_view status_page() {
 <div class="scroll"><table id="models"></table></div>
 <h2>Plans</h2>
 <div class="scroll"><table id="plans"></table></div>
+<p id="registered" style="overflow-wrap: anywhere; margin-top: 8px" hidden></p>
 <h2>Last answers</h2>
 <p class="key"><i class="q"></i>queue <i class="f"></i>to the first token <i class="d"></i>to the last</p>
 <div class="scroll"><table id="recent"></table></div>
@@ -84,6 +85,9 @@ function show(s) {
   s.plans.forEach(p => p.variants.forEach((v, i) => rows.push([i ? "" : p.sender + " \u2192 " + p.receiver, v.name, v.way || "-", n(v.tokens[0]) + " to " + (v.tokens[1] === null ? "any" : n(v.tokens[1])),
     n(v.loss, 2), n(v.ttft_ms, 1), i ? "" : el("td", p.gate ? p.drift : "no gate", "wide" + (p.drifted ? " bad" : ""))])));
   table("plans", ["pair", "variant", "way", "tokens", "#loss, points", "#TTFT, ms", "gate"], rows);
+  $("registered").hidden = !s.registered_plans.length;
+  $("registered").textContent = "Registered in the store: " + s.registered_plans.map(p => p.problem || p.sender + " \u2192 " + p.receiver +
+    (p.models.length ? " (" + p.models.join(", ") + (p.models.length > 1 ? " publish" : " publishes") + " for it)" : " (no model here publishes for it)")).join("; ");
   table("recent", ["at", "model", "#prompt", "#cached", "#new", "how", "entry", "gate", "#TTFT, ms", "#predicted", "schedule"], s.recent.map(r => {
     const all = Math.max(r.duration_ms, 1e-3), bar = el("div", null, "bar"), td = el("td");
     [["q", r.queue_ms], ["f", (r.ttft_ms || 0) - r.queue_ms], ["d", r.duration_ms - (r.ttft_ms || 0)]].forEach(([c, ms]) => { const i = el("i", null, c); i.style.width = Math.max(0, 100 * ms / all) + "%"; bar.append(i); });

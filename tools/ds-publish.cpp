@@ -37,8 +37,7 @@ Result<std::vector<GivenMaps>> read_maps(const std::vector<std::string>& paths) 
 Result<MappedCuts> cuts_for(const Plan& plan, const std::string& plan_path,
                             const std::vector<GivenMaps>& given) {
   MappedCuts out{published_cuts(plan), nullptr};
-  if (std::all_of(out.cuts.begin(), out.cuts.end(), [](Cut c) { return c.form == MapForm::kNone; }))
-    return out;
+  if (!through_maps(out.cuts)) return out;
   for (const GivenMaps& maps : given) {
     if (maps.fingerprint != plan.maps.fingerprint) continue;
     DS_TRY(maps.set.check_plan(maps.path, plan));

@@ -7,6 +7,7 @@
 #include "serve/fleet_init.h"
 #include "serve/http_server.h"
 #include "serve/loaded_fleet.h"
+#include "serve/registered_cuts.h"
 #include "support/file.h"
 #include "tools/backend_flags.h"
 #include "tools/store_input.h"
@@ -51,6 +52,12 @@ Status check_or_serve(const ServeOptions& o) {
       fmt::print("plan {}: {} -> {}, {} variant{}, {} gate\n", p->given.file, p->plan.sender.name,
                  p->plan.receiver.name, p->plan.variants.size(), p->plan.variants.size() == 1 ? "" : "s",
                  p->gate ? "a" : "no");
+    if (fleet->registered() != nullptr)
+      for (const RegisteredCuts::Shown& one : fleet->registered()->shown())
+        if (one.problem.empty())
+          fmt::print("registered {:.17}: {} -> {}, {}\n", one.key, one.sender, one.receiver,
+                     one.models.empty() ? "for no model that publishes"
+                                        : fmt::format("published for by {}", fmt::join(one.models, ", ")));
     return ok_status();
   }
   Api api(*fleet, {.log = log_line, .log_requests = o.log_requests});
@@ -102,12 +109,15 @@ int main(int argc, char** argv) {
   make->add_option("--maps", init.maps, "file of maps that a plan names; may be given several times");
   make->add_option("--profile", init.profiles,
                    "quality profile of a plan's pair, for the gate; may be given several times");
-  make->add_option("--store", init.store, "where entries are: file:PATH");
+  make->add_option("--store", init.store, fmt::format("where entries are: {}", kStoreUrls));
   add_store_key_option(*make, init.store_key);
   make->add_flag(
       "--approximate", init.approximate,
       "let plans answer for all of them; without it they reuse what they have computed themselves");
   make->add_flag("--publish", init.publish, "have all of them publish the contexts that they have read");
+  make->add_flag(
+      "--registered", init.registered,
+      "publish for plans, too, that receivers elsewhere register in the store (ds-store register)");
   make->add_option("-o,--output", output, "the file; -: stdout")->capture_default_str();
   app.footer(
       "Examples:\n"

@@ -31,6 +31,7 @@ Result<Chain> find_chain(Store& store, std::span<const int32_t> tokens, const Ch
   std::vector<std::vector<Agreeing>> candidates(static_cast<size_t>(blocks) + 1);
   const auto look_up = [&]() -> Status {
     DS_ASSIGN(const Found found, store.find(keys, whole.names));
+    if (chain.why.ok()) chain.why = found.unasked;
     for (auto& of_block : candidates) std::erase_if(of_block, [](const Agreeing& c) { return !c.live; });
     for (int64_t b = 1; b <= blocks && static_cast<size_t>(b) <= found.names.size(); ++b)
       for (const ObjectRef& ref : found.names[static_cast<size_t>(b - 1)])

@@ -24,8 +24,8 @@ struct ChainLink {
 
 struct Chain {
   std::vector<ChainLink> links;  // from token 0 on, each where the one before it ends
-  /// Why it does not cover all tokens, where it does not: the first entry that could not be used, or that
-  /// there is none. What is another tenant's is not there.
+  /// Why it does not cover all tokens, where it does not: a server of the store that is not there, the first
+  /// entry that could not be used, or that there is none. What is another tenant's is not there.
   Status why;
 
   int64_t tokens() const { return links.empty() ? 0 : links.back().end; }

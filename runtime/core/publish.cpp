@@ -49,9 +49,8 @@ Status check_maps(const MapSet& maps, const ModelIdentity& sender, const ModelCo
 /// Adds `cuts` to `wanted`, after everything that could be wrong with them.
 Status add_cuts(const std::vector<Cut>& cuts, const MapSet* maps, const ModelIdentity& sender,
                 const ModelConfig& config, std::vector<Wanted>& wanted) {
-  const bool mapped = std::any_of(cuts.begin(), cuts.end(), [](Cut c) { return c.form != MapForm::kNone; });
   std::string fingerprint;
-  if (mapped && maps != nullptr) {
+  if (maps != nullptr && through_maps(cuts)) {
     DS_TRY(check_maps(*maps, sender, config));
     fingerprint = maps->fingerprint();
   }

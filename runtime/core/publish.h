@@ -1,6 +1,7 @@
 // The sender's side: prefill a context and put its caches, and the hidden states at the cuts, into a store.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,6 +18,11 @@
 #include "support/status.h"
 
 namespace ds {
+
+/// Whether the sender takes hidden states of some of these through maps.
+inline bool through_maps(std::span<const Cut> cuts) {
+  return std::any_of(cuts.begin(), cuts.end(), [](Cut c) { return c.form != MapForm::kNone; });
+}
 
 /// Cuts that go through maps of one pair, where they have a form.
 struct MappedCuts {

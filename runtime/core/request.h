@@ -53,7 +53,8 @@ struct Request {
   int64_t waiting = 0;
   bool full_prefill = false;  // ignore the variants
   // From the start of run() until the last transfer must be there; later is a miss. 0: no such limit. Noticed
-  // while a tensor is read (EntryReader::read_rows) and before the next one; a look-up is not cut short.
+  // while a tensor is read (EntryReader::read_rows) and before the next one; a look-up is cut short by
+  // Store::set_patience() alone.
   int64_t link_deadline_ns = 0;
   /// Looks at the answer of a variant that reuses something before its first token is chosen; an alarm makes
   /// the full prefill answer. Of this session's plan. nullptr: none.

@@ -80,7 +80,7 @@ class FileStore final : public Store {
     return found;
   }
 
-  Result<std::vector<ObjectInfo>> list() override {
+  Result<std::vector<ObjectInfo>> list(std::string_view begins) override {
     std::vector<ObjectInfo> all;
     std::error_code failure;
     fs::directory_iterator end;
@@ -89,8 +89,8 @@ class FileStore final : public Store {
     for (; !failure && it != end; it.increment(failure)) {
       ObjectInfo object{.key = it->path().filename().native()};
       struct stat info {};
-      if (!check_store_key(object.key).ok() || lstat(it->path().c_str(), &info) != 0 ||
-          !S_ISREG(info.st_mode))
+      if (!object.key.starts_with(begins) || !check_store_key(object.key).ok() ||
+          lstat(it->path().c_str(), &info) != 0 || !S_ISREG(info.st_mode))
         continue;
       object.bytes = info.st_size;
       object.written_s = info.st_mtim.tv_sec;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <map>
 #include <utility>
 
@@ -171,6 +172,11 @@ Result<std::vector<size_t>> RedisClient::masters(const Waiting& waiting) {
 
 std::optional<RedisClient::Redirection> RedisClient::redirection(std::string_view error, size_t from) {
   const std::string_view word = first_word(error);
+  if (word == "CLUSTERDOWN" || word == "READONLY") {  // a slot that nobody has, or a master that is none now
+    std::lock_guard lock(mutex_);
+    stale_ = true;
+    return std::nullopt;
+  }
   const bool moved = word == "MOVED";
   if (!moved && word != "ASK") return std::nullopt;
   std::string_view rest = error.substr(word.size());
@@ -214,36 +220,58 @@ bool RedisClient::take_slots(const Reply& reply, size_t from) {
     const size_t node = node_at(*checked);
     for (int64_t slot = r[0].integer; slot <= r[1].integer; ++slot)
       slots_[static_cast<size_t>(slot)] = static_cast<uint16_t>(node);
+    // Its replicas know as well who there is, and one of them may be master next.
+    for (size_t i = 3; i < r.size(); ++i) {
+      if (r[i].list.size() < 2 || r[i].list[0].text.empty()) continue;
+      const auto replica = RedisHost::parse(fmt::format("{}:{}", r[i].list[0].text, r[i].list[1].integer));
+      if (replica && replica->name != "?") node_at(*replica);
+    }
   }
   return true;
 }
 
 Status RedisClient::discover(const Waiting& waiting) {
-  const auto known = [&] {
-    std::lock_guard lock(mutex_);
-    return known_ && (!stale_ || one_ || now_ns() < next_discovery_ns_);
-  };
-  if (known()) return ok_status();
-  std::lock_guard discovering(discovering_);
-  if (known()) return ok_status();
+  {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      if (known_ && (!stale_ || one_ || now_ns() < next_discovery_ns_)) return ok_status();
+      if (!std::exchange(discovering_, true)) break;
+      discovered_.wait_for(lock, std::chrono::milliseconds(50));
+      lock.unlock();
+      if (waiting) DS_TRY(waiting());
+      lock.lock();
+    }
+  }
+  Status status = ask_for_slots(waiting);
+  std::lock_guard lock(mutex_);
+  next_discovery_ns_ = now_ns() + kBetweenDiscoveriesNs;
+  discovering_ = false;
+  discovered_.notify_all();
+  return status;
+}
+
+Status RedisClient::ask_for_slots(const Waiting& waiting) {
   std::vector<size_t> ask;
   bool first_time = false;
   {
     std::lock_guard lock(mutex_);
     first_time = !known_;
-    next_discovery_ns_ = now_ns() + kBetweenDiscoveriesNs;
     for (size_t i = 0; i < nodes_.size(); ++i) ask.push_back(i);
     // Those that were lost, and the latest of them, last.
     std::stable_sort(ask.begin(), ask.end(),
                      [&](size_t a, size_t b) { return nodes_[a].lost_ns < nodes_[b].lost_ns; });
   }
   Status first;
+  const int64_t end = now_ns() + static_cast<int64_t>(options_.timeout_s * 1e9);
   for (size_t node : ask) {
+    if (!first_time && now_ns() > end) break;  // of those that say nothing each takes its time
     const auto answer = [&]() -> Result<Reply> {
       DS_ASSIGN(Use use, connection(node, waiting));
       use->command({"CLUSTER", "SLOTS"});
-      DS_TRY(use->flush());
-      return use->reply(waiting);
+      Status status = use->flush();
+      Result<Reply> reply = status.ok() ? use->reply(waiting) : Result<Reply>(status);
+      if (!reply.ok() && reply.status().code() == Code::kIo) lost(node);
+      return reply;
     }();
     if (waiting) DS_TRY(waiting());
     if (!answer.ok()) {
@@ -303,7 +331,8 @@ Status RedisClient::run_at(size_t node, std::span<Command> commands, std::span<c
     return ok_status();
   };
   Status status = talk();
-  if (!status.ok() && status.code() == Code::kIo && !began && !use->fresh() && (!waiting || waiting().ok())) {
+  if (!status.ok() && status.code() == Code::kIo && !began && !use->fresh() && !(*use)->silent() &&
+      (!waiting || waiting().ok())) {
     // It has been closed since it was last used.
     use.reset();
     DS_ASSIGN(use, connection(node, waiting, Which::kFresh));
@@ -315,8 +344,15 @@ Status RedisClient::run_at(size_t node, std::span<Command> commands, std::span<c
   return status.with_context(shown(node));
 }
 
-Status RedisClient::run_some(std::span<Command> commands, const Waiting& waiting) {
+Status RedisClient::run_some(std::span<Command> commands, const Waiting& waiting, Status* why_lost) {
   DS_TRY(discover(waiting));
+  const auto missed = [&](const std::vector<Going>& its, Status status) -> Status {
+    if (why_lost == nullptr || status.code() != Code::kIo || (waiting && !waiting().ok())) return status;
+    for (const Going& g : its)
+      commands[g.command].reply = {.kind = Reply::Kind::kError, .text = std::string(kLost)};
+    if (why_lost->ok()) *why_lost = std::move(status);
+    return ok_status();
+  };
   std::vector<Going> going(commands.size()), again;
   {
     std::lock_guard lock(mutex_);
@@ -328,27 +364,40 @@ Status RedisClient::run_some(std::span<Command> commands, const Waiting& waiting
     // All are at work before any is waited for.
     std::vector<std::optional<Use>> uses;
     for (auto& [node, its] : by_node) {
-      DS_ASSIGN(Use use, connection(node, waiting));
-      if (Status s = send(use, commands, its); !s.ok() && use.fresh()) {
-        lost(node);
-        return s.with_context(shown(node));
+      auto use = connection(node, waiting);
+      Status status = use.status();
+      if (use.ok()) {
+        // Of one that had been there before it is seen when its replies are read.
+        if (Status s = send(*use, commands, its); !s.ok() && use->fresh()) {
+          lost(node);
+          status = s.with_context(shown(node));
+        }
       }
-      uses.emplace_back(std::move(use));
+      uses.emplace_back();
+      if (status.ok()) {
+        uses.back().emplace(std::move(*use));
+      } else {
+        DS_TRY(missed(its, std::move(status)));
+      }
     }
     again.clear();
     size_t at = 0;
-    for (auto& [node, its] : by_node)
-      DS_TRY(run_at(node, commands, its, std::move(uses[at++]), again, waiting));
+    for (auto& [node, its] : by_node) {
+      auto& use = uses[at++];
+      if (!use) continue;
+      if (Status s = run_at(node, commands, its, std::move(use), again, waiting); !s.ok())
+        DS_TRY(missed(its, std::move(s)));
+    }
     if (again.empty()) return ok_status();
     std::swap(going, again);
   }
   return error(Code::kIo, "{}: redirected more than {} times", shown(going[0].node), kMostRedirections);
 }
 
-Status RedisClient::run(std::span<Command> commands, const Waiting& waiting) {
+Status RedisClient::run(std::span<Command> commands, const Waiting& waiting, Status* lost) {
   while (!commands.empty()) {
     const auto some = commands.first(std::min(commands.size(), kMostAtOnce));
-    DS_TRY(run_some(some, waiting));
+    DS_TRY(run_some(some, waiting, lost));
     commands = commands.subspan(some.size());
   }
   return ok_status();

@@ -1,7 +1,9 @@
 // Commands to a Redis or Valkey server, or to the masters of a cluster.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -32,6 +34,8 @@ class RedisClient {
   explicit RedisClient(RedisOptions options);
 
   const RedisOptions& options() const { return options_; }
+  /// Before anything is asked: RedisOptions::timeout_s is that at the most.
+  void set_patience(double seconds) { options_.timeout_s = std::min(options_.timeout_s, seconds); }
 
   struct Command {
     std::vector<std::string> words;        // the second one is the key
@@ -40,8 +44,10 @@ class RedisClient {
   };
   /// Sends all at once, to whichever servers have their keys, and fills the replies in, errors of servers
   /// among them. Follows redirections. Each goes to a server once, but for a connection that was lost before
-  /// anything came back; all of them may be done twice.
-  Status run(std::span<Command> commands, const Waiting& waiting = {});
+  /// anything came back; all of them may be done twice. With `lost`, those for a server that is not there
+  /// fail by themselves: their replies are errors, kLost, and why is left there.
+  Status run(std::span<Command> commands, const Waiting& waiting = {}, Status* lost = nullptr);
+  static constexpr std::string_view kLost = "LOST";
 
   /// A connection of one user; the next may have it afterwards, unless it is lost or replies are due.
   class Use {
@@ -74,14 +80,16 @@ class RedisClient {
   /// Sent if a connection to the key's server is free; nobody waits for an answer.
   void unanswered(std::initializer_list<std::string_view> words);
 
-  /// Whom a slot's keys are asked of; finds out who there is, the first time and after somebody was lost.
+  /// Whom a slot's keys are asked of; finds out who there is, the first time, and once a second at the most
+  /// after somebody was lost, a slot has moved, or the cluster has said that a part of it is not there: of
+  /// any node that answers, replicas too.
   Result<size_t> node_of(size_t slot, const Waiting& waiting);
   Result<std::vector<size_t>> masters(const Waiting& waiting);
   struct Redirection {
     size_t node = 0;
     bool asking = false;  // this once only, with ASKING in front
   };
-  /// Where an error of `from` sends a command; none: it is no redirection.
+  /// Where an error of `from` sends a command; none: it is no redirection. Notes what it says of the cluster.
   std::optional<Redirection> redirection(std::string_view error, size_t from);
   /// A connection to it was lost, or cannot be made.
   void lost(size_t node);
@@ -104,16 +112,18 @@ class RedisClient {
   static constexpr size_t kSlots = 1 << 14;
 
   Status discover(const Waiting& waiting);
+  Status ask_for_slots(const Waiting& waiting);
   bool take_slots(const Reply& reply, size_t from);
   size_t node_at(const RedisHost& host);  // mutex_ is held
   Status send(Use& use, std::span<Command> commands, std::span<const Going> going);
-  Status run_some(std::span<Command> commands, const Waiting& waiting);
+  Status run_some(std::span<Command> commands, const Waiting& waiting, Status* why_lost);
   Status run_at(size_t node, std::span<Command> commands, std::span<const Going> going,
                 std::optional<Use> use, std::vector<Going>& again, const Waiting& waiting);
 
-  const RedisOptions options_;
-  std::mutex discovering_;
+  RedisOptions options_;
   std::mutex mutex_;  // of what follows
+  std::condition_variable discovered_;
+  bool discovering_ = false;  // somebody asks who there is
   std::deque<Node> nodes_;
   std::array<uint16_t, kSlots> slots_{};
   bool known_ = false, stale_ = false;

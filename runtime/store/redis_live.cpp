@@ -238,13 +238,14 @@ class RedisLiveObject final : public LiveObject {
       Status status = (*use_)->flush();
       Result<Reply> reply = status.ok() ? (*use_)->reply(waiting) : Result<Reply>(status);
       if (!reply.ok()) {
-        const bool again = !use_->fresh() && !answered_ && reply.status().code() == Code::kIo &&
-                           (!waiting || waiting().ok());
+        const bool io = reply.status().code() == Code::kIo && (!waiting || waiting().ok());
+        const bool again = io && !use_->fresh() && !answered_ && !(*use_)->silent();
         const size_t node = use_->node();
         use_.reset();
         answered_ = true;
-        if (!again) return reply.status().with_context(client_->shown(node));
-        continue;  // it had been closed since it was last used
+        if (again) continue;  // it had been closed since it was last used
+        if (io) client_->lost(node);
+        return reply.status().with_context(client_->shown(node));
       }
       answered_ = true;
       if (reply->kind != Kind::kError) return reply;
@@ -284,10 +285,12 @@ Result<std::unique_ptr<LiveWriter>> begin_redis_live(std::shared_ptr<RedisClient
 Result<std::vector<std::vector<ObjectRef>>> find_redis_live(RedisClient& client, Store::Names names) {
   std::vector<Command> commands;
   for (const std::string& name : names) commands.push_back({{"GET", live_name(client.options(), name)}});
-  DS_TRY(client.run(commands));
+  Status unasked;  // what the other servers have is found
+  DS_TRY(client.run(commands, {}, &unasked));
   std::vector<std::vector<ObjectRef>> found;
   for (const Command& c : commands) {
     auto& refs = found.emplace_back();
+    if (c.reply.is_error(RedisClient::kLost)) continue;
     if (!c.reply.is_error("WRONGTYPE")) DS_TRY(check_reply(c.reply));
     if (c.reply.kind != Kind::kText) continue;
     const std::string_view text = c.reply.text;

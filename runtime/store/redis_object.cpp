@@ -193,7 +193,7 @@ class RedisObject final : public StoreObject {
       if (refused) return status;
       if (!status.ok()) {
         const bool gone = use->lost() && status.code() == Code::kIo;
-        if (gone && !answered && !use.fresh() && told == p.to.data()) {
+        if (gone && !answered && !use.fresh() && !use->silent() && told == p.to.data()) {
           // It has been closed since it was last used.
           DS_ASSIGN(use, client_->connection(node, waiting, RedisClient::Which::kFresh));
           for (size_t i = done; i < sent; ++i) ask(*use.operator->(), ring[i % kAhead]);

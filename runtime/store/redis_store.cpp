@@ -230,6 +230,7 @@ class RedisStore final : public Store {
   explicit RedisStore(RedisOptions options) : client_(std::make_shared<RedisClient>(std::move(options))) {}
 
   std::string url() const override { return client_->options().url(); }
+  void set_patience(double seconds) override { client_->set_patience(seconds); }
 
   Status put(const std::string& key, const Produce& produce, Names names) override {
     DS_TRY(check_store_key(key));
@@ -296,12 +297,15 @@ class RedisStore final : public Store {
     }
     for (const std::string& name : names)
       commands.push_back({{"ZREVRANGE", name_key(name), "0", std::to_string(kMostOfName - 1)}});
-    DS_TRY(client_->run(commands));
     Found found;
+    DS_TRY(client_->run(commands, {}, &found.unasked));
+    bool any = false;
     for (size_t i = 0; i < keys.size(); ++i) {
+      auto& ref = found.keys.emplace_back();
+      if (commands[i].reply.is_error(RedisClient::kLost)) continue;
       auto manifest = manifest_of(commands[i].reply, keys[i]);
       if (!manifest.ok() && manifest.status().code() != Code::kCorrupt) return manifest.status();
-      auto& ref = found.keys.emplace_back();
+      any = any || !manifest.ok() || *manifest;
       // What is somebody else's is looked at, and spoken of, by who opens it.
       if (!manifest.ok()) ref = ObjectRef{keys[i], 0};
       if (!manifest.ok() || !*manifest) continue;
@@ -311,16 +315,19 @@ class RedisStore final : public Store {
     std::multimap<std::string, std::pair<std::string, std::string>> named;
     for (size_t i = 0; i < names.size(); ++i) {
       const Reply& reply = commands[keys.size() + i].reply;
-      if (!reply.is_error("WRONGTYPE")) DS_TRY(check_reply(reply));
       auto& refs = found.names.emplace_back();
+      if (reply.is_error(RedisClient::kLost)) continue;
+      if (!reply.is_error("WRONGTYPE")) DS_TRY(check_reply(reply));
       for (const Reply& one : reply.list) {
         auto ref = parse_member(one.text);
         if (!ref || refs.size() == kMostOfName) continue;
         named.emplace(ref->key, std::pair(names[i], one.text));
         const auto same = [&](const ObjectRef& other) { return other.key == ref->key; };
         if (std::none_of(refs.begin(), refs.end(), same)) refs.push_back(std::move(*ref));
+        any = true;
       }
     }
+    if (!any) DS_TRY(found.unasked);
     std::lock_guard lock(mutex_);
     named_ = std::move(named);
     return found;
@@ -343,11 +350,11 @@ class RedisStore final : public Store {
     return status;
   }
 
-  Result<std::vector<ObjectInfo>> list() override {
+  Result<std::vector<ObjectInfo>> list(std::string_view begins) override {
     DS_ASSIGN(std::vector<size_t> masters, client_->masters({}));
     std::set<std::string> keys, parts;
     for (size_t node : masters) {
-      if (Status s = scan(node, keys, parts); !s.ok())
+      if (Status s = scan(node, begins, keys, parts); !s.ok())
         return s.with_context(fmt::format("listing store '{}'", url()));
     }
     keep_from_leaking(parts);
@@ -412,7 +419,7 @@ class RedisStore final : public Store {
     DS_ASSIGN(std::vector<size_t> masters, client_->masters({}));
     std::set<std::string> keys, parts;
     for (size_t node : masters) {
-      if (Status s = scan(node, keys, parts); !s.ok())
+      if (Status s = scan(node, "", keys, parts); !s.ok())
         return s.with_context(fmt::format("listing store '{}'", url()));
     }
     std::vector<std::string> streams;
@@ -460,20 +467,23 @@ class RedisStore final : public Store {
     return open_redis_object(client_, key, std::move(manifest));
   }
 
-  /// Objects' keys, and the server's keys of their parts.
-  Status scan(size_t node, std::set<std::string>& keys, std::set<std::string>& parts) {
+  /// Objects' keys that begin so, and the server's keys of their parts.
+  Status scan(size_t node, std::string_view begins, std::set<std::string>& keys,
+              std::set<std::string>& parts) {
     DS_ASSIGN(RedisClient::Use use, client_->connection(node, {}));
     std::string cursor = "0", pattern;
     const std::string& prefix = client_->options().prefix;
-    for (char c : prefix) {
+    for (char c : fmt::format("{}{{{}", prefix, begins)) {
       if (std::string_view("*?[]^\\").find(c) != std::string_view::npos) pattern += '\\';
       pattern += c;
     }
-    pattern += "{*";
+    pattern += "*";
     do {
       use->command({"SCAN", cursor, "MATCH", pattern, "COUNT", "1000"});
-      DS_TRY(use->flush());
-      DS_ASSIGN(Reply reply, use->reply());
+      Status sent = use->flush();
+      auto came = sent.ok() ? use->reply() : Result<Reply>(sent);
+      if (!came.ok() && came.status().code() == Code::kIo) client_->lost(node);
+      DS_ASSIGN(const Reply reply, std::move(came));
       DS_TRY(check_reply(reply));
       if (reply.list.size() != 2) return error(Code::kCorrupt, "the server's answer to SCAN is none");
       cursor = reply.list[0].text;

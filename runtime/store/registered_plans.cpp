@@ -67,11 +67,17 @@ Result<Plan> registered_plan(Store& store, const std::string& key) {
   return parse_plan(file, where);
 }
 
+Result<std::vector<std::string>> registered_keys(Store& store) {
+  DS_ASSIGN(const std::vector<ObjectInfo> all, store.list(kPrefix));
+  std::vector<std::string> keys;
+  for (const ObjectInfo& object : all) keys.push_back(object.key);
+  return keys;
+}
+
 Result<std::vector<RegisteredPlan>> registered_plans(Store& store) {
-  DS_ASSIGN(const std::vector<ObjectInfo> all, store.list());
+  DS_ASSIGN(const std::vector<std::string> keys, registered_keys(store));
   std::vector<RegisteredPlan> plans;
-  for (const ObjectInfo& object : all)
-    if (is_registered_plan(object.key)) plans.push_back({object.key, registered_plan(store, object.key)});
+  for (const std::string& key : keys) plans.push_back({key, registered_plan(store, key)});
   return plans;
 }
 

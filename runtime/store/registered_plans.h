@@ -28,11 +28,14 @@ Result<std::string> register_plan(Store& store, std::span<const std::byte> file,
 /// Verified as a file is. kNotFound; kMismatch: not signed by the store's key; kCorrupt, kUnsupported, kIo.
 Result<Plan> registered_plan(Store& store, const std::string& key);
 
+/// The keys of all of a store, in their order. Errors: those of Store::list().
+Result<std::vector<std::string>> registered_keys(Store& store);
+
 struct RegisteredPlan {
   std::string key;
   Result<Plan> plan;
 };
-/// All of a store, in the order of their keys. Errors: those of Store::list().
+/// All of a store. Errors: those of Store::list().
 Result<std::vector<RegisteredPlan>> registered_plans(Store& store);
 
 }  // namespace ds

@@ -80,7 +80,7 @@ Status RespConnection::send(std::span<const std::byte> bytes) {
       return put.status();
     }
     if (*put == 0 && now_ns() - since > timeout_ns_) {
-      lost_ = true;
+      lost_ = silent_ = true;
       return error(Code::kIo, "the server has taken nothing for {} s",
                    static_cast<double>(timeout_ns_) / 1e9);
     }
@@ -108,7 +108,7 @@ Status RespConnection::receive(std::span<std::byte> out, bool fill, size_t& got,
       }
     }
     if (now_ns() - since > timeout_ns_) {
-      lost_ = true;
+      lost_ = silent_ = true;
       return error(Code::kIo, "the server has said nothing for {} s", static_cast<double>(timeout_ns_) / 1e9);
     }
   }

@@ -63,6 +63,7 @@ class RespConnection {
   Status bulk(std::span<std::byte> out, const std::function<Status(std::span<const std::byte>)>& arrived,
               BulkReply& reply);
   bool lost() const { return lost_; }
+  bool silent() const { return silent_; }  // lost because nothing came, or went, for the timeout
   /// Whether somebody else may use it: nothing is due but what is passed over.
   bool settled() const { return !lost_ && due_ == passed_over_ && queue_.empty(); }
   bool alive() { return wire_->alive(); }
@@ -82,7 +83,7 @@ class RespConnection {
 
   std::unique_ptr<Wire> wire_;
   const int64_t timeout_ns_;
-  bool lost_ = false;
+  bool lost_ = false, silent_ = false;
   int64_t due_ = 0;          // replies
   int64_t passed_over_ = 0;  // of them: these come first
   std::string queue_;

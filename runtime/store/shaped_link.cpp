@@ -119,7 +119,7 @@ class ShapedStore final : public Store {
     return store_->put(key, produce, names);
   }
   Status remove(const std::string& key) override { return store_->remove(key); }
-  Result<std::vector<ObjectInfo>> list() override { return store_->list(); }
+  Result<std::vector<ObjectInfo>> list(std::string_view begins) override { return store_->list(begins); }
   void touch(const std::string& key) override { store_->touch(key); }
   Status pin(const std::string& key, bool pinned) override { return store_->pin(key, pinned); }
   Result<bool> evict(const std::string& key) override { return store_->evict(key); }
@@ -135,6 +135,7 @@ class ShapedStore final : public Store {
     return found;
   }
   bool live_ends_unseen() const override { return store_->live_ends_unseen(); }
+  void set_patience(double seconds) override { store_->set_patience(seconds); }
   Result<std::unique_ptr<LiveObject>> follow(const ObjectRef& found) override {
     DS_ASSIGN(auto live, store_->follow(found));
     return std::unique_ptr<LiveObject>(std::make_unique<ShapedLive>(std::move(live), link_));

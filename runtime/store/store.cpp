@@ -78,7 +78,10 @@ Result<Found> Store::find(Names keys, Names names) {
   return found;
 }
 
-Result<std::vector<ObjectInfo>> Store::list() { return unsupported(*this, "lists no objects"); }
+Result<std::vector<ObjectInfo>> Store::list(std::string_view) {
+  return unsupported(*this, "lists no objects");
+}
+void Store::set_patience(double) {}
 void Store::touch(const std::string&) {}
 Status Store::pin(const std::string&, bool) { return unsupported(*this, "pins no objects"); }
 Result<bool> Store::evict(const std::string&) { return unsupported(*this, "evicts no objects"); }

@@ -48,6 +48,8 @@ struct Found {
   /// By name that was asked for: the objects that were put with it, the newest first, kMostOfName at most.
   /// One of them may be gone by the time that it is opened.
   std::vector<std::vector<ObjectRef>> names;
+  /// Why some could not be looked for: one of several servers is not there. What the others have is found.
+  Status unasked;
 };
 
 /// What is known of an object without reading it.
@@ -90,7 +92,7 @@ class Store {
   /// Looks an object up. Errors: kNotFound, kIo. The object may outlive the store.
   virtual Result<std::unique_ptr<StoreObject>> open(const std::string& key) = 0;
   /// Which objects there are of these keys and names, in one look-up for all. A store that keeps no names
-  /// finds none by them. Errors: kIo.
+  /// finds none by them. Errors: kIo, where nothing is found.
   virtual Result<Found> find(Names keys, Names names);
   /// Opens what find() has named, without another look-up. That it is gone meanwhile may show only when it is
   /// read. Errors as open().
@@ -106,10 +108,15 @@ class Store {
   void set_signing(std::shared_ptr<const std::string> key) { signing_ = std::move(key); }
   const std::shared_ptr<const std::string>& signing() const { return signing_; }
 
+  /// No call waits longer for a server that says nothing, where it would have. Set before the store is used.
+  virtual void set_patience(double seconds);
+
   // What is to be kept (runtime/store/keep.h); none of it is waited for by who reads.
 
-  /// All objects, in the order of their keys. Errors: kIo; kUnsupported: not of this store.
-  virtual Result<std::vector<ObjectInfo>> list();
+  /// The objects whose keys begin so, in the order of their keys. Errors: kIo; kUnsupported: not of this
+  /// store.
+  virtual Result<std::vector<ObjectInfo>> list(std::string_view begins);
+  Result<std::vector<ObjectInfo>> list() { return list(""); }
   /// Notes that an object is used now, as well as can be told: what fails, or is not there, is nothing.
   virtual void touch(const std::string& key);
   /// A pinned object is not evicted; remove() removes it all the same. kNotFound where there is none, kIo,

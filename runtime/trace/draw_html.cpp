@@ -71,6 +71,9 @@ std::string draw_schedule_html(const Picture& p) {
       item("cache",
            p.record->cache_status + (p.record->cache_reason.empty() ? "" : ": " + p.record->cache_reason));
     }
+    if (!p.record->cache_shorter.empty())
+      item("reused", fmt::format("the context's first {} tokens; {}", p.record->context_tokens,
+                                 p.record->cache_shorter));
     if (p.record->gate) item("gate", p.record->gate->text());
     item("loaded", format_bytes(p.record->bytes_loaded));
   }

@@ -110,6 +110,7 @@ Status read_summary(const JsonObject& o, RunRecord& r) {
   DS_ASSIGN(JsonObject cache, o.object("cache"));
   DS_ASSIGN(r.cache_status, cache.string_or("status", ""));
   DS_ASSIGN(r.cache_reason, cache.string_or("reason", ""));
+  DS_ASSIGN(r.cache_shorter, cache.string_or("shorter", ""));
   return ok_status();
 }
 
@@ -151,11 +152,12 @@ std::string run_record_text(const RunRecord& r) {
                   {"end_ns", op.end_ns},
                   {"bytes", op.bytes}});
   }
-  nlohmann::ordered_json summary = {{"ops", r.ops.size()},
-                                    {"ttft_ns", r.ttft_ns},
-                                    {"bytes_loaded", r.bytes_loaded},
-                                    {"cache", {{"status", r.cache_status}, {"reason", r.cache_reason}}},
-                                    {"dropped", r.dropped}};
+  nlohmann::ordered_json summary = {
+      {"ops", r.ops.size()},
+      {"ttft_ns", r.ttft_ns},
+      {"bytes_loaded", r.bytes_loaded},
+      {"cache", {{"status", r.cache_status}, {"reason", r.cache_reason}, {"shorter", r.cache_shorter}}},
+      {"dropped", r.dropped}};
   if (r.gate) summary["gate"] = gate_json(*r.gate);
   return text + line({{"summary", summary}});
 }

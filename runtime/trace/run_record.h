@@ -77,11 +77,12 @@ struct RunRecord {
   std::vector<OpRecord> ops;  // any order; every op index at most once
 
   // Summary.
-  int64_t ttft_ns = 0;             // start of the request to the first token chosen
-  int64_t bytes_loaded = 0;        // from the entry
-  std::string cache_status;        // "hit", "miss", "unused"
-  std::string cache_reason;        // why not "hit"; "" otherwise
-  int64_t dropped = 0;             // ops that ran but could not be recorded
+  int64_t ttft_ns = 0;        // start of the request to the first token chosen
+  int64_t bytes_loaded = 0;   // from the entry
+  std::string cache_status;   // "hit", "miss", "unused"
+  std::string cache_reason;   // why not "hit"; "" otherwise
+  std::string cache_shorter;  // why the entries have not all of the context; "": they have, or none is used
+  int64_t dropped = 0;        // ops that ran but could not be recorded
   std::optional<GateRecord> gate;  // none: no gate looked at this request
   bool operator==(const RunRecord&) const = default;
 };

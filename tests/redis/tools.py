@@ -2,6 +2,9 @@
 answer as from a folder, errors that say what is wrong, and a password nowhere."""
 import atexit, json, os, pathlib, shutil, signal, socket, subprocess, sys, tempfile, time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "serve"))
+from server import PATIENCE, free_port
+
 root = pathlib.Path(__file__).resolve().parent.parent.parent
 binaries = pathlib.Path(sys.argv[1]).resolve() / "bin"
 models = root / "tests" / "golden" / "models" / "llama"
@@ -31,12 +34,6 @@ def tool(name, *args, expect=0, env=None):
     check(done.returncode == expect, f"{name} {args[0]}: exit {done.returncode}, expected {expect}: {done.stderr[-600:]}")
     check(secret not in done.stdout + done.stderr, f"{name} {args[0]} shows the password: {done.stdout}{done.stderr}")
     return done
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def say(port, *words):
@@ -151,6 +148,25 @@ check(run(f"redis://me:{secret}@127.0.0.1:{gone}")["cache"]["status"] == "miss",
 check("Connection refused" in publish(f"redis://me:{secret}@127.0.0.1:{gone}", expect=8).stderr, "nobody there")
 tool("ds-store", "ls", f"redis://me:{secret}@127.0.0.1:{gone}{secret}", expect=2)
 tool("ds-store", "ls", "--nonsense", f"redis://me:{secret}@127.0.0.1:{gone}", expect=2)
+
+# A server that takes connections and says nothing.
+with socket.create_server(("127.0.0.1", 0)) as silent:
+    url = f"redis://127.0.0.1:{silent.getsockname()[1]}?timeout=1000"
+    late = run(url, "--link-deadline-ms", 200)
+    check(late["cache"]["status"] == "miss" and "has said nothing for 0.2 s" in late["cache"]["reason"], f"the deadline ends a look-up: {late['cache']}")
+    check(late["output_token_ids"] == miss["output_token_ids"], "and the full prefill answers")
+    silent.settimeout(0.2)
+    try:
+        while True: silent.accept()[0].close()
+    except TimeoutError: pass
+    silent.settimeout(PATIENCE)
+    waits = subprocess.Popen([binaries / "ds-run", "--receiver", models / "receiver", "--plan", plan, "--store", url, "--context-ids", ids, "--prompt-ids", prompt, "--dtype", "f32"],
+                             stdout=subprocess.DEVNULL)
+    servers.append(waits)
+    held = silent.accept()[0]  # it looks for the entry now
+    waits.send_signal(signal.SIGINT)
+    check(waits.wait(PATIENCE) == -signal.SIGINT, "Ctrl-C ends a look-up")
+    held.close()
 
 machine = work / "machine.json"
 url = f"redis://:{secret}@127.0.0.1:{places['redis']}"

@@ -637,6 +637,49 @@ class Drift(unittest.TestCase):
         self.assertIn("drifted", server.logged())
 
 
+class Registered(unittest.TestCase):
+    """A sender that publishes for receivers elsewhere, whose plans it finds in the store."""
+
+    def test_plans_of_the_store(self):
+        folder = work / "registered"
+        store = f"file:{folder}"
+        only = {"models": [model("sender", publish=True)], "store": {"url": store, "registered": "1s"}}
+        file = work / "registered.json"
+        file.write_text(json.dumps(only))
+        server = Server(binaries, work, "registered", only)
+        try:
+            known = lambda: server.get("/status")[2]["registered_plans"]
+            ids = server.post("/tokenize", {"prompt": CONTEXT})[2]["tokens"]
+            ids = ids[:len(ids) // 64 * 64] + [5]
+            ask = lambda: self.assertEqual(server.post("/v1/completions", {"prompt": ids, "max_tokens": 1, "temperature": 0})[0], 200)
+            reuse = lambda: json.loads(tool("ds-run", "--receiver", pair / "receiver", "--plan", work / "plan.dsplan", "--store", store, "--context-ids", work / "context.json",
+                                            "--prompt-ids", work / "question.json", "--max-new-tokens", 1, "--json").stdout)
+            (work / "context.json").write_text(json.dumps(ids[:-1]))
+            (work / "question.json").write_text("[5]")
+            self.assertEqual(known(), [])
+            ask()
+            self.assertEqual(server.engine()["publications_open"] + server.engine()["published"], 0, "nobody wants it")
+            key = re.search(r"plan-[0-9a-f]{64}", tool("ds-store", "register", store, work / "plan.dsplan").stdout).group()
+            self.assertTrue(server.wait_for(lambda: known() == [{"key": key, "sender": "sender", "receiver": "receiver", "models": ["sender"], "problem": None}]), known())
+            ask()
+            self.assertTrue(server.wait_for(lambda: server.engine()["published"] == 1), "the same context, once it is wanted")
+            self.assertEqual(reuse()["cache"]["status"], "hit", "with the cuts of that plan")
+            # What is broken is named once, and passed over.
+            other = "plan-" + "0" * 64
+            (folder / other).write_text("no plan")
+            self.assertTrue(server.wait_for(lambda: len(known()) == 2), known())
+            self.assertIn("expected", known()[0]["problem"])
+            self.assertEqual(known()[1]["models"], ["sender"])
+            said = tool("ds-serve", "--fleet", file, "--check")
+            self.assertIn(f"registered {key[:17]}: sender -> receiver, published for by sender", said.stdout)
+            self.assertIn(f"registered plan '{other}'", said.stderr)
+            tool("ds-store", "rm", store, key)
+            self.assertTrue(server.wait_for(lambda: [p["key"] for p in known()] == [other]), known())
+        finally:
+            self.assertEqual(server.stop(), 0)
+        self.assertEqual(server.logged().count(f"registered plan '{other}'"), 1, server.logged())
+
+
 class Files(unittest.TestCase):
     def serve(self, fleet, *args, expect):
         file = work / "broken.json"
@@ -647,6 +690,8 @@ class Files(unittest.TestCase):
         says = lambda done, *texts: [self.assertIn(t, done.stderr) for t in texts]
         says(self.serve(fleet(modles=[]), "--check", expect=2), "modles", "unknown key")
         says(self.serve(fleet(models=[model("sender"), model("sender")]), "--check", expect=2), "two models are named 'sender'")
+        says(self.serve(fleet(store={"url": "s3://x"}), "--check", expect=2), "broken.json: store: url: ", "unknown scheme 's3'")
+        says(self.serve(fleet(store={"url": "redis://127.0.0.1:1", "registered": "1min"}), "--check", expect=0), "registered in 'redis://127.0.0.1:1' cannot be looked for now: ", "Connection refused")
         says(self.serve(fleet(models=[model("sender")]), "--check", expect=5), "plan.dsplan", "no model of the fleet")
         broken = fleet(models=fleet()["models"] + [model("gone")])
         says(self.serve(broken, expect=3), "model 'gone'")
@@ -662,8 +707,9 @@ class Files(unittest.TestCase):
 
     def test_init(self):
         tool("ds-serve", "init", "--model", f"a={pair / 'sender'}", "--model", pair / "receiver", "--plan", work / "plan.dsplan", "--profile", pair / "quality.json",
-             "--store", f"file:{work}/store", "--approximate", "-o", work / "made.json")
+             "--store", f"file:{work}/store", "--approximate", "--publish", "--registered", "-o", work / "made.json")
         made = json.loads((work / "made.json").read_text())
+        self.assertEqual(made["store"]["registered"], "60s")
         self.assertIn("allow a higher rate", tool("ds-serve", "--fleet", work / "made.json", "--check", expect=7).stderr, "a gate's rate needs its samples")
         (work / "made.json").write_text(json.dumps(made | {"gate": {"false_alarms": "5%"}}))
         out = tool("ds-serve", "--fleet", work / "made.json", "--check").stdout

@@ -158,27 +158,62 @@ class RedisServer {
   pid_t pid_ = 0;
 };
 
-/// Three masters, each of a third of the slots.
+/// Three masters, each of a third of the slots; nodes 3, 4, 5 are replicas of the first, second, third.
 class RedisCluster {
  public:
-  explicit RedisCluster(const std::string& program) {
-    for (int i = 0; i < 3; ++i) {
+  explicit RedisCluster(const std::string& program, int replicas = 0) {
+    const int all = 3 + replicas;
+    for (int i = 0; i < all; ++i) {
       nodes_.push_back(std::make_unique<RedisServer>(
-          program, std::vector<std::string>{"--cluster-enabled", "yes", "--cluster-port",
-                                            std::to_string(free_port()), "--cluster-node-timeout", "2000",
-                                            "--cluster-require-full-coverage", "no"}));
-      node(i).say({"CLUSTER", "ADDSLOTSRANGE", std::to_string(i * 5462),
-                   std::to_string(std::min(16383, i * 5462 + 5461))});
+          program,
+          std::vector<std::string>{"--cluster-enabled", "yes", "--cluster-port", std::to_string(free_port()),
+                                   "--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no",
+                                   "--repl-diskless-sync-delay", "0"}));
+      if (i < 3)
+        node(i).say({"CLUSTER", "ADDSLOTSRANGE", std::to_string(i * 5462),
+                     std::to_string(std::min(16383, i * 5462 + 5461))});
       ids_.push_back(node(i).say({"CLUSTER", "MYID"}).text);
       const std::string bus = node(i).say({"CONFIG", "GET", "cluster-port"}).list.at(1).text;
       if (i > 0) node(0).say({"CLUSTER", "MEET", "127.0.0.1", std::to_string(node(i).port()), bus});
     }
-    for (int i = 0; i < 3; ++i)
+    const std::string known = fmt::format("cluster_known_nodes:{}\r", all);
+    for (int i = 0; i < all; ++i)
       if (!RedisServer::soon([&] {
-            return node(i).say({"CLUSTER", "INFO"}).text.find("cluster_state:ok") != std::string::npos &&
+            const std::string info = node(i).say({"CLUSTER", "INFO"}).text;
+            return info.find("cluster_state:ok") != std::string::npos &&
+                   info.find(known) != std::string::npos &&
                    node(i).say({"CLUSTER", "SLOTS"}).list.size() == 3;
           }))
         throw std::runtime_error("no cluster: " + node(i).say({"CLUSTER", "INFO"}).text);
+    for (int i = 3; i < all; ++i)
+      if (!RedisServer::soon([&] {
+            return node(i).say({"CLUSTER", "REPLICATE", id(i - 3)}).text == "OK";
+          }) ||
+          !follows(i, i - 3))
+        throw std::runtime_error("no replica: " + node(i).say({"INFO", "replication"}).text);
+  }
+  /// Waits until one is the other's replica, has all that it has, and everybody knows of it.
+  bool follows(int replica, int master) {
+    const std::string its_master = fmt::format("master_port:{}\r", node(master).port());
+    const auto info = [&](int i) { return node(i).say({"INFO", "replication"}).text; };
+    const auto offset = [](const std::string& text) {
+      const size_t at = text.find("\nmaster_repl_offset:");
+      return at == text.npos ? "" : text.substr(at, text.find('\r', at) - at);
+    };
+    const std::string line = fmt::format("slave {}", id(master));
+    return RedisServer::soon([&] {
+      const std::string its = info(replica);
+      return its.find("role:slave") != its.npos && its.find("master_link_status:up") != its.npos &&
+             its.find(its_master) != its.npos && offset(its) == offset(info(master)) &&
+             node(master).say({"CLUSTER", "NODES"}).text.find(line) != std::string::npos;
+    });
+  }
+  /// Waits until it is a master by itself, and one that answers.
+  bool promoted(int replica) {
+    return RedisServer::soon([&] {
+      return node(replica).say({"ROLE"}).list.at(0).text == "master" &&
+             node(replica).say({"CLUSTER", "INFO"}).text.find("cluster_state:ok") != std::string::npos;
+    });
   }
   RedisServer& node(int i) { return *nodes_[static_cast<size_t>(i)]; }
   const std::string& id(int i) const { return ids_[static_cast<size_t>(i)]; }

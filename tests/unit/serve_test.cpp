@@ -32,7 +32,7 @@ TEST(FleetFile, ReadsAllOfItsFields) {
     "models": [{"name": "a", "folder": "models/a", "reuse": "approximate", "publish": true},
                {"name": "b", "folder": "/models/b-lora", "base": "models/b", "chat_template": "t.jinja", "tool_parser": "hermes", "max_model_len": 4096}],
     "plans": [{"file": "a.dsplan", "maps": "maps.safetensors", "profile": "quality.json"}],
-    "store": {"url": "file:store", "key_file": "store.key"},
+    "store": {"url": "file:store", "key_file": "store.key", "registered": "5min"},
     "objectives": {"loss": 2.5, "ttft_ms": 400},
     "limits": {"cache": "2GiB", "tokens": 4096, "new_tokens": 512, "batch": 8, "queue": 16, "step_budget_ms": 10, "step_budget_share": 0.5, "request_s": 60},
     "gate": {"false_alarms": "2%", "window": 32, "on_drift": "exact"},
@@ -65,6 +65,7 @@ TEST(FleetFile, ReadsAllOfItsFields) {
   EXPECT_EQ(f.plans[0].profile, "/srv/fleet/quality.json");
   EXPECT_EQ(f.store, "file:/srv/fleet/store");
   EXPECT_EQ(f.store_key, "/srv/fleet/store.key");
+  EXPECT_EQ(f.registered_s, 300);
   EXPECT_EQ(f.loss, 2.5);
   EXPECT_EQ(f.ttft_ms, 400);
   EXPECT_EQ(f.cache_bytes, int64_t{2} << 30);
@@ -112,6 +113,12 @@ TEST(FleetFile, NamesWhatIsWrong) {
       {R"({"models": [{"name": "a", "folder": "a", "publish": true}]})", {"'a' is to publish", "no 'store'"}},
       {R"({"models": [{"name": "a", "folder": "a", "publish_live": true}]})",
        {"'publish_live' without 'publish'"}},
+      {"{" + model + R"(, "store": {"url": "file:s", "registered": "0.5s"}})",
+       {"store", "'registered' is '0.5s'", "expected 1s to 1d"}},
+      {"{" + model + R"(, "store": {"url": "file:s", "registered": true}})",
+       {"store", "'registered' is true"}},
+      {"{" + model + R"(, "store": {"url": "file:s", "registered": "60s"}})",
+       {"'registered'", "no model has 'publish'"}},
       {"{" + model + R"(, "limits": {"cache": 5}})", {"limits", "'cache' is 5"}},
       {"{" + model + R"(, "gate": {"on_drift": "panic"}})", {"gate", "'on_drift' is 'panic'"}},
       {"{" + model + R"(, "gate": {"window": 3}})", {"gate", "'window' is 3"}},

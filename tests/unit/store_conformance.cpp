@@ -313,6 +313,12 @@ TEST_P(StoreConformance, ListsWhatThereIs) {
     EXPECT_GE(o.used_s, o.written_s);
     EXPECT_EQ(o.pinned, o.key == "b");
   }
+  ASSERT_TRUE(put_text(*store, "bb", pattern(100'000)).ok());
+  const std::vector<ObjectInfo> some = take(open()->list("b"));
+  ASSERT_EQ(some.size(), 2u);
+  EXPECT_EQ(some[0].key, "b");
+  EXPECT_EQ(some[1].key, "bb");
+  EXPECT_TRUE(take(store->list("bbb")).empty());
 }
 
 TEST_P(StoreConformance, AUseIsNoted) {

@@ -60,6 +60,7 @@ RunRecord slower_record(const Variant& v) {
   }
   r.bytes_loaded = 12345;
   r.cache_status = "hit";
+  r.cache_shorter = "store '<i>' has no more";
   r.dropped = 2;
   return r;
 }
@@ -953,10 +954,12 @@ TEST(Draw, SvgAndHtmlAreWellFormedAndStandAlone) {
       std::string svg = draw_schedule_svg({plan, v, r}), html = draw_schedule_html({plan, v, r});
       expect_well_formed(svg);
       expect_well_formed(html);
+      EXPECT_EQ(html.find("tokens; store '&lt;i&gt;' has no more") != std::string::npos, r != nullptr);
       for (const std::string& text : {svg, html}) {
         EXPECT_THAT(text, AllOf(HasSubstr("predicted TTFT"), HasSubstr("idle"), HasSubstr("&lt;script&gt;"),
                                 Not(HasSubstr("<script")), Not(HasSubstr("<img")), Not(HasSubstr("href="))));
         EXPECT_EQ(text.find("measured TTFT") != std::string::npos, r != nullptr);
+        EXPECT_THAT(text, Not(HasSubstr("<i>")));
       }
     }
   }

@@ -55,6 +55,7 @@ RunRecord make_record(const Outcome& o) {
   record.bytes_loaded = answer.bytes_loaded;
   record.cache_status = cache_status_name(answer.cache);
   record.cache_reason = answer.miss.message();
+  if (!answer.gate.alarmed) record.cache_shorter = answer.shorter.message();
   for (size_t i = 0; i < variant.ops.size(); ++i) {
     const Op& op = variant.ops[i];
     OpRecord r;

@@ -46,6 +46,7 @@ Status run(const RunOptions& o, const Texts& texts, const BackendFlags& on, bool
   std::unique_ptr<Store> store;
   if (!o.store.empty()) {
     DS_ASSIGN(store, open_signed_store(o.store, o.store_key));
+    if (o.link_deadline_ms > 0) store->set_patience(o.link_deadline_ms / 1e3);
     if (rate > 0 || o.link_rtt_ms > 0) store = shape_link(std::move(store), {rate, o.link_rtt_ms});
   }
   std::unique_ptr<GateSetup> gate;
