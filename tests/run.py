@@ -33,7 +33,7 @@ SANITIZERS = {
         "environment": {"ASAN_OPTIONS": "allocator_may_return_null=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
         "programs": {
             "support_test": "*", "plans_test": "*", "plan_file_test": "*", "plan_rules_test": "*", "plan_fuzz_test": "*", "config_test": "*", "checkpoint_test": "*", "tokenizer_test": "*", "store_test": "-*Killed*", "redis_store_test": "-*Killed*",
-            "landing_test": "*", "executor_test": "*", "requests_test": "-*Soak*", "repair_test": "*", "faults_test": "*", "gate_test": "*", "weight_cache_test": "*", "aligned_test": "*", "trace_test": "*", "dataset_test": "*",
+            "landing_test": "*", "executor_test": "*", "kv_arena_test": "*", "requests_test": "-*Soak*", "repair_test": "*", "faults_test": "*", "gate_test": "*", "weight_cache_test": "*", "aligned_test": "*", "trace_test": "*", "dataset_test": "*",
             "metrics_test": "*", "aggregate_test": "*", "serve_test": "*",
         },
         "quick": ["plans_test", "plan_file_test", "plan_rules_test", "plan_fuzz_test", "config_test", "checkpoint_test", "tokenizer_test", "store_test"],
