@@ -216,16 +216,16 @@ Status check_limits(const EngineLimits& l) {
   };
   auto d = [](int64_t value) { return static_cast<double>(value); };
   constexpr double kAny = 0x1p63;
-  for (const Limit& limit : {Limit{"bytes for caches", d(l.cache_bytes), 1, kAny},
-                             Limit{"tokens of a sequence", d(l.tokens), 1, kAny},
-                             Limit{"requests of a batch", d(l.batch), 1, 4096},
-                             Limit{"requests that wait", d(l.queue), 1, kAny},
-                             Limit{"ns of a step's budget", d(l.step_budget_ns), 1, kAny},
-                             Limit{"times decoding's time of a step's budget", l.step_budget_share, 0, 1000},
-                             Limit{"ns of patience", d(l.patience_ns), 1, kAny},
-                             Limit{"ns of patience with publications", d(l.publish_patience_ns), 1, kAny},
-                             Limit{"ns of patience at the end", d(l.close_patience_ns), 0, kAny},
-                             Limit{"of the budgets for publications", l.publish_share, 0, 1}})
+  for (const Limit& limit :
+       {Limit{"bytes for caches", d(l.cache_bytes), 1, kAny},
+        Limit{"tokens of a sequence", d(l.tokens), 1, kAny},
+        Limit{"requests of a batch", d(l.batch), 1, 4096}, Limit{"requests that wait", d(l.queue), 1, kAny},
+        Limit{"ns of a step's budget", d(l.step_budget_ns), 1, kAny},
+        Limit{"times decoding's time of a step's budget", l.step_budget_share, 0, 1000},
+        Limit{"ns of patience", d(l.patience_ns), 1, kAny},
+        Limit{"ns of patience with publications", d(l.publish_patience_ns), 1, kAny},
+        Limit{"ns of patience at the end", d(l.close_patience_ns), 0, kAny},
+        Limit{"of the budgets for publications", l.publish_share, 0, 1}})
     if (!(limit.found >= limit.least && limit.found <= limit.most))
       return error(Code::kInvalidArgument, "engine limits: {} {}; expected {}", limit.found, limit.what,
                    limit.most < kAny ? fmt::format("{} to {}", limit.least, limit.most)
