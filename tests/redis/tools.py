@@ -161,7 +161,8 @@ with socket.create_server(("127.0.0.1", 0)) as silent:
     except TimeoutError: pass
     silent.settimeout(PATIENCE)
     waits = subprocess.Popen([binaries / "ds-run", "--receiver", models / "receiver", "--plan", plan, "--store", url, "--context-ids", ids, "--prompt-ids", prompt, "--dtype", "f32"],
-                             stdout=subprocess.DEVNULL)
+                             # As at a terminal; what runs in the background inherits that it is ignored.
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), stdout=subprocess.DEVNULL)
     servers.append(waits)
     held = silent.accept()[0]  # it looks for the entry now
     waits.send_signal(signal.SIGINT)

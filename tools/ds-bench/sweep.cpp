@@ -330,6 +330,7 @@ class Sweep {
                  {"lookup_ns", machine_.lookup_ns},
                  {"wakeup_ns", machine_.wakeup_ns},
                  {"kernel_slowdown_permille", machine_.kernel_slowdown_permille},
+                 {"kernel_ns_per_transfer", machine_.kernel_ns_per_transfer},
                  {"within_10_percent", {{"runs", close}, {"of", all}}},
                  {"best_above_bound", {{"median", middle(above)}, {"most", worst(above)}}},
                  {"best_slower_than_a_baseline", {{"runs", slower}, {"of", compared}, {"beyond", kNoise}}},
