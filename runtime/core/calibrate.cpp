@@ -224,6 +224,12 @@ Result<std::vector<CallSize>> calibration_grid(const ModelConfig& config,
       if (p.at == 0 || p.at + p.at / 4 < last) grid.push_back({r.tier + p.tier, {r.at, r.at, p.at}});
     if (last > std::max<int64_t>(r.at / 4, 0)) grid.push_back({r.tier, {r.at, r.at, last}});
   }
+  // The full prefill of each length: products round rows up, which nothing between two other points tells.
+  for (int64_t context : contexts) {
+    const CallSize whole{context + suffix, context + suffix, 0};
+    if (std::none_of(grid.begin(), grid.end(), [&](const auto& g) { return g.second == whole; }))
+      grid.push_back({1, whole});
+  }
   std::stable_sort(grid.begin(), grid.end(), [](const auto& a, const auto& b) {
     return std::pair(a.first, a.second.query_rows * (a.second.position + a.second.rows)) <
            std::pair(b.first, b.second.query_rows * (b.second.position + b.second.rows));

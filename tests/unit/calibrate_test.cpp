@@ -42,6 +42,7 @@ TEST(CalibrationGrid, ReachesTheLongestContextAndHoldsEachCallOnce) {
     for (CallSize c :
          {CallSize{longest, longest, 0}, {longest, 0, 0}, {16, 16, 0}, {1, 1, 0}, {1, 1, longest - 1}})
       EXPECT_TRUE(seen.count(c)) << c.rows << " " << c.query_rows << " " << c.position;
+    for (int64_t context : contexts) EXPECT_TRUE(seen.contains({context + 16, context + 16, 0})) << context;
   }
 }
 
