@@ -118,6 +118,9 @@ class Device {
     std::map<uintptr_t, Part> parts = {};
   };
   Range* range_of(uintptr_t at, size_t bytes);
+  /// Of all that lies there, whole parts: on(range, part), which may take the part out.
+  template <typename F>
+  cudaError_t each_part(uintptr_t at, size_t bytes, F on);
   static bool accessible(const Range& range, uintptr_t at, size_t bytes);
   void drop_unused(uint64_t handle);
 

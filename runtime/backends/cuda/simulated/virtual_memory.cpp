@@ -89,41 +89,41 @@ cudaError_t Device::map(uintptr_t at, size_t bytes, uint64_t handle) {
   return cudaSuccess;
 }
 
-cudaError_t Device::set_access(uintptr_t at, size_t bytes) {
+template <typename F>
+cudaError_t Device::each_part(uintptr_t at, size_t bytes, F on) {
   std::lock_guard lock(mutex_);
   Range* range = range_of(at, bytes);
   if (range == nullptr) return cudaErrorInvalidValue;
-  const uintptr_t end = at + bytes;
-  while (at < end) {
+  for (const uintptr_t end = at + bytes; at < end;) {
     const auto part = range->parts.find(at);
     if (part == range->parts.end() || part->second.bytes > end - at) return cudaErrorInvalidValue;
-    auto* data = reinterpret_cast<void*>(at);
-    if (mprotect(data, part->second.bytes, PROT_READ | PROT_WRITE) != 0) return cudaErrorMemoryAllocation;
-    if (!part->second.accessible) std::memset(data, 0xff, part->second.bytes);  // as what is allocated
-    part->second.accessible = true;
     at += part->second.bytes;
+    if (cudaError_t e = on(*range, part); e != cudaSuccess) return e;
   }
   return cudaSuccess;
 }
 
+cudaError_t Device::set_access(uintptr_t at, size_t bytes) {
+  return each_part(at, bytes, [](Range&, auto part) {
+    auto* data = reinterpret_cast<void*>(part->first);
+    if (mprotect(data, part->second.bytes, PROT_READ | PROT_WRITE) != 0) return cudaErrorMemoryAllocation;
+    if (!part->second.accessible) std::memset(data, 0xff, part->second.bytes);  // as what is allocated
+    part->second.accessible = true;
+    return cudaSuccess;
+  });
+}
+
 cudaError_t Device::unmap(uintptr_t at, size_t bytes) {
-  std::lock_guard lock(mutex_);
-  Range* range = range_of(at, bytes);
-  if (range == nullptr) return cudaErrorInvalidValue;
-  const uintptr_t end = at + bytes;
-  while (at < end) {
-    const auto part = range->parts.find(at);
-    if (part == range->parts.end() || part->second.bytes > end - at) return cudaErrorInvalidValue;
+  return each_part(at, bytes, [this](Range& range, auto part) {
     // At once, whoever uses it: the driver does not wait, either.
-    auto* data = reinterpret_cast<void*>(at);
+    auto* data = reinterpret_cast<void*>(part->first);
     mprotect(data, part->second.bytes, PROT_NONE);
     madvise(data, part->second.bytes, MADV_DONTNEED);
-    at += part->second.bytes;
     physical_.at(part->second.handle).mapped = false;
     drop_unused(part->second.handle);
-    range->parts.erase(part);
-  }
-  return cudaSuccess;
+    range.parts.erase(part);
+    return cudaSuccess;
+  });
 }
 
 /// Whether all of it can be accessed. With mutex_ held.
